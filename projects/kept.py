@@ -8,7 +8,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.registry.resolve import resolve
+from mlflow_deploy_plugin.registry.resolution import resolve
 
 Kept = TypeVar("Kept")
 

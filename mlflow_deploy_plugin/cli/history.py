@@ -45,7 +45,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.nearest import did_you_mean, join_names
     from mlflow_deploy_plugin.registry.history import event_as_json, without_step_events
-    from mlflow_deploy_plugin.registry.history import history as read
+    from mlflow_deploy_plugin.registry.history import event_history
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
 
@@ -55,7 +55,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
             known = [*store.names(), *(event.endpoint for event in store.events() if event.endpoint)]
             others = f"known are {join_names(dict.fromkeys(known), name)}" if known else ""
             raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}")
-        found = read(store, name, model, limit)
+        found = event_history(store, name, model, limit)
     finally:
         store.close()
     if output == "jsonl":

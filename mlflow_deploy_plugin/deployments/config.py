@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.deployments.monitor_checks import absolute_datasets, a
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_errors
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolve import resolve
+from mlflow_deploy_plugin.registry.resolution import resolve
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_time_zone
 

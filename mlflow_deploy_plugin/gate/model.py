@@ -13,7 +13,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, OnnxModel, read_served_artifact
 
 _CHUNK = 5_000

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions
 from mlflow_deploy_plugin.gate.run import PolicyChoice, choose_policy, judge_and_log, store_or_default
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.history import STARTED_AT
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel, registered_version
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version
 from mlflow_deploy_plugin.registry.tags import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,

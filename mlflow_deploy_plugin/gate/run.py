@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permis
 from mlflow_deploy_plugin.gate.report import log_verdict, report_location, tag_verdict
 from mlflow_deploy_plugin.gate.verdict import GateVerdict
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel, registered_version, resolve
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version, resolve
 from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG
 from mlflow_deploy_plugin.registry.transitions import StageOrAlias, version_at

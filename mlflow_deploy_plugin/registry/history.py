@@ -18,7 +18,7 @@ STARTED_AT = "begun"
 _STEPS = ("gate", "tag", "transition", "alias")
 
 
-def history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "list[AuditEvent]":
+def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "list[AuditEvent]":
     """Return the events, oldest first; with `limit` the newest ones.
 
     The events of an endpoint include those of the registered models that it serves, unless `model` names one.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
 from mlflow_deploy_plugin.registry.model_uri import ModelURI
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel, all_versions, newest, resolve, selects
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, all_versions, newest, resolve, selects
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -5,7 +5,7 @@ from pathlib import Path
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.history import event_as_json, history
+from mlflow_deploy_plugin.registry.history import event_as_json, event_history
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.ui.audit import AuditTrail
 from mlflow_deploy_plugin.ui.csrf import CsrfTokens
@@ -89,7 +89,7 @@ class _Console:
         """The audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
         try:
             store = self._trail.store()
-            found = history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
+            found = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
             shown = visible_events(store, found)
         except OnnxserveError as error:
             return _finished(make_response(error.message, error.http_status, {"Content-Type": "text/plain"}))

@@ -6,7 +6,7 @@ from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolve import resolve
+from mlflow_deploy_plugin.registry.resolution import resolve
 
 
 class ServedModelChanged(InvalidConfig):

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
 from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri
-from mlflow_deploy_plugin.registry.resolve import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
 from mlflow_deploy_plugin.registry.tags import read_gate_status
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
 from mlflow_deploy_plugin.store import Rollout, current_actor

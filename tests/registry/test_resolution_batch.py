@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.registry.resolve import BatchResolver, Resolution, ResolvedModel
+from mlflow_deploy_plugin.registry.resolution import BatchResolver, Resolution, ResolvedModel
 from tests.support.mlflow_server import MlflowServer
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.tracking import tracking_at

@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import set_service_timeouts
-from mlflow_deploy_plugin.registry.resolve import registered_version, resolve
+from mlflow_deploy_plugin.registry.resolution import registered_version, resolve
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
 
 def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:
     code = (
-        "import sys; from mlflow_deploy_plugin.registry.resolve import resolve;"
+        "import sys; from mlflow_deploy_plugin.registry.resolution import resolve;"
         f"r = resolve({str(tmp_path)!r}); print(r.name, r.source, 'mlflow' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
