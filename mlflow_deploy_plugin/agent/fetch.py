@@ -22,11 +22,18 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.agent.verify import digest_files, verify_files
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.registry.connection import registry_address
-from mlflow_deploy_plugin.registry.model_files import download, refuse_links
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import BatchResolver, Resolution, ResolvedModel
-from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
+from mlflow_deploy_plugin.registry import (
+    ERROR_TAG,
+    BatchResolver,
+    Resolution,
+    ResolvedModel,
+    download,
+    parse_model_uri,
+    refuse_links,
+    registry_address,
+    tag_version,
+    untag_version,
+)
 from mlflow_deploy_plugin.runtime import MLMODEL, PYTHON_FUNCTION, check_digests, read_served_artifact
 from mlflow_deploy_plugin.statedir import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
 

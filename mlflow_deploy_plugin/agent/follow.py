@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.agent.followed import (
 from mlflow_deploy_plugin.agent.resolver import VersionResolver
 from mlflow_deploy_plugin.agent.verify import pyfunc_policy
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.connection import redact_addresses
+from mlflow_deploy_plugin.registry import redact_addresses
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
 from mlflow_deploy_plugin.statedir import (
     AGENT,

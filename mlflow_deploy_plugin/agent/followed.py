@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.registry.resolution import Resolution, ResolvedModel
+from mlflow_deploy_plugin.registry import Resolution, ResolvedModel
 from mlflow_deploy_plugin.runtime import read_served_artifact
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir import (

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.agent.followed import NEVER, FollowedModel, ModelRef, Rejection, RejectionCause
 from mlflow_deploy_plugin.agent.verify import PyfuncPolicy
 from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.registry.resolution import Resolution, ResolvedModel, lookup_key
+from mlflow_deploy_plugin.registry import Resolution, ResolvedModel, lookup_key
 
 _log = logging.getLogger(__name__)
 

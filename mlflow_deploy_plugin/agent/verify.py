@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.registry.model_files import refuse_links
+from mlflow_deploy_plugin.registry import refuse_links
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, altered_file_message, read_mlmodel, read_served_artifact
 from mlflow_deploy_plugin.spec import EndpointSpec
 

@@ -12,7 +12,7 @@ import click
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.version import __version__
 
 _NO_TELEMETRY = {

@@ -44,8 +44,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     """
     # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.nearest import did_you_mean, join_names
-    from mlflow_deploy_plugin.registry.history import event_as_json, without_step_events
-    from mlflow_deploy_plugin.registry.history import event_history
+    from mlflow_deploy_plugin.registry import event_as_json, event_history, without_step_events
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
 

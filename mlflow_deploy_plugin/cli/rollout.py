@@ -89,7 +89,7 @@ def rollout(
     if (to is None) == (asked is None) and not (to is None and wait):
         raise click.UsageError("say one of --to MODEL, --status, --pause, --resume, --abort, --wait")
     # here and below: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
+    from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
     from mlflow_deploy_plugin.controller.locality import rollouts_lease_name
@@ -179,7 +179,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     to the earlier version, and the newer one is archived; a rollout that is under way is aborted.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that `--help` should not wait for
-    from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
+    from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
     from mlflow_deploy_plugin.controller.rollouts.rollback import rollback as go_back

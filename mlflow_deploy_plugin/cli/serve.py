@@ -9,7 +9,7 @@ import click
 from mlflow_deploy_plugin.cli.options import key_values
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.registry.model_uri import default_endpoint_name
+from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.server.supervisor import claimed, supervise

@@ -6,9 +6,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.deployments.monitor_checks import absolute_datasets, absolute_projects
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.connection import registry_errors
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.registry import parse_model_uri, registry_errors, resolve
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_time_zone
 

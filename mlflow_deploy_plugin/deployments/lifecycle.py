@@ -16,9 +16,7 @@ from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, 
 from mlflow_deploy_plugin.deployments.monitor_checks import check_monitors
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.nearest import did_you_mean, join_names
-from mlflow_deploy_plugin.registry.connection import set_service_timeouts
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import (
     EndpointSpec,

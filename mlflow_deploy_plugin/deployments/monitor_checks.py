@@ -16,8 +16,7 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.registry.model_files import LoggedColumns, logged_columns
-from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.registry import LoggedColumns, logged_columns, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
 
 _DATASET = "dataset:"

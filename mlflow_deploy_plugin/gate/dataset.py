@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
-from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
+from mlflow_deploy_plugin.registry import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
 
 NamedArrays = dict[str, Array]

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.gate.metrics import default_metric, weighted_metric
 from mlflow_deploy_plugin.gate.model import LoadedModel, Predictions, downloaded_version, load_version
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.registry import ResolvedModel
 from mlflow_deploy_plugin.runtime import Array, Artifact, numpy_dtype
 
 ProgressCallback = Callable[[str], None]

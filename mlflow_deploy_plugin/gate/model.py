@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
+from mlflow_deploy_plugin.registry import ResolvedModel, download
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, OnnxModel, read_served_artifact
 
 _CHUNK = 5_000

@@ -19,9 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias
+from mlflow_deploy_plugin.registry import GATE_POLICY_TAG, StageOrAlias, registry_client, registry_errors
 
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
 

@@ -8,25 +8,25 @@ from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveErr
 from mlflow_deploy_plugin.gate.judge import ProgressCallback
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions
 from mlflow_deploy_plugin.gate.run import PolicyChoice, choose_policy, judge_and_log, store_or_default
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.history import STARTED_AT
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version
-from mlflow_deploy_plugin.registry.tags import (
+from mlflow_deploy_plugin.registry import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,
     GATE_REASON_TAG,
     GATE_TAG,
+    STARTED_AT,
     GateStatus,
-    gate_status_of,
-    tag_version,
-)
-from mlflow_deploy_plugin.registry.transitions import (
+    ResolvedModel,
     StageOrAlias,
+    gate_status_of,
     move_version,
     parse_stage_or_alias,
+    registered_version,
+    registry_client,
+    registry_errors,
     rolled_back_refusal,
+    tag_version,
     version_at,
 )
 from mlflow_deploy_plugin.store import Store, current_actor

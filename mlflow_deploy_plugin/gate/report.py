@@ -17,9 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.gate.judge import EvaluationData
 from mlflow_deploy_plugin.gate.model import Predictions
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTable
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel
-from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
-from mlflow_deploy_plugin.registry.tags import (
+from mlflow_deploy_plugin.registry import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
     GATE_POLICY_DIGEST_TAG,
@@ -27,6 +25,11 @@ from mlflow_deploy_plugin.registry.tags import (
     GATE_REPORT_TAG,
     GATE_TAG,
     MAX_TAG_LENGTH,
+    LoggedRun,
+    ResolvedModel,
+    get_or_create_experiment,
+    log_metrics,
+    log_run,
     tag_version,
 )
 

@@ -9,11 +9,18 @@ from mlflow_deploy_plugin.gate.judge import ProgressCallback, judge
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, read_policy, read_policy_file
 from mlflow_deploy_plugin.gate.report import log_verdict, report_location, tag_verdict
 from mlflow_deploy_plugin.gate.verdict import GateVerdict
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, registered_version, resolve
-from mlflow_deploy_plugin.registry.runs import LoggedRun
-from mlflow_deploy_plugin.registry.tags import GATE_POLICY_DIGEST_TAG, GATE_POLICY_TAG
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias, version_at
+from mlflow_deploy_plugin.registry import (
+    GATE_POLICY_DIGEST_TAG,
+    GATE_POLICY_TAG,
+    LoggedRun,
+    ResolvedModel,
+    StageOrAlias,
+    registered_version,
+    registry_client,
+    registry_errors,
+    resolve,
+    version_at,
+)
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 

@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
 from mlflow_deploy_plugin.monitoring.kinds import drift, performance, prediction, quality, service, shadow
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement, past_windows, with_change
-from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
 
 KINDS: dict[MonitorKind, Callable[[Question], Judged]] = {

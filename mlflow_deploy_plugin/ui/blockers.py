@@ -13,9 +13,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.gate.dataset import require_mlflow_artifact
 from mlflow_deploy_plugin.gate.policy import GatePolicy
-from mlflow_deploy_plugin.registry.connection import redact_addresses
-from mlflow_deploy_plugin.registry.tags import gate_status_of
-from mlflow_deploy_plugin.registry.transitions import StageOrAlias, rolled_back_refusal
+from mlflow_deploy_plugin.registry import StageOrAlias, gate_status_of, redact_addresses, rolled_back_refusal
 from mlflow_deploy_plugin.store import Store
 
 ALREADY_THERE = "it is there already"

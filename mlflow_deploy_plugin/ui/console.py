@@ -5,7 +5,7 @@ from pathlib import Path
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.history import event_as_json, event_history
+from mlflow_deploy_plugin.registry import event_as_json, event_history
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.ui.audit import AuditTrail
 from mlflow_deploy_plugin.ui.csrf import CsrfTokens

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.model_uri import registered_model_names
+from mlflow_deploy_plugin.registry import registered_model_names
 from mlflow_deploy_plugin.store import Endpoint, Store
 
 _LONGEST_WHY = 500

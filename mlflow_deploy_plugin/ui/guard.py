@@ -13,8 +13,7 @@ from typing import Any
 from flask import Flask, Response, jsonify, make_response
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.tags import ERROR_TAG, GATE_TAG
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG
+from mlflow_deploy_plugin.registry import ERROR_TAG, GATE_TAG, ROLLED_BACK_TAG
 from mlflow_deploy_plugin.ui.audit import AuditTrail
 from mlflow_deploy_plugin.ui.permissions import caller
 from mlflow_deploy_plugin.ui.registry_changes import GATED, READERS, RegistryChange, registry

@@ -6,9 +6,14 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.registry.model_uri import registered_model_uris
-from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias, parse_stage_or_alias
+from mlflow_deploy_plugin.registry import (
+    ROLLED_BACK_TAG,
+    GateStatus,
+    StageOrAlias,
+    gate_status_of,
+    parse_stage_or_alias,
+    registered_model_uris,
+)
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.ui.blockers import ALREADY_THERE, gate_blocker, promotion_blocker
 

@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import StoreUnavailable
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri, registered_model_names
+from mlflow_deploy_plugin.registry import parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.store.rollouts import Rollout

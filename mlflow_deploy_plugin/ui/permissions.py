@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import g, request
 
-from mlflow_deploy_plugin.registry.history import models_served_by
+from mlflow_deploy_plugin.registry import models_served_by
 from mlflow_deploy_plugin.store import AuditEvent, Store
 
 

@@ -6,14 +6,15 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.gate.policy import policy_from_tags
-from mlflow_deploy_plugin.registry.tags import (
+from mlflow_deploy_plugin.registry import (
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,
     GATE_TAG,
+    ROLLED_BACK_TAG,
     GateStatus,
+    StageOrAlias,
     gate_status_of,
 )
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.store import AuditEvent, Store
 from mlflow_deploy_plugin.ui.audit import AuditTrail
 

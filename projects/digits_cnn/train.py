@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.registry.tags import TRAINING_TAG
+from mlflow_deploy_plugin.registry import TRAINING_TAG
 from projects.command import plain_errors
 from projects.digits_cnn.learn import accuracy, fit, keep, learn_on, read_labelled
 from projects.parity import parity_line

@@ -22,9 +22,7 @@ from threadpoolctl import threadpool_limits
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
-from mlflow_deploy_plugin.registry.tags import DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG
+from mlflow_deploy_plugin.registry import DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG, parse_model_uri, resolve
 from projects.command import plain_errors
 from projects.flight_delay.data import EVENT_TIME, FEATURES, LABEL
 from projects.flight_delay.learn import build_pipeline, fit_anew, keep, learn_on

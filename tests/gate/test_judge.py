@@ -6,7 +6,7 @@ import pytest
 from mlflow_deploy_plugin.errors import CodeRefused, InvalidConfig
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
-from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.registry import resolve
 from tests.support.gated import write_classifier, write_rows
 from tests.support.models import write_model
 

@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
-from mlflow_deploy_plugin.registry.tags import read_gate_status
+from mlflow_deploy_plugin.registry import read_gate_status
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 

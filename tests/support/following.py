@@ -11,8 +11,7 @@ from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry.resolution import Resolution, ResolvedModel
-from mlflow_deploy_plugin.registry.tags import gate_status_of
+from mlflow_deploy_plugin.registry import Resolution, ResolvedModel, gate_status_of
 from mlflow_deploy_plugin.statedir import (
     SPEC,
     WANTED,

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.store import open_store

@@ -13,8 +13,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
 from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint

@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, end
 from mlflow_deploy_plugin.controller.retraining.training_data import remove_training_data
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts import announce
-from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
+from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings

@@ -12,8 +12,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import plan_of as ro
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
 from mlflow_deploy_plugin.gate.run import GateRun, PolicyChoice, choose_policy, judge_and_log
 from mlflow_deploy_plugin.gate.verdict import GateVerdict
-from mlflow_deploy_plugin.registry.resolution import registered_version, resolve
-from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, tag_version
+from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
 from mlflow_deploy_plugin.store import Rollout, Store
 from mlflow_deploy_plugin.store.retrainings import Retraining
 

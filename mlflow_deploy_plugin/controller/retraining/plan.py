@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.store.retrainings import Retraining

@@ -5,8 +5,7 @@ from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.registry import parse_model_uri, resolve
 
 
 class ServedModelChanged(InvalidConfig):

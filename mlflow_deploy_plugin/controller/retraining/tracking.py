@@ -6,18 +6,16 @@ from datetime import datetime
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
-from mlflow_deploy_plugin.registry.connection import (
-    no_request_timeout,
-    redact_credentials,
-    registry_client,
-    registry_errors,
-)
-from mlflow_deploy_plugin.registry.runs import get_or_create_experiment
-from mlflow_deploy_plugin.registry.tags import (
+from mlflow_deploy_plugin.registry import (
     CAUSE_TAG,
     MAX_TAG_LENGTH,
     PARENT_TAG,
     TRAINING_TAG,
+    get_or_create_experiment,
+    no_request_timeout,
+    redact_credentials,
+    registry_client,
+    registry_errors,
     tag_version,
 )
 from mlflow_deploy_plugin.store.retrainings import Retraining

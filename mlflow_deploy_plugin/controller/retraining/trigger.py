@@ -25,8 +25,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, 
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.registry import LoggedRun, parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Store, current_actor
 from mlflow_deploy_plugin.store.audit import write_event

@@ -13,9 +13,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, Rol
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.model_uri import parse_model_uri
-from mlflow_deploy_plugin.registry.tags import tag_version
-from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, current_version, repoint
+from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, parse_model_uri, repoint, tag_version
 from mlflow_deploy_plugin.spec import VariantSpec
 
 

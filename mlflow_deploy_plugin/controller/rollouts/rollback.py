@@ -18,16 +18,17 @@ from mlflow_deploy_plugin.controller.snapshot import (
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry.connection import registry_address
-from mlflow_deploy_plugin.registry.history import STARTED_AT
-from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri
-from mlflow_deploy_plugin.registry.tags import tag_version
-from mlflow_deploy_plugin.registry.transitions import (
+from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
+    STARTED_AT,
+    ModelURI,
     PreviousVersion,
     current_version,
+    parse_model_uri,
     previous_in_registry,
+    registry_address,
     repoint,
+    tag_version,
     was_rolled_back,
 )
 from mlflow_deploy_plugin.spec import load_specs

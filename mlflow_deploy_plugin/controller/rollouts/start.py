@@ -15,9 +15,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import started_event
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
-from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
-from mlflow_deploy_plugin.registry.tags import read_gate_status
+from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, read_gate_status, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
 from mlflow_deploy_plugin.store import Rollout, current_actor
 from mlflow_deploy_plugin.store.database import utc_now

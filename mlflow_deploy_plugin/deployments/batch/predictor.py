@@ -21,8 +21,7 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     TooManyRequests,
 )
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import resolve
+from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OnnxModel, available_cores, read_served_artifact
 from mlflow_deploy_plugin.server.protocols import arrow, mlflow
 

@@ -15,7 +15,7 @@ import pyarrow.dataset as pa_dataset
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.inference_log.columns import Array
 from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows, times_of
-from mlflow_deploy_plugin.registry.connection import redact_credentials, registry_errors
+from mlflow_deploy_plugin.registry import redact_credentials, registry_errors
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 MAX_ROWS = 1_000_000

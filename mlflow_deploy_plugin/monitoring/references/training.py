@@ -13,9 +13,7 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
 from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows, times_of
-from mlflow_deploy_plugin.registry.connection import registry_address
-from mlflow_deploy_plugin.registry.model_files import download
-from mlflow_deploy_plugin.registry.resolution import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry import ResolvedModel, download, registry_address, resolve
 from mlflow_deploy_plugin.runtime import Artifact, read_artifact
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state
 

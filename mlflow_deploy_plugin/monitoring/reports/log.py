@@ -18,10 +18,16 @@ from mlflow_deploy_plugin.monitoring.reports.page import PAGE, with_picture
 from mlflow_deploy_plugin.monitoring.reports.series import log_series
 from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, series_of, trend_picture
 from mlflow_deploy_plugin.monitoring.reports.versions import lead_to_report
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors, unavailable_message
-from mlflow_deploy_plugin.registry.idempotent_run import SUPERSEDED, IdempotentRun
-from mlflow_deploy_plugin.registry.runs import LoggedRun, log_metrics
-from mlflow_deploy_plugin.registry.tags import MAX_TAG_LENGTH
+from mlflow_deploy_plugin.registry import (
+    MAX_TAG_LENGTH,
+    SUPERSEDED,
+    IdempotentRun,
+    LoggedRun,
+    log_metrics,
+    registry_client,
+    registry_errors,
+    unavailable_message,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -8,8 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.registry.idempotent_run import IdempotentRun
-from mlflow_deploy_plugin.registry.runs import log_metrics, project_run_id
+from mlflow_deploy_plugin.registry import IdempotentRun, log_metrics, project_run_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -4,8 +4,7 @@ from datetime import datetime
 
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.tags import tag_version, write_description_section
+from mlflow_deploy_plugin.registry import registry_client, registry_errors, tag_version, write_description_section
 
 PREFIX = "onnxserve.monitor."
 """Behind it ENDPOINT/MONITOR, and /window, /report: names hold dots, and no slash."""

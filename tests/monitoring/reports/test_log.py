@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
-from mlflow_deploy_plugin.registry.connection import set_service_timeouts
+from mlflow_deploy_plugin.registry import set_service_timeouts
 from tests.support.judgements import FIRST, judgement_of
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
