@@ -56,7 +56,7 @@ class Cost:
 def cost(kind: str, choice: str, requests: int) -> Cost:
     """Writes and ships that many requests of one row."""
     from mlflow_deploy_plugin.agent.ship import Shipper
-    from mlflow_deploy_plugin.server.capture.captured_model import kept_of
+    from mlflow_deploy_plugin.server.capture.captured_model import exclude_columns
     from mlflow_deploy_plugin.server.capture.codec import RequestRecord
     from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
     from mlflow_deploy_plugin.server.observability.metrics import Metrics
@@ -64,7 +64,7 @@ def cost(kind: str, choice: str, requests: int) -> Cost:
     source = shipping.captured(kind)
     whole = next(source)[0]
     drop, mask = (() if chosen == () else whole.schema.names[chosen] for chosen in CHOICES[choice])
-    model = kept_of(whole, tuple(drop), tuple(mask))
+    model = exclude_columns(whole, tuple(drop), tuple(mask))
     metrics = Metrics()
     with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:
         writer = CaptureWriter(Path(folder, "measured", "spool"), metrics.count_capture)

@@ -92,7 +92,7 @@ def open_servers(root: Path) -> dict[str, Any]:
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
         servers[name] = open_server(root / name)
     for server in servers.values():
-        while server.repository.not_ready():
+        while server.repository.not_ready_reason():
             time.sleep(0.05)
     return servers
 
@@ -152,7 +152,7 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
     request = RawRequest("POST", path, headers, body)
     result = handle_request(server, request)
     assert result.status == 200, result.body[:500]
-    variant = server.dataplane.lease(None)
+    variant = server.dataplane.select_variant(None)
     question = spoken_here.decode(request, variant)
     predictor = variant.loaded.predictor
     outputs = predictor.run(question.feeds)

@@ -43,7 +43,7 @@ def open_servers(root: Path) -> dict[str, Any]:
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
         servers[name] = open_server(root / name)
     for server in servers.values():
-        while server.repository.not_ready():
+        while server.repository.not_ready_reason():
             time.sleep(0.05)
     return servers
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.server.models.commands import (
-    LARGEST_COMMAND_BYTES,
-    MOST_WAITING,
-    OLDEST_SECONDS,
-    answer_of,
+from mlflow_deploy_plugin.server.models.model_control import (
+    MAX_COMMAND_AGE_SECONDS,
+    MAX_COMMAND_BYTES,
+    MAX_WAITING,
+    command_answer,
     command_files,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec
@@ -66,7 +66,7 @@ class EndpointControl:
 
     def __post_init__(self) -> None:
         self._control = read_state(self.state_dir / CONTROL, Control) or Control()
-        self._answered: deque[str] = deque(maxlen=4 * MOST_WAITING)
+        self._answered: deque[str] = deque(maxlen=4 * MAX_WAITING)
 
     def has_work(self) -> bool:
         """Return True if a command waits or is under way. The call is cheap enough for many times a second."""
@@ -174,12 +174,12 @@ class EndpointControl:
             if file.name in under_way or file.name in self._answered or answer.exists():
                 continue
             try:
-                is_small = file.stat().st_size <= LARGEST_COMMAND_BYTES
+                is_small = file.stat().st_size <= MAX_COMMAND_BYTES
             except FileNotFoundError:  # its worker withdrew it
                 continue
             command = read_state(file, Command) if is_small else None
             # one from the future was made before the machine was started anew
-            if command is not None and 0 <= self.clock() - command.created_at < OLDEST_SECONDS:
+            if command is not None and 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS:
                 yield file, command
             else:
                 file.unlink(missing_ok=True)
@@ -190,7 +190,7 @@ class EndpointControl:
     def _answer(self, command_file: Path, error: OnnxserveError | None) -> None:
         self._answered.append(command_file.name)
         try:
-            write_state(self.state_dir / ANSWERS / command_file.name, answer_of(error))
+            write_state(self.state_dir / ANSWERS / command_file.name, command_answer(error))
         except OSError as failure:
             _log.error("a command cannot be answered: %s", failure.strerror)
 

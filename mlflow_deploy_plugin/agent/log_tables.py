@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_tabl
 from mlflow_deploy_plugin.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, cast_columns_losslessly, to_log_columns
 from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame
-from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, Texts
+from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, Utf8Array
 
 _TIME = pa.timestamp("us", tz="UTC")
 _MICROSECONDS_A_DAY = 86_400_000_000
@@ -94,7 +94,7 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
     return pa.table(columns | {name: _model_column(array) for name, array in found.items()})
 
 
-def _strings(texts: Texts) -> pa.Array:
+def _strings(texts: Utf8Array) -> pa.Array:
     buffers = [None, pa.py_buffer(texts.bounds), pa.py_buffer(np.ascontiguousarray(texts.content))]
     return pa.Array.from_buffers(pa.string(), len(texts.bounds) - 1, buffers)
 

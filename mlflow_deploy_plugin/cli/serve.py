@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.server.supervisor import claimed, supervise
+from mlflow_deploy_plugin.server.supervisor import claim_state_dir, supervise
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.statedir import SPEC, write_atomically
@@ -130,7 +130,7 @@ def _claimed_folder(spec: EndpointSpec, state_dir: Path | None) -> Iterator[Path
     """
     if state_dir is not None:
         folder = state_dir.expanduser().absolute()
-        with claimed(folder):
+        with claim_state_dir(folder):
             yield folder
         return
     port = spec.server.port
@@ -143,7 +143,7 @@ def _first_free(base: Path, held: ExitStack) -> Path:
     for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
         folder = base if number == 1 else base.with_name(f"{base.name}.{number}")
         try:
-            held.enter_context(claimed(folder))
+            held.enter_context(claim_state_dir(folder))
         except AlreadyExists:
             continue
         return folder

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.span import TimeRange
 from mlflow_deploy_plugin.inference_log.view import View, view_schema, view_tables
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, Mask
+from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.statedir import SPEC
@@ -45,14 +45,14 @@ class LabelMasking:
         Raises:
             InvalidConfig: a key column is masked, and its key is not here.
         """
-        mask = Mask(self.key) if self.key else None
+        mask = ColumnMask(self.key) if self.key else None
         labels = []
         for entry in entries:
             said, key = entry.feedback, entry.feedback.key
             if key and self.columns & key.keys():
                 if mask is None:
                     raise InvalidConfig(f"{', '.join(sorted(self.columns & key.keys()))} {self.refusal}")
-                key = mask.values(key, self.columns)
+                key = mask.hash_values(key, self.columns)
             labels.append(Label(said.prediction_id, said.row, key, said.label, received_us, segment, entry.number))
         return labels_table(labels)
 

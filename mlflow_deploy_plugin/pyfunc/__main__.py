@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all
 from mlflow_deploy_plugin.pyfunc.refusal import one_line
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.side_process import READY
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ def main() -> None:
     answer_all(int(sys.argv[2]), "pyfunc", partial(_start, Path(sys.argv[1])))
 
 
-def _start(folder: Path) -> tuple[Message, Answer]:
+def _start(folder: Path) -> tuple[SideMessage, Answer]:
     os.environ.update(_SERVING)
     logging.getLogger("mlflow.pyfunc.scoring_server").setLevel(logging.ERROR)  # it warns at every refused request
     scorer = _load(folder)
-    return Message(READY, {"outputs": scorer.warm_up()}), partial(_answer, scorer)
+    return SideMessage(READY, {"outputs": scorer.warm_up()}), partial(_answer, scorer)
 
 
 def _load(folder: Path) -> "Scorer":
@@ -59,7 +59,7 @@ def _load(folder: Path) -> "Scorer":
         raise CannotStart(f"MLflow cannot load the model: {one_line(error)}") from None
 
 
-def _answer(scorer: "Scorer", question: Message) -> Message:
+def _answer(scorer: "Scorer", question: SideMessage) -> SideMessage:
     if question.kind == "invocations":
         return scorer.invoke(question.fields["content_type"], question.body)
     return scorer.predict(question.arrays["feeds"])

@@ -9,7 +9,7 @@ import os
 import sys
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.side_process import READY
 
 _NICENESS = 10
@@ -20,7 +20,7 @@ def main() -> None:
     answer_all(int(sys.argv[1]), "explainer", _start)
 
 
-def _start() -> tuple[Message, Answer]:
+def _start() -> tuple[SideMessage, Answer]:
     os.nice(_NICENESS)
     os.environ["NUMBA_DISABLE_JIT"] = "1"
     sys.modules["matplotlib"] = None  # type: ignore[assignment]  # Python's own word for what cannot be imported
@@ -28,7 +28,7 @@ def _start() -> tuple[Message, Answer]:
         from mlflow_deploy_plugin.pyfunc.explainer import Explainer  # what it imports may be missing
     except ImportError as error:
         raise CannotStart(f"shap cannot be imported here: {error}") from None
-    return Message(READY), Explainer().answer
+    return SideMessage(READY), Explainer().answer
 
 
 if __name__ == "__main__":

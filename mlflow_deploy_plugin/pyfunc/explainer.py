@@ -25,14 +25,14 @@ from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, Onnxser
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server.models.explainable import (
-    Feature,
+    ExplainedFeature,
+    explained_features,
     explained_outputs,
-    features_of,
     names_of,
     numbers_of,
 )
 from mlflow_deploy_plugin.server.models.loading import EXAMPLE
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
 
@@ -102,7 +102,7 @@ class Explainer:
         self._models: OrderedDict[str, OnnxModel] = OrderedDict()
         self._backgrounds: dict[tuple[str, int], Background] = {}
 
-    def answer(self, question: Message) -> Message:
+    def answer(self, question: SideMessage) -> SideMessage:
         """The contributions of the columns of each row.
 
         Args:
@@ -119,7 +119,7 @@ class Explainer:
         try:
             model = self._model(fields["folder"])
             rows = dict(question.arrays["feeds"])
-            features = features_of(model.artifact, rows)
+            features = explained_features(model.artifact, rows)
             background = self._background(model, len(features))
             codes = _Codes.of(features, background.feeds, rows)
             numbers = _Numbers(model, codes, deadline)
@@ -136,7 +136,7 @@ class Explainer:
             "outputs": numbers.names,
             "background": {"source": background.source, "rows": len(codes.background)},
         }
-        return Message("explained", said, {"explained": {"values": values, "base_values": base_values}})
+        return SideMessage("explained", said, {"explained": {"values": values, "base_values": base_values}})
 
     def _model(self, folder: str) -> OnnxModel:
         if folder not in self._models:
@@ -170,14 +170,14 @@ class _Codes:
         like: the arrays that the graph is fed with, for their shapes and types.
     """
 
-    features: list[Feature]
+    features: list[ExplainedFeature]
     values: list[Array]
     background: Array
     rows: Array
     like: Feeds
 
     @classmethod
-    def of(cls, features: list[Feature], background: Feeds, rows: Feeds) -> "_Codes":
+    def of(cls, features: list[ExplainedFeature], background: Feeds, rows: Feeds) -> "_Codes":
         values, codes = [], []
         for feature in features:
             both = np.concatenate([feature.values(background), feature.values(rows)])

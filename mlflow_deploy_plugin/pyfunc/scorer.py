@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_mo
 from mlflow_deploy_plugin.pyfunc.refusal import RefusalKind, RequestRefused, clean_message, one_line
 from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, read_served_artifact
 from mlflow_deploy_plugin.server.models.loading import EXAMPLE
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Scorer:
             for name, array in outputs.items()
         ]
 
-    def invoke(self, content_type: str | None, body: bytes) -> Message:
+    def invoke(self, content_type: str | None, body: bytes) -> SideMessage:
         """The answer to a body of `/invocations`, and, where they can be said, the arrays in it."""
         if not content_type:
             raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
@@ -97,9 +97,9 @@ class Scorer:
             raise RequestRefused(kind, f"{_STUMBLED[kind]}: {one_line(error)}") from None
         if answer.status != 200:
             raise RequestRefused("media type" if answer.status == 415 else "request", clean_message(answer.response))
-        return Message("answer", arrays=self._sayable(recorder), body=_standard_json(answer.response))
+        return SideMessage("answer", arrays=self._sayable(recorder), body=_standard_json(answer.response))
 
-    def predict(self, feeds: Mapping[str, Array]) -> Message:
+    def predict(self, feeds: Mapping[str, Array]) -> SideMessage:
         """Named outputs for named arrays that fit the signature."""
         data = to_model_input(feeds, self._artifact, self._types, self._is_named)
         recorder = _Recorder(self._model)
@@ -110,7 +110,7 @@ class Scorer:
         except NotRepresentable as error:
             message = f"the model's answer has no form as named arrays ({error}); send it to /invocations, as JSON"
             raise RequestRefused("model", message) from None
-        return Message("answer", arrays={"outputs": outputs})
+        return SideMessage("answer", arrays={"outputs": outputs})
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> RequestRefused:
         if recorder.error is not None:

@@ -10,13 +10,13 @@ from mlflow_deploy_plugin.runtime import BatchPolicy, available_cores
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
 from mlflow_deploy_plugin.server.inference.dataplane import DataPlane
-from mlflow_deploy_plugin.server.inference.limits import Limits, largest_batch, open_rate
+from mlflow_deploy_plugin.server.inference.limits import RequestLimits, max_batch_rows, open_rate_limiter
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
-from mlflow_deploy_plugin.server.models.commands import Commands
-from mlflow_deploy_plugin.server.models.explainer import Explainer
+from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_warm
 from mlflow_deploy_plugin.server.models.memory import MemoryLimit, worker_limit
+from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.shadow_metrics import ShadowMetrics
@@ -38,12 +38,12 @@ class Server:
     capture: CaptureWriter
     shadows: Shadows
     max_body_bytes: int
-    commands: Commands
+    model_control: ModelControl
     spec: ServerSpec
-    explainer: Explainer
+    explainer: ExplainerClient
     tracer: Tracer | None = None
     logs_requests: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     cloud: Cloud = field(default_factory=Cloud)
 
     def close(self) -> None:
@@ -83,21 +83,21 @@ def open_server(state_dir: Path) -> Server:
         with memory.loading(folder):
             return load(folder)
 
-    repository = Repository(state_dir, load_within, metrics.show_table)
+    repository = Repository(state_dir, load_within, metrics.set_served_versions)
     settings = load_settings()
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
     server = Server(
         DataPlane(
-            repository, capture, metrics.count_batch, cache, spec.default_timeout_microseconds, offer=shadows.offer
+            repository, capture, metrics.count_batch, cache, spec.default_timeout_microseconds, mirror=shadows.mirror
         ),
         repository,
         metrics,
         capture,
         shadows,
         spec.max_body_bytes,
-        Commands(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
+        ModelControl(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
         spec,
-        Explainer(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
+        ExplainerClient(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
         open_tracer(),
         settings.log_requests,
         _limits(spec, settings.redis_url, partial(metrics.count_refused, "")),
@@ -110,15 +110,15 @@ def open_server(state_dir: Path) -> Server:
 
 def _batch_policy(spec: ServerSpec) -> BatchPolicy | None:
     """How requests are joined; None: not at all, which is best for tiny models on a CPU."""
-    rows = largest_batch(spec)
+    rows = max_batch_rows(spec)
     if rows == 1:
         return None
     return BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)
 
 
-def _limits(spec: ServerSpec, redis_url: str, refused: Callable[[str], None]) -> Limits:
-    rate = open_rate(spec.rate_limit, redis_url) if spec.rate_limit else None
-    return Limits(spec.max_concurrent_requests, rate, spec.rate_limit or "", spec.rate_limit_header, refused)
+def _limits(spec: ServerSpec, redis_url: str, refused: Callable[[str], None]) -> RequestLimits:
+    rate = open_rate_limiter(spec.rate_limit, redis_url) if spec.rate_limit else None
+    return RequestLimits(spec.max_concurrent_requests, rate, spec.rate_limit or "", spec.rate_limit_header, refused)
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:

@@ -33,7 +33,7 @@ class Child:
     exit_status: int | None = None
 
     @property
-    def ending(self) -> str:
+    def exit_reason(self) -> str:
         """How it has ended, in words."""
         status = self.exit_status or 0
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -92,9 +92,9 @@ def post_worker_init(worker: Any) -> None:
     _wait_until_loaded(worker)
     spec = worker.server.spec
     if spec.grpc_port is not None:
-        from mlflow_deploy_plugin.server.grpc.server import Listener  # only where it is asked for
+        from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # only where it is asked for
 
-        worker.grpc = Listener(worker.server, spec)
+        worker.grpc = GrpcServer(worker.server, spec)
 
 
 def _wait_until_loaded(worker: Any) -> None:
@@ -105,7 +105,7 @@ def _wait_until_loaded(worker: Any) -> None:
     """
     deadline = time.monotonic() + _LONGEST_LOAD_SECONDS
     while worker.alive and time.monotonic() < deadline:
-        if worker.server.repository.wait_until_dealt(_NOTIFY_SECONDS):
+        if worker.server.repository.wait_until_applied(_NOTIFY_SECONDS):
             return
         worker.notify()
 

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 _FIRST_PORT, _LAST_PORT = 8080, 8999
 
 
-def listen_on(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:
+def open_listener(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:
     """A bound socket: on `port`, or on the first free one from 8080 up. gunicorn inherits it and listens.
 
     `option` is what an error calls the way to choose another port.
@@ -68,7 +68,7 @@ def _refusal(host: str, port: int, option: str, error: OSError) -> str:
 
 
 @contextmanager
-def reserved(spec: ServerSpec) -> Iterator[None]:
+def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
     """Keeps `grpc_port`, where it is set, for the workers: each binds it after the fork, with SO_REUSEPORT.
 
     With that option alone a port would be shared silently with whoever has it already; so first it is asked for
@@ -86,7 +86,7 @@ def reserved(spec: ServerSpec) -> Iterator[None]:
         raise RuntimeMissing(
             "server.grpc_port is set, and grpcio is not installed: pip install 'mlflow-onnxserve[grpc]'"
         )
-    taken = listen_on(spec.host, spec.grpc_port, "-C server.grpc_port=…")
+    taken = open_listener(spec.host, spec.grpc_port, "-C server.grpc_port=…")
     family, address = taken.family, taken.getsockname()
     taken.close()
     with socket.socket(family, socket.SOCK_STREAM) as holder:

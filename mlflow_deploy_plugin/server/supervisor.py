@@ -24,7 +24,12 @@ from pathlib import Path
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.server.children import Child, Children, adopt_orphans, watched_signals
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.server.listener import listen_on, reachable_host, reachable_url, reserved
+from mlflow_deploy_plugin.server.listener import (
+    open_listener,
+    reachable_host,
+    reachable_url,
+    reserve_grpc_port,
+)
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import (
     AGENT,
@@ -50,14 +55,14 @@ _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
 _LONGEST_RESTART_SECONDS = 30.0
 _STABLE_SECONDS = 60.0
-_MOST_DEATHS = 4
+_MAX_DEATHS = 4
 """Of gunicorn, each within `_STABLE_SECONDS` of its start; it is started anew at once, then after 0.5 and 1 s."""
 _ORPHAN_SECONDS = 2.0
 """What the workers of a killed gunicorn have to finish the requests in flight, while nobody takes new ones."""
 
 
 @contextmanager
-def claimed(state_dir: Path) -> Iterator[None]:
+def claim_state_dir(state_dir: Path) -> Iterator[None]:
     """Holds the state folder for one server; the kernel lets go of it however the process ends.
 
     Raises:
@@ -96,8 +101,8 @@ def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) ->
         DeploymentFailed: the server did not become ready (the message says why), or gunicorn is gone for good.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
-    with reserved(server):
-        listener = listen_on(server.host, server.port)
+    with reserve_grpc_port(server):
+        listener = open_listener(server.host, server.port)
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
         adopt_orphans()
         try:
@@ -197,15 +202,17 @@ class _Supervisor:
             DeploymentFailed: it is not to be started anew.
         """
         if not self._is_ready:
-            raise DeploymentFailed(f"gunicorn {dead.ending} before a worker was ready; the log says why")
+            raise DeploymentFailed(f"gunicorn {dead.exit_reason} before a worker was ready; the log says why")
         if exit_status == 0:  # somebody has told it to
-            raise DeploymentFailed(f"gunicorn {dead.ending} while serving; the log says why")
+            raise DeploymentFailed(f"gunicorn {dead.exit_reason} while serving; the log says why")
         now = time.monotonic()
         self._gunicorn_deaths = 1 if now - self._gunicorn_started > _STABLE_SECONDS else self._gunicorn_deaths + 1
-        if self._gunicorn_deaths >= _MOST_DEATHS:
-            raise DeploymentFailed(f"gunicorn {dead.ending}, for the {_MOST_DEATHS}th time in a row; the log says why")
+        if self._gunicorn_deaths >= _MAX_DEATHS:
+            raise DeploymentFailed(
+                f"gunicorn {dead.exit_reason}, for the {_MAX_DEATHS}th time in a row; the log says why"
+            )
         pause = 2.0 ** (self._gunicorn_deaths - 3) if self._gunicorn_deaths > 1 else 0.0
-        _log.error("gunicorn %s; it is started anew in %.1f s, and new clients wait", dead.ending, pause)
+        _log.error("gunicorn %s; it is started anew in %.1f s, and new clients wait", dead.exit_reason, pause)
         dead.signal_group(signal.SIGTERM)
         self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
         self._restarts += 1
@@ -238,7 +245,7 @@ class _Supervisor:
             raise DeploymentFailed(state.error)
         lived = time.monotonic() - self._agent_started
         self._agent_crashes = 1 if lived > _STABLE_SECONDS else self._agent_crashes + 1
-        how = self._agent.ending
+        how = self._agent.exit_reason
         if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
         pause = min(2.0 ** min(self._agent_crashes - 1, 10), _LONGEST_RESTART_SECONDS)

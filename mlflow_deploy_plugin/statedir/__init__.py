@@ -6,7 +6,7 @@
     loading/PID.json    each worker → agent         what it is loading just now
     agent.json          agent → everyone            when it last reached the registry, and what went wrong
     followed.json       agent                       the versions served and those before them, for the next start
-    commands/ID.json    worker → agent              an endpoint to load or unload (`server/models/commands.py`)
+    commands/ID.json    worker → agent              an endpoint to load or unload (`server/models/model_control.py`)
     answers/ID.json     agent → worker              the result of the command
     control.json        agent                       what commands have changed of the spec, for the next start
     look                whoever moved it → agent    a reference was moved in the registry: look there at once

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.runtime import Array, Artifact, Column, Feeds, Input, Output, Schema, Tensor, compile_schema
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, kept_of
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
@@ -148,7 +148,7 @@ WAYS: dict[str, Callable[[Rows, Schema], Feeds]] = {
 
 def logged(schema: Schema, *requests: Feeds, drop: tuple[str, ...] = ()) -> pa.Table:
     """The rows of these requests, from the one file that is written of them."""
-    model = kept_of(CapturedModel("m", "1", schema, ("y",)), drop, ())
+    model = exclude_columns(CapturedModel("m", "1", schema, ("y",)), drop, ())
     with TemporaryDirectory() as folder:
         writer = CaptureWriter(Path(folder, "spool"))
         for feeds in requests:

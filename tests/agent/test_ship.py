@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, kept_of
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.feedback import Feedback
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
@@ -96,7 +96,7 @@ def test_requests_without_an_answer_are_a_log_of_their_own(
 def test_masked_columns_are_equal_hashes_in_rows_and_in_keys_of_labels(
     writer: CaptureWriter, shipper: Shipper, tmp_path: Path
 ) -> None:
-    masked = kept_of(TABULAR, (), ("carrier", "prediction"))
+    masked = exclude_columns(TABULAR, (), ("carrier", "prediction"))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
     feeds = {"c": np.array([["AA"], [None], ["AA"]], dtype=object), "d": np.zeros((3, 1))}
     assert writer.write(record, masked, feeds, {"label": np.array([1.0, 2.0, 1.0])}, 100)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.server.capture.captured_model import kept_of
+from mlflow_deploy_plugin.server.capture.captured_model import exclude_columns
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.feedback import Feedback
 from mlflow_deploy_plugin.server.capture.frames import FRAME, MAGIC
@@ -26,7 +26,7 @@ def test_a_key_that_is_none_lets_nothing_unmasked_out(
     writer: CaptureWriter, shipper: Shipper, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "mask.key").write_text("secret")
-    masked = kept_of(TABULAR, (), ("carrier",))
+    masked = exclude_columns(TABULAR, (), ("carrier",))
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
     feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
     assert not writer.write(record, masked, feeds, {}, 100)

@@ -15,7 +15,7 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.view import View, view_tables
-from mlflow_deploy_plugin.server.capture.masking import Mask
+from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
 from tests.support.deploying import Models
@@ -168,7 +168,7 @@ def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     key = tmp_path / "home" / "mask.key"
     key.parent.mkdir()
     key.write_text("ab" * 32)
-    carriers = Mask(key).values({"carrier": "UA"}, frozenset({"carrier"}))["carrier"]
+    carriers = ColumnMask(key).hash_values({"carrier": "UA"}, frozenset({"carrier"}))["carrier"]
     LogWriter(log).write(
         {"_event_time": [datetime(2013, 7, 1, tzinfo=UTC)], "carrier": [carriers], "flight": [7]}, endpoint="sums"
     )

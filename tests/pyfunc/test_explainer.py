@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from tests.support.models import write_model
 from tests.support.pages import with_example
 
@@ -45,10 +45,10 @@ def model(folder: Path, graph: str, width: int = 2, rows: list[list[float]] | No
     return with_example(write_model(folder, graph, signature, section), {"inputs": rows or [[1.0] * width]})
 
 
-def question(folder: Path, row: list[float], seconds: float = 60.0, max_evals: int = 50) -> Message:
+def question(folder: Path, row: list[float], seconds: float = 60.0, max_evals: int = 50) -> SideMessage:
     feeds = {"X": np.array([row], dtype=np.float32)}
     fields = {"folder": str(folder), "max_evals": max_evals, "seed": 0, "seconds": seconds}
-    return Message("explain", fields, {"feeds": feeds})
+    return SideMessage("explain", fields, {"feeds": feeds})
 
 
 def test_a_missing_value_is_a_value_of_its_own(explainer: Any, tmp_path: Path) -> None:

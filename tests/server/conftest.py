@@ -172,7 +172,7 @@ def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             (state_dir / SPEC).write_text(yaml.safe_dump(spec))
         opened.append(open_server(state_dir))
         repository = opened[-1].repository
-        wait_until(lambda: not repository.not_ready(), what="the server")
+        wait_until(lambda: not repository.not_ready_reason(), what="the server")
         return opened[-1]
 
     yield serve

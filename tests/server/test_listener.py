@@ -4,32 +4,32 @@ import socket
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.server.listener import listen_on, reachable_url
+from mlflow_deploy_plugin.server.listener import open_listener, reachable_url
 
 
 def test_a_port_in_use_is_refused_by_name() -> None:
-    with listen_on("127.0.0.1", None) as first:
+    with open_listener("127.0.0.1", None) as first:
         port = first.getsockname()[1]
         with pytest.raises(InvalidConfig, match=f"port {port} on 127.0.0.1 is in use; choose another with --port"):
-            listen_on("127.0.0.1", port)
+            open_listener("127.0.0.1", port)
 
 
 def test_without_a_port_the_first_free_one_is_taken() -> None:
-    with listen_on("127.0.0.1", None) as first, listen_on("127.0.0.1", None) as second:
+    with open_listener("127.0.0.1", None) as first, open_listener("127.0.0.1", None) as second:
         assert 8080 <= first.getsockname()[1] < second.getsockname()[1]
 
 
 @pytest.mark.parametrize(("host", "reason"), [("192.0.2.1", "Cannot assign"), ("no.such.host.invalid", "")])
 def test_a_host_that_is_not_this_machine_is_refused(host: str, reason: str) -> None:
     with pytest.raises(InvalidConfig, match=f"{re.escape(host)}:8080 cannot be listened on: .*{reason}"):
-        listen_on(host, 8080)
+        open_listener(host, 8080)
 
 
 def test_ipv6_works_where_it_exists() -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 in this Python")
     try:
-        listener = listen_on("::1", None)
+        listener = open_listener("::1", None)
     except InvalidConfig:
         pytest.skip("no IPv6 on this machine")
     with listener:

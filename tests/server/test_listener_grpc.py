@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.server.listener import listen_on, reserved
+from mlflow_deploy_plugin.server.listener import open_listener, reserve_grpc_port
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.serving import Served
 from tests.support.waiting import free_port
 
 
 def test_nothing_is_held_where_no_port_is_set() -> None:
-    with reserved(ServerSpec()):
+    with reserve_grpc_port(ServerSpec()):
         pass
 
 
 def test_the_port_is_kept_for_those_that_share_it() -> None:
     spec = ServerSpec(grpc_port=free_port())
     assert spec.grpc_port is not None
-    with reserved(spec):
+    with reserve_grpc_port(spec):
         with pytest.raises(InvalidConfig, match="is in use"):
-            listen_on(spec.host, spec.grpc_port)
+            open_listener(spec.host, spec.grpc_port)
         for _ in range(2):
             with socket.socket() as worker:
                 worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,7 +32,7 @@ def test_the_port_is_kept_for_those_that_share_it() -> None:
                 worker.listen()
                 with socket.create_connection((spec.host, spec.grpc_port), timeout=5):
                     pass
-    listen_on(spec.host, spec.grpc_port).close()
+    open_listener(spec.host, spec.grpc_port).close()
 
 
 def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(

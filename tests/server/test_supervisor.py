@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.server.supervisor import claimed
+from mlflow_deploy_plugin.server.supervisor import claim_state_dir
 from mlflow_deploy_plugin.statedir import AGENT, SERVER, AgentState, ServerState, read_state, read_workers
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.serving import Served, servers_below
@@ -209,8 +209,8 @@ def test_a_disk_that_fills_up_at_the_start_is_said_in_one_line(tmp_path: Path) -
         pytest.raises(
             InvalidConfig, match=rf"^no server can run in the state folder {tmp_path}: No space left on device$"
         ),
-        claimed(tmp_path),
+        claim_state_dir(tmp_path),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with claimed(tmp_path), pytest.raises(AlreadyExists), claimed(tmp_path):
+    with claim_state_dir(tmp_path), pytest.raises(AlreadyExists), claim_state_dir(tmp_path):
         pass

@@ -13,7 +13,7 @@ import orjson
 
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord, read_layout
+from mlflow_deploy_plugin.server.capture.codec import RequestRecord, decode_layout
 from mlflow_deploy_plugin.server.capture.frames import FRAME, REFERRING, REQUEST_KIND, payload_at
 
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
@@ -53,7 +53,7 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
         if payload[:1] == REQUEST_KIND:
             _, layout_offset = REFERRING.unpack_from(payload)
             if layout_offset not in layouts:
-                layouts[layout_offset] = read_layout(partial(payload_at, content), layout_offset, models)
+                layouts[layout_offset] = decode_layout(partial(payload_at, content), layout_offset, models)
             model, layout = layouts[layout_offset]
             record, sides = _unpack(layout, payload[REFERRING.size :])
             requests.append(CapturedRequest(segment.stem, offset, record, model, **sides))

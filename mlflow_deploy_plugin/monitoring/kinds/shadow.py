@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
 from mlflow_deploy_plugin.monitoring.kinds.versions import Version, version_artifact, versions_of
 from mlflow_deploy_plugin.monitoring.question import Question
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
-from mlflow_deploy_plugin.server.inference.shadow_compare import compare
+from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
 
 MAX_ROWS = 100_000
 _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
@@ -193,7 +193,7 @@ def _keys(table: pa.Table) -> Array:
 
 
 def _same(given_by: Artifact, given: pa.Table, shadow: Artifact, computed: pa.Table) -> Array:
-    outcome = compare(given_by, _outputs(given_by, given), shadow, _outputs(shadow, computed))
+    outcome = compare_outputs(given_by, _outputs(given_by, given), shadow, _outputs(shadow, computed))
     return np.where(outcome.same, _SAME, _OTHER).astype(np.int8)
 
 

@@ -47,7 +47,7 @@ class CapturedModel:
 
 
 @lru_cache(maxsize=1024)
-def kept_of(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...]) -> CapturedModel:
+def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...]) -> CapturedModel:
     """The same model without the columns `drop`, and with `mask` apart. The same arguments give the same object.
 
     Raises:
@@ -113,7 +113,7 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
         raise InvalidConfig(f"capture.{option}: {model.model} {model.version} has no column {name!r}{hint}")
 
 
-def described_model(model: CapturedModel) -> bytes:
+def encode_model(model: CapturedModel) -> bytes:
     """As JSON, without what the schema has worked out from its fields, which orjson would write as well."""
     schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
     return orjson.dumps(
@@ -126,7 +126,7 @@ def described_model(model: CapturedModel) -> bytes:
     )
 
 
-def read_model(described: memoryview) -> CapturedModel:
+def decode_model(described: memoryview) -> CapturedModel:
     """What `described_model` gave.
 
     Raises:

@@ -15,13 +15,13 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.runtime import Array
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, read_model
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, decode_model
 from mlflow_deploy_plugin.server.capture.frames import REFERRING
-from mlflow_deploy_plugin.server.capture.masking import Mask
+from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _LONGEST_LATENCY = 2**32 - 1
-FAILED = 400
+FIRST_ERROR_STATUS = 400
 """The first status of those that are no answer."""
 _TEXT = struct.Struct("<I")
 _MOST_PLANS = 256
@@ -56,7 +56,7 @@ class RequestRecord(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EncodingPlan:
     """How arrays of exactly these names, dtypes and shapes are packed.
 
     Attributes:
@@ -81,12 +81,12 @@ class Plan:
     is_plain: bool
 
 
-class Packer:
+class RequestEncoder:
     """Packs the requests of one worker. Every method may be called from any thread."""
 
-    def __init__(self, mask: Mask) -> None:
+    def __init__(self, mask: ColumnMask) -> None:
         self._mask = mask
-        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._plans: dict[tuple[Any, ...], EncodingPlan] = {}
 
     def pack(
         self,
@@ -95,7 +95,7 @@ class Packer:
         feeds: Mapping[str, Array],
         outputs: Mapping[str, Array],
         max_rows: int,
-    ) -> tuple[Plan, list[bytes]]:
+    ) -> tuple[EncodingPlan, list[bytes]]:
         """How a request's first `max_rows` rows are packed, and the request in pieces.
 
         An array that has not one entry a row, or holds objects that no column takes, is left out, and so is what the
@@ -141,7 +141,7 @@ class Packer:
             array = arrays[place][: plan.kept_rows] if is_cut else arrays[place]
             if column is not None:
                 array = (array if array.ndim == 2 else array.reshape(len(array), -1))[:, column]
-            text = orjson.dumps(self._mask.column(array))
+            text = orjson.dumps(self._mask.hash_column(array))
             pieces += (_TEXT.pack(len(text)), text)
         return plan, pieces
 
@@ -151,7 +151,7 @@ def as_one_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array[np.newaxis] for name, array in arrays.items()}
 
 
-def packed_failure(record: RequestRecord) -> tuple[bytes, list[bytes]]:
+def encode_failure(record: RequestRecord) -> tuple[bytes, list[bytes]]:
     """The layout and the pieces of a request that was not answered: one row without columns."""
     ids = record.request_id.encode(), record.prediction_id.encode()
     latency = min(max(record.latency, 0), _LONGEST_LATENCY)
@@ -162,7 +162,7 @@ def packed_failure(record: RequestRecord) -> tuple[bytes, list[bytes]]:
 
 def _layout(record: RequestRecord, entries: Mapping[str, Any]) -> bytes:
     said = {"endpoint": record.endpoint, "variant": record.variant, "shadow": record.is_shadow}
-    return orjson.dumps({**said, "failed": record.status >= FAILED, **entries})
+    return orjson.dumps({**said, "failed": record.status >= FIRST_ERROR_STATUS, **entries})
 
 
 def _plan(
@@ -171,7 +171,7 @@ def _plan(
     feeds: Mapping[str, Array],
     outputs: Mapping[str, Array],
     max_rows: int,
-) -> Plan:
+) -> EncodingPlan:
     rows = next((len(array) for array in feeds.values() if array.ndim), 0)
     entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": []}
     masked_entries: list[tuple[str, str, tuple[int, ...]]] = []
@@ -191,7 +191,7 @@ def _plan(
         inner = array.shape[1:] if columns is _ALL else (len(columns),)
         entries[side].append((name, "str" if is_text else array.dtype.str, inner))
         kept.append((place, is_text, None if columns is _ALL else columns))
-    return Plan(
+    return EncodingPlan(
         model,
         [name for _, name, _ in arrays],
         [array.dtype for *_, array in arrays],
@@ -215,7 +215,7 @@ def _masked_of(model: CapturedModel, side: str, name: str, array: Array) -> Sequ
     return () if column is None else [(column, None)]
 
 
-def read_layout(
+def decode_layout(
     payload_of: Callable[[int], memoryview | None], offset: int, models: dict[int, CapturedModel]
 ) -> tuple[CapturedModel, Any]:
     """The layout at `offset` and its model, which is one object however many layouts it has.
@@ -230,7 +230,7 @@ def read_layout(
     payload = _needed(payload_of(offset))
     _, model_offset = REFERRING.unpack_from(payload)
     if model_offset not in models:
-        models[model_offset] = read_model(_needed(payload_of(model_offset))[1:])
+        models[model_offset] = decode_model(_needed(payload_of(model_offset))[1:])
     return models[model_offset], orjson.loads(payload[REFERRING.size :])
 
 

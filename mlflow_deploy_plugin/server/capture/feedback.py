@@ -40,12 +40,12 @@ class FeedbackFrame:
     offset: int = 0
 
 
-def pack_feedback(endpoint: str, received_time: int, entries: Sequence[Feedback]) -> bytes:
+def encode_feedback(endpoint: str, received_time: int, entries: Sequence[Feedback]) -> bytes:
     """A frame's payload without its kind."""
     return orjson.dumps([endpoint, received_time, [tuple(entry) for entry in entries]])
 
 
-def read_feedback(packed: bytes | memoryview, offset: int) -> FeedbackFrame:
+def decode_feedback(packed: bytes | memoryview, offset: int) -> FeedbackFrame:
     """What `pack_feedback` gave.
 
     Raises:

@@ -24,21 +24,21 @@ _KEY_BYTES, _MOST_KEY_BYTES = 32, 64
 _DIGEST_BYTES = 16
 
 
-class Mask:
+class ColumnMask:
     """Masks with the key in a file, which is made where there is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keyed: Any = None  # keyed once: a copy of it costs half of what a new one does
 
-    def check(self) -> None:
+    def ensure_key(self) -> None:
         """Raises InvalidConfig where there is no key, and none can be made."""
         try:
             _read_key(self._path)
         except OSError as error:
             raise InvalidConfig(f"the key of masked columns cannot be read or made: {error}") from None
 
-    def column(self, values: Array) -> list[str | None]:
+    def hash_column(self, values: Array) -> list[str | None]:
         """[N] hashes, one for each value, None where there is none; of [N, …] one for each row.
 
         Raises:
@@ -55,7 +55,7 @@ class Mask:
         hashes = {value: self._masked(value) for value in dict.fromkeys(rows)}  # what repeats is hashed once
         return [hashes[value] for value in rows]
 
-    def values(self, values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    def hash_values(self, values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
         """The same values, of which those under `names` are masked as in a column.
 
         Raises: as `column`.

@@ -20,8 +20,8 @@ import orjson
 
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.capture.codec import read_layout
-from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame, read_feedback
+from mlflow_deploy_plugin.server.capture.codec import decode_layout
+from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame, decode_feedback
 from mlflow_deploy_plugin.server.capture.frames import FEEDBACK_KIND, FRAME, Frames, find_frames, payload_at
 
 _HEAD = np.dtype(
@@ -46,7 +46,7 @@ _NO_SENSE = (ValueError, LookupError, TypeError, AttributeError, struct.error)
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
+class Utf8Array:
     """[N] strings in UTF-8: the bytes of all, and [N + 1] int32 where each begins, as Arrow has them."""
 
     content: Array
@@ -81,8 +81,8 @@ class CapturedBatch:
     received_times: Array
     latencies: Array
     statuses: Array
-    request_ids: Texts
-    prediction_ids: Texts
+    request_ids: Utf8Array
+    prediction_ids: Utf8Array
     feeds: dict[str, Array]
     outputs: dict[str, Array]
     masked: dict[str, Array]
@@ -124,7 +124,7 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
         def batch_of(group: Array) -> CapturedBatch:
             offset = int(heads["layout"][group[0]])
             if offset not in layouts:
-                layouts[offset] = read_layout(partial(_payload_in, file), offset, models)
+                layouts[offset] = decode_layout(partial(_payload_in, file), offset, models)
             return _batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
 
         batches: list[CapturedBatch] = []
@@ -178,7 +178,7 @@ def _feedback(content: bytes, begins: Sequence[int], start: int) -> tuple[list[F
         payload = begin + FRAME.size
         stop = payload + FRAME.unpack_from(content, begin)[1]
         with suppress(*_NO_SENSE):
-            frames.append(read_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
+            frames.append(decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
     return frames, len(begins) - len(frames)
 
 
@@ -250,12 +250,12 @@ def _taken(content: bytes, begins: Array, length: int) -> Array:
     return stretches[begins].view(np.uint8)
 
 
-def _texts(content: bytes, begins: Array, lengths: Array) -> Texts:
+def _texts(content: bytes, begins: Array, lengths: Array) -> Utf8Array:
     bounds = np.zeros(len(begins) + 1, dtype=np.int32)
     np.cumsum(lengths, out=bounds[1:])
     if (lengths == lengths[0]).all():
-        return Texts(_taken(content, begins, int(lengths[0])), bounds)
-    return Texts(np.frombuffer(b"".join(_pieces(content, begins, lengths)), np.uint8), bounds)
+        return Utf8Array(_taken(content, begins, int(lengths[0])), bounds)
+    return Utf8Array(np.frombuffer(b"".join(_pieces(content, begins, lengths)), np.uint8), bounds)
 
 
 def _strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow_deploy_plugin.runtime import Array, sent_arrays
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, described_model
-from mlflow_deploy_plugin.server.capture.codec import Packer, RequestRecord, packed_failure
-from mlflow_deploy_plugin.server.capture.feedback import Feedback, pack_feedback
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, encode_model
+from mlflow_deploy_plugin.server.capture.codec import RequestEncoder, RequestRecord, encode_failure
+from mlflow_deploy_plugin.server.capture.feedback import Feedback, encode_feedback
 from mlflow_deploy_plugin.server.capture.frames import (
     FEEDBACK_KIND,
     FRAME,
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.server.capture.frames import (
     SUFFIX,
     spool_bytes,
 )
-from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, Mask
+from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class CaptureWriter:
         self._size = 0
         self._models: dict[CapturedModel, int] = {}
         self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
-        self._mask = Mask(spool.parent / MASK_KEY)
-        self._packer = Packer(self._mask)
+        self._mask = ColumnMask(spool.parent / MASK_KEY)
+        self._packer = RequestEncoder(self._mask)
         self._silent_until = float("-inf")
 
     def write(
@@ -98,13 +98,13 @@ class CaptureWriter:
     def write_failure(self, record: RequestRecord, model: CapturedModel) -> None:
         """Appends a request that `model` has not answered: when, for how long and why not. Counted nowhere here."""
         try:
-            layout, pieces = packed_failure(record)
+            layout, pieces = encode_failure(record)
             with self._lock:
                 self._append(model, layout, pieces)
         except Exception as error:  # noqa: BLE001 - as in `write`
             self._complain(error)
 
-    def leave_out(self, endpoint: str, rows: int) -> None:
+    def count_excluded(self, endpoint: str, rows: int) -> None:
         """Counts an answer of so many rows, of which nothing is to be written."""
         self._count(endpoint, rows, 0, None)
 
@@ -122,8 +122,8 @@ class CaptureWriter:
         """
         if mask:
             names = frozenset(mask)
-            entries = [one._replace(key=self._mask.values(one.key, names)) if one.key else one for one in entries]
-        payload = FEEDBACK_KIND + pack_feedback(endpoint, received_time, entries)
+            entries = [one._replace(key=self._mask.hash_values(one.key, names)) if one.key else one for one in entries]
+        payload = FEEDBACK_KIND + encode_feedback(endpoint, received_time, entries)
         with self._lock:
             self._make_room(len(payload))
             self._write_frame(payload)
@@ -140,7 +140,7 @@ class CaptureWriter:
         offset = self._layouts.get((model, layout))
         if offset is None:
             if model not in self._models:
-                self._models[model] = self._write_frame(MODEL_KIND + described_model(model))
+                self._models[model] = self._write_frame(MODEL_KIND + encode_model(model))
             offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
             self._layouts[model, layout] = offset
         self._write_frame(b"".join((REFERRING.pack(REQUEST_KIND, offset), *pieces)))

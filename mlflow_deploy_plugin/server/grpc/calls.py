@@ -15,7 +15,7 @@ import grpc
 _LOOK_SECONDS = 0.5
 
 
-class Calls:
+class OpenCalls:
     """Who waits for what.
 
     Args:
@@ -40,7 +40,7 @@ class Calls:
         """How many calls have begun and not ended: an answer counts until it is on its way to its client."""
         return self._open
 
-    def only(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> bytes | None:
+    def receive_one(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> bytes | None:
         """The message of a unary call; None where there is none.
 
         Raises:
@@ -69,7 +69,7 @@ class Calls:
             with self._lock:
                 self._streams.discard(context)
 
-    def each(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> Iterator[bytes]:
+    def receive_each(self, context: grpc.ServicerContext, bodies: Iterator[bytes]) -> Iterator[bytes]:
         """The messages of a stream, until its client or `end` ends it."""
         while self._may_wait(context):
             try:
@@ -101,7 +101,7 @@ class Calls:
         with self._lock:
             self._open -= 1
 
-    def rest(self, seconds: float) -> bool:
+    def wait_for_drain(self, seconds: float) -> bool:
         """Waits so long, or until the server drains: whether it does."""
         return self._ending.wait(seconds)
 

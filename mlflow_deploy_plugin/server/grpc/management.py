@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.server.protocols.content import dump_json
 
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 
-Ask = Callable[[Server, RawRequest, Any], RawResponse]
+ManagementMethod = Callable[[Server, RawRequest, Any], RawResponse]
 """What answers a method: given the server, the request and its message, an answer whose body is JSON."""
 
 
@@ -27,7 +27,7 @@ def health(server: Server, request: RawRequest, asked: messages.HealthCheckReque
     if asked.service not in ("", INFERENCE, HEALTH):
         message = f"there is no service {asked.service[:100]!r}"
         return error_response(request.path, 404, "RESOURCE_DOES_NOT_EXIST", message)
-    return RawResponse(200, dump_json({"status": "NOT_SERVING" if server.repository.not_ready() else "SERVING"}))
+    return RawResponse(200, dump_json({"status": "NOT_SERVING" if server.repository.not_ready_reason() else "SERVING"}))
 
 
 def _live(server: Server, request: RawRequest, asked: messages.ServerLiveRequest) -> RawResponse:
@@ -35,14 +35,14 @@ def _live(server: Server, request: RawRequest, asked: messages.ServerLiveRequest
 
 
 def _ready(server: Server, request: RawRequest, asked: messages.ServerReadyRequest) -> RawResponse:
-    return RawResponse(200, dump_json({"ready": not server.repository.not_ready()}))
+    return RawResponse(200, dump_json({"ready": not server.repository.not_ready_reason()}))
 
 
 def _metadata(server: Server, request: RawRequest, asked: messages.ServerMetadataRequest) -> RawResponse:
     return views.v2_server(server, request)
 
 
-def _of_endpoint(view: Callable[..., RawResponse]) -> Ask:
+def _of_endpoint(view: Callable[..., RawResponse]) -> ManagementMethod:
     """A view of one endpoint, or of one version of it where the message says which."""
     return lambda server, request, asked: view(server, request, endpoint=asked.name, version=asked.version or None)
 
@@ -69,7 +69,7 @@ def _index(server: Server, request: RawRequest, asked: messages.RepositoryIndexR
     return RawResponse(200, b'{"models":' + told.body + b"}")
 
 
-def _changed(view: Callable[..., RawResponse]) -> Ask:
+def _changed(view: Callable[..., RawResponse]) -> ManagementMethod:
     """A load or an unload: parameters that are bytes (files) go in base64, as over REST."""
 
     def ask(server: Server, request: RawRequest, asked: Any) -> RawResponse:
@@ -88,7 +88,7 @@ def _with_body(request: RawRequest, document: dict[str, Any]) -> RawRequest:
     return replace(request, body=dump_json(document))
 
 
-METHODS: dict[str, Ask] = {
+METHODS: dict[str, ManagementMethod] = {
     "ServerLive": _live,
     "ServerReady": _ready,
     "ServerMetadata": _metadata,

@@ -9,9 +9,9 @@ import grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.grpc.calls import Calls
+from mlflow_deploy_plugin.server.grpc.calls import OpenCalls
 from mlflow_deploy_plugin.server.grpc.service import handlers
-from mlflow_deploy_plugin.server.inference.limits import answering_threads
+from mlflow_deploy_plugin.server.inference.limits import request_threads
 from mlflow_deploy_plugin.spec import ServerSpec
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _BOUNDED_SINCE = (1, 84)
 300 MB and a limit of 16 MB: 1.67, 1.73, 1.76, 1.80 and 1.83 took more than 300 MB, 1.84 and 1.85 took 20 MB."""
 
 
-class Listener:
+class GrpcServer:
     """Answers on `grpc_port` until `drain`.
 
     Raises:
@@ -53,8 +53,8 @@ class Listener:
 
     def __init__(self, server: Server, spec: ServerSpec) -> None:
         self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # then gunicorn kills
-        self._calls = Calls(_STREAMS, spec.request_timeout_seconds)
-        threads = answering_threads(spec) + _STREAMS
+        self._calls = OpenCalls(_STREAMS, spec.request_timeout_seconds)
+        threads = request_threads(spec) + _STREAMS
         options = {**_OPTIONS, "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES}
         if tuple(map(int, grpc.__version__.split(".")[:2])) < _BOUNDED_SINCE:
             logger.warning(

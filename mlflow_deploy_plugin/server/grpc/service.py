@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import management, tensors
-from mlflow_deploy_plugin.server.grpc.calls import Calls
+from mlflow_deploy_plugin.server.grpc.calls import OpenCalls
 from mlflow_deploy_plugin.server.grpc.watch import watch
 from mlflow_deploy_plugin.server.http.access_log import observe_request
 from mlflow_deploy_plugin.server.http.messages import (
@@ -39,7 +39,7 @@ _PROTOCOL = "grpc"
 _MICROSECONDS = 1_000_000
 
 
-def handlers(server: Server, calls: Calls) -> list[grpc.GenericRpcHandler]:
+def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
     """What the listener answers; other methods of the services are UNIMPLEMENTED, by gRPC itself."""
     methods = {
         "ModelInfer": _unary(calls, partial(_model_infer, server)),
@@ -57,11 +57,11 @@ def handlers(server: Server, calls: Calls) -> list[grpc.GenericRpcHandler]:
     ]
 
 
-def _unary(calls: Calls, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
+def _unary(calls: OpenCalls, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> grpc.RpcMethodHandler:
     """A method of one message; that message is waited for in `calls`."""
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        body = calls.only(context, bodies)
+        body = calls.receive_one(context, bodies)
         if body is None:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         return answer(body or b"", context)
@@ -69,7 +69,9 @@ def _unary(calls: Calls, answer: Callable[[bytes, grpc.ServicerContext], bytes])
     return grpc.stream_unary_rpc_method_handler(behaviour)
 
 
-def _about(server: Server, name: str, ask: management.Ask) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+def _about(
+    server: Server, name: str, ask: management.ManagementMethod
+) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     question, told = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
     def as_message(request: RawRequest) -> RawResponse:
@@ -95,7 +97,7 @@ def _model_infer(server: Server, body: bytes, context: grpc.ServicerContext) -> 
 
 
 def _model_stream_infer(
-    server: Server, calls: Calls, bodies: Iterator[bytes], context: grpc.ServicerContext
+    server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
 ) -> Iterator[bytes]:
     """One answer a request, in their order; an error is told in its place, and the stream goes on (Triton's way).
 
@@ -104,7 +106,7 @@ def _model_stream_infer(
     with calls.stream(context) as refusal:
         if refusal:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
-        for body in calls.each(context, bodies):
+        for body in calls.receive_each(context, bodies):
             response = _infer(server, _raw_request("ModelStreamInfer", body, context), context.time_remaining())
             yield _streamed(body, response).SerializeToString()
 

@@ -41,12 +41,12 @@ _FIELDS = {
 }
 """Where the typed values of a datatype stand; FP16 has no field."""
 
-MOST_FIELDS = 100_000
+MAX_FIELDS = 100_000
 _MOST_PARAMETERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class GrpcInferRequest:
     """What an infer request asks for; `id` is empty where it gives none."""
 
     id: str
@@ -62,7 +62,7 @@ def read_message(kind: type[Message], body: bytes) -> Any:
     Raises:
         InvalidRequest: it is no such message, or has more than `MOST_FIELDS` fields.
     """
-    if len(body) > MOST_FIELDS:
+    if len(body) > MAX_FIELDS:
         _check_fields(memoryview(body))
     try:
         return kind.FromString(body)
@@ -76,8 +76,8 @@ def _check_fields(view: memoryview) -> None:
     try:
         while at < len(view):
             fields += 1
-            if fields > MOST_FIELDS:
-                raise InvalidRequest(f"the message has more than {MOST_FIELDS} inputs, outputs and parameters")
+            if fields > MAX_FIELDS:
+                raise InvalidRequest(f"the message has more than {MAX_FIELDS} inputs, outputs and parameters")
             key, at = read_varint(view, at)
             match key & 7:
                 case 0:
@@ -95,7 +95,7 @@ def _check_fields(view: memoryview) -> None:
         return
 
 
-def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> Question:
+def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> GrpcInferRequest:
     """What the message asks for.
 
     Raises:
@@ -104,7 +104,7 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
     """
     parameters = v2.parameters_of("the request", {"parameters": _values(request.parameters)})
     wanted = [{"name": output.name, "parameters": _values(output.parameters)} for output in request.outputs]
-    return Question(
+    return GrpcInferRequest(
         v2.read_id(request.id),
         v2.bind_tensors(_read_inputs(request, schema), schema),
         v2.requested_outputs({"outputs": wanted}, artifact),
@@ -114,7 +114,7 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
 
 
 def encode(
-    question: Question, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+    question: GrpcInferRequest, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> messages.ModelInferResponse:
     """The answer of `version` of the endpoint; its id is the question's, or else `request_id`."""
     response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=question.id or request_id)

@@ -32,7 +32,7 @@ def observe_request(
         named = {field: response.headers[header] for header, field in _NAMES.items() if header in response.headers}
         if span:
             response.headers["traceparent"] = span.traceparent
-            span.end_with(response.status, named)
+            span.set_status(response.status, named)
     if logs_requests:
         _log(request, response, time.perf_counter() - begun, {**attributes, **named}, span)
     return response

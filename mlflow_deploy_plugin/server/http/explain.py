@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, request_id
 from mlflow_deploy_plugin.server.http.negotiation import read_feeds
 from mlflow_deploy_plugin.server.http.pipeline import failure_response, set_version_headers
-from mlflow_deploy_plugin.server.models.explainable import check_explainable, features_of
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.explainable import check_explainable, explained_features
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import count_response
 from mlflow_deploy_plugin.server.protocols import mlflow
@@ -91,7 +91,7 @@ def evaluations_per_row(asked: ExplainRequest, columns: int) -> int:
     return asked.max_evals
 
 
-def encode_explanation(answer: Message, prediction: Array | dict[str, Array], max_evals: int) -> bytes:
+def encode_explanation(answer: SideMessage, prediction: Array | dict[str, Array], max_evals: int) -> bytes:
     """`{"columns", "outputs", "base_values", "values", "predictions", "background", "max_evals"}`.
 
     `values` is [rows][columns][outputs] and `base_values` [rows][outputs]; where one number a row is explained, both
@@ -129,9 +129,9 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     is_let_in = False
     try:
         if server.limits.is_active:
-            server.limits.enter(request.headers, request.client)
+            server.limits.acquire(request.headers, request.client)
             is_let_in = True
-        variant = server.dataplane.lease(endpoint, headers=request.headers)
+        variant = server.dataplane.select_variant(endpoint, headers=request.headers)
         set_version_headers(headers, variant)
         asked = _asked(server, request, variant)
         if (chosen := _chosen(server, variant, asked)) is not variant:
@@ -143,7 +143,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
         result = failure_response(request, error, headers)
     finally:
         if is_let_in:
-            server.limits.leave()
+            server.limits.release()
     count_response(server.metrics, variant, "explain", str(result.status), time.perf_counter() - request.arrived)
     return result
 
@@ -172,15 +172,15 @@ def _chosen(server: Server, variant: ServedVariant, asked: ExplainRequest) -> Se
     """
     if asked.version is not None:
         is_it = asked.version == variant.loaded.version
-        return variant if is_it else server.dataplane.lease(variant.endpoint, asked.version)
-    return variant if variant.key is None else server.dataplane.keep(variant, asked.feeds)
+        return variant if is_it else server.dataplane.select_variant(variant.endpoint, asked.version)
+    return variant if variant.key is None else server.dataplane.sticky_variant(variant, asked.feeds)
 
 
 def _explanation(server: Server, variant: ServedVariant, asked: ExplainRequest) -> bytes:
     """The answer; what can be refused without the process that explains is refused without."""
     predictor = variant.loaded.predictor
     check_row_count(asked.feeds, server.spec.explain_max_rows)
-    features = features_of(predictor.artifact, asked.feeds)
+    features = explained_features(predictor.artifact, asked.feeds)
     max_evals = evaluations_per_row(asked, len(features))
     outputs = predictor.run(asked.feeds)
     answer = server.explainer.explain(variant.loaded.folder, asked.feeds, max_evals, asked.seed)

@@ -26,7 +26,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
     is_let_in = False
     try:
         if server.limits.is_active:
-            server.limits.enter(request.headers, request.client)
+            server.limits.acquire(request.headers, request.client)
             is_let_in = True
         name, served = server.repository.find(endpoint)
         entries = protocol.decode(request.headers.get("content-type"), request.body)
@@ -42,7 +42,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         raise
     finally:
         if is_let_in:
-            server.limits.leave()
+            server.limits.release()
     server.metrics.count_feedback("accepted", len(entries))
     return RawResponse(202, protocol.encode(len(entries)), JSON, {"X-Request-Id": request_id(request.headers)})
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture.codec import FAILED
+from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
 from mlflow_deploy_plugin.server.http.messages import (
     RawRequest,
     RawResponse,
@@ -75,9 +75,9 @@ def infer(
     marks = [("decode", time.perf_counter())] if tracer else []
     try:
         if limits.is_active:
-            limits.enter(request.headers, request.client)
+            limits.acquire(request.headers, request.client)
             is_let_in = True
-        variant = server.dataplane.lease(endpoint, version, request.headers)
+        variant = server.dataplane.select_variant(endpoint, version, request.headers)
         set_version_headers(headers, variant)
         question, asked = build_request(request, protocol, variant, headers)
         if variant.key is not None and version is None:
@@ -95,10 +95,10 @@ def infer(
         result = failure_response(request, error, headers)
     finally:
         if is_let_in:
-            limits.leave()
+            limits.release()
     seconds = time.perf_counter() - request.arrived
     count_response(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
-    if result.status >= FAILED and variant is not None:
+    if result.status >= FIRST_ERROR_STATUS and variant is not None:
         capture_failure(server, request, variant, result, seconds)
     return result
 
@@ -110,7 +110,7 @@ def capture_failure(
     moment = None
     with suppress(OnnxserveError):
         moment = event_time(request.headers)
-    server.dataplane.fail(variant, result.headers.get("X-Request-Id", ""), result.status, seconds, moment)
+    server.dataplane.capture_failure(variant, result.headers.get("X-Request-Id", ""), result.status, seconds, moment)
 
 
 def set_version_headers(headers: dict[str, str], variant: ServedVariant) -> None:
@@ -130,7 +130,7 @@ def _kept(
     asked: InferRequest,
 ) -> tuple[ServedVariant, DecodedRequest, InferRequest]:
     """The variant that a column of the question keeps its caller to; the question anew, as that variant reads it."""
-    other = server.dataplane.keep(variant, question.feeds)
+    other = server.dataplane.sticky_variant(variant, question.feeds)
     if other is variant:
         return variant, question, asked
     set_version_headers(headers, other)
@@ -189,10 +189,10 @@ def infer_async(
     True: `done` is given the answer once, in this thread or another. False: nothing has happened, ask `infer`.
     """
     dataplane = server.dataplane
-    if server.limits.may_block or not dataplane.answers_later(endpoint):
+    if server.limits.may_block or not dataplane.can_infer_async(endpoint):
         return False
     try:
-        variant = dataplane.lease(endpoint, version, request.headers)
+        variant = dataplane.select_variant(endpoint, version, request.headers)
     except OnnxserveError:
         return False  # `infer` says what is wrong
     if variant.loaded.batcher is None or variant.key is not None:
@@ -203,12 +203,12 @@ def infer_async(
     def finish(result: RawResponse, outputs: Mapping[str, Array] | None = None) -> None:
         seconds = time.perf_counter() - request.arrived
         count_response(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
-        if result.status >= FAILED:
+        if result.status >= FIRST_ERROR_STATUS:
             capture_failure(server, request, variant, result, seconds)
         done(result)
 
     try:
-        server.limits.enter(request.headers, request.client)
+        server.limits.acquire(request.headers, request.client)
     except OnnxserveError as error:
         finish(exception_response(request.path, error, headers))
         return True
@@ -222,12 +222,12 @@ def infer_async(
                 result, outputs = build_response(question, variant, response, headers), response.outputs
         except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
             result = failure_response(request, error, headers)
-        server.limits.leave()
+        server.limits.release()
         finish(result, outputs)
 
     try:
         question, asked = build_request(request, protocol, variant, headers)
-        dataplane.infer_later(variant, asked, answered)
+        dataplane.infer_async(variant, asked, answered)
     except Exception as error:  # noqa: BLE001 - as above; nothing was submitted
         answered(error)
     return True

@@ -79,11 +79,11 @@ def _begin(
     variant: ServedVariant | None = None
     is_let_in = False
     try:
-        server.limits.enter(request.headers, request.client)
+        server.limits.acquire(request.headers, request.client)
         is_let_in = True
         found = _PATH.fullmatch(request.path)
         media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
-        variant = server.dataplane.lease(found[1] if found else None, None, request.headers)
+        variant = server.dataplane.select_variant(found[1] if found else None, None, request.headers)
         set_version_headers(headers, variant)
         answers = _answers(server, request, variant, headers, pieces)
         first = next(answers)
@@ -91,7 +91,7 @@ def _begin(
         has_left = isinstance(error, ClientDisconnected)
         response = RawResponse(_GONE, b"", headers=headers) if has_left else failure_response(request, error, headers)
         if is_let_in:
-            server.limits.leave()
+            server.limits.release()
         _count(server, request, variant, response.status)
         return response
     go_on(_rest(server, request, variant, headers, first, answers))
@@ -143,7 +143,7 @@ def _rest(
         yield response.body + b"\n"
         raise BrokenResponse from None
     finally:
-        server.limits.leave()
+        server.limits.release()
         _count(server, request, variant, status)
 
 

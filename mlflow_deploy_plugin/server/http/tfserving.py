@@ -28,13 +28,13 @@ def status(server: Server, request: RawRequest, endpoint: str, version: str | No
     chosen = _version(server, endpoint, version, label)
     if chosen is None:
         return RawResponse(200, tfserving.status(server.repository.versions(endpoint)))
-    server.dataplane.lease(endpoint, chosen)
+    server.dataplane.select_variant(endpoint, chosen)
     return RawResponse(200, tfserving.status([chosen]))
 
 
 def metadata(server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None) -> RawResponse:
     """`GET …/metadata`."""
-    loaded = server.dataplane.lease(endpoint, _version(server, endpoint, version, label)).loaded
+    loaded = server.dataplane.select_variant(endpoint, _version(server, endpoint, version, label)).loaded
     predictor = loaded.predictor
     return RawResponse(200, tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema))
 

@@ -69,14 +69,14 @@ def index(server: Server, request: RawRequest) -> RawResponse:
 def load(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
     """Answered once every worker serves the endpoint; holds its thread until then."""
     parameters = v2_extensions.decode_parameters(request.body)
-    server.commands.load(endpoint, v2_extensions.endpoint_to_load(endpoint, parameters))
+    server.model_control.load(endpoint, v2_extensions.endpoint_to_load(endpoint, parameters))
     return RawResponse(200, b"")
 
 
 def unload(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
     """Answered once no worker serves the endpoint any more; holds its thread until then."""
     v2_extensions.check_unload_parameters(v2_extensions.decode_parameters(request.body))
-    server.commands.unload(endpoint)
+    server.model_control.unload(endpoint)
     return RawResponse(200, b"")
 
 
@@ -86,6 +86,6 @@ def stats(server: Server, request: RawRequest, endpoint: str | None = None, vers
 
 
 def config(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    variant = server.dataplane.lease(endpoint, version)
+    variant = server.dataplane.select_variant(endpoint, version)
     versions = server.repository.versions(endpoint)
     return RawResponse(200, dump_json(v2_extensions.model_config(variant, versions, server.spec)))

@@ -6,25 +6,25 @@ from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
 from mlflow_deploy_plugin.server.observability import metrics
-from mlflow_deploy_plugin.server.observability.exposition import following_page
+from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page
 from mlflow_deploy_plugin.server.protocols import v2
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
     """200 with `body` when what is wanted is loaded and some endpoint can answer, else 503 with the reason."""
-    if reason := server.repository.not_ready():
+    if reason := server.repository.not_ready_reason():
         return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
     return RawResponse(200, body)
 
 
 def version(server: Server, request: RawRequest) -> RawResponse:
     """The version of MLflow that the served model was logged with."""
-    artifact = server.dataplane.lease(None).loaded.predictor.artifact
+    artifact = server.dataplane.select_variant(None).loaded.predictor.artifact
     return RawResponse(200, artifact.mlflow_version.encode(), "text/plain; charset=utf-8")
 
 
 def metrics_page(server: Server, request: RawRequest) -> RawResponse:
-    page = server.metrics.page() + following_page(server.repository.state_dir)
+    page = server.metrics.page() + agent_metrics_page(server.repository.state_dir)
     return RawResponse(200, page, metrics.CONTENT_TYPE)
 
 
@@ -37,13 +37,13 @@ def v2_server(server: Server, request: RawRequest) -> RawResponse:
 
 
 def v2_model(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    variant = server.dataplane.lease(endpoint, version)
+    variant = server.dataplane.select_variant(endpoint, version)
     versions = server.repository.versions(endpoint)
     return RawResponse(200, v2.model_metadata(endpoint, versions, variant.loaded.predictor.artifact))
 
 
 def v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    if absence := server.dataplane.lease(endpoint, version).loaded.unavailable_reason:
+    if absence := server.dataplane.select_variant(endpoint, version).loaded.unavailable_reason:
         raise NotReady(absence)
     return RawResponse(200, v2.model_ready(endpoint))
 

@@ -19,7 +19,7 @@ CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
-def redis_module(url: str) -> Any:
+def import_redis(url: str) -> Any:
     """The client's module, for a URL that it can read.
 
     Raises:
@@ -57,10 +57,10 @@ class CircuitBreaker:
         self._silent_until = float("-inf")
 
     @property
-    def lasts(self) -> bool:
+    def is_open(self) -> bool:
         return self._clock() < self._until
 
-    def began(self, error: Exception) -> None:
+    def record_failure(self, error: Exception) -> None:
         """Redis has just failed."""
         now = self._clock()
         with self._lock:

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.runtime import (
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.ids import new_id
-from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, question_key
+from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import (
     LoadedVersion,
@@ -80,11 +80,11 @@ class InferResponse:
     is_cached: bool | None = None
 
 
-CountBatch = Callable[[str, int, float, float, str, str], None]
+CountBatchCallback = Callable[[str, int, float, float, str, str], None]
 """Endpoint, rows, seconds in the queue, seconds of the run, model, version; `Metrics.count_batch`."""
 
-Offer = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[str, Array], OpaqueBody | None], None]
-"""Variant, record, whether that is captured, what came in and went out, and what it read itself: `Shadows.offer`."""
+MirrorCallback = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[str, Array], OpaqueBody | None], None]
+"""Variant, record, whether that is captured, what came in and went out, and what it read itself: `Shadows.mirror`."""
 
 
 class DataPlane:
@@ -94,7 +94,7 @@ class DataPlane:
         count_batch: is told of every run of a model.
         cache: answers that are given again; None: every one is computed.
         default_timeout_microseconds: a request that is not being computed after it is given up; 0: never.
-        offer: is given what a variant with shadows has answered; `Shadows.offer`.
+        mirror: is given what a variant with shadows has answered; `Shadows.mirror`.
         draw: random numbers in [0, 1): one chooses the variant, one whether a request is captured.
         clock: the time in nanoseconds since 1970.
     """
@@ -103,11 +103,11 @@ class DataPlane:
         self,
         repository: Repository,
         capture: CaptureWriter,
-        count_batch: CountBatch = lambda *batch: None,
+        count_batch: CountBatchCallback = lambda *batch: None,
         cache: ResponseCache | None = None,
         default_timeout_microseconds: int = 0,
         draw: Callable[[], float] = random.random,
-        offer: Offer = lambda *answered: None,
+        mirror: MirrorCallback = lambda *answered: None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._repository = repository
@@ -116,10 +116,10 @@ class DataPlane:
         self._cache = cache
         self._timeout = default_timeout_microseconds / 1e6 or math.inf
         self._draw = draw
-        self._offer = offer
+        self._mirror = mirror
         self._clock = clock
 
-    def lease(
+    def select_variant(
         self, endpoint: str | None, version: str | None = None, headers: Mapping[str, str] = _NONE
     ) -> ServedVariant:
         """The variant that answers one request of `endpoint` (None: the default one), or that has `version` of it.
@@ -132,16 +132,16 @@ class DataPlane:
         served = self._served(endpoint)
         if version is None and served is not None and len(served.answering) == 1:
             return served.answering[0]
-        return self._repository.lease(endpoint, self._draw(), version, headers)
+        return self._repository.select_variant(endpoint, self._draw(), version, headers)
 
-    def keep(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
+    def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
         """The variant of the caller whom the column `variant.key` of `feeds` names, which `variant` has decoded.
 
         Raises:
             NotFound, NotReady: see `Repository.lease`.
         """
         key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
-        return variant if key is None else self._repository.keep(variant, key)
+        return variant if key is None else self._repository.sticky_variant(variant, key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
         """The answer of this variant, captured before it is given back. Blocks the thread, in a batcher too.
@@ -166,7 +166,7 @@ class DataPlane:
         outputs = self._computed(variant, request, deadline)
         return self._captured(variant, request, arrived, request.inputs, outputs)
 
-    def fail(
+    def capture_failure(
         self, variant: ServedVariant, request_id: str, status: int, seconds: float, event_time: int | None = None
     ) -> None:
         """Captures that the variant did not answer, as often as an answer would be: what fails is a share of all."""
@@ -178,8 +178,8 @@ class DataPlane:
             record = RequestRecord(variant.endpoint, variant.name, *ids, moment, now, int(seconds * 1e6), status)
             self._capture.write_failure(record, variant.captured)
 
-    def answers_later(self, endpoint: str | None) -> bool:
-        """Whether `infer_later` may be asked, whichever variant of the endpoint is leased.
+    def can_infer_async(self, endpoint: str | None) -> bool:
+        """Whether `infer_async` may be asked, whichever variant of the endpoint is leased.
 
         Not where there is a cache: it may have to wait for Redis.
         """
@@ -188,7 +188,7 @@ class DataPlane:
             return False
         return all(variant.loaded.batcher is not None for variant in served.answering)
 
-    def infer_later(
+    def infer_async(
         self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]
     ) -> None:
         """As `infer`, for an event loop: `done` is given the answer, or what `infer` would raise, in another thread.
@@ -229,7 +229,7 @@ class DataPlane:
         fraction = capture.fraction
         is_captured = bool(feeds) and (fraction == 1.0 or fraction > self._draw())
         if not is_captured:
-            self._capture.leave_out(variant.endpoint, loaded.predictor.schema.count_rows(feeds or outputs))
+            self._capture.count_excluded(variant.endpoint, loaded.predictor.schema.count_rows(feeds or outputs))
         if is_captured or variant.shadows:
             moment = arrived if request.event_time is None else request.event_time
             if request.arrived is None:
@@ -240,7 +240,7 @@ class DataPlane:
             if is_captured:
                 self._capture.write(record, variant.captured, feeds, outputs, capture.max_rows_per_request)
             if variant.shadows:
-                self._offer(variant, record, is_captured, feeds, outputs, request.body)
+                self._mirror(variant, record, is_captured, feeds, outputs, request.body)
         return InferResponse(
             request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
         )
@@ -305,4 +305,4 @@ def _cache_key(loaded: LoadedVersion, request: InferRequest) -> bytes | None:
         return None
     artifact = loaded.predictor.artifact
     version = loaded.model, loaded.version, artifact.model_id, artifact.run_id
-    return question_key(version, request.inputs, request.outputs)
+    return request_digest(version, request.inputs, request.outputs)

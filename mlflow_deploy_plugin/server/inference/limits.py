@@ -1,6 +1,6 @@
 """What one caller, and all together, may ask of a worker: requests in flight, and a rate.
 
-A transport calls `enter` before it decodes anything, and `leave` when its answer is made.
+A transport calls `acquire` before it decodes anything, and `release` when its answer is made.
 
 In memory the rate is a sliding window of two counters, as in the `limits` library, whose own storage in memory is not
 used: it starts a thread every 10 ms that looks at every caller, and never bounds their number.
@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,
     CircuitBreaker,
-    redis_module,
+    import_redis,
 )
 from mlflow_deploy_plugin.spec import ServerSpec
 
@@ -29,11 +29,11 @@ MAX_CALLERS = 65_536
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 
-Rate = Callable[[bytes], float | None]
+RateLimiter = Callable[[bytes], float | None]
 """Counts a request of this caller: None where it may pass, else the seconds until one would."""
 
 
-class Limits:
+class RequestLimits:
     """The limits of one worker.
 
     Args:
@@ -44,13 +44,13 @@ class Limits:
         refused: is told why a request was refused: concurrency or rate.
 
     Attributes:
-        is_active: false: there is no limit, and `enter` and `leave` need not be called.
+        is_active: false: there is no limit, and `acquire` and `release` need not be called.
     """
 
     def __init__(
         self,
         max_concurrent_requests: int | None = None,
-        rate: Rate | None = None,
+        rate: RateLimiter | None = None,
         rate_text: str = "",
         rate_header: str | None = None,
         refused: Callable[[str], None] = lambda reason: None,
@@ -66,11 +66,11 @@ class Limits:
 
     @property
     def may_block(self) -> bool:
-        """Whether `enter` asks another machine: that is nothing for an event loop."""
-        return isinstance(self._rate, RedisRate)
+        """Whether `acquire` asks another machine: that is nothing for an event loop."""
+        return isinstance(self._rate, RedisRateLimiter)
 
-    def enter(self, headers: Mapping[str, str], client: str) -> None:
-        """Lets one request in; `leave` has to follow, whatever becomes of it. One that is refused does not leave.
+    def acquire(self, headers: Mapping[str, str], client: str) -> None:
+        """Lets one request in; `release` has to follow, whatever becomes of it. One that is refused does not leave.
 
         Args:
             headers: names in lower case; gRPC's metadata.
@@ -92,7 +92,7 @@ class Limits:
                     f"{self._allowed} requests are being answered here already; ask again later", _BUSY_RETRY_SECONDS
                 )
 
-    def leave(self) -> None:
+    def release(self) -> None:
         if self._allowed is not None:
             with self._lock:
                 self._in_flight -= 1
@@ -110,7 +110,7 @@ class Limits:
             )
 
 
-class MemoryRate:
+class MemoryRateLimiter:
     """Counts in this process: each worker allows each caller the whole rate.
 
     The requests of the window before count by the share of it that still lies within the last period, as if they had
@@ -149,14 +149,14 @@ class MemoryRate:
         return self._period * (1 - (self._amount - current) / previous) - elapsed + _EDGE_SECONDS
 
 
-class RedisRate:
+class RedisRateLimiter:
     """Counts in Redis, for all workers and servers that share it. While Redis is away, every request passes."""
 
     def __init__(self, item: Any, url: str) -> None:
         from limits.storage import RedisStorage
         from limits.strategies import SlidingWindowCounterRateLimiter
 
-        redis_module(url)
+        import_redis(url)
         storage = RedisStorage(
             url,
             key_prefix="onnxserve:rate",
@@ -166,12 +166,12 @@ class RedisRate:
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
         self._item = item
-        self._outage = CircuitBreaker("the rate limit lets every request pass")
+        self._circuit = CircuitBreaker("the rate limit lets every request pass")
 
     def __call__(self, caller: bytes) -> float | None:
         from limits.errors import StorageError
 
-        if self._outage.lasts:
+        if self._circuit.is_open:
             return None
         key = caller.hex()
         try:
@@ -179,30 +179,30 @@ class RedisRate:
                 return None
             return float(self._limiter.get_window_stats(self._item, key).reset_time - time.time())
         except StorageError as error:
-            self._outage.began(error.storage_error)
+            self._circuit.record_failure(error.storage_error)
             return None
 
 
-def open_rate(rate: str, redis_url: str) -> Rate:
+def open_rate_limiter(rate: str, redis_url: str) -> RateLimiter:
     """What counts towards `rate`, in the words of the `limits` library (`spec.Rate` has checked them)."""
     from limits import parse  # only where a limit is wanted: it costs memory and time at the start
 
     item = parse(rate)
-    return RedisRate(item, redis_url) if redis_url else MemoryRate(item.amount, item.get_expiry())
+    return RedisRateLimiter(item, redis_url) if redis_url else MemoryRateLimiter(item.amount, item.get_expiry())
 
 
 _GPU_BATCH_SIZE = 32
 
 
-def answering_threads(spec: ServerSpec) -> int:
+def request_threads(spec: ServerSpec) -> int:
     """Threads for requests beside a loop: one batch is computed while the next one fills; and what is over the limit of
     requests needs a free thread too, to be told so at once."""
-    batch = largest_batch(spec)
+    batch = max_batch_rows(spec)
     filling = 2 * batch if batch > 1 else 1
     refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1
     return max(spec.threads, filling, refusing)
 
 
-def largest_batch(spec: ServerSpec) -> int:
+def max_batch_rows(spec: ServerSpec) -> int:
     """Rows that are joined into one run at most; 1: requests are not joined."""
     return spec.max_batch_size or (1 if spec.device == "cpu" else _GPU_BATCH_SIZE)

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,
     CircuitBreaker,
-    redis_module,
+    import_redis,
 )
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class ResponseCache(Protocol):
     def put(self, key: bytes, outputs: Outputs) -> None: ...
 
 
-def question_key(version: Sequence[str], feeds: Feeds, outputs: Sequence[str] | None) -> bytes | None:
+def request_digest(version: Sequence[str], feeds: Feeds, outputs: Sequence[str] | None) -> bytes | None:
     """A digest of everything that an answer depends on; None: there is something in it that has no bytes.
 
     Args:
@@ -124,33 +124,33 @@ class RedisCache:
     """
 
     def __init__(self, url: str, max_bytes: int, seconds: int) -> None:
-        redis = redis_module(url)
+        redis = import_redis(url)
         self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
         self._client: Any = redis.Redis.from_url(
             url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=ANSWER_SECONDS
         )
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._outage = CircuitBreaker("answers are computed and not cached")
+        self._circuit = CircuitBreaker("answers are computed and not cached")
 
     def get(self, key: bytes) -> Outputs | None:
-        if self._outage.lasts:
+        if self._circuit.is_open:
             return None
         try:
             content = self._client.get(_PREFIX + key)
         except self._failures as error:
-            self._outage.began(error)
+            self._circuit.record_failure(error)
             return None
-        return None if content is None else unpack(content)
+        return None if content is None else decode_outputs(content)
 
     def put(self, key: bytes, outputs: Outputs) -> None:
-        content = None if self._outage.lasts else pack(outputs)
+        content = None if self._circuit.is_open else encode_outputs(outputs)
         if content is None or len(content) > self._max_bytes:
             return
         try:
             self._client.set(_PREFIX + key, content, ex=self._seconds)
         except self._failures as error:
-            self._outage.began(error)
+            self._circuit.record_failure(error)
 
 
 def open_cache(max_bytes: int, seconds: int, redis_url: str) -> ResponseCache | None:
@@ -160,7 +160,7 @@ def open_cache(max_bytes: int, seconds: int, redis_url: str) -> ResponseCache | 
     return RedisCache(redis_url, max_bytes, seconds) if redis_url else MemoryCache(max_bytes, seconds)
 
 
-def pack(outputs: Mapping[str, Array]) -> bytes | None:
+def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
     """Outputs as bytes: the length of the JSON, the JSON that names each array's layout, the arrays; texts are JSON.
 
     None: an output holds objects that are no text.
@@ -181,7 +181,7 @@ def pack(outputs: Mapping[str, Array]) -> bytes | None:
     return b"".join([len(layout).to_bytes(4, "little"), layout, *blobs])
 
 
-def unpack(content: bytes) -> Outputs | None:
+def decode_outputs(content: bytes) -> Outputs | None:
     """What `pack` was given; None: these bytes are not its."""
     try:
         length = int.from_bytes(content[:4], "little")

@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.runtime import (
 )
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord, as_one_row
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from mlflow_deploy_plugin.server.inference.shadow_compare import compare
+from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant
 from mlflow_deploy_plugin.server.observability.shadow_metrics import ShadowMetrics
 
@@ -63,7 +63,7 @@ Kinds = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
 @dataclass(slots=True)
-class Copy:
+class MirroredRequest:
     """One request for one shadow.
 
     Attributes:
@@ -87,7 +87,7 @@ class Copy:
     def rows(self) -> int:
         return self.answered_by.predictor.schema.count_rows(self.feeds)
 
-    def goes_with(self, first: "Copy", kinds: Kinds) -> bool:
+    def can_batch_with(self, first: "MirroredRequest", kinds: Kinds) -> bool:
         """Whether one run may compute both; `kinds` are those of the feeds of `first`."""
         return (
             self.shadow.loaded is first.shadow.loaded
@@ -96,29 +96,29 @@ class Copy:
             and self.answered_by.predictor.schema.has_rows
             and self.body is None
             and self.outputs.keys() == first.outputs.keys()
-            and kinds_of(self.feeds) == kinds
+            and array_kinds(self.feeds) == kinds
         )
 
 
-def kinds_of(feeds: Feeds) -> Kinds:
+def array_kinds(feeds: Feeds) -> Kinds:
     """What has to be the same for two requests to be computed in one run."""
     return {name: (array.dtype, array.shape[1:]) for name, array in {**feeds, **sent_arrays(feeds)}.items()}
 
 
-def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+def concatenate_outputs(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """The rows of all of them, array by array."""
     if len(parts) == 1:
         return dict(parts[0])
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def kept(array: Array) -> Array:
+def detach(array: Array) -> Array:
     """An array of a batch's is a view that would keep the whole batch in memory."""
     base = array.base
     return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
 
 
-def bytes_of(arrays: Mapping[str, Array]) -> int:
+def array_bytes(arrays: Mapping[str, Array]) -> int:
     """What the arrays hold in memory, about."""
     held = 0
     for array in arrays.values():
@@ -128,7 +128,7 @@ def bytes_of(arrays: Mapping[str, Array]) -> int:
     return held
 
 
-def translated(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
+def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
     """Feeds made by the schema `given`, for the graph behind `wanted`.
 
     What `given` has not read is not there: a column that it does not know, or what a narrower type has cut off.
@@ -138,10 +138,10 @@ def translated(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
     """
     if given == wanted:
         return feeds
-    return wanted.from_columns(columns_of(feeds, given))
+    return wanted.from_columns(feeds_to_columns(feeds, given))
 
 
-def columns_of(feeds: Feeds, schema: Schema) -> dict[str, Array]:
+def feeds_to_columns(feeds: Feeds, schema: Schema) -> dict[str, Array]:
     """Arrays of [N] by signature column, in the signature's types (of [N, …] by tensor name)."""
     columns = schema.to_columns(feeds)
     for column in schema.columns:
@@ -185,7 +185,7 @@ class Shadows:
         self._max_copies, self._max_bytes = max_copies, max_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._copies: deque[Copy] = deque()
+        self._copies: deque[MirroredRequest] = deque()
         self._offered = self._offered_bytes = 0
         self._done = self._done_bytes = 0  # only the thread writes these, and never holds a lock that others wait for
         self._wake = threading.Event()
@@ -200,7 +200,7 @@ class Shadows:
         """Copies that are in the queue or being computed."""
         return self._offered - self._done
 
-    def offer(
+    def mirror(
         self,
         variant: ServedVariant,
         record: RequestRecord,
@@ -218,12 +218,12 @@ class Shadows:
         try:
             for array in outputs.values():
                 if array.base is not None:
-                    outputs = {name: kept(array) for name, array in outputs.items()}
+                    outputs = {name: detach(array) for name, array in outputs.items()}
                     break
             held = feeds if sent_arrays(feeds) is feeds else {**feeds, **sent_arrays(feeds)}
-            size = bytes_of(held) + bytes_of(outputs) + (len(body.content) if body else 0)
+            size = array_bytes(held) + array_bytes(outputs) + (len(body.content) if body else 0)
             for shadow in variant.shadows:
-                copy = Copy(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
+                copy = MirroredRequest(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
                 if not self._put(copy):
                     self._metrics.count(shadow, "dropped")
         except Exception:
@@ -237,7 +237,7 @@ class Shadows:
             self._thread.join(seconds)
         self._capture.close()
 
-    def _put(self, copy: Copy) -> bool:
+    def _put(self, copy: MirroredRequest) -> bool:
         with self._lock:
             held = self._offered_bytes - self._done_bytes
             if self._offered - self._done >= self._max_copies or held + copy.size > self._max_bytes:
@@ -271,23 +271,23 @@ class Shadows:
                 held = time.perf_counter() - began - (self._run_seconds - ran)
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held, _LONGEST_REST_SECONDS)))
 
-    def _take(self) -> list[Copy]:
+    def _take(self) -> list[MirroredRequest]:
         """The next copy, and those behind it that go with it."""
         taken = [self._copies.popleft()]
-        first, rows, kinds = taken[0], taken[0].rows, kinds_of(taken[0].feeds)
-        while len(taken) < _JOINED_COPIES and self._copies and self._copies[0].goes_with(first, kinds):
+        first, rows, kinds = taken[0], taken[0].rows, array_kinds(taken[0].feeds)
+        while len(taken) < _JOINED_COPIES and self._copies and self._copies[0].can_batch_with(first, kinds):
             rows += self._copies[0].rows
             if rows > _JOINED_ROWS or not self._joins(first):
                 break
             taken.append(self._copies.popleft())
         return taken
 
-    def _joins(self, copy: Copy) -> bool:
+    def _joins(self, copy: MirroredRequest) -> bool:
         """Whether rows of several requests may be computed together; found out once a version."""
         loaded = copy.shadow.loaded
         if (known := self._is_joinable.get(loaded)) is None:
             try:
-                feeds = translated(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
+                feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
                 known = not isinstance(loaded.predictor, RemotePredictor) and not unbatchable_reason(
                     loaded.predictor, feeds
                 )
@@ -296,7 +296,7 @@ class Shadows:
             self._is_joinable[loaded] = known
         return known
 
-    def _deal(self, copies: list[Copy]) -> None:
+    def _deal(self, copies: list[MirroredRequest]) -> None:
         """Computes and compares; if several fail together, each by itself."""
         shadow = copies[0].shadow
         try:
@@ -310,7 +310,7 @@ class Shadows:
             self._complain(shadow, error)
             self._metrics.count(shadow, "failed")
 
-    def _compare(self, copies: list[Copy]) -> None:
+    def _compare(self, copies: list[MirroredRequest]) -> None:
         first = copies[0]
         shadow, predictor = first.shadow, first.shadow.loaded.predictor
         began = time.perf_counter()
@@ -319,22 +319,24 @@ class Shadows:
             feeds, computed = answer.feeds, answer.outputs
         elif first.feeds:
             given = concatenate_feeds([copy.feeds for copy in copies])
-            feeds = translated(given, first.answered_by.predictor.schema, predictor.schema)
+            feeds = translate_feeds(given, first.answered_by.predictor.schema, predictor.schema)
             computed = predictor.run(feeds)
         else:
             raise InferenceError("the request has no form as named arrays, which the shadow takes")
         seconds = time.perf_counter() - began
         self._run_seconds += seconds
-        outputs = joined([copy.outputs for copy in copies])
+        outputs = concatenate_outputs([copy.outputs for copy in copies])
         answered_by = first.answered_by.predictor
         if predictor.schema.has_rows and answered_by.schema.has_rows:
-            compared = compare(answered_by.artifact, outputs, predictor.artifact, computed)
+            compared = compare_outputs(answered_by.artifact, outputs, predictor.artifact, computed)
         else:
-            compared = compare(answered_by.artifact, as_one_row(outputs), predictor.artifact, as_one_row(computed))
+            compared = compare_outputs(
+                answered_by.artifact, as_one_row(outputs), predictor.artifact, as_one_row(computed)
+            )
         self._write(copies, feeds, computed, int(seconds * 1e6))
         self._metrics.observe(shadow, compared, len(copies), seconds)
 
-    def _write(self, copies: list[Copy], feeds: Feeds, computed: Mapping[str, Array], latency: int) -> None:
+    def _write(self, copies: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int) -> None:
         """The rows of the shadow, request by request, into the spool; `latency` in microseconds is that of its run."""
         start = 0
         for number, copy in enumerate(copies, 1):

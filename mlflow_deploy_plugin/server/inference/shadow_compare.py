@@ -19,7 +19,7 @@ Outputs = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ShadowComparison:
     """Two answers to the same rows.
 
     Attributes:
@@ -32,7 +32,7 @@ class Comparison:
     differences: Array
 
 
-def compare(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outputs) -> Comparison:
+def compare_outputs(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outputs) -> ShadowComparison:
     """The outputs of two graphs for the same rows, whichever of them were asked for.
 
     Raises:
@@ -46,13 +46,13 @@ def compare(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outp
     differences = np.max(apart, axis=0) if apart else np.empty(0)
     labels = _labels(given_by, given, rows), _labels(shadow, computed, rows)
     if labels[0] is not None and labels[1] is not None:
-        return Comparison(_equal(labels[0], labels[1]), differences)
+        return ShadowComparison(_equal(labels[0], labels[1]), differences)
     if not pairs:
         raise InferenceError(
             f"nothing in the shadow's answer ({', '.join(computed) or 'empty'}) can be compared with the one that was "
             f"given ({', '.join(given) or 'empty'})"
         )
-    return Comparison(np.logical_and.reduce([_alike(*pair) for pair in pairs]), differences)
+    return ShadowComparison(np.logical_and.reduce([_alike(*pair) for pair in pairs]), differences)
 
 
 def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:

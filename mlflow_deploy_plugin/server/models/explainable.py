@@ -12,8 +12,8 @@ from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, Input, Output
 from mlflow_deploy_plugin.server.models.loading import EXAMPLE
 
-MOST_COLUMNS = 1000
-MOST_OUTPUTS = 100
+MAX_COLUMNS = 1000
+MAX_OUTPUTS = 100
 
 _NUMBERS = "iuf"
 Name = str | int | float | bool
@@ -21,7 +21,7 @@ Name = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
-class Feature:
+class ExplainedFeature:
     """A column of a table, or of a tensor of rank 2.
 
     Attributes:
@@ -68,7 +68,7 @@ def is_explainable(artifact: Artifact) -> bool:
     return True
 
 
-def features_of(artifact: Artifact, feeds: Feeds) -> list[Feature]:
+def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
     """The features in the order of the signature; how many a tensor has is told by `feeds`.
 
     Raises:
@@ -81,11 +81,11 @@ def features_of(artifact: Artifact, feeds: Feeds) -> list[Feature]:
         for entry in artifact.inputs:
             for position, name in enumerate(entry.columns):
                 places[name].append((entry.name, position))
-        features = [Feature(name, tuple(where)) for name, where in places.items() if where]
+        features = [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
     else:
         features = [feature for entry in artifact.inputs for feature in _of_tensor(artifact, entry, feeds[entry.name])]
-    if len(features) > MOST_COLUMNS:
-        raise InvalidRequest(f"the model takes {len(features)} columns; at most {MOST_COLUMNS} are explained")
+    if len(features) > MAX_COLUMNS:
+        raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} are explained")
     return features
 
 
@@ -97,13 +97,13 @@ def _check_rank(name: str, rank: int) -> None:
         )
 
 
-def _of_tensor(artifact: Artifact, entry: Input, array: Array) -> list[Feature]:
+def _of_tensor(artifact: Artifact, entry: Input, array: Array) -> list[ExplainedFeature]:
     """The only tensor's are numbered, as columns without names are."""
     is_only = len(artifact.inputs) == 1
     if array.ndim == 1:
-        return [Feature(entry.name, ((entry.name, 0),))]
+        return [ExplainedFeature(entry.name, ((entry.name, 0),))]
     names = [str(i) if is_only else f"{entry.name}[{i}]" for i in range(array.shape[1])]
-    return [Feature(name, ((entry.name, position),)) for position, name in enumerate(names)]
+    return [ExplainedFeature(name, ((entry.name, position),)) for position, name in enumerate(names)]
 
 
 def explained_outputs(artifact: Artifact) -> list[Output]:
@@ -134,10 +134,8 @@ def numbers_of(explained: Sequence[Output], outputs: Mapping[str, Array]) -> Arr
     if len({len(part) for part in parts}) > 1:
         raise InvalidRequest("the model's outputs have different numbers of rows, and cannot be explained")
     numbers = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    if numbers.shape[1] > MOST_OUTPUTS:
-        raise InvalidRequest(
-            f"the model answers {numbers.shape[1]} numbers a row; at most {MOST_OUTPUTS} are explained"
-        )
+    if numbers.shape[1] > MAX_OUTPUTS:
+        raise InvalidRequest(f"the model answers {numbers.shape[1]} numbers a row; at most {MAX_OUTPUTS} are explained")
     return numbers
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotInstalled, NotReady, TooManyRequests
 from mlflow_deploy_plugin.runtime import Feeds
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.side_process import SideProcess, unless_refused
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ _GRACE_SECONDS = 5.0
 """The process gives up by itself; if it has not by then, it is killed."""
 
 
-class Explainer:
+class ExplainerClient:
     """Asks the process, and keeps it as long as it is needed.
 
     Args:
@@ -57,7 +57,7 @@ class Explainer:
         process = self._process
         return process.pid if process else None
 
-    def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> Message:
+    def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
         """What `pyfunc.explainer.Explainer.answer` says of these rows of the model in `folder`.
 
         Raises:
@@ -78,8 +78,8 @@ class Explainer:
             process = self._started(deadline)
             fields = {"folder": str(folder), "max_evals": max_evals, "seed": seed}
             left = max(0.0, deadline - time.perf_counter())
-            question = Message("explain", {**fields, "seconds": left}, {"feeds": feeds})
-            return unless_refused(process.ask(question, deadline))
+            question = SideMessage("explain", {**fields, "seconds": left}, {"feeds": feeds})
+            return unless_refused(process.request(question, deadline))
         finally:
             self._leave()
 

@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.runtime import (
     unbatchable_reason,
 )
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncModel
+from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
@@ -80,7 +80,7 @@ def load_warm(
     """
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
-        return WarmVersion(PyfuncModel.load(artifact, answer_seconds))
+        return WarmVersion(PyfuncPredictor.load(artifact, answer_seconds))
     model = OnnxModel.load(folder, device, intra_op_num_threads, kept_graphs)
     is_deterministic = asks_for_randomness and not has_random_nodes(model.artifact.onnx_file)
     feeds = _answered(model, folder, answer_seconds)

@@ -18,13 +18,13 @@ from mlflow_deploy_plugin.runtime import (
     Output,
     pyfunc_schema,
 )
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.side_process import SideProcess, unless_refused
 
 logger = logging.getLogger(__name__)
 
 
-class PyfuncModel:
+class PyfuncPredictor:
     """A model that answers from a process of its own (`mlflow_deploy_plugin.pyfunc`).
 
     The process ends when nobody holds the model any more.
@@ -47,7 +47,7 @@ class PyfuncModel:
         weakref.finalize(self, process.close)
 
     @classmethod
-    def load(cls, artifact: Artifact, answer_seconds: float) -> "PyfuncModel":
+    def load(cls, artifact: Artifact, answer_seconds: float) -> "PyfuncPredictor":
         """Starts the process and waits until the model is loaded and has answered its own example, if it has one.
 
         Raises:
@@ -80,11 +80,11 @@ class PyfuncModel:
 
         Raises:
             SchemaMismatch, InferenceError: the model refuses the input, or answers what is no named array.
-            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.ask`.
+            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
         if self.artifact.undescribed:
             raise SchemaMismatch(self.artifact.undescribed)
-        answer = self._ask(Message("predict", arrays={"feeds": feeds}), deadline)
+        answer = self._ask(SideMessage("predict", arrays={"feeds": feeds}), deadline)
         computed = dict(answer.arrays["outputs"])
         self._learn_from(computed)
         known = self.artifact.prediction
@@ -105,9 +105,9 @@ class PyfuncModel:
 
         Raises:
             InvalidRequest, UnsupportedMediaType, InferenceError: as MLflow refuses it.
-            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.ask`.
+            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
-        answer = self._ask(Message("invocations", {"content_type": body.content_type}, body=body.content), deadline)
+        answer = self._ask(SideMessage("invocations", {"content_type": body.content_type}, body=body.content), deadline)
         feeds, outputs = (dict(answer.arrays.get(group, {})) for group in ("feeds", "outputs"))
         self._learn_from(outputs)
         return OpaqueResponse(answer.body, feeds, outputs)
@@ -127,8 +127,8 @@ class PyfuncModel:
         self._expected = f"{how} {_listed(names)}"
         self.artifact = replace(self.artifact, outputs=tuple(outputs), prediction=names)
 
-    def _ask(self, question: Message, deadline: float) -> Message:
-        return unless_refused(self._process.ask(question, deadline))
+    def _ask(self, question: SideMessage, deadline: float) -> SideMessage:
+        return unless_refused(self._process.request(question, deadline))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -17,16 +17,16 @@ from types import MappingProxyType
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason
-from mlflow_deploy_plugin.server.capture.captured_model import kept_of
-from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, Mask
+from mlflow_deploy_plugin.server.capture.captured_model import exclude_columns
+from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.server.models.variants import (
     LoadedVersion,
     ServedEndpoint,
+    ServedTable,
     ServedVariant,
-    Table,
-    has_column,
-    served_endpoint,
+    has_sticky_column,
+    make_served_endpoint,
     sticky_variant,
     weighted_variant,
 )
@@ -66,26 +66,26 @@ class Repository:
         self,
         state_dir: Path,
         load: Callable[[Path], WarmVersion],
-        on_change: Callable[[Table], None] = lambda table: None,
+        on_change: Callable[[ServedTable], None] = lambda table: None,
     ) -> None:
         self.state_dir = state_dir
         self._load = load
         self._on_change = on_change
-        self._table: Table = {}
+        self._table: ServedTable = {}
         self.has_pyfuncs = False
         self._applied: dict[str, WantedEndpoint] = {}
         self._unloaded: tuple[str, ...] = ()
         self._errors: dict[str, dict[str, str]] = {}
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
-        self._account = WorkerStateFile(state_dir)
-        self._leaving = RetiringVersions()
+        self._state_file = WorkerStateFile(state_dir)
+        self._retiring = RetiringVersions()
         self._stopping = threading.Event()
         self._has_dealt = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
 
     @property
-    def table(self) -> Table:
+    def table(self) -> ServedTable:
         return self._table
 
     @property
@@ -97,7 +97,7 @@ class Repository:
         """Follows `wanted.json` in a thread of its own, until `stop`."""
         self._follower.start()
 
-    def wait_until_dealt(self, seconds: float) -> bool:
+    def wait_until_applied(self, seconds: float) -> bool:
         """Whether, after `seconds` at most, what was wanted at the start is loaded, or could not be, or is nothing."""
         return self._has_dealt.wait(seconds)
 
@@ -107,9 +107,9 @@ class Repository:
         if self._follower.is_alive():
             self._follower.join()
         self._table = {}
-        self._account.remove()
+        self._state_file.remove()
 
-    def lease(
+    def select_variant(
         self, endpoint: str | None, draw: float, version: str | None = None, headers: Mapping[str, str] = _NONE
     ) -> ServedVariant:
         """The variant that answers a request; where a column's value chooses it, one to decode with and to `keep` by.
@@ -132,13 +132,13 @@ class Repository:
             held = ", ".join(served.versions) or "none"
             raise NotFound(f"endpoint {name!r} has no version {version[:100]!r} loaded; it has {held}")
         if not served.answering:
-            raise NotReady(self.why_silent(name))
+            raise NotReady(self.unavailable_reason(name))
         sticky = served.sticky
         if sticky is not None and sticky.header is not None and (key := headers.get(sticky.header)):
             return sticky_variant(served.answering, name, key)
         return weighted_variant(served.answering, draw)
 
-    def keep(self, variant: ServedVariant, key: str) -> ServedVariant:
+    def sticky_variant(self, variant: ServedVariant, key: str) -> ServedVariant:
         """The variant that answers a request in which `variant`, that of the lease, has read `key`.
 
         Raises:
@@ -146,7 +146,7 @@ class Repository:
         """
         served = self.find(variant.endpoint)[1]
         if not served.answering:
-            raise NotReady(self.why_silent(variant.endpoint))
+            raise NotReady(self.unavailable_reason(variant.endpoint))
         return sticky_variant(served.answering, variant.endpoint, key)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:
@@ -176,7 +176,7 @@ class Repository:
             raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {_some(table)}")
         return name, served
 
-    def not_ready(self) -> str:
+    def not_ready_reason(self) -> str:
         """Why this worker answers for nobody yet; empty: it does, or nothing is to be served.
 
         One of many endpoints that has no version says so for itself, and keeps no other from being asked.
@@ -186,9 +186,9 @@ class Repository:
         table = self._table
         if not table or any(not one.loaded.unavailable_reason for served in table.values() for one in served.answering):
             return ""
-        return self.why_silent(next(iter(table)))
+        return self.unavailable_reason(next(iter(table)))
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Deals with `wanted.json` if it is another one than at the last look."""
         try:
             status = (self.state_dir / WANTED).stat()
@@ -202,12 +202,12 @@ class Repository:
                 logger.error("%s cannot be read; what is served stays as it is", WANTED)
                 return
             self._apply(wanted)
-        self._account.try_again()
+        self._state_file.retry()
 
     def _follow(self) -> None:
         while True:
             try:
-                self.look()
+                self.poll()
             except Exception:
                 logger.exception("dealing with %s failed; what is served stays as it is", WANTED)
             self._has_dealt.set()
@@ -229,7 +229,7 @@ class Repository:
             self._publish({name: self._table[name] for name in wanted.endpoints})  # the first one is the default
         self._unloaded = wanted.unloaded
         self._generation = wanted.generation
-        self._account.give(self._table, self._errors, wanted.generation)
+        self._state_file.publish(self._table, self._errors, wanted.generation)
 
     def _serve(self, endpoint: str, wanted: WantedEndpoint) -> tuple[ServedEndpoint, dict[str, str]]:
         """The endpoint as wanted, as far as its versions can be loaded, and what went wrong by variant."""
@@ -241,7 +241,7 @@ class Repository:
         for name, want in wanted.variants.items():
             loaded = held.get(_identity(want))
             if loaded is None:
-                self._leaving.wait(want.model, self._stopping)
+                self._retiring.wait(want.model, self._stopping)
                 try:
                     loaded = held[_identity(want)] = load_version(self.state_dir, self._load, want)
                 except OnnxserveError as error:
@@ -253,9 +253,9 @@ class Repository:
                 continue
             capture = wanted.capture
             try:
-                captured = kept_of(loaded.captured, capture.drop, capture.mask)
+                captured = exclude_columns(loaded.captured, capture.drop, capture.mask)
                 if capture.mask:
-                    Mask(self.state_dir / MASK_KEY).check()
+                    ColumnMask(self.state_dir / MASK_KEY).ensure_key()
             except InvalidConfig as error:  # to go on without it would write down what is to be left out
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
@@ -265,22 +265,22 @@ class Repository:
             variants[name] = ServedVariant(
                 endpoint, name, want.weight, want.shadow, loaded, capture, captured, want.aspects
             )
-        served = served_endpoint(variants, wanted.sticky)
+        served = make_served_endpoint(variants, wanted.sticky)
         for one in served.answering:
-            if one.key is not None and not has_column(one.loaded.predictor.schema, one.key):
+            if one.key is not None and not has_sticky_column(one.loaded.predictor.schema, one.key):
                 text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
                 logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
         return served, errors
 
-    def _publish(self, table: Table) -> None:
+    def _publish(self, table: ServedTable) -> None:
         variants = (variant for served in table.values() for variant in served.variants.values())
         answering = (one.loaded for one in variants if not one.shadow)
         self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
-        self._leaving.replaced(self._table, table)
+        self._retiring.add_replaced(self._table, table)
         self._table = table
         self._on_change(table)
 
-    def why_silent(self, endpoint: str) -> str:
+    def unavailable_reason(self, endpoint: str) -> str:
         """Why no version of the endpoint answers."""
         applied = self._applied.get(endpoint)
         told = (applied.errors if applied else {}) | self._errors.get(endpoint, {})
@@ -311,7 +311,7 @@ class WorkerStateFile:
         self._untold: WorkerState | None = None
         self._failure = ""
 
-    def give(self, table: Table, errors: Errors, generation: int) -> None:
+    def publish(self, table: ServedTable, errors: Errors, generation: int) -> None:
         """Writes down what is served from now on, which is how this worker has dealt with that generation."""
         endpoints = {
             name: {
@@ -321,9 +321,9 @@ class WorkerStateFile:
             for name, served in table.items()
         }
         self._untold = WorkerState(pid=os.getpid(), generation=generation, endpoints=endpoints)
-        self.try_again()
+        self.retry()
 
-    def try_again(self) -> None:
+    def retry(self) -> None:
         """Writes what could not be written, on a disk that was full."""
         if self._untold is None:
             return
@@ -365,7 +365,7 @@ class RetiringVersions:
     def __init__(self) -> None:
         self._versions: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
 
-    def replaced(self, before: Table, after: Table) -> None:
+    def add_replaced(self, before: ServedTable, after: ServedTable) -> None:
         """What `before` names and `after` does not is leaving."""
         self._versions.update(_loaded(before) - _loaded(after))
 
@@ -377,5 +377,5 @@ class RetiringVersions:
                 return
 
 
-def _loaded(table: Table) -> set[LoadedVersion]:
+def _loaded(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for served in table.values() for variant in served.variants.values()}

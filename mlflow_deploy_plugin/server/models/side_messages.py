@@ -18,20 +18,20 @@ import numpy as np
 
 from mlflow_deploy_plugin.runtime import Array
 
-MOST_JSON_BYTES = 16 * 1024 * 1024
-MOST_BYTES = 1024 * 1024 * 1024
+MAX_JSON_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 1024 * 1024 * 1024
 
 _FRAME = struct.Struct("<4sIQ")  # magic, length of the JSON, length of what follows it
 _MAGIC = b"OXP1"
 _CHUNK = 1024 * 1024
 
 
-class BrokenFrame(Exception):
+class MalformedMessage(Exception):
     """What came is no message, or the other side has gone in the middle of one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class SideMessage:
     """One message.
 
     Attributes:
@@ -45,7 +45,7 @@ class Message:
     body: bytes = b""
 
 
-def send(connection: socket.socket, message: Message, deadline: float | None = None) -> None:
+def send(connection: socket.socket, message: SideMessage, deadline: float | None = None) -> None:
     """Sends the message whole; `deadline` in monotonic seconds.
 
     Raises:
@@ -55,7 +55,7 @@ def send(connection: socket.socket, message: Message, deadline: float | None = N
     """
     head, blobs = _pack(message)
     following = sum(map(len, blobs))
-    if len(head) > MOST_JSON_BYTES or following > MOST_BYTES:
+    if len(head) > MAX_JSON_BYTES or following > MAX_BYTES:
         raise ValueError(f"a message of {len(head) + following} bytes is too large")
     _limit(connection, deadline)
     connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # its timeout is that of the whole
@@ -64,7 +64,7 @@ def send(connection: socket.socket, message: Message, deadline: float | None = N
         connection.sendall(blob)
 
 
-def receive(connection: socket.socket, deadline: float | None = None) -> Message | None:
+def receive(connection: socket.socket, deadline: float | None = None) -> SideMessage | None:
     """The next message, or None where the other side has gone; `deadline` in monotonic seconds.
 
     Raises:
@@ -76,17 +76,17 @@ def receive(connection: socket.socket, deadline: float | None = None) -> Message
     if not prefix:
         return None
     if len(prefix) < _FRAME.size:
-        raise BrokenFrame("half a message")
+        raise MalformedMessage("half a message")
     magic, length, following = _FRAME.unpack(prefix)
-    if magic != _MAGIC or length > MOST_JSON_BYTES or following > MOST_BYTES:
-        raise BrokenFrame("no message")
+    if magic != _MAGIC or length > MAX_JSON_BYTES or following > MAX_BYTES:
+        raise MalformedMessage("no message")
     head, rest = _read(connection, length, deadline), _read(connection, following, deadline)
     if len(head) < length or len(rest) < following:
-        raise BrokenFrame("half a message")
+        raise MalformedMessage("half a message")
     try:
         return _unpack(json.loads(head), memoryview(rest))
     except (ValueError, KeyError, TypeError) as error:
-        raise BrokenFrame(f"no message: {error}") from None
+        raise MalformedMessage(f"no message: {error}") from None
 
 
 def _limit(connection: socket.socket, deadline: float | None) -> None:
@@ -112,7 +112,7 @@ def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes
     return b"".join(parts)
 
 
-def _pack(message: Message) -> tuple[bytes, list[bytes]]:
+def _pack(message: SideMessage) -> tuple[bytes, list[bytes]]:
     layout: dict[str, list[tuple[str, str, tuple[int, ...], int]]] = {}
     blobs: list[bytes] = []
     for group, arrays in message.arrays.items():
@@ -126,7 +126,7 @@ def _pack(message: Message) -> tuple[bytes, list[bytes]]:
     return json.dumps({"kind": message.kind, "fields": message.fields, "arrays": layout}).encode(), blobs
 
 
-def _unpack(head: Any, blobs: memoryview) -> Message:
+def _unpack(head: Any, blobs: memoryview) -> SideMessage:
     arrays: dict[str, dict[str, Array]] = {}
     position = 0
     for group, entries in head["arrays"].items():
@@ -134,7 +134,7 @@ def _unpack(head: Any, blobs: memoryview) -> Message:
         for name, dtype, shape, length in entries:
             arrays[group][name] = _decode_array(dtype, tuple(shape), blobs[position : position + length])
             position += length
-    return Message(head["kind"], head["fields"], arrays, bytes(blobs[position:]))
+    return SideMessage(head["kind"], head["fields"], arrays, bytes(blobs[position:]))
 
 
 def _decode_array(dtype: str, shape: tuple[int, ...], blob: memoryview) -> Array:

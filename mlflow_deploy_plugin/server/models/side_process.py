@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
     UnsupportedMediaType,
 )
-from mlflow_deploy_plugin.server.models.side_messages import BrokenFrame, Message, receive, send
+from mlflow_deploy_plugin.server.models.side_messages import MalformedMessage, SideMessage, receive, send
 
 logger = logging.getLogger(__name__)
 
@@ -119,12 +119,12 @@ class SideProcess:
         self._running: _Running | None = None
         self._starting: _Running | None = None
         self._closed = threading.Event()
-        self._first: Message | None = None
+        self._first: SideMessage | None = None
         self._looked = threading.Event()
         self._why = "is being started"
         self._keeper = threading.Thread(target=self._keep, name="onnxserve-side-process", daemon=True)
 
-    def start(self, patience: float | None = None) -> Message:
+    def start(self, patience: float | None = None) -> SideMessage:
         """Starts the process, and gives what it says when it is ready.
 
         Raises:
@@ -142,7 +142,7 @@ class SideProcess:
             )
         return first
 
-    def ask(self, question: Message, deadline: float = math.inf) -> Message:
+    def request(self, question: SideMessage, deadline: float = math.inf) -> SideMessage:
         """The answer of the process; by `deadline`, in `time.perf_counter()`, its turn has to have come.
 
         Raises:
@@ -177,7 +177,7 @@ class SideProcess:
     @property
     def queue_seconds(self) -> float:
         """The seconds that this thread's last question waited for its turn."""
-        return getattr(self._asked, "waited", 0.0)
+        return getattr(self._asked, "queue_seconds", 0.0)
 
     @property
     def unavailable_reason(self) -> str:
@@ -193,7 +193,7 @@ class SideProcess:
     def _told(self) -> str:
         return f"the process of this {self._what} {self._why}; ask again in a moment"
 
-    def _exchange(self, running: _Running, question: Message) -> Message:
+    def _exchange(self, running: _Running, question: SideMessage) -> SideMessage:
         deadline = time.monotonic() + self._answer_seconds
         try:
             send(running.connection, question, deadline)
@@ -205,7 +205,7 @@ class SideProcess:
                 f"the {self._what} did not answer within {self._answer_seconds:.0f} s; its process is started anew"
             )
             raise DeadlineExceeded(message) from None
-        except (OSError, BrokenFrame) as error:
+        except (OSError, MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.pid, error)
             answer = None
         if answer is None:
@@ -262,13 +262,13 @@ class SideProcess:
         if not self._closed.is_set() and self._looked.is_set():  # else it is told to whoever has started it
             logger.error("the process %d of this %s %s", running.pid, self._what, self._why)
 
-    def _hear(self, running: _Running) -> Message | None:
+    def _hear(self, running: _Running) -> SideMessage | None:
         """What it says when it is ready, or why it cannot be; None: it said nothing."""
         try:
             return receive(running.connection, running.started_at + _LOAD_SECONDS)
         except TimeoutError:
-            return Message(FAILED, {"message": f"the {self._what} was not loaded within {_LOAD_SECONDS:.0f} s"})
-        except (OSError, BrokenFrame):
+            return SideMessage(FAILED, {"message": f"the {self._what} was not loaded within {_LOAD_SECONDS:.0f} s"})
+        except (OSError, MalformedMessage):
             return None
 
 
@@ -281,7 +281,7 @@ _REFUSALS: dict[str, type[OnnxserveError]] = {
 }
 
 
-def unless_refused(answer: Message) -> Message:
+def unless_refused(answer: SideMessage) -> SideMessage:
     """The answer of a side process.
 
     Raises:

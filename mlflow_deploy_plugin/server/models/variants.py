@@ -79,12 +79,12 @@ class ServedEndpoint:
         return tuple(dict.fromkeys(variant.loaded.version for variant in self.variants.values()))
 
     @property
-    def absences(self) -> dict[str, str]:
+    def unavailable_reasons(self) -> dict[str, str]:
         """By version: why it cannot answer just now; empty: it can."""
         return {variant.loaded.version: variant.loaded.unavailable_reason for variant in self.variants.values()}
 
 
-def served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
+def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
     """The endpoint of these variants, each with what it has to know of the others."""
     shadows = [variant for variant in variants.values() if variant.shadow]
     if len(answering_variants(tuple(variants.values()))) < 2:
@@ -102,7 +102,7 @@ def served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | 
     return ServedEndpoint(variants, answering_variants(tuple(variants.values())), sticky)
 
 
-Table = Mapping[str, ServedEndpoint]
+ServedTable = Mapping[str, ServedEndpoint]
 
 
 class Weighted(Protocol):
@@ -157,7 +157,7 @@ def _waiting_time(endpoint: str, variant: Weighted, key: str) -> float:
     return -math.log((number + 0.5) / 2**53) / variant.weight
 
 
-def has_column(schema: Schema, column: str) -> bool:
+def has_sticky_column(schema: Schema, column: str) -> bool:
     """Whether `key_of` can find it in a request."""
     return any(column in (entry.columns or (entry.name,)) for entry in schema.inputs)
 

@@ -17,8 +17,8 @@ import orjson
 
 from mlflow_deploy_plugin.statedir import AGENT, AgentState, is_alive, read_state
 
-Kind = Literal["counter", "gauge", "histogram"]
-_KINDS: tuple[Kind, ...] = ("counter", "gauge", "histogram")
+MetricKind = Literal["counter", "gauge", "histogram"]
+_KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
 _BOUND = b'"le": "'
 """Before a bucket's bound in a key. It stands nowhere else: inside of a JSON string quotes are escaped."""
 _LINES_AT_ONCE, _KEYS_AT_ONCE, _BYTES_AT_ONCE = 1000, 500, 200_000
@@ -28,7 +28,7 @@ it (`sys.getswitchinterval`); one that sleeps hands it over at once."""
 
 
 @dataclass(slots=True)
-class Series:
+class MetricSeries:
     """The values of one label set.
 
     Attributes:
@@ -46,22 +46,22 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class MetricFamily:
     """A metric: its kind, what it says of itself, and its series by their labels."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     text: str
-    series: dict[tuple[str, ...], Series] = field(default_factory=dict)
+    series: dict[tuple[str, ...], MetricSeries] = field(default_factory=dict)
 
 
-def read_families(folder: Path) -> list[Family]:
+def read_families(folder: Path) -> list[MetricFamily]:
     """The metrics of all workers that have left files in the folder (`mmap_counters.py`), by their names.
 
     Counters and histograms are added up over the dead too; of gauges, those that are named `gauge_livesum_PID` are
     added up, and of `gauge_max_…` the largest is taken. Sleeps now and then, for the sake of other threads.
     """
-    families: dict[str, Family] = {}
+    families: dict[str, MetricFamily] = {}
     for kind, values in _added(folder).items():
         buckets: dict[bytes, list[tuple[float, str, float]]] = defaultdict(list)
         for number, (key, value) in enumerate(values.items(), 1):
@@ -85,7 +85,7 @@ def read_counter(folder: Path, name: str) -> list[tuple[dict[str, str], float]]:
     return [(orjson.loads(key)[2], value) for key, value in found]
 
 
-def prometheus_text(families: list[Family]) -> bytes:
+def prometheus_text(families: list[MetricFamily]) -> bytes:
     """The page that Prometheus scrapes."""
     lines: list[str] = []
     written = 0
@@ -101,7 +101,7 @@ def prometheus_text(families: list[Family]) -> bytes:
     return "".join(lines).encode()
 
 
-def _lines(family: Family, shown: str, series: Series) -> Iterator[str]:
+def _lines(family: MetricFamily, shown: str, series: MetricSeries) -> Iterator[str]:
     named = [(name, f'{name}="{_escaped(value)}"') for name, value in sorted(series.labels.items())]
     labels = ",".join(text for _, text in named)
     braced = f"{{{labels}}}" if labels else ""
@@ -122,19 +122,19 @@ def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
-def _series(families: dict[str, Family], kind: Kind, key: bytes) -> Series:
+def _series(families: dict[str, MetricFamily], kind: MetricKind, key: bytes) -> MetricSeries:
     """The series of a key; a new one of a new family where there is none."""
     name, _, labels, text = orjson.loads(key)
     labels.pop("le", None)
     family = families.get(name)
     if family is None:
-        family = families[name] = Family(name, kind, text)
+        family = families[name] = MetricFamily(name, kind, text)
     identity = tuple(
         labels.values()
     )  # keys are written with their names sorted, and a family has the same names always
     series = family.series.get(identity)
     if series is None:
-        series = family.series[identity] = Series(labels)
+        series = family.series[identity] = MetricSeries(labels)
     return series
 
 
@@ -148,9 +148,9 @@ def _cumulative(buckets: list[tuple[float, str, float]]) -> list[tuple[str, floa
     return found
 
 
-def _added(folder: Path, only: str = "") -> dict[Kind, dict[bytes, float]]:
+def _added(folder: Path, only: str = "") -> dict[MetricKind, dict[bytes, float]]:
     """By kind and key: the value over all files, or over those of one kind."""
-    added: dict[Kind, dict[bytes, float]] = {kind: {} for kind in _KINDS}
+    added: dict[MetricKind, dict[bytes, float]] = {kind: {} for kind in _KINDS}
     for path in sorted(folder.glob(f"{only}*.db")):
         kind, _, mode = path.name.partition("_")
         try:
@@ -186,7 +186,7 @@ def _entries(content: bytes) -> Iterator[tuple[bytes, float]]:
             time.sleep(_PAUSE_SECONDS)
 
 
-def following_page(state_dir: Path) -> bytes:
+def agent_metrics_page(state_dir: Path) -> bytes:
     """Metrics of the agent, as Prometheus' text; empty where there is no agent."""
     state = read_state(state_dir / AGENT, AgentState)
     if state is None:
@@ -225,9 +225,10 @@ def following_page(state_dir: Path) -> bytes:
     return prometheus_text(families)
 
 
-def _family(name: str, text: str, values: Mapping[tuple[tuple[str, str], ...], float]) -> Family:
-    kind: Kind = "gauge"
+def _family(name: str, text: str, values: Mapping[tuple[tuple[str, str], ...], float]) -> MetricFamily:
+    kind: MetricKind = "gauge"
     series = {
-        tuple(value for _, value in labels): Series(dict(labels), float(value)) for labels, value in values.items()
+        tuple(value for _, value in labels): MetricSeries(dict(labels), float(value))
+        for labels, value in values.items()
     }
-    return Family(name, kind, text, series)
+    return MetricFamily(name, kind, text, series)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime import Array, Artifact
-from mlflow_deploy_plugin.server.models.variants import ServedVariant, Table
+from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.observability.capture_counters import CAPTURE_ROWS
 from mlflow_deploy_plugin.server.observability.exposition import prometheus_text, read_families
 from mlflow_deploy_plugin.server.observability.mmap_counters import MmapCounters
@@ -185,7 +185,7 @@ class Metrics:
                 self._feedback[outcome] = self._counter("onnxserve_feedback_labels", {"outcome": outcome}, text)
             self._counters.cells[self._feedback[outcome]] += labels
 
-    def show_table(self, table: Table) -> None:
+    def set_served_versions(self, table: ServedTable) -> None:
         """What this worker serves from now on."""
         served = set(_versions(table))
         with self._lock:
@@ -296,7 +296,7 @@ def _is_success(status: str) -> bool:
     return status in ("200", "OK")
 
 
-def _versions(table: Table) -> Iterator[tuple[str, str, str, str]]:
+def _versions(table: ServedTable) -> Iterator[tuple[str, str, str, str]]:
     for endpoint, served in table.items():
         for variant in served.variants.values():
             yield endpoint, variant.name, variant.loaded.model, variant.loaded.version

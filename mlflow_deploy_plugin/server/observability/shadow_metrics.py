@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from mlflow_deploy_plugin.server.inference.shadow_compare import Comparison
+from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowComparison
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import SECONDS
 from mlflow_deploy_plugin.server.observability.mmap_counters import MmapCounters
@@ -53,7 +53,7 @@ class ShadowMetrics:
             series, counters, _ = self._of(shadow)
             counters.cells[series.outcomes[outcome]] += requests
 
-    def observe(self, shadow: ServedVariant, comparison: Comparison, requests: int, seconds: float) -> None:
+    def observe(self, shadow: ServedVariant, comparison: ShadowComparison, requests: int, seconds: float) -> None:
         """Requests that were compared, in one run of `seconds`."""
         numbers = comparison.differences[np.isfinite(comparison.differences)]
         places = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the first bound that is not below

@@ -72,7 +72,7 @@ class RequestSpan:
     def trace_id(self) -> str:
         return self.traceparent.split("-")[1]
 
-    def end_with(self, status: int, attributes: Mapping[str, str]) -> None:
+    def set_status(self, status: int, attributes: Mapping[str, str]) -> None:
         """Tells the status of the answer; from 500 up the span is an error, as HTTP's conventions have it."""
         self.span.set_attributes({"http.response.status_code": status, **attributes})
         if status >= 500:

@@ -29,12 +29,12 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
     """
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
-        for version, absence in served.absences.items():
+        for version, absence in served.unavailable_reasons.items():
             if not (absence and only_ready):
                 state = "UNAVAILABLE" if absence else "READY"
                 entries.append({"name": name, "version": version, "state": state, "reason": absence})
         if not served.versions and not only_ready:
-            entries.append({"name": name, "state": "UNAVAILABLE", "reason": repository.why_silent(name)})
+            entries.append({"name": name, "state": "UNAVAILABLE", "reason": repository.unavailable_reason(name)})
     unloaded = () if only_ready else repository.unloaded
     return entries + [{"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in unloaded]
 
@@ -217,7 +217,7 @@ def statistics(
         NotFound, NotReady: see `Repository.lease`.
     """
     if version is not None:
-        repository.lease(endpoint, 0.0, version)
+        repository.select_variant(endpoint, 0.0, version)
     endpoints = repository.table.items() if endpoint is None else [repository.find(endpoint)]
     entries = []
     for name, served in endpoints:

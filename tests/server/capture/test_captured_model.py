@@ -12,10 +12,10 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor, compile_schema, to_log_columns
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, kept_of
+from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, Mask
+from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.http.messages import RawRequest
@@ -37,7 +37,7 @@ ROWS = {"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6], "prediction":
 )
 def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, ...]) -> None:
     writer = CaptureWriter(tmp_path)
-    kept = kept_of(MODEL, drop, ())
+    kept = exclude_columns(MODEL, drop, ())
     assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
     assert writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
     assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)
@@ -60,13 +60,13 @@ def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, 
 @pytest.mark.parametrize("mask", [("name",), ("a", "c"), ("a", "b", "c"), ("prediction",), ("output.p", "name")])
 def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tuple[str, ...]) -> None:
     writer = CaptureWriter(tmp_path / "spool")
-    kept = kept_of(MODEL, ("b",) if "b" not in mask else (), mask)
+    kept = exclude_columns(MODEL, ("b",) if "b" not in mask else (), mask)
     assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)
     assert writer.write(RECORD, kept, FEEDS, OUTPUTS, 1)
     (segment,) = segments(tmp_path / "spool")
-    key = Mask(tmp_path / "mask.key")
+    key = ColumnMask(tmp_path / "mask.key")
     columns = to_log_columns(MODEL.schema, MODEL.prediction, FEEDS, OUTPUTS)
-    expected = {name: key.column(columns[name]) for name in mask}
+    expected = {name: key.hash_column(columns[name]) for name in mask}
     left = {name: values for name, values in ROWS.items() if name not in ("b", *mask)}
     for batch, rows in zip(read_batches(segment).batches, (2, 1), strict=True):
         found = to_log_columns(batch.model.schema, batch.model.prediction, batch.feeds, batch.outputs)
@@ -78,8 +78,8 @@ def test_what_is_masked_is_written_down_as_hashes_alone(tmp_path: Path, mask: tu
 
 
 def test_the_same_choice_is_one_object() -> None:
-    assert kept_of(MODEL, (), ()) is MODEL
-    assert kept_of(MODEL, ("a",), ("b",)) is kept_of(MODEL, ("a",), ("b",))
+    assert exclude_columns(MODEL, (), ()) is MODEL
+    assert exclude_columns(MODEL, ("a",), ("b",)) is exclude_columns(MODEL, ("a",), ("b",))
 
 
 @pytest.mark.parametrize(
@@ -94,15 +94,15 @@ def test_a_name_that_is_no_column_is_refused_with_the_nearest(
     model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(InvalidConfig) as refused:
-        kept_of(model, drop, mask)
+        exclude_columns(model, drop, mask)
     assert message in refused.value.message
 
 
 def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_left_out() -> None:
     silent = CapturedModel("m", "1", Schema((), (), ()), ())
-    assert kept_of(silent, ("anything",), ()).model == "m"
+    assert exclude_columns(silent, ("anything",), ()).model == "m"
     tensors = Schema((), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),))
-    kept = kept_of(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
+    kept = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
     assert (kept.schema.inputs, kept.left_out) == ((), {"any"})
 
 

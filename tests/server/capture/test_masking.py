@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.server.capture.masking import Mask
+from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,14 @@ from mlflow_deploy_plugin.server.capture.masking import Mask
     ],
 )
 def test_a_column_and_a_key_of_the_same_value_are_masked_alike(tmp_path: Path, column: Any, key: Any) -> None:
-    mask = Mask(tmp_path / "mask.key")
-    assert mask.values({"a": key, "b": key}, frozenset("a")) == {"a": mask.column(column)[0], "b": key}
+    mask = ColumnMask(tmp_path / "mask.key")
+    assert mask.hash_values({"a": key, "b": key}, frozenset("a")) == {"a": mask.hash_column(column)[0], "b": key}
 
 
 def test_missing_values_stay_missing_and_lists_are_masked_by_the_row(tmp_path: Path) -> None:
-    mask = Mask(tmp_path / "mask.key")
-    assert mask.column(np.array([np.nan], np.float32)) == [None]
-    first, second, again = mask.column(np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32))
+    mask = ColumnMask(tmp_path / "mask.key")
+    assert mask.hash_column(np.array([np.nan], np.float32)) == [None]
+    first, second, again = mask.hash_column(np.array([[0.1, 2.0], [0.1, 3.0], [0.1, 2.0]], np.float32))
     assert first == again != second
 
 
@@ -42,9 +42,9 @@ def test_workers_that_make_the_key_at_once_mask_alike(tmp_path: Path) -> None:
     at_once = Barrier(workers)
 
     def masked(_: int) -> Any:
-        mask = Mask(tmp_path / "mask.key")
+        mask = ColumnMask(tmp_path / "mask.key")
         at_once.wait()
-        return mask.values({"a": 1}, frozenset("a"))["a"]
+        return mask.hash_values({"a": 1}, frozenset("a"))["a"]
 
     with ThreadPoolExecutor(workers) as pool:
         assert len(set(pool.map(masked, range(workers)))) == 1

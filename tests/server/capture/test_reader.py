@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.feedback import Feedback
 from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.capture.reader import Texts, read_batches
+from mlflow_deploy_plugin.server.capture.reader import Utf8Array, read_batches
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from tests.support.spool import read_segment
 
@@ -61,7 +61,7 @@ def write(writer: CaptureWriter, number: int, request: Request) -> None:
     assert writer.write(record, request["model"], feeds, outputs, 100)
 
 
-def strings(texts: Texts) -> list[str]:
+def strings(texts: Utf8Array) -> list[str]:
     content, bounds = texts.content.tobytes(), texts.bounds.tolist()
     return [content[begin:stop].decode() for begin, stop in pairwise(bounds)]
 

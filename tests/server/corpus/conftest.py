@@ -59,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
             patch.setenv(name, value)
         server = open_server(folder)
     try:
-        wait_until(lambda: not server.repository.not_ready(), what="the server")
+        wait_until(lambda: not server.repository.not_ready_reason(), what="the server")
         yield server
     finally:
         server.close()

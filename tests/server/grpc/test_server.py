@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.server.grpc.server import Listener
+from mlflow_deploy_plugin.server.grpc.server import GrpcServer
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import read_workers
 from tests.support.waiting import free_port, wait_until
@@ -201,7 +201,7 @@ def test_the_port_speaks_tls_where_the_server_does(
 ) -> None:
     certfile, keyfile = certificate
     spec = ServerSpec(host="localhost", grpc_port=free_port(), certfile=str(certfile), keyfile=str(keyfile))
-    listener = Listener(serve_here(endpoints), spec)
+    listener = GrpcServer(serve_here(endpoints), spec)
     credentials = grpc.ssl_channel_credentials(certfile.read_bytes())
     with grpc.secure_channel(f"localhost:{spec.grpc_port}", credentials) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -216,4 +216,4 @@ def test_a_certificate_that_is_not_there_is_told(serve_here: Any, endpoints: dic
     missing = str(tmp_path / "none.pem")
     spec = ServerSpec(grpc_port=free_port(), certfile=missing, keyfile=missing)
     with pytest.raises(InvalidConfig, match="No such file"):
-        Listener(serve_here(endpoints), spec)
+        GrpcServer(serve_here(endpoints), spec)

@@ -11,7 +11,7 @@ import requests
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.feedback import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.capture.masking import Mask
+from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request
@@ -71,7 +71,7 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
 def test_masked_key_columns_are_masked_before_they_are_written_down(server: Server) -> None:
     assert give(server, {"key": {"carrier": "AA", "_request_id": "r"}, "label": 1}).status == 202
     (frame,) = kept(server.repository.state_dir / SPOOL)
-    masked = Mask(server.repository.state_dir / "mask.key").values({"carrier": "AA"}, frozenset({"carrier"}))
+    masked = ColumnMask(server.repository.state_dir / "mask.key").values({"carrier": "AA"}, frozenset({"carrier"}))
     assert frame.entries == (Feedback(None, None, masked | {"_request_id": "r"}, 1),)
 
 

@@ -46,7 +46,7 @@ def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
 
 def infer(server: Server, **more: Any) -> Any:
     request = InferRequest("id", "e", {"X": np.ones((1, 3), np.float32)}, **more)
-    return server.dataplane.infer(server.dataplane.lease("e"), request)
+    return server.dataplane.infer(server.dataplane.select_variant("e"), request)
 
 
 def sample(server: Server, name: str, **labels: str) -> float:
@@ -59,7 +59,7 @@ def sample(server: Server, name: str, **labels: str) -> float:
 
 def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
     server = serve()
-    loaded = server.dataplane.lease("e").loaded
+    loaded = server.dataplane.select_variant("e").loaded
     assert not loaded.is_batched
     assert 0 < loaded.seconds_per_row < 0.1
     assert ask(server).status == 200
@@ -68,7 +68,7 @@ def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
 
 def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> None:
     server = serve(max_batch_size=16, max_queue_delay_microseconds=20_000)
-    assert server.dataplane.lease("e").loaded.is_batched
+    assert server.dataplane.select_variant("e").loaded.is_batched
 
     def one(number: int) -> Any:
         return orjson.loads(ask(server, {"dataframe_records": [{**ROW, "a": float(number)}]}).body)
@@ -180,10 +180,10 @@ def test_requests_in_flight_are_limited_and_counted_back_whatever_becomes_of_the
     for _ in range(3):
         assert ask(server, {"nonsense": 1}).status == 400
         assert ask(server, path="/endpoints/none/invocations").status == 404
-    server.limits.enter({}, "another")
+    server.limits.acquire({}, "another")
     refused = ask(server)
     assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
-    server.limits.leave()
+    server.limits.release()
     assert ask(server).status == 200
 
 
@@ -285,7 +285,7 @@ def test_the_threads_of_a_batcher_end_with_its_version(
 ) -> None:
     server = serve(max_batch_size=8)
     assert ask_later(server, "/predict", ROW)
-    batcher = server.dataplane.lease("e").loaded.batcher
+    batcher = server.dataplane.select_variant("e").loaded.batcher
     assert batcher is not None
     tools.want(tmp_path / "state-0", 2, {"e": {"e": tools.variant(bias_folders["2"], "2")}})
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig, TooManyRequests
 from mlflow_deploy_plugin.server.inference import limits
 from mlflow_deploy_plugin.server.inference.circuit_breaker import CircuitBreaker
-from mlflow_deploy_plugin.server.inference.limits import Limits, MemoryRate, open_rate
+from mlflow_deploy_plugin.server.inference.limits import MemoryRateLimiter, RequestLimits, open_rate_limiter
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache
 from tests.support.waiting import free_port
 
@@ -28,28 +28,28 @@ def clock() -> Clock:
 
 
 def test_without_limits_everybody_may_enter() -> None:
-    unlimited = Limits()
+    unlimited = RequestLimits()
     for _ in range(1000):
-        unlimited.enter({}, "192.0.2.1")
+        unlimited.acquire({}, "192.0.2.1")
 
 
 def test_one_request_too_many_is_refused_until_another_has_left() -> None:
     refused: list[str] = []
-    two = Limits(max_concurrent_requests=2, refused=refused.append)
-    two.enter({}, "a")
-    two.enter({}, "b")
+    two = RequestLimits(max_concurrent_requests=2, refused=refused.append)
+    two.acquire({}, "a")
+    two.acquire({}, "b")
 
     with pytest.raises(TooManyRequests, match="2 requests are being answered") as error:
-        two.enter({}, "c")
+        two.acquire({}, "c")
 
     assert error.value.retry_after == 1
     assert refused == ["concurrency"]
-    two.leave()
-    two.enter({}, "c")
+    two.release()
+    two.acquire({}, "c")
 
 
 def test_requests_in_flight_are_never_more_than_the_limit() -> None:
-    five = Limits(max_concurrent_requests=5)
+    five = RequestLimits(max_concurrent_requests=5)
     inside, most = 0, 0
     lock = threading.Lock()
 
@@ -57,7 +57,7 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
         nonlocal inside, most
         for _ in range(500):
             try:
-                five.enter({}, "a")
+                five.acquire({}, "a")
             except TooManyRequests:
                 continue
             with lock:
@@ -65,7 +65,7 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
                 most = max(most, inside)
             with lock:
                 inside -= 1
-            five.leave()
+            five.release()
 
     threads = [threading.Thread(target=client) for _ in range(16)]
     for thread in threads:
@@ -75,30 +75,30 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
 
     assert 1 <= most <= 5
     for _ in range(5):
-        five.enter({}, "a")
+        five.acquire({}, "a")
 
 
 def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
     refused: list[str] = []
-    limited = Limits(rate=MemoryRate(3, 60, clock), rate_text="3/minute", refused=refused.append)
+    limited = RequestLimits(rate=MemoryRateLimiter(3, 60, clock), rate_text="3/minute", refused=refused.append)
     for _ in range(3):
-        limited.enter({}, "192.0.2.1")
+        limited.acquire({}, "192.0.2.1")
 
     with pytest.raises(TooManyRequests, match="more than 3/minute from one caller") as error:
-        limited.enter({}, "192.0.2.1")
+        limited.acquire({}, "192.0.2.1")
 
     assert error.value.retry_after is not None
     assert 1 <= error.value.retry_after <= 60
     assert refused == ["rate"]
-    limited.enter({}, "192.0.2.2")
+    limited.acquire({}, "192.0.2.2")
     clock.now += 2 * 60
-    limited.enter({}, "192.0.2.1")
+    limited.acquire({}, "192.0.2.1")
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
 def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock, start: float) -> None:
     clock.now = start
-    rate = MemoryRate(10, 60, clock)
+    rate = MemoryRateLimiter(10, 60, clock)
     for _ in range(100):
         if (seconds := rate(b"a")) is not None:
             assert seconds > 0
@@ -108,7 +108,7 @@ def test_whoever_waits_as_long_as_told_may_ask_again(clock: Clock, start: float)
 
 
 def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock) -> None:
-    rate = MemoryRate(100, 60, clock)
+    rate = MemoryRateLimiter(100, 60, clock)
     passed = []
     for _ in range(3000):
         if rate(b"a") is None:
@@ -121,19 +121,19 @@ def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock)
 
 
 def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
-    limited = Limits(rate=MemoryRate(1, 60, clock), rate_header="x-api-key")
-    limited.enter({"x-api-key": "one"}, "192.0.2.1")
-    limited.enter({"x-api-key": "two"}, "192.0.2.1")
-    limited.enter({}, "192.0.2.1")
+    limited = RequestLimits(rate=MemoryRateLimiter(1, 60, clock), rate_header="x-api-key")
+    limited.acquire({"x-api-key": "one"}, "192.0.2.1")
+    limited.acquire({"x-api-key": "two"}, "192.0.2.1")
+    limited.acquire({}, "192.0.2.1")
 
     for headers in ({"x-api-key": "one"}, {}):
         with pytest.raises(TooManyRequests):
-            limited.enter(headers, "192.0.2.1")
+            limited.acquire(headers, "192.0.2.1")
 
 
 def test_callers_without_number_take_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_CALLERS", 100)
-    rate = MemoryRate(1, 60, clock)
+    rate = MemoryRateLimiter(1, 60, clock)
     for number in range(1000):
         assert rate(str(number).encode()) is None
 
@@ -145,14 +145,14 @@ def test_callers_without_number_take_bounded_memory(clock: Clock, monkeypatch: p
     ("text", "amount", "period"), [("100/minute", 100, 60), ("5 per 10 seconds", 5, 10), ("7/day", 7, 86400)]
 )
 def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: int, period: int) -> None:
-    rate = open_rate(text, "")
-    assert isinstance(rate, MemoryRate)
+    rate = open_rate_limiter(text, "")
+    assert isinstance(rate, MemoryRateLimiter)
     assert (rate._amount, rate._period) == (amount, period)
 
 
 @pytest.mark.redis
 def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
-    workers = [open_rate("4/minute", redis_url) for _ in range(2)]
+    workers = [open_rate_limiter("4/minute", redis_url) for _ in range(2)]
     answers = [workers[number % 2](b"shared caller") for number in range(6)]
 
     assert answers[:4] == [None] * 4
@@ -162,14 +162,14 @@ def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://h:secret", "redis://:secret@h:port/0", "h:6379:secret"])
 def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
-    for opening in (lambda: open_rate("1/minute", url), lambda: open_cache(1000, 60, url)):
+    for opening in (lambda: open_rate_limiter("1/minute", url), lambda: open_cache(1000, 60, url)):
         with pytest.raises(InvalidConfig, match="ONNXSERVE_REDIS_URL is no URL of a Redis") as error:
             opening()
         assert "secret" not in error.value.message
 
 
 def test_while_redis_is_away_everybody_passes_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    rate = open_rate("1/minute", f"redis://:secret@127.0.0.1:{free_port()}/0")
+    rate = open_rate_limiter("1/minute", f"redis://:secret@127.0.0.1:{free_port()}/0")
     with caplog.at_level(logging.ERROR):
         assert [rate(b"a") for _ in range(20)] == [None] * 20
 
@@ -181,12 +181,12 @@ def test_while_redis_is_away_everybody_passes_and_the_log_says_so_once(caplog: p
 def test_an_outage_is_logged_once_a_minute_and_asked_about_every_five_seconds(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outage = CircuitBreaker("nothing happens", clock)
+    circuit = CircuitBreaker("nothing happens", clock)
     asked: list[Any] = []
     for _ in range(1300):
-        if not outage.lasts:
+        if not circuit.is_open:
             asked.append(clock.now)
-            outage.began(OSError("away"))
+            circuit.record_failure(OSError("away"))
         clock.now += 0.1
 
     assert 25 <= len(asked) <= 27

@@ -12,10 +12,10 @@ from hypothesis.extra import numpy as npst
 from mlflow_deploy_plugin.server.inference.response_cache import (
     MemoryCache,
     RedisCache,
+    decode_outputs,
+    encode_outputs,
     open_cache,
-    pack,
-    question_key,
-    unpack,
+    request_digest,
 )
 from tests.support.waiting import free_port
 
@@ -50,16 +50,16 @@ def test_the_key_tells_everything_that_the_answer_depends_on() -> None:
         (VERSION, {"x": x[:2], "y": x[2:]}, None),
         (VERSION, {"x": x[:3], "y": x[3:]}, None),
     ]
-    keys = [question_key(*question) for question in questions]
+    keys = [request_digest(*question) for question in questions]
 
     assert len(set(keys)) == len(questions)
-    assert question_key(VERSION, {"a": x, "b": x + 1}, None) == question_key(VERSION, {"b": x + 1, "a": x}, None)
-    assert question_key(VERSION, {"x": np.arange(8.0)[::2]}, None) == question_key(VERSION, {"x": x * 2}, None)
+    assert request_digest(VERSION, {"a": x, "b": x + 1}, None) == request_digest(VERSION, {"b": x + 1, "a": x}, None)
+    assert request_digest(VERSION, {"x": np.arange(8.0)[::2]}, None) == request_digest(VERSION, {"x": x * 2}, None)
 
 
 def test_a_question_without_bytes_has_no_key() -> None:
-    assert question_key(VERSION, {"x": texts("\ud800")}, None) is None
-    assert question_key(VERSION, {"x": np.array([{"a": 1}], dtype=object)}, None) is None
+    assert request_digest(VERSION, {"x": texts("\ud800")}, None) is None
+    assert request_digest(VERSION, {"x": np.array([{"a": 1}], dtype=object)}, None) is None
 
 
 def test_what_is_kept_is_a_copy_that_nobody_can_change() -> None:
@@ -115,9 +115,9 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     )
 )
 def test_numbers_come_back_as_they_were_packed(outputs: dict[str, Any]) -> None:
-    content = pack(outputs)
+    content = encode_outputs(outputs)
     assert content is not None
-    again = unpack(content)
+    again = decode_outputs(content)
     assert again is not None
     assert list(again) == list(outputs)
     for name, array in outputs.items():
@@ -126,7 +126,7 @@ def test_numbers_come_back_as_they_were_packed(outputs: dict[str, Any]) -> None:
 
 
 def test_texts_come_back_as_they_were_packed() -> None:
-    again = unpack(pack({"label": texts("ä", "").reshape(2, 1)}) or b"")
+    again = decode_outputs(encode_outputs({"label": texts("ä", "").reshape(2, 1)}) or b"")
     assert again is not None
     assert again["label"].dtype == object
     assert again["label"].tolist() == [["ä"], [""]]
@@ -134,13 +134,13 @@ def test_texts_come_back_as_they_were_packed() -> None:
 
 @given(st.binary(max_size=60))
 def test_foreign_bytes_are_no_answer(content: bytes) -> None:
-    assert not unpack(content)
+    assert not decode_outputs(content)
 
 
 def test_bytes_that_ask_for_objects_or_lie_about_a_shape_are_no_answer() -> None:
     for layout in ('[["y","O",[1],8]]', '[["y","f8",[9],8]]', '[["y","S8",[1],8]]', '{"a":1}', "[[1]]", "[1]"):
         text = layout.encode()
-        assert unpack(len(text).to_bytes(4, "little") + text + bytes(8)) is None
+        assert decode_outputs(len(text).to_bytes(4, "little") + text + bytes(8)) is None
 
 
 def test_no_bytes_no_cache() -> None:

@@ -151,7 +151,7 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
     signature = [{"name": "a", "type": "double", "required": True}]
     folders = [write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))]
     server = serve(*folders, {"max_batch_size": most})
-    assert server.dataplane.answers_later("e") == (most > 1)  # whatever the shadow does
+    assert server.dataplane.can_infer_async("e") == (most > 1)  # whatever the shadow does
     for number in range(50):
         body = orjson.dumps({"dataframe_records": [{"a": number}]})
         handle_request(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
@@ -183,7 +183,7 @@ class Slow:
 def slow(serve: Serve, bias_folders: dict[str, Path]) -> Iterator[tuple[Server, ServedVariant, Slow]]:
     """A server, its variant that answers, and the shadow of that."""
     server = serve(bias_folders["1"], bias_folders["2"])
-    variant = server.dataplane.lease("e")
+    variant = server.dataplane.select_variant("e")
     (shadow,) = variant.shadows
     predictor = Slow(shadow.loaded.predictor, threading.Event())
     shadow = replace(shadow, loaded=replace(shadow.loaded, predictor=predictor))
@@ -194,7 +194,7 @@ def slow(serve: Serve, bias_folders: dict[str, Path]) -> Iterator[tuple[Server, 
 def offer(shadows: Shadows, variant: ServedVariant, requests: int, first: int = 0) -> None:
     for number in range(first, first + requests):
         record = RequestRecord("e", "main", "", str(number), 0, 0)
-        shadows.offer(variant, record, True, {"X": np.ones((1, 3), np.float32)}, {"y": np.ones((1, 1), np.float32)})
+        shadows.mirror(variant, record, True, {"X": np.ones((1, 3), np.float32)}, {"y": np.ones((1, 1), np.float32)})
 
 
 @pytest.mark.parametrize("bound", [{"max_copies": 3}, {"max_bytes": 3 * 16}])
@@ -257,7 +257,7 @@ def test_a_version_that_is_asked_for_by_its_number_is_not_answered_by_its_shadow
 ) -> None:
     one, two = (tools.variant(bias_folders[version], version, weight=50) for version in "12")
     server = serve_here({"e": {"watched": two | {"shadow": True}, "main": one, "new": two}})
-    assert server.dataplane.lease("e", "2").name == "new"
+    assert server.dataplane.select_variant("e", "2").name == "new"
 
 
 def test_whatever_the_protocol_a_copy_is_compared(serve: Serve, bias_folders: dict[str, Path]) -> None:

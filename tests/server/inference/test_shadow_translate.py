@@ -5,7 +5,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime import Column, Input, compile_schema
-from mlflow_deploy_plugin.server.inference.shadow import translated
+from mlflow_deploy_plugin.server.inference.shadow import translate_feeds
 
 COLUMNS = (Column("name", "string"), Column("hour", "long"), Column("distance", "double"))
 STACKED = compile_schema(
@@ -29,7 +29,7 @@ DATA = {"name": ["a", None], "hour": [7, 8], "distance": [0.5, float("nan")]}
 
 
 def test_columns_find_their_inputs_and_types_again() -> None:
-    feeds = translated(STACKED.from_columns(DATA), STACKED, APART)
+    feeds = translate_feeds(STACKED.from_columns(DATA), STACKED, APART)
     assert {name: (array.dtype.kind, array.shape) for name, array in feeds.items()} == {
         "h": ("i", (2, 1)),
         "d": ("f", (2,)),
@@ -42,10 +42,10 @@ def test_columns_find_their_inputs_and_types_again() -> None:
 
 def test_the_same_schema_takes_the_same_arrays() -> None:
     feeds = STACKED.from_columns(DATA)
-    assert translated(feeds, STACKED, STACKED) is feeds
+    assert translate_feeds(feeds, STACKED, STACKED) is feeds
 
 
 def test_a_column_that_was_not_read_is_missing() -> None:
     wider = compile_schema((*COLUMNS, Column("more", "double")), (), (Input("m", "float64", (-1, 1), ("more",)),))
     with pytest.raises(SchemaMismatch, match="'more' is missing"):
-        translated(STACKED.from_columns(DATA), STACKED, wider)
+        translate_feeds(STACKED.from_columns(DATA), STACKED, wider)

@@ -10,42 +10,42 @@ import psutil
 import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, NotInstalled, NotReady, TooManyRequests
-from mlflow_deploy_plugin.server.models.explainer import Explainer
+from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
 from tests.support.waiting import wait_until
 
 CHILD = """
 import os, socket, sys, time
-from mlflow_deploy_plugin.server.models.side_messages import Message, receive, send
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
 
 how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
 connection.set_inheritable(False)
 if how == "failed":
-    send(connection, Message("failed", {"message": "shap cannot be imported here: it is broken"}))
+    send(connection, SideMessage("failed", {"message": "shap cannot be imported here: it is broken"}))
     sys.exit(1)
 if how == "never":
     time.sleep(3600)
-send(connection, Message("ready"))
+send(connection, SideMessage("ready"))
 while (question := receive(connection)) is not None:
     if question.fields["seed"] == 1:
         time.sleep(3600)
     if question.fields["seed"] == 2:
         os._exit(7)
-    send(connection, Message("explained", {"pid": os.getpid(), **question.fields}))
+    send(connection, SideMessage("explained", {"pid": os.getpid(), **question.fields}))
 """
 FEEDS = {"x": np.zeros((1, 1), dtype=np.float32)}
 HANGS, CRASHES = 1, 2
 
 
 @pytest.fixture
-def explainer(tmp_path: Path) -> Iterator[Callable[..., Explainer]]:
+def explainer(tmp_path: Path) -> Iterator[Callable[..., ExplainerClient]]:
     child = tmp_path / "child.py"
     child.write_text(CHILD)
-    made: list[Explainer] = []
+    made: list[ExplainerClient] = []
 
     def make(
         how: str = "ready", answer_seconds: float = 60.0, most_waiting: int = 4, idle_seconds: float = 300.0
-    ) -> Explainer:
-        made.append(Explainer(answer_seconds, most_waiting, idle_seconds, [sys.executable, str(child), how]))
+    ) -> ExplainerClient:
+        made.append(ExplainerClient(answer_seconds, most_waiting, idle_seconds, [sys.executable, str(child), how]))
         return made[-1]
 
     yield make
@@ -53,11 +53,11 @@ def explainer(tmp_path: Path) -> Iterator[Callable[..., Explainer]]:
         one.close()
 
 
-def ask(explainer: Explainer, seed: int = 0) -> dict[str, object]:
+def ask(explainer: ExplainerClient, seed: int = 0) -> dict[str, object]:
     return dict(explainer.explain(Path("/model"), FEEDS, 70, seed).fields)
 
 
-def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer: Callable[..., Explainer]) -> None:
+def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer: Callable[..., ExplainerClient]) -> None:
     asked = explainer()
     assert asked.pid is None
     with ThreadPoolExecutor(4) as pool:
@@ -66,7 +66,7 @@ def test_nothing_runs_until_it_is_asked_and_one_process_answers_all(explainer: C
     assert (answers[0]["folder"], answers[0]["max_evals"]) == ("/model", 70)
 
 
-def test_it_ends_when_nobody_asks_and_comes_back_when_somebody_does(explainer: Callable[..., Explainer]) -> None:
+def test_it_ends_when_nobody_asks_and_comes_back_when_somebody_does(explainer: Callable[..., ExplainerClient]) -> None:
     asked = explainer(idle_seconds=0.2)
     first = ask(asked)["pid"]
     assert isinstance(first, int)
@@ -74,7 +74,7 @@ def test_it_ends_when_nobody_asks_and_comes_back_when_somebody_does(explainer: C
     assert ask(asked)["pid"] != first
 
 
-def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., Explainer]) -> None:
+def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., ExplainerClient]) -> None:
     asked = explainer(most_waiting=2)
     ask(asked)
     with ThreadPoolExecutor(2) as pool:
@@ -87,7 +87,7 @@ def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., Explain
         assert {type(one.exception(60)) for one in hanging} == {NotReady}
 
 
-def test_a_process_that_ends_over_a_question_is_started_anew(explainer: Callable[..., Explainer]) -> None:
+def test_a_process_that_ends_over_a_question_is_started_anew(explainer: Callable[..., ExplainerClient]) -> None:
     asked = explainer()
     with pytest.raises(NotReady, match=r"the process of this explainer .* over this request"):
         ask(asked, CRASHES)
@@ -101,7 +101,7 @@ def test_a_process_that_ends_over_a_question_is_started_anew(explainer: Callable
     wait_until(answers, 60, "the next process")
 
 
-def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Callable[..., Explainer]) -> None:
+def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Callable[..., ExplainerClient]) -> None:
     with pytest.raises(NotReady, match="is being started"):
         ask(explainer("never", answer_seconds=0.3))
     broken = explainer("failed")
@@ -110,7 +110,7 @@ def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Calla
             ask(broken)
 
 
-def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable[..., Explainer]) -> None:
+def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable[..., ExplainerClient]) -> None:
     asked = explainer(answer_seconds=20.0)
     ask(asked)
     asked._answer_seconds = 0.2  # the process is up: only the waiting is short
@@ -124,7 +124,7 @@ def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable
 
 
 def test_without_shap_it_says_what_to_install(
-    explainer: Callable[..., Explainer], monkeypatch: pytest.MonkeyPatch
+    explainer: Callable[..., ExplainerClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "shap", None)  # as Python itself says that there is none
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[explain\]'") as caught:

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.clouds import Cloud
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
-from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncModel
+from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.statedir import SPEC
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.spool import read_segment
@@ -51,7 +51,7 @@ def server(
     spec = f"name: days\nvariants: {{main: {{model: x}}}}\nserver: {{request_timeout_seconds: {TIMEOUT_SECONDS}}}"
     (state_dir / SPEC).write_text(spec)
     server = open_server(state_dir)
-    wait_until(lambda: not server.repository.not_ready(), 250, "the side processes")
+    wait_until(lambda: not server.repository.not_ready_reason(), 250, "the side processes")
     yield server
     server.close()
 
@@ -170,7 +170,7 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
 ) -> None:
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
-    variant = server.dataplane.lease("troubled")
+    variant = server.dataplane.select_variant("troubled")
     feeds = variant.loaded.predictor.schema.from_columns({"do": ["ok"]})
     with ThreadPoolExecutor() as pool:
         hanging = pool.submit(ask, path, trouble("hang"))
@@ -201,7 +201,7 @@ def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
 ) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: not_installed.at_all}}\n")
     with pytest.raises(InvalidArtifact) as caught:
-        PyfuncModel.load(read_served_artifact(tmp_path), 10.0)
+        PyfuncPredictor.load(read_served_artifact(tmp_path), 10.0)
     assert "the Python package 'not_installed'" in caught.value.message
     assert str(tmp_path) not in caught.value.message  # clients are told it, at /ping
     assert str(tmp_path / "requirements.txt") in capfd.readouterr().err
@@ -213,7 +213,7 @@ def test_without_mlflow_it_says_what_is_missing(
     (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(InvalidArtifact, match=r"needs mlflow and pandas, .*\(No module named 'pandas'\): pip install"):
-        PyfuncModel.load(read_served_artifact(pyfunc_folders["knn"]), 10.0)
+        PyfuncPredictor.load(read_served_artifact(pyfunc_folders["knn"]), 10.0)
 
 
 def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_its_process_is_away(
@@ -236,13 +236,13 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     assert version() == "1"
     tools.want(state_dir, 2, {"e": {"v": tools.variant(pyfunc_folders["knn"], "2")}})
     wait_until(lambda: version() == "2", 60, "the pyfunc answers")
-    psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid).kill()
+    psutil.Process(server.repository.select_variant("e", 0.0).loaded.predictor.pid).kill()
     wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
     for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/2/ready"):
         response = get(path)
         assert (response.status, "was killed by SIGKILL and is started anew" in message(response)) == (503, True)
     wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
-    side = psutil.Process(server.repository.lease("e", 0.0).loaded.predictor.pid)
+    side = psutil.Process(server.repository.select_variant("e", 0.0).loaded.predictor.pid)
     assert is_alive(side)
     assert server.repository.has_pyfuncs
     tools.want(state_dir, 3, {"e": {"v": tools.variant(model_folders["single"], "3")}})

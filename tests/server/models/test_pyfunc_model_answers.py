@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tools: SimpleNamespace) -> 
     state_dir = folder / "state"
     tools.want(state_dir, 1, {"names": {"v": tools.variant(folder)}})
     server = open_server(state_dir)
-    wait_until(lambda: not server.repository.not_ready(), 250, "the side process")
+    wait_until(lambda: not server.repository.not_ready_reason(), 250, "the side process")
     yield server
     server.close()
 
@@ -128,7 +128,7 @@ def test_waiting_for_the_model_is_no_computing(ask: Callable[..., Any], server: 
         (stats,) = ask("/v2/models/names/stats", b"", method="GET")["model_stats"]
         return float(stats["inference_stats"][kind]["ns"]) / 1e9
 
-    process = server.repository.lease("names", 0.0).loaded.predictor._process
+    process = server.repository.select_variant("names", 0.0).loaded.predictor._process
     queued, computed = seconds("queue"), seconds("compute_infer")
     row = tensors("a") if "infer" in path else {"dataframe_records": [{"name": "a", "wait": 0.0}]}
     with ThreadPoolExecutor(1) as pool:
@@ -144,8 +144,8 @@ def test_an_index_does_not_call_ready_what_cannot_answer(ask: Callable[..., Any]
     (ready,) = ask("/v2/repository/index", {})
     assert ready == {"name": "names", "version": "1", "state": "READY", "reason": ""}
 
-    psutil.Process(server.repository.lease("names", 0.0).loaded.predictor.pid).kill()
-    wait_until(server.repository.not_ready, what="the end to be noticed")
+    psutil.Process(server.repository.select_variant("names", 0.0).loaded.predictor.pid).kill()
+    wait_until(server.repository.not_ready_reason, what="the end to be noticed")
 
     (away,) = ask("/v2/repository/index", {})
     assert (away["state"], "was killed by SIGKILL and is started anew" in away["reason"]) == ("UNAVAILABLE", True)

@@ -57,7 +57,7 @@ def serve(tmp_path: Path, repository: Repository, tools: Any) -> Serve:
 
     def serve(**variants: dict[str, Any]) -> WorkerState:
         tools.want(tmp_path, next(generations), {"e": variants})
-        repository.look()
+        repository.poll()
         (state,) = read_workers(tmp_path)
         return state
 
@@ -65,20 +65,20 @@ def serve(tmp_path: Path, repository: Repository, tools: Any) -> Serve:
 
 
 def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> None:
-    repository.look()
-    assert "no model is loaded yet" in repository.not_ready()
+    repository.poll()
+    assert "no model is loaded yet" in repository.not_ready_reason()
     with pytest.raises(NotReady):
-        repository.lease("e", 0.0)
+        repository.select_variant("e", 0.0)
 
 
 def test_a_request_keeps_its_version_until_it_lets_go(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], tools: Any
 ) -> None:
     serve(v=tools.variant(bias_folders["1"], "1"))
-    leased = repository.lease(None, 0.0)
+    leased = repository.select_variant(None, 0.0)
     dropped = weakref.ref(leased.loaded)
     serve(v=tools.variant(bias_folders["2"], "2"))
-    assert repository.lease(None, 0.0).loaded.version == "2"
+    assert repository.select_variant(None, 0.0).loaded.version == "2"
     feeds = leased.loaded.predictor.schema.from_array([[1, 2, 3]])
     assert leased.loaded.predictor.run(feeds)["y"].tolist() == [[1006.0]]
     assert dropped() is not None
@@ -91,28 +91,28 @@ def test_a_third_version_is_loaded_when_the_first_has_left(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
 ) -> None:
     serve(v=tools.variant(bias_folders["1"], "1"))
-    leased = [repository.lease(None, 0.0)]
+    leased = [repository.select_variant(None, 0.0)]
     serve(v=tools.variant(bias_folders["2"], "2"))
     third = threading.Thread(target=serve, kwargs={"v": tools.variant(bias_folders["3"], "3")})
     third.start()
     third.join(0.3)
-    assert (len(loads), repository.lease(None, 0.0).loaded.version) == (2, "2")
+    assert (len(loads), repository.select_variant(None, 0.0).loaded.version) == (2, "2")
     leased.clear()
     third.join(20)
-    assert (len(loads), repository.lease(None, 0.0).loaded.version) == (3, "3")
+    assert (len(loads), repository.select_variant(None, 0.0).loaded.version) == (3, "3")
 
 
 def test_a_change_of_weights_or_aspects_loads_nothing(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tools: Any
 ) -> None:
     serve(a=tools.variant(bias_folders["1"], "1"), b=tools.variant(bias_folders["2"], "2", weight=0))
-    before = repository.lease(None, 0.0).loaded
+    before = repository.select_variant(None, 0.0).loaded
     serve(a=tools.variant(bias_folders["1"], "1", weight=50), b=tools.variant(bias_folders["2"], "2", weight=50))
-    assert repository.lease(None, 0.0).loaded is before
-    assert repository.lease(None, 0.9).loaded.version == "2"
+    assert repository.select_variant(None, 0.0).loaded is before
+    assert repository.select_variant(None, 0.9).loaded.version == "2"
     assert len(loads) == 2
     serve(a=tools.variant(bias_folders["1"], "1"))
-    assert {repository.lease(None, draw / 10).loaded.version for draw in range(10)} == {"1"}
+    assert {repository.select_variant(None, draw / 10).loaded.version for draw in range(10)} == {"1"}
 
 
 def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
@@ -125,7 +125,7 @@ def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
     serve(champion=new, candidate=new | {"weight": 0}, watched=new | {"shadow": True})
     assert {one.loaded for one in repository.table["e"].variants.values()} == {candidate}
     serve(champion=new)
-    assert repository.lease(None, 0.0).loaded is candidate
+    assert repository.select_variant(None, 0.0).loaded is candidate
     assert len(loads) == 2
 
 
@@ -134,16 +134,16 @@ def test_endpoints_share_a_version_and_the_last_one_frees_it(
 ) -> None:
     one = tools.variant(bias_folders["1"], "1")
     tools.want(tmp_path, 1, {"a": {"v": one}, "b": {"v": one}})
-    repository.look()
-    shared = weakref.ref(repository.lease("a", 0.0).loaded)
-    assert repository.lease("b", 0.0).loaded is shared()
+    repository.poll()
+    shared = weakref.ref(repository.select_variant("a", 0.0).loaded)
+    assert repository.select_variant("b", 0.0).loaded is shared()
     assert len(loads) == 1
 
     tools.want(tmp_path, 2, {"b": {"v": one}})
-    repository.look()
+    repository.poll()
     assert shared() is not None
     tools.want(tmp_path, 3, {"b": {"v": tools.variant(bias_folders["2"], "2")}})
-    repository.look()
+    repository.poll()
     gc.collect()
     assert shared() is None
 
@@ -170,22 +170,22 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
         }
         endpoints = {"e": {"variants": variants, "sticky": sticky}}
         write_state(tmp_path / WANTED, Wanted.model_validate({"generation": generation, "endpoints": endpoints}))
-        repository.look()
+        repository.poll()
 
     serve(1, {"header": "X-User-Id"}, 50, 50)
-    names = {repository.lease("e", draw / 10, headers={"x-user-id": "ann"}).name for draw in range(10)}
+    names = {repository.select_variant("e", draw / 10, headers={"x-user-id": "ann"}).name for draw in range(10)}
     assert len(names) == 1
-    assert {repository.lease("e", draw / 10).name for draw in range(10)} == {"1", "2"}
+    assert {repository.select_variant("e", draw / 10).name for draw in range(10)} == {"1", "2"}
 
     serve(2, {"key": "a"}, 50, 50)
-    leased = [repository.lease("e", draw) for draw in (0.1, 0.9)]
+    leased = [repository.select_variant("e", draw) for draw in (0.1, 0.9)]
     assert [(variant.name, variant.key) for variant in leased] == [("1", "a"), ("2", "a")]
-    kept = [[repository.keep(variant, key).name for key in "abcdefgh"] for variant in leased]
+    kept = [[repository.sticky_variant(variant, key).name for key in "abcdefgh"] for variant in leased]
     assert kept[0] == kept[1]
     assert set(kept[0]) == {"1", "2"}
 
     serve(3, {"key": "a"}, 100, 0)
-    assert repository.lease("e", 0.9).key is None
+    assert repository.select_variant("e", 0.9).key is None
     assert not caplog.records
     serve(4, {"key": "z"}, 50, 50)
     assert "e/1: version 1 takes no column 'z' that callers could stick by: they go by chance" in caplog.text
@@ -199,7 +199,7 @@ def test_a_variant_in_the_shadow_or_without_weight_never_answers(
         b=tools.variant(bias_folders["2"], "2", weight=100, shadow=True),
         c=tools.variant(bias_folders["3"], "3", weight=1),
     )
-    assert {repository.lease("e", draw / 10).loaded.version for draw in range(10)} == {"3"}
+    assert {repository.select_variant("e", draw / 10).loaded.version for draw in range(10)} == {"3"}
 
 
 def without_graph(folder: Path) -> None:
@@ -242,8 +242,8 @@ def test_whatever_fails_leaves_the_old_version_and_is_told(
     loaded = state.endpoints["e"]["v"]
     assert (state.generation, loaded.version) == (2, "1")
     assert words in loaded.error
-    assert repository.not_ready() == ""
-    assert repository.lease("e", 0.0).loaded.version == "1"
+    assert repository.not_ready_reason() == ""
+    assert repository.select_variant("e", 0.0).loaded.version == "1"
     healed = serve(v=tools.variant(bias_folders["3"], "3"))
     assert healed.endpoints["e"]["v"] == LoadedVariant(version="3")
 
@@ -253,17 +253,17 @@ def test_a_first_version_that_fails_says_why_to_whoever_asks(
 ) -> None:
     state = serve(v=tools.variant(tmp_path / "nothing", "1"))
     assert state.endpoints["e"]["v"].version == ""
-    assert "no MLmodel file" in repository.not_ready()
+    assert "no MLmodel file" in repository.not_ready_reason()
     with pytest.raises(NotReady, match="no MLmodel file"):
-        repository.lease("e", 0.0)
+        repository.select_variant("e", 0.0)
 
 
 def test_a_failing_new_variant_leaves_the_endpoint_ready(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path], tmp_path: Path, tools: Any
 ) -> None:
     serve(a=tools.variant(bias_folders["1"], "1"), b=tools.variant(tmp_path / "nothing", "2"))
-    assert repository.not_ready() == ""
-    assert {repository.lease("e", draw / 10).loaded.version for draw in range(10)} == {"1"}
+    assert repository.not_ready_reason() == ""
+    assert {repository.select_variant("e", draw / 10).loaded.version for draw in range(10)} == {"1"}
 
 
 def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
@@ -274,7 +274,7 @@ def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
 
     repository = Repository(tmp_path, load)
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(tmp_path)}})
-    repository.look()
+    repository.poll()
     (state,) = read_workers(tmp_path)
     assert "MemoryError" in state.endpoints["e"]["v"].error
     assert "secret" not in state.endpoints["e"]["v"].error
@@ -293,8 +293,8 @@ def test_a_wanted_file_that_cannot_be_read_changes_nothing(
 ) -> None:
     serve(v=tools.variant(bias_folders["1"], "1"))
     (tmp_path / WANTED).write_bytes(content)
-    repository.look()
-    assert repository.lease("e", 0.0).loaded.version == "1"
+    repository.poll()
+    assert repository.select_variant("e", 0.0).loaded.version == "1"
     assert serve(v=tools.variant(bias_folders["2"], "2")).endpoints["e"]["v"].version == "2"
 
 
@@ -303,20 +303,20 @@ def test_endpoints_come_and_go(
 ) -> None:
     first, second = tools.variant(bias_folders["1"], "1"), tools.variant(bias_folders["2"], "2")
     tools.want(tmp_path, 1, {"one": {"v": first}, "two": {"v": second}})
-    repository.look()
-    assert [repository.lease(name, 0.0).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
+    repository.poll()
+    assert [repository.select_variant(name, 0.0).loaded.version for name in (None, "one", "two")] == ["1", "1", "2"]
     tools.want(tmp_path, 2, {"two": {"v": second}})
-    repository.look()
-    assert repository.lease(None, 0.0).loaded.version == "2"
+    repository.poll()
+    assert repository.select_variant(None, 0.0).loaded.version == "2"
     with pytest.raises(NotFound, match="no endpoint 'one' here; there is 'two'"):
-        repository.lease("one", 0.0)
+        repository.select_variant("one", 0.0)
 
 
 def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
     repository = Repository(tmp_path, partial(load_warm, device="cpu", intra_op_num_threads=1))
     repository.start()
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    wait_until(lambda: not repository.not_ready() and len(read_workers(tmp_path)) == 1)
+    wait_until(lambda: not repository.not_ready_reason() and len(read_workers(tmp_path)) == 1)
     repository.stop()
     assert read_workers(tmp_path) == []
 
@@ -334,10 +334,10 @@ def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
     repository = Repository(tmp_path, load)
     repository.start()
     try:
-        assert not repository.wait_until_dealt(0.05)
+        assert not repository.wait_until_applied(0.05)
         may_load.set()
-        assert repository.wait_until_dealt(30)
-        assert not repository.not_ready()
+        assert repository.wait_until_applied(30)
+        assert not repository.not_ready_reason()
     finally:
         repository.stop()
 
@@ -349,7 +349,7 @@ def test_where_nothing_can_be_loaded_nothing_is_waited_for(tmp_path: Path, wante
     repository = Repository(tmp_path, lambda folder: load_warm(folder, device="cpu", intra_op_num_threads=1))
     repository.start()
     try:
-        assert repository.wait_until_dealt(30)
+        assert repository.wait_until_applied(30)
     finally:
         repository.stop()
 
@@ -362,10 +362,10 @@ def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows
         "bad": {"variants": {}, "errors": {"v": "models:/x/1: there is no registered model x"}},
     }
     write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
-    repository.look()
-    assert repository.not_ready() == ""
+    repository.poll()
+    assert repository.not_ready_reason() == ""
     with pytest.raises(NotReady, match=r"'bad' has no version that answers: v: models:/x/1: there is no registered"):
-        repository.lease("bad", 0.0)
+        repository.select_variant("bad", 0.0)
 
 
 def test_a_worker_that_dies_of_loading_leaves_word_of_it(
@@ -382,6 +382,6 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(
 
     repository = Repository(tmp_path, load)
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})
-    repository.look()
-    assert repository.not_ready() == ""
+    repository.poll()
+    assert repository.not_ready_reason() == ""
     assert list((tmp_path / LOADING).iterdir()) == []

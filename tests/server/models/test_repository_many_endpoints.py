@@ -93,7 +93,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
         }
         variants[changed] = {"v": tools.variant(folders[49], "2")}
         tools.want(tmp_path, generation, variants)
-        repository.look()
+        repository.poll()
 
     repository = Repository(tmp_path, load, lambda table: tables.append(len(table)))
     names = [f"m{number}" for number in range(10)]
@@ -106,7 +106,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
     assert len(tables) == 3
     names = [names[-1], *names[:-1]]
     want(3, names, "m5")
-    assert repository.lease(None, 0.0).endpoint == "m9"
+    assert repository.select_variant(None, 0.0).endpoint == "m9"
     repository.stop()
 
 

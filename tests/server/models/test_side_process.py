@@ -14,22 +14,22 @@ import psutil
 import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
-from mlflow_deploy_plugin.server.models.side_messages import Message
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.side_process import SideProcess
 from tests.support.waiting import wait_until
 
 CHILD = """
 import os, socket, subprocess, sys, time
-from mlflow_deploy_plugin.server.models.side_messages import Message, receive, send
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
 
 how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
 connection.set_inheritable(False)
 if how == "silent":
     sys.exit(3)
 if how == "failed":
-    send(connection, Message("failed", {"message": "the package 'x' is missing"}))
+    send(connection, SideMessage("failed", {"message": "the package 'x' is missing"}))
     time.sleep(3600)
-send(connection, Message("ready", {"pid": os.getpid()}))
+send(connection, SideMessage("ready", {"pid": os.getpid()}))
 while (question := receive(connection)) is not None:
     if question.kind == "hang":
         time.sleep(3600)
@@ -40,10 +40,10 @@ while (question := receive(connection)) is not None:
         continue
     if question.kind == "child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-        send(connection, Message("child", {"pid": child.pid}))
+        send(connection, SideMessage("child", {"pid": child.pid}))
         continue
     has_metrics = "PROMETHEUS_MULTIPROC_DIR" in os.environ
-    send(connection, Message("echo", {"pid": os.getpid(), "metrics": has_metrics}, question.arrays, question.body))
+    send(connection, SideMessage("echo", {"pid": os.getpid(), "metrics": has_metrics}, question.arrays, question.body))
 """
 Start = Callable[..., SideProcess]
 
@@ -72,7 +72,7 @@ def pid_of(process: SideProcess) -> int:
 
     def ask() -> int:
         try:
-            return int(process.ask(Message("echo")).fields["pid"])
+            return int(process.request(SideMessage("echo")).fields["pid"])
         except NotReady:
             return 0
 
@@ -83,7 +83,7 @@ def test_it_answers_from_a_process_group_of_its_own(new_process: Start, monkeypa
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
     process = new_process()
     ready = process.start()
-    answer = process.ask(Message("echo"))
+    answer = process.request(SideMessage("echo"))
     assert answer.fields == {"pid": ready.fields["pid"], "metrics": False}
     assert process.pid == ready.fields["pid"] == os.getpgid(ready.fields["pid"])
 
@@ -93,7 +93,7 @@ def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> No
     process.start()
 
     def ask(number: int) -> bytes:
-        return process.ask(Message("echo", body=str(number).encode() * 1000)).body
+        return process.request(SideMessage("echo", body=str(number).encode() * 1000)).body
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(200)))
@@ -103,11 +103,11 @@ def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> No
 def test_close_ends_it_and_what_it_has_started(new_process: Start) -> None:
     process = new_process()
     pid = process.start().fields["pid"]
-    grandchild = process.ask(Message("child")).fields["pid"]
+    grandchild = process.request(SideMessage("child")).fields["pid"]
     process.close()
     wait_until(lambda: is_gone(pid) and is_gone(grandchild), what="the end of both")
     with pytest.raises(NotReady):
-        process.ask(Message("echo"))
+        process.request(SideMessage("echo"))
 
 
 @pytest.mark.parametrize(("how", "said"), [("failed", "the package 'x' is missing"), ("silent", "ended with status 3")])
@@ -126,7 +126,7 @@ def test_one_that_ends_over_a_question_is_started_anew(new_process: Start, quest
     process = new_process()
     first = process.start().fields["pid"]
     with pytest.raises(NotReady, match=f"the process of this model {how} over this request"):
-        process.ask(Message(question))
+        process.request(SideMessage(question))
     assert pid_of(process) != first
 
 
@@ -142,7 +142,7 @@ def test_one_that_hangs_is_killed_after_its_time_and_started_anew(new_process: S
     process = new_process(answer_seconds=0.5)
     first = process.start().fields["pid"]
     with pytest.raises(DeadlineExceeded, match="did not answer within 0"):
-        process.ask(Message("hang"))
+        process.request(SideMessage("hang"))
     assert is_gone(first) or wait_until(lambda: is_gone(first))
     assert pid_of(process) != first
 
@@ -154,7 +154,7 @@ def test_questions_wait_for_each_other_but_not_for_ever(new_process: Start) -> N
 
     def hang() -> None:
         try:
-            process.ask(Message("hang"))
+            process.request(SideMessage("hang"))
         except (DeadlineExceeded, TooManyRequests, NotReady) as error:
             refused.append(type(error))
 
@@ -171,10 +171,10 @@ def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process: S
     process = new_process(answer_seconds=20.0)
     process.start()
     with ThreadPoolExecutor() as pool:
-        hanging = pool.submit(process.ask, Message("hang"))
+        hanging = pool.submit(process.request, SideMessage("hang"))
         wait_until(process._asking.locked, what="the first question")
         with pytest.raises(DeadlineExceeded, match="nothing was computed"):
-            process.ask(Message("echo"), time.perf_counter() + 0.05)
+            process.request(SideMessage("echo"), time.perf_counter() + 0.05)
         process.close()
         assert isinstance(hanging.exception(30), NotReady)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.runtime import Column, Input, Tensor, compile_schema
-from mlflow_deploy_plugin.server.models.variants import has_column, sticky_key
+from mlflow_deploy_plugin.server.models.variants import has_sticky_column, sticky_key
 
 COLUMNS = (Column("user", "string"), Column("account", "long"), Column("amount", "double"))
 INPUTS = (
@@ -31,7 +31,7 @@ SCHEMA = compile_schema(COLUMNS, (), INPUTS)
 def test_the_first_row_has_the_key(column: str, values: list[Any], key: str | None) -> None:
     data = {"user": ["a", "b"], "account": [1, 2], "amount": [1.5, 2.5]} | {column: values}
     assert sticky_key(SCHEMA, SCHEMA.from_columns(data), column) == key
-    assert has_column(SCHEMA, column) == (column != "unknown")
+    assert has_sticky_column(SCHEMA, column) == (column != "unknown")
 
 
 def test_a_number_is_the_same_caller_in_every_type() -> None:

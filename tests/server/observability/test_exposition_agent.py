@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.server.observability.exposition import following_page
+from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page
 from mlflow_deploy_plugin.statedir import AGENT, AgentState, RefusedVersion, ShippingState, write_state
 
 REFUSED = RefusedVersion(endpoint="e", variant="v", model='x"\n', version="2", cause="gate", reason="not passed")
 
 
 def samples(state_dir: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
-    families = text_string_to_metric_families(following_page(state_dir).decode())
+    families = text_string_to_metric_families(agent_metrics_page(state_dir).decode())
     return {family.name: [(sample.labels, sample.value) for sample in family.samples] for family in families}
 
 
@@ -39,4 +39,4 @@ def test_an_agent_that_is_not_there_is_told(tmp_path: Path, is_there: bool) -> N
         write_state(tmp_path / AGENT, AgentState(pid=dead.pid))
         assert samples(tmp_path)["onnxserve_agent_up"] == [({}, 0.0)]
     else:
-        assert following_page(tmp_path) == b""
+        assert agent_metrics_page(tmp_path) == b""

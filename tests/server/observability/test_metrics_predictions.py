@@ -50,7 +50,7 @@ def test_labels_are_counted_by_row(model: Artifact, outputs: dict[str, Any], lab
 def test_an_answer_counts_for_its_version(
     serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
 ) -> None:
-    variant = serve_here({"e": {"v": tools.variant(model_folders["mixed"])}}).dataplane.lease("e")
+    variant = serve_here({"e": {"v": tools.variant(model_folders["mixed"])}}).dataplane.select_variant("e")
     metrics = Metrics()
     outputs = {"label": np.array(["yes", "no", "yes"], dtype=object)}
     count_response(metrics, variant, "v2", "200", 0.5, outputs)

@@ -168,7 +168,7 @@ def ask_ours(
     state_dir = tmp_path_factory.mktemp("ours") / "state"
     tools.want(state_dir, 1, {name: {"main": tools.variant(ours)} for name, (_, ours) in scored_folders.items()})
     server = open_server(state_dir)
-    wait_until(lambda: not server.repository.not_ready(), what="our server")
+    wait_until(lambda: not server.repository.not_ready_reason(), what="our server")
 
     def ask(model: str, method: str, path: str, content_type: str | None = None, body: bytes = b"") -> Answer:
         headers = {} if content_type is None else {"content-type": content_type}

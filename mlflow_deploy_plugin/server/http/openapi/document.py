@@ -65,7 +65,7 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
     Raises:
         NotReady, NotFound: as `Repository.lease`.
     """
-    name = server.dataplane.lease(endpoint).endpoint
+    name = server.dataplane.select_variant(endpoint).endpoint
     served = server.repository.table.get(name)
     if served is None or not served.answering:
         raise NotReady("no model is loaded yet; ask again in a moment")

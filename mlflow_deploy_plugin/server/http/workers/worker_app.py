@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request
-from mlflow_deploy_plugin.server.inference.limits import answering_threads, largest_batch
+from mlflow_deploy_plugin.server.inference.limits import max_batch_rows, request_threads
 from mlflow_deploy_plugin.settings import load_settings
 
 
@@ -80,12 +80,12 @@ def create_worker_app(state_dir: str) -> WorkerApp:
     configure_logging(settings, "worker")
     server = open_server(Path(state_dir))
     spec = server.spec
-    batch = largest_batch(spec)
+    batch = max_batch_rows(spec)
     return WorkerApp(
         server,
         # what waits for Redis must not hold the loop, and an answer from the cache says nothing of what others cost
         may_be_inline=batch == 1 and not spec.response_cache_bytes and not (spec.rate_limit and settings.redis_url),
-        threads=answering_threads(spec),
+        threads=request_threads(spec),
     )
 
 

@@ -19,7 +19,12 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     TooManyRequests,
 )
-from mlflow_deploy_plugin.server.models.commands import MOST_WAITING, Commands, answer_of, command_files
+from mlflow_deploy_plugin.server.models.model_control import (
+    MAX_WAITING,
+    ModelControl,
+    command_answer,
+    command_files,
+)
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     ANSWERS,
@@ -32,8 +37,8 @@ from mlflow_deploy_plugin.statedir import (
 from tests.support.waiting import wait_until
 
 
-def commands(state_dir: Path, most_waiting: int = 2, patience: float = 30.0) -> Commands:
-    return Commands(state_dir, "explicit", most_waiting, patience_seconds=patience, agent_seconds=0.3)
+def commands(state_dir: Path, most_waiting: int = 2, patience: float = 30.0) -> ModelControl:
+    return ModelControl(state_dir, "explicit", most_waiting, patience_seconds=patience, agent_seconds=0.3)
 
 
 def agent_lives(state_dir: Path) -> None:
@@ -52,7 +57,7 @@ def answering(state_dir: Path, error: Callable[[Command], OnnxserveError | None]
             for file in command_files(state_dir):
                 if file.name not in answered and (command := read_state(file, Command)) is not None:
                     answered.add(file.name)
-                    write_state(state_dir / ANSWERS / file.name, answer_of(error(command)))
+                    write_state(state_dir / ANSWERS / file.name, command_answer(error(command)))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -105,7 +110,7 @@ def test_an_agent_that_takes_too_long_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_unless_it_is_allowed_nothing_is_asked_of_the_agent(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"-C server\.model_control_mode=explicit"):
-        Commands(tmp_path, "none", 1).load("e")
+        ModelControl(tmp_path, "none", 1).load("e")
     assert not (tmp_path / COMMANDS).exists()
 
 
@@ -124,7 +129,7 @@ def test_a_worker_keeps_threads_for_predictions(tmp_path: Path) -> None:
 
 def test_the_commands_of_all_workers_are_bounded(tmp_path: Path) -> None:
     agent_lives(tmp_path)
-    for number in range(MOST_WAITING):
+    for number in range(MAX_WAITING):
         write_state(tmp_path / COMMANDS / f"{number}.json", Command(action="load", endpoint="e", created_at=0))
     with pytest.raises(TooManyRequests, match="64 endpoints wait"):
         commands(tmp_path).load("e")

@@ -37,11 +37,11 @@ from mlflow_deploy_plugin.statedir import (
     write_state,
 )
 
-MOST_WAITING = 64
+MAX_WAITING = 64
 """Commands of one server that may wait at the same time."""
-LARGEST_COMMAND_BYTES = 256 * 1024
-PATIENCE_SECONDS = 60.0
-OLDEST_SECONDS = 2 * PATIENCE_SECONDS
+MAX_COMMAND_BYTES = 256 * 1024
+COMMAND_TIMEOUT_SECONDS = 60.0
+MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
 """After this time nobody waits for the answer to a command any more."""
 _AGENT_SECONDS = 10.0
 """A crashed agent is started anew after a second, and takes some more to import MLflow."""
@@ -52,7 +52,7 @@ _ERRORS: dict[str, type[OnnxserveError]] = {
 }
 
 
-class Commands:
+class ModelControl:
     """The commands of one worker.
 
     Args:
@@ -67,7 +67,7 @@ class Commands:
         state_dir: Path,
         mode: ModelControlMode,
         most_waiting: int,
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float = COMMAND_TIMEOUT_SECONDS,
         agent_seconds: float = _AGENT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -129,8 +129,8 @@ class Commands:
         if not self._waiting.acquire(blocking=False):
             raise TooManyRequests("other endpoints are being loaded or unloaded; ask again in a moment", 1)
         try:
-            if len(command_files(self._state_dir)) >= MOST_WAITING:
-                raise TooManyRequests(f"{MOST_WAITING} endpoints wait to be loaded or unloaded; ask again later", 1)
+            if len(command_files(self._state_dir)) >= MAX_WAITING:
+                raise TooManyRequests(f"{MAX_WAITING} endpoints wait to be loaded or unloaded; ask again later", 1)
             yield
         finally:
             self._waiting.release()
@@ -156,7 +156,7 @@ class Commands:
         return state is not None and is_alive(state.pid)
 
 
-def answer_of(error: OnnxserveError | None) -> CommandAnswer:
+def command_answer(error: OnnxserveError | None) -> CommandAnswer:
     """What the agent writes for a command that went well (None) or ended in this error."""
     if error is None:
         return CommandAnswer()
