@@ -5,8 +5,8 @@
     .venv/bin/python benchmarks/serve.py --only one-row --peers flask echo
 
 The peers are installed into environments of their own. The server under test has one core, the clients another; the
-rounds are interleaved, every answer is checked, and what is compared are ratios within a round. Capture, metrics and
-limits of ours are on unless a row says otherwise.
+rounds are interleaved, every answer is checked, and what is compared are ratios within a round. One row is asked by a
+client that polls and by wrk, where it is installed. Capture, metrics and limits of ours are on unless a row says otherwise.
 """
 
 import argparse
@@ -57,8 +57,8 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds a server in each round (3)")
+    parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (15)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds a server in each round (1)")
     parser.add_argument("--only", nargs="+", choices=list(works.WORKS), help="these works only")
     parser.add_argument("--peers", nargs="+", help="peers whose name holds one of these words only")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")

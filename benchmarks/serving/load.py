@@ -9,6 +9,9 @@ which a request was to be sent, not from when a connection was free: a server th
 """
 
 import asyncio
+import json
+import subprocess
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -71,6 +74,30 @@ def closed_loop(target: Target, connections: int, seconds: float, warm_up: float
 def open_loop(target: Target, connections: int, seconds: float, rate: float) -> Measured:
     """`rate` requests a second at even distances, whatever the server does."""
     return uvloop.run(_open_loop(target, connections, seconds, rate))
+
+
+def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
+    """A closed loop by wrk, a client in C that sleeps until an answer comes; it sees the status, not the body."""
+    head, _, body = target.raw.partition(b"\r\n\r\n")
+    line, *fields = head.decode().split("\r\n")
+    method, path, _ = line.split(" ")
+    script = [f"wrk.method = {json.dumps(method)}", f"wrk.body = {json.dumps(body.decode())}"]
+    for field in fields:
+        name, _, value = field.partition(": ")
+        if name not in ("Host", "Content-Length"):
+            script.append(f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}")
+    script.append(
+        "done = function(s, l, r) io.write(string.format('figures %d %d %d %d %d', s.requests, s.duration, "
+        "l:percentile(50), l:percentile(99), s.errors.status + s.errors.read + s.errors.write + s.errors.timeout)) end"
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write("\n".join(script))
+        file.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", file.name]
+        command.append(f"http://127.0.0.1:{target.port}{path}")
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    requests, duration, p50, p99, wrong = map(int, output.partition("figures ")[2].split())
+    return Measured(requests - wrong, duration / 1e6, p50 / 1e6, p99 / 1e6, wrong)
 
 
 class _Connection(asyncio.Protocol):

@@ -1,6 +1,7 @@
 """What is measured: each work starts its servers, checks their answers, asks them in interleaved rounds, gives rows."""
 
 import json
+import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,13 @@ import numpy as np
 
 from . import models, table
 from .environments import NotInstalled, environment, versions
-from .load import Measured, Target, closed_loop, open_loop, post
-from .peers import BENTOML, ECHO, FASTAPI, FLASK, HERE, LITSERVE, MLFLOW, MLSERVER, OURS, Peer
+from .load import Measured, Target, closed_loop, open_loop, post, wrk_loop
+from .peers import BENTOML, ECHO, FASTAPI, FLASK, HERE, LITSERVE, MLFLOW, MLSERVER, MOSEC, OURS, Peer
 from .servers import NotStarted, Server, free_port, running
 
 CONNECTIONS = 8
 BATCH_CONNECTIONS = 64
+WRK = shutil.which("wrk")
 ONE_ROW = "1 row × 30 floats"
 _CAPTURE_OFF = ("-C", "capture.fraction=0")
 
@@ -62,7 +64,16 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
     v2 = models.as_json(inputs=[{"name": "x", "shape": [1, 30], "datatype": "FP64", "data": row}])
     split = models.as_split(data.head(1))
     expected = [int(answers[0])]
-    targets = ((MLFLOW, 50), (FLASK, 12), (FASTAPI, 10), (LITSERVE, 8), (BENTOML, 8), (MLSERVER, 8), (ECHO, None))
+    targets = (
+        (MLFLOW, 50),
+        (FLASK, 12),
+        (FASTAPI, 10),
+        (LITSERVE, 8),
+        (BENTOML, 8),
+        (MLSERVER, 8),
+        (MOSEC, 2.5),
+        (ECHO, None),
+    )
     with ExitStack() as stack:
         ours = _ours(bench, stack, model.ours, body, expected)
         silent = _ours(bench, stack, model.ours, body, expected, *_CAPTURE_OFF)
@@ -74,20 +85,29 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
         }
         everyone = [ours, silent, *others.values()]
         measured = _rounds(bench, everyone, lambda asked: closed_loop(asked.target, CONNECTIONS, bench.seconds))
+        by_wrk = (
+            _rounds(bench, everyone, lambda asked: wrk_loop(asked.target, CONNECTIONS, bench.seconds)) if WRK else []
+        )
         half = 0.5 * float(np.median([m.rate for m in measured[0]]))
         asked_openly = [ours, *(others[peer] for peer in (ECHO,) if peer in others)]
         opened = _rounds(bench, asked_openly, lambda asked: open_loop(asked.target, 64, bench.seconds, half))
-    by_peer = dict(zip(others, measured[2:], strict=True))
-    for peer, target in targets:
-        if peer is ECHO and peer in by_peer:
-            yield table.compared(ONE_ROW, ECHO.name, measured[0], by_peer[peer], 0.35)
-            yield table.compared(f"{ONE_ROW}, capture off", ECHO.name, measured[1], by_peer[peer], 0.5)
-        elif peer in by_peer:
-            yield table.compared(ONE_ROW, peer.name, measured[0], by_peer[peer], target)
+    for client, rounds in (("", measured), (", asked by wrk", by_wrk)):
+        by_peer = dict(zip(others, rounds[2:], strict=True)) if rounds else {}
+        for peer, target in targets:
+            if peer is ECHO and peer in by_peer:
+                of_echo = (
+                    (None, None) if client else (0.25, 0.35)
+                )  # wrk asks the echo twice as fast as the polling client
+                yield table.compared(ONE_ROW + client, ECHO.name, rounds[0], by_peer[peer], of_echo[0])
+                yield table.compared(f"{ONE_ROW}{client}, capture off", ECHO.name, rounds[1], by_peer[peer], of_echo[1])
+            elif peer in by_peer:
+                yield table.compared(ONE_ROW + client, peer.name, rounds[0], by_peer[peer], target)
+    if not by_wrk:
+        bench.notes.append("wrk is not installed: only the polling client has asked")
     for measurements, name, target in zip(opened, ("own p50", f"{ECHO.name}, its own p50"), (1.0, None), strict=False):
         tails, medians = [m.p99 * 1e3 for m in measurements], [5 * m.p50 * 1e3 for m in measurements]
         yield table.times_less(f"open loop at {half:,.0f}/s: p99 against 5 × p50", name, tails, medians, "ms", target)
-    wrong = sum(m.wrong for rounds in (*measured, *opened) for m in rounds)
+    wrong = sum(m.wrong for rounds in (*measured, *by_wrk, *opened) for m in rounds)
     bench.notes.append(f"{ONE_ROW}: {wrong} wrong answers of all servers together")
 
 

@@ -85,6 +85,14 @@ MLSERVER = Peer(
     is_v2=True,
     polls=True,
 )
+MOSEC = Peer(
+    "mosec + ONNX Runtime, orjson",
+    ("{bin}/python", "{here}/mosec_onnx.py", "--address", "127.0.0.1", "--port", "{port}"),
+    "/inference",
+    ("mosec==0.9.8", "orjson", "onnxruntime==1.31.1"),
+    ("mosec",),
+    {"MODEL": "{onnx}"},
+)
 ECHO = Peer(
     "bare uvloop + httptools echo",
     ("{bin}/python", "{here}/echo.py", "{port}", "{answer}"),
