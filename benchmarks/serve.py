@@ -6,7 +6,8 @@
 
 The peers are installed into environments of their own. The server under test has one core, the clients another; the
 rounds are interleaved, every answer is checked, and what is compared are ratios within a round. One row is asked by a
-client that polls and by wrk, where it is installed. Capture, metrics and limits of ours are on unless a row says otherwise.
+client that polls and by wrk, where it is installed. Capture, metrics and limits of ours are on
+unless a row says otherwise.
 """
 
 import argparse
