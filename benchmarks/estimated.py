@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.estimated            # about half a minute on two cores
 
 The delay model learns January to March 2013, less ten whole days. Each later month is answered; what a performance
-monitor would estimate of it from the model's probabilities (`monitoring/kinds/estimate.py`) stands beside what its
+monitor would estimate of it from the model's probabilities (`monitoring/kinds/cbpe.py`) stands beside what its
 labels say. Checked and corrected is the estimate on the earlier months that the monitor would have had labels of, the
 held-out days being the first of them. Then the same for days: every second day of April to December, each with the
 eight days before it.
@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
-from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, estimate
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
-from mlflow_deploy_plugin.monitoring.kinds.measures import Classified, classification
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
 from projects.flight_delay.data import DAY, FEATURES, LABEL, load_flights, months, split
 from projects.flight_delay.learn import fit_anew
 
@@ -25,24 +25,24 @@ _DAYS_BEFORE = 8
 _CONFIDENCE = 0.95
 
 
-def answered(pipeline: Pipeline, rows: pd.DataFrame) -> Earlier:
+def answered(pipeline: Pipeline, rows: pd.DataFrame) -> LabelledWindow:
     chances = pipeline.predict_proba(rows[list(FEATURES)])
-    answers = Classified(chances.argmax(axis=1), chances, ("False", "True"))
-    return Earlier(rows[LABEL].to_numpy().astype(np.int64), answers)
+    answers = ClassPredictions(chances.argmax(axis=1), chances, ("False", "True"))
+    return LabelledWindow(rows[LABEL].to_numpy().astype(np.int64), answers)
 
 
-def real(window: Earlier) -> dict[str, float]:
-    measured = classification(window.truth, window.answers, NAMES, Sampling(0.95))
-    return {name: one.value for name, one in measured.items() if isinstance(one, Measure)}
+def real(window: LabelledWindow) -> dict[str, float]:
+    measured = classification_metrics(window.truth, window.answers, NAMES, Sampling(0.95))
+    return {name: one.value for name, one in measured.items() if isinstance(one, MetricInterval)}
 
 
-def estimated(window: Earlier, earlier: list[Earlier]) -> Estimate:
+def estimated(window: LabelledWindow, earlier: list[LabelledWindow]) -> CbpeEstimate:
     found = estimate(window.answers, earlier, NAMES)
-    assert isinstance(found, Estimate)
+    assert isinstance(found, CbpeEstimate)
     return found
 
 
-def half_width(guess: Estimate, name: str) -> float:
+def half_width(guess: CbpeEstimate, name: str) -> float:
     """Of the interval that a monitor takes; NaN where it has none."""
     return guess.errors[name].half_width(_CONFIDENCE) if name in guess.errors else float("nan")
 

@@ -23,11 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.drifting.judging import on_all_cores
 from benchmarks.drifting.worlds import Array
-from mlflow_deploy_plugin.monitoring.kinds.answers import Answered
-from mlflow_deploy_plugin.monitoring.kinds.estimate import Earlier, Estimate, departs, estimate, expected
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
-from mlflow_deploy_plugin.monitoring.kinds.labelled import compare_labelled, measure
-from mlflow_deploy_plugin.monitoring.kinds.measures import Classified, classification
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
+    CbpeEstimate,
+    LabelledWindow,
+    estimate,
+    expected_metrics,
+    labels_contradict,
+)
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.label_weights import weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 
 _CONFIDENCE, _RATE = 0.95, 0.05
 _START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -36,7 +42,7 @@ _NAMES = ("accuracy", "f1", "roc_auc")
 
 def answers_of(
     rng: np.random.Generator, rows: int, skill: float, sharper: float = 1.0, level: float = 0.0, odds: float = 0.0
-) -> Earlier:
+) -> LabelledWindow:
     """Answers and what is true.
 
     Args:
@@ -47,7 +53,7 @@ def answers_of(
     said, chances = (1 / (1 + np.exp(-one)) for one in (sharper * scores, scores + level))
     both = np.stack([1 - said, said], axis=1)
     truth = (rng.random(rows) < chances).astype(np.int64)
-    return Earlier(truth, Classified(both.argmax(axis=1), both, ("0", "1")))
+    return LabelledWindow(truth, ClassPredictions(both.argmax(axis=1), both, ("0", "1")))
 
 
 def of_estimates(share: float) -> Iterator[str]:
@@ -72,10 +78,10 @@ def _estimates(task: tuple[float, int, int, int]) -> str:
             answers_of(rng, count, 2.0, 1.0, spread * rng.normal()) for count in (rows, *[1_000] * windows)
         )
         found = estimate(judged.answers, earlier, _NAMES, seed)
-        assert isinstance(found, Estimate)
-        for name, real in expected(judged.answers, np.eye(2)[judged.truth], _NAMES).items():
+        assert isinstance(found, CbpeEstimate)
+        for name, real in expected_metrics(judged.answers, np.eye(2)[judged.truth], _NAMES).items():
             one = found.measure(name, rows, _CONFIDENCE)
-            if isinstance(one, Measure) and not isinstance(real, str):
+            if isinstance(one, MetricInterval) and not isinstance(real, str):
                 before = abs(one.value - real) <= found.errors[name].largest
                 held[name].append((before, one.low <= real <= one.high))
     cells = [_shares(held[name]) if len(held[name]) > times // 2 else "" for name in _NAMES]
@@ -129,17 +135,19 @@ def _missing(task: tuple[str, str, int, int]) -> str:
         assert one.answers.probabilities is not None
         real = float((one.truth == one.answers.predicted).mean())
         has_label = rng.random(rows) < _SCHEMES[scheme](one.answers.probabilities[:, 1], one.truth)
-        answered = Answered(one.answers, None, np.where(has_label, one.truth, -1))
-        labelled = compare_labelled(pa.table({"_event_time": moments}), answered, [], _RATE)
+        answered = Predictions(one.answers, None, np.where(has_label, one.truth, -1))
+        labelled = weigh_labels(pa.table({"_event_time": moments}), answered, [], _RATE)
         is_at_worst = False
         if labelled.is_selected:
             earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
-            is_at_worst = departs(one.truth[has_label], one.answers.take(has_label), earlier, _CONFIDENCE)
+            is_at_worst = labels_contradict(one.truth[has_label], one.answers.take(has_label), earlier, _CONFIDENCE)
         taken = labelled.at_worst if is_at_worst else labelled
-        now = measure(answered, taken, everyone, ["accuracy"], sampling)["accuracy"]
-        plain = classification(one.truth[has_label], one.answers.take(has_label), ["accuracy"], sampling)["accuracy"]
-        assert isinstance(now, Measure)
-        assert isinstance(plain, Measure)
+        now = weighted_metrics(answered, taken, everyone, ["accuracy"], sampling)["accuracy"]
+        plain = classification_metrics(one.truth[has_label], one.answers.take(has_label), ["accuracy"], sampling)[
+            "accuracy"
+        ]
+        assert isinstance(now, MetricInterval)
+        assert isinstance(plain, MetricInterval)
         wrong = [each.low > real + 0.05 or each.high < real - 0.05 for each in (plain, now)]
         held = [each.low <= real <= each.high for each in (plain, now)]
         found.append((*held, bool(labelled.differing), now.method == "worst case", *wrong))

@@ -31,12 +31,12 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.bins import bins_digest
-from mlflow_deploy_plugin.monitoring.hourly import Sketches, window_profile
-from mlflow_deploy_plugin.monitoring.references.blocks import Reference, cut
-from mlflow_deploy_plugin.monitoring.references.load import freeze
-from mlflow_deploy_plugin.monitoring.sketch import merge, sketch_batches, sketch_groups
-from mlflow_deploy_plugin.monitoring.verdict import judge
+from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, window_profile
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import merge, sketch_batches, sketch_groups
+from mlflow_deploy_plugin.monitoring.drift.verdict import judge_profile
 from mlflow_deploy_plugin.spec import MonitorSpec
 from projects.flight_delay.data import EVENT_TIME, FEATURES, TRAINING_MONTHS, load_flights, months
 
@@ -70,7 +70,7 @@ def sketches() -> Figures:
     table, times, reference = table_of(year), times_of(year), table_of(calm)
     month = year[EVENT_TIME].dt.month.to_numpy()
     begin = _Begin()
-    bins, _ = freeze(reference, (), "January to March")
+    bins, _ = freeze_table(reference, (), "January to March")
     total = sketch_batches(bins, [reference])
     hours = (times - int(_START.timestamp()) * 1_000_000) // _HOUR_US
     monthly, count = [], 0
@@ -111,23 +111,23 @@ def days() -> Figures:
     table, times, reference, calm_times = table_of(year), times_of(year), table_of(calm), times_of(calm)
     spec = MonitorSpec()
     begin = _Begin()
-    bins, _ = freeze(reference, (), "January to March")
+    bins, _ = freeze_table(reference, (), "January to March")
     start = int(_START.timestamp()) * 1_000_000
-    pieces = cut(bins, reference, calm_times, start, _DAY_US)
-    whole = Reference(bins, bins_digest(bins), pieces, reference)
+    pieces = cut_pieces(bins, reference, calm_times, start, _DAY_US)
+    whole = DriftReference(bins, bins_digest(bins), pieces, reference)
     states: dict[str, int] = {}
     numbers = (times - start) // _DAY_US
     present, groups = np.unique(numbers, return_inverse=True)
     with tempfile.TemporaryDirectory() as cache:
         for day, profile in zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True):
-            verdict = judge(whole, profile, start + day * _DAY_US, spec, Path(cache))
+            verdict = judge_profile(whole, profile, start + day * _DAY_US, spec, Path(cache))
             states[verdict.state] = states.get(verdict.state, 0) + 1
     return begin.figures(days=len(present), **{name.replace(" ", "_"): count for name, count in states.items()})
 
 
 def rows(path: str) -> Figures:
     _, calm = load()
-    bins, _ = freeze(table_of(calm), (), "January to March")
+    bins, _ = freeze_table(table_of(calm), (), "January to March")
     begin = _Begin()
     profile = sketch_batches(bins, pq.ParquetFile(path).iter_batches())
     return begin.figures(rows=profile.rows)
@@ -136,10 +136,10 @@ def rows(path: str) -> Figures:
 def log(folder: str) -> Figures:
     """The profile of the year from a log: first from its rows, then from what is kept."""
     _, calm = load()
-    bins, _ = freeze(table_of(calm), (), "January to March")
+    bins, _ = freeze_table(table_of(calm), (), "January to March")
     year = Window(_START, _START + timedelta(days=365))
     begin = _Begin()
-    sketches = Sketches(open_log(folder), "flights", bins, bins_digest(bins))
+    sketches = SketchStore(open_log(folder), "flights", bins, bins_digest(bins))
     profile = window_profile(sketches, "flight-delay", "1", year)
     return begin.figures(rows=profile.rows)
 

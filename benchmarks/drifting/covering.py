@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.drifting.judging import on_all_cores
 from benchmarks.drifting.worlds import Array
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling
-from mlflow_deploy_plugin.monitoring.kinds.measures import Classified, classification
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
 
 NAMES = ("accuracy", "f1", "roc_auc", "brier")
 _CONFIDENCE = 0.95
@@ -57,24 +57,24 @@ def _line(task: tuple[_World, int, int]) -> str:
     return f"| {world.what} | {rows:,} | {' | '.join(cells)} |"
 
 
-def _right(windows: list[tuple[Array, Classified]]) -> dict[str, float]:
+def _right(windows: list[tuple[Array, ClassPredictions]]) -> dict[str, float]:
     """The figures of many windows as one, which each window is a sample of."""
     said = np.concatenate([one.probabilities for _, one in windows if one.probabilities is not None])
-    together = Classified(said.argmax(axis=1), said, windows[0][1].classes)
+    together = ClassPredictions(said.argmax(axis=1), said, windows[0][1].classes)
     found = _values([(np.concatenate([truth for truth, _ in windows]), together)], Sampling(_CONFIDENCE))
     return {name: ones[0].value for name, ones in found.items()}
 
 
-def _values(windows: list[tuple[Array, Classified]], sampling: Sampling) -> dict[str, list[Measure]]:
-    found: dict[str, list[Measure]] = {name: [] for name in NAMES}
+def _values(windows: list[tuple[Array, ClassPredictions]], sampling: Sampling) -> dict[str, list[MetricInterval]]:
+    found: dict[str, list[MetricInterval]] = {name: [] for name in NAMES}
     for truth, answers in windows:
-        for name, one in classification(truth, answers, NAMES, sampling).items():
-            if isinstance(one, Measure):
+        for name, one in classification_metrics(truth, answers, NAMES, sampling).items():
+            if isinstance(one, MetricInterval):
                 found[name].append(one)
     return found
 
 
-def _rows(rng: np.random.Generator, world: _World, rows: int) -> tuple[Array, Classified]:
+def _rows(rng: np.random.Generator, world: _World, rows: int) -> tuple[Array, ClassPredictions]:
     """Labels whose chances the stretch moves, and a model that does not know of it."""
     level = np.empty(world.stretches)
     level[0] = rng.normal()
@@ -85,4 +85,4 @@ def _rows(rng: np.random.Generator, world: _World, rows: int) -> tuple[Array, Cl
     moved = np.log(chances / (1 - chances)) + world.strength * level[np.arange(rows) * world.stretches // rows]
     truth = (rng.random(rows) < 1 / (1 + np.exp(-moved))).astype(np.int64)
     said = np.stack([1 - chances, chances], axis=1)
-    return truth, Classified(said.argmax(axis=1), said, ("no", "yes"))
+    return truth, ClassPredictions(said.argmax(axis=1), said, ("no", "yes"))

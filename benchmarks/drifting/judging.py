@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from scipy import stats
 
-from mlflow_deploy_plugin.monitoring.references import Reference
-from mlflow_deploy_plugin.monitoring.sketch import sketch_batches
-from mlflow_deploy_plugin.monitoring.verdict import Verdict, judge
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 RATE = 0.05
@@ -45,14 +45,14 @@ class Line:
 class Judge:
     """Judges windows beside one reference, whose null distribution is worked out once."""
 
-    def __init__(self, reference: Reference, rate: float = RATE, independent_rows: bool = False) -> None:
+    def __init__(self, reference: DriftReference, rate: float = RATE, independent_rows: bool = False) -> None:
         self._reference = reference
         self._spec = MonitorSpec(min_rows=30, false_alarm_rate=rate, independent_rows=independent_rows)
         self._cache = Path(tempfile.mkdtemp(prefix="onnxserve-benchmark-"))
 
-    def __call__(self, window: pa.Table, start_us: int) -> Verdict:
+    def __call__(self, window: pa.Table, start_us: int) -> DriftVerdict:
         profile = sketch_batches(self._reference.bins, [window])
-        return judge(self._reference, profile, start_us, self._spec, self._cache)
+        return judge_profile(self._reference, profile, start_us, self._spec, self._cache)
 
     def close(self) -> None:
         shutil.rmtree(self._cache)
@@ -120,7 +120,7 @@ def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> 
     return Line(what, figure, f"half to twice of {real:.1%}, which came", outcome)
 
 
-def forward_flags(verdict: Verdict) -> Flags:
+def forward_flags(verdict: DriftVerdict) -> Flags:
     """What the report measures by itself: of each later window of the reference, whether it is an alarm."""
     told = verdict.measured
     return [] if isinstance(told, str) else [place < told.alarms for place in range(told.windows)]
@@ -148,5 +148,5 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
     return max((middle - half) / (1 + square / count), 0.0), (middle + half) / (1 + square / count)
 
 
-def is_alarm(verdict: Verdict) -> bool | None:
+def is_alarm(verdict: DriftVerdict) -> bool | None:
     return None if verdict.state == "not judged" else verdict.state == "drift"

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from mlflow_deploy_plugin.monitoring.bins import bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.features import read_features
-from mlflow_deploy_plugin.monitoring.references import Reference
-from mlflow_deploy_plugin.monitoring.references.blocks import cut, grid, sketch_steps
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME
 from projects.flight_delay.data import FEATURES, load_flights
@@ -45,22 +45,24 @@ class Rows:
         return self.take((self.times >= start_us) & (self.times < end_us))
 
 
-def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = True) -> Reference:
+def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = True) -> DriftReference:
     """The reference as a monitor with windows of this phase and length has it."""
-    features, notes = read_features(rows.table)
+    features, notes = read_columns(rows.table)
     bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
-    pieces = cut(bins, rows.table, rows.times if has_times else None, start_us, length_us)
-    return Reference(
+    pieces = cut_pieces(bins, rows.table, rows.times if has_times else None, start_us, length_us)
+    return DriftReference(
         bins, bins_digest(bins), pieces, rows.with_times() if has_times else rows.table, notes=tuple(notes)
     )
 
 
-def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows: int) -> Reference:
+def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows: int) -> DriftReference:
     """That of `rolling:`: each window is compared with the one so many windows before it."""
-    features, _ = read_features(rows.table)
+    features, _ = read_columns(rows.table)
     bins = {name: freeze_bins(one, str(rows.table.schema.field(name).type)) for name, one in features.items()}
-    over = grid(bins, start_us, length_us, int(rows.times.min()), start_us - 1, lag_windows)
-    return Reference(bins, bins_digest(bins), sketch_steps(bins, [(rows.table, rows.times)], over), rows.with_times())
+    over = window_grid(bins, start_us, length_us, int(rows.times.min()), start_us - 1, lag_windows)
+    return DriftReference(
+        bins, bins_digest(bins), sketch_pieces(bins, [(rows.table, rows.times)], over), rows.with_times()
+    )
 
 
 def busy_hours(rng: np.random.Generator, hours: int, coefficient: float = 0.7) -> Rows:

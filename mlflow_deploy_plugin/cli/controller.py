@@ -54,7 +54,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
     from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-    from mlflow_deploy_plugin.monitoring.alerts import TOGETHER, tell
+    from mlflow_deploy_plugin.monitoring.alerts import GROUPING_DELAY, send_due
 
     ended = threading.Event()
 
@@ -80,7 +80,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
         works = (
             scheduler.run,
             repeat(lambda: advance_retrainings(deployments, controller_name()), seconds=5),
-            repeat(lambda: tell(deployments.store, deployments.settings, TOGETHER), seconds=5),
+            repeat(lambda: send_due(deployments.store, deployments.settings, GROUPING_DELAY), seconds=5),
             LogMaintenance(deployments).run,
         )
         brings = repeat(lambda: start_local_rollouts(deployments, controller_name()), seconds=5)

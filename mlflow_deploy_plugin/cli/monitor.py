@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
-    from mlflow_deploy_plugin.monitoring.question import Engine, Question
+    from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
     from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
@@ -135,7 +135,7 @@ def judge_window(
         parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name).trying(**tried)
 
-        def judge(question: "Question") -> "LoggedResult":
+        def judge(question: "WindowRequest") -> "LoggedResult":
             show_progress(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
             return judge_and_log(replace(question, progress=show_progress))
 
@@ -293,13 +293,13 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
         raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
-        from mlflow_deploy_plugin.monitoring.alerts import tell
+        from mlflow_deploy_plugin.monitoring.alerts import send_due
 
         found = find_monitor(deployments, name, monitor_name)
         try:
             states = [taken.state for taken in run_due(deployments, found, click.echo)]
         finally:
-            tell(deployments.store, deployments.settings)
+            send_due(deployments.store, deployments.settings)
     if not states:
         click.echo(f"{name}: monitor {found.name}: nothing is due")
     sys.exit(0 if set(states) <= {"judged"} else 1)

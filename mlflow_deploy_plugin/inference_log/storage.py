@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.settings import load_settings
 FAILURES = "_failed"
 """The folder below the log's root that is a log of its own: requests that got no answer, without a model's columns."""
 SKETCHES = "_sketches"
-"""The folder of profiles, which follow from the rows (`monitoring/hourly.py`)."""
+"""The folder of profiles, which follow from the rows (`monitoring/drift/sketches/hourly.py`)."""
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 CLOCK_SKEW = timedelta(hours=1)

@@ -3,32 +3,32 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.monitoring.judgement import Judged, Judgement
-from mlflow_deploy_plugin.monitoring.kinds import drift, performance, prediction, quality, service, shadow
-from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement, past_windows, with_change
+from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, performance, prediction, service_level, shadow
+from mlflow_deploy_plugin.monitoring.reports import add_history, build_report, log_result, past_windows
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import Judged, MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
 
-KINDS: dict[MonitorKind, Callable[[Question], Judged]] = {
+KINDS: dict[MonitorKind, Callable[[WindowRequest], Judged]] = {
     "drift": drift.judge,
     "prediction_drift": prediction.judge,
-    "data_quality": quality.judge,
+    "data_quality": data_quality.judge,
     "performance": performance.judge,
     "shadow": shadow.judge,
-    "service_level": service.judge,
+    "service_level": service_level.judge,
 }
 
 
 @dataclass(frozen=True)
-class MonitorResult:
+class LoggedResult:
     """What was found, and the run in MLflow that shows it."""
 
-    judgement: Judgement
+    result: MonitorResult
     run: LoggedRun
 
 
-def run_monitor(question: Question) -> MonitorResult:
+def run_monitor(request: WindowRequest) -> LoggedResult:
     """Judges the window and logs the run, whatever the outcome is.
 
     What is wrong with the rows, the reference or the labels is an outcome: "not judged", with its reason.
@@ -37,10 +37,10 @@ def run_monitor(question: Question) -> MonitorResult:
         OnnxserveError: the log is down.
         RegistryUnavailable: MLflow does not answer.
     """
-    judged = KINDS[question.spec.kind](question)
-    past = past_windows(judged.judgement)
-    judgement = with_change(judged.judgement, past)
-    question.progress("drawing the report")
-    files = build_report(judgement, judged.evidence)
-    question.progress(f"logging it to the experiment onnxserve/{question.endpoint}")
-    return MonitorResult(judgement, log_judgement(judgement, files, past))
+    judged = KINDS[request.spec.kind](request)
+    past = past_windows(judged.result)
+    result = add_history(judged.result, past)
+    request.progress("drawing the report")
+    files = build_report(result, judged.evidence)
+    request.progress(f"logging it to the experiment onnxserve/{request.endpoint}")
+    return LoggedResult(result, log_result(result, files, past))

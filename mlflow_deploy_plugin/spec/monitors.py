@@ -192,7 +192,7 @@ class MonitorSpec(SpecPart):
     @property
     def reads_before(self) -> timedelta:
         """How far before a window the log is read, too: what a rolling reference compares it with, or the windows whose
-        labels say how far an estimate is off (`monitoring/kinds/expected.py`).
+        labels say how far an estimate is off (`monitoring/kinds/estimates.py`).
         """
         every = _length(self.every)
         if self.is_rolling:

@@ -10,7 +10,7 @@ LONGEST_DAYS = 3660
 _PAIRS = 2.0
 """So many times as many as the rate needs at least, where the log is as old: 40 for 5 %."""
 SMALLEST_ROLLING_RATE = 0.002
-"""What is kept of the log's past tells no smaller one (`monitoring/references/blocks.py`)."""
+"""What is kept of the log's past tells no smaller one (`monitoring/drift/references/windows.py`)."""
 _LONGEST_SPAN = timedelta(days=10 * LONGEST_DAYS)
 _SPANS_AN_ERA = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -18,7 +18,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> timedelta:
     """How far before a window of this length the log is read that `rolling:LAG` compares it with: the pairs before it
-    (`monitoring/references/past.py`).
+    (`monitoring/drift/references/log_reference.py`).
     """
     pairs = ceil(_PAIRS / max(false_alarm_rate, SMALLEST_ROLLING_RATE))
     return lag + max(lag, min(pairs * length, _LONGEST_SPAN))

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
 
     judge = evaluation.judge_and_log
 
-    def interrupted(asked: Question) -> evaluation.LoggedResult:
+    def interrupted(asked: WindowRequest) -> evaluation.LoggedResult:
         if asked.window.start == CALM + 31 * DAY:
             raise KeyboardInterrupt
         return judge(asked)

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.controller.metrics import StoreMetrics, start_metrics_server
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.monitoring.alerts import alert_failure
+from mlflow_deploy_plugin.monitoring.alerts import record_failure
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import Store, open_store
@@ -80,7 +80,7 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
     window = monitors.add("flights", "broken", FIRST, FIRST + DAY)
     monitors.update(replace(window, attempts=3, reason="MLflow does not answer"))
     monitors.pause("flights", "off")
-    alert_failure(store, Settings(), "flights", "broken", "MLflow does not answer")
+    record_failure(store, Settings(), "flights", "broken", "MLflow does not answer")
 
     told = read()
 
@@ -181,7 +181,7 @@ def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it
     window = Monitors(store).add("flights", "daily", FIRST, FIRST + DAY)
     figures = {"share_of_drifted_columns": 0.5}
     Monitors(store).update(replace(window, state="judged", verdict="drift", figures=figures))
-    alert_failure(store, Settings(), "flights", "daily", "MLflow does not answer")
+    record_failure(store, Settings(), "flights", "daily", "MLflow does not answer")
 
     served = {labels[0] for labels in read()}
 

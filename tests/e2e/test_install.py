@@ -39,7 +39,7 @@ ROOMS = {
     "grpc": "import mlflow_deploy_plugin.server.grpc.server, mlflow_deploy_plugin.server.grpc.service",
     "redis": "from mlflow_deploy_plugin.server.inference.circuit_breaker import redis_module; redis_module('redis://host:6379/0')",
     "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
-    "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.spark",
+    "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.drift.sketches.spark",
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }

@@ -12,10 +12,10 @@ import pytest
 from mlflow import MlflowClient
 from playwright.sync_api import Page, expect, sync_playwright
 
-from mlflow_deploy_plugin.monitoring.features import Feature
-from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judgement
-from tests.support.judgements import judgement_of
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData
 from tests.support.mlflow_server import MlflowServer
+from tests.support.results import result_of
 from tests.support.tracking import tracking_at
 
 CHROMIUM = shutil.which("chromium")
@@ -63,25 +63,25 @@ def reader(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pat
         server.kill()
 
 
-def features(shift: float) -> tuple[Feature, Feature]:
+def features(shift: float) -> tuple[ColumnValues, ColumnValues]:
     return (
-        Feature("temperature", "number", RNG.normal(size=ROWS)),
-        Feature("temperature", "number", RNG.normal(shift, 1, ROWS)),
+        ColumnValues("temperature", "number", RNG.normal(size=ROWS)),
+        ColumnValues("temperature", "number", RNG.normal(shift, 1, ROWS)),
     )
 
 
-def log(judgement: Judgement, evidence: Evidence) -> str:
+def log(judgement: MonitorResult, evidence: ReportData) -> str:
     """Reports the judgement, and gives the page of its run."""
     # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
-    from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
+    from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
 
-    return log_judgement(judgement, build_report(judgement, evidence)).url
+    return log_result(judgement, build_report(judgement, evidence)).url
 
 
 def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:
     for day, score in enumerate([0.5, 1.2, 0.8, 2.0]):
-        log(judgement_of(day, temperature=score), Evidence())
-    url = log(judgement_of(4, temperature=6.5, notes=("2 rows came late",)), Evidence([features(3.0)]))
+        log(result_of(day, temperature=score), ReportData())
+    url = log(result_of(4, temperature=6.5, notes=("2 rows came late",)), ReportData([features(3.0)]))
 
     reader.page.goto(f"{url}/artifacts/report.html")
     frame = reader.page.frame_locator("iframe").first
@@ -103,8 +103,8 @@ def test_a_report_of_criteria_is_shown_likewise(reader: Reader) -> None:
         Finding("f1", "criterion", "not judged", "one class only"),
     )
     kept = Finding("accuracy", "criterion", "kept", "", 0.84, 0.8)
-    log(judgement_of(0, monitor="accuracy", kind="performance", state="kept", findings=(kept,)), Evidence())
-    url = log(judgement_of(1, monitor="accuracy", kind="performance", state="violated", findings=found), Evidence())
+    log(result_of(0, monitor="accuracy", kind="performance", state="kept", findings=(kept,)), ReportData())
+    url = log(result_of(1, monitor="accuracy", kind="performance", state="violated", findings=found), ReportData())
 
     reader.page.goto(f"{url}/artifacts/report.html")
     frame = reader.page.frame_locator("iframe").first
@@ -122,7 +122,7 @@ def test_the_page_of_the_version_leads_to_the_report(reader: Reader) -> None:
     client.create_model_version(
         "flight-delay", source=source, run_id=run.info.run_id, description="Trained on **Monday**."
     )
-    url = log(judgement_of(7, temperature=6.5), Evidence())
+    url = log(result_of(7, temperature=6.5), ReportData())
 
     reader.page.goto(f"{reader.mlflow.url}/#/models/flight-delay/versions/1")
 
@@ -136,7 +136,7 @@ def test_the_page_of_the_version_leads_to_the_report(reader: Reader) -> None:
 
 def test_mlflow_draws_all_windows_of_a_monitor_over_time(reader: Reader) -> None:
     for day, score in enumerate([0.5, 1.2, 0.8, 6.5, 2.0]):
-        log(judgement_of(day, endpoint="taxis", temperature=score), Evidence())
+        log(result_of(day, endpoint="taxis", temperature=score), ReportData())
     experiment = MlflowClient().get_experiment_by_name("onnxserve/taxis").experiment_id
     (run,) = MlflowClient().search_runs([experiment], "tags.`onnxserve.series` = 'windows'")
 

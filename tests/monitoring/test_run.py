@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from mlflow_deploy_plugin.inference_log.windows import parse_window
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
@@ -19,7 +19,7 @@ def run(world, window: str = "2013-04-01/1d", **spec: Any):
     # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
-    return run_monitor(Question("flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings))
+    return run_monitor(WindowRequest("flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings))
 
 
 def artifact(run_id, name):
@@ -39,10 +39,10 @@ def test_every_kind_ends_in_a_run_that_says_what_was_found(world) -> None:
     for kind, (spec, state) in asked.items():
         result = run(world, kind=kind, min_rows=100, **spec)
 
-        assert (kind, result.judgement.state) == (kind, state)
+        assert (kind, result.result.state) == (kind, state)
         logged = mlflow.get_run(result.run.run_id)
         assert logged.data.tags["onnxserve.verdict"] == state
-        assert logged.data.metrics["rows"] == result.judgement.rows
+        assert logged.data.metrics["rows"] == result.result.rows
         page = mlflow.artifacts.download_artifacts(run_id=result.run.run_id, artifact_path="report.html")
         assert "flight-delay" in Path(page).read_text()
 
@@ -50,7 +50,7 @@ def test_every_kind_ends_in_a_run_that_says_what_was_found(world) -> None:
 def test_an_empty_window_is_a_run_as_well(world) -> None:
     result = run(world)
 
-    assert (result.judgement.state, result.judgement.reason) == ("not judged", "the window has no rows")
+    assert (result.result.state, result.result.reason) == ("not judged", "the window has no rows")
     assert mlflow.get_run(result.run.run_id).data.tags["onnxserve.reason"] == "the window has no rows"
 
 
@@ -60,8 +60,8 @@ def test_a_reference_that_is_named_and_not_there_is_an_outcome(world, kind) -> N
 
     result = run(world, kind=kind, min_rows=100, reference="dataset:/nowhere.parquet")
 
-    assert result.judgement.state == "not judged"
-    assert "/nowhere.parquet does not exist" in result.judgement.reason
+    assert result.result.state == "not judged"
+    assert "/nowhere.parquet does not exist" in result.result.reason
 
 
 def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(world):
@@ -69,7 +69,7 @@ def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(w
 
     result = run(world, "2013-07-01/1d", min_rows=100)
 
-    assert result.judgement.state == "drift"
+    assert result.result.state == "drift"
     logged = mlflow.get_run(result.run.run_id)
     assert mlflow.get_experiment(logged.info.experiment_id).name == "onnxserve/flights"
     assert logged.info.status == "FINISHED"
@@ -83,7 +83,7 @@ def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(w
         "onnxserve.monitor": "watch",
     }
     assert wanted.items() <= logged.data.tags.items()
-    (first, *_) = result.judgement.findings
+    (first, *_) = result.result.findings
     assert f"{first.subject}: {first.change}; drift since 2013-07-01; " in logged.data.tags["onnxserve.reason"]
     metrics = logged.data.metrics
     assert metrics["rows"] == 120
@@ -121,7 +121,7 @@ def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(world, monk
     assert (result.run.run_id, result.run.experiment) == (run_id, "Default")
     logged = mlflow.get_run(run_id)
     assert logged.info.status == "RUNNING"  # MLflow ends the run of a project itself
-    assert logged.data.tags["onnxserve.verdict"] == result.judgement.state
+    assert logged.data.tags["onnxserve.verdict"] == result.result.state
     assert "<html" in artifact(run_id, "report.html")
 
 
@@ -140,7 +140,7 @@ def test_too_few_rows_are_not_judged_and_the_run_says_so(world):
 
     result = run(world)
 
-    assert result.judgement.state == "not judged"
+    assert result.result.state == "not judged"
     logged = mlflow.get_run(result.run.run_id)
     assert logged.data.tags["onnxserve.verdict"] == "not judged"
     assert logged.data.tags["onnxserve.reason"] == "the window has 120 rows; min_rows is 200"
@@ -156,12 +156,12 @@ def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_
 
     result = run(world, min_rows=50)
 
-    assert (result.judgement.version, result.judgement.rows, result.judgement.figures["reference_rows"]) == (
+    assert (result.result.version, result.result.rows, result.result.figures["reference_rows"]) == (
         "2",
         100,
         500,
     )
-    assert any("30 rows of the window were answered by flight-delay version 1" in n for n in result.judgement.notes)
+    assert any("30 rows of the window were answered by flight-delay version 1" in n for n in result.result.notes)
 
 
 def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world):
@@ -171,7 +171,7 @@ def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(
 
     result = run(world, min_rows=100)
 
-    assert result.judgement.state in ("drift", "no drift")
+    assert result.result.state in ("drift", "no drift")
 
 
 def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world):
@@ -180,8 +180,8 @@ def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world
 
     result = run(world)
 
-    assert result.judgement.state == "not judged"
-    assert "version 2 has no reference" in result.judgement.reason
+    assert result.result.state == "not judged"
+    assert "version 2 has no reference" in result.result.reason
 
 
 def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world):
@@ -190,5 +190,5 @@ def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(
 
     result = run(world, min_rows=100)
 
-    assert result.judgement.state == "not judged"
-    assert "event_time=" in result.judgement.reason
+    assert result.result.state == "not judged"
+    assert "event_time=" in result.result.reason

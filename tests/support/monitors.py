@@ -13,8 +13,8 @@ from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
@@ -41,8 +41,8 @@ class MonitoredWorld:
 
     folder: Path
     now: datetime = NOON
-    judge: Callable[[Question], str] = lambda asked: "no drift"
-    asked: list[Question] = field(default_factory=list)
+    judge: Callable[[WindowRequest], str] = lambda asked: "no drift"
+    asked: list[WindowRequest] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     looks: int = 0
     threads: list[tuple[threading.Thread, threading.Event]] = field(default_factory=list)
@@ -89,14 +89,14 @@ class MonitoredWorld:
         mark = Watermark(agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields)
         write_watermark(locate_log(self.settings.inference_log), mark)
 
-    def answer(self, asked: Question) -> LoggedResult:
+    def answer(self, asked: WindowRequest) -> LoggedResult:
         self.asked.append(asked)
         state: Any = self.judge(asked)
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
         rows, kind = count_rows(asked), asked.spec.kind
         labels = count_labels([asked])[0] if kind == "performance" else None
         figures = {} if labels is None else {"labelled_rows": float(labels), "labelled_share": labels / max(rows, 1)}
-        judgement = Judgement(
+        judgement = MonitorResult(
             endpoint=asked.endpoint,
             monitor=asked.monitor,
             kind=kind,

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, new_endpoint
@@ -128,8 +128,8 @@ class RetrainingWorld:
         assert stored is not None
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
-    def judgement(self, state: str = "violated", version: str = "1", window: Window = DAY) -> Judgement:
-        return Judgement(
+    def judgement(self, state: str = "violated", version: str = "1", window: Window = DAY) -> MonitorResult:
+        return MonitorResult(
             ENDPOINT,
             "accuracy",
             "performance",

@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.cli.output.terminal import align_columns
 from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.judgement import document_of
+from mlflow_deploy_plugin.monitoring.result import to_document
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 MONITOR_HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
@@ -68,7 +68,7 @@ def result_document(window: MonitorWindow, answer: LoggedResult) -> dict[str, An
         "model": judgement.model,
         "version": judgement.version,
         **_window_document(window),
-        "findings": document_of(judgement)["findings"],
+        "findings": to_document(judgement)["findings"],
         "figures": dict(window.figures),
         "notes": list(judgement.notes),
     }

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorSpec
@@ -24,19 +24,19 @@ from mlflow_deploy_plugin.store.monitors import MonitorWindow
 class LoggedResult:
     """What was found, the run that shows it, and how many rows the log had of the window by then."""
 
-    judgement: Judgement
+    judgement: MonitorResult
     run: LoggedRun
     log_rows: int
 
 
-Judge = Callable[[Question], LoggedResult]
+Judge = Callable[[WindowRequest], LoggedResult]
 
 
 def window_request(
     window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
-) -> Question:
+) -> WindowRequest:
     """What is asked of a window as it is written down."""
-    return Question(
+    return WindowRequest(
         endpoint=window.endpoint,
         monitor=window.monitor,
         spec=spec,
@@ -50,7 +50,7 @@ def window_request(
     )
 
 
-def judge_and_log(question: Question) -> LoggedResult:
+def judge_and_log(question: WindowRequest) -> LoggedResult:
     """Judges the window and logs its run; where there is a run of this revision already, it is that one.
 
     Raises:
@@ -64,10 +64,10 @@ def judge_and_log(question: Question) -> LoggedResult:
         registry_client().get_experiment_by_name(f"onnxserve/{question.endpoint}")
     rows = count_rows(question)
     result = run_monitor(question)
-    return LoggedResult(result.judgement, result.run, rows)
+    return LoggedResult(result.result, result.run, rows)
 
 
-def count_rows(question: Question) -> int:
+def count_rows(question: WindowRequest) -> int:
     """Rows of the window that are in the log, each once."""
     return question.log.count(question.endpoint, question.window)
 
@@ -88,7 +88,7 @@ def digest(of: object) -> str:
     return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()
 
 
-def count_labels(questions: Sequence[Question]) -> list[int]:
+def count_labels(questions: Sequence[WindowRequest]) -> list[int]:
     """By window the rows that have a label which a judgement can use, of those that it looks at; the labels are read
     once for all.
 
@@ -103,7 +103,7 @@ def count_labels(questions: Sequence[Question]) -> list[int]:
     return [_count(question, labels) for question in questions]
 
 
-def _count(question: Question, labels: EndpointLabels) -> int:
+def _count(question: WindowRequest, labels: EndpointLabels) -> int:
     # here: the controller itself judges nothing, and does without what judgements are made with
     from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
 

@@ -16,8 +16,8 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import Judge, LoggedRes
 from mlflow_deploy_plugin.controller.monitors.manual_runs import DEFAULT_MONITOR, SelectedMonitor
 from mlflow_deploy_plugin.controller.monitors.window_runner import as_judged, unsaved_window
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, window_at
-from mlflow_deploy_plugin.monitoring.references.dataset import load_dataset
-from mlflow_deploy_plugin.monitoring.references.rows import ReferenceRows
+from mlflow_deploy_plugin.monitoring.drift.references.dataset import load_dataset
+from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec, empty_endpoint

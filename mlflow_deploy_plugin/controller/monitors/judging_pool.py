@@ -22,7 +22,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, count_labels, count_rows, judge_and_log
 from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, RegistryUnavailable, StoreUnavailable
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 
 _log = logging.getLogger(__name__)
 
@@ -181,16 +181,16 @@ class JudgingPool:
         for process in self._all:
             self._free.put(process)
 
-    def judge(self, asked: Question) -> LoggedResult:
+    def judge(self, asked: WindowRequest) -> LoggedResult:
         """As `judge_and_log`; raises as `JudgingProcess.call`."""
         answer: LoggedResult = self._call(judge_and_log, asked)
         return answer
 
-    def count(self, asked: Question) -> int:
+    def count(self, asked: WindowRequest) -> int:
         """As `count_rows`; raises likewise."""
         return int(self._call(count_rows, asked))
 
-    def count_labels(self, asked: Sequence[Question]) -> list[int]:
+    def count_labels(self, asked: Sequence[WindowRequest]) -> list[int]:
         """As `labels.count_labels`; raises likewise."""
         counts: list[int] = self._call(count_labels, asked)
         return counts
@@ -212,7 +212,7 @@ class JudgingPool:
         for process in self._all:
             process.end()
 
-    def _call(self, function: Callable[..., object], asked: Question | Sequence[Question]) -> Any:
+    def _call(self, function: Callable[..., object], asked: WindowRequest | Sequence[WindowRequest]) -> Any:
         process = self._free.get()
         try:
             return process.call(function, asked, seconds=self._seconds)

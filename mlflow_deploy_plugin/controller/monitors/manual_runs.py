@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.question import Engine, Question
+from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
 from mlflow_deploy_plugin.statedir import SPEC
@@ -142,7 +142,7 @@ def run_window(
         )
     answers: list[LoggedResult] = []
 
-    def answer(question: Question) -> LoggedResult:
+    def answer(question: WindowRequest) -> LoggedResult:
         answers.append(judge(replace(question, engine=engine)))
         return answers[-1]
 
@@ -286,7 +286,7 @@ def _of_window(monitors: Monitors, monitor: SelectedMonitor, window: Window) -> 
 def _attempts(deployments: Deployments, monitor: SelectedMonitor, judge: Judge) -> Attempts:
     """Those that ask as the monitor was found: the store may know nothing of it."""
 
-    def as_found(question: Question) -> LoggedResult:
+    def as_found(question: WindowRequest) -> LoggedResult:
         return judge(replace(question, capture=monitor.capture))
 
     return Attempts(deployments, as_found, say=lambda line: None, by_hand=True)

@@ -27,8 +27,8 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 )
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.monitoring.alerts import alert_failure, announce, end_alerts_of_gone
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, resolve_orphaned
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -82,8 +82,8 @@ class MonitorScheduler:
         look_seconds: float = _LOOK_SECONDS,
         most_made_up: int = MAX_CATCH_UP,
         judge: Judge | None = None,
-        count: Callable[[Question], int] | None = None,
-        count_labels: Callable[[Sequence[Question]], list[int]] | None = None,
+        count: Callable[[WindowRequest], int] | None = None,
+        count_labels: Callable[[Sequence[WindowRequest]], list[int]] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._deployments = deployments
@@ -143,7 +143,7 @@ class MonitorScheduler:
                     memory.job = pool.submit(self._work, endpoint, name, keeper, turns)
                     memory.job.add_done_callback(lambda _: self._wake.set())
         self._close_what_is_gone(written, known, self._unreadable_endpoints())
-        end_alerts_of_gone(self._store)
+        resolve_orphaned(self._store)
 
     def _is_due(
         self,
@@ -245,7 +245,7 @@ class MonitorScheduler:
             log_errors(lambda: self._monitors.remember(endpoint, monitor, note=f"{TROUBLE}: {reason}"))
         memory.troubles += 1
         if memory.troubles == MAX_ATTEMPTS:
-            log_errors(lambda: alert_failure(self._store, self._deployments.settings, endpoint, monitor, reason))
+            log_errors(lambda: record_failure(self._store, self._deployments.settings, endpoint, monitor, reason))
 
     def _wait(self, over: threading.Event) -> None:
         """Until the next look: sooner where a window was judged, for the next one may be due."""

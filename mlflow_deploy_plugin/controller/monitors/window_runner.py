@@ -31,9 +31,9 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.alerts import alert, alert_failure
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.alerts import record_failure, record_result
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
@@ -143,7 +143,7 @@ class Attempts:
             self.say(f"{window_summary(window)}: {in_a_row} of {spec.consecutive} windows in a row that make an alarm")
             return
         try:
-            alert(store, settings, answer.judgement, answer.run.url, spec)
+            record_result(store, settings, answer.judgement, answer.run.url, spec)
             retrain_on_alarm(self.deployments, answer.judgement, answer.run, spec)
         except TRANSIENT_ERRORS:
             raise  # to be told again with the next attempt
@@ -167,7 +167,7 @@ class Attempts:
         if not keeper.is_held:
             return None
         if not self.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
-            alert_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
+            record_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
         written = self.monitors.update(failed, keeper.lease)
         if written is not None:
             self.say(window_summary(written))
@@ -240,9 +240,9 @@ class WindowRunner:
     """
 
     attempts: Attempts
-    count: Callable[[Question], int]
+    count: Callable[[WindowRequest], int]
     most_made_up: int = MAX_CATCH_UP
-    count_labels: Callable[[Sequence[Question]], list[int]] = count_labels
+    count_labels: Callable[[Sequence[WindowRequest]], list[int]] = count_labels
 
     @property
     def monitors(self) -> Monitors:
@@ -283,7 +283,7 @@ class WindowRunner:
             return []
         spec, settings = endpoint.spec.monitors[monitor], deployments.settings
 
-        def asked(window: MonitorWindow) -> Question:
+        def asked(window: MonitorWindow) -> WindowRequest:
             return window_request(window, spec, settings, endpoint)
 
         counts = LogCounts(

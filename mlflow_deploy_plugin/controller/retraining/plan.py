@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent
@@ -89,7 +89,7 @@ def plan_for(
     )
 
 
-def cause_of(judgement: Judgement, run: LoggedRun) -> dict[str, Any]:
+def cause_of(judgement: MonitorResult, run: LoggedRun) -> dict[str, Any]:
     """The judgement behind a retraining, and where its report is."""
     return {
         "kind": "alarm",

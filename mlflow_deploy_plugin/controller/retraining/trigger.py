@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.deployments.monitor_checks import check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import announce
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun, parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Store, current_actor
@@ -44,7 +44,7 @@ class _NeedsAPerson(InvalidConfig):
 
 def retrain_on_alarm(
     deployments: Deployments,
-    judgement: Judgement,
+    judgement: MonitorResult,
     run: LoggedRun,
     spec: MonitorSpec,
     clock: Callable[[], datetime] = utc_now,
@@ -158,7 +158,7 @@ def _known(retrainings: Retrainings, plan: RetrainPlan, cause: dict[str, Any]) -
     return None
 
 
-def _check_served(deployments: Deployments, judgement: Judgement) -> None:
+def _check_served(deployments: Deployments, judgement: MonitorResult) -> None:
     """Raises InvalidConfig: what was judged is not what answers now, as far as this machine can see."""
     observed = deployments.get_endpoint(judgement.endpoint)
     spec = observed.endpoint.spec

@@ -9,11 +9,11 @@ from datetime import timedelta
 from functools import partial
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.monitoring.alerts.course import Seen, over, raised, said
-from mlflow_deploy_plugin.monitoring.alerts.message import seen_in
-from mlflow_deploy_plugin.monitoring.alerts.send import TOGETHER as TOGETHER
-from mlflow_deploy_plugin.monitoring.alerts.send import tell as tell
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.alerts.lifecycle import AlertContent, announcement, fire, resolve
+from mlflow_deploy_plugin.monitoring.alerts.message import result_content
+from mlflow_deploy_plugin.monitoring.alerts.send import GROUPING_DELAY as GROUPING_DELAY
+from mlflow_deploy_plugin.monitoring.alerts.send import send_due as send_due
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Store
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.store.alerts import Alerts
 _log = logging.getLogger(__name__)
 
 
-def alert(store: Store, settings: Settings, judgement: Judgement, run_url: str, spec: MonitorSpec) -> None:
+def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
     """Takes a judged window for what is to be told: an alarm begins, goes on, grows worse or is over.
 
     A window that is undecided changes nothing; that it could be looked at ends an alert of the monitor's failing.
@@ -31,18 +31,20 @@ def alert(store: Store, settings: Settings, judgement: Judgement, run_url: str, 
         StoreUnavailable: the store cannot be used.
     """
     alerts, now = Alerts(store), store.now()
-    seen = seen_in(judgement, run_url, spec.alert)
-    if judgement.is_alarm:
+    seen = result_content(result, run_url, spec.alert)
+    if result.is_alarm:
         repeat = timedelta(seconds=settings.alert_repeat_seconds)
-        alerts.change(seen.fingerprint, lambda before: raised(before, seen, now, repeat))
-    elif not judgement.is_undecided:
-        alerts.change(seen.fingerprint, lambda before: over(before, seen, now))
-    works = Seen(_failing(judgement.endpoint, judgement.monitor), judgement.endpoint, judgement.monitor)
-    again = Seen(works.fingerprint, works.endpoint, works.monitor, lines=("the monitor works again",), link=seen.link)
-    alerts.change(again.fingerprint, lambda before: over(before, again, now))
+        alerts.change(seen.fingerprint, lambda before: fire(before, seen, now, repeat))
+    elif not result.is_undecided:
+        alerts.change(seen.fingerprint, lambda before: resolve(before, seen, now))
+    works = AlertContent(_failing(result.endpoint, result.monitor), result.endpoint, result.monitor)
+    again = AlertContent(
+        works.fingerprint, works.endpoint, works.monitor, lines=("the monitor works again",), link=seen.link
+    )
+    alerts.change(again.fingerprint, lambda before: resolve(before, again, now))
 
 
-def alert_failure(store: Store, settings: Settings, endpoint: str, monitor: str, reason: str) -> None:
+def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str, reason: str) -> None:
     """Takes for what is to be told that a monitor could not be run; the next window that is judged ends it.
 
     Raises:
@@ -50,7 +52,7 @@ def alert_failure(store: Store, settings: Settings, endpoint: str, monitor: str,
     """
     _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
     now = store.now()
-    seen = Seen(
+    seen = AlertContent(
         _failing(endpoint, monitor),
         endpoint,
         monitor,
@@ -58,10 +60,10 @@ def alert_failure(store: Store, settings: Settings, endpoint: str, monitor: str,
         tags=_tags(store, endpoint, monitor),
     )
     repeat = timedelta(seconds=settings.alert_repeat_seconds)
-    Alerts(store).change(seen.fingerprint, lambda before: raised(before, seen, now, repeat, "failing"))
+    Alerts(store).change(seen.fingerprint, lambda before: fire(before, seen, now, repeat, "failing"))
 
 
-def end_alerts_of_gone(store: Store) -> None:
+def resolve_orphaned(store: Store) -> None:
     """Takes for what is to be told that an alert is over whose monitor, or endpoint, is not there any more.
 
     Raises:
@@ -74,8 +76,8 @@ def end_alerts_of_gone(store: Store) -> None:
     for found in firing:
         if (found.endpoint, found.monitor) not in known and found.endpoint not in unreadable:
             order, lines = found.detail.get("order", ""), ("the monitor was taken away",)
-            seen = Seen(found.fingerprint, found.endpoint, found.monitor, order, lines=lines)
-            alerts.change(found.fingerprint, partial(over, seen=seen, now=now))
+            seen = AlertContent(found.fingerprint, found.endpoint, found.monitor, order, lines=lines)
+            alerts.change(found.fingerprint, partial(resolve, seen=seen, now=now))
 
 
 def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
@@ -86,8 +88,8 @@ def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "
     """
     now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
     fingerprint = f"{endpoint}/{monitor}/said/{digest}"
-    seen = Seen(fingerprint, endpoint, monitor, lines=(text,), link=link, tags=_tags(store, endpoint, monitor))
-    Alerts(store).add_once(said(seen, now))
+    seen = AlertContent(fingerprint, endpoint, monitor, lines=(text,), link=link, tags=_tags(store, endpoint, monitor))
+    Alerts(store).add_once(announcement(seen, now))
 
 
 def _failing(endpoint: str, monitor: str) -> str:

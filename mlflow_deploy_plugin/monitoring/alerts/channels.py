@@ -18,7 +18,7 @@ _SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Message:
+class ChannelMessage:
     """What a channel is sent, as plain text."""
 
     title: str
@@ -44,7 +44,7 @@ class Channel:
         """Whether it is one of those that are told; without tags, all are."""
         return not tags or bool(self.tags & {*tags}) or "always" in self.tags
 
-    def send(self, message: Message) -> bool:
+    def send(self, message: ChannelMessage) -> bool:
         """Whether the service took it, within seconds. Raises nothing."""
         import apprise  # here: a third of a second, where somebody is to be told
 

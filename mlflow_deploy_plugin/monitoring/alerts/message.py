@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from mlflow_deploy_plugin.monitoring.alerts.channels import Message
-from mlflow_deploy_plugin.monitoring.alerts.course import Seen
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement
+from mlflow_deploy_plugin.monitoring.alerts.channels import ChannelMessage
+from mlflow_deploy_plugin.monitoring.alerts.lifecycle import AlertContent
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.store.alerts import Alert
 
 _MOST_FINDINGS, _LONGEST_TEXT = 5, 400
@@ -28,30 +28,30 @@ _KINDS: dict[str, Literal["info", "success", "warning", "failure"]] = {
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
-def message_of(alerts: Sequence[Alert]) -> Message:
+def build_message(alerts: Sequence[Alert]) -> ChannelMessage:
     """One message for all of them, the gravest first; they are of one endpoint."""
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
     parts = ["\n".join([_head(alert), *alert.detail["lines"], *_link(alert)]) for alert in ordered]
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
-    return Message(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))
+    return ChannelMessage(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))
 
 
-def seen_in(judgement: Judgement, run_url: str, tags: Sequence[str]) -> Seen:
+def result_content(result: MonitorResult, run_url: str, tags: Sequence[str]) -> AlertContent:
     """What there is to tell of a judged window."""
-    alarms = [finding for finding in judgement.findings if finding.is_alarm]
-    answered = f"{judgement.model} version {judgement.version}" if judgement.model else "no version"
-    lines = [f"{judgement.endpoint}, {answered}, {judgement.window}: {judgement.state}"]
-    if judgement.reason:
-        lines.append(_short(judgement.reason))
+    alarms = [finding for finding in result.findings if finding.is_alarm]
+    answered = f"{result.model} version {result.version}" if result.model else "no version"
+    lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
+    if result.reason:
+        lines.append(_short(result.reason))
     lines += [_line(finding) for finding in alarms[:_MOST_FINDINGS]]
     if len(alarms) > _MOST_FINDINGS:
         lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
-    return Seen(
-        fingerprint=f"{judgement.endpoint}/{judgement.monitor}",
-        endpoint=judgement.endpoint,
-        monitor=judgement.monitor,
-        order=f"{judgement.window.start.isoformat()} {judgement.revision:06}",
+    return AlertContent(
+        fingerprint=f"{result.endpoint}/{result.monitor}",
+        endpoint=result.endpoint,
+        monitor=result.monitor,
+        order=f"{result.window.start.isoformat()} {result.revision:06}",
         weight=sum(_weight(finding) for finding in alarms) or 1.0,
         lines=lines,
         link=f"{run_url}/artifacts/report.html" if run_url else "",

@@ -15,14 +15,14 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.alerts.channels import Channel, read_channels
-from mlflow_deploy_plugin.monitoring.alerts.message import message_of
+from mlflow_deploy_plugin.monitoring.alerts.message import build_message
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store.alerts import Alert, Alerts, Silences
 from mlflow_deploy_plugin.store.store import Store
 
 _log = logging.getLogger(__name__)
 
-TOGETHER = timedelta(seconds=5)
+GROUPING_DELAY = timedelta(seconds=5)
 """How long news of one endpoint are waited for, so that those of one round go together."""
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=1)
 _MOST_TRIES = 30  # more than a day
@@ -38,7 +38,7 @@ class _Parcel:
     alerts: Sequence[Alert]
 
 
-def tell(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
+def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
     """Sends what is due. Raises nothing for a channel or a configuration that fails: it is logged, and tried again by
     a later call, after a pause that doubles.
 
@@ -63,7 +63,7 @@ def tell(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> in
     claimed = [one for one in (_claimed(store, alert, now) for alert in due) if one is not None]
     parcels = _parcels(claimed, channels, now)
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
-        taken = list(pool.map(lambda parcel: parcel.channel.send(message_of(parcel.alerts)), parcels))
+        taken = list(pool.map(lambda parcel: parcel.channel.send(build_message(parcel.alerts)), parcels))
     for alert in claimed:
         _settle(store, alert, channels, list(zip(parcels, taken, strict=True)))
     return sum(taken)

@@ -14,21 +14,28 @@ import pyarrow as pa
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.columns import concat_tables
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.bins import Bins
-from mlflow_deploy_plugin.monitoring.features import Feature, align, read_features
-from mlflow_deploy_plugin.monitoring.hourly import Sketches, window_profile, window_versions
-from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding, Judged, State
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, pair_columns, read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
+    SketchStore,
+    window_profile,
+    window_versions,
+)
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_to_parquet
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.sketches.spark import spark_session, spark_window_profile
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
-from mlflow_deploy_plugin.monitoring.kinds.segment_sketches import parts_of
-from mlflow_deploy_plugin.monitoring.kinds.versions import Version
-from mlflow_deploy_plugin.monitoring.kinds.withheld import profile_without, reference_without, withheld
-from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.references import Reference, load_blocks
-from mlflow_deploy_plugin.monitoring.sketch import Profile
-from mlflow_deploy_plugin.monitoring.spark import spark_session, spark_window_profile
-from mlflow_deploy_plugin.monitoring.stored import profile_to_parquet
-from mlflow_deploy_plugin.monitoring.verdict import Part, Verdict
-from mlflow_deploy_plugin.monitoring.verdict import judge as judge_profile
+from mlflow_deploy_plugin.monitoring.kinds.segment_sketches import segment_profiles
+from mlflow_deploy_plugin.monitoring.kinds.versions import ModelVersion
+from mlflow_deploy_plugin.monitoring.kinds.withheld import (
+    excluded_columns,
+    profile_without,
+    reference_without,
+)
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import Finding, Judged, ReportData, State
 
 SKETCHES = "sketches.parquet"
 _CACHE = "nulls"
@@ -39,7 +46,7 @@ _SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class WindowComparison:
     """A window and what it is compared with.
 
     Attributes:
@@ -49,12 +56,12 @@ class Comparison:
         withheld: columns that are on neither side, since the log does not hold them as they were; and why.
     """
 
-    question: Question
-    version: Version
-    reference: Reference | None
-    why_none: str
+    request: WindowRequest
+    version: ModelVersion
+    reference: DriftReference | None
+    missing_reason: str
     profile: Profile
-    parts: Mapping[str, Part]
+    parts: Mapping[str, SegmentProfiles]
     notes: tuple[str, ...]
     withheld: Mapping[str, str]
 
@@ -66,28 +73,30 @@ class Comparison:
             known |= {*self.reference.bins, *self.reference.pieces.total.columns}
         return sorted(known)
 
-    def judge(self, columns: tuple[str, ...]) -> Verdict:
+    def judge(self, columns: tuple[str, ...]) -> DriftVerdict:
         """The verdict on some columns; empty: on all. Without a reference it is not judged."""
-        question = self.question
+        request = self.request
         if self.reference is None:
-            rate = question.spec.false_alarm_rate
-            return Verdict("not judged", self.profile.rows, 0, rate, self.why_none, findings=self._without(columns))
-        question.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
+            rate = request.spec.false_alarm_rate
+            return DriftVerdict(
+                "not judged", self.profile.rows, 0, rate, self.missing_reason, findings=self._without(columns)
+            )
+        request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
         verdict = judge_profile(
             self.reference,
             self.profile,
-            question.window.start_us,
-            question.spec.model_copy(update={"columns": columns}),
-            question.settings.cache_path / _CACHE,
+            request.window.start_us,
+            request.spec.model_copy(update={"columns": columns}),
+            request.settings.cache_path / _CACHE,
             self.parts,
         )
         return replace(verdict, findings=(*verdict.findings, *self._of_withheld(columns)))
 
-    def judged(self, state: State, reason: str, verdict: Verdict, findings: tuple[Finding, ...]) -> Judged:
+    def judged(self, state: State, reason: str, verdict: DriftVerdict, findings: tuple[Finding, ...]) -> Judged:
         """The judgement with the evidence for its report."""
-        question, (model, version) = self.question, self.version
+        request, (model, version) = self.request, self.version
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
-        judgement = question.judgement(
+        result = request.result(
             state,
             reason,
             model=model,
@@ -96,15 +105,15 @@ class Comparison:
             rows=self.profile.rows,
             findings=findings,
             figures=verdict.figures,
-            notes=tuple(dict.fromkeys((*notes, *unreadable_notes(question.log)))),
+            notes=tuple(dict.fromkeys((*notes, *unreadable_notes(request.log)))),
         )
         subjects = {finding.subject for finding in findings}
         artifacts = {SKETCHES: profile_to_parquet(self.profile)}
-        return Judged(judgement, Evidence(self._pairs(subjects) if state != "not judged" else (), artifacts))
+        return Judged(result, ReportData(self._pairs(subjects) if state != "not judged" else (), artifacts))
 
     def _without(self, columns: tuple[str, ...]) -> tuple[Finding, ...]:
         return tuple(
-            Finding(name, "distribution", "not judged", self.why_none)
+            Finding(name, "distribution", "not judged", self.missing_reason)
             for name in self.names
             if not columns or name in columns
         )
@@ -116,78 +125,78 @@ class Comparison:
             if not columns or name in columns
         )
 
-    def _pairs(self, subjects: set[str]) -> list[tuple[Feature, Feature]]:
+    def _pairs(self, subjects: set[str]) -> list[tuple[ColumnValues, ColumnValues]]:
         """Rows for the report: of the version, in the columns that were judged."""
         rows = list(self._shown_rows())
         if not rows or self.reference is None:
             return []
-        ours = read_features(_some(self.reference.sample))[0]
-        theirs = read_features(concat_tables(rows))[0]
-        return [pair for pair in align(ours, theirs)[0] if pair[0].name in subjects]
+        ours = read_columns(_some(self.reference.sample))[0]
+        theirs = read_columns(concat_tables(rows))[0]
+        return [pair for pair in pair_columns(ours, theirs)[0] if pair[0].name in subjects]
 
     def _shown_rows(self) -> Iterator[pa.Table]:
         """At most about `_SHOWN_ROWS`: of a large window those of some of its hours, so that it need not be read."""
-        question = self.question
-        parts = _some_hours(question, self.profile.rows) if self.profile.rows > READ_ROWS else [question.window]
+        request = self.request
+        parts = _some_hours(request, self.profile.rows) if self.profile.rows > READ_ROWS else [request.window]
         for part in parts:
-            rows = question.log.read(question.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
+            rows = request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
             if rows is not None and (rows.model, rows.version) == self.version:
                 yield rows.table
 
 
-def _some_hours(question: Question, rows: int) -> list[Window]:
+def _some_hours(request: WindowRequest, rows: int) -> list[Window]:
     """So many of the window's hours that they have about `READ_ROWS` rows; always the same ones."""
-    window = question.window
-    hours = question.log.hours(question.endpoint, window)
+    window = request.window
+    hours = request.log.hours(request.endpoint, window)
     count = math.ceil(len(hours) * READ_ROWS / rows)
     chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), min(count, len(hours)), replace=False))
     picked = [hours[place] for place in chosen]
     return [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
 
 
-def compare(question: Question) -> Comparison | Judged:
+def compare_window(request: WindowRequest) -> WindowComparison | Judged:
     """The comparison, or why there is nothing to compare.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    log, window = question.log, question.window
-    versions = window_versions(log, question.endpoint, window)
+    log, window = request.log, request.window
+    versions = window_versions(log, request.endpoint, window)
     if not versions:
-        return question.not_judged("the window has no rows", notes=tuple(unreadable_notes(log)))
+        return request.not_judged("the window has no rows", notes=tuple(unreadable_notes(log)))
     version, *others = versions
     notes = [
         f"{versions[other]:,} rows of the window were answered by {other[0]} version {other[1]} and are left out"
         for other in others
     ]
     reference, why_none = None, ""
-    question.progress(f"reading the reference, {question.spec.reference}")
+    request.progress(f"reading the reference, {request.spec.reference}")
     try:
-        reference = load_blocks(question, *version)
+        reference = load_reference(request, *version)
     except (InvalidArtifact, InvalidConfig, NotFound) as error:
         why_none = error.message
     bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
-    question.progress(f"reading {versions[version]:,} rows of the window")
-    profile = _profile(question, *version, bins, key)
-    hidden = withheld(
-        question.capture, {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
+    request.progress(f"reading {versions[version]:,} rows of the window")
+    profile = _profile(request, *version, bins, key)
+    hidden = excluded_columns(
+        request.capture, {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
     )
     profile = profile_without(profile, hidden)
     if reference is not None:
         reference = reference_without(reference, hidden)
-    parts: Mapping[str, Part] = {}
-    if reference is not None and question.spec.segment_by:
-        parts, part_notes = parts_of(question, version, reference)
+    parts: Mapping[str, SegmentProfiles] = {}
+    if reference is not None and request.spec.segment_by:
+        parts, part_notes = segment_profiles(request, version, reference)
         notes += part_notes
-    return Comparison(question, version, reference, why_none, profile, parts, tuple(notes), hidden)
+    return WindowComparison(request, version, reference, why_none, profile, parts, tuple(notes), hidden)
 
 
-def _profile(question: Question, model: str, version: str, bins: Mapping[str, Bins], key: str) -> Profile:
+def _profile(request: WindowRequest, model: str, version: str, bins: Mapping[str, Bins], key: str) -> Profile:
     """Of the window's rows, by the engine that was asked for."""
-    sketches = Sketches(question.log, question.endpoint, bins, key)
-    if question.engine == "spark":
-        return spark_window_profile(spark_session(), sketches, model, version, question.window)
-    return window_profile(sketches, model, version, question.window)
+    sketches = SketchStore(request.log, request.endpoint, bins, key)
+    if request.engine == "spark":
+        return spark_window_profile(spark_session(), sketches, model, version, request.window)
+    return window_profile(sketches, model, version, request.window)
 
 
 def _some(table: pa.Table) -> pa.Table:

@@ -23,8 +23,8 @@ from typing import Literal
 import numpy as np
 from scipy.stats import norm, t
 
-from mlflow_deploy_plugin.monitoring.features import Array
-from mlflow_deploy_plugin.monitoring.null.stationary import dependence
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import dependence
 
 Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 
@@ -40,7 +40,7 @@ then 0.44 right) passed for one that varies three times out of four, and with ei
 
 
 @dataclass(frozen=True)
-class Measure:
+class MetricInterval:
     """A figure with its interval; low <= value <= high, in the figure's own units.
 
     Attributes:
@@ -107,7 +107,7 @@ def _sums(values: Array, parts: int) -> Array:
     return sums
 
 
-def share(name: str, is_hit: Array, sampling: Sampling) -> Measure:
+def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterval:
     """The share of rows that are hits: [N] bool, N > 0."""
     hits, count = is_hit.astype(np.float64), len(is_hit)
     weights = sampling.shares(count)
@@ -117,7 +117,7 @@ def share(name: str, is_hit: Array, sampling: Sampling) -> Measure:
     if sampling.weights is not None and 0 < part < 1:
         # where heavy rows miss more often than light ones, the variance is above what the weights alone make of it
         worth = min(worth, sampling.worth(influence) * part * (1 - part) / float(np.square(influence).mean()))
-    return wilson(name, part * count, count, sampling.confidence, worth)
+    return wilson_interval(name, part * count, count, sampling.confidence, worth)
 
 
 def _evenness(weights: Array) -> float:
@@ -125,17 +125,19 @@ def _evenness(weights: Array) -> float:
     return float(weights.mean() ** 2 / np.square(weights).mean())
 
 
-def wilson(name: str, hits: float, total: int, confidence: float, worth: float | None = None) -> Measure:
+def wilson_interval(
+    name: str, hits: float, total: int, confidence: float, worth: float | None = None
+) -> MetricInterval:
     """A share of `total` > 0 rows that are worth so many independent ones; None: they are independent."""
     z = float(norm.ppf((1 + confidence) / 2))
     part, count = hits / total, total if worth is None else worth
     centre = (part + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(part * (1 - part) / count + z**2 / (4 * count**2))
     low, high = max(min(centre - half, part), 0.0), min(max(centre + half, part), 1.0)
-    return Measure(name, part, low, high, total, "Wilson", count)
+    return MetricInterval(name, part, low, high, total, "Wilson", count)
 
 
-def bootstrap(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> Measure:
+def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
     """A figure of the means of rows; a resample has as many rows as they are worth.
 
     Args:
@@ -174,9 +176,9 @@ def _slopes(figure: Callable[[Array], Array], mean: Array, spread: Array) -> Arr
     return np.nan_to_num(slopes)
 
 
-def bootstrap_counts(
+def bootstrap_counts_interval(
     name: str, counts: Array, figure: Callable[[Array], Array], worth: float, sampling: Sampling
-) -> Measure:
+) -> MetricInterval:
     """A figure of the shares of [K] kinds of rows, whose weights sum to `counts`; `figure` of shares [.., K]: [..].
 
     Args:
@@ -189,16 +191,16 @@ def bootstrap_counts(
 
 def _percentiles(
     name: str, mean: Array, means: Array, figure: Callable[[Array], Array], count: int, worth: float, confidence: float
-) -> Measure:
+) -> MetricInterval:
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(figure(mean))
         drawn = figure(means)
     drawn = drawn[np.isfinite(drawn)]
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(drawn) else (value, value)
-    return Measure(name, value, min(float(low), value), max(float(high), value), count, "bootstrap", worth)
+    return MetricInterval(name, value, min(float(low), value), max(float(high), value), count, "bootstrap", worth)
 
 
-def area_under_curve(is_positive: Array, scores: Array, sampling: Sampling) -> Measure:
+def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
     """The share of pairs of a positive and a negative row in which the positive one has the higher score.
 
     Args:
@@ -219,10 +221,10 @@ def area_under_curve(is_positive: Array, scores: Array, sampling: Sampling) -> M
     if not 0 < value < 1:
         # all pairs are in order, no variance is left: as sure as of a share of the rarer side's rows without a miss
         rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
-        edge = wilson("roc_auc", value * rarest, rarest, sampling.confidence)
-        return Measure("roc_auc", value, edge.low, edge.high, count, "DeLong", worth)
+        edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
+        return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", worth)
     logit, half = math.log(value / (1 - value)), z * deviation / (value * (1 - value))
-    return Measure("roc_auc", value, _expit(logit - half), _expit(logit + half), count, "DeLong", worth)
+    return MetricInterval("roc_auc", value, _expit(logit - half), _expit(logit + half), count, "DeLong", worth)
 
 
 def _placements(is_positive: Array, scores: Array, weights: Array) -> tuple[float, Array]:

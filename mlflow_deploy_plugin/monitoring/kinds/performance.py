@@ -6,18 +6,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
-from mlflow_deploy_plugin.monitoring.kinds.answers import Answered, listed, read_answers
-from mlflow_deploy_plugin.monitoring.kinds.estimate import Estimate
-from mlflow_deploy_plugin.monitoring.kinds.expected import Expectation, expect, labels_depart
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure
-from mlflow_deploy_plugin.monitoring.kinds.labelled import Labelled, compare_labelled, measure
-from mlflow_deploy_plugin.monitoring.kinds.measures import CLASSIFICATION, Measured
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate
+from mlflow_deploy_plugin.monitoring.kinds.estimates import (
+    SegmentEstimate,
+    estimate_window,
+    labels_contradict_model,
+)
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
+from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, Metrics
 from mlflow_deploy_plugin.monitoring.kinds.notes import row_notes
-from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, sampling_of, worst_first
-from mlflow_deploy_plugin.monitoring.kinds.segments import Segment, segments_of
+from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, quote_names, read_predictions
+from mlflow_deploy_plugin.monitoring.kinds.requirements import (
+    bonferroni_confidence,
+    criterion_finding,
+    event_sampling,
+    overall_state,
+    sort_criteria,
+)
 from mlflow_deploy_plugin.monitoring.kinds.versions import version_artifact
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import Finding, Judged
+from mlflow_deploy_plugin.monitoring.segments import Segment, find_segments
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.spec import REGRESSION
 
@@ -33,11 +43,11 @@ class _Window:
         labelled: which of the table's rows have a label, and for whom they speak.
     """
 
-    question: Question
+    request: WindowRequest
     rows: WindowRows
     artifact: Artifact | None
-    answered: Answered
-    labelled: Labelled
+    answered: Predictions
+    labelled: LabelWeights
     notes: tuple[str, ...]
 
     @property
@@ -50,46 +60,46 @@ class _Window:
         return CLASSIFICATION if self.answered.classified is not None else REGRESSION
 
 
-def judge(question: Question) -> Judged:
+def judge(request: WindowRequest) -> Judged:
     """Judges what is required on the labelled rows; with fewer than `min_rows` of them, on what may be expected.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    rows = question.log.labelled(question.endpoint, question.window, affordable_rows(question))
+    rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request))
     if rows is None:
-        return question.not_judged("the window has no rows")
-    artifact = version_artifact(question, rows.model, rows.version)
-    answered = read_answers(rows.table, artifact)
-    notes = tuple(row_notes(rows, question.log))
+        return request.not_judged("the window has no rows")
+    artifact = version_artifact(request, rows.model, rows.version)
+    answered = read_predictions(rows.table, artifact)
+    notes = tuple(row_notes(rows, request.log))
     if isinstance(answered, str):
-        return question.not_judged(answered, model=rows.model, version=rows.version, rows=rows.rows, notes=notes)
+        return request.not_judged(answered, model=rows.model, version=rows.version, rows=rows.rows, notes=notes)
     notes = (*notes, *_odd_labels(answered))
-    spec = question.spec
-    labelled = compare_labelled(rows.table, answered, spec.segment_by, spec.false_alarm_rate)
-    window = _Window(question, rows, artifact, answered, labelled, notes)
+    spec = request.spec
+    labelled = weigh_labels(rows.table, answered, spec.segment_by, spec.false_alarm_rate)
+    window = _Window(request, rows, artifact, answered, labelled, notes)
     if window.labels < spec.min_rows:
         return _judged_by_estimate(window)
     return _judged_by_nothing(window, answered.unfit) if answered.unfit else _judged_by_labels(window)
 
 
-def affordable_rows(question: Question) -> int:
+def affordable_rows(request: WindowRequest) -> int:
     """Rows are held with all of their columns, since labels may name them by any of these."""
-    first = next(question.log.batches(question.endpoint, question.window), None)
+    first = next(request.log.batches(request.endpoint, request.window), None)
     return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
 
 
 def _judged_by_labels(window: _Window) -> Judged:
-    spec, table = window.question.spec, window.rows.table
-    segments, segment_notes = segments_of(table, spec.segment_by, spec.min_rows, window.labelled.rows)
-    confidence = confidence_of(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
-    sampling = sampling_of(window.question, table, confidence)
+    spec, table = window.request.spec, window.rows.table
+    segments, segment_notes = find_segments(table, spec.segment_by, spec.min_rows, window.labelled.rows)
+    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
+    sampling = event_sampling(window.request, table, confidence)
     labelled, label_notes = _trusted(window)
-    measured = measure(window.answered, labelled, np.ones(len(table), bool), window.names, sampling)
+    measured = weighted_metrics(window.answered, labelled, np.ones(len(table), bool), window.names, sampling)
     findings = list(_findings(window, measured, confidence))
     for segment in segments:
         names = tuple(one.name for one in spec.requirements if one.name in window.names)
-        of_segment = measure(window.answered, labelled, segment.rows, names, sampling)
+        of_segment = weighted_metrics(window.answered, labelled, segment.rows, names, sampling)
         findings += _findings(window, of_segment, confidence, segment)
     figures = _figures(window, measured)
     if labelled.weights is not None:
@@ -98,9 +108,9 @@ def _judged_by_labels(window: _Window) -> Judged:
     return _conclusion(window, findings, figures, notes)
 
 
-def _trusted(window: _Window) -> tuple[Labelled, list[str]]:
+def _trusted(window: _Window) -> tuple[LabelWeights, list[str]]:
     """The labels as far as they speak for rows without one, and what is said of that, a line each."""
-    labelled, spec = window.labelled, window.question.spec
+    labelled, spec = window.labelled, window.request.spec
     if not labelled.differing:
         return labelled, []
     others = int((~labelled.rows).sum())
@@ -109,7 +119,7 @@ def _trusted(window: _Window) -> tuple[Labelled, list[str]]:
     departs: bool | None = None
     notes: list[str] = []
     if labelled.is_selected:
-        departs, notes = labels_depart(window.question, window.rows, window.artifact)
+        departs, notes = labels_contradict_model(window.request, window.rows, window.artifact)
     if departs:
         said = (
             "and they do not fit the model's probabilities: labels may be missing by what they would say, so that the "
@@ -128,26 +138,26 @@ def _trusted(window: _Window) -> tuple[Labelled, list[str]]:
 
 
 def _judged_by_nothing(window: _Window, reason: str) -> Judged:
-    requirements = window.question.spec.requirements
+    requirements = window.request.spec.requirements
     findings = [Finding(one.name, "criterion", "not judged", reason, None, one.value) for one in requirements]
     return _conclusion(window, findings, _figures(window, {}), ())
 
 
 def _judged_by_estimate(window: _Window) -> Judged:
     """What the labels cannot say yet."""
-    spec = window.question.spec
+    spec = window.request.spec
     if window.rows.rows < spec.min_rows:
         return _judged_by_nothing(window, f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}")
     missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
     if window.answered.unfit:
         missing += f"; {window.answered.unfit}"
-    expected = expect(window.question, window.rows, window.artifact, window.answered)
+    expected = estimate_window(window.request, window.rows, window.artifact, window.answered)
     figures = _figures(window, {})
     if isinstance(expected, str):
         return _judged_by_nothing(window, f"{missing}; nothing is estimated before: {expected}")
     expectations, notes = expected
     of_all = expectations[0].estimate
-    confidence = confidence_of(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
+    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
     findings = [one for expectation in expectations for one in _expected_findings(window, expectation, confidence)]
     corrected = "corrected by isotonic regression" if of_all.is_corrected else "as the model gives them"
     note = (
@@ -158,24 +168,24 @@ def _judged_by_estimate(window: _Window) -> Judged:
     return _conclusion(window, findings, figures, (note, *notes))
 
 
-def _expected_findings(window: _Window, expected: Expectation, confidence: float) -> Iterator[Finding]:
-    spec = window.question.spec
+def _expected_findings(window: _Window, expected: SegmentEstimate, confidence: float) -> Iterator[Finding]:
+    spec = window.request.spec
     for requirement in spec.requirements:
         name = requirement.name
         known = name in expected.estimate.values
         measured = expected.estimate.measure(name, expected.rows, confidence) if known else _unfit(window, name)
-        found = finding(requirement, measured, confidence, expected.segment, prefix="estimated ")
+        found = criterion_finding(requirement, measured, confidence, expected.segment, prefix="estimated ")
         if spec.estimate == "informs" and found.state != "not judged":
             found = replace(found, state="not judged", reason=f"{found.reason}; {_INFORMS}")
         yield found
 
 
 def _findings(
-    window: _Window, measured: Measured, confidence: float, segment: Segment | None = None
+    window: _Window, measured: Metrics, confidence: float, segment: Segment | None = None
 ) -> Iterator[Finding]:
-    for requirement in window.question.spec.requirements:
+    for requirement in window.request.spec.requirements:
         found = measured.get(requirement.name, _unfit(window, requirement.name))
-        yield finding(requirement, found, confidence, segment.name if segment else "")
+        yield criterion_finding(requirement, found, confidence, segment.name if segment else "")
 
 
 def _unfit(window: _Window, name: str) -> str:
@@ -183,22 +193,22 @@ def _unfit(window: _Window, name: str) -> str:
     return f"{name} is a figure of {needs}, and the model answers {answers}"
 
 
-def _figures(window: _Window, measured: Measured) -> dict[str, float]:
+def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
     figures = {
         "labelled_rows": float(window.labels),
         "labelled_share": window.labels / max(len(window.rows.table), 1),
     }
     for name, one in measured.items():
-        if isinstance(one, Measure):
+        if isinstance(one, MetricInterval):
             figures |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
     return figures
 
 
-def _estimated_figures(expected: Estimate, confidence: float) -> Mapping[str, float]:
+def _estimated_figures(expected: CbpeEstimate, confidence: float) -> Mapping[str, float]:
     figures = {f"estimated/{name}": value for name, value in expected.values.items() if not isinstance(value, str)}
     for name in expected.errors:
         measured = expected.measure(name, 0, confidence)
-        if isinstance(measured, Measure):
+        if isinstance(measured, MetricInterval):
             figures |= {f"estimated/{name}_low": measured.low, f"estimated/{name}_high": measured.high}
     figures["estimated/windows"] = float(expected.windows)
     if expected.calibration_error is not None:
@@ -215,14 +225,14 @@ def _label_notes(window: _Window) -> Iterator[str]:
         yield f"{window.labels:,} of {rows:,} rows have a label{said}"
 
 
-def _odd_labels(answered: Answered) -> Iterator[str]:
+def _odd_labels(answered: Predictions) -> Iterator[str]:
     if answered.unusable:
         yield f"{answered.unusable:,} labels are no numbers and are left out"
     unknown, names = answered.unknown
     if unknown and not answered.unfit:
         yield (
-            f"{unknown:,} labels name a class that the model does not know ({listed(names)}); each counts as a wrong "
-            "answer"
+            f"{unknown:,} labels name a class that the model does not know ({quote_names(names)}); each counts as a "
+            "wrong answer"
         )
 
 
@@ -230,16 +240,16 @@ def _conclusion(
     window: _Window, findings: list[Finding], figures: Mapping[str, float], notes: tuple[str, ...]
 ) -> Judged:
     rows = window.rows
-    state, reason = conclude(findings)
+    state, reason = overall_state(findings)
     return Judged(
-        window.question.judgement(
+        window.request.result(
             state,
             reason,
             model=rows.model,
             version=rows.version,
             model_id=window.artifact.model_id if window.artifact else "",
             rows=rows.rows,
-            findings=worst_first(findings),
+            findings=sort_criteria(findings),
             figures=figures,
             notes=(*window.notes, *notes),
         )

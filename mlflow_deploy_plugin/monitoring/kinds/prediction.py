@@ -1,25 +1,25 @@
 """Prediction drift: the verdict of data drift on what was answered alone."""
 
-from mlflow_deploy_plugin.monitoring.judgement import Judged
-from mlflow_deploy_plugin.monitoring.kinds.comparison import compare
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.kinds.comparison import compare_window
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import Judged
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION
 
 
-def judge(question: Question) -> Judged:
+def judge(request: WindowRequest) -> Judged:
     """Judges the columns of answers: `prediction` and `output.…`, or those of them that the spec names.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    compared = compare(question)
+    compared = compare_window(request)
     if isinstance(compared, Judged):
         return compared
-    chosen = question.spec.columns
+    chosen = request.spec.columns
     columns = tuple(name for name in compared.names if is_answer(name) and (not chosen or name in chosen))
     if not columns:
         among = f"; columns names {', '.join(chosen)}" if chosen else ""
-        return question.not_judged(
+        return request.not_judged(
             f"neither the window nor the reference has a column of answers (prediction, output.…){among}",
             model=compared.version[0],
             version=compared.version[1],

@@ -12,51 +12,58 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
-from mlflow_deploy_plugin.monitoring.kinds.segments import as_texts, counts_of, largest, segment_name
-from mlflow_deploy_plugin.monitoring.kinds.versions import Version
-from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.references import Reference, load_segments
-from mlflow_deploy_plugin.monitoring.sketch import Profile, gathered, merge, sketch_groups
-from mlflow_deploy_plugin.monitoring.verdict import Part
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_segment_references
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
+    Profile,
+    coalesce_batches,
+    merge,
+    sketch_groups,
+)
+from mlflow_deploy_plugin.monitoring.drift.verdict import SegmentProfiles
+from mlflow_deploy_plugin.monitoring.kinds.versions import ModelVersion
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, largest_values, segment_name
 
 
-def parts_of(question: Question, version: Version, reference: Reference) -> tuple[dict[str, Part], list[str]]:
+def segment_profiles(
+    request: WindowRequest, version: ModelVersion, reference: DriftReference
+) -> tuple[dict[str, SegmentProfiles], list[str]]:
     """The largest segments by each column of `segment_by`, and what is left out, a line each."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, SegmentProfiles] = {}
     notes: list[str] = []
     sample = reference.sample
-    for column in question.spec.segment_by:
+    for column in request.spec.segment_by:
         if column not in sample.column_names or as_texts(sample.column(column)) is None:
             notes.append(f"segments: the reference has no column {column!r} to tell rows by")
             continue
-        values, left_out = _values(question, version, column)
+        values, left_out = _values(request, version, column)
         notes += left_out
-        profiles = _profiles(question, version, column, values, reference)
-        theirs = load_segments(question, *version, reference, column, values)
+        profiles = _profiles(request, version, column, values, reference)
+        theirs = load_segment_references(request, *version, reference, column, values)
         for value, own, profile in zip(values, theirs, profiles, strict=True):
-            parts[segment_name(column, value)] = Part(own, profile)
+            parts[segment_name(column, value)] = SegmentProfiles(own, profile)
     return parts, notes
 
 
-def _values(question: Question, version: Version, column: str) -> tuple[list[str], list[str]]:
+def _values(request: WindowRequest, version: ModelVersion, column: str) -> tuple[list[str], list[str]]:
     """The values that have enough rows, the most frequent first, and what is left out."""
     counts = Counter[str]()
-    for batch in _rows(question, version, (column, "_model", "_version")):
+    for batch in _rows(request, version, (column, "_model", "_version")):
         texts = as_texts(batch.column(column)) if column in batch.column_names else None
         if texts is not None:
-            counts.update(counts_of(texts))
+            counts.update(count_texts(texts))
     if not counts:
         return [], [f"segments: the window has no values of {column!r} to tell rows by"]
-    return largest(counts, column, question.spec.min_rows)
+    return largest_values(counts, column, request.spec.min_rows)
 
 
 def _profiles(
-    question: Question, version: Version, column: str, values: Sequence[str], reference: Reference
+    request: WindowRequest, version: ModelVersion, column: str, values: Sequence[str], reference: DriftReference
 ) -> list[Profile]:
     """A profile of the window's rows of each value, all in one pass."""
     found: list[list[Profile]] = [[] for _ in values]
     wanted = pa.array(values, pa.string())
-    for table in gathered(_rows(question, version, None)):
+    for table in coalesce_batches(_rows(request, version, None)):
         texts = as_texts(table.column(column)) if column in table.column_names else None
         if texts is None or not values:
             continue
@@ -68,7 +75,7 @@ def _profiles(
     return [merge(profiles) for profiles in found]
 
 
-def _rows(question: Question, version: Version, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+def _rows(request: WindowRequest, version: ModelVersion, columns: Sequence[str] | None) -> Iterator[pa.Table]:
     """What the version answered in the window."""
-    for batch in question.log.batches(question.endpoint, question.window, columns):
+    for batch in request.log.batches(request.endpoint, request.window, columns):
         yield batch.filter(pa.array(is_answered_by(batch, *version)))

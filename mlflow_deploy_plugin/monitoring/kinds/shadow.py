@@ -16,14 +16,20 @@ from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.inference_log.columns import concat_tables
 from mlflow_deploy_plugin.inference_log.dedup import combine_hashes, hash_texts
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
-from mlflow_deploy_plugin.monitoring.features import OWN_PREFIX, Array
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
-from mlflow_deploy_plugin.monitoring.kinds.intervals import Measure, Sampling, share
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling, share_interval
 from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
-from mlflow_deploy_plugin.monitoring.kinds.required import conclude, confidence_of, finding, sampling_of, worst_first
-from mlflow_deploy_plugin.monitoring.kinds.segments import segments_of
-from mlflow_deploy_plugin.monitoring.kinds.versions import Version, version_artifact, versions_of
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.kinds.requirements import (
+    bonferroni_confidence,
+    criterion_finding,
+    event_sampling,
+    overall_state,
+    sort_criteria,
+)
+from mlflow_deploy_plugin.monitoring.kinds.versions import ModelVersion, count_versions, version_artifact
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import Finding, Judged
+from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
 from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
 
@@ -44,7 +50,7 @@ class _Compared:
 
     answered: pa.Table
     same: Array
-    version: Version
+    version: ModelVersion
     failures: tuple[str, ...]
     copies: int
 
@@ -54,24 +60,24 @@ class _Compared:
         return comparable
 
 
-def judge(question: Question) -> Judged:
+def judge(request: WindowRequest) -> Judged:
     """Judges the share of rows on which each shadow variant disagrees with what was answered.
 
     Raises:
         OnnxserveError: the log is down.
         RegistryUnavailable: MLflow does not answer.
     """
-    spec = question.spec
-    answered, shadows, notes = _read(question)
+    spec = request.spec
+    answered, shadows, notes = _read(request)
     if answered is None:
-        return question.not_judged("the window has no rows", notes=tuple(notes))
-    (model, version), *_ = versions_of(answered)
+        return request.not_judged("the window has no rows", notes=tuple(notes))
+    (model, version), *_ = count_versions(answered)
     if not shadows:
         reason = "no shadow has computed a row of the window"
-        return question.not_judged(reason, model=model, version=version, rows=len(answered), notes=tuple(notes))
-    artifacts = _Artifacts(question)
+        return request.not_judged(reason, model=model, version=version, rows=len(answered), notes=tuple(notes))
+    artifacts = _Artifacts(request)
     compared = {variant: _compare(answered, rows, artifacts) for variant, rows in shadows.items()}
-    confidence, parts, segment_notes = _parts(question, compared)
+    confidence, parts, segment_notes = _parts(request, compared)
     findings: list[Finding] = []
     figures: dict[str, float] = {}
     for variant, one in compared.items():
@@ -80,28 +86,28 @@ def judge(question: Question) -> Judged:
             f"{len(answered):,} answered rows compared",
             *one.failures,
         ]
-        figures |= _figures(variant, one, len(answered), sampling_of(question, one.answered, confidence))
-        findings += _findings(question, variant, one, parts[variant], confidence, len(compared) == 1)
+        figures |= _figures(variant, one, len(answered), event_sampling(request, one.answered, confidence))
+        findings += _findings(request, variant, one, parts[variant], confidence, len(compared) == 1)
     for requirement in spec.requirements:
         if requirement.of and requirement.of not in compared:
             reason = f"no shadow {requirement.of!r} has computed a row of the window; there are {', '.join(compared)}"
-            findings.append(finding(requirement, reason, confidence))
-    state, reason = conclude(findings)
+            findings.append(criterion_finding(requirement, reason, confidence))
+    state, reason = overall_state(findings)
     return Judged(
-        question.judgement(
+        request.result(
             state,
             reason,
             model=model,
             version=version,
             rows=len(answered),
-            findings=worst_first(findings),
+            findings=sort_criteria(findings),
             figures=figures,
             notes=(*notes, *segment_notes),
         )
     )
 
 
-def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
+def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
     """What was answered, and what each shadow variant computed, of the same requests; both at most about `MAX_ROWS`.
 
     Of more rows those are kept whose prediction id has a small hash, so that both sides keep the same ones.
@@ -110,8 +116,8 @@ def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], lis
     tables: list[pa.Table] = []
     hashes: list[Array] = []
     held = total = 0
-    for batch in question.log.batches(question.endpoint, question.window, shadows=True):
-        batch = batch.select([name for name in batch.column_names if _is_needed(name, question.spec.segment_by)])
+    for batch in request.log.batches(request.endpoint, request.window, shadows=True):
+        batch = batch.select([name for name in batch.column_names if _is_needed(name, request.spec.segment_by)])
         own = hash_texts(batch.column("_prediction_id"))
         total += len(batch)
         kept = own <= np.uint64(limit)
@@ -124,7 +130,7 @@ def _read(question: Question) -> tuple[pa.Table | None, dict[str, pa.Table], lis
                 kept = numbers <= np.uint64(limit)
                 tables[place], hashes[place] = tables[place].filter(pa.array(kept)), numbers[kept]
             held = sum(map(len, hashes))
-    notes = list(unreadable_notes(question.log))
+    notes = list(unreadable_notes(request.log))
     if limit < 2**64 - 1:
         notes.append(f"of {total:,} rows, with those of shadows, {held:,} are compared, chosen by their prediction id")
     if not held:
@@ -145,11 +151,11 @@ def _is_needed(name: str, segment_by: tuple[str, ...]) -> bool:
 class _Artifacts:
     """What the versions say of their outputs, each looked up once; of one that is gone, what its rows show."""
 
-    def __init__(self, question: Question) -> None:
-        self._question = question
-        self._known: dict[Version, Artifact | None] = {}
+    def __init__(self, request: WindowRequest) -> None:
+        self._question = request
+        self._known: dict[ModelVersion, Artifact | None] = {}
 
-    def of(self, version: Version, rows: pa.Table) -> Artifact:
+    def of(self, version: ModelVersion, rows: pa.Table) -> Artifact:
         if version not in self._known:
             self._known[version] = version_artifact(self._question, *version)
         known = self._known[version]
@@ -174,8 +180,8 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
     left, right = answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
     same = np.full(len(left), _NOT_COMPARED, np.int8)
     failures = []
-    for one in versions_of(left):
-        for other in versions_of(right):
+    for one in count_versions(left):
+        for other in count_versions(right):
             rows = np.flatnonzero(is_answered_by(left, *one) & is_answered_by(right, *other))
             if not len(rows):
                 continue
@@ -184,7 +190,7 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
                 same[rows] = _same(artifacts.of(one, sides[0]), sides[0], artifacts.of(other, sides[1]), sides[1])
             except InferenceError as error:
                 failures.append(f"{len(rows):,} rows of {one[0]} version {one[1]} and its shadow: {error.message}")
-    return _Compared(left, same, next(iter(versions_of(computed))), tuple(failures), len(computed))
+    return _Compared(left, same, next(iter(count_versions(computed))), tuple(failures), len(computed))
 
 
 def _keys(table: pa.Table) -> Array:
@@ -224,50 +230,52 @@ def _array(column: pa.Array) -> Array | None:
 
 
 def _parts(
-    question: Question, compared: Mapping[str, _Compared]
+    request: WindowRequest, compared: Mapping[str, _Compared]
 ) -> tuple[float, dict[str, list[tuple[str, Array]]], list[str]]:
     """How sure to be, the rows of each variant's segments, and notes."""
-    spec = question.spec
+    spec = request.spec
     parts: dict[str, list[tuple[str, Array]]] = {}
     notes: list[str] = []
     for variant, one in compared.items():
-        segments, left_out = segments_of(one.answered, spec.segment_by, spec.min_rows, one.comparable)
+        segments, left_out = find_segments(one.answered, spec.segment_by, spec.min_rows, one.comparable)
         parts[variant] = [("", np.ones(len(one.same), bool)), *((each.name, each.rows) for each in segments)]
         notes += [note for note in left_out if note not in notes]
-    questions = len(spec.requirements) * sum(len(rows) for rows in parts.values())
-    return confidence_of(spec.false_alarm_rate, questions), parts, notes
+    intervals = len(spec.requirements) * sum(len(rows) for rows in parts.values())
+    return bonferroni_confidence(spec.false_alarm_rate, intervals), parts, notes
 
 
 def _findings(
-    question: Question,
+    request: WindowRequest,
     variant: str,
     compared: _Compared,
     parts: list[tuple[str, Array]],
     confidence: float,
     is_only: bool,
 ) -> Iterator[Finding]:
-    for requirement in question.spec.requirements:
+    for requirement in request.spec.requirements:
         if requirement.of not in ("", variant):
             continue
         for segment, rows in parts:
-            found = finding(requirement, _disagreement(question, compared, rows, confidence), confidence, segment)
+            found = criterion_finding(
+                requirement, _disagreement(request, compared, rows, confidence), confidence, segment
+            )
             subject = found.subject if is_only or requirement.of else f"{requirement.name}({variant})"
             yield Finding(subject, found.check, found.state, found.reason, found.value, found.threshold, found.segment)
 
 
-def _disagreement(question: Question, compared: _Compared, rows: Array, confidence: float) -> Measure | str:
+def _disagreement(request: WindowRequest, compared: _Compared, rows: Array, confidence: float) -> MetricInterval | str:
     chosen = compared.same[rows & compared.comparable]
-    if len(chosen) < question.spec.min_rows:
-        return f"{len(chosen):,} rows can be compared; min_rows is {question.spec.min_rows}"
-    sampling = sampling_of(question, compared.answered, confidence)
-    return share("disagreement", chosen == _OTHER, sampling.of(rows & compared.comparable))
+    if len(chosen) < request.spec.min_rows:
+        return f"{len(chosen):,} rows can be compared; min_rows is {request.spec.min_rows}"
+    sampling = event_sampling(request, compared.answered, confidence)
+    return share_interval("disagreement", chosen == _OTHER, sampling.of(rows & compared.comparable))
 
 
 def _figures(variant: str, one: _Compared, answered: int, sampling: Sampling) -> dict[str, float]:
     count = int(one.comparable.sum())
     figures = {f"compared_rows/{variant}": float(count), f"copied_share/{variant}": one.copies / answered}
     if count:
-        measured = share("", one.same[one.comparable] == _OTHER, sampling.of(one.comparable))
+        measured = share_interval("", one.same[one.comparable] == _OTHER, sampling.of(one.comparable))
         figures |= {
             f"disagreement/{variant}": measured.value,
             f"disagreement_low/{variant}": measured.low,

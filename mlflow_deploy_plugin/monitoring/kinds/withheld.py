@@ -6,15 +6,15 @@ What stands in the log of them differs from any reference by intention, and is n
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from mlflow_deploy_plugin.monitoring.references import Reference
-from mlflow_deploy_plugin.monitoring.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.spec import CaptureSpec
 
 _DROPPED = "capture.drop leaves it out of the log"
 _MASKED = "capture.mask writes hashes of its values into the log"
 
 
-def withheld(capture: CaptureSpec, columns: Iterable[str]) -> dict[str, str]:
+def excluded_columns(capture: CaptureSpec, columns: Iterable[str]) -> dict[str, str]:
     """Of these columns, those that the log withholds, and why; parts of a vector (`output.probabilities.0`) too."""
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
     found = {}
@@ -25,7 +25,7 @@ def withheld(capture: CaptureSpec, columns: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def reference_without(reference: Reference, columns: Mapping[str, str]) -> Reference:
+def reference_without(reference: DriftReference, columns: Mapping[str, str]) -> DriftReference:
     if not columns:
         return reference
     pieces = reference.pieces

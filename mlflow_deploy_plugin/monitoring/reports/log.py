@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
-from mlflow_deploy_plugin.monitoring.reports.change import PastWindow
-from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
-from mlflow_deploy_plugin.monitoring.reports.page import PAGE, with_picture
+from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
+from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
+from mlflow_deploy_plugin.monitoring.reports.page import PAGE, embed_picture
 from mlflow_deploy_plugin.monitoring.reports.series import log_series
-from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, series_of, trend_picture
-from mlflow_deploy_plugin.monitoring.reports.versions import lead_to_report
+from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, draw_trend, trend_lines
+from mlflow_deploy_plugin.monitoring.reports.versions import link_report_to_version
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import (
     MAX_TAG_LENGTH,
     SUPERSEDED,
@@ -40,7 +40,7 @@ TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
 what the monitor has found does not find it."""
 
 
-def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes], past: Sequence[PastWindow] = ()) -> LoggedRun:
+def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Sequence[PastWindow] = ()) -> LoggedRun:
     """Logs the run, and tags the registered version with the verdict and where the report is; of bounds that were only
     tried the run alone.
 
@@ -54,27 +54,27 @@ def log_judgement(judgement: Judgement, files: Mapping[str, str | bytes], past: 
     Raises:
         RegistryUnavailable: MLflow does not answer. What was begun is gone on with by the next call.
     """
-    figures = metrics_of(judgement)
+    figures = to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
-        end = judgement.window.end_us // 1000
-        log_metrics(client, run_id, judgement.model_id, figures.items(), end, times)
-        this = PastWindow(judgement.window.start, judgement.state, figures)
-        picture = trend_picture(series_of(judgement, figures), [*past, this], judgement.window.length)
-        _log_files(client, run_id, with_picture(files, picture))
+        end = result.window.end_us // 1000
+        log_metrics(client, run_id, result.model_id, figures.items(), end, times)
+        this = PastWindow(result.window.start, result.state, figures)
+        picture = draw_trend(trend_lines(result, figures), [*past, this], result.window.length)
+        _log_files(client, run_id, embed_picture(files, picture))
 
-    created = {CREATED_TAG: judgement.endpoint_created} if judgement.endpoint_created else {}
-    name = judgement.monitor, str(judgement.window), judgement.tried
+    created = {CREATED_TAG: result.endpoint_created} if result.endpoint_created else {}
+    name = result.monitor, str(result.window), result.tried
     run = IdempotentRun(
-        f"the experiment of endpoint {judgement.endpoint}",
-        f"onnxserve/{judgement.endpoint}",
-        _identity(judgement),
-        (TRIED_VERDICT_TAG if judgement.tried else VERDICT_TAG, judgement.state),
+        f"the experiment of endpoint {result.endpoint}",
+        f"onnxserve/{result.endpoint}",
+        _identity(result),
+        (TRIED_VERDICT_TAG if result.tried else VERDICT_TAG, result.state),
         created,
-    ).log(" ".join(filter(None, name)), _tags(judgement), log_content)
-    if not judgement.tried:
-        log_series(judgement, figures, created)
-        lead_to_report(judgement, report_link(run))
+    ).log(" ".join(filter(None, name)), _tags(result), log_content)
+    if not result.tried:
+        log_series(result, figures, created)
+        link_report_to_version(result, report_link(run))
     return run
 
 
@@ -83,21 +83,21 @@ def report_link(run: LoggedRun) -> str:
     return f"{run.url}/artifacts/{PAGE}" if run.url else f"{run.run_id}/{PAGE}"
 
 
-def past_windows(judgement: Judgement) -> list[PastWindow]:
+def past_windows(result: MonitorResult) -> list[PastWindow]:
     """Return the newest windows of this monitor before this one, and as long, as their runs tell; of each the last
     revision. Those of an earlier endpoint of the name are none of them.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    with registry_errors(f"the experiment of endpoint {judgement.endpoint}"):
+    with registry_errors(f"the experiment of endpoint {result.endpoint}"):
         client = registry_client()
-        experiment = client.get_experiment_by_name(f"onnxserve/{judgement.endpoint}")
+        experiment = client.get_experiment_by_name(f"onnxserve/{result.endpoint}")
         if experiment is None:
             return []
         runs = client.search_runs(
             [experiment.experiment_id],
-            f"tags.`{MONITOR_TAG}` = '{judgement.monitor}' and tags.`{VERDICT_TAG}` != ''",
+            f"tags.`{MONITOR_TAG}` = '{result.monitor}' and tags.`{VERDICT_TAG}` != ''",
             max_results=2 * MOST_WINDOWS,
             order_by=[f"tags.`{START_TAG}` DESC", "attributes.start_time DESC"],
         )
@@ -105,14 +105,11 @@ def past_windows(judgement: Judgement) -> list[PastWindow]:
     for run in runs:
         tags = run.data.tags
         start, end = (_time(tags.get(name, "")) for name in (START_TAG, END_TAG))
-        if start is None or end is None or end - start != judgement.window.length:
+        if start is None or end is None or end - start != result.window.length:
             continue
-        if start >= judgement.window.start or SUPERSEDED in tags:
+        if start >= result.window.start or SUPERSEDED in tags:
             continue
-        if (
-            judgement.endpoint_created
-            and tags.get(CREATED_TAG, judgement.endpoint_created) != judgement.endpoint_created
-        ):
+        if result.endpoint_created and tags.get(CREATED_TAG, result.endpoint_created) != result.endpoint_created:
             continue
         revision = tags.get(REVISION_TAG, "")
         number = int(revision) if revision.isdigit() else 0
@@ -148,22 +145,22 @@ def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | by
             ) from None
 
 
-def _identity(judgement: Judgement) -> dict[str, str]:
+def _identity(result: MonitorResult) -> dict[str, str]:
     window = {
-        ENDPOINT_TAG: judgement.endpoint,
-        MONITOR_TAG: judgement.monitor,
-        START_TAG: judgement.window.start.isoformat(),
+        ENDPOINT_TAG: result.endpoint,
+        MONITOR_TAG: result.monitor,
+        START_TAG: result.window.start.isoformat(),
     }
-    if judgement.tried:
-        return {**window, END_TAG: judgement.window.end.isoformat(), TRIED_TAG: judgement.tried}
-    return {**window, REVISION_TAG: str(judgement.revision)}
+    if result.tried:
+        return {**window, END_TAG: result.window.end.isoformat(), TRIED_TAG: result.tried}
+    return {**window, REVISION_TAG: str(result.revision)}
 
 
-def _tags(judgement: Judgement) -> dict[str, str]:
+def _tags(result: MonitorResult) -> dict[str, str]:
     return {
-        "onnxserve.kind": judgement.kind,
-        "onnxserve.model": judgement.model,
-        "onnxserve.version": judgement.version,
-        END_TAG: judgement.window.end.isoformat(),
-        "onnxserve.reason": judgement.reason[:MAX_TAG_LENGTH],
+        "onnxserve.kind": result.kind,
+        "onnxserve.model": result.model,
+        "onnxserve.version": result.version,
+        END_TAG: result.window.end.isoformat(),
+        "onnxserve.reason": result.reason[:MAX_TAG_LENGTH],
     }

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judgement, State
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, State
 
 _LONGEST_NAME = 200  # MLflow takes 250
 _NO_PATH = "\0"
@@ -15,26 +15,26 @@ _CRITERION = ("criterion", "criterion_threshold", "criterion_state")
 _STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
 
 
-def metrics_of(judgement: Judgement) -> dict[str, float]:
+def to_metrics(result: MonitorResult) -> dict[str, float]:
     """Return the figures, and of each finding what it was judged on. Anything that is no finite number is left out.
 
     Of a column `distribution_score/COLUMN`, `missing_score/COLUMN`, …; of a requirement `criterion/accuracy`,
     `criterion_threshold/accuracy` and `criterion_state/accuracy`: 0 kept, 0.5 cannot tell, 1 violated.
     """
     values: dict[str, float] = {}
-    for name, value in _named(judgement):
+    for name, value in _named(result):
         if value is not None and math.isfinite(value):
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)
     return {_own_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()}
 
 
-def score_of(finding: Finding, figures: Mapping[str, float]) -> str:
+def score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
     """Return the metric, among those of a window, that a column's check was judged on; empty: the window has none."""
     return _found(f"{finding.check}_score/{_subject(finding)}", figures)
 
 
-def drift_score_of(finding: Finding, figures: Mapping[str, float]) -> str:
+def drift_score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
     """Return the same of the largest score that the finding's column has in any check (`verdict.py`)."""
     segment = f"{finding.segment}/" if finding.segment else ""
     return _found(f"drift_score/{segment}{finding.subject}", figures)
@@ -79,11 +79,11 @@ def metric_name(name: str) -> str:
     return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[:_LONGEST_NAME]
 
 
-def _named(judgement: Judgement) -> Iterator[tuple[str, float | None]]:
-    yield "rows", judgement.rows
-    yield "is_alarm", float(judgement.is_alarm)
-    yield from judgement.figures.items()
-    for finding in judgement.findings:
+def _named(result: MonitorResult) -> Iterator[tuple[str, float | None]]:
+    yield "rows", result.rows
+    yield "is_alarm", float(result.is_alarm)
+    yield from result.figures.items()
+    for finding in result.findings:
         name = _subject(finding)
         if finding.check == "criterion":
             values = finding.value, finding.threshold, _STATES.get(finding.state)

@@ -5,8 +5,8 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS, UNDECIDED, Finding, Judgement, shown_time
-from mlflow_deploy_plugin.monitoring.reports.drawn import Drawn
+from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport
+from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, Finding, MonitorResult, format_time
 
 PAGE, PICTURE = "report.html", "trend.png"
 _PICTURE_HERE = "<!-- picture of the last windows -->"
@@ -27,15 +27,15 @@ _STYLE = """
 """
 
 
-def page_of(judgement: Judgement, drawn: Drawn) -> str:
+def render_page(result: MonitorResult, drawn: EvidentlyReport) -> str:
     """The verdict, every finding and what Evidently has drawn."""
     page = drawn.page or _EMPTY
     start = page.find("<body")
     end = page.find(">", start) + 1
-    return page[:end] + _head(judgement, drawn) + page[end:]
+    return page[:end] + _head(result, drawn) + page[end:]
 
 
-def with_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[str, str | bytes]:
+def embed_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[str, str | bytes]:
     """The files with the picture of the last windows: as a file, and within the page, which can fetch nothing."""
     page = files.get(PAGE)
     if not picture:
@@ -47,25 +47,25 @@ def with_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[st
     return {**files, PAGE: page.replace(_PICTURE_HERE, shown, 1), PICTURE: picture}
 
 
-def summary(judgement: Judgement) -> str:
+def summary(result: MonitorResult) -> str:
     """What was judged and why it is so, in a sentence or two."""
-    return f"{judgement.reason.rstrip('.') or f'{judgement.rows:,} rows of the window were judged'}."
+    return f"{result.reason.rstrip('.') or f'{result.rows:,} rows of the window were judged'}."
 
 
-def _head(judgement: Judgement, drawn: Drawn) -> str:
-    title = f"{judgement.endpoint}, {judgement.monitor}, {judgement.window}"
-    answered = f"{judgement.model} version {judgement.version}" if judgement.model else "no version answered"
-    revision = f", revision {judgement.revision}" if judgement.revision > 1 else ""
-    notes = [*judgement.notes, *drawn.notes, *(f"{name}: {why}" for name, why in drawn.left_out.items())]
+def _head(result: MonitorResult, drawn: EvidentlyReport) -> str:
+    title = f"{result.endpoint}, {result.monitor}, {result.window}"
+    answered = f"{result.model} version {result.version}" if result.model else "no version answered"
+    revision = f", revision {result.revision}" if result.revision > 1 else ""
+    notes = [*result.notes, *drawn.notes, *(f"{name}: {why}" for name, why in drawn.left_out.items())]
     parts = [
         f"<style>{_STYLE}</style><div class='onnxserve'>",
-        f"<h1>{_text(title)}: <span class='{_class(judgement.state)}'>{judgement.state}</span></h1>",
-        f"<p>{_text(summary(judgement))}</p>",
-        f"<p class='note'>{_text(answered)}, {judgement.rows:,} rows{revision}</p>",
+        f"<h1>{_text(title)}: <span class='{_class(result.state)}'>{result.state}</span></h1>",
+        f"<p>{_text(summary(result))}</p>",
+        f"<p class='note'>{_text(answered)}, {result.rows:,} rows{revision}</p>",
         _PICTURE_HERE,
-        _findings(judgement.findings),
+        _findings(result.findings),
         *(f"<p class='note'>Note: {_text(note.rstrip('.'))}.</p>" for note in notes),
-        _figures(judgement.figures),
+        _figures(result.figures),
         "</div>",
     ]
     return "".join(parts)
@@ -79,7 +79,7 @@ def _findings(findings: Sequence[Finding]) -> str:
         "of": lambda one: f"<td>{_cell(one.segment)}",
         "check": lambda one: f"<td class=s>{one.check}",
         "outcome": lambda one: f"<td class='s {_class(one.state)}'>{one.state}",
-        "since (UTC)": lambda one: f"<td class=s>{_text(shown_time(one.since))}",
+        "since (UTC)": lambda one: f"<td class=s>{_text(format_time(one.since))}",
         "in a row": lambda one: f"<td class=n>{one.in_a_row or ''}",
         "value": lambda one: f"<td class=n>{_number(one.value)}",
         "threshold": lambda one: f"<td class=n>{_number(one.threshold)}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import IdempotentRun, log_metrics, project_run_id
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
 
 
-def log_series(judgement: Judgement, figures: Mapping[str, float], optional_identity: Mapping[str, str]) -> None:
+def log_series(result: MonitorResult, figures: Mapping[str, float], optional_identity: Mapping[str, str]) -> None:
     """Add the window's metrics; again the same changes nothing.
 
     Args:
@@ -27,19 +27,19 @@ def log_series(judgement: Judgement, figures: Mapping[str, float], optional_iden
     """
     if project_run_id():
         return  # there, everything would go to the run of the project
-    end, length = judgement.window.end_us, judgement.window.end_us - judgement.window.start_us
+    end, length = result.window.end_us, result.window.end_us - result.window.start_us
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
         log_metrics(client, run_id, "", islice(figures.items(), _MOST_METRICS), end // 1000, end // length)
 
     IdempotentRun(
-        f"the experiment of endpoint {judgement.endpoint}",
-        f"onnxserve/{judgement.endpoint}",
+        f"the experiment of endpoint {result.endpoint}",
+        f"onnxserve/{result.endpoint}",
         {
-            "onnxserve.endpoint": judgement.endpoint,
-            "onnxserve.monitor": judgement.monitor,
+            "onnxserve.endpoint": result.endpoint,
+            "onnxserve.monitor": result.monitor,
             "onnxserve.series": "windows",
         },
-        ("onnxserve.series.until", judgement.window.end.isoformat()),
+        ("onnxserve.series.until", result.window.end.isoformat()),
         optional_identity,
-    ).log(f"{judgement.monitor}: all windows", {"onnxserve.kind": judgement.kind}, log_content)
+    ).log(f"{result.monitor}: all windows", {"onnxserve.kind": result.kind}, log_content)

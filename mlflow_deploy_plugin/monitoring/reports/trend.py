@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from mlflow_deploy_plugin.monitoring.judgement import ALARMS, EXACT, UNDECIDED, Finding, Judgement
-from mlflow_deploy_plugin.monitoring.reports.change import PastWindow
-from mlflow_deploy_plugin.monitoring.reports.metrics import criterion_metrics, drift_score_of, score_of, state_in
+from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
+from mlflow_deploy_plugin.monitoring.reports.metrics import (
+    criterion_metrics,
+    drift_score_metric,
+    score_metric,
+    state_in,
+)
+from mlflow_deploy_plugin.monitoring.result import ALARMS, EXACT, UNDECIDED, Finding, MonitorResult
 
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
@@ -17,7 +22,7 @@ _ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
 
 
 @dataclass(frozen=True)
-class Series:
+class TrendLine:
     """A figure that is drawn over the windows, and the names of its metrics.
 
     Attributes:
@@ -46,18 +51,18 @@ class Series:
         return values, bounds, colours
 
 
-def series_of(judgement: Judgement, figures: Mapping[str, float]) -> list[Series]:
+def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[TrendLine]:
     """Return what is drawn of this judgement: a line for each that is named as an alarm, the worst first, and for each
     requirement of all rows; without requirements the largest score of all columns comes first.
 
     Args:
         figures: the judgement's metrics.
     """
-    drawn: dict[str, Series] = {}
-    if not any(found.check == "criterion" for found in judgement.findings):
-        drawn[""] = Series("largest score of a column", "statistic", "threshold")
-    alarms = [found for found in judgement.findings if found.is_alarm]
-    required = [found for found in judgement.findings if found.check == "criterion" and not found.segment]
+    drawn: dict[str, TrendLine] = {}
+    if not any(found.check == "criterion" for found in result.findings):
+        drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
+    alarms = [found for found in result.findings if found.is_alarm]
+    required = [found for found in result.findings if found.check == "criterion" and not found.segment]
     for found in (*alarms, *required):  # of a column's checks the worst comes first
         name = _shown(found)
         one = _series(name, found, figures)
@@ -66,14 +71,16 @@ def series_of(judgement: Judgement, figures: Mapping[str, float]) -> list[Series
     return list(drawn.values())[:_MOST_PANELS]
 
 
-def _series(name: str, found: Finding, figures: Mapping[str, float]) -> Series:
+def _series(name: str, found: Finding, figures: Mapping[str, float]) -> TrendLine:
     """The line of a finding; without a value's name where the window has no such figure."""
     if found.check == "criterion":
         metrics = criterion_metrics(found, figures)
-        return Series(name, metrics.value, metrics.threshold, metrics.state)
+        return TrendLine(name, metrics.value, metrics.threshold, metrics.state)
     if found.check in EXACT:
-        return Series(f"{name}: {found.change or found.check}", score_of(found, figures), is_column=True)
-    return Series(name, drift_score_of(found, figures) or score_of(found, figures), "threshold", is_column=True)
+        return TrendLine(f"{name}: {found.change or found.check}", score_metric(found, figures), is_column=True)
+    return TrendLine(
+        name, drift_score_metric(found, figures) or score_metric(found, figures), "threshold", is_column=True
+    )
 
 
 def _colour(state: str) -> str:
@@ -84,7 +91,7 @@ def _shown(finding: Finding) -> str:
     return f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
 
 
-def trend_picture(series: Sequence[Series], windows: Sequence[PastWindow], length: timedelta) -> bytes:
+def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> bytes:
     """A PNG, one panel a series; empty where no window has a value.
 
     Args:

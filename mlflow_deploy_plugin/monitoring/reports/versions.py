@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.monitoring.judgement import Judgement
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import registry_client, registry_errors, tag_version, write_description_section
 
 PREFIX = "onnxserve.monitor."
@@ -12,25 +12,25 @@ _WINDOW, _REPORT = "/window", "/report"
 _MOST_LINES = 10
 
 
-def lead_to_report(judgement: Judgement, report: str) -> None:
+def link_report_to_version(result: MonitorResult, report: str) -> None:
     """Tags the version with state, window and report of the monitor's newest window, and lists them in its
     description. What was served from a folder or a run has no page to be found from.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    if not judgement.version.isdigit():
+    if not result.version.isdigit():
         return
-    model, version = judgement.model, judgement.version
-    tag = f"{PREFIX}{judgement.endpoint}/{judgement.monitor}"
+    model, version = result.model, result.version
+    tag = f"{PREFIX}{result.endpoint}/{result.monitor}"
     try:
         tags = _tags(model, version)
-        if _is_newer(tags.get(f"{tag}{_WINDOW}", ""), judgement):
+        if _is_newer(tags.get(f"{tag}{_WINDOW}", ""), result):
             return
         said = {
-            f"{tag}{_WINDOW}": f"{judgement.window.start.isoformat()}/{judgement.window.end.isoformat()}",
+            f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
             f"{tag}{_REPORT}": report,
-            tag: judgement.state,  # last: whoever sees it finds the rest
+            tag: result.state,  # last: whoever sees it finds the rest
         }
         try:
             _tag(model, version, said)
@@ -51,10 +51,10 @@ def _tags(model: str, version: str) -> dict[str, str]:
         return dict(registry_client().get_model_version(model, version).tags)
 
 
-def _is_newer(window: str, judgement: Judgement) -> bool:
+def _is_newer(window: str, result: MonitorResult) -> bool:
     """Whether the tag's window begins after the one that is judged: one that was made up later changes nothing."""
     try:
-        return datetime.fromisoformat(window.partition("/")[0]) > judgement.window.start
+        return datetime.fromisoformat(window.partition("/")[0]) > result.window.start
     except ValueError:
         return False
 

@@ -7,7 +7,7 @@ import pytest
 from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.inference_log.windows import parse_window
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.support.tracking import tracking_at
@@ -20,7 +20,7 @@ def test_where_mlflow_is_down_it_is_said_before_anything_is_judged(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("mlflow_deploy_plugin.controller.monitors.evaluation.count_rows", pytest.fail)
     window = parse_window("2013-07-01/1d")
-    question = Question("flights", "daily", MonitorSpec(), window, 1, Settings(home=tmp_path))
+    question = WindowRequest("flights", "daily", MonitorSpec(), window, 1, Settings(home=tmp_path))
 
     with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable, match="connection refused"):
         judge_and_log(question)

@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.controller.monitors.maintenance import (
 from mlflow_deploy_plugin.controller.monitors.schedule import next_due_window
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.question import Question
-from mlflow_deploy_plugin.monitoring.references.past import rolling
+from mlflow_deploy_plugin.monitoring.drift.references.log_reference import rolling_windows
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from tests.support.monitors import NOON, SECONDS, MonitoredWorld
 from tests.support.waiting import wait_until
@@ -116,9 +116,9 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
         world.rows(day + timedelta(hours=first_hour))
         window = Window(day, day + timedelta(days=1))
         day = world.now = window.end
-        asked = Question("flights", "daily", endpoint.spec.monitors["daily"], window, 1, world.settings)
+        asked = WindowRequest("flights", "daily", endpoint.spec.monitors["daily"], window, 1, world.settings)
         if window.start >= NOON + timedelta(days=5):
-            frozen.add(str(rolling(asked, "flight-delay", "1")[0].sampled))
+            frozen.add(str(rolling_windows(asked, "flight-delay", "1")[0].sampled))
         world.monitors.remember("flights", "daily", made_up_to=day)
         needed = retained_windows(world.monitors, endpoint, day)
         maintain_log(world.settings, "flights", day, "7d", needed)

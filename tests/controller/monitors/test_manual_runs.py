@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import Attempts, Win
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
@@ -153,7 +153,7 @@ def test_a_window_that_was_begun_before_it_was_due_and_judged_after_is_judged_by
     world.rows(NOON)
     world.now = NOON + HOUR
 
-    def judge(asked: Question) -> str:
+    def judge(asked: WindowRequest) -> str:
         world.now = NOON + 2 * HOUR
         return "drift"
 
@@ -249,7 +249,7 @@ def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
     written = run(world)
 
     note = "some captured rows have not reached the inference log yet and are not judged"
-    assert world.asked[-1].judgement("no drift", "").notes == (note,)
+    assert world.asked[-1].result("no drift", "").notes == (note,)
     assert note in written.reason
 
 
@@ -287,7 +287,7 @@ def test_what_fails_is_not_tried_again(world: MonitoredWorld) -> None:
     world.rows(NOON)
     world.now = NOON + 2 * HOUR
 
-    def judge(question: Question) -> str:
+    def judge(question: WindowRequest) -> str:
         raise InvalidConfig("the reference is not there")
 
     world.judge = judge
@@ -307,7 +307,7 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
         taken = manual_runs.run_due(deployments(world), found, world.said.append)
         return [(window.state, window.attempts) for window in taken]
 
-    def fails(asked: Question) -> str:
+    def fails(asked: WindowRequest) -> str:
         raise OnnxserveError("the disk is full")
 
     monkeypatch.setattr(manual_runs, "judge_and_log", world.answer)

@@ -15,8 +15,8 @@ from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.inference_log.stats import log_stats
 from mlflow_deploy_plugin.inference_log.view import View
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.alerts import alert_failure
-from mlflow_deploy_plugin.monitoring.hourly import window_versions
+from mlflow_deploy_plugin.monitoring.alerts import record_failure
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
 from mlflow_deploy_plugin.store.alerts import Alerts
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
@@ -78,7 +78,7 @@ def test_the_first_endpoint_of_a_name_has_all_that_was_captured_under_it(world: 
 
 def test_an_alarm_of_the_deleted_one_is_over(world: MonitoredWorld) -> None:
     world.endpoint()
-    alert_failure(world.store, world.settings, "flights", "hourly", "MLflow does not answer")
+    record_failure(world.store, world.settings, "flights", "hourly", "MLflow does not answer")
     assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
     world.store.remove_endpoint("flights")
     assert Alerts(world.store).firing("flights") == []

@@ -6,7 +6,7 @@ from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview, o
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 
@@ -29,7 +29,7 @@ def test_a_monitor_waits_for_its_window_then_for_the_rows_of_it(world: Monitored
 
 
 def test_what_has_failed_says_why_and_when_it_is_tried_again(world: MonitoredWorld) -> None:
-    def judge(asked: Question) -> str:
+    def judge(asked: WindowRequest) -> str:
         raise OnnxserveError("the reference cannot be read")
 
     world.judge = judge

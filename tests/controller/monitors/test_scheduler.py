@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.judging_pool import ProcessEnded
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.tables import LeaseRow
 from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
@@ -89,7 +89,7 @@ def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note(world: M
 
 
 def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world: MonitoredWorld) -> None:
-    def judge(asked: Question) -> str:
+    def judge(asked: WindowRequest) -> str:
         if asked.monitor == "broken" and asked.window.start == NOON:
             raise OnnxserveError("the reference cannot be read")
         return "no drift"
@@ -120,7 +120,7 @@ def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world: Mon
 def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: MonitoredWorld) -> None:
     is_down = True
 
-    def judge(asked: Question) -> str:
+    def judge(asked: WindowRequest) -> str:
         if is_down:
             raise RegistryUnavailable("MLflow does not answer")
         return "drift"
@@ -143,7 +143,7 @@ def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: Monitore
 def test_a_monitor_that_takes_long_holds_up_no_other(world: MonitoredWorld) -> None:
     may_end = threading.Event()
 
-    def judge(asked: Question) -> str:
+    def judge(asked: WindowRequest) -> str:
         if asked.monitor == "slow":
             may_end.wait(SECONDS)
         return "no drift"
@@ -211,7 +211,7 @@ def test_a_paused_monitor_is_left_alone_and_makes_up_for_it_afterwards(world: Mo
 
 
 def test_windows_of_a_monitor_that_is_taken_away_meanwhile_are_closed(world: MonitoredWorld) -> None:
-    def judge(asked: Question) -> str:
+    def judge(asked: WindowRequest) -> str:
         raise OnnxserveError("not now")
 
     world.judge = judge
@@ -359,7 +359,7 @@ def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_ju
     world.rows(NOON, rows=2)
     counted, passed, reason = [0.0], 0.0, "a file of rows cannot be read"
 
-    def count(asked: Question) -> int:
+    def count(asked: WindowRequest) -> int:
         counted.append(passed)
         if reason:
             raise OnnxserveError(reason)
@@ -455,7 +455,7 @@ def test_a_window_that_kills_one_controller_after_the_other_is_given_up(world: M
 
 
 def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) -> None:
-    def judge(asked: Question) -> str:
+    def judge(asked: WindowRequest) -> str:
         if len(world.asked) > 1:
             return "no drift"
         with world.store.transaction() as session:  # as another would who has waited for the lease's whole length
@@ -478,7 +478,7 @@ def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) 
 def test_a_scheduler_that_ends_leaves_its_window_to_the_next(world: MonitoredWorld) -> None:
     may_end = threading.Event()
 
-    def judge(asked: Question) -> str:
+    def judge(asked: WindowRequest) -> str:
         may_end.wait(SECONDS)
         raise ProcessEnded("it was ended with the controller")
 

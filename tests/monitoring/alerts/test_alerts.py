@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring.alerts import alert, alert_failure, announce, tell
-from mlflow_deploy_plugin.monitoring.judgement import Finding
+from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, record_result, send_due
+from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alerts, Silences
-from tests.support.judgements import judgement_of
+from tests.support.results import result_of
 
 RUN = "http://mlflow/#/experiments/1/runs/abc"
 OPS = MonitorSpec(alert="ops")
@@ -21,16 +21,16 @@ OPS = MonitorSpec(alert="ops")
 def see(store, settings):
     """Takes a judgement, and tells what is to be told."""
 
-    def take(judgement, spec=OPS, settings=settings):
-        alert(store, settings, judgement, RUN, spec)
-        return tell(store, settings)
+    def take(result, spec=OPS, settings=settings):
+        record_result(store, settings, result, RUN, spec)
+        return send_due(store, settings)
 
     return take
 
 
 def test_an_alarm_is_told_once_and_then_that_it_is_over(see, receiver, store):
     for day, score in enumerate([1.0, 6.0, 6.1, 5.9, 1.0, 1.0]):
-        see(judgement_of(day, temperature=score, wind=4.0 if score > 3 else 0.1, noise=0.2))
+        see(result_of(day, temperature=score, wind=4.0 if score > 3 else 0.1, noise=0.2))
 
     first, last = receiver.got["/ops"]
     assert (first["title"], first["type"]) == ("onnxserve: flights: Alarm: monitor daily", "failure")
@@ -49,35 +49,35 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(see, receiver, store):
 
 
 def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat_interval(see, receiver, clock):
-    see(judgement_of(0, temperature=6.0))
-    see(judgement_of(1, temperature=8.0))
-    see(judgement_of(2, temperature=10.0))
+    see(result_of(0, temperature=6.0))
+    see(result_of(1, temperature=8.0))
+    see(result_of(2, temperature=10.0))
     clock.pass_by(hours=23)
-    see(judgement_of(3, temperature=10.0))
+    see(result_of(3, temperature=10.0))
     clock.pass_by(hours=2)
-    see(judgement_of(4, temperature=10.0))
+    see(result_of(4, temperature=10.0))
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse", "Still"]
 
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
 def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(see, receiver, store, undecided):
-    see(judgement_of(0, state=undecided, reason="accuracy: 0.79"))
+    see(result_of(0, state=undecided, reason="accuracy: 0.79"))
     assert Alerts(store).firing() == []
 
-    see(judgement_of(1, temperature=6.0))
-    see(judgement_of(2, state=undecided, reason="accuracy: 0.79"))
+    see(result_of(1, temperature=6.0))
+    see(result_of(2, state=undecided, reason="accuracy: 0.79"))
     assert len(Alerts(store).firing()) == 1
 
-    see(judgement_of(3, state="kept"))
+    see(result_of(3, state="kept"))
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
 
 
 def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(see, receiver, store):
-    see(judgement_of(5, temperature=6.0))
-    see(judgement_of(5, temperature=6.0))
-    see(judgement_of(2, temperature=1.0))
-    see(judgement_of(6, state="not judged", temperature=1.0))
+    see(result_of(5, temperature=6.0))
+    see(result_of(5, temperature=6.0))
+    see(result_of(2, temperature=1.0))
+    see(result_of(6, state="not judged", temperature=1.0))
 
     assert len(receiver.titles("ops")) == 1
     assert [one.count for one in Alerts(store).firing()] == [1]
@@ -86,10 +86,10 @@ def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(see, receive
 def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(store, settings, receiver):
     science = MonitorSpec(alert="science")
     for monitor, spec in (("daily", OPS), ("hourly", OPS), ("weekly", science)):
-        alert(store, settings, judgement_of(0, monitor=monitor, temperature=6.0), RUN, spec)
-    alert(store, settings, judgement_of(0, endpoint="taxis", temperature=6.0), RUN, OPS)
+        record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), RUN, spec)
+    record_result(store, settings, result_of(0, endpoint="taxis", temperature=6.0), RUN, OPS)
 
-    tell(store, settings)
+    send_due(store, settings)
 
     assert sorted(receiver.titles("ops")) == [
         "onnxserve: flights: Alarm: monitor daily and 1 more",
@@ -99,26 +99,26 @@ def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(s
 
 
 def test_those_of_one_round_are_waited_for(store, settings, receiver, clock):
-    alert(store, settings, judgement_of(0, temperature=6.0), RUN, OPS)
+    record_result(store, settings, result_of(0, temperature=6.0), RUN, OPS)
 
-    assert tell(store, settings, wait=timedelta(seconds=5)) == 0
+    assert send_due(store, settings, wait=timedelta(seconds=5)) == 0
     clock.pass_by(seconds=5)
-    assert tell(store, settings, wait=timedelta(seconds=5)) == 1
+    assert send_due(store, settings, wait=timedelta(seconds=5)) == 1
 
 
 def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(see, store, settings, receiver, clock, caplog):
     receiver.is_broken = True
-    assert see(judgement_of(0, temperature=6.0)) == 0
-    assert tell(store, settings) == 0
+    assert see(result_of(0, temperature=6.0)) == 0
+    assert send_due(store, settings) == 0
     assert len([line for line in caplog.messages if "did not take the alert" in line]) == 1  # a pause of 10 s holds
     clock.pass_by(seconds=11)
-    tell(store, settings)
+    send_due(store, settings)
     receiver.is_broken = False
     clock.pass_by(seconds=11)
-    assert tell(store, settings) == 0
+    assert send_due(store, settings) == 0
     clock.pass_by(seconds=11)
-    assert tell(store, settings) == 1
-    assert tell(store, settings) == 0
+    assert send_due(store, settings) == 1
+    assert send_due(store, settings) == 0
     assert receiver.titles("ops") == ["onnxserve: flights: Alarm: monitor daily"]
 
 
@@ -126,40 +126,40 @@ def test_a_clock_that_goes_back_holds_up_nothing(see, store, settings, receiver,
     true_now = clock.now
     clock.pass_by(days=30)
     ahead = (clock.now - datetime(2013, 7, 2, tzinfo=UTC)).days
-    see(judgement_of(ahead, temperature=6.0))
+    see(result_of(ahead, temperature=6.0))
     receiver.is_broken = True
-    see(judgement_of(0, monitor="hourly", temperature=6.0))
-    alert(store, settings, judgement_of(0, monitor="weekly", temperature=6.0), RUN, OPS)
+    see(result_of(0, monitor="hourly", temperature=6.0))
+    record_result(store, settings, result_of(0, monitor="weekly", temperature=6.0), RUN, OPS)
     receiver.is_broken = False
 
     clock.now = true_now
-    tell(store, settings, wait=timedelta(seconds=5))
+    send_due(store, settings, wait=timedelta(seconds=5))
     assert receiver.titles("ops")[1:] == ["onnxserve: flights: Alarm: monitor hourly and 1 more"]
 
-    see(judgement_of(1, temperature=6.0))
-    see(judgement_of(2, temperature=1.0))
+    see(result_of(1, temperature=6.0))
+    see(result_of(2, temperature=1.0))
     assert [title.split(": ")[2] for title in receiver.titles("ops")[2:]] == ["Still", "Over"]
 
 
 def test_what_was_over_before_it_could_be_told_is_not_told(see, store, settings, receiver, clock):
     receiver.is_broken = True
-    see(judgement_of(0, temperature=6.0))
+    see(result_of(0, temperature=6.0))
     receiver.is_broken = False
-    see(judgement_of(1, temperature=1.0))
+    see(result_of(1, temperature=1.0))
     clock.pass_by(hours=2)
-    tell(store, settings)
+    send_due(store, settings)
 
     assert receiver.got == {}
 
 
 def test_a_silence_holds_back_what_it_covers_and_nothing_else(see, store, settings, receiver, clock):
     Silences(store).add("flights", "daily", timedelta(hours=2), "a known storm")
-    see(judgement_of(0, temperature=6.0))
-    see(judgement_of(0, monitor="hourly", temperature=6.0))
+    see(result_of(0, temperature=6.0))
+    see(result_of(0, monitor="hourly", temperature=6.0))
     assert receiver.titles("ops") == ["onnxserve: flights: Alarm: monitor hourly"]
 
     clock.pass_by(hours=3)
-    tell(store, settings)
+    send_due(store, settings)
 
     assert receiver.titles("ops")[1:] == ["onnxserve: flights: Alarm: monitor daily"]
     assert [event.why for event in store.events() if event.action == "silence"] == ["a known storm"]
@@ -171,9 +171,9 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(see, 
     )
     store.add_endpoint("onnxserve", spec)
     for _ in range(3):
-        alert_failure(store, settings, "flights", "daily", "MLflow does not answer")
-        tell(store, settings)
-    see(judgement_of(0, temperature=1.0))
+        record_failure(store, settings, "flights", "daily", "MLflow does not answer")
+        send_due(store, settings)
+    see(result_of(0, temperature=1.0))
 
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
     assert "flights: the monitor fails: MLflow does not answer" in receiver.got["/ops"][0]["message"]
@@ -183,7 +183,7 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(see, 
 def test_what_waits_for_a_person_is_told_once(store, settings, receiver):
     for _ in range(2):
         announce(store, "flights", "daily", "flight-delay version 7 waits for approval", RUN)
-        tell(store, settings)
+        send_due(store, settings)
 
     (message,) = receiver.got["/ops"]
     assert "flight-delay version 7 waits for approval" in message["message"]
@@ -191,7 +191,7 @@ def test_what_waits_for_a_person_is_told_once(store, settings, receiver):
 
 def test_of_a_criterion_segment_and_value_are_named(see, receiver):
     found = Finding("accuracy", "criterion", "violated", "0.71 < 0.8", 0.71, 0.8, "carrier=AA")
-    see(judgement_of(0, kind="performance", state="violated", findings=(found,)))
+    see(result_of(0, kind="performance", state="violated", findings=(found,)))
 
     message = receiver.got["/ops"][0]["message"]
     assert "- accuracy [carrier=AA], criterion 0.71 (threshold 0.8): 0.71 < 0.8" in message
@@ -200,7 +200,7 @@ def test_of_a_criterion_segment_and_value_are_named(see, receiver):
 def test_no_secret_reaches_the_log_the_store_or_a_repr(see, store, settings, receiver, caplog):
     caplog.set_level(logging.DEBUG)
     receiver.is_broken = True
-    see(judgement_of(0, temperature=6.0))
+    see(result_of(0, temperature=6.0))
 
     assert "s3cret" not in caplog.text
     assert "/ops" not in caplog.text
@@ -222,16 +222,16 @@ def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(see, sto
     if text is not None:
         file.write_text(text)
 
-    assert see(judgement_of(0, temperature=6.0), settings=Settings(alert_config=file)) == 0
+    assert see(result_of(0, temperature=6.0), settings=Settings(alert_config=file)) == 0
 
-    tell(store, Settings(alert_config=file))
+    send_due(store, Settings(alert_config=file))
     assert caplog.text.replace(f"{file} ", "").count(f"nobody is told: ONNXSERVE_ALERT_CONFIG: {said}") == 1
     assert "s3cret" not in caplog.text
     assert len(Alerts(store).firing()) == 1
 
 
 def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(see, store):
-    assert see(judgement_of(0, temperature=6.0), settings=Settings()) == 0
+    assert see(result_of(0, temperature=6.0), settings=Settings()) == 0
     assert [one.fingerprint for one in Alerts(store).firing()] == ["flights/daily"]
 
 
@@ -241,7 +241,7 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(see, receive
     wind = Finding("wind", "distribution", "drift", "far", 6.0, 3.0, change=change, since=since, in_a_row=3)
     gone = Finding("humid", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
 
-    see(judgement_of(0, findings=(wind, gone)))
+    see(result_of(0, findings=(wind, gone)))
 
     told = receiver.got["/ops"][0]["message"].splitlines()
     history = "mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row"
@@ -250,10 +250,10 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(see, receive
 
 
 def test_two_that_tell_at_the_same_time_tell_once(store, settings, receiver):
-    alert(store, settings, judgement_of(0, temperature=6.0), RUN, OPS)
+    record_result(store, settings, result_of(0, temperature=6.0), RUN, OPS)
 
     with ThreadPoolExecutor(4) as pool:
-        sent = list(pool.map(lambda _: tell(store, settings), range(4)))
+        sent = list(pool.map(lambda _: send_due(store, settings), range(4)))
 
     assert sum(sent) == 1
     assert len(receiver.titles("ops")) == 1
@@ -263,8 +263,8 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(store, settings, re
     settings.alert_config.write_text(f"urls:\n  - {receiver.url('html')}?format=html\n")
     found = Finding("<img src=x>\n- wind", "unseen", "drift", "new is <b>", 6.0, 3.0)
 
-    alert(store, settings, judgement_of(findings=(found,)), RUN, MonitorSpec())
-    tell(store, settings)
+    record_result(store, settings, result_of(findings=(found,)), RUN, MonitorSpec())
+    send_due(store, settings)
 
     message = receiver.got["/html"][0]["message"]
     assert "<img" not in message
@@ -275,7 +275,7 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(store, settings, re
 def test_what_is_said_stays_short(store, settings, receiver):
     found = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
 
-    alert(store, settings, judgement_of(findings=(found,), reason="because " * 1000), RUN, OPS)
-    tell(store, settings)
+    record_result(store, settings, result_of(findings=(found,), reason="because " * 1000), RUN, OPS)
+    send_due(store, settings)
 
     assert len(receiver.got["/ops"][0]["message"]) < 1500

@@ -16,8 +16,8 @@ import yaml
 
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.windows import parse_window
-from mlflow_deploy_plugin.monitoring.judgement import Finding, Judged
-from mlflow_deploy_plugin.monitoring.question import Question
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import Finding, Judged
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
@@ -113,8 +113,8 @@ class Desk:
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(labels_table(entries), folder / f"{name}.parquet")
 
-    def ask(self, window: str = "2013-04-01/1d", **spec: Any) -> Question:
-        return Question(
+    def ask(self, window: str = "2013-04-01/1d", **spec: Any) -> WindowRequest:
+        return WindowRequest(
             endpoint=ENDPOINT,
             monitor="watch",
             spec=MonitorSpec.model_validate(spec),
@@ -136,10 +136,10 @@ def found() -> Callable[..., Finding]:
     def find(judged: Judged, subject: str, check: str | None = None, segment: str = "") -> Finding:
         chosen = [
             one
-            for one in judged.judgement.findings
+            for one in judged.result.findings
             if (one.subject, one.segment) == (subject, segment) and check in (None, one.check)
         ]
-        assert len(chosen) == 1, judged.judgement.findings
+        assert len(chosen) == 1, judged.result.findings
         return chosen[0]
 
     return find

@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.judgement import Evidence, Finding
-from mlflow_deploy_plugin.monitoring.reports import build_report, log_judgement
+from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
+from mlflow_deploy_plugin.monitoring.result import Finding, ReportData
 from mlflow_deploy_plugin.registry import set_service_timeouts
-from tests.support.judgements import FIRST, judgement_of
+from tests.support.results import FIRST, result_of
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
@@ -69,9 +69,9 @@ log_judgement(pickle.load(sys.stdin.buffer), Files())
 
 
 def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient):
-    given = judgement_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
+    given = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
-    run = log_judgement(given, {**build_report(given, Evidence()), "sketches.parquet": b"\xffPAR1"})
+    run = log_result(given, {**build_report(given, ReportData()), "sketches.parquet": b"\xffPAR1"})
 
     logged = tracking.get_run(run.run_id)
     assert (run.experiment, logged.info.status) == ("onnxserve/whole", "FINISHED")
@@ -94,11 +94,11 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
 
 
 def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_the_monitor(tracking: MlflowClient):
-    given = judgement_of(endpoint="tried", statistic=6.5)
-    kept = log_judgement(given, {})
+    given = result_of(endpoint="tried", statistic=6.5)
+    kept = log_result(given, {})
     tried = [replace(given, state=state, tried=bounds) for bounds, state in (("a=1", "no drift"), ("a=2", "drift"))]
 
-    runs = [log_judgement(one, {}).run_id for one in (*tried, *tried)]
+    runs = [log_result(one, {}).run_id for one in (*tried, *tried)]
 
     assert len({*runs, kept.run_id}) == 3
     tags = [tracking.get_run(run).data.tags for run in runs[:2]]
@@ -113,11 +113,11 @@ def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_t
 
 
 def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tracking: MlflowClient):
-    given = judgement_of(endpoint="anew", statistic=1.0)
-    of_older_onnxserve = log_judgement(given, {}).run_id
+    given = result_of(endpoint="anew", statistic=1.0)
+    of_older_onnxserve = log_result(given, {}).run_id
     first, second = (replace(given, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2))
 
-    runs = [log_judgement(one, {}).run_id for one in (first, second, first)]
+    runs = [log_result(one, {}).run_id for one in (first, second, first)]
 
     assert runs[0] == runs[2] == of_older_onnxserve != runs[1]
     assert all("onnxserve.superseded_by" not in run.data.tags for run in runs_of(tracking, "anew"))
@@ -126,7 +126,7 @@ def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tr
 def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient):
     names = ["a/b%[x]", "..", "../../etc", "x" * 400, "ü mlaut", ""]
 
-    run = log_judgement(judgement_of(endpoint="names", **dict.fromkeys(names, 1.0)), {})
+    run = log_result(result_of(endpoint="names", **dict.fromkeys(names, 1.0)), {})
 
     kept = {name for name in tracking.get_run(run.run_id).data.metrics if name.startswith("distribution_score/")}
     assert len(kept) == len(names)
@@ -136,8 +136,8 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
     def version():
         return tracking.get_model_version("flight-delay", "1")
 
-    runs = [log_judgement(judgement_of(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
-    log_judgement(judgement_of(0, "led", temperature=9.0), {})  # made up later
+    runs = [log_result(result_of(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
+    log_result(result_of(0, "led", temperature=9.0), {})  # made up later
 
     assert version().tags["onnxserve.monitor.led/daily"] == "no drift"
     assert version().tags["onnxserve.monitor.led/daily/report"] == f"{runs[1].run_id}/report.html"
@@ -150,7 +150,7 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
 def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient):
     number = tracking.create_model_version("flight-delay", source=".").version
     for endpoint, monitor in (("a", "b.c"), ("a.b", "c"), ("a", "b.c.window")):
-        log_judgement(judgement_of(0, endpoint, monitor=monitor, version=str(number), temperature=1.0), {})
+        log_result(result_of(0, endpoint, monitor=monitor, version=str(number), temperature=1.0), {})
 
     version = tracking.get_model_version("flight-delay", number)
     assert [version.tags[f"onnxserve.monitor.{name}"] for name in ("a/b.c", "a.b/c", "a/b.c.window")] == [
@@ -162,14 +162,14 @@ def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient):
 
 def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient):
     for version in ("77", ""):
-        assert log_judgement(judgement_of(endpoint="gone", version=version, temperature=1.0), {}).run_id
+        assert log_result(result_of(endpoint="gone", version=version, temperature=1.0), {}).run_id
     assert len(runs_of(tracking, "gone")) == 1
 
 
 def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClient):
-    first = log_judgement(judgement_of(endpoint="again", temperature=9.0), {"report.html": "first"})
-    second = log_judgement(judgement_of(endpoint="again", temperature=1.0), {"report.html": "second"})
-    revised = log_judgement(judgement_of(endpoint="again", temperature=2.0, revision=2), {})
+    first = log_result(result_of(endpoint="again", temperature=9.0), {"report.html": "first"})
+    second = log_result(result_of(endpoint="again", temperature=1.0), {"report.html": "second"})
+    revised = log_result(result_of(endpoint="again", temperature=2.0, revision=2), {})
 
     assert first.run_id == second.run_id != revised.run_id
     assert len(runs_of(tracking, "again")) == 2
@@ -181,7 +181,7 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
 def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left_is_found(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ):
-    given, create = judgement_of(endpoint="left", temperature=9.0), MlflowClient.create_run
+    given, create = result_of(endpoint="left", temperature=9.0), MlflowClient.create_run
 
     def die_after(*arguments, **named):
         create(*arguments, **named)
@@ -190,18 +190,18 @@ def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "create_run", die_after)
         with pytest.raises(KeyboardInterrupt):
-            log_judgement(given, {})
+            log_result(given, {})
     (left,) = runs_of(tracking, "left")
 
-    assert log_judgement(given, {}).run_id == left.info.run_id
+    assert log_result(given, {}).run_id == left.info.run_id
     assert len(runs_of(tracking, "left")) == 1
 
 
 def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_no_error(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ):
-    given, log_batch = judgement_of(endpoint="two", temperature=9.0), MlflowClient.log_batch
-    first = log_judgement(given, {})
+    given, log_batch = result_of(endpoint="two", temperature=9.0), MlflowClient.log_batch
+    first = log_result(given, {})
     run = tracking.get_run(first.run_id)
     tags = {name: value for name, value in run.data.tags.items() if name != "onnxserve.verdict"}
     tracking.create_run(run.info.experiment_id, tags=tags)
@@ -213,20 +213,20 @@ def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_n
 
     monkeypatch.setattr(MlflowClient, "log_batch", deleted_before)
 
-    assert log_judgement(given, {}).run_id == first.run_id
+    assert log_result(given, {}).run_id == first.run_id
     assert [one.info.run_id for one in runs_of(tracking, "two")] == [first.run_id]
 
 
 @pytest.mark.long
 def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient):
-    given = judgement_of(endpoint="killed", temperature=9.0)
+    given = result_of(endpoint="killed", temperature=9.0)
 
     child = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE], input=pickle.dumps(given), check=False)
     assert child.returncode == -signal.SIGKILL
     (left,) = runs_of(tracking, "killed")
     assert (left.info.status, "onnxserve.verdict" in left.data.tags) == ("RUNNING", False)
 
-    run = log_judgement(given, {"a.txt": "a"})
+    run = log_result(given, {"a.txt": "a"})
 
     assert [other.info.run_id for other in runs_of(tracking, "killed")] == [run.run_id] == [left.info.run_id]
     assert tracking.get_run(run.run_id).info.status == "FINISHED"
@@ -235,13 +235,13 @@ def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient)
 
 @pytest.mark.long
 def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: MlflowClient):
-    given = judgement_of(endpoint="crowd", temperature=9.0)
+    given = result_of(endpoint="crowd", temperature=9.0)
     barrier = Barrier(4)
 
     def report(_number):
         barrier.wait(60)
         meet = [lambda: barrier.wait(60)]  # once: all are in the middle at the same time
-        return log_judgement(given, Files(lambda: meet.pop()() if meet else None))
+        return log_result(given, Files(lambda: meet.pop()() if meet else None))
 
     with ThreadPoolExecutor(4) as pool:
         told = {run.run_id for run in pool.map(report, range(4))}
@@ -253,22 +253,22 @@ def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: 
 
 
 def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: MlflowClient, monkeypatch):
-    given = judgement_of(endpoint="down", temperature=9.0)
+    given = result_of(endpoint="down", temperature=9.0)
 
     def fail():
         raise ConnectionError("Connection refused")
 
     with pytest.raises(RegistryUnavailable, match=r"endpoint down: .*connection refused"):
-        log_judgement(given, Files(fail))
+        log_result(given, Files(fail))
     assert [run.info.status for run in runs_of(tracking, "down")] == ["FAILED"]
-    run = log_judgement(given, {})
+    run = log_result(given, {})
     assert [(other.info.run_id, other.info.status) for other in runs_of(tracking, "down")] == [(run.run_id, "FINISHED")]
 
     for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # to be put back after the test
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
     set_service_timeouts()
     with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable):
-        log_judgement(given, {})
+        log_result(given, {})
 
 
 def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(tracking: MlflowClient, monkeypatch):
@@ -281,19 +281,19 @@ def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(tracking: M
     monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
 
     with pytest.raises(RegistryUnavailable, match=r"MLflow's artifact store does not answer .* http://s3\.example"):
-        log_judgement(judgement_of(endpoint="artifacts", temperature=9.0), {"a.txt": "a"})
+        log_result(result_of(endpoint="artifacts", temperature=9.0), {"a.txt": "a"})
 
 
 def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient):
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 
     for day, score, revision in ((0, 1.0, 1), (1, 2.0, 1), (1, 9.0, 2), (3, 5.0, 1)):
-        log_judgement(judgement_of(day, "past", temperature=score, revision=revision), {})
+        log_result(result_of(day, "past", temperature=score, revision=revision), {})
 
-    month = judgement_of(0, "past", temperature=7.0)
-    log_judgement(replace(month, window=Window(FIRST - timedelta(days=30), FIRST)), {})  # judged by hand
+    month = result_of(0, "past", temperature=7.0)
+    log_result(replace(month, window=Window(FIRST - timedelta(days=30), FIRST)), {})  # judged by hand
 
-    past = past_windows(judgement_of(2, "past", temperature=1.0))
+    past = past_windows(result_of(2, "past", temperature=1.0))
 
     assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
 
@@ -303,9 +303,9 @@ def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking
 
     gone, made_anew = (f"2026-11-20T1{hour}:00:00+00:00" for hour in (1, 2))
     for day, created in ((0, ""), (1, gone), (2, made_anew)):
-        log_judgement(judgement_of(day, "namesake", temperature=9.0, endpoint_created=created), {})
+        log_result(result_of(day, "namesake", temperature=9.0, endpoint_created=created), {})
 
-    past = past_windows(judgement_of(3, "namesake", temperature=9.0, endpoint_created=made_anew))
+    past = past_windows(result_of(3, "namesake", temperature=9.0, endpoint_created=made_anew))
     series = [run for run in all_runs_of(tracking, "namesake") if "onnxserve.series" in run.data.tags]
 
     assert sorted(window.start.day for window in past) == [1, 3]  # the first is of a release that does not say it
@@ -313,15 +313,15 @@ def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking
 
 
 def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient):
-    given = [judgement_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])]
-    for judgement in (given[0], given[1], given[1], given[2]):
-        log_judgement(judgement, {})
+    given = [result_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])]
+    for result in (given[0], given[1], given[1], given[2]):
+        log_result(result, {})
 
     (series,) = [run for run in all_runs_of(tracking, "series") if "onnxserve.series" in run.data.tags]
 
     points = tracking.get_metric_history(series.info.run_id, "statistic")
     assert [(point.timestamp, point.value) for point in points] == [
-        (judgement.window.end_us // 1000, score) for judgement, score in zip(given, [1.0, 2.0, 9.0], strict=True)
+        (result.window.end_us // 1000, score) for result, score in zip(given, [1.0, 2.0, 9.0], strict=True)
     ]
     assert [point.step - points[0].step for point in points] == [0, 1, 2]
     assert (series.info.run_name, series.info.status) == ("daily: all windows", "FINISHED")
@@ -333,9 +333,9 @@ def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient):
         Finding("accuracy", "criterion", "kept", "", 0.81, 0.8, "carrier=AA"),
         Finding("f1", "criterion", "not judged", "one class only"),
     )
-    given = judgement_of(endpoint="criteria", kind="performance", findings=found, state="violated")
+    given = result_of(endpoint="criteria", kind="performance", findings=found, state="violated")
 
-    run = log_judgement(given, {})
+    run = log_result(given, {})
 
     metrics = tracking.get_run(run.run_id).data.metrics
     assert metrics["criterion/accuracy"] == 0.71

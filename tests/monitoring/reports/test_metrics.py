@@ -1,14 +1,14 @@
 """A judgement as metrics, where MLflow's rules make several names the same."""
 
-from mlflow_deploy_plugin.monitoring.reports.metrics import metrics_of
-from tests.support.judgements import judgement_of
+from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
+from tests.support.results import result_of
 
 SCORES = {"a_b": 1.0, "a/b": 2.0, "a%b": 3.0, "a b": 4.0, "\n": 5.0, "x" * 300 + "1": 6.0, "x" * 300 + "2": 7.0}
 
 
 def test_no_column_is_lost_and_each_keeps_its_name_whatever_their_order_is():
-    metrics = metrics_of(judgement_of(**SCORES))
-    backwards = metrics_of(judgement_of(**dict(reversed(SCORES.items()))))
+    metrics = to_metrics(result_of(**SCORES))
+    backwards = to_metrics(result_of(**dict(reversed(SCORES.items()))))
 
     scores = {name: value for name, value in metrics.items() if name.startswith("distribution_score/")}
     assert sorted(scores.values()) == sorted(SCORES.values())

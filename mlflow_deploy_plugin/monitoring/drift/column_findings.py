@@ -1,0 +1,303 @@
+"""What is said of each column: the checks that need no threshold, and the sentences of those that have one."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, Kind
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import ColumnGroup, NullDistribution
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import DISTANCE, FIGURES, MISSING
+from mlflow_deploy_plugin.monitoring.result import Check, Finding
+
+CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
+"""Of the figures of `null/comparing.py`, in their order."""
+_SHOWN = 3
+_DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
+"""Types whose columns have a distance; without bins they are none that is asked for."""
+
+
+@dataclass(frozen=True)
+class ColumnVerdict:
+    """One column.
+
+    Attributes:
+        score: standard deviations above the reference's own windows, the largest of its figures.
+        distance: Wasserstein distance in reference deviations (number) or Jensen–Shannon distance (category).
+        missing / reference_missing: shares of missing values.
+        is_drifted: `score` is above the verdict's threshold.
+        segment: as `carrier=AA`; empty: all rows.
+    """
+
+    name: str
+    kind: Kind
+    score: float
+    distance: float
+    missing: float
+    reference_missing: float
+    is_drifted: bool
+    segment: str = ""
+
+
+def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
+    """Columns that are new, gone or of another type.
+
+    They are exact: none of the reference's own windows has such a column, so that they raise no false alarm as long as
+    the reference is like the window. Where a window of the reference lacks the column, too, that is no drift.
+
+    Args:
+        columns: only these are judged; empty: all.
+    """
+    found = []
+    for name in sorted({*reference.bins, *reference.pieces.total.columns, *window.columns}):
+        if columns and name not in columns:
+            continue
+        finding = _schema_finding(name, reference, window)
+        if finding is not None:
+            found.append(finding)
+    return found
+
+
+def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
+    expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
+    if given is None or given.rows == 0:
+        some = sum(name not in block.columns for block in reference.pieces.blocks)
+        if some:
+            reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.blocks)} windows do"
+            return Finding(name, "presence", "no drift", reason)
+        return Finding(name, "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone")
+    if expected is None:
+        reason = f"in the window ({given.arrow_type}), not in the reference"
+        return Finding(name, "presence", "drift", reason, 1.0, 0.0, change="new")
+    if given.mistyped and not expected.mistyped:
+        known = given.rows - given.missing
+        reason = (
+            f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {_type(expected, given)}"
+        )
+        change = f"{_type(expected, given)} → {given.arrow_type}"
+        return Finding(name, "type", "drift", reason, given.mistyped / max(known, 1), 0.0, change=change)
+    # what has no distribution (times, binary values) still has a type
+    is_judged = name in reference.bins or _families(expected) & _DISTANCES
+    if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
+        reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
+        return Finding(name, "type", "drift", reason, 1.0, 0.0, change=f"{expected.arrow_type} → {given.arrow_type}")
+    return None
+
+
+def _families(column: ColumnSketch) -> set[str]:
+    """Arrow's types without widths, units, zones, and what lists and structures are made of."""
+    return {re.split(r"[0-9\[<(]", one)[0] for one in column.arrow_type.split(" | ")}
+
+
+def _type(expected: ColumnSketch, given: ColumnSketch) -> str:
+    return expected.arrow_type or given.expected_type
+
+
+def judgeable_columns(
+    reference: DriftReference, window: Profile, columns: Sequence[str], segment: str = ""
+) -> tuple[tuple[str, ...], list[Finding]]:
+    """The columns whose distribution can be judged, and of the others the reason why not."""
+    kept: list[str] = []
+    unjudged: list[Finding] = []
+    for name in sorted({*reference.bins, *(reference.pieces.total.columns), *window.columns}):
+        if columns and name not in columns:
+            continue
+        reason = _why_not(reference.bins.get(name), reference.pieces.total.columns.get(name), window.columns.get(name))
+        if reason:
+            unjudged.append(Finding(name, "distribution", "not judged", reason, segment=segment))
+        else:
+            kept.append(name)
+    return tuple(kept), unjudged
+
+
+def _why_not(bins: Bins | None, expected: ColumnSketch | None, given: ColumnSketch | None) -> str:
+    if given is None or given.rows == 0:
+        return "the window lacks the column"
+    if expected is None:
+        return "the reference lacks the column"
+    if bins is None:
+        return f"a column of type {expected.arrow_type} has no distribution that is judged"
+    if given.kind == "other":
+        return f"its values are {given.arrow_type}, in the reference {_type(expected, given)}"
+    return ""
+
+
+def not_judged_findings(columns: Sequence[str], reason: str, segment: str = "") -> Iterator[Finding]:
+    """The same reason for every column."""
+    for name in columns:
+        yield Finding(name, "distribution", "not judged", reason, segment=segment)
+
+
+def judge_columns(
+    groups: Sequence[ColumnGroup], pool: NullDistribution, window: Array, standardised: Array, limit: float
+) -> tuple[list[ColumnVerdict], list[Finding]]:
+    """What is found in every column of every group.
+
+    Args:
+        window: [F, FIGURES] the window's own figures; standardised: the same in deviations above the reference's own.
+        limit: the threshold of all of them.
+    """
+    usual, spread = (part * pool.scales for part in pool.mean_and_deviation())
+    members = [(group, name) for group in groups for name in group.columns]
+    features = []
+    findings = []
+    for position, (group, name) in enumerate(members):
+        features.append(_feature(group, name, float(window[position, DISTANCE]), standardised[position], limit))
+        for figure in _shown(window[position], features[-1].reference_missing):
+            amounts = {
+                "value": float(window[position, figure]),
+                "usual": float(usual[position, figure]),
+                "spread": float(spread[position, figure]),
+                "missing": features[-1].missing,
+                "reference_missing": features[-1].reference_missing,
+            }
+            score = float(standardised[position, figure])
+            findings.append(_finding(group, name, CHECKS[figure], score, limit, amounts))
+    return features, findings
+
+
+def _feature(group: ColumnGroup, name: str, distance: float, standardised: Array, limit: float) -> ColumnVerdict:
+    given, others = group.window.columns[name], group.reference.pieces.others
+    score = float(standardised.max())
+    return ColumnVerdict(
+        name=name,
+        kind=group.reference.bins[name].kind,
+        score=score,
+        distance=distance,
+        missing=_missing_share(given, group.window.rows),
+        reference_missing=_missing_share(others.columns.get(name), others.rows),
+        is_drifted=score > limit,
+        segment=group.segment,
+    )
+
+
+def _finding(
+    group: ColumnGroup, name: str, check: Check, score: float, limit: float, amounts: Mapping[str, float]
+) -> Finding:
+    if not np.isfinite(score):
+        reason = "too few of the reference's own windows say how large it may be"
+        return Finding(name, check, "not judged", reason, segment=group.segment)
+    given, pieces, bins = group.window.columns[name], group.reference.pieces, group.reference.bins[name]
+    reason = _sentence(check, bins, given, pieces.total.columns[name], amounts)
+    change = _change(check, bins, given, pieces.others.columns.get(name), amounts) if score > limit else ""
+    return Finding(
+        subject=name,
+        check=check,
+        state="drift" if score > limit else "no drift",
+        reason=reason,
+        value=score,
+        threshold=limit,
+        segment=group.segment,
+        change=change,
+    )
+
+
+def _change(
+    check: Check, bins: Bins, given: ColumnSketch, before: ColumnSketch | None, figures: Mapping[str, float]
+) -> str:
+    """Return from what to what a column has gone, and where to; empty where it cannot be said.
+
+    Args:
+        before: what the window is compared with.
+        figures: as in `_sentence`.
+    """
+    if check == "missing":
+        first, now = figures["reference_missing"], figures["missing"]
+        return f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
+    if check in ("unseen", "range"):
+        what = "values that the reference lacks" if check == "unseen" else "out of range"
+        rows, where = (given.unseen, "more") if check == "unseen" else (given.below + given.above, _side(given))
+        return f"{what} {figures['usual']:.1%} → {_share(rows, given)}, {where}"
+    if before is None or len(before.counts) != len(given.counts):
+        return ""
+    if isinstance(bins, OrderedBins):
+        return _moved(bins, given, before, figures["value"])
+    shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
+    place = int(np.argmax(np.abs(shares[1] - shares[0])))
+    first, now = (float(share[place]) for share in shares)
+    names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in bins.codes]
+    name = names[place] if place < len(names) else "rarer values"
+    return f"{name} {first:.1%} → {now:.1%}, {'more often' if now > first else 'less often'}"
+
+
+def _moved(bins: OrderedBins, given: ColumnSketch, before: ColumnSketch, distance: float) -> str:
+    """Return where numbers went: the mean, where it explains half of the distance at least, else how wide they are."""
+    if not (before.finite and given.finite):
+        return ""
+    means = f"mean {before.mean:.4g} → {given.mean:.4g}"
+    if abs(given.mean - before.mean) >= distance * bins.scale / 2:
+        return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
+    wide = "wider" if given.deviation > before.deviation else "narrower"
+    return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
+
+
+def _side(given: ColumnSketch) -> str:
+    if given.below and given.above:
+        return "on both sides"
+    return "above" if given.above else "below"
+
+
+def _shown(figures: Array, reference_missing: float) -> Iterator[int]:
+    """The figures that there is something to say of."""
+    for figure in range(FIGURES):
+        if figure == DISTANCE or figures[figure] > 0 or (figure == MISSING and reference_missing):
+            yield figure
+
+
+def _sentence(
+    check: Check, bins: Bins, given: ColumnSketch, expected: ColumnSketch, figures: Mapping[str, float]
+) -> str:
+    """What a check of a column saw, in its own units.
+
+    Args:
+        figures: `value` of the window; `usual` and `spread`, the mean and the deviation of the reference's own windows;
+            `missing` and `reference_missing`, shares.
+    """
+    usual = f"{figures['usual']:.3g} ± {figures['spread']:.2g} in the reference's own windows"
+    if check == "distribution":
+        name = "Wasserstein distance" if isinstance(bins, OrderedBins) else "Jensen–Shannon distance"
+        unit = " deviations" if isinstance(bins, OrderedBins) else ""
+        return f"{name} {figures['value']:.3g}{unit}, {usual}"
+    if check == "missing":
+        return f"{figures['missing']:.1%} missing, {figures['reference_missing']:.1%} in the reference"
+    usual = f"{figures['usual']:.1%} ± {figures['spread']:.1%} in the reference's own windows"
+    if check == "unseen":
+        shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
+        return f"{_share(given.unseen, given)} of rows have a value that the reference lacks ({shown}), {usual}"
+    outside = given.below + given.above
+    ranges = f"{expected.minimum:g} to {expected.maximum:g}"
+    return f"{_share(outside, given)} of rows are outside of {ranges} ({_side(given)}), {usual}"
+
+
+def _missing_share(column: ColumnSketch | None, rows: int) -> float:
+    """Rows that lack the column count as missing values."""
+    known = column.rows - column.missing if column else 0
+    return (rows - known) / max(rows, 1)
+
+
+def _share(part: int, column: ColumnSketch) -> str:
+    return f"{part / max(column.rows, 1):.1%}"
+
+
+def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Alarms first, each sort by falling value; then what was judged, then what was not."""
+
+    def place(finding: Finding) -> tuple[int, float, str, str]:
+        order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1
+        exact = finding.check in ("presence", "type")
+        value = float("inf") if exact and finding.is_alarm else (finding.value or 0.0)
+        return order, -value, finding.segment, finding.subject
+
+    return tuple(sorted(findings, key=place))
+
+
+def describe_worst(subjects: Sequence[str], reason: str) -> str:
+    """What is said of the worst of them, and then the names of others, of which it says nothing."""
+    worst, *others = dict.fromkeys(subjects)
+    more = f" and {len(others) - _SHOWN + 1} more" if len(others) > _SHOWN - 1 else ""
+    also = f"; also {', '.join(others[: _SHOWN - 1])}{more}" if others else ""
+    return f"{worst}: {reason}{also}"

@@ -1,0 +1,212 @@
+"""The log's own past as reference: a pinned window, or the windows around the same one so long ago.
+
+`window:START/END` pins a part of the log that is known to be calm. Its blocks are its own windows.
+
+`rolling:7d` compares with the same window a week before, as hour 14 of a Tuesday with hour 14 of the last one. What is
+normal say the pairs before it: each window of the last week beside its own a week before (of the last 40 windows where
+a week has fewer, of more where the rate needs them). So a cycle of a day or a week is in no figure, a slow trend is no
+drift, and what lasts becomes normal after that time. It is seasonal differencing (Box & Jenkins, Time Series Analysis,
+1970, chapter 9), of distributions.
+
+Bins are frozen on a bounded sample of the rows, once for a pinned window, and for rolling ones once in four times their
+span, so that the profiles of hours that are kept (`hourly.py`) serve many windows. The sample is kept beside them.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log.columns import summarise_lists
+from mlflow_deploy_plugin.inference_log.dedup import Sample
+from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
+from mlflow_deploy_plugin.inference_log.scan import is_answered_by, microseconds_of
+from mlflow_deploy_plugin.inference_log.storage import SKETCHES
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, microseconds, parse_window
+from mlflow_deploy_plugin.monitoring.drift.references.out_of_reference import correct_for_rest
+from mlflow_deploy_plugin.monitoring.drift.references.windows import (
+    ReferencePieces,
+    assemble_pieces,
+    sketch_pieces,
+    window_grid,
+)
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, hour_profiles, window_versions
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
+from mlflow_deploy_plugin.monitoring.drift.sketches.stored_days import write_beside_log
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.segments import is_segment
+from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.spec import bin_period, duration_seconds, rolling_span
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LogReference:
+    """A part of the log that is a reference.
+
+    Attributes:
+        span: whose windows are the blocks.
+        sampled: whose rows the bins are frozen on.
+        model, version: whose rows; empty: those of all versions.
+        lag: how long before a window the one begins that it is compared with; None: it is compared with all others.
+    """
+
+    log: InferenceLog
+    endpoint: str
+    model: str
+    version: str
+    span: Window
+    sampled: Window
+    lag: timedelta | None = None
+
+    @property
+    def shown(self) -> str:
+        return f"the captured rows of {self.span}"
+
+    def sample(self) -> pa.Table:
+        """At most `MAX_ROWS` rows to freeze bins on; the same each time until the log has other rows.
+
+        Raises:
+            NotFound: there are none.
+        """
+        rows = _rows(window_versions(self.log, self.endpoint, self.sampled), self.model, self.version)
+        key = f"{self.sampled} {self.model} {self.version} {rows}"
+        if self.log.since is not None:
+            key += f" {self.log.since.isoformat()}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
+        kept = _load(self.log, name)
+        if kept is not None:
+            return kept
+        sample = Sample(MAX_ROWS)
+        for table in self.rows(self.sampled):
+            sample.add(summarise_lists(table))
+        if not rows:
+            raise NotFound(f"the reference has no rows: nothing was captured of {self.endpoint!r} in {self.sampled}")
+        table = sample.table()
+        _store(self.log, name, table)
+        return table
+
+    def rows(self, window: Window) -> Iterator[pa.Table]:
+        for table in self.log.batches(self.endpoint, window):
+            if not self.version:
+                yield table
+                continue
+            yield table.filter(pa.array(is_answered_by(table, self.model, self.version)))
+
+    def pieces(
+        self,
+        bins: Mapping[str, Bins],
+        bins_key: str,
+        sample: pa.Table,
+        window: Window,
+        segment: tuple[str, str] | None = None,
+    ) -> ReferencePieces:
+        """Blocks and steps of the span, of the window's length and phase; from the profiles of hours where they fit.
+
+        Args:
+            sample: that the bins are frozen on, of the segment the rows that are its own.
+            segment: a column and the value that rows have to have in it; None: all rows.
+        """
+        length_us = window.end_us - window.start_us
+        lag_windows = self.lag // window.length if self.lag else 0
+        over = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
+        if all(time % HOUR_US == 0 for time in (over.start_us, over.step_us, self.span.start_us, self.span.end_us)):
+            sketches = SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
+            hours = hour_profiles(sketches, self.model, self.version, self.span)
+            pieces = assemble_pieces(over, ((microseconds(start), profile) for start, profile in hours))
+        else:
+            tables = coalesce_batches(self.rows(self.span))
+            if segment:
+                tables = (table.filter(is_segment(table, *segment)) for table in tables)
+            batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in tables if len(table))
+            pieces = sketch_pieces(bins, batches, over)
+        if not len(sample):
+            return pieces
+        blocks = correct_for_rest(bins, pieces.blocks, pieces.window_starts_us, length_us, sample)
+        return replace(pieces, blocks=blocks)
+
+
+def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
+    """The part of the log that `window:START/END` names, and what the reader has to know of it.
+
+    Raises:
+        InvalidConfig: this is no window.
+        NotFound: nothing was captured in it.
+    """
+    span = parse_window(request.spec.reference.removeprefix("window:"))
+    past, notes = _past(request, model, version, span, span)
+    if span.start < request.window.end and request.window.start < span.end:
+        notes.append(f"the window overlaps the reference {span}: what it differs by is in the reference, too")
+    return past, notes
+
+
+def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
+    """The windows up to the judged one, with the same one so long ago, as `rolling:7d` says, and what the reader has
+    to know of them.
+
+    Raises:
+        InvalidConfig: it is not as long ago as a window is long, or begins where no window does.
+        NotFound: nothing was captured in it.
+    """
+    text = request.spec.reference.removeprefix("rolling:")
+    lag, length, start = timedelta(seconds=duration_seconds(text)), request.window.length, request.window.start
+    if lag < length:
+        raise InvalidConfig(f"reference rolling:{text} lies in the window itself, which is {length} long")
+    if lag % length:
+        raise InvalidConfig(
+            f"reference rolling:{text}: no window of {length} begins {text} before another; take a multiple"
+        )
+    span = rolling_span(lag, length, request.spec.false_alarm_rate)
+    hours = request.log.hours(request.endpoint, Window(EPOCH, start))
+    if not hours:
+        raise NotFound(f"the reference has no rows: nothing was captured of {request.endpoint!r} before {start:%F %R}")
+    first = max(hours[0].start, start - span)
+    sampled = Window(*bin_period(hours[0].start, start, span))
+    if not request.log.hours(request.endpoint, sampled):
+        sampled = Window(first, start)
+    past, notes = _past(request, model, version, Window(first, start), sampled)
+    same = Window(start - lag, start - lag + length)
+    return replace(past, lag=lag), [f"compared with the same window {text} before, {same}", *notes]
+
+
+def _past(
+    request: WindowRequest, model: str, version: str, span: Window, sampled: Window
+) -> tuple[LogReference, list[str]]:
+    versions = window_versions(request.log, request.endpoint, span)
+    if not versions:
+        raise NotFound(f"the reference has no rows: nothing was captured of {request.endpoint!r} in {span}")
+    same = window_versions(request.log, request.endpoint, sampled) if span != sampled else versions
+    if (model, version) in versions and (model, version) in same:
+        return LogReference(request.log, request.endpoint, model, version, span, sampled), []
+    others = ", ".join(f"{one} version {number}" for one, number in versions)
+    note = f"{model} version {version} did not answer in the reference {span}; the rows of {others} are compared with"
+    return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [note]
+
+
+def _rows(versions: Mapping[tuple[str, str], int], model: str, version: str) -> int:
+    return versions.get((model, version), 0) if version else sum(versions.values())
+
+
+def _load(log: InferenceLog, name: str) -> pa.Table | None:
+    try:
+        with log.filesystem.open_input_file(f"{log.root}/{name}") as source:
+            return pq.read_table(source)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException) as error:
+        _log.warning("the stored sample %s is made anew: %s", name, " ".join(str(error).split()))
+        return None
+
+
+def _store(log: InferenceLog, name: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_beside_log(log.location, name, sink.getvalue())

@@ -1,0 +1,1 @@
+"""Sketches of columns: frozen bins, counts, and how they are stored."""

@@ -1,0 +1,140 @@
+"""Profiles as a table, and so as Parquet: histograms of an hour hold mostly zeros, and only the rest is kept.
+
+One line of the table is one column of one profile; a line without a name carries the rows of the profile itself, so
+that a profile without columns comes back too.
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import REGISTERS
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
+
+_PLAIN = {
+    "kind": pa.string(),
+    "arrow_type": pa.string(),
+    "rows": pa.int64(),
+    "missing": pa.int64(),
+    "mistyped": pa.int64(),
+    "below": pa.int64(),
+    "above": pa.int64(),
+    "unseen": pa.int64(),
+    "minimum": pa.float64(),
+    "maximum": pa.float64(),
+    "finite": pa.int64(),
+    "mean": pa.float64(),
+    "m2": pa.float64(),
+    "expected_type": pa.string(),
+}
+_plain_values = attrgetter(*_PLAIN)
+_NO_COUNTS = np.empty(0, np.int64)
+SCHEMA = pa.schema(
+    [
+        ("profile", pa.int32()),
+        ("name", pa.string()),
+        *_PLAIN.items(),
+        ("size", pa.int32()),
+        ("bins", pa.list_(pa.int32())),
+        ("counts", pa.list_(pa.int64())),
+        ("fresh", pa.list_(pa.string())),
+        ("fresh_rows", pa.list_(pa.int64())),
+        ("registers", pa.binary()),
+    ]
+)
+
+
+def profiles_to_table(profiles: Sequence[Profile]) -> pa.Table:
+    lines: list[tuple[int, ColumnSketch]] = []
+    for number, profile in enumerate(profiles):
+        lines.append((number, ColumnSketch("", "other", "", _NO_COUNTS, profile.rows)))
+        lines += [(number, column) for column in profile.columns.values()]
+    columns = [column for _, column in lines]
+    filled = [column.counts.nonzero()[0] for column in columns]
+    counts = [column.counts[some] for column, some in zip(columns, filled, strict=True)]
+    fresh = [list(column.fresh) for column in columns]
+    packed = [column.registers.tobytes() if column.registers.any() else b"" for column in columns]
+    plain = zip(*map(_plain_values, columns), strict=True) if columns else ([] for _ in _PLAIN)
+    arrays = {
+        "profile": pa.array([number for number, _ in lines], pa.int32()),
+        "name": pa.array([column.name or None for column in columns], pa.string()),
+        **{name: pa.array(values, kind) for (name, kind), values in zip(_PLAIN.items(), plain, strict=True)},
+        "size": pa.array([len(column.counts) for column in columns], pa.int32()),
+        "bins": _lists(filled, pa.int32()),
+        "counts": _lists(counts, pa.int64()),
+        "fresh": pa.array(fresh, pa.list_(pa.string())),
+        "fresh_rows": pa.array([list(column.fresh.values()) for column in columns], pa.list_(pa.int64())),
+        "registers": pa.array(packed, pa.binary()),
+    }
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def _lists(arrays: Sequence[Array], kind: pa.DataType) -> pa.ListArray:
+    offsets = np.cumsum([0, *map(len, arrays)]).astype(np.int32)
+    values = np.concatenate([_NO_COUNTS, *arrays])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, kind))
+
+
+def table_to_profiles(table: pa.Table) -> list[Profile]:
+    """What `profiles_to_table` made a table of.
+
+    Raises:
+        pa.ArrowException, KeyError, ValueError: it is none.
+    """
+    if table.schema.names != SCHEMA.names:
+        raise ValueError("the columns of the table are not those of a profile")
+    plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", "registers", *_PLAIN)}
+    bins, counts = _ListColumn(table, "bins"), _ListColumn(table, "counts")
+    fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
+    profiles: list[tuple[int, dict[str, ColumnSketch]]] = []
+    for line, name in enumerate(plain["name"]):
+        if name is None:
+            if plain["profile"][line] != len(profiles):
+                raise ValueError("a profile of the table is missing")
+            profiles.append((plain["rows"][line], {}))
+            continue
+        histogram = np.zeros(plain["size"][line], np.int64)
+        histogram[bins[line]] = counts[line]
+        packed = plain["registers"][line]
+        profiles[-1][1][name] = ColumnSketch(
+            name=name,
+            counts=histogram,
+            fresh=dict(zip(fresh[line], fresh_rows[line], strict=True)) if fresh[line] else {},
+            registers=np.frombuffer(packed, np.uint8) if packed else np.zeros(REGISTERS, np.uint8),
+            **{key: plain[key][line] for key in _PLAIN},
+        )
+    return [Profile(rows, columns) for rows, columns in profiles]
+
+
+def profile_to_parquet(profile: Profile) -> bytes:
+    return to_parquet(profiles_to_table([profile]))
+
+
+def profile_from_parquet(content: bytes) -> Profile:
+    """Raises: pa.ArrowException, ValueError: these are no bytes that `profile_to_parquet` gave."""
+    (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
+    return profile
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+class _ListColumn:
+    """The lists of a column, as arrays."""
+
+    def __init__(self, table: pa.Table, name: str) -> None:
+        column = table.column(name).combine_chunks()
+        self._offsets = column.offsets.to_numpy().tolist()
+        self._values = column.values.to_numpy(zero_copy_only=False)
+
+    def __getitem__(self, line: int) -> Any:
+        return self._values[self._offsets[line] : self._offsets[line + 1]]

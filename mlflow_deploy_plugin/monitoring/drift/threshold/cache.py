@@ -1,0 +1,118 @@
+"""Keeps pools on disk, so that an hourly monitor's second judgement costs its window and not its reference."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import ColumnGroup, NullDistribution
+from mlflow_deploy_plugin.monitoring.drift.threshold.windows import HoldOutAlarms, Refusal
+
+_METHOD = 6
+"""Part of every key: to be raised when figures or nulls are worked out in another way."""
+_MAX_FILES = 200
+_MAX_BYTES = 256 * 1024 * 1024
+_SUFFIX = ".npz"
+_PLAIN = ("kind", "worth", "block_length", "persistence", "slowest", "length")
+
+
+@dataclass(frozen=True)
+class DistributionCache:
+    """A folder of pools; the least recently used ones are removed, beyond 200 files or 256 MB."""
+
+    folder: Path
+
+    def get_or_build(self, key: str, build: Callable[[], NullDistribution | Refusal]) -> NullDistribution | Refusal:
+        """What is kept under the key, else what `build` gives, which is kept from now on.
+
+        A file that cannot be read is made anew; a folder that cannot be written costs time, not the verdict.
+        """
+        path = self.folder / f"{key}{_SUFFIX}"
+        found = _read(path)
+        if found is not None:
+            return found
+        made = build()
+        try:
+            self._write(path, made)
+            self._sweep(path)
+        except OSError:
+            pass  # nothing is lost but time
+        return made
+
+    def _write(self, path: Path, made: NullDistribution | Refusal) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=_SUFFIX)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                if isinstance(made, Refusal):
+                    np.savez(file, about=np.array(json.dumps({"refusal": asdict(made)})))
+                else:
+                    about = {name: getattr(made, name) for name in _PLAIN}
+                    told = made.measured
+                    about["measured"] = told if isinstance(told, str) else asdict(told)
+                    np.savez(
+                        file,
+                        about=np.array(json.dumps({"pool": about})),
+                        figures=made.figures,
+                        scales=made.scales,
+                        floors=made.floors,
+                        starts=made.starts,
+                    )
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def _sweep(self, fresh: Path) -> None:
+        kept = sorted(self.folder.glob(f"[!.]*{_SUFFIX}"), key=lambda path: -path.stat().st_mtime)
+        size = 0
+        for number, path in enumerate(kept):
+            size += path.stat().st_size
+            if path != fresh and (number >= _MAX_FILES or size > _MAX_BYTES):
+                path.unlink(missing_ok=True)
+
+
+def key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
+    """40 hexadecimal digits that name the pool of these groups.
+
+    Args:
+        parts: what else it depends on, each with a plain repr.
+    """
+    digest = hashlib.sha256(repr((_METHOD, *parts)).encode())
+    for group in groups:
+        reference = group.reference
+        digest.update(repr((group.segment, group.compared, group.columns, reference.bins_key)).encode())
+        digest.update(
+            repr(
+                (reference.pieces.steps_start_us, reference.pieces.step_seconds, reference.pieces.window_steps)
+            ).encode()
+        )
+        digest.update(repr((reference.pieces.window_starts_us, reference.pieces.total.rows)).encode())
+        digest.update(repr(reference.pieces.lag_windows).encode())
+        for profile in (*reference.pieces.blocks, *reference.pieces.steps):
+            digest.update(profile.rows.to_bytes(8, "little"))
+        for name in group.columns:
+            column = reference.pieces.total.columns.get(name)
+            if column is not None:
+                digest.update(column.counts.tobytes())
+    return digest.hexdigest()[:40]
+
+
+def _read(path: Path) -> NullDistribution | Refusal | None:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            os.utime(path)
+            if "refusal" in about:
+                return Refusal(**about["refusal"])
+            arrays = {name: stored[name] for name in ("figures", "scales", "floors", "starts")}
+            told = about["pool"].pop("measured")
+            measured = told if isinstance(told, str) else HoldOutAlarms(**{**told, "columns": tuple(told["columns"])})
+            return NullDistribution(**about["pool"], measured=measured, **arrays)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None

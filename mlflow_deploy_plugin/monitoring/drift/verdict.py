@@ -1,0 +1,297 @@
+"""The verdict: does this window differ from the reference more than the reference's own windows differ from it?
+
+1. The null (`null/windows.py`) says which windows the reference's own are: contiguous ones where there are enough.
+2. Each column has up to four figures (`null/comparing.py`): the distance of its known values, the change of its missing
+   share, the shares of unseen categories and of numbers out of range. Every side has the same number of rows.
+3. Over the pool of the M windows and the judged one, each member's figure is standardised by the mean and the
+   deviation of all others; the statistic of a member is the largest of them, over all columns and segments.
+4. p = (1 + #{windows with a statistic >= the judged one's}) / (M + 1), of the bootstrap 1.5 times that; drift if p <=
+   the false-alarm rate. The threshold, in standard deviations, is the statistic of the window at that rank: it holds
+   for the family of all columns, so a column above it and the verdict always agree.
+
+Every member of the pool is treated alike, so that for a window that is exchangeable with the reference's own the rate
+of false alarms is at most the stated one, whatever the distributions are and however the columns depend on each other
+(conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). It holds for a trend within
+the reference no more than for any method: the windows are taken as a fair sample of calm. Whether they are one, the
+reference itself tells, forward in time (`null/measuring.py`). Measured in `benchmarks/drift.py`. Ranks instead of
+standard deviations lose all power as columns multiply, logarithms and robust scales lose a part of it.
+
+A column that is gone, new or of another type is drift by itself (`outcomes.py`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.drift.column_findings import (
+    ColumnVerdict,
+    describe_worst,
+    judge_columns,
+    judgeable_columns,
+    not_judged_findings,
+    schema_findings,
+    sort_findings,
+)
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.threshold.choose import null_distribution
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
+    ColumnGroup,
+    NullDistribution,
+    judged_figures,
+)
+from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import compared_rows, too_few_rows
+from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
+    HoldOutAlarms,
+    NullKind,
+    Refusal,
+    needed_windows,
+)
+from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.spec import MonitorSpec
+
+State = Literal["drift", "no drift", "not judged"]
+_WEEK_SECONDS = 7 * 86_400
+
+
+@dataclass(frozen=True)
+class DriftVerdict:
+    """The judgement of one window.
+
+    Attributes:
+        reason: why it is in this state, in a sentence.
+        rows: rows of the window; compared_rows: those of every side of every comparison.
+        null: which windows of the reference the threshold comes from; blocks: how many.
+        worth: how many independent windows they stand for, since some depend on those before them.
+        p_value, statistic, threshold: None where it is not judged; the latter two in standard deviations.
+        false_alarm_rate: the stated rate.
+        measured: how many of the reference's later windows are called drifted by its earlier ones; a text says why that
+            is not known.
+        features: by falling score.
+        findings: the worst first; every column has its outcome, or why it was not judged.
+        figures: names of metrics and their values.
+        notes: what the reader has to know beside the verdict.
+    """
+
+    state: State
+    rows: int
+    reference_rows: int
+    false_alarm_rate: float
+    reason: str = ""
+    compared_rows: int = 0
+    null: NullKind | None = None
+    blocks: int = 0
+    worth: float = 0.0
+    p_value: float | None = None
+    statistic: float | None = None
+    threshold: float | None = None
+    measured: HoldOutAlarms | str = "nothing is judged"
+    features: tuple[ColumnVerdict, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def measured_false_alarm_rate(self) -> float | None:
+        return None if isinstance(self.measured, str) else self.measured.share
+
+    @property
+    def share_of_drifted_columns(self) -> float:
+        whole = [feature for feature in self.features if not feature.segment]
+        return sum(feature.is_drifted for feature in whole) / max(len(whole), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentProfiles:
+    """The rows of one segment."""
+
+    reference: DriftReference
+    window: Profile
+
+
+def judge_profile(
+    reference: DriftReference,
+    window: Profile,
+    start_us: int,
+    spec: MonitorSpec,
+    cache: Path | None,
+    segments: Mapping[str, SegmentProfiles] | None = None,
+) -> DriftVerdict:
+    """Judges one window.
+
+    Args:
+        reference: whose blocks are of the window's length and phase.
+        window: over the bins of the reference.
+        start_us: of the window; chooses the rows where it has more than are compared.
+        spec: its min_rows, false_alarm_rate, independent_rows and columns.
+        cache: a folder for what the next window of the same length and size needs, too; None: nothing is kept.
+        segments: by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
+    """
+    schema = schema_findings(reference, window, spec.columns)
+    columns, unjudged = judgeable_columns(reference, window, spec.columns)
+    base = DriftVerdict("not judged", window.rows, reference.pieces.total.rows, spec.false_alarm_rate)
+    compared = compared_rows(reference, window.rows, spec)
+    reason = too_few_rows(reference, window.rows, columns, compared, spec)
+    if reason:
+        # too few rows say nothing at all, not even about the columns that they have
+        exact = [] if window.rows < spec.min_rows else schema
+        return _unjudged(base, reason, exact, [*unjudged, *not_judged_findings(columns, reason)])
+    whole = ColumnGroup("", reference, window, columns, compared)
+    parts, left_out = _segments(segments or {}, spec)
+    pool = null_distribution([whole, *parts], spec.false_alarm_rate, spec.independent_rows, cache)
+    if isinstance(pool, Refusal):
+        return _unjudged(base, pool.reason, schema, [*unjudged, *not_judged_findings(columns, pool.reason)])
+    return _conclude(base, [whole, *parts], pool, start_us, [*schema, *unjudged, *left_out])
+
+
+def _segments(segments: Mapping[str, SegmentProfiles], spec: MonitorSpec) -> tuple[list[ColumnGroup], list[Finding]]:
+    """The segments that are judged, and why others are not."""
+    groups: list[ColumnGroup] = []
+    left_out: list[Finding] = []
+    for name, part in segments.items():
+        columns, unjudged = judgeable_columns(part.reference, part.window, spec.columns, name)
+        compared = compared_rows(part.reference, part.window.rows, spec)
+        reason = too_few_rows(part.reference, part.window.rows, columns, compared, spec)
+        if reason:
+            left_out.extend(not_judged_findings(columns, reason, name))
+        else:
+            groups.append(ColumnGroup(name, part.reference, part.window, columns, compared))
+        left_out.extend(unjudged)
+    return groups, left_out
+
+
+def _unjudged(base: DriftVerdict, reason: str, schema: Sequence[Finding], others: Sequence[Finding]) -> DriftVerdict:
+    """No verdict on distributions; a column that is gone, new or of another type is drift all the same."""
+    alarms = [finding for finding in schema if finding.is_alarm]
+    findings = sort_findings([*schema, *others])
+    figures = {"rows": float(base.rows), "reference_rows": float(base.reference_rows)}
+    if not alarms:
+        return replace(base, reason=reason, findings=findings, figures=figures)
+    named = describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
+    said = f"{named}; distributions are not judged: {reason}"
+    figures["is_drift"] = 1.0
+    return replace(base, state="drift", reason=said, findings=findings, figures=figures)
+
+
+def _conclude(
+    base: DriftVerdict, groups: Sequence[ColumnGroup], pool: NullDistribution, start_us: int, others: Sequence[Finding]
+) -> DriftVerdict:
+    window = _window_figures(groups, start_us)
+    standing = pool.test(window, base.false_alarm_rate)
+    features, findings = judge_columns(groups, pool, window, standing.scores, standing.threshold)
+    is_drift = standing.is_drifted or any(finding.is_alarm for finding in others)
+    verdict = replace(
+        base,
+        state="drift" if is_drift else "no drift",
+        compared_rows=groups[0].compared,
+        null=pool.kind,
+        blocks=len(pool.figures),
+        worth=pool.worth / pool.persistence,
+        p_value=standing.p_value,
+        statistic=standing.statistic,
+        threshold=standing.threshold,
+        measured=pool.measured,
+        features=tuple(sorted(features, key=lambda feature: -feature.score)),
+        findings=sort_findings([*others, *findings]),
+        notes=tuple(_notes(pool, base.false_alarm_rate, groups[0].reference.pieces)),
+    )
+    return replace(verdict, reason=_reason(verdict), figures=dict(_figures(verdict)))
+
+
+def _window_figures(groups: Sequence[ColumnGroup], start_us: int) -> Array:
+    """[F, FIGURES]: the judged window's own figures."""
+    return np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
+
+
+def _reason(verdict: DriftVerdict) -> str:
+    alarms = [finding for finding in verdict.findings if finding.is_alarm]
+    worth = (
+        f", worth {_few(verdict.worth)} independent ones"
+        if verdict.worth < needed_windows(verdict.false_alarm_rate)
+        else ""
+    )
+    told = f"p = {verdict.p_value:.3g} beside {verdict.blocks} {_NULLS[verdict.null or 'contiguous']}{worth}"
+    if not alarms:
+        return f"no column differs from the reference more than its own windows do ({told})"
+    subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
+    return f"{describe_worst(subjects, alarms[0].reason)} ({told})"
+
+
+_NULLS: Mapping[NullKind, str] = {
+    "contiguous": "windows of the reference",
+    "overlapping": "overlapping windows of the reference",
+    "bootstrap": "windows drawn by the stationary bootstrap",
+    "lagged": "windows of the reference, each with the one so long before it",
+    "rows": "samples of rows",
+}
+
+
+def _notes(pool: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
+    """Yield where the threshold comes from; and what makes more alarms than were asked for, with what would help."""
+    count, independent = len(pool.figures), pool.worth / pool.persistence
+    is_fewer = pool.kind in ("overlapping", "bootstrap") or pool.persistence > 1
+    worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
+    drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
+    told = f"nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}"
+    yield f"false-alarm rate: {told}; {_measured(pool.measured, rate)}"
+    is_whole = pool.kind not in ("lagged", "rows")
+    advice = f"; reference {_rolling(pieces)} compares a window with a recent one" if is_whole else ""
+    if independent < needed_windows(rate):
+        yield (
+            f"more windows than {rate:.1%} may be called drifted: those of the reference depend on each other, most in "
+            f"{pool.slowest}, and {count} that are worth {_few(independent)} support no rate below "
+            f"{1 / (1 + independent):.1%}{advice}"
+        )
+    measured = pool.measured
+    if not isinstance(measured, str) and measured.is_beyond:
+        yield (
+            f"more windows than {rate:.1%} are called drifted: {measured.share:.1%} of the reference's own, mostly by "
+            f"{', '.join(measured.columns)}; by chance so many come with a probability of {measured.p_value:.1g}"
+            f"{advice}"
+        )
+
+
+def _few(windows: float) -> str:
+    return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
+
+
+def _measured(measured: HoldOutAlarms | str, rate: float) -> str:
+    if isinstance(measured, str):
+        return f"not measured: {measured}"
+    supports = f", at {measured.rate:.3g}, the next rate that these support" if measured.rate > rate + 1e-9 else ""
+    low, high = measured.interval
+    share = f"{measured.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
+    return f"measured {measured.how}{supports}: {measured.alarms} of {measured.windows} ({share})"
+
+
+def _rolling(pieces: ReferencePieces) -> str:
+    """The reference that a week's cycle, and what changes slowly, is in no figure of."""
+    seconds = pieces.step_seconds * pieces.window_steps
+    return "rolling:7d" if _WEEK_SECONDS % seconds == 0 else f"rolling:{seconds}s"
+
+
+def _figures(verdict: DriftVerdict) -> Iterator[tuple[str, float]]:
+    yield "rows", verdict.rows
+    yield "reference_rows", verdict.reference_rows
+    yield "is_drift", float(verdict.state == "drift")
+    yield "share_of_drifted_columns", verdict.share_of_drifted_columns
+    for name in ("p_value", "statistic", "threshold", "measured_false_alarm_rate"):
+        value = getattr(verdict, name)
+        if value is not None:
+            yield name, value
+    yield "blocks", verdict.blocks
+    yield "independent_blocks", verdict.worth
+    yield "compared_rows", verdict.compared_rows
+    yield "false_alarm_rate", verdict.false_alarm_rate
+    for feature in verdict.features:
+        name = f"{feature.segment}/{feature.name}" if feature.segment else feature.name
+        yield f"drift_score/{name}", feature.score
+        yield f"drift_distance/{name}", feature.distance
+        if not feature.segment:
+            yield f"missing/{name}", feature.missing
+            yield f"reference_missing/{name}", feature.reference_missing

@@ -1,0 +1,383 @@
+"""How good a classifier's answers are before their labels are in, estimated from its own confidence (CBPE).
+
+A row whose answer has the probability p is right with the probability p, if probabilities mean what they say. So the
+expected number of hits, and with it every figure of the confusion matrix, is a sum of probabilities: confidence-based
+performance estimation, as NannyML's documentation describes it (CBPE; Białek et al., We don't need no labels, arXiv
+2401.08348, lays it beside its further forms). It sees that rows have become harder; it cannot see that the same rows
+have come to mean something else.
+
+Whether probabilities mean what they say is found out on earlier windows whose labels are in: they are corrected by
+isotonic regression where that brings them nearer to what was true in windows that it was not fitted on, and the same
+windows tell how far the estimate is off. Without such windows the estimate is a figure and decides nothing.
+
+The interval is one for what the labels of this window's rows will say: a prediction interval. Two things part them from
+the estimate. The window's labels are a draw from their chances, the fewer rows the further off (simulated, 100 draws).
+And the chances are off, by another amount in each window: that is seen in the errors of the earlier windows, which hold
+the sampling error of their own rows, too. So the squared standard error is the mean square of those errors, and what
+the sampling variance of this window is above theirs; a window with more rows than they have is taken to be no surer.
+Student's quantile has as many degrees of freedom as there are earlier windows, 3.2 for three of them and 2.3 for eight
+at 95 %, and the interval is never narrower than the largest of their errors. It holds what it promises where errors are
+about normal and this window's is one like theirs; the latter part holds k/(k+1) whatever their distribution.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+from scipy.stats import norm, rankdata, t
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
+from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, EPSILON, ClassPredictions
+from mlflow_deploy_plugin.spec import MIN_LABELLED_WINDOWS
+
+_DRAWS, _DRAWN_ROWS = 100, 2_000
+"""Simulations of a window's labels, and of how many of its rows; their variance falls with the number of rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledWindow:
+    """The labelled rows of one earlier window: truth [N] int64, places in the classes of the answers."""
+
+    truth: Array
+    answers: ClassPredictions
+
+
+@dataclass(frozen=True)
+class EstimateError:
+    """The distance by which an estimate may be off.
+
+    Attributes:
+        standard: its standard error in this window.
+        largest: in an earlier window.
+        windows: earlier ones that say so.
+    """
+
+    standard: float
+    largest: float
+    windows: int
+
+    def half_width(self, confidence: float) -> float:
+        """Return half of the width of the prediction interval."""
+        return max(float(t.ppf((1 + confidence) / 2, self.windows)) * self.standard, self.largest)
+
+
+@dataclass(frozen=True)
+class CbpeEstimate:
+    """The estimate of one window.
+
+    Attributes:
+        values: by figure, or why there is none.
+        errors: by figure; none of a figure that fewer than `MIN_LABELLED_WINDOWS` earlier windows have.
+        windows: earlier windows that were used.
+        calibration_error: mean difference of the probabilities used and the share that was true, on those windows,
+            over ten bins of equal size; None without them.
+        is_corrected: by isotonic regression.
+    """
+
+    values: Mapping[str, "float | str"]
+    errors: Mapping[str, EstimateError]
+    windows: int
+    calibration_error: float | None
+    is_corrected: bool
+
+    def measure(self, name: str, rows: int, confidence: float) -> MetricInterval | str:
+        """The estimate with its prediction interval; a text says why it has none."""
+        value = self.values[name]
+        if isinstance(value, str):
+            return value
+        if name not in self.errors:
+            return (
+                f"estimated {value:.4g}, which {self.windows} earlier windows with labels cannot confirm; "
+                f"{MIN_LABELLED_WINDOWS} are needed"
+            )
+        half = self.errors[name].half_width(confidence)
+        high = value + half if name == "log_loss" else min(value + half, 1.0)
+        return MetricInterval(name, value, max(value - half, 0.0), high, rows, "prediction interval", rows)
+
+
+def estimate(
+    answers: ClassPredictions, earlier: Sequence[LabelledWindow], names: Sequence[str] = CLASSIFICATION, seed: int = 0
+) -> CbpeEstimate | str:
+    """The figures to expect of answers; a text says why none can be.
+
+    Args:
+        earlier: windows of the same version with labels; their classes are those of `answers`.
+        names: of the figures whose error is asked for.
+    """
+    if answers.probabilities is None:
+        return "the model gives no probability of each label, from which it could be estimated"
+    fitted = _calibrated(earlier)
+    if not fitted.windows:
+        return CbpeEstimate(expected_metrics(answers, answers.probabilities), {}, 0, None, False)
+    chances = fitted.curve(answers.probabilities)
+    errors: dict[str, EstimateError] = {}
+    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+        errors = dict(_errors(answers, chances, fitted, names, np.random.default_rng(seed)))
+    return CbpeEstimate(
+        values=expected_metrics(answers, chances),
+        errors=errors,
+        windows=len(fitted.windows),
+        calibration_error=_calibration_error(fitted.windows, fitted.chances),
+        is_corrected=fitted.is_corrected,
+    )
+
+
+def labels_contradict(
+    truth: Array, answers: ClassPredictions, earlier: Sequence[LabelledWindow], confidence: float
+) -> bool:
+    """Return True if labelled rows have more, or fewer, of some class or of right answers than their probabilities
+    lead to expect.
+
+    Either the model has become worse or better, or labels are missing by what they would say: 9 of 10 of one class have
+    one, and 2 of 10 of the other. The margin is that of an estimate; with fewer than `MIN_LABELLED_WINDOWS` earlier
+    windows the model's own probabilities are taken at their word.
+
+    Args:
+        truth: [N] int64, places in the classes of the answers, which have probabilities; N > 0.
+        earlier: windows whose rows have nearly all a label.
+    """
+    fitted = _calibrated(earlier)
+    own = len(answers.classes) - answers.unknown
+    asked = [1] if answers.is_binary else list(range(own))
+
+    def off(labels: Array, called: Array, chances: Array) -> tuple[Array, Array]:
+        """Return by how much each share is larger than expected, and the variance of that: [k] each."""
+        own = chances[np.arange(len(labels)), called]
+        said = np.column_stack([chances[:, asked], own])
+        seen = np.column_stack([labels[:, None] == asked, labels == called])
+        return (seen - said).mean(axis=0), (said * (1 - said)).mean(axis=0) / len(labels)
+
+    assert answers.probabilities is not None
+    found, variance = off(truth, answers.predicted, fitted.curve(answers.probabilities))
+    level = 1 - (1 - confidence) / (2 * len(found))
+    quantile = float(norm.ppf(level))
+    if len(fitted.windows) >= MIN_LABELLED_WINDOWS:
+        before = [
+            off(one.truth, one.answers.predicted, chances)
+            for one, chances in zip(fitted.windows, fitted.chances, strict=True)
+        ]
+        errors, variances = (np.stack(side) for side in zip(*before, strict=True))
+        variance = _prediction_variance(errors, variances, variance)
+        quantile = float(t.ppf(level, len(before)))
+    return bool((np.abs(found) > quantile * np.sqrt(variance)).any())
+
+
+def expected_metrics(
+    answers: ClassPredictions, chances: Array, names: Sequence[str] = CLASSIFICATION
+) -> dict[str, "float | str"]:
+    """The expected figures of N answers of which row i is of class k with the probability chances[i, k]."""
+    return {name: _EXPECTED[name](answers, chances) for name in names}
+
+
+def _accuracy(answers: ClassPredictions, chances: Array) -> float:
+    return float(chances[np.arange(len(chances)), answers.predicted].mean())
+
+
+def _confusion(answers: ClassPredictions, chances: Array) -> tuple[Array, Array, Array]:
+    """Expected hits, true and called rows of each label that is asked for: [k] each."""
+    classes = len(answers.classes)
+    called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
+    own = chances[np.arange(len(chances)), answers.predicted]
+    hits = np.bincount(answers.predicted, own, minlength=classes)
+    true = chances.sum(axis=0)
+    asked = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
+    return hits[asked], true[asked], called[asked]
+
+
+def _of_confusion(below: Callable[[Array, Array], Array]) -> Callable[[ClassPredictions, Array], "float | str"]:
+    def figure(answers: ClassPredictions, chances: Array) -> "float | str":
+        hits, true, called = _confusion(answers, chances)
+        total = below(true, called)
+        if not (total > 0).any():
+            return f"no row was called {answers.classes[1 if answers.is_binary else -1]!r}"
+        return float(np.where(total > 0, hits / np.where(total > 0, total, 1), 0).mean())
+
+    return figure
+
+
+def _roc_auc(answers: ClassPredictions, chances: Array) -> "float | str":
+    """The expected area: every row is positive and negative, with its chances as weights."""
+    assert answers.probabilities is not None
+    asked = [1] if answers.is_binary else range(len(answers.classes) - answers.unknown)
+    areas = [_area(answers.probabilities[:, place], chances[:, place]) for place in asked]
+    known = [area for area in areas if area is not None]
+    return float(np.mean(known)) if known else "all rows are expected to be of one label"
+
+
+def _area(scores: Array, chances: Array) -> float | None:
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
+    above, below = np.add.reduceat(chances[order], starts), np.add.reduceat(1 - chances[order], starts)
+    total = above.sum() * below.sum()
+    return float(above @ (np.cumsum(below) - below / 2) / total) if total > 0 else None
+
+
+def _log_loss(answers: ClassPredictions, chances: Array) -> float:
+    assert answers.probabilities is not None
+    return float(-(chances * np.log(np.clip(answers.probabilities, EPSILON, 1 - EPSILON))).sum(axis=1).mean())
+
+
+def _brier(answers: ClassPredictions, chances: Array) -> float:
+    given = answers.probabilities
+    assert given is not None
+    return float((chances * np.square(1 - given) + (1 - chances) * np.square(given)).sum(axis=1).mean() / 2)
+
+
+_EXPECTED: dict[str, Callable[[ClassPredictions, Array], "float | str"]] = {
+    "accuracy": _accuracy,
+    "f1": _of_confusion(lambda true, called: (true + called) / 2),
+    "precision": _of_confusion(lambda true, called: called),
+    "recall": _of_confusion(lambda true, called: true),
+    "roc_auc": _roc_auc,
+    "log_loss": _log_loss,
+    "brier": _brier,
+}
+
+
+def _probabilities(one: LabelledWindow) -> Array:
+    assert one.answers.probabilities is not None
+    return one.answers.probabilities
+
+
+@dataclass(frozen=True, eq=False)
+class _Calibrated:
+    """Earlier windows, and the correction of probabilities that they lead to.
+
+    Attributes:
+        windows: those that could be used; chances: of each [N, C], corrected by the others.
+        curve: of probabilities [N, C]: what they are corrected to.
+    """
+
+    windows: Sequence[LabelledWindow]
+    chances: Sequence[Array]
+    curve: Callable[[Array], Array]
+    is_corrected: bool
+
+
+def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
+    usable = [one for one in earlier if one.answers.probabilities is not None and len(one.truth)]
+    raw = [_probabilities(one) for one in usable]
+    if len(usable) > 1:
+        fits = [_fit(usable[:place] + usable[place + 1 :]) for place in range(len(usable))]
+        held_out = [fit(one) for one, fit in zip(raw, fits, strict=True)]
+        if _distance(usable, held_out) < _distance(usable, raw):
+            return _Calibrated(usable, held_out, _fit(usable), True)
+    return _Calibrated(usable, raw, _as_they_are, False)
+
+
+def _as_they_are(probabilities: Array) -> Array:
+    return probabilities
+
+
+def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
+    """Isotonic regression of what was true on the probability, for each class; rows sum to 1 afterwards."""
+    if not windows:
+        return _as_they_are
+    truth = np.concatenate([one.truth for one in windows])
+    given = np.concatenate([_probabilities(one) for one in windows])
+    classes = given.shape[1]
+    asked = [1] if classes == 2 else list(range(classes))
+    curves = [_isotonic(given[:, place], truth == place) for place in asked]
+
+    def corrected(probabilities: Array) -> Array:
+        parts = [np.interp(probabilities[:, place], *curve) for place, curve in zip(asked, curves, strict=True)]
+        if classes == 2:
+            return np.stack([1 - parts[0], parts[0]], axis=1)
+        stacked = np.stack(parts, axis=1)
+        total = stacked.sum(axis=1, keepdims=True)
+        result: Array = np.where(total > 0, stacked / np.where(total > 0, total, 1), 1 / classes)
+        return result
+
+    return corrected
+
+
+def _isotonic(given: Array, is_true: Array) -> tuple[Array, Array]:
+    """Points of the curve, the given probability ascending, equal ones taken together."""
+    values, inverse = np.unique(given, return_inverse=True)
+    weights = np.bincount(inverse).astype(np.float64)
+    shares = np.bincount(inverse, is_true.astype(np.float64)) / weights
+    return values, isotonic_regression(shares, weights=weights).x
+
+
+def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
+    """The mean squared distance of the chances from what was true."""
+    total = sum(
+        float(np.square(one - np.eye(one.shape[1])[w.truth]).sum()) for w, one in zip(windows, chances, strict=True)
+    )
+    return total / sum(len(one.truth) for one in windows)
+
+
+def _errors(
+    answers: ClassPredictions,
+    chances: Array,
+    fitted: "_Calibrated",
+    names: Sequence[str],
+    rng: np.random.Generator,
+) -> Iterator[tuple[str, EstimateError]]:
+    now = _sampling_variances(answers, chances, names, rng)
+    off: dict[str, list[float]] = {name: [] for name in names}
+    before: dict[str, list[float]] = {name: [] for name in names}
+    for window, guess in zip(fitted.windows, fitted.chances, strict=True):
+        real = expected_metrics(window.answers, np.eye(guess.shape[1])[window.truth], names)
+        guessed, variances = (
+            expected_metrics(window.answers, guess, names),
+            _sampling_variances(window.answers, guess, names, rng),
+        )
+        for name in names:
+            one, other = real[name], guessed[name]
+            if not isinstance(one, str) and not isinstance(other, str) and name in variances:
+                off[name].append(one - other)
+                before[name].append(variances[name])
+    for name in names:
+        if len(off[name]) >= MIN_LABELLED_WINDOWS and name in now:
+            variance = float(_prediction_variance(np.array(off[name]), np.array(before[name]), now[name]))
+            yield name, EstimateError(math.sqrt(variance), float(np.abs(off[name]).max()), len(off[name]))
+
+
+def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
+    """The squared standard error of a window's estimate: no less than sampling alone makes of the earlier ones' errors,
+    which may happen to be small, and more where this window has fewer rows than they.
+
+    Args:
+        errors: [k, …] of the earlier windows; sampling: [k, …] their sampling variances; now: this window's.
+    """
+    usual = sampling.mean(axis=0)
+    variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(now - usual, 0.0)
+    return variance
+
+
+def _sampling_variances(
+    answers: ClassPredictions, chances: Array, names: Sequence[str], rng: np.random.Generator
+) -> dict[str, float]:
+    """Return by figure the mean squared distance from the expected one where labels are drawn by their chances; a
+    figure that most draws lack is left out."""
+    rows = len(chances)
+    if rows > _DRAWN_ROWS:
+        chosen = rng.choice(rows, _DRAWN_ROWS, replace=False)
+        answers, chances = answers.take(chosen), chances[chosen]
+    centre, classes = expected_metrics(answers, chances, names), np.eye(chances.shape[1])
+    below = chances.cumsum(axis=1)[:, :-1]
+    apart: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(_DRAWS):
+        truth = (rng.random((len(chances), 1)) > below).sum(axis=1)
+        for name, value in expected_metrics(answers, classes[truth], names).items():
+            middle = centre[name]
+            if not isinstance(value, str) and not isinstance(middle, str):
+                apart[name].append(value - middle)
+    scale = len(chances) / rows
+    return {name: float(np.square(ones).mean()) * scale for name, ones in apart.items() if len(ones) > _DRAWS // 2}
+
+
+def _calibration_error(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
+    """Of the class that was called, over ten bins of as many rows each."""
+    own = np.concatenate(
+        [used[np.arange(len(used)), one.answers.predicted] for one, used in zip(windows, chances, strict=True)]
+    )
+    hit = np.concatenate([one.truth == one.answers.predicted for one in windows])
+    bins = np.minimum((rankdata(own, method="ordinal") - 1) * 10 // len(own), 9).astype(np.int64)
+    weights = np.maximum(np.bincount(bins, minlength=10), 1)
+    apart = np.abs(np.bincount(bins, own, minlength=10) - np.bincount(bins, hit, minlength=10)) / weights
+    return float((apart * np.bincount(bins, minlength=10)).sum() / len(own))

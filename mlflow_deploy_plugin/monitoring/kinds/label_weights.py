@@ -1,0 +1,289 @@
+"""The labelled rows of a window tell of the others as far as they are like them.
+
+Labels are seldom missing at random: a claim is checked where the model was unsure, a fraud is reported and an honest
+payment is not. So rows with a label are compared with those without: by score, answer, segment and event time, each by
+Pearson's chi-square test, all of them together at the monitor's rate of false alarms (Bonferroni). Where they differ,
+labelled rows are weighted by the inverse of how often rows like them have a label (Horvitz & Thompson, JASA 1952), in
+ten strata of the propensity that a logistic regression on what differs gives (Rosenbaum & Rubin, JASA 1984). Rows that
+resemble fewer than five labelled ones are spoken for by nobody: any label is possible for them, and the figure lies
+between the worst and the best of these (Manski, American Economic Review 80, 1990).
+
+Weights help where labels are missing by what is compared, and not where they are missing by what they would say. That
+cannot be seen in the rows; but then the labels that are there do not fit the model's probabilities
+(`estimate.py: departs`), and `performance.py` takes the worst case of every row without a label.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import chi2_contingency
+
+from mlflow_deploy_plugin.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
+from mlflow_deploy_plugin.monitoring.kinds.metrics import (
+    EPSILON,
+    ClassPredictions,
+    Metrics,
+    classification_metrics,
+    regression_metrics,
+)
+from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
+from mlflow_deploy_plugin.monitoring.segments import as_texts
+from mlflow_deploy_plugin.runtime import EVENT_TIME
+
+_BINS, _MOST_VALUES, _STRATA = 10, 20, 10
+_FEWEST_UNLABELLED = 10
+"""Of fewer rows without a label nothing can be compared; they move a figure of 200 rows by 5 % at most."""
+_FEWEST_LIKE = 5
+"""Labelled rows that speak for others like them."""
+_LEAST_WORTH = 30
+"""Independent rows that weighted ones are worth; with fewer some single rows decide the figure."""
+_MATERIAL = 0.05
+"""Cramér's V: of half as many labels as rows a standardised difference of 0.1, below which groups count as balanced
+(Austin, Multivariate Behavioral Research 46, 2011). Of 100,000 rows a test finds far less; were that held against the
+labels, a model that becomes worse would look like labels that are missing by what they would say."""
+_EVENT_TIME = "event time"
+_STEPS, _RIDGE = 25, 0.1
+_BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
+_RANGES = {
+    "log_loss": (0.0, -math.log(EPSILON)),
+    "mae": (0.0, math.inf),
+    "rmse": (0.0, math.inf),
+    "mape": (0.0, math.inf),
+    "r2": (-math.inf, 1.0),
+}
+"""Of figures that are no shares."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelWeights:
+    """Rows with a label beside those without.
+
+    Attributes:
+        rows: [N] bool, those with one.
+        compared: what they were compared in; empty: all rows have a label, or all but a few.
+        differing: what they differ in.
+        is_selected: beyond event time they differ by more than chance and more than a little, so that labels may be
+            missing by what they would say.
+        weights: [N] float64, for how many rows each labelled one stands; None: each for as many as any other.
+        unknown: [N] bool, rows without a label that no labelled one speaks for.
+    """
+
+    rows: Array
+    compared: tuple[str, ...]
+    differing: tuple[str, ...]
+    is_selected: bool
+    weights: Array | None
+    unknown: Array
+
+    @property
+    def at_worst(self) -> "LabelWeights":
+        """The same where labels may be missing by what they would say: no row speaks for another."""
+        return replace(self, weights=None, unknown=~self.rows)
+
+    @property
+    def worth(self) -> float:
+        """Return how many labelled rows of equal weight they are worth (Kish, Survey Sampling, 1965)."""
+        return float(self.rows.sum()) if self.weights is None else _worth(self.weights[self.rows])
+
+
+def weigh_labels(table: pa.Table, answered: Predictions, columns: Sequence[str], rate: float) -> LabelWeights:
+    """Return what the rows with a label say of those without.
+
+    Args:
+        columns: of the segments; one that the rows lack is passed over.
+        rate: at which rows whose labels are missing at random may be said to differ.
+    """
+    labelled, nobody = answered.is_labelled, np.zeros(len(table), bool)
+    missing = int((~labelled).sum())
+    if missing < _FEWEST_UNLABELLED or not labelled.any():
+        return LabelWeights(labelled, (), (), False, None, nobody)
+    traits = _traits(table, answered, columns, min(missing, int(labelled.sum())))
+    differing, is_selected = [], False
+    for name, codes in traits.items():
+        found, strength = _association(codes, labelled)
+        if found < rate / len(traits):
+            differing.append(name)
+            is_selected |= name != _EVENT_TIME and strength >= _MATERIAL
+    weights, unknown = _weights([traits[name] for name in differing], labelled) if differing else (None, nobody)
+    return LabelWeights(labelled, tuple(traits), tuple(differing), is_selected, weights, unknown)
+
+
+def _traits(table: pa.Table, answered: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
+    """Return by name [N] int64, to which part of the rows each belongs; what does not vary is left out.
+
+    Args:
+        rarer: rows with a label, or without, whichever are fewer.
+    """
+    bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
+    traits: dict[str, Array] = {}
+    classified = answered.classified
+    if classified is None:
+        assert answered.numbers is not None
+        traits["answer"] = _cut(answered.numbers, bins)
+    else:
+        if classified.probabilities is not None:
+            said = classified.probabilities
+            traits["score"] = _cut(said[:, 1] if classified.is_binary else said.max(axis=1), bins)
+        traits["answer"] = _largest(classified.predicted)
+    for column in columns:
+        texts = as_texts(table.column(column)) if column in table.column_names else None
+        if texts is not None:
+            coded = texts.dictionary_encode()
+            traits[column] = _largest(np.asarray(pc.fill_null(coded.indices, -1)).astype(np.int64))
+    traits[_EVENT_TIME] = _cut(microseconds_of(table.column(EVENT_TIME)), bins)
+    return {name: codes for name, codes in traits.items() if np.ptp(codes)}
+
+
+def _cut(values: Array, bins: int) -> Array:
+    """Return the bin of each value, [N] int64: bins of as many rows each, equal values together, one of no numbers."""
+    known = np.isfinite(values)
+    if not known.any():
+        return np.zeros(len(values), np.int64)
+    edges = np.unique(np.quantile(values[known], np.arange(1, bins) / bins))
+    return np.where(known, np.searchsorted(edges, values, side="right"), len(edges) + 1)
+
+
+def _largest(codes: Array) -> Array:
+    """The most frequent ones, and all others together."""
+    _, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    ranks = np.empty(len(counts), np.int64)
+    ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    return np.minimum(ranks[inverse], _MOST_VALUES)
+
+
+def _association(codes: Array, labelled: Array) -> tuple[float, float]:
+    """The p-value of the chi-square test, and Cramér's V. Parts with few rows are taken together."""
+    counts = np.stack([np.bincount(codes[labelled == side], minlength=codes.max() + 1) for side in (True, False)])
+    expected = counts.sum(axis=0) * min(labelled.mean(), 1 - labelled.mean())
+    rare = expected < _FEWEST_LIKE
+    parts = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
+    parts = parts[:, parts.sum(axis=0) > 0]
+    if parts.shape[1] < 2:
+        return 1.0, 0.0
+    tested = chi2_contingency(parts, correction=False)
+    return float(tested.pvalue), float(np.sqrt(tested.statistic / len(codes)))
+
+
+def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
+    """Return for how many rows each labelled one stands, and the rows without a label that none stands for."""
+    alone = np.zeros(len(labelled), bool)
+    for codes in traits:
+        with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
+        alone |= with_label[codes] < _FEWEST_LIKE
+    weights, spoken_for = np.ones(len(labelled)), np.flatnonzero(~alone)
+    strata = _strata(_propensities([codes[spoken_for] for codes in traits], labelled[spoken_for]), labelled[spoken_for])
+    rows, with_label = np.bincount(strata), np.bincount(strata, labelled[spoken_for])
+    weights[spoken_for] = (rows / np.maximum(with_label, 1))[strata]
+    if _worth(weights[labelled]) < _LEAST_WORTH:
+        return None, ~labelled
+    return weights, alone & ~labelled
+
+
+def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
+    """Return [N]: how often rows like each have a label, by a logistic regression on the parts of every trait.
+
+    Rows that are alike in all traits are counted together; the ridge keeps a part finite that has all labels.
+    """
+    if not len(labelled):
+        return np.zeros(0)
+    cells, inverse = np.unique(np.stack(traits, axis=1), axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    rows, hits = np.bincount(inverse).astype(np.float64), np.bincount(inverse, labelled)
+    columns = [
+        np.ones(len(cells)),
+        *(cells[:, place] == code for place in range(cells.shape[1]) for code in np.unique(cells[:, place])[1:]),
+    ]
+    design = np.stack(columns, axis=1).astype(np.float64)
+    penalty = _RIDGE * np.eye(design.shape[1])
+    slopes = np.zeros(design.shape[1])
+    for _ in range(_STEPS):
+        chances = 1 / (1 + np.exp(-np.clip(design @ slopes, -30, 30)))
+        information = (design * (rows * chances * (1 - chances))[:, None]).T @ design + penalty
+        step = np.linalg.solve(information, design.T @ (hits - rows * chances) - penalty @ slopes)
+        slopes += np.clip(step, -3, 3)
+        if np.abs(step).max() < 1e-6:
+            break
+    return (1 / (1 + np.exp(-np.clip(design @ slopes, -30, 30))))[inverse]
+
+
+def _strata(propensities: Array, labelled: Array) -> Array:
+    """Return [N] int64: at most ten parts, in each as many rows and at least some labelled ones."""
+    if not len(propensities):
+        return np.zeros(0, np.int64)
+    strata = _cut(propensities, _STRATA)
+    with_label = np.bincount(strata, labelled)
+    joined, place, held = np.zeros(len(with_label), np.int64), 0, 0.0
+    for stratum, count in enumerate(with_label):
+        joined[stratum] = place
+        held += count
+        if held >= _FEWEST_LIKE:
+            place, held = place + 1, 0.0
+    if held < _FEWEST_LIKE:  # what is left over joins the one before
+        joined = np.minimum(joined, max(place - 1, 0))
+    return joined[strata]
+
+
+def _worth(weights: Array) -> float:
+    return float(weights.sum() ** 2 / np.square(weights).sum()) if len(weights) else 0.0
+
+
+def weighted_metrics(
+    answered: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
+) -> Metrics:
+    """The figures of some rows, by their labels and what these say of the others.
+
+    Args:
+        rows: [N] bool, at least one of them with a label; sampling: of all N rows.
+    """
+    chosen = rows & labelled.rows
+    weighted = replace(sampling, weights=labelled.weights)
+    if answered.classified is not None:
+        found = classification_metrics(
+            answered.truth[chosen], answered.classified.take(chosen), names, weighted.of(chosen)
+        )
+    else:
+        assert answered.numbers is not None
+        chosen &= np.isfinite(answered.numbers)
+        if not chosen.any():
+            return dict.fromkeys(names, "no labelled row has an answer that is a number")
+        found = regression_metrics(answered.truth[chosen], answered.numbers[chosen], names, weighted.of(chosen))
+    unknown = rows & labelled.unknown
+    return dict(_at_worst(answered, found, chosen, unknown, weighted)) if unknown.any() else found
+
+
+def _at_worst(
+    answered: Predictions, found: Metrics, chosen: Array, unknown: Array, sampling: Sampling
+) -> Iterator[tuple[str, MetricInterval | str]]:
+    """The figures between the two ends that labels of the unknown rows could bring them to."""
+    both = chosen | unknown
+    for name, one in found.items():
+        if isinstance(one, str):
+            yield name, one
+            continue
+        low, high = _RANGES.get(name, (0.0, 1.0))
+        ends = None if answered.classified is None else _ends(answered.classified, name)
+        if answered.classified is not None and ends is not None:
+            answers, drawn = answered.classified.take(both), sampling.of(both)
+            truths = [np.where(unknown, labels, answered.truth)[both] for labels in ends]
+            measured = [classification_metrics(truth, answers, [name], drawn)[name] for truth in truths]
+            bounds = [end for end in measured if isinstance(end, MetricInterval)]
+            low, high = min(end.low for end in bounds), max(end.high for end in bounds)
+        yield name, replace(one, low=low, high=high, method="worst case")
+
+
+def _ends(answers: ClassPredictions, name: str) -> tuple[Array, Array] | None:
+    """Labels [N] that make the figure as bad, and as good, as it can be; None: of no such labels it is known."""
+    if name in _BY_PROBABILITY and answers.probabilities is not None:
+        given = answers.probabilities[:, : len(answers.classes) - answers.unknown]
+        return given.argmin(axis=1), given.argmax(axis=1)
+    if name in _BY_CALL and answers.is_binary:
+        return 1 - answers.predicted, answers.predicted
+    if name == "accuracy":
+        return answers.predicted + 1, answers.predicted  # any other class
+    return None

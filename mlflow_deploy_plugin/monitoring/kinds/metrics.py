@@ -1,0 +1,208 @@
+"""The figures of labelled rows, each with its interval; their definitions are those of scikit-learn.
+
+precision, recall and f1 are of the larger label where there are two, and the mean over the labels (macro) where there
+are more; roc_auc of two labels is that of the larger one, of more the mean of each against the rest; brier is the mean
+squared distance of the probabilities from what was true, halved, so that of two labels it is scikit-learn's
+`brier_score_loss`; mape leaves no row out: where the truth is 0 it is divided by the smallest float, as scikit-learn
+does. A test lays all of them beside scikit-learn's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.kinds.intervals import (
+    MetricInterval,
+    Sampling,
+    auc_interval,
+    bootstrap_counts_interval,
+    bootstrap_interval,
+    share_interval,
+)
+
+EPSILON = float(np.finfo(np.float64).eps)
+_LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
+_MOST_CLASSES = 200
+CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
+
+Metrics = Mapping[str, "MetricInterval | str"]
+"""By name the figure, or why there is none, in a sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassPredictions:
+    """Answers to rows as places in `classes`.
+
+    Attributes:
+        predicted: [N] int64.
+        probabilities: [N, C] float64, rows sum to 1; None: the model gives none.
+        classes: their names as text, the model's own in ascending order before those that only labels name.
+        unknown: how many of the last are such: the model never answers them, and gives them no probability.
+    """
+
+    predicted: Array
+    probabilities: Array | None
+    classes: tuple[str, ...]
+    unknown: int = 0
+
+    @property
+    def is_binary(self) -> bool:
+        """True if the model itself has two classes, of which the larger one is asked for."""
+        return len(self.classes) - self.unknown == 2
+
+    def take(self, rows: Array) -> "ClassPredictions":
+        """Those of `rows`: numbers, or [N] bool."""
+        probabilities = None if self.probabilities is None else self.probabilities[rows]
+        return ClassPredictions(self.predicted[rows], probabilities, self.classes, self.unknown)
+
+
+def classification_metrics(
+    truth: Array, answers: ClassPredictions, names: Sequence[str], sampling: Sampling
+) -> Metrics:
+    """The figures of N > 0 rows whose true classes are `truth` ([N] int64, places in `answers.classes`)."""
+    return {name: _CLASSIFICATION[name](truth, answers, sampling) for name in names}
+
+
+def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sampling: Sampling) -> Metrics:
+    """The figures of N > 0 rows, both sides [N] float64 and finite."""
+    if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
+        return dict.fromkeys(names, f"labels or answers beyond {_LARGEST:g} have no square")
+    return {name: _REGRESSION[name](truth, predicted, sampling) for name in names}
+
+
+def _accuracy(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval:
+    return share_interval("accuracy", truth == answers.predicted, sampling)
+
+
+def _precision(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+    if not answers.is_binary:
+        return _macro("precision", truth, answers, sampling)
+    asked = answers.predicted == 1
+    if not asked.any():
+        return f"no row was called {answers.classes[1]!r}"
+    return share_interval("precision", truth[asked] == 1, sampling.of(asked))
+
+
+def _recall(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+    if not answers.is_binary:
+        return _macro("recall", truth, answers, sampling)
+    asked = truth == 1
+    if not asked.any():
+        return f"no label is {answers.classes[1]!r}"
+    return share_interval("recall", answers.predicted[asked] == 1, sampling.of(asked))
+
+
+def _f1(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+    if not answers.is_binary:
+        return _macro("f1", truth, answers, sampling)
+    if not ((truth == 1) | (answers.predicted == 1)).any():
+        return f"no label is {answers.classes[1]!r}, and no row was called so"
+    return _macro("f1", truth, answers, sampling)
+
+
+def _macro(name: str, truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+    """Of the larger label of two, else the mean over the labels that there are."""
+    classes = len(answers.classes)
+    if classes > _MOST_CLASSES:
+        return f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}"
+    cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
+    weights = sampling.shares(len(truth))
+    counts = np.bincount(inverse, weights)
+    true, called = cells // classes, cells % classes
+    seen = np.array([1]) if answers.is_binary else np.unique(np.concatenate([true, called]))
+    is_true, is_called = (true[:, None] == seen).astype(np.float64), (called[:, None] == seen).astype(np.float64)
+    below = {"f1": (is_true + is_called) / 2, "recall": is_true, "precision": is_called}[name]
+
+    def figure(shares: Array) -> Array:
+        total = shares @ below
+        each = np.where(total > 0, shares @ (is_true * is_called) / np.where(total > 0, total, 1), 0.0)
+        mean: Array = each.mean(axis=-1)
+        return mean
+
+    shares = counts / len(truth)
+    total = np.maximum(shares @ below, EPSILON)
+    slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
+    worth = sampling.worth(weights * slopes[inverse]) / float(np.square(weights).mean())
+    return bootstrap_counts_interval(name, counts, figure, worth, sampling)
+
+
+def _roc_auc(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+    if answers.probabilities is None:
+        return _NO_PROBABILITIES
+    seen = np.unique(truth)
+    if len(seen) < 2:
+        return f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two"
+    asked = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
+    if not np.isin(asked, seen).all():
+        return f"no label is {answers.classes[1]!r}"
+    return auc_interval(truth[:, None] == asked, answers.probabilities[:, asked], sampling)
+
+
+def _log_loss(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+    if answers.probabilities is None:
+        return _NO_PROBABILITIES
+    own = answers.probabilities[np.arange(len(truth)), truth]
+    losses = -np.log(np.clip(own, EPSILON, 1 - EPSILON))
+    return bootstrap_interval("log_loss", losses[:, None], _first, sampling)
+
+
+def _brier(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+    if answers.probabilities is None:
+        return _NO_PROBABILITIES
+    apart = answers.probabilities - (truth[:, None] == np.arange(len(answers.classes)))
+    return bootstrap_interval("brier", np.square(apart).sum(axis=1, keepdims=True) / 2, _first, sampling)
+
+
+def _first(means: Array) -> Array:
+    first: Array = means[..., 0]
+    return first
+
+
+def _mae(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval:
+    return bootstrap_interval("mae", np.abs(truth - predicted)[:, None], _first, sampling)
+
+
+def _rmse(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval:
+    def root(means: Array) -> Array:
+        return np.sqrt(np.maximum(_first(means), 0))
+
+    return bootstrap_interval("rmse", np.square(truth - predicted)[:, None], root, sampling)
+
+
+def _mape(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval:
+    shares = np.abs(truth - predicted) / np.maximum(np.abs(truth), EPSILON)
+    return bootstrap_interval("mape", shares[:, None], _first, sampling)
+
+
+def _r2(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval | str:
+    if len(truth) < 2 or not np.ptp(truth):
+        return "all labels are the same; r2 needs two"
+    centred = truth - truth.mean()
+
+    def explained(means: Array) -> Array:
+        squares, offset, spread = means[..., 0], means[..., 1], means[..., 2]
+        share: Array = 1 - squares / (spread - np.square(offset))
+        return share
+
+    rows = np.stack([np.square(truth - predicted), centred, np.square(centred)], axis=1)
+    return bootstrap_interval("r2", rows, explained, sampling)
+
+
+_NO_PROBABILITIES = "the model gives no probability of each label"
+_CLASSIFICATION: dict[str, Callable[[Array, ClassPredictions, Sampling], "MetricInterval | str"]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "precision": _precision,
+    "recall": _recall,
+    "roc_auc": _roc_auc,
+    "log_loss": _log_loss,
+    "brier": _brier,
+}
+_REGRESSION: dict[str, Callable[[Array, Array, Sampling], "MetricInterval | str"]] = {
+    "mae": _mae,
+    "rmse": _rmse,
+    "mape": _mape,
+    "r2": _r2,
+}

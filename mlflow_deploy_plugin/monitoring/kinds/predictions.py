@@ -1,0 +1,275 @@
+"""What the rows of the log say a model has answered, and what turned out to be true, as classes or numbers.
+
+A classifier's answers are the places of its classes in ascending order; labels and answers are compared as text, so
+that 1, 1.0 and true mean one class where the model answers numbers or booleans. Everything else is numbers.
+
+Labels that are written otherwise than the model's classes ("yes" for 1) are no wrong answers: nothing is compared then.
+A class that only some labels name is one that the model has never learned, and its rows are answered wrongly.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.inference_log.labels import as_text
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
+
+LABEL, LABEL_NUMBER = "_label", "_label_number"
+NO_LABEL = -1
+_LARGEST = 1e9  # of weights that are divided by their sum; beyond, it is no probability
+_FEW_ROWS, _FEW_SHARE = 5, 0.05
+_SHOWN = 6
+_TRUE_OR_FALSE = {"true": "1", "false": "0"}
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """N rows of one version.
+
+    Attributes:
+        classified: of a classifier; numbers: [N] float64 of a regressor, NaN where the answer is none. One is None.
+        truth: of a classifier [N] int64, places in its classes, -1 without a label; of a regressor [N] float64, NaN
+            without a label, or with one that is no number.
+        unusable: labels that are there, and no number where one is needed.
+        unfit: why the labels cannot be compared with the answers; empty: they can.
+    """
+
+    classified: ClassPredictions | None
+    numbers: Array | None
+    truth: Array
+    unusable: int = 0
+    unfit: str = ""
+
+    @property
+    def is_labelled(self) -> Array:
+        """[N] bool."""
+        known: Array = self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
+        return known
+
+    @property
+    def unknown(self) -> tuple[int, tuple[str, ...]]:
+        """Return how many labels name a class that the model does not know, and these classes."""
+        if self.classified is None or not self.classified.unknown:
+            return 0, ()
+        own = len(self.classified.classes) - self.classified.unknown
+        return int((self.truth >= own).sum()), self.classified.classes[own:]
+
+
+def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions | str:
+    """The answers and labels of rows of the log, whose lists are summarised; a text says why there are none.
+
+    Args:
+        table: may lack the columns of labels: then there are none.
+        artifact: None: types tell labels from numbers.
+    """
+    columns = _Columns(table, artifact)
+    labels = columns.labels()
+    probabilities, classes = columns.probabilities()
+    if labels is None and probabilities is not None and classes:
+        named: Array = np.array(classes, dtype=object)
+        labels = pa.array(named[np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)].tolist())
+    if labels is not None:
+        return _classified(table, labels, probabilities, classes)
+    numbers = columns.numbers()
+    if numbers is None:
+        return "the log has no column that holds one answer a row"
+    truth = _numbers(table, LABEL_NUMBER)
+    unusable = _known(table, LABEL) - int(np.isfinite(truth).sum())
+    return Predictions(None, numbers, truth, max(unusable, 0))
+
+
+class _Columns:
+    """The columns of answers, by what they mean."""
+
+    def __init__(self, table: pa.Table, artifact: Artifact | None) -> None:
+        self._table = table
+        self._outputs = artifact.outputs if artifact else ()
+        self._prediction = artifact.prediction if artifact else ()
+        self._classes = artifact.classes if artifact else ()
+
+    def labels(self) -> pa.Array | None:
+        """[N] of any type: the label output, or a prediction that is no fraction."""
+        for output in self._outputs:
+            if output.role == "label" and (column := self._column(output)) is not None:
+                return column if _may_be_label(column.type) or pa.types.is_floating(column.type) else None
+        if any(output.role == "probabilities" for output in self._outputs) and self._classes:
+            return None
+        if PREDICTION in self._table.column_names or self._outputs:
+            names = [PREDICTION]
+        else:  # nothing says what the outputs mean: one that is no fraction is the label
+            names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
+        found = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
+        return found[0] if len(found) == 1 else None
+
+    def probabilities(self) -> tuple[Array | None, tuple[Any, ...]]:
+        """[N, C] float64, and the classes of its columns (empty where they are not known)."""
+        for output in self._outputs:
+            if output.role != "probabilities":
+                continue
+            parts = self._parts(self._base(output))
+            if len(parts) == 1 and len(self._classes) == 2:
+                return np.stack([1 - parts[0], parts[0]], axis=1), self._classes
+            if len(parts) > 1 and len(parts) == len(self._classes):
+                return np.stack(parts, axis=1), self._classes
+        return None, self._classes
+
+    def numbers(self) -> Array | None:
+        """[N] float64: the prediction, or the only output of one number a row."""
+        if self._named(PREDICTION) is not None:
+            return _numbers(self._table, PREDICTION)
+        found = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
+        return found[0] if len(found) == 1 else None
+
+    def _base(self, output: Output) -> str:
+        is_prediction = self._prediction == (output.name,) and PREDICTION in self._table.column_names
+        return PREDICTION if is_prediction else OUTPUT_PREFIX + output.name
+
+    def _column(self, output: Output) -> pa.Array | None:
+        base = self._base(output)
+        return self._named(base) if base in self._table.column_names else self._named(f"{base}.0")
+
+    def _named(self, name: str) -> pa.Array | None:
+        if name not in self._table.column_names:
+            return None
+        column = self._table.column(name).combine_chunks()
+        return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+    def _parts(self, base: str) -> list[Array]:
+        """The components of a vector in their order, or the column itself."""
+        if base in self._table.column_names:
+            return [_numbers(self._table, base)]
+        pattern = re.compile(re.escape(base) + r"\.(\d+)$")
+        places = sorted(int(found[1]) for name in self._table.column_names if (found := pattern.match(name)))
+        return [_numbers(self._table, f"{base}.{place}") for place in places]
+
+
+def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[Any, ...]) -> Predictions:
+    is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
+    predicted, truth = _names(labels, is_text), _true_names(table, is_text)
+    columns = [name for one in given if (name := _name(one, is_text)) is not None]
+    own = _ascending({*columns, *_seen(predicted)})
+    others = _ascending({*_seen(truth)} - {*own})
+    # where nothing says which classes the model has, it may know those that it has not answered here
+    unknown = len(others) if columns else 0
+    classes = [*own, *others] if columns else _ascending({*own, *others})
+    places = {name: place for place, name in enumerate(classes)}
+    if probabilities is not None and columns:
+        probabilities = np.where((probabilities >= 0) & (probabilities <= _LARGEST), probabilities, np.nan)
+        total = probabilities.sum(axis=1, keepdims=True)
+        ordered = np.zeros((len(probabilities), len(classes)))
+        ordered[:, [places[name] for name in columns]] = probabilities / np.where(total > 0, total, 1)
+        probabilities = ordered if np.isfinite(ordered).all() else None
+    else:
+        probabilities = None
+    called, true = _places(predicted, places), _places(truth, places)
+    unfit = ""
+    if _is_other_alphabet(called, true, np.array([places[name] for name in own], np.int64), bool(columns)):
+        unfit = (
+            f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}; "
+            "they have to be the same"
+        )
+    return Predictions(ClassPredictions(called, probabilities, tuple(classes), unknown), None, true, unfit=unfit)
+
+
+def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
+    """Return True if the labels write classes otherwise than the model: none of them is one of its classes, or some are
+    not, and a class that it answers, too, has no label at all.
+
+    Args:
+        called / true: [N] int64, places; own: those of the model's classes.
+        has_classes: the model's files say which classes it has; else they are those that it has answered here, and a
+            few labels may name others.
+    """
+    labelled = true >= 0
+    is_foreign = labelled & ~np.isin(true, own)
+    if not is_foreign.any():
+        return False
+    if is_foreign.sum() == labelled.sum() and (has_classes or labelled.sum() >= _FEW_ROWS):
+        return True
+    if not has_classes:
+        return False
+    never = own[~np.isin(own, true)]
+    # of many classes some are rare, and have no label in most windows
+    least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
+    return bool(min(is_foreign.sum(), (labelled & np.isin(called, never)).sum()) >= least)
+
+
+def quote_names(names: Sequence[str]) -> str:
+    """Return the names as a sentence shows them: quoted, in order, the first ones of many."""
+    shown = ", ".join(repr(name) for name in _ascending(names)[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def _may_be_label(kind: pa.DataType) -> bool:
+    types = pa.types
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    return bool(is_text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind))
+
+
+def _true_names(table: pa.Table, is_text: bool) -> pa.Array:
+    if LABEL not in table.column_names:
+        return pa.nulls(len(table), pa.string())
+    labels = _names(table.column(LABEL).combine_chunks(), is_text)
+    if is_text or LABEL_NUMBER not in table.column_names:
+        return labels
+    numbers = table.column(LABEL_NUMBER).combine_chunks()
+    return pc.if_else(pc.is_valid(numbers), _names(numbers, is_text), labels)
+
+
+def _names(values: pa.Array, is_text: bool) -> pa.Array:
+    """[N] text: each different value is named once."""
+    coded = values.dictionary_encode()
+    named = pa.array([_name(value, is_text) for value in coded.dictionary.to_pylist()], pa.string())
+    return named.take(coded.indices)
+
+
+def _name(value: Any, is_text: bool) -> str | None:
+    text = as_text(value)
+    return text if is_text or text is None else _TRUE_OR_FALSE.get(text.lower(), text)
+
+
+def _seen(names: pa.Array) -> list[str]:
+    return [name for name in pc.unique(names).to_pylist() if name is not None]
+
+
+def _ascending(names: Iterable[str]) -> list[str]:
+    known = list(names)
+    try:
+        return sorted(known, key=lambda name: (float(name), name))
+    except ValueError:
+        return sorted(known)
+
+
+def _places(names: pa.Array, places: dict[str, int]) -> Array:
+    found = pc.index_in(names, value_set=pa.array(list(places), pa.string()))
+    filled: Array = np.asarray(pc.fill_null(found, NO_LABEL)).astype(np.int64)
+    return filled
+
+
+def _numbers(table: pa.Table, name: str) -> Array:
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    column = table.column(name)
+    kind = column.type
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    ):
+        return np.full(len(table), np.nan)
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    numbers: Array = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
+    return numbers
+
+
+def _known(table: pa.Table, name: str) -> int:
+    return len(table) - table.column(name).null_count if name in table.column_names else 0

@@ -1,0 +1,255 @@
+"""Service level: how long requests took and how many failed, against an objective with its error budget.
+
+A quantile's requirement is judged by counting: p99<=0.2 holds where no more than 1 % of the requests took longer than
+0.2 s. It is violated where Wilson's interval of that share lies above 1 %, and kept where it lies below, whatever shape
+the latencies have. The error budget is that permitted share; what is left of it is 1 - share / permitted, and negative
+when it is overdrawn.
+
+Latencies are those of answers. An error is a request that the server failed (5xx); one that it refused (4xx) is the
+caller's, and counted apart. Requests that got no answer lie in a log of their own (`InferenceLog.failures`), without
+the model's columns, by which they cannot be told apart.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
+from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson_interval
+from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.requirements import (
+    bonferroni_confidence,
+    criterion_finding,
+    criterion_state,
+    overall_state,
+    sort_criteria,
+)
+from mlflow_deploy_plugin.monitoring.kinds.versions import ModelVersion, count_versions, most_first
+from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import Finding, Judged
+from mlflow_deploy_plugin.monitoring.segments import MAX_SEGMENTS, as_texts, segment_name
+from mlflow_deploy_plugin.spec import Requirement
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")
+_SERVER_ERROR = 500
+_GROWTH = math.log(1.005)
+_BUCKETS = 5_000
+"""Of 0.5 % each: from a microsecond to 18 hours."""
+_MAX_VALUES = 1_000
+
+
+@dataclass
+class _Tally:
+    """What is counted of some requests; its size does not depend on their number.
+
+    Attributes:
+        limits_us: [L] of the requirements of latency, in their order; slow: [L] answers that took longer.
+        has_failures: those of them that failed are known.
+    """
+
+    limits_us: Array
+    has_failures: bool = False
+    requests: int = 0
+    timed: int = 0
+    errors: int = 0
+    refused: int = 0
+    buckets: Array = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
+    slow: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        self.slow = np.zeros(len(self.limits_us), np.int64)
+
+    def add_answers(self, latencies: Array) -> None:
+        """[N] float64 microseconds, NaN where it is not known."""
+        known = latencies[~np.isnan(latencies)]
+        self.requests += len(latencies)
+        self.timed += len(known)
+        places = np.round(np.log(np.maximum(known, 1.0)) / _GROWTH).astype(np.int64)
+        self.buckets += np.bincount(np.minimum(places, _BUCKETS - 1), minlength=_BUCKETS)
+        self.slow += (known[:, None] > self.limits_us).sum(axis=0)
+
+    def add_failures(self, statuses: Array) -> None:
+        """[N] float64, HTTP's."""
+        self.requests += len(statuses)
+        self.errors += int((statuses >= _SERVER_ERROR).sum())
+        self.refused += int((statuses < _SERVER_ERROR).sum())
+
+    def quantile(self, share: float) -> float:
+        """Seconds, within 0.25 %, of at least one timed request."""
+        place = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
+        return math.exp(place * _GROWTH) / 1e6
+
+
+def judge(request: WindowRequest) -> Judged:
+    """Judges what the endpoint did to every request whose rows are in the log, whichever version answered it.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    spec = request.spec
+    limits = np.array([one.value * 1e6 for one in spec.requirements if one.name in QUANTILES], np.float64)
+    counted = _count(request, limits)
+    total, notes = counted.total, [*unreadable_notes(request.log)]
+    if not total.requests:
+        return request.not_judged("the window has no rows", notes=tuple(notes))
+    notes += counted.notes
+    (model, version), *others = most_first(counted.versions)
+    if others:
+        notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
+    if total.requests < spec.min_rows:
+        reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
+        return request.not_judged(reason, model=model, version=version, rows=total.requests, notes=tuple(notes))
+    segments, segment_notes = _largest(counted.apart, spec.min_rows)
+    confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
+    findings = [*_findings(spec.requirements, total, confidence, "")]
+    for name, tally in segments.items():
+        findings += _findings(spec.requirements, tally, confidence, name)
+    state, reason = overall_state(findings)
+    return Judged(
+        request.result(
+            state,
+            reason,
+            model=model,
+            version=version,
+            rows=total.requests,
+            findings=sort_criteria(findings),
+            figures=dict(_figures(spec.requirements, total)),
+            notes=(*notes, *segment_notes),
+        )
+    )
+
+
+@dataclass
+class _Counted:
+    """All requests, those of each segment by its name, and how many answers each version gave."""
+
+    total: _Tally
+    apart: dict[str, _Tally] = field(default_factory=dict)
+    versions: dict[ModelVersion, int] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)
+    is_full: bool = False
+
+    def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_Tally, Array]]:
+        """The tallies that the requests belong to, each with its rows: [N] bool."""
+        yield self.total, np.ones(len(requests), bool)
+        for column in columns:
+            texts = as_texts(requests.column(column)) if column in requests.column_names else None
+            if texts is None:
+                continue
+            self.absent.discard(column)
+            for value in pc.unique(texts.drop_null()).to_pylist():
+                name = segment_name(column, value)
+                if name not in self.apart and len(self.apart) >= _MAX_VALUES:
+                    self.is_full = True
+                    continue
+                has_failures = self.total.has_failures and column.startswith(OWN_PREFIX)
+                tally = self.apart.setdefault(name, _Tally(self.total.limits_us, has_failures))
+                yield tally, np.asarray(pc.fill_null(pc.equal(texts, value), False))
+
+    @property
+    def notes(self) -> Iterator[str]:
+        for column in sorted(self.absent):
+            yield f"segments: the rows have no column {column!r}"
+        if self.is_full:
+            yield f"segments: there are more than {_MAX_VALUES:,} values, of which the first ones were counted"
+
+
+def _count(request: WindowRequest, limits: Array) -> _Counted:
+    columns = request.spec.segment_by
+    counted = _Counted(_Tally(limits), absent=set(columns))
+    log, wanted = request.log, (*_COLUMNS, *columns)
+    for batch in log.batches(request.endpoint, request.window, wanted):
+        requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
+        if "_status" in requests.column_names:  # from then on, servers log what failed
+            counted.total.has_failures = True
+        for version, count in count_versions(requests).items():
+            counted.versions[version] = counted.versions.get(version, 0) + count
+        latencies = _numbers(requests, "_latency_us")
+        for tally, rows in counted.parts(requests, columns):
+            tally.add_answers(latencies[rows])
+    for batch in log.failures.batches(request.endpoint, request.window, wanted):
+        counted.total.has_failures = True
+        for version in count_versions(batch):
+            counted.versions.setdefault(version, 0)
+        statuses = _numbers(batch, "_status")
+        for tally, rows in counted.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
+            tally.has_failures = True
+            tally.add_failures(statuses[rows])
+    return counted
+
+
+def _largest(apart: Mapping[str, _Tally], min_rows: int) -> tuple[dict[str, _Tally], list[str]]:
+    """The largest segments that have enough requests, and what is left out."""
+    order = sorted(apart, key=lambda name: (-apart[name].requests, name))
+    large = [name for name in order if apart[name].requests >= min_rows]
+    notes = []
+    if len(large) > MAX_SEGMENTS:
+        notes.append(f"segments: of {len(large):,} the {MAX_SEGMENTS} largest are judged")
+    if small := len(order) - len(large):
+        notes.append(f"segments: {small:,} have fewer than {min_rows} requests each and are not judged apart")
+    return {name: apart[name] for name in large[:MAX_SEGMENTS]}, notes
+
+
+def _findings(
+    requirements: tuple[Requirement, ...], tally: _Tally, confidence: float, segment: str
+) -> Iterator[Finding]:
+    place = 0
+    for requirement in requirements:
+        if requirement.name in QUANTILES:
+            yield _latency(requirement, tally, int(tally.slow[place]), confidence, segment)
+            place += 1
+        elif not tally.has_failures:
+            yield criterion_finding(requirement, _NO_FAILURES if not segment else _NO_COLUMNS, confidence, segment)
+        else:
+            measured = wilson_interval("error_rate", tally.errors, tally.requests, confidence)
+            yield criterion_finding(requirement, measured, confidence, segment)
+
+
+def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: float, segment: str) -> Finding:
+    if not tally.timed:
+        reason = "the rows do not say how long their requests took: an older server has captured them"
+        return criterion_finding(requirement, reason, confidence, segment)
+    permitted = 1 - QUANTILES[requirement.name]
+    share = wilson_interval(requirement.name, slow, tally.timed, confidence)
+    state = criterion_state(share.low <= permitted, share.high <= permitted)
+    reason = (
+        f"{share.value:.2%} of {tally.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} to "
+        f"{share.high:.2%} (Wilson, confidence {confidence:.4g}); permitted are {permitted:.4g}"
+    )
+    value = tally.quantile(QUANTILES[requirement.name])
+    return Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
+
+
+def _figures(requirements: tuple[Requirement, ...], tally: _Tally) -> Iterator[tuple[str, float]]:
+    if tally.has_failures:
+        yield "error_rate", tally.errors / tally.requests
+        yield "refused_rate", tally.refused / tally.requests
+    if tally.timed:
+        for name, share in QUANTILES.items():
+            yield name, tally.quantile(share)
+    place = 0
+    for requirement in requirements:
+        if requirement.name in QUANTILES:
+            if tally.timed:
+                used = int(tally.slow[place]) / tally.timed / (1 - QUANTILES[requirement.name])
+                yield f"budget_left/{requirement.name}", 1 - used
+            place += 1
+        elif requirement.value and tally.has_failures:
+            yield f"budget_left/{requirement.name}", 1 - tally.errors / tally.requests / requirement.value
+
+
+def _numbers(table: pa.Table, name: str) -> Array:
+    """[N] float64, NaN where it is not known."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    numbers: Array = pc.fill_null(pc.cast(table.column(name), pa.float64(), safe=False), float("nan")).to_numpy()
+    return numbers
+
+
+_NO_FAILURES = "the log does not say which requests failed: an older server has captured them"
+_NO_COLUMNS = "requests that failed have no columns of the model, by which they could be told apart"

@@ -1,0 +1,254 @@
+"""Evidently's part of a report: the distributions of the judged columns, reference beside window.
+
+Evidently draws and tabulates; it decides nothing. Its own rules call nothing drifted on real flights over a whole year,
+and everything on thirty rows. Our score of each column is registered with it as a drift method, with our threshold, and
+it calls the data set drifted when one column is.
+
+Evidently 0.7.23 fails as a whole on a single column that it cannot take. So every column is made one that it can:
+float64 or text, numbers without a value or without a histogram as text, no more than some fifty categories, no
+infinities. And where it fails all the same, each column is tried alone, and those that fail are left out by name.
+"""
+
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+
+MAX_ROWS = 5_000
+_CATEGORIES = 50
+_LONGEST_VALUE = 80
+_MIN_ROWS = 3  # with one or two rows of text Evidently raises
+_LARGEST = 1e100
+_METHOD = "onnxserve"
+_MISSING, _OTHER = "(missing)", "(other)"
+_DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
+
+_log = logging.getLogger(__name__)
+_scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
+
+
+@dataclass(frozen=True)
+class EvidentlyReport:
+    """What Evidently made of the columns.
+
+    Attributes:
+        page: its page, empty where it made none.
+        figures: its figures as JSON, likewise.
+        left_out: column → why it is not drawn.
+        notes: what holds for all of them.
+    """
+
+    page: str = ""
+    figures: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """A judged column: its finding and its rows, [N] of the reference and [M] of the window."""
+
+    finding: Finding
+    reference: ColumnValues
+    current: ColumnValues
+
+    @property
+    def name(self) -> str:
+        return self.finding.subject
+
+
+def draw_columns(
+    result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int, seed: int = 0
+) -> EvidentlyReport:
+    """The `most` judged columns that come first among the findings.
+
+    Args:
+        pairs: of each column the reference and the window, [N] and [M] values.
+        seed: chooses the rows that are drawn where there are more than `MAX_ROWS`.
+    """
+    judged = _judged(result, pairs)
+    chosen = judged[:most]
+    if not chosen:
+        return EvidentlyReport(notes=("no column has a score and rows that could be drawn",))
+    sizes = (len(chosen[0].reference.values), len(chosen[0].current.values))
+    if min(sizes) < _MIN_ROWS:
+        return EvidentlyReport(notes=(f"of fewer than {_MIN_ROWS} rows nothing is drawn",))
+    notes = []
+    if len(chosen) < len(judged):
+        notes.append(f"drawn are the {len(chosen)} columns that come first, of {len(judged)}")
+    if max(sizes) > MAX_ROWS:
+        notes.append(f"drawn are at most {MAX_ROWS:,} rows of each side; the verdict is that of all rows")
+    try:
+        page, figures, left_out = _isolated(chosen, seed)
+    except Exception as error:  # noqa: BLE001 - the boundary to Evidently, which no column may use to kill a report
+        _log.warning("Evidently failed on %s", result.window, exc_info=True)
+        return EvidentlyReport(notes=(*notes, f"Evidently drew nothing: {_said(error)}"))
+    return EvidentlyReport(page, figures, left_out, tuple(notes))
+
+
+def _judged(result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]]) -> list[_Column]:
+    """In the order of the findings; of columns of the same name the first."""
+    by_name: dict[str, tuple[ColumnValues, ColumnValues]] = {}
+    for left, right in pairs:
+        by_name.setdefault(left.name, (left, right))
+    columns: dict[str, _Column] = {}
+    for finding in result.findings:
+        is_scored = finding.value is not None and np.isfinite(finding.value) and finding.threshold is not None
+        if finding.check == "distribution" and not finding.segment and is_scored and finding.subject in by_name:
+            columns.setdefault(finding.subject, _Column(finding, *by_name[finding.subject]))
+    return list(columns.values())
+
+
+def _isolated(columns: Sequence[_Column], seed: int) -> tuple[str, str, dict[str, str]]:
+    """Page, figures and the columns that had to be left out, with Evidently's word on each."""
+    try:
+        return *_drawn(columns, seed), {}
+    except Exception:  # which column it is, the message seldom says
+        if len(columns) == 1:
+            raise
+        _log.info("Evidently fails on these columns; trying each alone", exc_info=True)
+    left_out: dict[str, str] = {}
+    for column in columns:
+        try:
+            _drawn([column], seed)
+        except Exception as error:  # noqa: BLE001 - as above
+            left_out[column.name] = f"Evidently cannot draw it: {_said(error)}"
+    rest = [column for column in columns if column.name not in left_out]
+    if not rest:
+        return "", "", left_out
+    return *_drawn(rest, seed), left_out
+
+
+def _drawn(columns: Sequence[_Column], seed: int) -> tuple[str, str]:
+    from evidently import DataDefinition, Dataset, Report  # here: five seconds, which other reports do without
+    from evidently.metrics import MissingValueCount
+    from evidently.presets import DataDriftPreset
+
+    reference, current, text = _frames(columns, np.random.default_rng(seed))
+    definition = DataDefinition(
+        numerical_columns=[name for name in reference.columns if name not in text], categorical_columns=sorted(text)
+    )
+    incomplete = [name for name in reference.columns if reference[name].isna().any() or current[name].isna().any()]
+    _register_method()
+    report = Report(
+        [
+            DataDriftPreset(
+                method=_METHOD,
+                per_column_threshold={column.name: column.finding.threshold for column in columns},
+                # one drifted column is more than this share
+                drift_share=0.5 / len(columns),
+            ),
+            *(MissingValueCount(column=name, tests=[]) for name in incomplete),
+        ],
+        include_tests=True,
+    )
+    with _scored(columns), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant columns have no correlations
+        snapshot = report.run(
+            Dataset.from_pandas(current, data_definition=definition),
+            Dataset.from_pandas(reference, data_definition=definition),
+        )
+        return _escaped(snapshot.get_html_str(as_iframe=False)), snapshot.json()
+
+
+def _escaped(page: str) -> str:
+    """The page with its data written so that no name or value in it ends their script: Evidently writes plain JSON."""
+    return _DATA.sub(lambda line: line[1] + line[2].replace("<", "\\u003c"), page)
+
+
+def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
+    """Reference and current as Evidently can take them, and the names of the columns of text."""
+    rows = [
+        np.sort(rng.choice(count, MAX_ROWS, replace=False)) if count > MAX_ROWS else np.arange(count)
+        for count in (len(columns[0].reference.values), len(columns[0].current.values))
+    ]
+    sides: list[dict[str, Array]] = [{}, {}]
+    text = set()
+    for column in columns:
+        left, right = column.reference.values[rows[0]], column.current.values[rows[1]]
+        if column.reference.kind == "number" and column.current.kind == "number":
+            left, right = (np.where(np.isfinite(values), values, np.nan) for values in (left, right))
+            if _has_histogram(left) and _has_histogram(right):
+                sides[0][column.name], sides[1][column.name] = left, right
+                continue
+        text.add(column.name)
+        sides[0][column.name], sides[1][column.name] = _categories(_as_text(left), _as_text(right))
+    return pd.DataFrame(sides[0]), pd.DataFrame(sides[1]), text
+
+
+def _has_histogram(values: Array) -> bool:
+    """Whether numpy can bin the values: some are known, and they are no larger than float64 can tell apart."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return False
+    largest = float(np.abs(known).max())
+    width = float(known.max() - known.min()) or 1.0  # numpy widens a constant by a half to both sides
+    return largest < _LARGEST and width > 100 * float(np.spacing(largest))
+
+
+def _as_text(values: Array) -> list[str | None]:
+    return [_text(value) for value in values.tolist()]
+
+
+def _text(value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return (f"{value:.6g}" if isinstance(value, float) else str(value))[:_LONGEST_VALUE]
+
+
+def _categories(left: list[str | None], right: list[str | None]) -> tuple[Array, Array]:
+    """Text with no more than the reference's most frequent values; the missing ones are a value."""
+    frequent = {value for value, _ in Counter(left).most_common(_CATEGORIES)} | {None}
+
+    def reduced(values: list[str | None]) -> Array:
+        kept = [_MISSING if value is None else value if value in frequent else _OTHER for value in values]
+        return np.array(kept, dtype=object)
+
+    return reduced(left), reduced(right)
+
+
+def _precomputed(reference: pd.Series, current: pd.Series, kind: Any, threshold: float) -> tuple[float, bool]:
+    """The drift method that Evidently calls for each column: it looks the verdict's score up."""
+    return _scores.get()[str(current.name)]
+
+
+@cache
+def _register_method() -> None:
+    from evidently.legacy.calculations.stattests import StatTest, register_stattest
+    from evidently.legacy.core import ColumnType
+
+    register_stattest(
+        StatTest(
+            name=_METHOD,
+            display_name="onnxserve",
+            allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
+        ),
+        _precomputed,
+    )
+
+
+@contextmanager
+def _scored(columns: Sequence[_Column]) -> Iterator[None]:
+    token = _scores.set(
+        {column.name: (float(column.finding.value or 0), column.finding.is_alarm) for column in columns}
+    )
+    try:
+        yield
+    finally:
+        _scores.reset(token)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

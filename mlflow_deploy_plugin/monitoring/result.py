@@ -1,0 +1,148 @@
+"""What a monitor finds in a window: the plain values that every kind of monitor gives, and reports and alerts take."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.spec import MonitorKind
+
+State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
+"""Of drift and prediction_drift the first two; of the kinds that have `require` the next three; of data_quality, which
+counts all rows and has no interval, all but `cannot tell`. `not judged` is of every kind."""
+Check = Literal["distribution", "missing", "unseen", "type", "presence", "range", "criterion"]
+EXACT: tuple[Check, ...] = ("presence", "type")
+"""Checks without a threshold that others share: anything above 0 is an alarm."""
+
+ALARMS = ("drift", "violated")
+UNDECIDED = ("cannot tell", "not judged")
+"""A window in one of these states neither raises an alarm nor ends one, and neither counts in a row of alarms nor
+breaks it: the data do not say on which side the figure lies, or there was nothing to judge."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: a check of a column, or a criterion.
+
+    Attributes:
+        subject: the column, or the figure that a criterion speaks of (`accuracy`).
+        value / threshold: in the check's own units; None where it was not judged.
+        reason: why it is so, or why it was not judged, in a sentence.
+        segment: the rows that it speaks of, as `carrier=AA`; empty: all.
+        change: from what to what it went, and where to: `mean 3.2 → 8.9, higher`, of a column that is an alarm, beside
+            its reference; `0.84 (the window before) → 0.71, lower`, of a criterion. Empty: nothing is known.
+        since: when the first window begins of those in a row in which it is an alarm, in ISO 8601; empty: it is none.
+        in_a_row: how many of these windows were judged, with this one; 0: it is none.
+    """
+
+    subject: str
+    check: Check
+    state: State
+    reason: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    segment: str = ""
+    change: str = ""
+    since: str = ""
+    in_a_row: int = 0
+
+    @property
+    def is_alarm(self) -> bool:
+        return self.state in ALARMS
+
+    @property
+    def history(self) -> str:
+        """Return `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row`, as far as it is known."""
+        if not self.since:
+            return self.change
+        row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
+        since = f"{self.state} since {format_time(self.since)}{row}"
+        return f"{self.change}; {since}" if self.change else since
+
+
+def format_time(iso: str) -> str:
+    """Return `2013-06-29`, or `2013-06-29 14:00`: the time in UTC, to the minute."""
+    return iso[:16].replace("T", " ").removesuffix(" 00:00")
+
+
+@dataclass(frozen=True)
+class MonitorResult:
+    """What was found in one window.
+
+    Attributes:
+        revision: 1 at first; rows that came later make the next one.
+        model_id: the logged model, empty where it is not known.
+        reason: why it is in this state, in a sentence.
+        rows: of the window, that the version answered.
+        findings: the worst first; every column stands among them, with its outcome or why it was not judged.
+        figures: names of metrics and their values, for MLflow and for charts.
+        notes: what the reader has to know beside the verdict.
+        tried: bounds that were tried for once, as `min_rows=50`: then this is no verdict of the monitor's.
+        endpoint_created: when the endpoint was, which tells it from an earlier one of its name; empty: not known.
+    """
+
+    endpoint: str
+    monitor: str
+    kind: MonitorKind
+    model: str
+    version: str
+    model_id: str
+    window: Window
+    revision: int
+    state: State
+    reason: str
+    rows: int
+    findings: tuple[Finding, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    tried: str = ""
+    endpoint_created: str = ""
+
+    @property
+    def is_alarm(self) -> bool:
+        return self.state in ALARMS
+
+    @property
+    def is_undecided(self) -> bool:
+        return self.state in UNDECIDED
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """What a report shows of a window beside the judgement.
+
+    Attributes:
+        pairs: a bounded, seeded sample of rows: of each column the reference and the window, [N] and [M] values; both
+            sides of all pairs have the same N and M.
+        artifacts: further files of the run by name, as they are to be stored.
+    """
+
+    pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
+    artifacts: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What a kind of monitor gives for a window."""
+
+    result: MonitorResult
+    evidence: ReportData = ReportData()
+
+
+def to_document(result: MonitorResult) -> dict[str, Any]:
+    """Return the judgement as `verdict.json` and the command line have it; a number that is not finite is null."""
+    window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
+    document: dict[str, Any] = _plain({**asdict(result), "window": window})
+    return document
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

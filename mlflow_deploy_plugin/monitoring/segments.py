@@ -1,0 +1,108 @@
+"""Segments: the rows of a window by the values of a column, each judged apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+
+MAX_SEGMENTS = 20
+_LONGEST_VALUE = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Rows that have one value of a column.
+
+    Attributes:
+        name: as findings say it: `carrier=AA`.
+        rows: [N] bool of the table.
+    """
+
+    name: str
+    rows: Array
+
+
+def find_segments(
+    table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array | None = None
+) -> tuple[list[Segment], list[str]]:
+    """The largest segments of each column with at least `min_rows` rows, and what is left out, a line each.
+
+    Args:
+        countable: [N] bool, the rows that count; None: all.
+    """
+    segments: list[Segment] = []
+    notes: list[str] = []
+    for column in columns:
+        if column not in table.column_names:
+            notes.append(f"segments: the rows have no column {column!r}")
+            continue
+        texts = as_texts(table.column(column))
+        if texts is None:
+            notes.append(f"segments: a column of type {table.column(column).type} has no values to tell rows by")
+            continue
+        counted = texts if countable is None else texts.filter(pa.array(countable))
+        values, left_out = largest_values(count_texts(counted), column, min_rows)
+        notes += left_out
+        for value in values:
+            rows = np.asarray(pc.fill_null(pc.equal(texts, value), False))
+            segments.append(Segment(segment_name(column, value), rows))
+    return segments, notes
+
+
+def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
+    """Of the values of a column those with the most rows that are judged apart, and what is left out, a line each.
+
+    Args:
+        counts: rows of each value.
+    """
+    order = sorted(counts, key=lambda value: (-counts[value], value))
+    large = [value for value in order if counts[value] >= min_rows]
+    notes = []
+    if len(large) > MAX_SEGMENTS:
+        notes.append(f"segments: of {len(large):,} values of {column} the {MAX_SEGMENTS} largest are judged")
+    if small := order[len(large) :]:
+        rows = sum(counts[value] for value in small)
+        notes.append(
+            f"segments: {len(small):,} values of {column} with {rows:,} rows together have fewer than {min_rows} "
+            "rows each and are not judged apart"
+        )
+    return large[:MAX_SEGMENTS], notes
+
+
+def count_texts(texts: pa.Array) -> dict[str, int]:
+    """Rows of each value that is not missing."""
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(texts.drop_null()).to_pylist()}
+
+
+def segment_name(column: str, value: str) -> str:
+    return f"{column}={value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 1] + '…'}"
+
+
+def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
+    """[N] bool: the rows that have the value, as text; none of a table without the column."""
+    texts = as_texts(table.column(column)) if column in table.column_names else None
+    if texts is None:
+        return pa.array(np.zeros(len(table), dtype=bool))
+    return pc.fill_null(pc.equal(texts, value), False)
+
+
+def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
+    """Return [N] text, null where the value is missing; None: the type has no text.
+
+    Numbers have the same text in every type, and so have booleans, which a reference may hold as the graph takes them.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    try:
+        return pc.cast(column, pa.string()).combine_chunks()
+    except pa.ArrowException:
+        return None

@@ -1,0 +1,181 @@
+"""Profiles of whole hours, kept beside the log: a long window costs its bins, and never says what the log does not."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
+    SketchStore,
+    hour_profiles,
+    window_profile,
+    window_versions,
+)
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
+from tests.monitoring.conftest import ENDPOINT, FIRST_DAY, MODEL, day_of_rows, event_table
+from tests.support.s3 import s3_server
+
+from .test_sketch import assert_same
+
+DAYS = 3
+MONTH = parse_window("2013-01-01/2013-02-01")
+CUT = parse_window("2013-01-01T05:20/2013-01-03T07:40")
+
+
+@pytest.fixture
+def days():
+    rng = np.random.default_rng(0)
+    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
+    for number, day in enumerate(days):  # five hours of each, since each hour is a file
+        start = FIRST_DAY + timedelta(days=number)
+        day["_event_time"] = [start + timedelta(hours=3) + (time - start) * 5 / 24 for time in day["_event_time"]]
+    return days
+
+
+@pytest.fixture
+def log(writer, days):
+    for number, day in enumerate(days):
+        writer.write(day, segment=f"s{number}")
+    return open_log(str(writer.root))
+
+
+@pytest.fixture
+def bins(days):
+    return freeze_table(event_table(days[0]), (), "the reference")[0]
+
+
+def profile(log, bins, window=MONTH, version="1"):
+    return window_profile(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, version, window)
+
+
+def expected(bins, days, window=MONTH):
+    table = pa.concat_tables([event_table(day) for day in days])
+    times = table.column("_event_time").cast(pa.int64()).to_numpy()
+    return sketch_batches(bins, [table.filter(pa.array((times >= window.start_us) & (times < window.end_us)))])
+
+
+def stored(log) -> list[Path]:
+    return sorted(Path(log.root).glob("_sketches/*/endpoint=flights/date=*/hours.parquet"))
+
+
+@pytest.mark.parametrize("window", [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")])
+def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(log, bins, days, window):
+    made = profile(log, bins, window)
+
+    assert_same(made, expected(bins, days, window)) if made.rows else None
+    assert made.rows == expected(bins, days, window).rows
+    assert_same(profile(log, bins, window), made)  # from what is stored
+
+
+def test_what_is_stored_is_used_in_place_of_the_rows(log, bins, days):
+    first = profile(log, bins)
+    assert len(stored(log)) == DAYS
+
+    for path in Path(log.root).glob("endpoint=*/**/*.parquet"):
+        path.write_bytes(b"x" * path.stat().st_size)  # as large as before: nobody looks into it again
+
+    assert_same(profile(log, bins), first)
+    assert not log.unreadable
+
+
+def test_late_rows_and_compaction_are_noticed(log, bins, days, writer):
+    profile(log, bins)
+    late = day_of_rows(np.random.default_rng(9), FIRST_DAY + timedelta(days=1), rows=7)
+
+    writer.write(late, segment="late")
+    assert_same(profile(log, bins), expected(bins, [*days, late]))
+
+    hour = next(Path(log.root).glob("endpoint=*/date=2013-01-02/hour=*"))
+    for path in hour.iterdir():
+        path.rename(path.with_name(f"compacted-{path.name}"))
+    assert_same(profile(log, bins), expected(bins, [*days, late]))
+
+
+def test_stored_profiles_that_make_no_sense_are_made_anew(log, bins, days):
+    profile(log, bins)
+    broken = [b"", b"no parquet", stored(log)[2].read_bytes()[:-40]]
+    for path, content in zip(stored(log), broken, strict=True):
+        path.write_bytes(content)
+
+    assert_same(profile(log, bins), expected(bins, days))
+    assert all(path.stat().st_size > 1000 for path in stored(log))
+
+
+def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(log, bins, days):
+    path = next(Path(log.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
+    content = path.read_bytes()
+    path.write_bytes(b"x" * len(content))
+    assert profile(log, bins).rows < expected(bins, days).rows
+
+    again = open_log(log.shown)
+    profile(again, bins)
+    assert list(again.unreadable) == [str(path)]
+
+    path.write_bytes(content)
+    assert_same(profile(open_log(log.shown), bins), expected(bins, days))
+
+
+def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(log, bins, days):
+    (Path(log.root) / "_sketches").write_text("a file where the folder would be")
+
+    assert_same(profile(log, bins), expected(bins, days))
+
+
+def test_a_log_in_a_bucket_keeps_its_profiles_there(log, bins, days, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        for path in Path(log.root).glob("endpoint=*/**/*.parquet"):
+            bucket.objects[f"b/log/{path.relative_to(log.root)}"] = path.read_bytes()
+        first = profile(open_log("s3://b/log"), bins)
+        bucket.asked.clear()
+
+        assert_same(profile(open_log("s3://b/log"), bins), first)
+
+        assert_same(first, expected(bins, days))
+        assert len([name for name in bucket.objects if "_sketches" in name]) == DAYS
+        assert not bucket.headers_of("GET", "s0-0.parquet")  # no file of rows is opened
+        assert len(bucket.asked) < 20
+
+
+def test_two_that_sketch_at_once_do_no_harm(log, bins, days):
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: profile(open_log(log.shown), bins), range(8)))
+
+    for one in [*made, profile(log, bins)]:
+        assert_same(one, expected(bins, days))
+    assert len(list(Path(log.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2  # no temporary file is left
+
+
+def test_versions_are_kept_apart_and_counted(log, bins, days, writer):
+    writer.write(day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11), version="2")
+
+    assert profile(log, bins, version="2").rows == 11
+    assert_same(profile(log, bins), expected(bins, days))
+    assert profile(log, bins, version="").rows == 371
+    assert profile(log, bins, version="3").rows == 0
+    assert window_versions(log, ENDPOINT, MONTH) == {(MODEL, "1"): 360, (MODEL, "2"): 11}
+
+
+def test_a_row_that_stands_in_the_log_twice_counts_once(log, bins, days, writer):
+    writer.write(days[1], segment="s1", suffix="-again")
+
+    assert_same(profile(log, bins), expected(bins, days))
+
+
+def test_hours_come_in_order_with_their_own_profiles(log, bins, days):
+    hours = list(hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT))
+
+    starts = [start for start, _ in hours]
+    assert starts == sorted(starts)
+    assert (starts[0].hour, starts[-1].hour) == (6, 6)
+    inner = parse_window("2013-01-01T06:00/2013-01-03T07:00")
+    assert sum(one.rows for _, one in hours) == expected(bins, days, inner).rows

@@ -1,0 +1,452 @@
+"""The verdict: how often it is wrong where nothing changed, that it sees what changed, and what it says of the rest."""
+
+import datetime
+import re
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
+from mlflow_deploy_plugin.monitoring.drift.verdict import SegmentProfiles, judge_profile
+from mlflow_deploy_plugin.spec import MonitorSpec
+
+DAY = 86_400_000_000
+HOUR = DAY // 24
+DAYS, ROWS = 59, 60
+LATER = 1000 * DAY
+
+
+def rows_of_days(rng, days, shift=0.0, rows=ROWS):
+    """Days with a weather of their own: rows of a day are alike, days are exchangeable."""
+    size = days * rows
+    weather = np.repeat(rng.normal(0, 1, days), rows) + shift
+    columns = {
+        "temperature": weather + rng.normal(0, 0.3, size),
+        "noise": np.where(rng.random(size) < 0.1, np.nan, rng.normal(size=size)),
+        "carrier": rng.choice(["a", "b", "c"], size),
+        "number": [f"id-{number}" for number in rng.integers(0, 10**9, size)],
+        "constant": np.ones(size),
+        "empty": pa.nulls(size, pa.float64()),
+        "seen": pa.array([datetime.datetime(2013, 1, 1)] * size),
+    }
+    return pa.table(columns), np.repeat(np.arange(days) * DAY, rows) + rng.integers(0, DAY, size)
+
+
+def reference_of(table, times, length=DAY, start=LATER):
+    features, notes = read_columns(table)
+    bins = {name: freeze_bins(feature, str(table.schema.field(name).type)) for name, feature in features.items()}
+    pieces = cut_pieces(bins, table, times, start, length)
+    sample = (
+        table if times is None else table.append_column("_event_time", pa.array(times, pa.timestamp("us", tz="UTC")))
+    )
+    return DriftReference(bins, bins_digest(bins), pieces, sample, notes=tuple(notes))
+
+
+@pytest.fixture(scope="module")
+def days():
+    return reference_of(*rows_of_days(np.random.default_rng(0), DAYS))
+
+
+def verdict_on(table, reference, start=LATER, length=DAY, cache=None, segments=None, **spec):
+    profile = sketch_batches(reference.bins, [table])
+    return judge_profile(reference, profile, start, MonitorSpec(**{"min_rows": 30, **spec}), cache, segments)
+
+
+def window(seed=1, shift=0.0, rows=ROWS):
+    return rows_of_days(np.random.default_rng(seed), 1, shift, rows)[0]
+
+
+def replaced(table, name, values):
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+def found(verdict, subject, check="distribution"):
+    return next(one for one in verdict.findings if (one.subject, one.check) == (subject, check))
+
+
+def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_path):
+    alarms = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        reference = reference_of(*rows_of_days(rng, 19))
+        for number in range(10):
+            table = rows_of_days(rng, 1)[0]
+            verdict = verdict_on(table, reference, LATER + number, cache=tmp_path / str(seed), false_alarm_rate=0.1)
+            alarms += verdict.state == "drift"
+
+    assert 1 <= alarms <= 15  # 6 expected
+
+
+def test_what_the_verdict_stands_on_is_told(days):
+    verdict = verdict_on(window(), days)
+
+    assert (verdict.state, verdict.null, verdict.blocks) == ("no drift", "contiguous", DAYS)
+    assert verdict.measured_false_alarm_rate == verdict.figures["measured_false_alarm_rate"] <= 0.1
+    assert (
+        "nominal 0.05, from 59 windows of the reference; measured forward in time, on its later 30 windows, judged by "
+        "its earlier 29 alone: "
+    ) in verdict.notes[0]
+    assert verdict.figures["blocks"] == DAYS
+    assert verdict.figures["drift_distance/temperature"] > 0
+
+
+@pytest.mark.parametrize("rows", [30, 60, 600])
+def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days, rows):
+    verdict = verdict_on(window(shift=8, rows=rows), days)
+
+    assert verdict.state == "drift"
+    assert verdict.findings[0].subject == "temperature"
+    assert {one.subject for one in verdict.findings if one.is_alarm} == {"temperature"}
+    assert verdict.reason.startswith("temperature: ")
+    assert verdict.compared_rows == min(rows, ROWS)
+    assert verdict.p_value == pytest.approx(1 / (DAYS + 1))
+
+
+def test_columns_above_the_threshold_and_the_verdict_agree(days):
+    for shift in (0, 2, 4, 6):
+        verdict = verdict_on(window(shift=shift), days)
+        drifted = [feature for feature in verdict.features if feature.is_drifted]
+        assert (verdict.state == "drift") == bool(drifted) == (verdict.p_value <= 0.05)
+        assert verdict.statistic == max(feature.score for feature in verdict.features)
+
+
+def test_every_column_stands_there_with_its_outcome(days):
+    verdict = verdict_on(window(), days)
+
+    assert {one.subject for one in verdict.findings} == set(window().column_names)
+    assert found(verdict, "seen").state == "not judged"
+    assert "timestamp" in found(verdict, "seen").reason
+    assert found(verdict, "number", "unseen").state == "no drift"  # each day has ids of its own
+    assert "100.0% of rows have a value that the reference lacks" in found(verdict, "number", "unseen").reason
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "check", "reason"),
+    [
+        ("noise", [None] * 30 + [0.0] * 30, "missing", "50.0% missing"),
+        ("constant", [None] * ROWS, "missing", "100.0% missing, 0.0% in the reference"),
+        ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"33.3% of rows have a value that the reference lacks \('z'\)"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "range", "83.3% of rows are outside of"),
+        ("carrier", np.arange(ROWS), "type", "60 of 60 values are int64, in the reference string"),
+        ("temperature", ["warm"] * ROWS, "type", "60 of 60 values are string, in the reference double"),
+    ],
+)
+def test_what_else_may_change_has_a_verdict_of_its_own(days, name, values, check, reason):
+    verdict = verdict_on(replaced(window(), name, values), days)
+
+    finding = found(verdict, name, check)
+    assert verdict.state == finding.state == "drift"
+    assert re.search(reason, finding.reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "check", "change"),
+    [
+        ("temperature", np.full(ROWS, 9.0), "distribution", r"mean -?0\.\d+ → 9, higher"),
+        ("temperature", np.full(ROWS, -9.0), "distribution", r"mean -?0\.\d+ → -9, lower"),
+        ("noise", np.tile([-2.5, 2.5], ROWS // 2), "distribution", r"mean .* → 0, deviation [\d.]+ → 2\.5, wider"),
+        ("noise", np.tile([-0.01, 0.01], ROWS // 2), "distribution", r"mean .* → .*, deviation .* → 0\.01, narrower"),
+        ("carrier", ["b"] * ROWS, "distribution", r"'b' 3\d\.\d% → 100\.0%, more often"),
+        ("carrier", ["a", "b"] * (ROWS // 2), "distribution", r"'c' 3\d\.\d% → 0\.0%, less often"),
+        ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
+        ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"values that the reference lacks 0\.0% → 33\.3%, more"),
+        ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, above"),
+        ("temperature", [-99.0, 99.0] * 30, "range", r"out of range \d\.\d% → 100\.0%, on both sides"),
+        ("carrier", np.arange(ROWS), "type", r"string → int64"),
+    ],
+)
+def test_an_alarm_says_from_what_to_what_and_where_to(days, name, values, check, change):
+    finding = found(verdict_on(replaced(window(), name, values), days), name, check)
+
+    assert finding.is_alarm
+    assert re.fullmatch(change, finding.change)
+
+
+def test_beside_the_window_so_long_before_a_change_is_the_change_since_then():
+    table, times = busy_days(np.random.default_rng(1), 8)
+    beside = rolling_reference(table, times, 24, 7 * 24 + 14)
+    now = table.filter(pa.array(times // HOUR == 7 * 24 + 14))
+
+    finding = found(
+        verdict_on(replaced(now, "level", now["level"].to_numpy() + 4), beside, (7 * 24 + 14) * HOUR), "level"
+    )
+
+    before, after = (float(one) for one in re.search(r"mean (\S+) → (\S+), higher", finding.change).groups())
+    assert after - before == pytest.approx(4, abs=1)  # all hours have a mean of 0, and this one has one of -1.5
+
+
+def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(days):
+    changed = window().drop_columns(["carrier"]).append_column("extra", pa.array([1] * ROWS))
+
+    verdict = verdict_on(changed, days)
+    asked = verdict_on(changed, days, columns=("temperature", "noise"))
+
+    assert verdict.state == "drift"
+    assert found(verdict, "carrier", "presence").reason == "in the reference, not in the window"
+    assert found(verdict, "extra", "presence").reason == "in the window (int64), not in the reference"
+    assert verdict.reason.startswith("carrier: in the reference, not in the window; also extra")
+    assert found(verdict, "carrier").state == "not judged"
+    assert (asked.state, {one.subject for one in asked.findings}) == ("no drift", {"temperature", "noise"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "spec", "reason"),
+    [
+        (0, {"min_rows": 1}, "the window has no rows"),
+        (1, {"min_rows": 1}, "the window has 1 rows; at least 30 are needed"),
+        (60, {"min_rows": 61}, "the window has 60 rows; min_rows is 61"),
+        (60, {"false_alarm_rate": 0.001}, r"needs at least 999 windows of 1d .* 59, worth 88 .* supports is 0\.0113"),
+    ],
+)
+def test_what_cannot_be_supported_is_not_judged(days, rows, spec, reason):
+    verdict = verdict_on(window(rows=rows), days, **spec)
+
+    assert verdict.state == "not judged"
+    assert verdict.p_value is verdict.threshold is None
+    assert re.search(reason, verdict.reason)
+    assert {one.subject for one in verdict.findings} == set(window().column_names)
+
+
+def test_the_smallest_rate_that_is_named_can_be_had():
+    reference = reference_of(*rows_of_days(np.random.default_rng(3), 9))
+
+    refused = verdict_on(window(), reference)
+    rate = float(re.search(r"supports is ([\d.]+)", refused.reason).group(1))
+
+    assert refused.state == "not judged"
+    had = verdict_on(window(), reference, false_alarm_rate=rate)
+    assert had.state == "no drift"
+    assert "not measured: half of the reference has fewer than 5 windows" in had.notes[0]
+
+
+def test_one_class_without_times_and_an_empty_reference_are_outcomes():
+    table, times = rows_of_days(np.random.default_rng(4), 30)
+    reference = reference_of(table, None)
+
+    assert "event_time=" in verdict_on(window(), reference).reason
+    assert verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason == "the reference has no rows"
+
+
+def test_independent_rows_need_no_times(tmp_path):
+    rng = np.random.default_rng(5)
+    table = pa.table({"a": rng.normal(size=3000), "b": rng.choice(["x", "y"], 3000)})
+    reference = reference_of(table, None)
+    calm = [
+        verdict_on(
+            pa.table({"a": rng.normal(size=300), "b": rng.choice(["x", "y"], 300)}),
+            reference,
+            cache=tmp_path,
+            independent_rows=True,
+        )
+        for _ in range(8)
+    ]
+    shifted = pa.table({"a": rng.normal(0.5, 1, 300), "b": rng.choice(["x", "y"], 300)})
+
+    assert sum(verdict.state == "drift" for verdict in calm) <= 2
+    verdict = verdict_on(shifted, reference, cache=tmp_path, independent_rows=True)
+    assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "rows", "a")
+    assert verdict.notes[0].endswith(
+        "not measured: the reference has too few windows with event times, by which it could be told"
+    )
+    refused = verdict_on(shifted, reference, independent_rows=True, false_alarm_rate=0.0001)
+    assert "the smallest rate that can be had is 0.0005" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("days", "length", "null", "told"),
+    [
+        (
+            91,
+            7,
+            "overlapping",
+            r"on 24 overlapping windows of its later half, judged by its earlier half alone, at 0\.0894, the next",
+        ),
+        (90, 30, "bootstrap", r"; not measured: fewer than 5 windows of the reference have 2 before them$"),
+    ],
+)
+def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, null, told, tmp_path):
+    rng = np.random.default_rng(6)
+    table, times = rows_of_days(rng, days, rows=24)
+    kept = ["temperature", "noise", "carrier"]
+    reference = reference_of(table.select(kept), times, length * DAY)
+    calm = rows_of_days(rng, length, rows=24)[0].select(kept)
+    warm = rows_of_days(rng, length, shift=4, rows=24)[0].select(kept)
+
+    first, second = (verdict_on(rows, reference, length=length * DAY, cache=tmp_path) for rows in (calm, warm))
+
+    assert (first.state, second.state) == ("no drift", "drift")
+    assert first.null == null
+    assert second.findings[0].subject == "temperature"
+    assert f"worth {first.worth:.0f} independent ones" in first.notes[0]
+    assert re.search(told, first.notes[0])
+
+
+def test_of_few_overlapping_windows_the_rate_is_not_measured():
+    rng = np.random.default_rng(6)
+    table, times = rows_of_days(rng, 14, rows=24)
+    calm = rows_of_days(rng, 7, rows=24)[0]
+
+    verdict = verdict_on(calm, reference_of(table, times, 7 * DAY), length=7 * DAY, false_alarm_rate=0.25)
+
+    assert verdict.null == "overlapping"
+    assert "not measured: half of the reference has fewer than 5 windows" in verdict.notes[0]
+
+
+def busy_days(rng, days):
+    """Hours whose level runs through a cycle of ± 3 deviations each day."""
+    cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)
+    level = np.repeat(cycle + rng.normal(0, 0.2, len(cycle)), ROWS)
+    times = np.repeat(np.arange(len(cycle)) * HOUR, ROWS) + rng.integers(0, HOUR, len(level))
+    return pa.table({"level": level + rng.normal(size=len(level)), "noise": rng.normal(size=len(level))}), times
+
+
+def rolling_reference(table, times, lag, until):
+    """Of the hours before `until`, each beside the one `lag` hours before it."""
+    before = times < until * HOUR
+    table, times = table.filter(pa.array(before)), times[before]
+    bins = reference_of(table, times).bins
+    over = window_grid(bins, until * HOUR, HOUR, int(times.min()), until * HOUR - 1, lag)
+    return DriftReference(bins, bins_digest(bins), sketch_pieces(bins, [(table, times)], over), table)
+
+
+def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_the_cycle_of_a_day(tmp_path):
+    rng = np.random.default_rng(1)
+    table, times = busy_days(rng, 8)
+    hour, states = 7 * 24 + 14, []
+    for one in range(hour - 3, hour + 1):
+        now = table.filter(pa.array(times // HOUR == one))
+        beside = rolling_reference(table, times, 24, one)
+        states.append(verdict_on(now, beside, one * HOUR, cache=tmp_path).state)
+    shifted = replaced(now, "level", now["level"].to_numpy() + 1.5)
+
+    verdict = verdict_on(shifted, beside, hour * HOUR, cache=tmp_path)
+
+    all_hours = reference_of(*(part[: hour * ROWS] for part in (table, times)), HOUR, hour * HOUR)
+    assert states.count("drift") <= 1
+    assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "lagged", "level")
+    assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
+    assert (
+        "from 158 windows of the reference, each with the one so long before it; measured forward in time, on its "
+        "later 79 pairs, each judged by those before it: "
+    ) in verdict.notes[0]
+    assert verdict.measured_false_alarm_rate == pytest.approx(0.05, abs=0.05)
+    refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
+    assert (
+        "needs at least 199 pairs of a window and the one 24 windows of 1h before it, and the log has 158; the "
+        "smallest rate that they support is 0.0063: ask for that, or wait until it is older"
+    ) in refused.reason
+    spec = MonitorSpec(min_rows=30).model_copy(update={"false_alarm_rate": 0.001})  # as `monitor run` tries bounds
+    tried = judge_profile(beside, sketch_batches(beside.bins, [now]), hour * HOUR, spec, None)
+    assert "needs at least 999 pairs" in tried.reason
+    assert tried.reason.endswith(
+        "and at most 499 are kept; the smallest rate that they support is 0.0063: ask for that, or ask 0.002 of an "
+        "older log"
+    )
+
+
+def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait():
+    table, times = busy_days(np.random.default_rng(1), 8)
+    beside = rolling_reference(table, times, 24, 7 * 24)
+    few = replace(beside, pieces=replace(beside.pieces, max_pairs=60))
+
+    refused = verdict_on(table.slice(7 * 24 * ROWS, ROWS), few, 7 * 24 * HOUR, false_alarm_rate=0.005)
+
+    assert refused.reason.endswith(
+        "of so many columns at most 60 are kept; the smallest rate that they support is 0.0069: ask for that, or judge "
+        "fewer columns"
+    )
+
+
+def test_without_the_window_so_long_before_nothing_is_judged():
+    table, times = busy_days(np.random.default_rng(1), 3)
+    gap = times // HOUR != 24
+    reference = rolling_reference(table.filter(pa.array(gap)), times[gap], 24, 48)
+    young = rolling_reference(table, times, 24, 24)
+
+    verdict = verdict_on(table.slice(48 * ROWS, ROWS), reference, 48 * HOUR)
+
+    assert verdict.state == "not judged"
+    assert "the window 24 windows before, with which it is compared, has 0 rows" in verdict.reason
+    assert "the log is too young" in verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason
+
+
+def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at_the_stated_rate(tmp_path):
+    rng = np.random.default_rng(2)
+
+    def hours(count, shift=0.0, rows=300):
+        size = count * rows
+        return pa.table({"level": rng.normal(shift, 1, size), "carrier": rng.choice(["a", "b", "c"], size)})
+
+    times = np.repeat(np.arange(48) * HOUR, 300)
+    reference, until = rolling_reference(hours(48), times, 24, 48), 48 * HOUR
+
+    def judged(number, rows, rows_before, shift=0.0):
+        before = sketch_batches(reference.bins, [hours(1, rows=rows_before)])  # a day that is as calm
+        beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
+        now = hours(1, shift, rows)
+        return verdict_on(now, beside, until + number * HOUR, cache=tmp_path, independent_rows=True)
+
+    sizes = [(300, 300), (300, 150), (150, 300)] * 40
+    calm = [judged(number, *rows) for number, rows in enumerate(sizes)]
+
+    assert 1 <= sum(verdict.state == "drift" for verdict in calm) <= 14  # 6 expected
+    assert {verdict.compared_rows for verdict in calm} == {300, 150}
+    assert calm[0].measured_false_alarm_rate == pytest.approx(0.05, abs=0.06)
+    assert judged(120, 300, 300, shift=0.5).state == "drift"
+
+
+def test_segments_share_the_rate_and_are_named():
+    rng = np.random.default_rng(7)
+    table, times = rows_of_days(rng, 39, rows=150)
+    table = table.select(["temperature", "carrier"])
+    current = window(8, rows=150).select(["temperature", "carrier"])
+    is_b = np.array(current["carrier"].to_pylist()) == "b"
+    current = replaced(current, "temperature", current["temperature"].to_numpy() + 9 * is_b)
+    segments = {}
+    for one in "abc":
+        chosen, now = (np.array(rows["carrier"].to_pylist()) == one for rows in (table, current))
+        part = reference_of(table.filter(pa.array(chosen)), times[chosen])
+        rows = current.filter(pa.array(now)).slice(0, 20 if one == "c" else 150)
+        segments[f"carrier={one}"] = SegmentProfiles(part, sketch_batches(part.bins, [rows]))
+
+    verdict = verdict_on(current, reference_of(table, times), segments=segments)
+
+    named = {(one.segment, one.subject) for one in verdict.findings if one.is_alarm}
+    assert ("carrier=b", "temperature") in named
+    assert not any(segment in ("carrier=a", "carrier=c") for segment, _ in named)
+    left_out = [one.reason for one in verdict.findings if one.segment == "carrier=c"]
+    assert left_out == ["the window has 20 rows; min_rows is 30"] * 2
+
+
+def test_a_second_judgement_takes_the_null_from_the_disk(days, tmp_path):
+    first = verdict_on(window(1), days, cache=tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = verdict_on(window(1), days, cache=tmp_path)
+    other = verdict_on(window(2, shift=8), days, start=LATER + DAY, cache=tmp_path)
+
+    assert first == again
+    assert (len(files), other.state) == (1, "drift")
+    assert set(tmp_path.iterdir()) == set(files)
+    next(iter(files)).write_bytes(b"half a file")
+    assert verdict_on(window(1), days, cache=tmp_path) == first
+
+
+@pytest.mark.parametrize("columns", [50, pytest.param(1000, marks=pytest.mark.long)])
+def test_one_of_many_columns_is_found(columns):
+    rng = np.random.default_rng(9)
+
+    def wide(count, shift):
+        return pa.table({f"c{number}": rng.normal(shift if number == 7 else 0, 1, count) for number in range(columns)})
+
+    reference = reference_of(wide(20 * 40, 0), np.repeat(np.arange(20) * DAY, 40))
+
+    verdict = verdict_on(wide(40, 9), reference)
+
+    assert (verdict.state, verdict.findings[0].subject) == ("drift", "c7")
+    assert len({one.subject for one in verdict.findings}) == columns

@@ -1,0 +1,331 @@
+"""Drift, drift of predictions and data quality, of whole windows and by segment, and what bad input comes to."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_from_parquet
+from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, prediction
+from mlflow_deploy_plugin.monitoring.kinds.comparison import SKETCHES
+from mlflow_deploy_plugin.monitoring.result import Judged
+from mlflow_deploy_plugin.spec import CaptureSpec
+from tests.support.inference_log import ENDPOINT, event_table
+
+from .conftest import CLASSIFIER, DAY
+
+KINDS: dict[str, Callable[..., Judged]] = {
+    "drift": drift.judge,
+    "prediction_drift": prediction.judge,
+    "data_quality": data_quality.judge,
+}
+REFERENCE_DAYS = 40
+ROWS = 240
+
+
+def day(seed: int, rows: int = ROWS, **others: Any) -> dict[str, Any]:
+    """Rows whose temperature a day shares."""
+    rng = np.random.default_rng(seed)
+    temperature = rng.normal(rng.normal(0, 0.5), 1, rows)
+    temperature[rng.random(rows) < 0.05] = np.nan
+    columns = {
+        "temp": temperature,
+        "noise": rng.normal(size=rows),
+        "carrier": rng.choice(["UA", "AA", "DL"], rows).astype(object),
+        "prediction": (rng.random(rows) < 0.3).astype(np.int64),
+    }
+    return {**columns, **others}
+
+
+def times(start: datetime, rows: int) -> list[datetime]:
+    return [start + timedelta(seconds=86_400 * row // rows) for row in range(rows)]
+
+
+@pytest.fixture(scope="module")
+def reference() -> pa.Table:
+    first = DAY - timedelta(days=REFERENCE_DAYS + 10)
+    days = [
+        event_table({"_event_time": times(first + timedelta(days=number), ROWS), **day(number)})
+        for number in range(REFERENCE_DAYS)
+    ]
+    return pa.concat_tables(days)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    """The reference's own windows are worked out once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def ask(desk, reference, cache) -> Callable[..., Judged]:
+    """What a kind says of one day with these rows."""
+    desk.serve(CLASSIFIER, reference)
+    desk.settings.cache_path.symlink_to(cache)
+
+    def asked(rows: dict[str, Any], kind: str = "drift", withheld: CaptureSpec | None = None, **spec: Any) -> Judged:
+        if len(next(iter(rows.values()))):
+            desk.answer(rows)
+        request = desk.ask(kind=kind, **{"min_rows": 100, **spec})
+        return KINDS[kind](replace(request, capture=withheld or CaptureSpec()))
+
+    return asked
+
+
+def states(judged: Judged) -> dict[tuple[str, str], str]:
+    return {(one.subject, one.check): one.state for one in judged.result.findings}
+
+
+def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(ask, desk, found) -> None:
+    calm = ask(day(100))
+    shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)))
+
+    assert (calm.result.state, calm.result.rows) == ("no drift", ROWS)
+    assert shifted.result.state == "drift"
+    assert found(shifted, "temp", "distribution").is_alarm
+    assert not found(shifted, "noise", "distribution").is_alarm
+    assert {left.name for left, _ in shifted.evidence.pairs} == {"temp", "noise", "carrier", "prediction"}
+    assert profile_from_parquet(shifted.evidence.artifacts[SKETCHES]).rows == 2 * ROWS
+
+
+def test_only_the_named_columns_are_judged(ask) -> None:
+    judged = ask(day(100, temp=np.full(ROWS, 50.0)), columns=["noise", "carrier"])
+
+    assert judged.result.state == "no drift"
+    assert {one.subject for one in judged.result.findings} == {"noise", "carrier"}
+
+
+@pytest.mark.parametrize("kind", ["drift", "data_quality"])
+def test_what_the_log_withholds_is_not_judged_and_no_drift(ask, found, kind: str) -> None:
+    hashed = day(100, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
+    del hashed["temp"]
+
+    judged = ask(hashed, kind, CaptureSpec(drop=("temp",), mask=("carrier",)))
+
+    assert judged.result.state == "no drift"
+    assert found(judged, "temp").reason == "capture.drop leaves it out of the log"
+    assert found(judged, "carrier").reason == "capture.mask writes hashes of its values into the log"
+    assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
+
+
+def test_drift_of_predictions_is_of_answers_alone(ask, found) -> None:
+    warm = day(100, temp=np.full(ROWS, 50.0))
+
+    assert ask(warm, "prediction_drift").result.state == "no drift"
+    judged = ask(day(101, prediction=np.ones(ROWS, np.int64)), "prediction_drift")
+    assert judged.result.state == "drift"
+    assert {one.subject for one in judged.result.findings} == {"prediction"}
+
+
+def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask, found) -> None:
+    columns = day(100, rows=480)
+    only = columns["carrier"] == "UA"
+    columns["noise"][only] += 4
+
+    judged = ask(columns, segment_by=["carrier", "gate"], min_rows=60)
+
+    assert judged.result.state == "drift"
+    assert found(judged, "noise", "distribution", "carrier=UA").is_alarm
+    assert not found(judged, "noise", "distribution", "carrier=AA").is_alarm
+    assert "segments: the reference has no column 'gate' to tell rows by" in judged.result.notes
+
+
+def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask, found) -> None:
+    temperature = np.random.default_rng(5).normal(size=ROWS)
+    temperature[:120] = np.nan
+
+    judged = ask(
+        day(100, temp=temperature),
+        "data_quality",
+        require=["missing<=0.1", "missing(noise)<=0.01", "unseen(carrier)<=1%", "out_of_range<=0.2", "missing(x)<=0.5"],
+    )
+
+    assert judged.result.state == "violated"
+    assert judged.result.reason.startswith("missing(temp): 50.00% of 240 rows")
+    assert (found(judged, "missing(temp)").value, found(judged, "missing(temp)").state) == (0.5, "violated")
+    assert found(judged, "missing(noise)").state == "kept"
+    assert found(judged, "unseen(carrier)").state == "kept"
+    assert found(judged, "missing(x)").state == "not judged"
+    assert found(judged, "temp", "missing").is_alarm
+    assert {one.check for one in judged.result.findings} <= {
+        "missing",
+        "unseen",
+        "range",
+        "type",
+        "presence",
+        "criterion",
+    }
+
+
+def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(desk, found) -> None:
+    desk.serve(CLASSIFIER)
+    desk.answer(day(100))
+
+    judged = data_quality.judge(desk.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"]))
+
+    assert found(judged, "missing(temp)").state == "kept"
+    assert found(judged, "unseen").state == "not judged"
+    assert "has no reference" in found(judged, "unseen").reason
+
+
+def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(ask, found) -> None:
+    columns = day(100)
+    columns["temp"][: ROWS // 2] = np.nan
+    columns["carrier"][:60] = "ZZ"
+    columns["noise"][:30] = 99.0
+
+    judged = ask(
+        columns, "data_quality", require=["missing<=0.2", "unseen<=0.1", "out_of_range<=0.1", "missing(noise)<=1"]
+    )
+
+    assert re.fullmatch(r"[45]\.\d% \(the reference\) → 5\d\.\d%, more", found(judged, "missing(temp)").change)
+    assert found(judged, "unseen(carrier)").change == "0.0% (the reference) → 25.0%, more"
+    assert found(judged, "out_of_range(noise)").change == "0.0% (the reference) → 12.5%, more"
+    assert found(judged, "missing(noise)").change == "0.0% (the reference) → 0.0%, unchanged"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_that_is_gone_is_told(ask, kind) -> None:
+    columns = day(100)
+    del columns["prediction"]
+
+    judged = ask(columns, kind)
+
+    assert judged.result.state == "drift"
+    assert states(judged)["prediction", "presence"] == "drift"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_of_another_type_is_told(ask, kind) -> None:
+    columns = day(100, prediction=np.array(["late"] * ROWS, dtype=object))
+
+    judged = ask(columns, kind)
+
+    assert judged.result.state == "drift"
+    assert states(judged)["prediction", "type"] == "drift"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_without_any_value_are_told(ask, kind) -> None:
+    judged = ask({name: [None] * ROWS for name in day(0)}, kind)
+
+    assert judged.result.state == "drift"
+    assert states(judged)["prediction", "missing"] == "drift"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_row_and_one_row_are_not_judged(ask, kind, rows) -> None:
+    judged = ask(day(100, rows=rows), kind)
+
+    assert judged.result.state == "not judged"
+    assert judged.result.reason == ("the window has 1 rows; min_rows is 100" if rows else "the window has no rows")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "given", ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"]
+)
+def test_without_a_reference_every_column_says_so(desk, kind, given) -> None:
+    desk.serve(CLASSIFIER)
+    desk.answer(day(100))
+
+    judged = KINDS[kind](desk.ask(kind=kind, min_rows=100, reference=given))
+
+    assert judged.result.state == "not judged"
+    assert judged.result.reason
+    assert {one.state for one in judged.result.findings} == {"not judged"}
+    assert "prediction" in {one.subject for one in judged.result.findings}
+
+
+def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask, desk) -> None:
+    ask(day(100))
+    folder = desk.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
+    (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
+
+    judged = drift.judge(desk.ask(min_rows=100))
+
+    assert (judged.result.state, judged.result.rows) == ("no drift", ROWS)
+    assert any("broken.parquet cannot be read and was passed over" in note for note in judged.result.notes)
+
+
+@pytest.mark.long
+def test_a_hundred_thousand_different_texts_are_judged(ask, found) -> None:
+    rows = 100_000
+    columns = day(100, rows=rows, carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object))
+
+    judged = ask(columns, "data_quality", require=["unseen(carrier)<=0.1"])
+
+    assert found(judged, "unseen(carrier)").value == 1
+    assert found(judged, "carrier", "unseen").is_alarm
+
+
+@pytest.mark.long
+def test_a_thousand_columns_are_judged(desk) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"x{number}" for number in range(1_000)]
+    first = DAY - timedelta(days=60)
+    rows = 50 * 50
+    numbers = rng.normal(size=(rows, len(names)))
+    moments = [first + timedelta(days=row // 50, seconds=row % 50) for row in range(rows)]
+    desk.serve(CLASSIFIER, event_table({"_event_time": moments, **dict(zip(names, numbers.T, strict=True))}))
+    window = rng.normal(size=(100, len(names)))
+    window[:, 7] += 5
+    desk.answer(dict(zip(names, window.T, strict=True)))
+
+    judged = drift.judge(desk.ask(min_rows=50))
+
+    assert judged.result.state == "drift"
+    assert judged.result.findings[0].subject == "x7"
+    assert {one.subject for one in judged.result.findings} == set(names)
+
+
+def test_rows_that_another_version_answered_are_left_out(ask, desk) -> None:
+    desk.answer(day(100, rows=120, temp=np.full(120, 50.0)), version="2")
+
+    judged = ask(day(101))
+
+    assert (judged.result.version, judged.result.state) == ("1", "no drift")
+    assert any("120 rows of the window were answered by flight-delay version 2" in n for n in judged.result.notes)
+
+
+def test_a_log_that_is_not_there_has_no_rows(desk) -> None:
+    assert drift.judge(desk.ask()).result.reason == "the window has no rows"
+    assert open_log(desk.settings.inference_log).endpoints() == []
+
+
+def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(ask, desk, monkeypatch) -> None:
+    from mlflow_deploy_plugin.monitoring.kinds import comparison
+
+    monkeypatch.setattr(comparison, "READ_ROWS", 80)
+
+    judged = ask(day(100))
+
+    assert judged.result.rows == ROWS
+    assert {len(right.values) for _, right in judged.evidence.pairs} == {80}  # one of three hours
+
+
+@pytest.mark.long
+def test_the_days_before_are_a_reference_by_segment_too(desk, found) -> None:
+    desk.serve(CLASSIFIER)
+    for number in range(1, 41):
+        desk.answer(day(number), DAY - timedelta(days=number))
+    columns = day(100)
+    columns["noise"][columns["carrier"] == "UA"] += 5
+    desk.answer(columns)
+
+    judged = drift.judge(
+        desk.ask(reference="rolling:20d", segment_by=["carrier"], min_rows=60, columns=["temp", "noise"])
+    )
+
+    assert judged.result.state == "drift"
+    assert found(judged, "noise", "distribution", "carrier=UA").is_alarm
+    assert not found(judged, "noise", "distribution", "carrier=AA").is_alarm
+    assert not found(judged, "temp", "distribution").is_alarm

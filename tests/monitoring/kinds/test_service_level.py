@@ -1,0 +1,91 @@
+"""Latencies and failures of a window against an objective."""
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.inference_log.storage import FAILURES
+from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
+
+P99 = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
+
+
+def requests(rng, count=1_000, slow=0.002, **others):
+    latencies = rng.integers(2_000, 50_000, count)
+    latencies[: int(slow * count)] = 900_000
+    return {"_latency_us": latencies, "_status": np.full(count, 200, np.int16), "x": np.arange(count), **others}
+
+
+@pytest.mark.parametrize(
+    ("slow", "state"), [(0.002, "kept"), (0.007, "cannot tell"), (0.012, "cannot tell"), (0.03, "violated")]
+)
+def test_a_quantile_is_judged_by_the_share_of_slow_requests(desk, found, slow, state) -> None:
+    desk.answer(requests(np.random.default_rng(0), slow=slow))
+
+    judged = judge(desk.ask(**P99))
+
+    one = found(judged, "p99")
+    assert (judged.result.state, one.state) == (state, state)
+    assert f"{slow:.2%} of 1,000 answers took longer than 0.2 s" in one.reason
+    assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
+    assert judged.result.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
+
+
+def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk, found) -> None:
+    desk.answer(requests(np.random.default_rng(0)))
+    without = judge(desk.ask(**P99))
+    statuses = np.array([500] * 60 + [400] * 40, np.int16)
+    desk.answer({"_latency_us": np.full(100, 900_000), "_status": statuses}, folder=FAILURES)
+    after = judge(desk.ask(**(P99 | {"segment_by": ["_variant", "x"]})))
+
+    assert (found(without, "error_rate").state, found(without, "error_rate").value) == ("kept", 0)
+    one = found(after, "error_rate")
+    assert (one.state, one.value) == ("violated", pytest.approx(60 / 1_100))
+    assert found(after, "p99").state == "kept"  # of answers alone
+    assert after.result.figures["refused_rate"] == pytest.approx(40 / 1_100)
+    assert after.result.figures["budget_left/error_rate"] == pytest.approx(1 - 60 / 11)
+    assert found(after, "error_rate", segment="_variant=champion").value == one.value
+
+
+def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(desk, found) -> None:
+    desk.answer(requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)))
+
+    judged = judge(desk.ask(**(P99 | {"segment_by": ["carrier"]})))
+
+    assert found(judged, "p99", segment="carrier=UA").state == "kept"
+    assert "no columns of the model" in found(judged, "error_rate", segment="carrier=UA").reason
+
+
+def test_quantiles_are_those_of_all_requests(desk) -> None:
+    columns = requests(np.random.default_rng(3), count=5_000)
+    desk.answer(columns)
+
+    figures = judge(desk.ask(**P99)).result.figures
+
+    for name, share in {"p50": 0.5, "p95": 0.95}.items():
+        exact = np.quantile(columns["_latency_us"], share) / 1e6
+        assert figures[name] == pytest.approx(exact, rel=0.01)
+
+
+def test_segments_are_judged_apart(desk, found) -> None:
+    columns = requests(np.random.default_rng(0), count=3_000, slow=0)
+    columns["carrier"] = np.array(["UA", "AA", None] * 1_000, dtype=object)
+    columns["_latency_us"][columns["carrier"] == "UA"] = 500_000
+    desk.answer(columns)
+
+    judged = judge(desk.ask(**(P99 | {"segment_by": ["carrier", "gate"]})))
+
+    assert found(judged, "p99", segment="carrier=UA").state == "violated"
+    assert found(judged, "p99", segment="carrier=AA").state == "kept"
+    assert "segments: the rows have no column 'gate'" in judged.result.notes
+
+
+def test_no_request_few_requests_and_rows_of_an_older_server_are_told(desk, found) -> None:
+    assert judge(desk.ask(**P99)).result.reason == "the window has no rows"
+
+    desk.answer({"x": np.arange(50)})
+    assert judge(desk.ask(**P99)).result.reason == "the window has 50 requests; min_rows is 100"
+
+    judged = judge(desk.ask(**(P99 | {"min_rows": 10})))
+    assert judged.result.state == "not judged"
+    assert "an older server has captured them" in found(judged, "p99").reason
+    assert "an older server has captured them" in found(judged, "error_rate").reason

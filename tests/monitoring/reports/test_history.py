@@ -1,0 +1,190 @@
+"""What has become of a finding, told in the same way of every kind of monitor."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from mlflow_deploy_plugin.monitoring.reports.history import PastWindow, add_history
+from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from tests.support.results import FIRST, result_of
+
+DAY = timedelta(days=1)
+
+
+def accuracy(state: str, value: float | None, segment: str = "") -> Finding:
+    return Finding("accuracy", "criterion", state, f"{value} on 500 rows", value, 0.8, segment)
+
+
+def judged(day: int, *findings: Finding, kind: str = "performance") -> MonitorResult:
+    """A day's judgement, whose state and reason are those of its first finding."""
+    first = findings[0]
+    reason = f"{first.subject}: {first.reason}, and 1 more"
+    return result_of(day, kind=kind, state=first.state, findings=findings, reason=reason)
+
+
+def past_of(*judgements: MonitorResult) -> list[PastWindow]:
+    return [PastWindow(one.window.start, one.state, to_metrics(one)) for one in judgements]
+
+
+def days(*windows: tuple[str, float | None]) -> list[PastWindow]:
+    """A day each, up to the one before the tenth: state and accuracy, which is to be 0.8."""
+    first = 10 - len(windows)
+    return past_of(*(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)))
+
+
+def before_states(windows: list[PastWindow]) -> list[PastWindow]:
+    """The windows as earlier releases have logged them: without the states of single requirements."""
+    return [
+        PastWindow(one.start, one.state, {name: v for name, v in one.figures.items() if "criterion_state" not in name})
+        for one in windows
+    ]
+
+
+@pytest.mark.parametrize("logged", [list, before_states], ids=["now", "by an earlier release"])
+@pytest.mark.parametrize(
+    ("windows", "change", "since", "in_a_row"),
+    [
+        ([], "", 10, 1),
+        ([("kept", 0.9)], "0.9 (the window before) → 0.7, lower", 10, 1),
+        (
+            [("kept", 0.9), ("kept", 0.84), ("cannot tell", 0.82), ("violated", 0.75), ("violated", 0.72)],
+            "0.84 (the median of the 3 windows before) → 0.7, lower",
+            8,
+            3,
+        ),
+        (
+            [("kept", 0.9), ("violated", 0.7), ("not judged", None), ("cannot tell", 0.78)],
+            "0.9 (the window before) → 0.7, lower",
+            7,
+            2,
+        ),
+        (
+            [("violated", 0.6), ("kept", 0.85), ("kept", 0.7)],
+            "0.7 (the median of the 3 windows before) → 0.7, unchanged",
+            10,
+            1,
+        ),
+        ([("violated", 0.6), ("violated", 0.6)], "", 8, 3),
+    ],
+    ids=["first", "one", "in a row", "undecided", "unchanged", "ever since"],
+)
+def test_a_violated_figure_says_from_what_it_went_and_since_when(logged, windows, change, since, in_a_row) -> None:
+    (found,) = add_history(judged(10, accuracy("violated", 0.7)), logged(days(*windows))).findings
+
+    assert (found.change, found.in_a_row) == (change, in_a_row)
+    assert found.since == (FIRST + since * DAY).isoformat()
+
+
+def test_a_figure_that_is_kept_says_what_became_of_it_and_no_since() -> None:
+    (found,) = add_history(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9), ("violated", 0.7))).findings
+
+    assert found.change == "0.8 (the median of the 2 windows before) → 0.95, higher"
+    assert (found.since, found.in_a_row, found.history) == ("", 0, found.change)
+
+
+def test_what_a_kind_says_of_the_reference_stands() -> None:
+    of_kind = replace(accuracy("violated", 0.7), change="0.8 (the reference) → 0.7, lower")
+
+    (found,) = add_history(judged(10, of_kind), days(("kept", 0.9))).findings
+
+    assert found.change == "0.8 (the reference) → 0.7, lower"
+
+
+def test_the_reason_of_what_is_kept_stays_short() -> None:
+    result = add_history(judged(10, accuracy("kept", 0.95)), days(("kept", 0.9)))
+
+    assert result.reason == "accuracy: 0.95 on 500 rows, and 1 more"
+
+
+def test_the_reason_of_the_judgement_says_what_has_become_of_the_finding_that_it_quotes() -> None:
+    result = add_history(judged(10, accuracy("violated", 0.7)), days(("kept", 0.9), ("violated", 0.75)))
+
+    assert result.reason == (
+        "accuracy: 0.9 (the window before) → 0.7, lower; violated since 2013-07-10, window 2 in a row; "
+        "0.7 on 500 rows, and 1 more"
+    )
+    assert result.findings[0].reason == "0.7 on 500 rows"
+
+
+def test_each_segment_stands_beside_its_own_windows_and_what_has_no_value_beside_none() -> None:
+    before = past_of(judged(9, accuracy("kept", 0.9), accuracy("kept", 0.6, "carrier=AA")))
+
+    (of_segment,) = add_history(judged(10, accuracy("violated", 0.7, "carrier=AA")), before).findings
+    (unknown,) = add_history(judged(10, accuracy("not judged", None)), before).findings
+
+    assert of_segment.change == "0.6 (the window before) → 0.7, higher"
+    assert unknown.history == ""
+
+
+def test_a_window_that_another_requirement_violated_does_not_count() -> None:
+    f1 = Finding("f1", "criterion", "violated", "", 0.1, 0.5)
+    before = past_of(judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("cannot tell", 0.78)))
+    broken = past_of(judged(8, accuracy("violated", 0.7)), judged(9, f1, accuracy("kept", 0.9)))
+
+    (undecided,) = add_history(judged(10, accuracy("violated", 0.7)), before).findings
+    (kept,) = add_history(judged(10, accuracy("violated", 0.7)), broken).findings
+
+    assert (undecided.since[:10], undecided.in_a_row) == ("2013-07-09", 2)
+    assert (kept.since[:10], kept.in_a_row) == ("2013-07-11", 1)
+
+
+def test_columns_whose_metrics_have_the_same_name_are_told_apart() -> None:
+    def missing(column: str, state: str, value: float) -> Finding:
+        return Finding(f"missing({column})", "criterion", state, "", value, 0.1)
+
+    before = past_of(judged(9, missing("a+b", "violated", 0.3), missing("a*b", "cannot tell", 0.2)))
+
+    now = add_history(judged(10, missing("a+b", "violated", 0.4), missing("a*b", "violated", 0.4)), before).findings
+
+    assert [(one.change, one.in_a_row) for one in now] == [("", 2), ("0.2 (the window before) → 0.4, higher", 1)]
+
+
+def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the_row() -> None:
+    def missing(column: str, value: float) -> Finding:
+        return Finding(f"missing({column})", "criterion", "violated", "", value, 0.1)
+
+    before = past_of(*(judged(day, missing(name, 0.3), kind="data_quality") for day, name in ((8, "a"), (9, "b"))))
+
+    (found,) = add_history(judged(10, missing("a", 0.4), kind="data_quality"), before).findings
+
+    assert (found.change, found.since[:10]) == ("0.3 (the window before) → 0.4, higher", "2013-07-11")
+
+
+def columns(*scores: float | None) -> list[PastWindow]:
+    """Days up to the last one before day 9, each with the score of a column; None: it was not judged."""
+    said = [{"state": "not judged"} if score is None else {"temperature": score} for score in scores]
+    return past_of(*(result_of(day, **one) for day, one in enumerate(said, 9 - len(said))))[::-1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "since", "in_a_row"),
+    [
+        ((), 9, 1),
+        ((1.0, 1.0), 9, 1),
+        ((1.0, 5.0, 4.0), 7, 3),
+        ((5.0, 1.0, 4.0), 8, 2),
+        ((1.0, 5.0, None, 4.0), 6, 3),  # one that was not judged says nothing
+        ((5.0, 5.0, None), 6, 3),
+        ((None, None), 9, 1),
+    ],
+)
+def test_an_alarm_of_a_column_says_since_when(scores: tuple[float | None, ...], since: int, in_a_row: int) -> None:
+    told = add_history(result_of(9, temperature=9.0, noise=1.0), columns(*scores))
+
+    assert [finding.since for finding in told.findings] == [(FIRST + timedelta(days=since)).isoformat(), ""]
+    assert [finding.in_a_row for finding in told.findings] == [in_a_row, 0]
+
+
+def test_of_a_column_any_check_counts_and_of_another_column_or_segment_none() -> None:
+    gone = Finding("temperature", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
+    windows = past_of(result_of(7, findings=(gone,)), result_of(8, temperature=4.0))
+    in_segment = Finding("temperature", "distribution", "drift", "", 5.0, 3.0, "carrier=AA")
+    other = Finding("a/b", "distribution", "drift", "", 5.0, 3.0)
+    result = result_of(9, temperature=9.0, findings=(in_segment, other))
+
+    told = add_history(result, windows)
+
+    assert [finding.since[8:10] for finding in told.findings] == ["08", "10", "10"]
+    assert add_history(result_of(9, temperature=1.0), windows) == result_of(9, temperature=1.0)

@@ -1,0 +1,38 @@
+"""Judgements as monitors give them, made of a few plain values."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+
+FIRST = datetime(2013, 7, 1, tzinfo=UTC)
+
+
+def result_of(
+    day: int = 0, endpoint: str = "flights", findings: tuple[Finding, ...] = (), **said: Any
+) -> MonitorResult:
+    """`result_of(3, temperature=6.1)`: of a day, with one finding a column, drifted beyond 3; or any field."""
+    fields = MonitorResult.__dataclass_fields__
+    scores = {name: value for name, value in said.items() if name not in fields}
+    found = [
+        Finding(name, "distribution", "drift" if value > 3 else "no drift", "", value, 3.0)
+        for name, value in scores.items()
+    ]
+    start = FIRST + timedelta(days=day)
+    values: dict[str, Any] = {
+        "endpoint": endpoint,
+        "monitor": "daily",
+        "kind": "drift",
+        "model": "flight-delay",
+        "version": "1",
+        "model_id": "",
+        "window": Window(start, start + timedelta(days=1)),
+        "revision": 1,
+        "state": "drift" if any(finding.is_alarm for finding in (*found, *findings)) else "no drift",
+        "reason": "the largest score is beyond the threshold",
+        "rows": 1000,
+        "findings": (*found, *findings),
+        "figures": {"statistic": max(scores.values()), "threshold": 3.0} if scores else {},
+    }
+    return MonitorResult(**{**values, **{name: value for name, value in said.items() if name in fields}})
