@@ -1,4 +1,4 @@
-"""How the processes of a server write their log: lines for people, or JSON for a log store.
+"""Logging for the processes of a server: lines for people, or JSON for a log store.
 
 `ONNXSERVE_LOG_FORMAT=ecs` writes one JSON object a line in the Elastic Common Schema
 (https://www.elastic.co/docs/reference/ecs), which Filebeat, Fluent Bit and Logstash take as it is.
@@ -14,12 +14,20 @@ from mlflow_deploy_plugin.version import __version__
 
 
 def configure_logging(settings: Settings, process: str) -> None:
-    """Sends everything this process logs to stderr, once; `process` is worker, agent or serve.
+    """Send everything that this process logs, gunicorn's own lines included, to stderr.
 
-    What gunicorn says of itself takes the same way.
+    Args:
+        process: the role of the process in its lines: worker, agent or serve.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(settings, process))
+    if settings.log_format == "text":
+        who = f"[{process} {os.getpid()}]" if process == "worker" else f"[{process}]"
+        handler.setFormatter(_LineFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))
+    else:
+        import ecs_logging  # only needed for this format
+
+        service = {"name": "onnxserve", "version": __version__, "node": {"role": process}}
+        handler.setFormatter(ecs_logging.StdlibFormatter(extra={"service": service}))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
     gunicorn = logging.getLogger("gunicorn.error")
@@ -27,19 +35,8 @@ def configure_logging(settings: Settings, process: str) -> None:
     gunicorn.propagate = True
 
 
-def _formatter(settings: Settings, process: str) -> logging.Formatter:
-    if settings.log_format == "text":
-        who = f"[{process} {os.getpid()}]" if process == "worker" else f"[{process}]"
-        return _Lines(f"%(asctime)s {who} %(levelname)s %(message)s")
-    import ecs_logging  # only where it is asked for
-
-    service = {"name": "onnxserve", "version": __version__, "node": {"role": process}}
-    formatter: logging.Formatter = ecs_logging.StdlibFormatter(extra={"service": service})
-    return formatter
-
-
-class _Lines(logging.Formatter):
-    """Each record begins a line, and nothing else does: what a message or an exception quotes could pass for one."""
+class _LineFormatter(logging.Formatter):
+    """Writes one line a record, control characters escaped: quoted input cannot forge the line of another record."""
 
     _ESCAPES: ClassVar[dict[int, str]] = {
         code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
@@ -49,6 +46,6 @@ class _Lines(logging.Formatter):
         return super().formatMessage(record).translate(self._ESCAPES)
 
     def format(self, record: logging.LogRecord) -> str:
-        """A traceback follows its message, indented."""
+        """Return the line of a record; a traceback follows it, indented."""
         line, *more = super().format(record).split("\n")
         return "\n".join([line, *(f"    {text.translate(self._ESCAPES)}" for text in more)])

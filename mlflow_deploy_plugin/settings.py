@@ -1,9 +1,9 @@
 """Every `ONNXSERVE_*` setting of a process, typed and documented in one place.
 
-What is served, and how, stands in the spec (`spec.py`); a setting says where this machine keeps things and how long
-this process waits. Each is read from the environment: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
+A setting says where this machine keeps things and how long this process waits; the spec (`spec/`) says what is served
+and how. Settings are read from the environment: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
 
-A plain model: pydantic-settings, for what these few lines do, would cost each process of a server a tenth of a second.
+A plain pydantic model does: pydantic-settings would cost each process of a server a tenth of a second.
 """
 
 import os
@@ -116,7 +116,7 @@ class Settings(BaseModel):
 
 
 def load_settings() -> Settings:
-    """Reads the environment.
+    """Return the settings of the environment.
 
     Raises:
         InvalidConfig: a value does not fit; the message names the variable.

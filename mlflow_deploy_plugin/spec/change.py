@@ -1,4 +1,4 @@
-"""A new spec, and a spec with something changed: whole fields by their dotted names, or a variant."""
+"""New specs, and changes to a spec: fields by their dotted names, variants, monitors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +14,9 @@ _RETRAIN = ".retrain."
 def new_endpoint(
     name: str, model_uri: str, config: Mapping[str, Any] | None = None, variant: str | None = None
 ) -> EndpointSpec:
-    """The endpoint `name` with one variant (of the same name, if not said otherwise) at 100 %, changed by `config`
-    (dotted field names).
+    """Return the endpoint `name` with one variant at 100 %, changed by `config` (dotted field names).
+
+    The variant has the name of the endpoint unless `variant` names it.
 
     Raises:
         InvalidConfig: the name, or a field of `config`, is unknown or has a value it cannot have.
@@ -25,14 +26,14 @@ def new_endpoint(
 
 
 def empty_endpoint(name: str) -> EndpointSpec:
-    """The endpoint `name` without a variant, which cannot be served before it has one. Raises as `new_endpoint`."""
+    """Return the endpoint `name` without a variant; it needs one before it can be served. Raises as `new_endpoint`."""
     return validate_spec({"name": name, "variants": {}})
 
 
 def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
-    """`spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
+    """Return `spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
 
-    An empty text brings a field's default back.
+    An empty text restores the default of a field.
 
     Raises:
         InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
@@ -55,7 +56,9 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
 
 
 def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
-    """`spec` with a further variant, changed by `config` (dotted field names). It gets no traffic yet if others do.
+    """Return `spec` with another variant, changed by `config` (dotted field names).
+
+    It gets no traffic yet if there are other variants.
 
     Raises:
         AlreadyExists: there is a variant of this name.
@@ -69,23 +72,23 @@ def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[s
 
 
 def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
-    """`spec` without one of its variants.
+    """Return `spec` without one of its variants; it may have been the last.
 
     Raises:
-        InvalidConfig: none of those that stay would answer. None may stay at all.
+        InvalidConfig: variants remain, and none of them would answer.
     """
     variants = {key: variant for key, variant in spec_document(spec)["variants"].items() if key != name}
     return validate_spec({**spec_document(spec), "variants": variants})
 
 
 def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
-    """`spec` without one of its monitors."""
+    """Return `spec` without one of its monitors."""
     monitors = {key: monitor for key, monitor in spec_document(spec).get("monitors", {}).items() if key != name}
     return validate_spec({**spec_document(spec), "monitors": monitors})
 
 
 def _path(dotted: str) -> list[str]:
-    """The keys that a dotted name leads through; the names of variants and monitors may have dots themselves."""
+    """Split a dotted name into keys. The names of variants and monitors may contain dots."""
     part, _, rest = dotted.partition(".")
     if part == "monitors" and _RETRAIN in rest:
         name, _, field = rest.rpartition(_RETRAIN)
@@ -101,7 +104,7 @@ def _check_name(spec: EndpointSpec, dotted: str) -> None:
     generic = ".".join([parts[0], "NAME", *parts[2:]]) if parts[0] in ("variants", "monitors") else dotted
     if generic in known or (generic == "variants.NAME.model" and parts[1] in spec.variants):
         return
-    if len(parts) == 5 and parts[2:4] == ["retrain", "parameters"]:  # of a project, which says itself what it takes
+    if len(parts) == 5 and parts[2:4] == ["retrain", "parameters"]:  # only the MLflow project knows its parameters
         return
     hint = did_you_mean(generic, known, f"known are {', '.join(known)}")
     raise InvalidConfig(f"unknown config key {dotted!r}{hint}")

@@ -1,7 +1,7 @@
 """Conditions as a person writes them: `accuracy>=0.8`, `missing(temp)<=10%`, `p99>250ms`, `p99>2x`.
 
-They are read here for both that take them, a monitor's `require` (what must hold) and a rollout's `--abort-on` (what
-must not); which names there are, and what each may be compared with, is theirs to say.
+A monitor's `require` and a rollout's `--abort-on` share this syntax. Each defines its own names, and the units in which
+they may be given.
 """
 
 import re
@@ -28,10 +28,10 @@ _UNITS: Mapping[Scale, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """One of them, as it was written.
+    """A condition as it was written.
 
     Attributes:
-        of: what stands in brackets behind the name; empty: nothing.
+        of: the text in brackets behind the name, or an empty text.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Condition:
 
 
 def parse_condition(text: str) -> Condition | None:
-    """The condition that the text is; None: it is none."""
+    """Return the condition that a text states, or None if it cannot be parsed."""
     found = _FORM.match(text.strip())
     if found is None:
         return None
@@ -52,11 +52,11 @@ def parse_condition(text: str) -> Condition | None:
 
 @dataclass(frozen=True)
 class MonitorMetric:
-    """A figure that a monitor may require something of.
+    """A metric that a monitor may put a requirement on.
 
     Attributes:
-        is_better: which way; a requirement of the other way is a slip of the pen.
-        takes: what may stand in brackets behind it; empty: nothing.
+        is_better: the good direction. A requirement in the other direction is taken for a mistake.
+        takes: the kind of name that may stand in brackets behind it, or an empty text.
     """
 
     scale: Scale
@@ -66,12 +66,12 @@ class MonitorMetric:
 
 @dataclass(frozen=True)
 class Requirement:
-    """What must hold in a window.
+    """A condition that must hold in a window.
 
     Attributes:
-        text: as it was written, without blanks at its ends.
-        name / of: the figure, and the column or variant in brackets; empty: all.
-        value: in shares, seconds, or the figure's own unit.
+        text: the condition as it was written, stripped.
+        name / of: the metric, and the column or variant in brackets; empty for all of them.
+        value: a share, seconds, or the metric's own unit.
     """
 
     text: str
@@ -81,7 +81,7 @@ class Requirement:
     value: float
 
     def holds(self, value: float) -> bool:
-        """Whether it holds of a figure; of one that is no number, not."""
+        """Return True if the value of the metric meets the requirement. NaN does not."""
         return {
             ">=": value >= self.value,
             "<=": value <= self.value,
@@ -91,19 +91,19 @@ class Requirement:
 
 
 def parse_requirements(
-    texts: tuple[str, ...], figures: Mapping[str, MonitorMetric], whose: str
+    texts: tuple[str, ...], metrics: Mapping[str, MonitorMetric], subject: str
 ) -> tuple[Requirement, ...]:
-    """The requirements of a monitor.
+    """Return the requirements of a monitor.
 
     Args:
-        figures: those that there are, by name.
-        whose: what the message calls them, as `a monitor of kind performance`.
+        metrics: the metrics of its kind, by name.
+        subject: the subject of the message, as `a monitor of kind performance`.
 
     Raises:
-        InvalidConfig: one cannot be read, is of another kind of monitor (the nearest name is said), asks for the wrong
-            way, or stands twice.
+        InvalidConfig: one cannot be parsed, names a metric of another kind (the message suggests the nearest name),
+            asks for the wrong direction, or stands twice.
     """
-    requirements = tuple(_requirement(text.strip(), figures, whose) for text in texts if text.strip())
+    requirements = tuple(_requirement(text.strip(), metrics, subject) for text in texts if text.strip())
     seen: dict[tuple[str, str, bool], str] = {}
     for one in requirements:
         key = one.name, one.of, one.sign.startswith(">")
@@ -113,29 +113,29 @@ def parse_requirements(
     return requirements
 
 
-def _requirement(text: str, figures: Mapping[str, MonitorMetric], whose: str) -> Requirement:
+def _requirement(text: str, metrics: Mapping[str, MonitorMetric], subject: str) -> Requirement:
     condition = parse_condition(text)
-    example = next(f"{name}{'>=0.8' if figure.is_better == 'higher' else '<=0.1'}" for name, figure in figures.items())
+    example = next(f"{name}{'>=0.8' if metric.is_better == 'higher' else '<=0.1'}" for name, metric in metrics.items())
     if condition is None:
         raise InvalidConfig(f"require: {text!r} is no requirement; it is written like {example}")
-    figure = figures.get(condition.name)
-    if figure is None:
-        hint = did_you_mean(condition.name, figures)
-        raise InvalidConfig(f"require: {whose} has no figure {condition.name!r}; it has {', '.join(figures)}{hint}")
-    if condition.of and not figure.takes:
+    metric = metrics.get(condition.name)
+    if metric is None:
+        hint = did_you_mean(condition.name, metrics)
+        raise InvalidConfig(f"require: {subject} has no figure {condition.name!r}; it has {', '.join(metrics)}{hint}")
+    if condition.of and not metric.takes:
         raise InvalidConfig(f"require: {text}: {condition.name} takes nothing in brackets")
-    units = _UNITS[figure.scale]
+    units = _UNITS[metric.scale]
     if condition.unit not in units:
         allowed = ", ".join(unit or "a bare number" for unit in units)
         raise InvalidConfig(f"require: {text}: {condition.name} is not said in {condition.unit!r}, but as {allowed}")
-    if condition.sign.startswith(">") != (figure.is_better == "higher"):
-        better = f"{condition.name}{'>=' if figure.is_better == 'higher' else '<='}{condition.number:g}{condition.unit}"
+    if condition.sign.startswith(">") != (metric.is_better == "higher"):
+        better = f"{condition.name}{'>=' if metric.is_better == 'higher' else '<='}{condition.number:g}{condition.unit}"
         raise InvalidConfig(
-            f"require: {text} asks for the worse; {condition.name} is better when {figure.is_better}: {better}"
+            f"require: {text} asks for the worse; {condition.name} is better when {metric.is_better}: {better}"
         )
     value = condition.number * units[condition.unit]
-    if figure.scale == "share" and not 0 <= value <= 1:
+    if metric.scale == "share" and not 0 <= value <= 1:
         raise InvalidConfig(f"require: {text}: {condition.name} lies between 0 and 1")
-    if figure.scale == "seconds" and value <= 0:
+    if metric.scale == "seconds" and value <= 0:
         raise InvalidConfig(f"require: {text}: say a time above 0")
     return Requirement(text, condition.name, condition.of, condition.sign, value)

@@ -1,4 +1,4 @@
-"""A spec as YAML, and back."""
+"""Specs as YAML documents and back, and the reference of their fields by dotted name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -14,17 +14,17 @@ from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS
 
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
-    """The endpoints of a YAML text, one a document; they share one server, which the first describes.
+    """Return the endpoints of a YAML text, one a document. They share one server, which the first describes.
 
     Args:
-        may_be_empty: an endpoint without a variant is one too; it can be kept, not served.
+        may_be_empty: also accept an endpoint without a variant, which can be stored but not served.
 
     Raises:
         InvalidConfig: not YAML, not a spec, a name that stands twice, or a server that differs from the first's.
     """
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a date that is none, of too many brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99; RecursionError: brackets
         raise InvalidConfig(f"the spec is not valid YAML: {' '.join(str(error).split())}") from None
     specs = [validate_spec(document) for document in documents]
     if not specs:
@@ -44,13 +44,13 @@ def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
 
 
 def dump_spec(spec: EndpointSpec) -> str:
-    """The spec as YAML, defaults left out; `load_specs` reads it back."""
+    """Return the spec as YAML without its defaults; `load_specs` reads it back."""
     document = {"apiVersion": spec.api_version, **spec_document(spec)}
     return yaml.safe_dump(document, sort_keys=False)
 
 
 def spec_document(spec: EndpointSpec) -> dict[str, Any]:
-    """What differs from the defaults, as plain values."""
+    """Return the fields that differ from their defaults, as plain values."""
     return spec.model_dump(by_alias=True, exclude_defaults=True)
 
 
@@ -69,7 +69,7 @@ _EXPECTED = {
     "less_than": "less than {lt} is expected",
     "literal_error": "{expected} is expected",
 }
-"""What would be right, by pydantic's name of what is wrong."""
+"""The part of a message that says what would be right, by the type of pydantic's error."""
 
 
 def _expected(error: Mapping[str, Any]) -> str:
@@ -82,10 +82,10 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 
 def validate_spec(document: Any) -> EndpointSpec:
-    """The spec that a document of plain values is.
+    """Return the spec that a document of plain values describes.
 
     Raises:
-        InvalidConfig: it is none; the message says which field is wrong, and what would be right.
+        InvalidConfig: a field is wrong; the message says which one, and what would be right.
     """
     if not isinstance(document, Mapping):
         raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
@@ -110,7 +110,7 @@ _NOT_BY_NAME = {
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
-    """Every field that `-C` takes: (dotted name, type, default, description)."""
+    """Yield every field that `-C` takes: (dotted name, type, default, description)."""
     parts: list[tuple[str, type[BaseModel]]] = [
         ("server.", ServerSpec),
         ("capture.", CaptureSpec),
@@ -130,7 +130,7 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _type_name(annotation: Any) -> str:
-    """How a field's type is called in help texts: `int`, or the values it takes."""
+    """Return the type of a field as help texts write it: `int`, or the values it takes."""
     kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
     if get_origin(kinds[0]) is Literal:
         kinds = list(get_args(kinds[0]))

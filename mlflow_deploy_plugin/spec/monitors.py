@@ -1,4 +1,4 @@
-"""Monitors: judgements that are made of the captured traffic again and again, and what an alarm of theirs starts."""
+"""The parts of a spec that describe monitors, and the retraining that an alarm starts."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -61,7 +61,7 @@ MONITOR_METRICS: Mapping[str, Mapping[str, MonitorMetric]] = {
         "out_of_range": MonitorMetric("share", "lower", takes="column"),
     },
 }
-"""By kind of monitor the figures that its `require` may name."""
+"""The metrics that the `require` of a monitor may name, by its kind."""
 
 _COMPARING: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "data_quality")
 _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
@@ -70,16 +70,16 @@ _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
     "labels_within": ("performance",),
     "estimate": ("performance",),
 }
-"""The fields that not every kind reads; where they were given to another one, nothing would come of them."""
+"""The fields that only some kinds read. They are refused for the others, where they would have no effect."""
 
 REGRESSION = ("mae", "rmse", "mape", "r2")
-"""Those of answers that are numbers; none of them can be estimated without labels."""
+"""The metrics of regression models; none of them can be estimated without labels."""
 MIN_LABELLED_WINDOWS = 3
-"""Earlier windows that an estimate needs to be judged by: with fewer nobody knows how far it is off."""
+"""The earlier windows with labels that an estimate needs: with fewer nobody knows its error."""
 
 
 class RetrainSpec(SpecPart):
-    """What an alarm of the monitor starts: a run of an MLflow project, whose version becomes a candidate."""
+    """The retraining that an alarm of the monitor starts: a run of an MLflow project that makes a candidate version."""
 
     project: str = Field(min_length=1, description="Folder or URI of the MLflow project.")
     entry_point: str = Field(default="train", min_length=1, description="Entry point of the project.")
@@ -107,7 +107,7 @@ class RetrainSpec(SpecPart):
 
 
 class MonitorSpec(SpecPart):
-    """A judgement that is made of the captured traffic again and again."""
+    """A monitor: it judges the captured traffic, window by window."""
 
     kind: MonitorKind = Field(default="drift", description="What is judged.")
     every: Length = Field(default="1d", description="Length of a window in event time: 30m, 1h, 1d.")
@@ -179,20 +179,21 @@ class MonitorSpec(SpecPart):
 
     @property
     def requirements(self) -> tuple[Requirement, ...]:
-        """`require`, read."""
+        """The parsed conditions of `require`."""
         if not self.require:
             return ()
         return parse_requirements(self.require, MONITOR_METRICS[self.kind], f"a monitor of kind {self.kind}")
 
     @property
     def is_rolling(self) -> bool:
-        """Whether a window is compared with the one so long before it."""
+        """True if a window is compared with an earlier one, at a fixed lag."""
         return self.kind in _COMPARING and self.reference.startswith("rolling:")
 
     @property
     def reads_before(self) -> timedelta:
-        """How far before a window the log is read, too: what a rolling reference compares it with, or the windows whose
-        labels say how far an estimate is off (`monitoring/kinds/estimates.py`).
+        """The span of the log before a window that is read, too.
+
+        A rolling reference reads the windows to compare with, an estimate the labelled windows that show its error.
         """
         every = _length(self.every)
         if self.is_rolling:
@@ -203,7 +204,7 @@ class MonitorSpec(SpecPart):
 
     @property
     def reads(self) -> timedelta:
-        """How long ago, when a window is judged in time, the oldest rows may be that this takes."""
+        """The age of the oldest rows that the monitor reads when a window is judged in time."""
         waited = _length(self.grace)
         if self.labels_within is not None:
             waited += _length(self.labels_within)

@@ -163,7 +163,7 @@ class ServerSpec(SpecPart):
 
 
 class CaptureSpec(SpecPart):
-    """What is kept of the traffic for monitoring."""
+    """The part of the traffic that is captured for monitoring."""
 
     fraction: float = Field(default=1.0, ge=0, le=1, description="Share of the requests that are captured.")
     max_rows_per_request: int = Field(default=10_000, ge=1, description="Rows kept of one request.")
@@ -189,7 +189,7 @@ class CaptureSpec(SpecPart):
 
 
 class StickySpec(SpecPart):
-    """What makes a caller's requests go to one variant, whichever worker they come to."""
+    """The key by which all requests of a caller go to one variant, in every worker."""
 
     header: HeaderName | None = Field(
         default=None, description="Header (over gRPC: metadata) whose value keeps to one variant: X-User-Id."
@@ -206,7 +206,7 @@ class StickySpec(SpecPart):
 
 
 class EndpointSpec(SpecPart):
-    """One endpoint: its variants, its server, what is captured and what watches it."""
+    """One endpoint: its variants, its server, its capture and its monitors."""
 
     api_version: Literal["onnxserve/v1"] = Field(default="onnxserve/v1", alias="apiVersion")
     name: Name
@@ -229,7 +229,7 @@ class EndpointSpec(SpecPart):
         return self
 
     def monitor(self, name: str) -> MonitorSpec:
-        """Its monitor of this name. Raises NotFound."""
+        """Return the monitor of this name, or raise NotFound."""
         if name not in self.monitors:
             known = ", ".join(sorted(self.monitors))
             hint = f"it has {known}" if known else "onnxserve monitor add makes one"

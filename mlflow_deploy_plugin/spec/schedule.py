@@ -1,4 +1,4 @@
-"""Times as crontab(5) says them, `15 6 * * 1-5`: checked when they are written, long before anybody waits for them."""
+"""Schedules as crontab(5) writes them, `15 6 * * 1-5`, validated with the spec, long before anybody waits for them."""
 
 import re
 from collections.abc import Mapping
@@ -31,15 +31,18 @@ _FIELDS = (
 
 
 def validate_crontab(text: str) -> str:
-    """The line as it is.
+    """Return the line as it is.
 
     Raises:
-        ValueError: a field cannot be read, or no day is ever like that; the message says which.
+        ValueError: a field cannot be read, or the schedule has no day; the message says which.
     """
     given = text.split()
     if len(given) != len(_FIELDS):
         raise ValueError(EXPECTED)
-    _, _, days, months, _ = (_parse_field(field, said) for field, said in zip(_FIELDS, given, strict=True))
+    _, _, days, months, _ = (
+        {value for part in said.split(",") for value in _parse_part(field, part)}
+        for field, said in zip(_FIELDS, given, strict=True)
+    )
     is_of_any_weekday = given[4].startswith("*")
     if is_of_any_weekday and min(days) > max(_LONGEST[month - 1] for month in months):
         raise ValueError(f"no month that is named has a day {min(days)}")
@@ -47,19 +50,15 @@ def validate_crontab(text: str) -> str:
 
 
 def load_time_zone(name: str) -> ZoneInfo:
-    """The time zone of this name. That a spec can be read does not depend on it: machines know different ones.
+    """Return the time zone of this name. Reading a spec does not load it: machines know different zones.
 
     Raises:
-        InvalidConfig: this machine knows none.
+        InvalidConfig: this machine does not know the zone.
     """
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise InvalidConfig(f"time_zone {name!r} is not known; as Europe/Berlin") from None
-
-
-def _parse_field(field: _Field, said: str) -> set[int]:
-    return {value for part in said.split(",") for value in _parse_part(field, part)}
 
 
 def _parse_part(field: _Field, part: str) -> range:

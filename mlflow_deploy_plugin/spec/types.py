@@ -1,4 +1,4 @@
-"""What the fields of all parts of a spec are made of."""
+"""The types of fields that several parts of a spec share."""
 
 import re
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ def is_duration(text: str) -> bool:
 
 
 def parse_time(text: str) -> datetime:
-    """A time as ISO 8601 writes it, in UTC; without a zone it is meant so.
+    """Return an ISO 8601 time in UTC. A time without a zone is in UTC.
 
     Raises:
         ValueError: it is no time.
@@ -37,12 +37,12 @@ def parse_time(text: str) -> datetime:
 
 
 def duration_seconds(duration: str) -> int:
-    """`"90s"`, `"5m"`, `"1h"`, `"1d"` in seconds."""
+    """Return the seconds of a duration such as `"90s"`, `"5m"`, `"1h"` or `"1d"`."""
     return int(duration[:-1]) * _SECONDS[duration[-1]]
 
 
 def split_list(value: Any) -> Any:
-    """`"8,32"`, as a command line says a list."""
+    """Split a list that a command line writes as `"8,32"`; return anything else as it is."""
     return value.split(",") if isinstance(value, str) else value
 
 
