@@ -3,6 +3,7 @@
 # make test           the tests, under ten minutes on two cores (four at a time: many wait for servers)
 # make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
 # make test-all       what is long too, and make test-install
+# make docs           the documentation site, into site/; fails on a link that leads nowhere
 # make lint           ruff, formatting, strict types, the import rule, the figures of the structure
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
 # Each does all its set-up from a fresh clone with Python 3.11 to 3.13. With PYTHON=/path/to/python3.13 each works in
@@ -22,7 +23,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-install test-all lint format constraints clean
+.PHONY: install demo demo-stop test test-install test-all docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +64,9 @@ test-all: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,4 +84,4 @@ constraints: install
 	@mv constraints.new constraints.txt
 
 clean:
-	rm -rf .venv .venv-3.1? build dist *.egg-info
+	rm -rf .venv .venv-3.1? build dist site *.egg-info

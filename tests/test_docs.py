@@ -2,6 +2,8 @@
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,15 @@ PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 def test_the_reference_page_is_the_one_that_the_code_makes() -> None:
     make_reference = runpy.run_path(str(DOCS / "make_reference.py"))
     assert (DOCS / "reference.md").read_text() == make_reference["reference"](), "run python docs/make_reference.py"
+
+
+def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    command = [Path(sys.prefix, "bin", "mkdocs"), "build", "--strict", "--site-dir", tmp_path / "site"]
+    built = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    front = (tmp_path / "site" / "index.html").read_text()
+    assert 'href="monitor.html"' in front
+    assert "docs/monitor.md" not in front
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

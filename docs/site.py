@@ -1,0 +1,49 @@
+"""Hooks of the documentation site: pages that lie outside of docs/ get a place in it, and links follow them.
+
+README.md is the front page. A link to a file that is no page of the site becomes its name alone.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    "README.md": "index.md",
+    "docker/README.md": "images.md",
+    "benchmarks/RESULTS.md": "results.md",
+    "CHANGELOG.md": "changelog.md",
+}
+"""Path in the repository → path in the site."""
+LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages of elsewhere, and the manifests that pages link to."""
+    for source, place in PAGES.items():
+        files.append(File.generated(config, place, content=(ROOT / source).read_text()))
+    for path in sorted((ROOT / "docker").glob("*/*.yaml")):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), content=path.read_text()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
+    """Let each link lead to where its file is in the site."""
+    here = page.file.src_uri
+    sources = {place: source for source, place in PAGES.items()}
+    folder = posixpath.dirname(sources.get(here, f"docs/{here}"))
+
+    def follow(match: re.Match[str]) -> str:
+        text, target, anchor = match[1], match[2], match[3] or ""
+        if not target:
+            return match[0]
+        source = posixpath.normpath(posixpath.join(folder, target))
+        place = PAGES.get(source, source.removeprefix("docs/"))
+        if files.get_file_from_path(place) is None:
+            return text
+        return f"[{text}]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{anchor})"
+
+    return LINK.sub(follow, markdown)
