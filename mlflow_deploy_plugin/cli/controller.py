@@ -51,6 +51,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance
     from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
     from mlflow_deploy_plugin.controller.retraining.runner import advance_retrainings, start_local_rollouts
+    from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
     from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
     from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
@@ -73,6 +74,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
             deployments,
             process_name(),
             click.echo,
+            on_alarm=retrain_on_alarm,
             at_once=judge_at_once,
             judging_seconds=judge_seconds,
             lease_seconds=lease_seconds,

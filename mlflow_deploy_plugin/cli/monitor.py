@@ -133,7 +133,7 @@ def judge_window(
         from mlflow_deploy_plugin.inference_log.windows import parse_window
 
         parsed = parse_window(window) if window is not None else None
-        found = find_monitor(deployments, name, monitor_name).trying(**tried)
+        found = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
         def judge(question: "WindowRequest") -> "LoggedResult":
             show_progress(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
@@ -293,11 +293,12 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
         raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
+        from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
         from mlflow_deploy_plugin.monitoring.alerts import send_due
 
         found = find_monitor(deployments, name, monitor_name)
         try:
-            states = [taken.state for taken in run_due(deployments, found, click.echo)]
+            states = [taken.state for taken in run_due(deployments, found, click.echo, retrain_on_alarm)]
         finally:
             send_due(deployments.store, deployments.settings)
     if not states:

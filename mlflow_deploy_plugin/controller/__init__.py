@@ -1,1 +1,1 @@
-"""What runs by itself over time, under a lease in the store: rollouts, monitors, retrainings."""
+"""The controller runs rollouts, monitors and retrainings over time, under leases in the store."""

@@ -1,4 +1,9 @@
-"""Waiting for a lease, and holding it while something long is done: a thread renews it, and says when it is lost."""
+"""Leadership: a process works only while it holds a lease of the store, and another takes over when it ends.
+
+A thread renews the lease and notices when it is lost (`store/leases.py` has the rules). Under a lease run background
+tasks, each in a thread of its own. Of all controllers of a store one holds `STORE_LEASE`: it runs the monitors, alerts
+and retrainings.
+"""
 
 import logging
 import os
@@ -12,24 +17,28 @@ from types import TracebackType
 from mlflow_deploy_plugin.errors import OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.store import Lease, Store
 
+_log = logging.getLogger(__name__)
+
+STORE_LEASE = "controller"
+LEASE_SECONDS = 15.0
+_FAILURE_SECONDS = 2.0
+_LOOK_SECONDS = 0.2
+
 
 def controller_name() -> str:
+    """Return the name that a controller of this machine has in the audit trail."""
     return f"controller@{socket.gethostname()}"
 
 
 def process_name() -> str:
+    """Return the name of this process as the holder of a lease."""
     return f"{controller_name()} (process {os.getpid()})"
 
 
-_log = logging.getLogger(__name__)
-
-_FAILURE_SECONDS = 2.0
-
-
 class LeaseKeeper:
-    """Keeps a lease for as long as the `with` lasts, and gives it back then.
+    """Renews a lease for as long as the `with` lasts, and releases it then.
 
-    Without an answer of the store it is lost when its length has passed; nothing brings it back.
+    If the store does not answer, the lease is lost once its length has passed. A lost lease never comes back.
     """
 
     def __init__(self, store: Store, lease: Lease, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -71,6 +80,10 @@ class LeaseKeeper:
                 self.lease = renewed
 
 
+BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
+"""Works until the lease is lost or the event is set."""
+
+
 def work_under_lease(
     store: Store,
     name: Callable[[], str],
@@ -78,24 +91,24 @@ def work_under_lease(
     seconds: float,
     work: Callable[[LeaseKeeper], None],
     ended: threading.Event,
-    say: Callable[[str], None],
+    on_holder: Callable[[str], None],
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Works under a lease, again and again until `ended` is set; while another has it, waits.
+    """Call `work` with a lease, again and again until `ended` is set. Wait while somebody else holds the lease.
 
     Args:
-        name: of the lease; empty while there is nothing that it would be for.
-        say: is told who has it, when that is another one than before.
+        name: the lease's name; empty while there is nothing to work on.
+        on_holder: is called with the holder's name whenever the holder changes.
     """
-    told = ""
+    last_holder = ""
     while not ended.is_set():
         try:
-            wanted = name()
-            lease = store.acquire_lease(wanted, holder, seconds) if wanted else None
-            view = store.lease(wanted) if wanted else None
-            if view is not None and view.holder != told:
-                told = view.holder
-                say(told)
+            lease_name = name()
+            lease = store.acquire_lease(lease_name, holder, seconds) if lease_name else None
+            view = store.lease(lease_name) if lease_name else None
+            if view is not None and view.holder != last_holder:
+                last_holder = view.holder
+                on_holder(last_holder)
             if lease is None:
                 ended.wait(min(1.0, seconds / 5))
             else:
@@ -106,18 +119,32 @@ def work_under_lease(
             ended.wait(_FAILURE_SECONDS)
 
 
-STORE_LEASE = "controller"
-LEASE_SECONDS = 15.0
-_LOOK_SECONDS = 0.2
-BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
-"""Works until the lease is lost or the event is set."""
+def lead_store(
+    store: Store,
+    tasks: Sequence[BackgroundTask],
+    holder: str,
+    lease_seconds: float,
+    say: Callable[[str], None],
+    ended: threading.Event,
+) -> None:
+    """Wait for the store's lease and run the tasks under it, until `ended` is set."""
+
+    def work(keeper: LeaseKeeper) -> None:
+        with running_tasks(tasks, keeper):
+            while keeper.is_held and not ended.wait(_LOOK_SECONDS):
+                pass
+
+    def on_holder(name: str) -> None:
+        say(f"{name} is the controller" if name == holder else f"waits: {name} is the controller")
+
+    work_under_lease(store, lambda: STORE_LEASE, holder, lease_seconds, work, ended, on_holder)
 
 
 @contextmanager
-def running_tasks(works: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
-    """Runs them for as long as the `with` lasts."""
+def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
+    """Run the tasks for as long as the `with` lasts."""
     over = threading.Event()
-    threads = [threading.Thread(target=work, args=(keeper, over), name="beside") for work in works]
+    threads = [threading.Thread(target=task, args=(keeper, over), name="background") for task in tasks]
     for thread in threads:
         thread.start()
     try:
@@ -128,43 +155,22 @@ def running_tasks(works: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Itera
             thread.join()
 
 
-def lead_store(
-    store: Store,
-    works: Sequence[BackgroundTask],
-    holder: str,
-    lease_seconds: float,
-    say: Callable[[str], None],
-    ended: threading.Event,
-) -> None:
-    """Waits for the store's lease, and does these under it until `ended` is set."""
-
-    def work(keeper: LeaseKeeper) -> None:
-        with running_tasks(works, keeper):
-            while keeper.is_held and not ended.wait(_LOOK_SECONDS):
-                pass
-
-    def who(name: str) -> None:
-        say(f"{name} is the controller" if name == holder else f"waits: {name} is the controller")
-
-    work_under_lease(store, lambda: STORE_LEASE, holder, lease_seconds, work, ended, who)
-
-
-def repeat(look: Callable[[], object], seconds: float) -> BackgroundTask:
-    """`look` again and again with a pause; what it raises is logged and ends nothing."""
+def repeat(function: Callable[[], object], seconds: float) -> BackgroundTask:
+    """Return a task that calls the function again and again with a pause. Its errors are logged and end nothing."""
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
         while keeper.is_held and not over.is_set():
-            log_errors(look)
+            log_errors(function)
             over.wait(seconds)
 
     return work
 
 
-def log_errors(look: Callable[[], object]) -> None:
-    """Calls it, and logs what it raises."""
+def log_errors(function: Callable[[], object]) -> None:
+    """Call the function and log what it raises."""
     try:
-        look()
+        function()
     except OnnxserveError as error:
         _log.warning("%s", error.message)
-    except Exception:  # noqa: BLE001 — one look must not end the next ones
+    except Exception:  # noqa: BLE001 — one call must not end the next ones
         _log.exception("the controller goes on; something that it does has failed")

@@ -1,7 +1,7 @@
-"""What Prometheus is told of monitors, alerts and retrainings: read from the store when it asks.
+"""Metrics of monitors, alerts and retrainings for Prometheus, read from the store at each scrape.
 
-So every controller on a store answers the same, whoever does the work, and what a monitor does not do any more is seen:
-its time of the last success stands still.
+So every controller of a store answers the same, whichever does the work, and a monitor that has stopped is visible: the
+time of its last success stands still.
 """
 
 import logging
@@ -33,15 +33,15 @@ _log = logging.getLogger(__name__)
 STATES = ("ok", "alarm", *UNDECIDED, "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
 _LOOKED_BACK = 20
-"""Windows: those without rows have no share."""
+"""The drift share is looked for in so many windows: a window without rows has none."""
 _PATIENCE_SECONDS = 3.0
-"""Of the ten that Prometheus waits by default."""
+"""Prometheus waits ten by default."""
 _LONGEST_READING_SECONDS = 60.0
 Key = tuple[str, str]
 
 
 def start_metrics_server(store: Store, port: int, host: str = "") -> "WSGIServer":
-    """Answers Prometheus at `http://HOST:PORT/metrics` from a thread, for as long as the process lives.
+    """Answer Prometheus at `http://HOST:PORT/metrics` from a thread, for as long as the process lives.
 
     Args:
         host: default: ONNXSERVE_HOST.
@@ -68,16 +68,16 @@ class _Reading:
 
     @property
     def is_up(self) -> bool:
-        """Whether the store answers; one that answered and takes long over the rest has that long."""
+        """Return True if the store has answered. The rest of the reading may take `_LONGEST_READING_SECONDS`."""
         is_late = not self.ended.is_set() and time.monotonic() - self._began > _LONGEST_READING_SECONDS
         return self.answered.is_set() and not self.has_failed and not is_late
 
 
 class StoreMetrics(Collector):
-    """The gauges of one store.
+    """The metrics of one store.
 
-    It is read in a thread, one at a time: what is not read within `patience_seconds` is told as it was read last, and
-    where the store does not answer or fails, `onnxserve_store_up` is 0.
+    A thread reads the store, one reading at a time. If that takes longer than `patience_seconds`, the last reading is
+    given. If the store does not answer or fails, `onnxserve_store_up` is 0.
     """
 
     def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:
@@ -86,10 +86,10 @@ class StoreMetrics(Collector):
         self._lock = threading.Lock()
         self._reading: _Reading | None = None
         self._known: Sequence[Metric] = ()
-        self._told = ""
+        self._logged = ""
 
     def describe(self) -> Iterable[Metric]:
-        return []  # nothing is read before Prometheus asks
+        return []  # nothing is read before the first scrape
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
@@ -105,13 +105,13 @@ class StoreMetrics(Collector):
         try:
             endpoints = self._store.endpoints()
             reading.answered.set()
-            self._known, self._told = _read_all(self._store, endpoints), ""
+            self._known, self._logged = _read_all(self._store, endpoints), ""
         except StoreUnavailable as error:
             reading.has_failed = True
-            if self._told != error.message:
-                self._told = error.message
+            if self._logged != error.message:
+                self._logged = error.message
                 _log.warning("Prometheus is told what was last read: %s", error.message)
-        except Exception:  # noqa: BLE001 — Prometheus is told that it failed
+        except Exception:  # noqa: BLE001 — `onnxserve_store_up` says that it failed
             reading.has_failed = True
             _log.exception("the gauges cannot be read")
         finally:
@@ -171,7 +171,7 @@ def _windows(session: Session, known: Container[Key]) -> Iterator[Metric]:
     last: dict[Key, float] = {}
     attempts: Counter[Key] = Counter()
     counted = (
-        select(  # the schedule's: of what a person has asked for nobody else is told
+        select(  # only scheduled windows: a window run by hand concerns nobody but its caller
             row.endpoint,
             row.monitor,
             row.state,
@@ -192,7 +192,7 @@ def _windows(session: Session, known: Container[Key]) -> Iterator[Metric]:
     for key, count in attempts.items():
         failed.add_metric(key, count)
     for key, moment in last.items():
-        if key in known:  # what was taken away is silent on purpose
+        if key in known:  # a monitor that was removed is silent on purpose
             success.add_metric(key, moment)
     yield from (success, judged, failed)
 
@@ -213,7 +213,8 @@ def _counts(session: Session) -> Iterator[Metric]:
     by_state = (
         select(one.endpoint, one.monitor, one.state, func.count())
         .outerjoin(EndpointRow, EndpointRow.name == one.endpoint)
-        .where(or_(EndpointRow.created_at.is_(None), one.created_at >= EndpointRow.created_at))  # none of a namesake
+        # none of an earlier endpoint of the same name
+        .where(or_(EndpointRow.created_at.is_(None), one.created_at >= EndpointRow.created_at))
         .group_by(one.endpoint, one.monitor, one.state)
     )
     for endpoint, monitor, count in session.execute(by_alert):
@@ -224,12 +225,7 @@ def _counts(session: Session) -> Iterator[Metric]:
 
 
 def _state(judged: MonitorWindowRow | None, last: MonitorWindowRow | None) -> str:
-    """Where a monitor is that is not paused.
-
-    Args:
-        judged: its newest judged window.
-        last: its newest window.
-    """
+    """Return the state of a monitor that is not paused, from its newest judged window and its newest window."""
     if last is not None and (last.state == "failed" or last.attempts > 0) and last.state != "judged":
         return "failing"
     if judged is None:

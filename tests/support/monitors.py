@@ -10,6 +10,7 @@ from typing import Any
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, count_labels, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
+from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
@@ -117,7 +118,7 @@ class MonitoredWorld:
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
         given = {"judge": self.answer, "count": count_rows, "count_labels": count_labels, "look_seconds": 0.1}
-        given |= {"lease_seconds": lease_seconds, **more}
+        given |= {"lease_seconds": lease_seconds, "on_alarm": retrain_on_alarm, **more}
         scheduler = MonitorScheduler(deployments, "the test", self.said.append, **given)
         lease = store.acquire_lease(f"lease-{len(self.threads)}", "the test", lease_seconds)
         assert lease is not None

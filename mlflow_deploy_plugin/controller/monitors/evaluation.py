@@ -1,11 +1,13 @@
-"""One window of one monitor, judged from the log and logged to MLflow: what runs in a process of its own, and here."""
+"""Judges one window of a monitor from the log and logs it to MLflow, and counts the rows and labels of windows.
+
+These functions run in the judging processes (`judging_pool.py`), or in the process of a command.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
@@ -22,7 +24,7 @@ from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 @dataclass(frozen=True)
 class LoggedResult:
-    """What was found, the run that shows it, and how many rows the log had of the window by then."""
+    """The result of a window, the run that shows it, and how many rows of the window the log had by then."""
 
     judgement: MonitorResult
     run: LoggedRun
@@ -35,7 +37,7 @@ Judge = Callable[[WindowRequest], LoggedResult]
 def window_request(
     window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
 ) -> WindowRequest:
-    """What is asked of a window as it is written down."""
+    """Return the request to judge a window of the store."""
     return WindowRequest(
         endpoint=window.endpoint,
         monitor=window.monitor,
@@ -51,7 +53,7 @@ def window_request(
 
 
 def judge_and_log(question: WindowRequest) -> LoggedResult:
-    """Judges the window and logs its run; where there is a run of this revision already, it is that one.
+    """Judge the window and log its run. If this revision has a run already, return that one.
 
     Raises:
         RegistryUnavailable: MLflow does not answer; asked before anything is judged.
@@ -60,7 +62,7 @@ def judge_and_log(question: WindowRequest) -> LoggedResult:
     # here: Evidently takes seconds and half a gigabyte that the controller itself does without
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
-    with registry_errors(f"the experiment of endpoint {question.endpoint}"):  # what takes a minute would be in vain
+    with registry_errors(f"the experiment of endpoint {question.endpoint}"):  # before a minute's work that it may lose
         registry_client().get_experiment_by_name(f"onnxserve/{question.endpoint}")
     rows = count_rows(question)
     result = run_monitor(question)
@@ -68,17 +70,17 @@ def judge_and_log(question: WindowRequest) -> LoggedResult:
 
 
 def count_rows(question: WindowRequest) -> int:
-    """Rows of the window that are in the log, each once."""
+    """Return how many rows of the window are in the log, each counted once."""
     return question.log.count(question.endpoint, question.window)
 
 
 def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
-    """The log, without what a deleted endpoint of the same name has captured."""
+    """Return the log without the rows that a deleted endpoint of the same name captured."""
     return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
 
 
 def files_digest(log: InferenceLog, endpoint: str, window: Window) -> str:
-    """Changes with the files of the hours that the window lies in; empty where there are none."""
+    """Return a digest of the files of the window's hours; empty if there are none."""
     files = [(file.path, file.size) for hour in log.hours(endpoint, window) for file in log.files(hour)]
     return digest(sorted(files)) if files else ""
 
@@ -89,29 +91,28 @@ def digest(of: object) -> str:
 
 
 def count_labels(questions: Sequence[WindowRequest]) -> list[int]:
-    """By window the rows that have a label which a judgement can use, of those that it looks at; the labels are read
-    once for all.
+    """Return for each window how many of the rows that are judged have a usable label. The labels are read once.
 
     Args:
-        questions: of one monitor.
+        questions: the windows of one monitor.
 
     Raises:
         OnnxserveError: the log is down.
     """
     log = questions[0].log
     labels = EndpointLabels(log.location, questions[0].endpoint, log.unreadable)
-    return [_count(question, labels) for question in questions]
-
-
-def _count(question: WindowRequest, labels: EndpointLabels) -> int:
     # here: the controller itself judges nothing, and does without what judgements are made with
     from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
 
-    rows = question.log.read(question.endpoint, question.window, affordable_rows(question))
-    return 0 if rows is None else _usable(join_labels(rows.table, labels), question.spec)
-
-
-def _usable(table: pa.Table, spec: MonitorSpec) -> int:
-    if any(one.name in REGRESSION for one in spec.requirements):  # a label that is no number tells a regressor nothing
-        return int(np.isfinite(table.column(LABEL_NUMBER).to_numpy()).sum())
-    return int(pc.count(table.column(LABEL)).as_py())
+    counts = []
+    for question in questions:
+        rows = question.log.read(question.endpoint, question.window, affordable_rows(question))
+        if rows is None:
+            counts.append(0)
+            continue
+        table = join_labels(rows.table, labels)
+        if any(one.name in REGRESSION for one in question.spec.requirements):  # only a number says a regressor anything
+            counts.append(int(np.isfinite(table.column(LABEL_NUMBER).to_numpy()).sum()))
+        else:
+            counts.append(int(pc.count(table.column(LABEL)).as_py()))
+    return counts

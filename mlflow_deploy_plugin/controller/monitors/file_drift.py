@@ -1,6 +1,7 @@
-"""A file of rows beside another one: judged as one window of a log that holds the file alone, and is gone afterwards.
+"""Judges the drift of one file of rows against another, for somebody who has two tables and no endpoint yet.
 
-So somebody who has two tables, and no endpoint yet, gets the verdict and the report of a monitor of drift.
+The rows become one window of a temporary log that holds the file alone. Verdict and report are those of a
+drift monitor.
 """
 
 import tempfile
@@ -31,22 +32,22 @@ _INDEPENDENT = f"{{}} says when its rows happened (a column {EVENT_TIME}): they 
 def run_files(
     name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: float | None
 ) -> tuple[MonitorWindow, LoggedResult]:
-    """Judges the rows of a file beside those of another, and logs the report to the experiment `onnxserve/NAME`.
+    """Compare the rows of a file with those of another, and log the report to the experiment `onnxserve/NAME`.
 
-    It is the verdict of no monitor: nothing is written down but the run. The columns are those of the files. Where both
-    say when each row happened, the rows are one window, as long as they last, beside windows of the reference; where
-    one does not, they are rows beside rows, taken as independent, and a note says so.
+    Nothing is written but the run. The columns are those of the files. If both files say when each row happened, the
+    rows are one window, as long as they last, compared with windows of the reference. Otherwise rows are compared with
+    rows, taken as independent, and a note says so.
 
     Args:
-        name: an endpoint's, which need not exist.
-        rows: Parquet or CSV, a path or any URI that MLflow can fetch; a sample of what has more than a million.
+        name: an endpoint's name; the endpoint need not exist.
+        rows: Parquet or CSV, a path or any URI that MLflow can fetch; of more than a million rows a sample is taken.
         reference: the same.
         bounds: fields of the monitor's spec; None: the default.
 
     Raises:
         NotFound: a file is not there.
         InvalidConfig: one cannot be read, or has no rows, or the name cannot be an endpoint's.
-        RegistryUnavailable: MLflow, or what keeps a file, does not answer.
+        RegistryUnavailable: MLflow, or the storage of a file, does not answer.
     """
     empty_endpoint(name)
     found, against = load_dataset(rows), load_dataset(reference)
@@ -54,21 +55,22 @@ def run_files(
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
     notes = [_INDEPENDENT.format(neither)] if without else []
     spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
-    monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).trying(**bounds)
+    monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).with_bounds(**bounds)
     now = datetime.now(UTC)
     times = found.times if found.times is not None else np.full(len(found.table), int(now.timestamp()) * 1_000_000)
     window = _window(times) if found.times is not None else window_at(int(times[0]), "1d")
-    unwritten = unsaved_window(name, DEFAULT_MONITOR, window, now)
+    unsaved = unsaved_window(name, DEFAULT_MONITOR, window, now)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
         _lay_out(found, times, Path(folder) / f"endpoint={name}")
         alone = settings.model_copy(update={"log_uri": folder})
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
-        answer = judge(replace(window_request(unwritten, monitor.spec, alone, None, notes), tried=tried))
-    return as_judged(unwritten, answer, notes), answer
+        result = judge(replace(window_request(unsaved, monitor.spec, alone, None, notes), tried=tried))
+    return as_judged(unsaved, result, notes), result
 
 
 def _window(times: np.ndarray) -> Window:
-    """The time that the rows last, in whole days, hours or minutes, so that the reference's windows keep its phase.
+    """Return the time that the rows last, in whole days, hours or minutes, so that the reference's windows keep its
+    phase.
 
     Args:
         times: [N] int64, microseconds since 1970.
@@ -80,7 +82,7 @@ def _window(times: np.ndarray) -> Window:
 
 
 def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
-    """Writes the rows as an agent does: a file for each hour of event time."""
+    """Write the rows as an agent does: a file for each hour of event time."""
     count = len(rows.table)
     table = rows.table.select([name for name in rows.table.column_names if not name.startswith("_")])
     table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))

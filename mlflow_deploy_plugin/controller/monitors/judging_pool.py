@@ -1,8 +1,8 @@
-"""A process that judges, one window after the other, so that one that hangs or crashes harms nobody else.
+"""Processes that judge windows, so that a judgement that hangs or crashes harms nothing else.
 
-Evidently takes seconds to import and half a gigabyte; so the process is kept for the next window, and ended when it has
-nothing to do, or has done so much that what it has lost of its memory matters. It ends itself when the controller is
-gone, however that ended: nothing is logged by two at a time.
+Evidently takes seconds to import and half a gigabyte. So a process is kept for the next window, and ended when it has
+been idle for a while or has judged so many windows that its leaked memory matters. It ends itself when the controller
+is gone, however that ended: a window is never logged by two processes at a time.
 """
 
 import contextlib
@@ -21,18 +21,17 @@ from queue import Empty, LifoQueue
 from typing import Any
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, count_labels, count_rows, judge_and_log
-from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, RegistryUnavailable, StoreUnavailable
+from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
+from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 
 _log = logging.getLogger(__name__)
 
-TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
-"""What passes by itself, and is tried again for longer."""
-_MOST_CALLS = 50
+_MAX_CALLS = 50
 _IDLE_SECONDS = 300.0
 _NICE = 10
 _OOM_SCORE = "500"
-"""Added to the kernel's score of who is ended where memory is short: it goes before servers and the controller."""
+"""The kernel adds it to the process's score when memory is short: it is killed before servers and the controller."""
 _JOIN_SECONDS = 5.0
 
 
@@ -45,7 +44,7 @@ class ProcessCrashed(OnnxserveError):
 
 
 class JudgingProcess:
-    """Calls functions in a process of its own. One thread may call at a time; any may `end` it."""
+    """Calls functions in a child process. One thread may call at a time; any thread may `end` it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -56,13 +55,13 @@ class JudgingProcess:
         self._is_ended = False
 
     def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
-        """What `function` gives; it has to be one of a module, and its arguments and what it gives are pickled.
+        """Return the function's result. The function is one of a module; arguments and result are pickled.
 
         Raises:
-            OnnxserveError: as the function; RegistryUnavailable and StoreUnavailable as they are.
+            OnnxserveError: the function's error; transient errors keep their class.
             DeadlineExceeded: it took longer than `seconds`; its process is ended.
-            Crashed: its process has ended, as one does that the system kills for its memory.
-            Ended: by `end`.
+            ProcessCrashed: its process has ended, as one does that the system kills for its memory.
+            ProcessEnded: by `end`.
         """
         connection = self._started()
         try:
@@ -78,19 +77,19 @@ class JudgingProcess:
             raise ProcessCrashed(f"its process ended {_how(code)}") from None
         self._calls += 1
         self._used_at = time.monotonic()
-        if self._calls >= _MOST_CALLS:
+        if self._calls >= _MAX_CALLS:
             self._kill()
         if not is_done:
             raise answer
         return answer
 
     def rest(self) -> None:
-        """Ends the process where it had nothing to do for a while; to be called by whoever may call."""
+        """End the process if it has been idle for a while. Only the thread that may call may use this."""
         if self._process is not None and time.monotonic() - self._used_at > _IDLE_SECONDS:
             self._kill()
 
     def end(self) -> None:
-        """Ends it for good; who waits for an answer gets `Ended`."""
+        """End the process for good; a caller that waits gets `ProcessEnded`."""
         self._is_ended = True
         self._kill()
 
@@ -108,7 +107,7 @@ class JudgingProcess:
             return self._connection
 
     def _kill(self) -> int | None:
-        """Its exit code, as multiprocessing says it: -9 where it was killed."""
+        """Kill the process and return its exit code, as multiprocessing gives it: -9 if it was killed."""
         with self._lock:
             process, self._process = self._process, None
             if process is None:
@@ -120,6 +119,55 @@ class JudgingProcess:
             return process.exitcode
 
 
+class JudgingPool:
+    """A few processes that judge; a controller makes a new pool each time it gets the lease."""
+
+    def __init__(self, processes: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._all = [JudgingProcess() for _ in range(processes)]
+        self._free: LifoQueue[JudgingProcess] = LifoQueue()  # the last one is still warm
+        for process in self._all:
+            self._free.put(process)
+
+    def judge(self, request: WindowRequest) -> LoggedResult:
+        """Call `judge_and_log` in a process. Raises as `JudgingProcess.call`, like the following."""
+        result: LoggedResult = self._call(judge_and_log, request)
+        return result
+
+    def count(self, request: WindowRequest) -> int:
+        """Call `count_rows` in a process."""
+        return int(self._call(count_rows, request))
+
+    def count_labels(self, requests: Sequence[WindowRequest]) -> list[int]:
+        """Call `count_labels` in a process."""
+        counts: list[int] = self._call(count_labels, requests)
+        return counts
+
+    def rest(self) -> None:
+        """End processes that have been idle for a while."""
+        free = []
+        try:
+            while True:
+                free.append(self._free.get_nowait())
+        except Empty:
+            pass
+        for process in reversed(free):
+            process.rest()
+            self._free.put(process)
+
+    def end(self) -> None:
+        """End all processes, also those at work."""
+        for process in self._all:
+            process.end()
+
+    def _call(self, function: Callable[..., object], request: WindowRequest | Sequence[WindowRequest]) -> Any:
+        process = self._free.get()
+        try:
+            return process.call(function, request, seconds=self._seconds)
+        finally:
+            self._free.put(process)
+
+
 def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the controller says when it is over
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -127,10 +175,10 @@ def _work(connection: Connection) -> None:
     os.nice(_NICE)  # servers on this machine go first
     with contextlib.suppress(OSError):  # not on every system
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    warnings.simplefilter("ignore")  # what libraries advise those who call them
-    os.dup2(2, 1)  # what libraries print is not the controller's output
+    warnings.simplefilter("ignore")  # libraries' advice to their callers
+    os.dup2(2, 1)  # libraries' prints are not the controller's output
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    from mlflow_deploy_plugin.registry import set_service_timeouts  # not in the process that starts this one
+    from mlflow_deploy_plugin.registry.connection import set_service_timeouts  # not in the process that starts this one
 
     set_service_timeouts()
     while True:
@@ -169,52 +217,3 @@ def _how(code: int | None) -> str:
         return f"with status {code}"
     hint = ", as where memory is short" if code == -signal.SIGKILL else ""
     return f"by signal {signal.Signals(-code).name}{hint}"
-
-
-class JudgingPool:
-    """Judges in processes of its own; made anew for each time that the controller's lease is had."""
-
-    def __init__(self, processes: int, seconds: float) -> None:
-        self._seconds = seconds
-        self._all = [JudgingProcess() for _ in range(processes)]
-        self._free: LifoQueue[JudgingProcess] = LifoQueue()  # the last one is still warm
-        for process in self._all:
-            self._free.put(process)
-
-    def judge(self, asked: WindowRequest) -> LoggedResult:
-        """As `judge_and_log`; raises as `JudgingProcess.call`."""
-        answer: LoggedResult = self._call(judge_and_log, asked)
-        return answer
-
-    def count(self, asked: WindowRequest) -> int:
-        """As `count_rows`; raises likewise."""
-        return int(self._call(count_rows, asked))
-
-    def count_labels(self, asked: Sequence[WindowRequest]) -> list[int]:
-        """As `labels.count_labels`; raises likewise."""
-        counts: list[int] = self._call(count_labels, asked)
-        return counts
-
-    def rest(self) -> None:
-        """Ends processes that have had nothing to do for a while."""
-        free = []
-        try:
-            while True:
-                free.append(self._free.get_nowait())
-        except Empty:
-            pass
-        for process in reversed(free):
-            process.rest()
-            self._free.put(process)
-
-    def end(self) -> None:
-        """Ends all, also those at work."""
-        for process in self._all:
-            process.end()
-
-    def _call(self, function: Callable[..., object], asked: WindowRequest | Sequence[WindowRequest]) -> Any:
-        process = self._free.get()
-        try:
-            return process.call(function, asked, seconds=self._seconds)
-        finally:
-            self._free.put(process)

@@ -1,8 +1,8 @@
-"""What came after its window was judged: the window gets a further revision, and is judged again.
+"""Finds rows and labels that came after their window was judged: the window gets a further revision.
 
-Looked for where the files of the window's hours have changed, in windows that have ended within a day; of a monitor of
-kind performance also where the files of labels have, for a week after its labels should have been in. Files change
-without anything new, too, where small ones are made into one; so rows and labels are counted.
+Late rows are looked for if the files of the window's hours have changed, for a day after the window's end. A monitor of
+kind performance also looks for late labels if the files of labels have changed, for a week after its labels should have
+been in. Files also change without new rows, when small ones are merged; so rows and labels are counted.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,20 +23,20 @@ MAX_REVISIONS = 24
 _ROWS_LOOKED_FOR = timedelta(days=1)
 _LABELS_LOOKED_FOR = timedelta(days=7)
 _MOST_LABELLED = 200
-"""Windows whose labels are counted in one look, the newest."""
+"""Labels are counted in so many windows at once, the newest."""
 _MATERIAL_SHARE = 0.05
-"""Of the rows of a window that are looked at: with so many more labels it is judged again."""
+"""A window is judged again if so large a share of its judged rows has got a label since."""
 
 LateData = Literal["rows", "labels"]
 
 
 @dataclass(frozen=True)
 class LogCounts:
-    """What counts what is in the log by now.
+    """Functions that count what the log has now.
 
     Attributes:
-        rows: of a window.
-        labels: rows that have a label, by window.
+        rows: counts the rows of a window.
+        labels: counts the labelled rows of each window.
     """
 
     rows: Callable[[MonitorWindow], int]
@@ -44,7 +44,7 @@ class LogCounts:
 
 
 def revision_period(spec: MonitorSpec) -> timedelta:
-    """How long after its end a window may get a further revision."""
+    """Return how long after its end a window may get a further revision."""
     if spec.kind != "performance":
         return _ROWS_LOOKED_FOR
     within = duration_seconds(spec.labels_within) if spec.labels_within is not None else 0
@@ -52,7 +52,7 @@ def revision_period(spec: MonitorSpec) -> timedelta:
 
 
 def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
-    """By window what changes with the files that its judgement reads; empty where it has no rows.
+    """Return for each window a digest of the files that its judgement reads; empty if it has no rows.
 
     Args:
         windows: of one monitor.
@@ -81,18 +81,21 @@ def add_revisions(
     counts: LogCounts,
     now: datetime,
 ) -> list[tuple[MonitorWindow, LateData]]:
-    """Writes down a further revision of each window that has more rows, or materially more labels, by now than when it
-    was judged.
+    """Add a further revision of each window that has more rows, or materially more labels, than when it was judged.
 
     Args:
-        windows: the schedule's, of one monitor.
+        windows: of one monitor's schedule.
 
     Returns:
-        The revisions, which are to be judged, and what came.
+        The revisions, which are to be judged, and what came late.
     """
     ordered = sorted(windows, key=lambda one: (one.start, one.revision))
     newest = {(window.start, window.end): window for window in ordered}
-    looked_at = [one for one in newest.values() if _may_be_judged_again(one, spec, now)]
+    looked_at = [
+        one
+        for one in newest.values()
+        if one.state == "judged" and one.revision < MAX_REVISIONS and one.end <= now <= one.end + revision_period(spec)
+    ]
     if spec.kind == "performance":
         looked_at = looked_at[-_MOST_LABELLED:]
     digests = files_digests(log, looked_at, spec)
@@ -109,16 +112,12 @@ def add_revisions(
     return added
 
 
-def _may_be_judged_again(window: MonitorWindow, spec: MonitorSpec, now: datetime) -> bool:
-    return (
-        window.state == "judged"
-        and window.revision < MAX_REVISIONS
-        and window.end <= now <= window.end + revision_period(spec)
-    )
-
-
 def _late(windows: Sequence[MonitorWindow], spec: MonitorSpec, counts: LogCounts, now: datetime) -> dict[int, LateData]:
-    """What came, by the id of each window that is to be judged again, of those whose files have changed."""
+    """Return what came late, by the id of each window that is to be judged again.
+
+    Args:
+        windows: those whose files have changed.
+    """
     late: dict[int, LateData] = {
         window.id: "rows"
         for window in windows
@@ -132,8 +131,9 @@ def _late(windows: Sequence[MonitorWindow], spec: MonitorSpec, counts: LogCounts
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
-    """Whether so many labels say more than those that it was judged on: there are enough of them, where there were not;
-    or those that came are a twentieth of the rows that are looked at.
+    """Return True if so many labels say more than those that the window was judged on.
+
+    Either there are enough of them now and were not before, or the new ones are a twentieth of the judged rows.
     """
     before = int(window.figures["labelled_rows"])
     if before < spec.min_rows:

@@ -1,4 +1,7 @@
-"""The log's upkeep, once an hour and endpoint: in a process of its own, for it reads and writes whole hours."""
+"""Maintains the inference log once an hour: compaction, retention, and watermarks of agents that are gone.
+
+It runs in a child process, because it reads and writes whole hours.
+"""
 
 import logging
 import threading
@@ -24,16 +27,16 @@ from mlflow_deploy_plugin.store.monitors import Monitors
 _log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 3600.0
-_LONGEST_SECONDS = 1800.0
+_TIMEOUT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
 class RetainedWindows:
-    """What of the log an endpoint's monitors will read again, however old it is.
+    """The parts of the log that an endpoint's monitors will read again, however old they are.
 
     Attributes:
         windows: of event time.
-        rolling: of each `rolling:` reference what lies before the next window; the rows that its bins are frozen on may
+        rolling: for each `rolling:` reference the time before the next window; the rows that its bins are frozen on may
             lie long before that.
     """
 
@@ -41,21 +44,21 @@ class RetainedWindows:
     rolling: list[Window] = field(default_factory=list)
 
     def of(self, log: InferenceLog, endpoint: str) -> list[Window]:
-        """All of it. Raises OnnxserveError where the log is down."""
+        """Return all of them. Raises OnnxserveError if the log is down."""
         hours = log.hours(endpoint) if self.rolling else []
         frozen = [Window(*bin_period(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
         return [*self.windows, *frozen]
 
 
 class LogMaintenance:
-    """Keeps the logs of the store's endpoints in order."""
+    """Maintains the logs of the store's endpoints."""
 
     def __init__(self, deployments: Deployments, every_seconds: float = _EVERY_SECONDS) -> None:
         self._deployments = deployments
         self._every_seconds = every_seconds
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
-        """Works until the lease is lost or `over` is set, an hour after it began for the first time."""
+        """Work until the lease is lost or `over` is set. The first maintenance comes an hour after the start."""
         process = JudgingProcess()
 
         def end() -> None:
@@ -84,8 +87,8 @@ class LogMaintenance:
                     if retention
                     else RetainedWindows()
                 )
-                asked = settings, endpoint.name, now, retention, needed
-                done: MaintenanceResult = process.call(maintain_log, *asked, seconds=_LONGEST_SECONDS)
+                arguments = settings, endpoint.name, now, retention, needed
+                done: MaintenanceResult = process.call(maintain_log, *arguments, seconds=_TIMEOUT_SECONDS)
                 if done.expired_files:
                     what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
                     _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
@@ -94,7 +97,7 @@ class LogMaintenance:
             except OnnxserveError as error:
                 _log.warning("%s: the log's upkeep has failed, again in an hour: %s", endpoint.name, error.message)
         try:
-            if gone := process.call(forget_agents, settings, now, seconds=_LONGEST_SECONDS):
+            if gone := process.call(forget_agents, settings, now, seconds=_TIMEOUT_SECONDS):
                 said = "agents that have said nothing for %d days are forgotten: %s"
                 _log.info(said, GONE_AFTER.days, ", ".join(gone))
         except ProcessEnded:
@@ -106,26 +109,26 @@ class LogMaintenance:
 def maintain_log(
     settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: RetainedWindows
 ) -> MaintenanceResult:
-    """Compacts the hours that are over, and deletes what is older than the endpoint's retention, if it has one."""
+    """Compact the hours that are over, and delete what is older than the endpoint's retention, if it has one."""
     keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
     log = open_log(settings.inference_log)
     return maintain(log, endpoint, now, keep, needed.of(log, endpoint))
 
 
 def forget_agents(settings: Settings, now: datetime) -> list[str]:
-    """Deletes what agents have said that are gone for long, as those of pods of earlier days; gives their names."""
+    """Delete the watermarks of agents that are gone for long, as of pods of earlier days, and return their names."""
     location = open_log(settings.inference_log).location
     with wrap_log_errors(location):
         return expire_watermarks(location, now)
 
 
 def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> RetainedWindows:
-    """Pinned references, and what a window reads that waits to be judged, or would be made up."""
+    """Return the pinned references, and what windows read that wait to be judged or will be caught up on."""
     needed = RetainedWindows()
     for name, spec in endpoint.spec.monitors.items():
-        kind, _, said = spec.reference.partition(":")
+        kind, _, value = spec.reference.partition(":")
         if kind == "window":
-            needed.windows.append(parse_window(said))
+            needed.windows.append(parse_window(value))
         waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
         begin = oldest_unjudged_start(endpoint, name, spec, monitors.state(endpoint.name, name), now)
         oldest = min([begin, *(window.start for window in waiting)])

@@ -1,7 +1,7 @@
-"""Windows that a person asks for: judged here and now, and written down as asked for by hand.
+"""Windows that a person asks for, judged at once by `onnxserve monitor run` and `backfill`.
 
-Nobody else is told of what is found, and nothing is started: whoever asks sees it. The schedule judges and tells of the
-windows that it comes to all the same, and of no others.
+The result goes to the caller and into the store, marked `by_hand`: nobody is alerted and nothing is started. The
+schedule judges the windows that it comes to all the same.
 """
 
 import time
@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
     Judge,
     LoggedResult,
-    count_rows,
     endpoint_log,
     files_digest,
     judge_and_log,
@@ -24,7 +22,8 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import (
 from mlflow_deploy_plugin.controller.monitors.schedule import window_from, windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.window_runner import (
-    Attempts,
+    Idle,
+    OnAlarm,
     WindowRunner,
     as_judged,
     unsaved_window,
@@ -42,15 +41,23 @@ from mlflow_deploy_plugin.store import Store, unknown_endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
 
 DEFAULT_MONITOR = "drift"
+PATIENCE_SECONDS = 60.0
+"""A window that the controller is judging is waited for, so long."""
+MAX_BACKFILLED = 10_000
+"""Over a year of hours; each is a run in MLflow, and takes seconds."""
+_SHIPPING_SECONDS = 20.0
+_LEASE_SECONDS = 15.0
+_SKETCHED = ("drift", "prediction_drift", "data_quality")
+_NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 
 
 @dataclass(frozen=True)
 class SelectedMonitor:
-    """A monitor of an endpoint; one that the endpoint's spec does not have is made of the defaults.
+    """A monitor of an endpoint, or one made of the defaults if the endpoint's spec has none.
 
     Attributes:
-        capture: what the log withholds of the endpoint's columns.
-        tried: bounds that stand in `spec` for once, as `min_rows=50`; what is found with them is not the monitor's.
+        capture: says which of the endpoint's columns the log excludes.
+        tried: bounds that replace those of the spec for once, as `min_rows=50`; the result is not the monitor's then.
     """
 
     endpoint: str
@@ -59,21 +66,21 @@ class SelectedMonitor:
     capture: CaptureSpec
     tried: str = ""
 
-    def trying(self, **bounds: float | None) -> "SelectedMonitor":
-        """The monitor with these fields of its spec; None: as it is."""
+    def with_bounds(self, **bounds: float | None) -> "SelectedMonitor":
+        """Return the monitor with these fields of its spec replaced; None leaves a field as it is."""
         given = {name: value for name, value in bounds.items() if value is not None}
         tried = ", ".join(f"{name}={value}" for name, value in given.items())
         return replace(self, spec=self.spec.model_copy(update=given), tried=tried)
 
 
 def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> SelectedMonitor:
-    """The monitor of this name; default: the endpoint's only one, or where it has none a daily one of drift.
+    """Return the monitor of this name; by default the endpoint's only one, or a daily drift monitor if it has none.
 
     Raises:
         NotFound: there is no such endpoint or monitor.
         InvalidConfig: the endpoint has several, and none is named.
     """
-    spec = _spec(deployments, endpoint)
+    spec = _endpoint_spec(deployments, endpoint)
     if name is None:
         if len(spec.monitors) > 1:
             raise InvalidConfig(
@@ -83,54 +90,23 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
     return SelectedMonitor(endpoint, name, spec.monitor(name) if spec.monitors else MonitorSpec(), spec.capture)
 
 
-def _spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
-    """As it stands in the store, or as a server of this machine has left it; of what was only captured an empty one."""
-    stored = deployments.store.endpoint(endpoint)
-    if stored is not None:
-        return stored.spec
-    left = _left_by_a_server(deployments.settings.deployments_path / endpoint / SPEC, endpoint)
-    if left is not None:
-        return left
-    captured = open_log(deployments.settings.inference_log).endpoints()
-    if endpoint not in captured:
-        raise unknown_endpoint(endpoint, {*captured, *(stored.name for stored in deployments.store.endpoints())})
-    return empty_endpoint(endpoint)
-
-
-def _left_by_a_server(file: Path, endpoint: str) -> EndpointSpec | None:
-    try:
-        specs = load_specs(file.read_text())
-    except OSError:
-        return None
-    return next((spec for spec in specs if spec.name == endpoint), None)
-
-
-_SHIPPING_SECONDS = 20.0
-_LEASE_SECONDS = 15.0
-PATIENCE_SECONDS = 60.0
-"""How long a window that the controller is at is waited for."""
-MAX_BACKFILLED = 10_000
-"""Over a year of hours; each is a run in MLflow, and takes seconds."""
-_SKETCHED = ("drift", "prediction_drift", "data_quality")
-_NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
-
-
 def run_window(
     deployments: Deployments, monitor: SelectedMonitor, window: Window | None, judge: Judge, engine: Engine = "local"
 ) -> tuple[MonitorWindow, LoggedResult]:
-    """Judges a window, by default the latest whole one of the monitor's length that has rows.
+    """Judge a window, by default the latest whole one of the monitor's length that has rows.
 
-    A window that stands there already gets a further revision. What is found with other bounds than the monitor's
-    stands in MLflow alone: the window that is given then is not in the store.
+    A window that is in the store already gets a further revision. A result with other bounds than the monitor's stands
+    in MLflow alone; the returned window is not in the store then.
 
     Raises:
         InvalidConfig: Spark is asked for and does not help this kind of monitor.
         NotFound: the window has no rows.
-        OnnxserveError: it cannot be judged; or the controller is at it.
+        OnnxserveError: it cannot be judged, or the controller is judging it.
     """
     if engine == "spark" and monitor.spec.kind not in _SKETCHED:
         raise InvalidConfig(f"--engine spark: monitors of {', '.join(_SKETCHED)} are sketched, not {monitor.spec.kind}")
-    log = endpoint_log(deployments.settings, deployments.store.endpoint(monitor.endpoint))
+    endpoint = deployments.store.endpoint(monitor.endpoint)
+    log = endpoint_log(deployments.settings, endpoint)
     is_shipped = wait_until_shipped(deployments.settings.deployments_path / monitor.endpoint, _SHIPPING_SECONDS)
     now = deployments.store.now()
     window = window or log.latest_window(monitor.endpoint, monitor.spec.every, now)
@@ -140,83 +116,66 @@ def run_window(
             f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest whole window with rows is "
             f"{latest}"
         )
-    answers: list[LoggedResult] = []
+    results: list[LoggedResult] = []
 
-    def answer(question: WindowRequest) -> LoggedResult:
-        answers.append(judge(replace(question, engine=engine)))
-        return answers[-1]
+    def judge_once(request: WindowRequest) -> LoggedResult:
+        results.append(judge(replace(request, engine=engine, capture=monitor.capture)))
+        return results[-1]
 
-    notes = () if is_shipped else (_NOT_SHIPPED,)
+    notes: tuple[str, ...] = () if is_shipped else (_NOT_SHIPPED,)
     if monitor.tried:
-        return _try(deployments, monitor, window, answer, notes)
-    with _held(deployments, monitor) as keeper:
-        written = _written(deployments.store, monitor, window)
-        taken = _attempts(deployments, monitor, answer).take(written, monitor.spec, keeper, notes)
-    if taken is None:
-        raise OnnxserveError("the lease of the monitor was lost while the window was judged: try again")
+        unsaved = unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
+        notes = (*notes, f"judged with {monitor.tried} for once: in MLflow alone, no verdict of the monitor")
+        request = window_request(unsaved, monitor.spec, deployments.settings, endpoint, notes)
+        return as_judged(unsaved, judge_once(replace(request, tried=monitor.tried)), notes), results[-1]
+    taken = _judge_by_hand(deployments, monitor, window, judge_once, notes)
     if taken.state != "judged":
         raise OnnxserveError(taken.reason)
-    return taken, answers[-1]
-
-
-def _try(
-    deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str]
-) -> tuple[MonitorWindow, LoggedResult]:
-    unwritten = unsaved_window(monitor.endpoint, monitor.name, window, deployments.store.now())
-    notes = (*notes, f"judged with {monitor.tried} for once: in MLflow alone, no verdict of the monitor")
-    endpoint = deployments.store.endpoint(monitor.endpoint)
-    question = window_request(unwritten, monitor.spec, deployments.settings, endpoint, notes)
-    answer = judge(replace(question, capture=monitor.capture, tried=monitor.tried))
-    return as_judged(unwritten, answer, notes), answer
+    return taken, results[-1]
 
 
 def backfill(
     deployments: Deployments, monitor: SelectedMonitor, begin: datetime, end: datetime, judge: Judge
 ) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
-    """Judges the monitor's windows in [begin, end), oldest first; those that are judged already are passed over.
+    """Judge the monitor's windows in [begin, end), oldest first, and skip those that are judged already.
 
     Yields:
-        Number of the window from 1, how many there are, the window, and whether it was judged now.
+        Number of the window from 1, how many there are, the window, and True if it was judged now.
 
     Raises:
-        InvalidConfig: no whole window lies there, or more than `MOST_BACKFILLED`.
+        InvalidConfig: no whole window lies there, or more than `MAX_BACKFILLED`.
     """
-    starts = _starts(monitor.spec, begin, end)
-    monitors = Monitors(deployments.store)
+    starts = windows_between(monitor.spec, begin, end)
+    if not starts:
+        raise InvalidConfig(f"no whole window of {monitor.spec.every} lies between {begin:%F %R} and {end:%F %R} UTC")
+    if len(starts) > MAX_BACKFILLED:
+        last = window_from(monitor.spec, starts[MAX_BACKFILLED - 1]).end
+        raise InvalidConfig(
+            f"{len(starts):,} windows of {monitor.spec.every} lie between {begin:%F %R} and {end:%F %R} UTC, and one "
+            f"backfill judges at most {MAX_BACKFILLED:,}: say --to {last.isoformat()[:19]}, or take a monitor of "
+            "longer windows"
+        )
+
+    def judge_as_selected(request: WindowRequest) -> LoggedResult:
+        return judge(replace(request, capture=monitor.capture))  # the store may know nothing of the monitor
+
     for number, start in enumerate(starts, 1):
         window = window_from(monitor.spec, start)
-        judged = [one for one in _of_window(monitors, monitor, window) if one.state == "judged"]
+        judged = [one for one in _revisions(deployments.store, monitor, window) if one.state == "judged"]
         if judged:
             yield number, len(starts), judged[-1], False
-            continue
-        with _held(deployments, monitor) as keeper:
-            written = _written(deployments.store, monitor, window)
-            taken = _attempts(deployments, monitor, judge).take(written, monitor.spec, keeper)
-        if taken is None:
-            raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
-        yield number, len(starts), taken, True
+        else:
+            yield number, len(starts), _judge_by_hand(deployments, monitor, window, judge_as_selected), True
 
 
-def _starts(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
-    """Of the windows that a backfill of [begin, end) judges. Raises InvalidConfig."""
-    starts = windows_between(spec, begin, end)
-    if not starts:
-        raise InvalidConfig(f"no whole window of {spec.every} lies between {begin:%F %R} and {end:%F %R} UTC")
-    if len(starts) > MAX_BACKFILLED:
-        last = window_from(spec, starts[MAX_BACKFILLED - 1]).end
-        raise InvalidConfig(
-            f"{len(starts):,} windows of {spec.every} lie between {begin:%F %R} and {end:%F %R} UTC, and one backfill "
-            f"judges at most {MAX_BACKFILLED:,}: say --to {last.isoformat()[:19]}, or take a monitor of longer windows"
-        )
-    return starts
+def run_due(
+    deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None], on_alarm: OnAlarm
+) -> Iterator[MonitorWindow]:
+    """Judge every window of the monitor that is due, oldest first, as the controller would, with its alerts.
 
-
-def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[str], None]) -> Iterator[MonitorWindow]:
-    """Judges every window of the monitor that is due, oldest first, as the controller would: who is to be told is told.
-
-    For what starts a command at its own times, as a CronJob does, instead of a controller. A window whose attempt has
-    failed ends it: it stands in the store, and the next call tries again. A call before that attempt's pause is over
-    gives the window as it stands: a Job whose second pod finds nothing to try must not end well.
+    This is for a command that runs at its own times instead of a controller, as a CronJob does. A failed attempt ends
+    it: the window stands in the store, and the next call tries again. A call before that attempt's pause is over yields
+    the window as it stands: a Job whose second pod finds nothing to try must not end well.
 
     Raises:
         NotFound: the endpoint is not in the store, or has no such monitor.
@@ -226,34 +185,46 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
     if stored is None:
         raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which knows what is due")
     stored.spec.monitor(monitor.name)
-    turns = WindowRunner(Attempts(deployments, judge_and_log, say), count_rows)
+    runner = WindowRunner(deployments, judge_and_log, say, on_alarm)
     while True:
-        with _held(deployments, monitor) as keeper:
-            taken = turns.take(monitor.endpoint, monitor.name, keeper)
-            if taken == "nothing due" and turns.look_for_late(monitor.endpoint, monitor.name):
+        with _held_lease(deployments, monitor) as keeper:
+            taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
+            if taken is Idle.NOTHING_DUE and runner.add_late_revisions(monitor.endpoint, monitor.name):
                 continue
-        if taken == "nothing due":
-            for waiting in _to_be_tried_again(deployments.store, monitor):
+        if taken is Idle.NOTHING_DUE and not runner.monitors.state(monitor.endpoint, monitor.name).paused:
+            pending = runner.monitors.windows(monitor.endpoint, monitor.name, states=("pending",), by_hand=False)
+            for waiting in pending[:1]:
                 say(window_summary(waiting))
                 yield waiting
-        if taken is None or isinstance(taken, str):
+        if taken is None or isinstance(taken, Idle):
             return
         yield taken
         if taken.state == "pending":
             return
 
 
-def _to_be_tried_again(store: Store, monitor: SelectedMonitor) -> list[MonitorWindow]:
-    """The window, if there is one, that the monitor waits to try again."""
-    monitors = Monitors(store)
-    if monitors.state(monitor.endpoint, monitor.name).paused:
-        return []
-    return monitors.windows(monitor.endpoint, monitor.name, states=("pending",), by_hand=False)[:1]
+def _endpoint_spec(deployments: Deployments, endpoint: str) -> EndpointSpec:
+    """Return the spec in the store, or the one that a server of this machine left, or an empty one if rows were
+    captured under the name."""
+    stored = deployments.store.endpoint(endpoint)
+    if stored is not None:
+        return stored.spec
+    try:
+        left = load_specs((deployments.settings.deployments_path / endpoint / SPEC).read_text())
+    except OSError:
+        left = []
+    for spec in left:
+        if spec.name == endpoint:
+            return spec
+    captured = open_log(deployments.settings.inference_log).endpoints()
+    if endpoint not in captured:
+        raise unknown_endpoint(endpoint, {*captured, *(stored.name for stored in deployments.store.endpoints())})
+    return empty_endpoint(endpoint)
 
 
 @contextmanager
-def _held(deployments: Deployments, monitor: SelectedMonitor) -> Iterator[LeaseKeeper]:
-    """Under the monitor's lease, which a controller has while it judges a window itself."""
+def _held_lease(deployments: Deployments, monitor: SelectedMonitor) -> Iterator[LeaseKeeper]:
+    """Hold the monitor's lease, which a controller holds while it judges a window itself."""
     name, store = lease_name(monitor.endpoint, monitor.name), deployments.store
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (lease := store.acquire_lease(name, "by hand", _LEASE_SECONDS)) is None:
@@ -268,25 +239,27 @@ def _held(deployments: Deployments, monitor: SelectedMonitor) -> Iterator[LeaseK
         yield keeper
 
 
-def _written(store: Store, monitor: SelectedMonitor, window: Window) -> MonitorWindow:
-    """The revision that is to be judged: one that was asked for by hand and not judged, else a further one."""
-    monitors = Monitors(store)
-    asked_for = [one for one in _of_window(monitors, monitor, window) if one.by_hand and one.state != "judged"]
-    if asked_for:
-        return asked_for[-1]
-    revision = monitors.next_revision(monitor.endpoint, monitor.name, window.start)
-    return monitors.add(monitor.endpoint, monitor.name, window.start, window.end, revision, by_hand=True)
+def _judge_by_hand(
+    deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str] = ()
+) -> MonitorWindow:
+    """Judge a revision of the window: one that was asked for by hand and is not judged, or else a further one."""
+    runner = WindowRunner(deployments, judge, lambda line: None, by_hand=True)
+    with _held_lease(deployments, monitor) as keeper:
+        revisions = _revisions(deployments.store, monitor, window)
+        asked_for = [one for one in revisions if one.by_hand and one.state != "judged"]
+        if asked_for:
+            revision = asked_for[-1]
+        else:
+            number = runner.monitors.next_revision(monitor.endpoint, monitor.name, window.start)
+            revision = runner.monitors.add(
+                monitor.endpoint, monitor.name, window.start, window.end, number, by_hand=True
+            )
+        taken = runner.judge_window(revision, monitor.spec, keeper, notes)
+    if taken is None:
+        raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
+    return taken
 
 
-def _of_window(monitors: Monitors, monitor: SelectedMonitor, window: Window) -> list[MonitorWindow]:
-    found = monitors.windows(monitor.endpoint, monitor.name, since=window.start)
+def _revisions(store: Store, monitor: SelectedMonitor, window: Window) -> list[MonitorWindow]:
+    found = Monitors(store).windows(monitor.endpoint, monitor.name, since=window.start)
     return [one for one in found if (one.start, one.end) == (window.start, window.end)]
-
-
-def _attempts(deployments: Deployments, monitor: SelectedMonitor, judge: Judge) -> Attempts:
-    """Those that ask as the monitor was found: the store may know nothing of it."""
-
-    def as_found(question: WindowRequest) -> LoggedResult:
-        return judge(replace(question, capture=monitor.capture))
-
-    return Attempts(deployments, as_found, say=lambda line: None, by_hand=True)

@@ -1,4 +1,4 @@
-"""How the monitors of a store stand, for people and programs."""
+"""The state of a store's monitors, for people and programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class MonitorOverview:
             paused by a person; broken: its schedule cannot be read.
         last: the newest window that was judged, by the schedule or by hand.
         open: the schedule's window that is being judged, or tried again.
-        given_up: windows of the schedule's that could not be judged, among the newest hundred.
-        next_due: when the next window may be judged; None: it cannot be told, or the monitor is paused.
-        why: of what it stands so, in a sentence.
+        given_up: scheduled windows that could not be judged, among the newest hundred.
+        next_due: when the next window may be judged; None if that is unknown, or the monitor is paused.
+        why: the reason for `standing`, in a sentence.
     """
 
     endpoint: str
@@ -42,10 +42,10 @@ class MonitorOverview:
 
 
 def overviews(store: Store, endpoint: str | None = None, marks: Sequence[Watermark] = ()) -> list[MonitorOverview]:
-    """All monitors (of one endpoint), by name.
+    """Return all monitors, or those of one endpoint, by name.
 
     Args:
-        marks: what the log's agents say, so that it can be told which window waits for its rows.
+        marks: the watermarks of the log's agents; they say which window waits for its rows.
 
     Raises:
         NotFound: there is no such endpoint.
@@ -59,7 +59,7 @@ def overviews(store: Store, endpoint: str | None = None, marks: Sequence[Waterma
 
 
 def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> MonitorOverview:
-    """One monitor of the endpoint's spec."""
+    """Return one monitor of the endpoint's spec."""
     monitors, spec = Monitors(store), endpoint.spec.monitors[name]
     state = monitors.state(endpoint.name, name)
     newest = monitors.windows(endpoint.name, name, limit=100)

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import select
 
+from mlflow_deploy_plugin.controller.crontab import crontab_trigger
 from mlflow_deploy_plugin.controller.leadership import controller_name
-from mlflow_deploy_plugin.controller.monitors.schedule import crontab_trigger
 from mlflow_deploy_plugin.controller.retraining.plan import (
     RetrainPlan,
     cause_of,

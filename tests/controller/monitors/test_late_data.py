@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.late_data import is_material
-from mlflow_deploy_plugin.controller.monitors.window_runner import Attempts, WindowRunner
+from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
@@ -32,7 +31,7 @@ class Turned:
         world.writer.write({"_event_time": times, "_prediction_id": [str(row) for row in range(ROWS)]})
         world.now = DUE
         deployments = Deployments(world.store, world.settings, world.said.append)
-        self.turns = WindowRunner(Attempts(deployments, world.answer, world.said.append), count_rows, most_made_up=1)
+        self.runner = WindowRunner(deployments, world.answer, world.said.append, max_catch_up=1)
 
     def label(self, rows: Iterable[int], label: str | float = "late") -> None:
         now = self.world.now
@@ -44,13 +43,13 @@ class Turned:
         lease = self.world.store.acquire_lease("the test's", "the test", 60)
         assert lease is not None
         with LeaseKeeper(self.world.store, lease) as keeper:
-            while not isinstance(self.turns.take("flights", "hits", keeper), str):
+            while not isinstance(self.runner.run_next("flights", "hits", keeper), Idle):
                 pass
 
     def look_again(self) -> int:
         """The window's newest revision, an hour later, once all that is found is judged."""
         self.world.now += HOUR
-        self.turns.look_for_late("flights", "hits")
+        self.runner.add_late_revisions("flights", "hits")
         self.judge()
         return self.window.revision
 

@@ -7,10 +7,9 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.controller.monitors import manual_runs
-from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.controller.monitors.overview import overviews
-from mlflow_deploy_plugin.controller.monitors.window_runner import Attempts, WindowRunner
+from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -96,7 +95,7 @@ def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: Mo
     found = find_monitor(deployments(world), "flights", None)
 
     shown, answer = manual_runs.run_window(
-        deployments(world), found.trying(min_rows=9, false_alarm_rate=None), None, world.answer
+        deployments(world), found.with_bounds(min_rows=9, false_alarm_rate=None), None, world.answer
     )
 
     assert (world.asked[-1].spec.min_rows, world.asked[-1].tried) == (9, "min_rows=9")
@@ -209,13 +208,13 @@ def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judge
     world.now = NOON + 2 * HOUR
     world.judge = lambda asked: "drift" if asked.revision > 1 or asked.window != Window(NOON, NOON + HOUR) else "ok"
     judged = run(world, window=window)
-    turns = WindowRunner(Attempts(deployments(world), world.answer, world.said.append), count_rows)
+    runner = WindowRunner(deployments(world), world.answer, world.said.append)
     world.monitors.remember("flights", "hourly", made_up_to=NOON + 2 * HOUR)
 
     world.rows(NOON + HOUR / 3)
     world.now += HOUR
 
-    assert turns.look_for_late("flights", "hourly") == []
+    assert runner.add_late_revisions("flights", "hourly") == []
     assert world.monitors.windows() == [judged]
     assert Alerts(world.store).firing() == []
 
@@ -304,7 +303,7 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
     def due() -> list[tuple[str, int]]:
         world.said.clear()
         found = find_monitor(deployments(world), "flights", None)
-        taken = manual_runs.run_due(deployments(world), found, world.said.append)
+        taken = manual_runs.run_due(deployments(world), found, world.said.append, lambda *_: None)
         return [(window.state, window.attempts) for window in taken]
 
     def fails(asked: WindowRequest) -> str:

@@ -6,16 +6,15 @@ from itertools import pairwise
 
 import pytest
 
+from mlflow_deploy_plugin.controller.crontab import crontab_trigger
 from mlflow_deploy_plugin.controller.monitors.schedule import (
-    MAX_BACKOFF,
-    backoff,
-    crontab_trigger,
     due_at,
     jitter,
     readiness,
     window_from,
     windows_between,
 )
+from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, backoff
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark
 from mlflow_deploy_plugin.spec import MonitorSpec

@@ -51,7 +51,7 @@ def test_of_a_long_backlog_the_newest_are_made_up_and_it_is_said_what_is_left_ou
     world.endpoint()
     world.now = NOON + 33 * HOUR
 
-    world.start(most_made_up=3)
+    world.start(max_catch_up=3)
     windows = world.wait_for(3)
 
     assert [window.start for window in windows] == [NOON + number * HOUR for number in range(29, 32)]

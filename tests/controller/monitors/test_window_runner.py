@@ -3,8 +3,7 @@
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
-from mlflow_deploy_plugin.controller.monitors.window_runner import Attempts, WindowRunner
+from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.store import open_store
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
@@ -26,16 +25,14 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
 
     is_watched = False
     store = open_store(world.settings.store_url, clock)
-    turns = WindowRunner(
-        Attempts(Deployments(store, world.settings, world.said.append), world.answer, print), count_rows
-    )
+    runner = WindowRunner(Deployments(store, world.settings, world.said.append), world.answer, print)
     lease = store.acquire_lease("the test's", "the test", 60)
     assert lease is not None
     with LeaseKeeper(store, lease) as keeper:
         is_watched = True
-        window = turns.take("flights", "hourly", keeper)
+        window = runner.run_next("flights", "hourly", keeper)
     store.close()
 
-    assert not isinstance(window, str)
+    assert not isinstance(window, Idle)
     assert window is not None
     assert window.end - window.start == HOUR / 2

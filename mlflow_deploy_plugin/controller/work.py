@@ -1,0 +1,116 @@
+"""Durable work in this process: attempts at rollouts, retrainings and monitors.
+
+What is to be done is written in the store, so an attempt may end anywhere and whoever holds the lease next begins the
+next one. A `WorkRunner` keeps only what is lost without harm: which attempts are running, and when each piece of work
+may be tried again.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from mlflow_deploy_plugin.errors import RegistryUnavailable, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+
+TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
+"""Errors of an outage, which ends without anybody changing the work."""
+MAX_BACKOFF = timedelta(minutes=10)
+_FIRST_BACKOFF = timedelta(seconds=15)
+
+Attempt = Callable[[], float]
+"""Tries once, and returns the seconds until the work may be tried again."""
+
+
+def backoff(failures: int) -> timedelta:
+    """Return the pause after so many failed attempts: 15 s, twice as long each time, at most 10 minutes."""
+    return min(MAX_BACKOFF, _FIRST_BACKOFF * (1 << min(failures - 1, 16)))
+
+
+@dataclass
+class _Work:
+    is_running: bool = False
+    not_before: float = 0.0
+    defects: int = 0
+
+
+class WorkRunner:
+    """Runs attempts in daemon threads: one at a time for each key, the longest waiting first.
+
+    Args:
+        name: of the threads.
+        at_once: attempts at the same time.
+        failure_seconds: the pause after an unexpected exception.
+        on_defect: is called with the key, the exception and how many there were in a row; the exception is logged.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        at_once: int,
+        failure_seconds: float,
+        on_defect: Callable[[Hashable, Exception, int], None] = lambda key, error, count: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.finished = threading.Event()
+        self._name = name
+        self._at_once = at_once
+        self._failure_seconds = failure_seconds
+        self._on_defect = on_defect
+        self._monotonic = monotonic
+        self._works: dict[Hashable, _Work] = {}
+        self._waiting: deque[tuple[Hashable, Attempt]] = deque()
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+
+    def is_free(self, key: Hashable) -> bool:
+        """Return True if no attempt at the work is running or waiting, and its pause is over."""
+        work = self._works.get(key)
+        return work is None or not (work.is_running or work.not_before > self._monotonic())
+
+    def start(self, key: Hashable, attempt: Attempt) -> None:
+        """Start the attempt as soon as a thread is free. Do nothing unless the work `is_free`."""
+        with self._lock:
+            if not self.is_free(key):
+                return
+            self._works.setdefault(key, _Work()).is_running = True
+            self._waiting.append((key, attempt))
+            if len(self._threads) < self._at_once:
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._threads.add(thread)
+                thread.start()
+
+    def pause(self, key: Hashable, seconds: float) -> None:
+        """Begin no attempt at the work for so long."""
+        self._works.setdefault(key, _Work()).not_before = self._monotonic() + seconds
+
+    def stop(self, wait: bool) -> None:
+        """Forget the attempts that wait for a thread, and with `wait` wait for those that run."""
+        with self._lock:
+            self._waiting.clear()
+            threads = [*self._threads]
+        for thread in threads if wait else ():
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._threads.discard(threading.current_thread())
+                    return
+                key, attempt = self._waiting.popleft()
+            work = self._works[key]
+            try:
+                pause = attempt()
+                work.defects = 0
+            except Exception as error:  # noqa: BLE001 — one piece of work must not end the others
+                _log.exception("%s %s has failed; again in %g s", self._name, key, self._failure_seconds)
+                pause, work.defects = self._failure_seconds, work.defects + 1
+                self._on_defect(key, error, work.defects)
+            work.not_before = max(work.not_before, self._monotonic() + pause)
+            work.is_running = False
+            self.finished.set()
