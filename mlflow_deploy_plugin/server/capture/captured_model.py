@@ -1,4 +1,4 @@
-"""What a captured request is bound to names by, what of it is kept, and its form in the spool."""
+"""The model that a captured request refers to: it binds arrays to the columns of the log, and says which are kept."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,17 +14,17 @@ from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Colum
 
 @dataclass(frozen=True, eq=False)
 class CapturedModel:
-    """What binds the arrays of a captured request to names; `as_rows(schema, prediction, feeds, outputs)` takes it.
+    """Binds the arrays of a captured request to columns, as `runtime.to_log_columns` needs it.
 
-    `eq=False`: one object for each loaded version and what is kept of it, compared by identity.
+    `eq=False`: one object for each loaded version and choice of columns, compared by identity.
 
     Attributes:
         schema: with the columns that are kept, and the names of the arrays that hold them as they were sent.
-        outputs: the names of the graph's outputs; None: they are not known.
+        outputs: the names of the graph's outputs; None if they are not known.
         mask: columns of the log that are masked; their values are in none of the arrays that are kept.
-        masked: by input of the graph, those of its columns that are masked: (name, place); None: the input is one.
-        cuts: by input of the graph, [columns] intp: the places among its columns that are kept; None: nothing of it.
+        cuts: by input of the graph, [columns] intp: the places of the columns that are kept; None if none is.
         left_out: outputs that are not kept.
+        masked: by input of the graph, its masked columns as (name, place); place None if the input is the column.
     """
 
     model: str
@@ -40,15 +40,17 @@ class CapturedModel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "schema", self.schema.capture_schema)
 
-    def masked_output(self, name: str, array: Array) -> str | None:
-        """The column that this output stands under, where it is masked."""
+    def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:
+        """Return the column of this output if it is masked, in the form of `masked`."""
         column = output_column(self.prediction, name, array)
-        return column if column in self.mask else None
+        return [(column, None)] if column in self.mask else []
 
 
 @lru_cache(maxsize=1024)
 def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...]) -> CapturedModel:
-    """The same model without the columns `drop`, and with `mask` apart. The same arguments give the same object.
+    """Return the model without the columns `drop` and with the columns `mask` masked.
+
+    The same arguments give the same object.
 
     Raises:
         InvalidConfig: a name is none of the log's columns; the message says which is nearest.
@@ -57,42 +59,36 @@ def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str
         return model
     _check_names("drop", drop, model)
     _check_names("mask", mask, model)
-    gone = {*drop, *mask}
-    inputs, cuts = _cut(model.schema, gone)
+    excluded = {*drop, *mask}
+    inputs: list[Input] = []
+    cuts: dict[str, Array | None] = {}
+    for entry in model.schema.inputs:
+        names = entry.columns or (entry.name,)
+        places = [place for place, name in enumerate(names) if name not in excluded]
+        if not places:
+            cuts[entry.name] = None
+        elif len(places) == len(names):
+            inputs.append(entry)
+        else:
+            cuts[entry.name] = np.array(places, dtype=np.intp)
+            inputs.append(replace(entry, columns=tuple(names[place] for place in places)))
     schema = Schema(
-        tuple(column for column in model.schema.columns if column.name not in gone),
-        tuple(tensor for tensor in model.schema.tensors if tensor.name not in gone),
-        inputs,
+        tuple(column for column in model.schema.columns if column.name not in excluded),
+        tuple(tensor for tensor in model.schema.tensors if tensor.name not in excluded),
+        tuple(inputs),
         model.schema.has_rows,
     )
-    left_out = {name.removeprefix(OUTPUT_PREFIX) for name in gone if name.startswith(OUTPUT_PREFIX)}
-    if PREDICTION in gone and len(model.prediction) == 1:
-        left_out.update(model.prediction)
-    if len(model.prediction) == 1 and {*mask} & (names := {PREDICTION, OUTPUT_PREFIX + model.prediction[0]}):
-        mask = tuple(sorted({*mask} | names))  # by which of both it is logged depends on its shape
-    masked = _masked(model.schema, mask)
+    left_out = {name.removeprefix(OUTPUT_PREFIX) for name in excluded if name.startswith(OUTPUT_PREFIX)}
+    if len(model.prediction) == 1:
+        if PREDICTION in excluded:
+            left_out.update(model.prediction)
+        if {*mask} & (aliases := {PREDICTION, OUTPUT_PREFIX + model.prediction[0]}):
+            mask = tuple(sorted({*mask} | aliases))  # its shape decides under which of both it is logged
+    masked = _masked_columns(model.schema, mask)
     return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out), masked=masked)
 
 
-def _cut(schema: Schema, drop: Collection[str]) -> tuple[tuple[Input, ...], dict[str, Array | None]]:
-    """The inputs without these columns, and what is left of each that had some."""
-    inputs: list[Input] = []
-    cuts: dict[str, Array | None] = {}
-    for entry in schema.inputs:
-        names = entry.columns or (entry.name,)
-        places = [place for place, name in enumerate(names) if name not in drop]
-        if places and len(places) < len(names):
-            cuts[entry.name] = np.array(places, dtype=np.intp)
-            inputs.append(replace(entry, columns=tuple(names[place] for place in places)))
-        elif places:
-            inputs.append(entry)
-        else:
-            cuts[entry.name] = None
-    return tuple(inputs), cuts
-
-
-def _masked(schema: Schema, mask: Collection[str]) -> dict[str, tuple[tuple[str, int | None], ...]]:
-    """By input its columns that are masked."""
+def _masked_columns(schema: Schema, mask: Collection[str]) -> dict[str, tuple[tuple[str, int | None], ...]]:
     found: dict[str, tuple[tuple[str, int | None], ...]] = {}
     for entry in schema.inputs:
         named: list[tuple[str, int | None]] = [(name, place) for place, name in enumerate(entry.columns)]
@@ -103,7 +99,7 @@ def _masked(schema: Schema, mask: Collection[str]) -> dict[str, tuple[tuple[str,
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:
     inputs = list(model.schema.names if model.schema.columns else (entry.name for entry in model.schema.inputs))
     if not inputs:
-        return  # a model without a signature: what it takes shows with each request
+        return  # a model without a signature: its columns are only known with each request
     prediction = [PREDICTION] if len(model.prediction) == 1 else []
     known = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
     for name in names:
@@ -114,25 +110,20 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
 
 
 def encode_model(model: CapturedModel) -> bytes:
-    """As JSON, without what the schema has worked out from its fields, which orjson would write as well."""
+    """Return the model as JSON, without what the schema derives from its fields, which orjson would write as well."""
     schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
     return orjson.dumps(
-        {
-            "model": model.model,
-            "version": model.version,
-            "schema": schema,
-            "prediction": model.prediction,
-        }
+        {"model": model.model, "version": model.version, "schema": schema, "prediction": model.prediction}
     )
 
 
-def decode_model(described: memoryview) -> CapturedModel:
-    """What `described_model` gave.
+def decode_model(encoded: memoryview) -> CapturedModel:
+    """Reverse `encode_model`.
 
     Raises:
-        ValueError, KeyError, TypeError: it is something else.
+        ValueError, KeyError, TypeError: the bytes are malformed.
     """
-    document = orjson.loads(described)
+    document = orjson.loads(encoded)
     schema = document["schema"]
     inputs = (
         Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"]) for e in schema["inputs"]

@@ -1,4 +1,4 @@
-"""What callers say of earlier predictions, and its form in the spool: one frame a request, beside those of answers."""
+"""Labels that callers report for earlier predictions, and their form in the spool: one frame a request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ Value = str | int | float | bool | None
 
 
 class Feedback(NamedTuple):
-    """What turned out to be true of one row, or of all rows of a request.
+    """The true label of one row, or of all rows of a request.
 
     Attributes:
-        prediction_id: as the answer said it; None: `key` names the row.
-        row: of that request, from 0; None: all.
+        prediction_id: of the response; None if `key` names the row.
+        row: of that request, from 0; None for all rows.
         key: values of the row's columns by name.
-        label: None takes an earlier one back.
+        label: None withdraws an earlier label.
     """
 
     prediction_id: str | None
@@ -31,7 +31,7 @@ class FeedbackFrame:
 
     Attributes:
         received_time: microseconds since 1970 (UTC).
-        offset: of the frame in its segment, with the segment's name what tells doubles.
+        offset: of the frame in its segment; with the segment's name it identifies duplicates.
     """
 
     endpoint: str
@@ -41,16 +41,16 @@ class FeedbackFrame:
 
 
 def encode_feedback(endpoint: str, received_time: int, entries: Sequence[Feedback]) -> bytes:
-    """A frame's payload without its kind."""
+    """Return the payload of a frame, without its kind."""
     return orjson.dumps([endpoint, received_time, [tuple(entry) for entry in entries]])
 
 
-def decode_feedback(packed: bytes | memoryview, offset: int) -> FeedbackFrame:
-    """What `pack_feedback` gave.
+def decode_feedback(payload: bytes | memoryview, offset: int) -> FeedbackFrame:
+    """Reverse `encode_feedback`.
 
     Raises:
-        ValueError, TypeError: it is something else.
+        ValueError, TypeError: the payload is malformed.
     """
-    said: list[Any] = orjson.loads(packed)
-    endpoint, received_time, entries = said
+    fields: list[Any] = orjson.loads(payload)
+    endpoint, received_time, entries = fields
     return FeedbackFrame(endpoint, received_time, tuple(Feedback(*entry) for entry in entries), offset)

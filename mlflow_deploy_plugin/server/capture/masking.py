@@ -1,7 +1,7 @@
-"""Masking: what is not to be read in the log or in the spool stands there as a keyed hash, equal where the values are.
+"""Masking: a masked column holds a keyed hash in the spool and in the log, equal where the values are equal.
 
-Keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexadecimal: without the key nobody can try out values,
-and the same value is the same hash in every column, version and server that has the same key.
+The hash is keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexadecimal. Without the key nobody can try
+out values. The same value has the same hash in every column, version and server that has the same key.
 """
 
 import fcntl
@@ -19,50 +19,49 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime import Array, as_key
 
 MASK_KEY = "mask.key"
-"""The file in a server's state folder. Another server masks alike with a copy of it."""
-_KEY_BYTES, _MOST_KEY_BYTES = 32, 64
+"""The file in a server's state folder. Another server with a copy of it makes the same hashes."""
+_KEY_BYTES, _MAX_KEY_BYTES = 32, 64
 _DIGEST_BYTES = 16
 
 
 class ColumnMask:
-    """Masks with the key in a file, which is made where there is none."""
+    """Hashes values with the key in a file; the file is made if there is none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._keyed: Any = None  # keyed once: a copy of it costs half of what a new one does
 
     def ensure_key(self) -> None:
-        """Raises InvalidConfig where there is no key, and none can be made."""
+        """Raise InvalidConfig if there is no key and none can be made."""
         try:
             _read_key(self._path)
         except OSError as error:
             raise InvalidConfig(f"the key of masked columns cannot be read or made: {error}") from None
 
     def hash_column(self, values: Array) -> list[str | None]:
-        """[N] hashes, one for each value, None where there is none; of [N, …] one for each row.
+        """Return [N] hashes, None for a missing value; for [N, …] values one hash a row.
 
         Raises:
             OSError: the key cannot be read or made.
-            InvalidConfig: the file holds none.
+            InvalidConfig: the file holds no key.
         """
         if values.shape == (1,):  # most requests: what follows takes thrice as long
-            return [self._masked(float(str(values[0])) if values.dtype.char == "f" else values.item())]
-        rows = (
-            list(values) if values.dtype == np.float32 else values.tolist()
-        )  # of a float32's 0.1 `tolist` makes another
+            return [self._hash(float(str(values[0])) if values.dtype.char == "f" else values.item())]
+        # `tolist` turns a float32's 0.1 into another number
+        rows = list(values) if values.dtype == np.float32 else values.tolist()
         if values.ndim > 1:
             rows = [orjson.dumps(row, default=str).decode() for row in values.tolist()]
-        hashes = {value: self._masked(value) for value in dict.fromkeys(rows)}  # what repeats is hashed once
+        hashes = {value: self._hash(value) for value in dict.fromkeys(rows)}  # repeated values are hashed once
         return [hashes[value] for value in rows]
 
     def hash_values(self, values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-        """The same values, of which those under `names` are masked as in a column.
+        """Return the values with those under `names` hashed as in a column.
 
-        Raises: as `column`.
+        Raises: as `hash_column`.
         """
-        return {**values, **{name: self._masked(values[name]) for name in values if name in names}}
+        return {**values, **{name: self._hash(values[name]) for name in values if name in names}}
 
-    def _masked(self, value: Any) -> str | None:
+    def _hash(self, value: Any) -> str | None:
         text = as_key(value)
         if text is None:
             return None
@@ -74,20 +73,20 @@ class ColumnMask:
 
 
 def _read_key(path: Path) -> bytes:
-    """The key, as the file says it in hexadecimal; a new one where there is no file."""
+    """Return the key that the file holds in hexadecimal; make a new one if there is no file."""
     if not path.exists():
         _make_key(path)
     try:
         key = bytes.fromhex(path.read_text().strip())
     except ValueError:
         key = b""
-    if not 16 <= len(key) <= _MOST_KEY_BYTES:
-        raise InvalidConfig(f"{path} holds no key: 32 to {2 * _MOST_KEY_BYTES} hexadecimal digits are expected")
+    if not 16 <= len(key) <= _MAX_KEY_BYTES:
+        raise InvalidConfig(f"{path} holds no key: 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits are expected")
     return key
 
 
 def _make_key(path: Path) -> None:
-    """Writes a new key, unless another worker was faster: all have to have the same one."""
+    """Write a new key, unless another worker was faster: all workers need the same one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

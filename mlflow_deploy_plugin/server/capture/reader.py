@@ -1,15 +1,14 @@
-"""Reading the spool by the batch: what the agent ships, without a Python object for each request.
+"""The spool's reader, by the batch: the agent ships requests without a Python object for each of them.
 
-Requests of one layout lie in a segment as frames whose parts have the same order and mostly the same size, so numpy
-takes each part of all of them in one call: a million requests of 30 floats cost a second instead of fifteen. The
-figures are in benchmarks/RESULTS.md; tests/support/spool.py reads the same one by one, and a test holds both equal.
+Requests of one layout are frames whose parts have the same order and mostly the same size, so numpy takes each part of
+all of them in one call: a million requests of 30 floats cost a second instead of fifteen (benchmarks/RESULTS.md).
+tests/support/spool.py reads the same requests one by one, and a test holds both equal.
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -37,17 +36,17 @@ _HEAD = np.dtype(
         ("prediction_length", "<u2"),
     ]
 )
-"""The beginning of a request's payload: `REFERRING`, then what `packing.Packer` puts before the ids."""
+"""The beginning of a request's payload: `REFERRING`, then the head that `codec.RequestEncoder` writes."""
 _MICROSECONDS_AN_HOUR = 3600 * 1_000_000
-_LOOKS = 3
-"""At a segment that looks damaged."""
-_NO_SENSE = (ValueError, LookupError, TypeError, AttributeError, struct.error)
-"""What reading may raise of a frame that is whole and holds something else than it should."""
+_READS = 3
+"""Attempts at a segment that looks damaged."""
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, struct.error)
+"""Errors that decoding raises for a frame that is whole but malformed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Utf8Array:
-    """[N] strings in UTF-8: the bytes of all, and [N + 1] int32 where each begins, as Arrow has them."""
+    """[N] strings in UTF-8 as Arrow lays them out: the bytes of all, and [N + 1] int32 where each begins."""
 
     content: Array
     bounds: Array
@@ -55,16 +54,16 @@ class Utf8Array:
 
 @dataclass(frozen=True, eq=False)
 class CapturedBatch:
-    """N requests of one layout with `rows` rows each, whose event times lie in one hour; the oldest first.
+    """N requests of one layout with `rows` rows each and event times in one hour; oldest first.
 
     Attributes:
         hour: hours since 1970 (UTC).
-        offsets: [N] int64, with the segment's name what tells doubles.
+        offsets: [N] int64; with the segment's name they identify duplicates.
         event_times / received_times: [N] int64, microseconds since 1970 (UTC).
         latencies: [N] int64, microseconds.
         statuses: [N] int16, HTTP's.
-        is_shadow: the variant has answered nobody.
-        is_failed: these requests got no answer: they are rows without columns.
+        is_shadow: the outputs were sent to nobody.
+        is_failed: these requests got no prediction; they are rows without columns.
         feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry a row.
         masked: [N * rows] hashes by column.
     """
@@ -90,14 +89,14 @@ class CapturedBatch:
 
 @dataclass(frozen=True, eq=False)
 class CapturedSegment:
-    """What a segment holds from some offset on.
+    """The content of a segment from some offset on.
 
     Attributes:
-        batches: its requests; those of one layout, number of rows and hour are one.
-        feedback: what callers have said of earlier predictions.
-        end: where to go on the next time.
-        lost_bytes: bytes between whole frames that are none.
-        malformed: requests and feedback whose frames are whole and hold something else than they should.
+        batches: its requests, one batch for each layout, number of rows and hour.
+        feedback: labels that callers have reported.
+        end: the offset to continue from the next time.
+        lost_bytes: bytes between whole frames that belong to none.
+        malformed: frames that are whole but cannot be decoded.
     """
 
     batches: list[CapturedBatch]
@@ -108,93 +107,87 @@ class CapturedSegment:
 
 
 def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
-    """What the whole frames of a segment hold. Takes the segment into memory.
+    """Read the whole frames of a segment, which is taken into memory.
 
     Raises:
         OSError: the segment cannot be read.
     """
     with segment.open("rb") as file:
-        content, found = _read_frames(file, start)
-        feedback, malformed = _feedback(content, found.feedback.tolist(), start)
-        requests, heads = found.requests, _taken(content, found.requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
+        content, frames = _read_frames(file, start)
+        feedback = []
+        for begin in frames.feedback.tolist():
+            payload = begin + FRAME.size
+            stop = payload + FRAME.unpack_from(content, begin)[1]
+            with suppress(*_MALFORMED):
+                feedback.append(decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
+        malformed = frames.malformed + len(frames.feedback) - len(feedback)
+        requests, heads = frames.requests, _gather(content, frames.requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
         hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
         models: dict[int, CapturedModel] = {}
         layouts: dict[int, tuple[CapturedModel, Any]] = {}
 
+        def payload_of(offset: int) -> memoryview | None:
+            """Return the payload of a frame, which may lie before `start`."""
+            file.seek(offset)
+            head = file.read(FRAME.size)
+            if len(head) < FRAME.size:
+                return None
+            _, length, _ = FRAME.unpack(head)
+            return payload_at(head + file.read(length), 0)
+
         def batch_of(group: Array) -> CapturedBatch:
             offset = int(heads["layout"][group[0]])
             if offset not in layouts:
-                layouts[offset] = decode_layout(partial(_payload_in, file), offset, models)
-            return _batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
+                layouts[offset] = decode_layout(payload_of, offset, models)
+            return _decode_batch(content, requests[group], heads[group], int(hours[group[0]]), start, *layouts[offset])
 
         batches: list[CapturedBatch] = []
-        for group in _groups(heads["layout"], heads["rows"], hours):
-            malformed += _add(batches, batch_of, group)
+        for group in _group_by(heads["layout"], heads["rows"], hours):
+            malformed += _append_batch(batches, batch_of, group)
     batches.sort(key=lambda batch: int(batch.offsets[0]))
-    return CapturedSegment(batches, feedback, start + found.end, found.lost_bytes, found.malformed + malformed)
+    return CapturedSegment(batches, feedback, start + frames.end, frames.lost_bytes, malformed)
 
 
 def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
-    """The segment's bytes from `start` on, and the frames in them.
+    """Return the segment's bytes from `start` on, and the frames in them.
 
-    On a full disk a worker takes back the half of a frame that it could write, and writes another one there. Who reads
-    meanwhile may see the one's beginning and the other's end, with whole frames behind them: damage that another look
-    does not show.
+    On a full disk a worker truncates the half of a frame that it could write, and writes another one there. A reader
+    may meanwhile see the beginning of one and the end of the other, with whole frames behind them: damage that another
+    read does not show.
     """
-    for _ in range(_LOOKS):
+    for _ in range(_READS):
         file.seek(start)
         content = file.read()
-        found = find_frames(content, _HEAD.itemsize)
-        if not found.lost_bytes:
+        frames = find_frames(content, _HEAD.itemsize)
+        if not frames.lost_bytes:
             break
-    return content, found
+    return content, frames
 
 
-def _add(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:
-    """Adds the batch of a group, or of those of its requests that make sense; gives how many do not."""
+def _append_batch(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:
+    """Append the batch of a group without its malformed requests; return how many these are."""
     try:
         batches.append(batch_of(group))
-    except _NO_SENSE:
+    except _MALFORMED:
         if len(group) == 1:
             return 1
-        return sum(_add(batches, batch_of, half) for half in np.array_split(group, 2))
+        return sum(_append_batch(batches, batch_of, half) for half in np.array_split(group, 2))
     return 0
 
 
-def _payload_in(file: IO[bytes], offset: int) -> memoryview | None:
-    """What a frame holds that may lie before where the reading began."""
-    file.seek(offset)
-    head = file.read(FRAME.size)
-    if len(head) < FRAME.size:
-        return None
-    _, length, _ = FRAME.unpack(head)
-    return payload_at(head + file.read(length), 0)
-
-
-def _feedback(content: bytes, begins: Sequence[int], start: int) -> tuple[list[FeedbackFrame], int]:
-    """The frames of feedback, and how many of them make no sense."""
-    frames = []
-    for begin in begins:
-        payload = begin + FRAME.size
-        stop = payload + FRAME.unpack_from(content, begin)[1]
-        with suppress(*_NO_SENSE):
-            frames.append(decode_feedback(content[payload + len(FEEDBACK_KIND) : stop], start + begin))
-    return frames, len(begins) - len(frames)
-
-
-def _groups(*keys: Array) -> Iterator[Array]:
-    """[n] places at which all keys are equal, ascending, for each of their combinations."""
+def _group_by(*keys: Array) -> list[Array]:
+    """Return the positions of each combination of keys: [n] each, ascending."""
     if not len(keys[0]):
-        return
+        return []
     order = np.lexsort(keys)
     is_new = np.zeros(len(order) - 1, dtype=bool)
     for key in keys:
         ordered = key[order]
         is_new |= ordered[1:] != ordered[:-1]
-    yield from np.split(order, np.flatnonzero(is_new) + 1)
+    return np.split(order, np.flatnonzero(is_new) + 1)
 
 
-def _batch(
+def _decode_batch(
     content: bytes, begins: Array, heads: Array, hour: int, start: int, model: CapturedModel, layout: Mapping[str, Any]
 ) -> CapturedBatch:
     rows = int(heads["rows"][0])
@@ -202,19 +195,25 @@ def _batch(
     ids = []
     for name in ("request_length", "prediction_length"):
         lengths = heads[name].astype(np.int64)
-        ids.append(_texts(content, position, lengths))
+        bounds = np.zeros(len(position) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=bounds[1:])
+        if (lengths == lengths[0]).all():
+            texts = _gather(content, position, int(lengths[0]))
+        else:
+            texts = np.frombuffer(b"".join(_pieces(content, position, lengths)), np.uint8)
+        ids.append(Utf8Array(texts, bounds))
         position = position + lengths
     sides: dict[str, dict[str, Array]] = {"feeds": {}, "outputs": {}, "masked": {}}
     for side, arrays in sides.items():
         for name, dtype, inner in layout.get(side, ()):
             shape = (len(begins) * rows, *inner)
             if dtype == "str":
-                lengths = _taken(content, position, 4).view("<u4").astype(np.int64)
-                arrays[name] = _strings(content, position + 4, lengths, 1 + len(inner)).reshape(shape)
+                lengths = _gather(content, position, 4).view("<u4").astype(np.int64)
+                arrays[name] = _decode_strings(content, position + 4, lengths, 1 + len(inner)).reshape(shape)
                 position = position + 4 + lengths
             else:
                 length = rows * prod(inner) * np.dtype(dtype).itemsize
-                arrays[name] = _taken(content, position, length).view(dtype).reshape(shape)
+                arrays[name] = _gather(content, position, length).view(dtype).reshape(shape)
                 position = position + length
     return CapturedBatch(
         model,
@@ -237,10 +236,10 @@ def _batch(
     )
 
 
-def _taken(content: bytes, begins: Array, length: int) -> Array:
-    """[N * length] uint8: `length` bytes from each of the places on.
+def _gather(content: bytes, begins: Array, length: int) -> Array:
+    """Return [N * length] uint8: `length` bytes from each of the positions on.
 
-    A view of every stretch of that length as one item lets numpy copy them without an index for each byte.
+    Viewing every stretch of that length as one item lets numpy copy them without an index for each byte.
     """
     if not length or not len(begins):
         return np.empty(0, dtype=np.uint8)
@@ -250,25 +249,18 @@ def _taken(content: bytes, begins: Array, length: int) -> Array:
     return stretches[begins].view(np.uint8)
 
 
-def _texts(content: bytes, begins: Array, lengths: Array) -> Utf8Array:
-    bounds = np.zeros(len(begins) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=bounds[1:])
-    if (lengths == lengths[0]).all():
-        return Utf8Array(_taken(content, begins, int(lengths[0])), bounds)
-    return Utf8Array(np.frombuffer(b"".join(_pieces(content, begins, lengths)), np.uint8), bounds)
+def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
+    """Return [values] objects: the strings of JSON lists nested `depth` deep. Equal lists are parsed once."""
 
+    def parse(piece: bytes) -> list[Any]:
+        values: list[Any] = orjson.loads(piece)
+        for _ in range(depth - 1):
+            values = list(chain.from_iterable(values))
+        return values
 
-def _strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
-    """[values] objects: the strings of JSON lists that are nested `depth` deep. What is equal is parsed once."""
     pieces = _pieces(content, begins, lengths)
-    parsed = {piece: _flat(orjson.loads(piece), depth) for piece in set(pieces)}
+    parsed = {piece: parse(piece) for piece in set(pieces)}
     return np.array(list(chain.from_iterable([parsed[piece] for piece in pieces])), dtype=object)
-
-
-def _flat(values: list[Any], depth: int) -> list[Any]:
-    for _ in range(depth - 1):
-        values = list(chain.from_iterable(values))
-    return values
 
 
 def _pieces(content: bytes, begins: Array, lengths: Array) -> list[bytes]:

@@ -34,27 +34,27 @@ from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 logger = logging.getLogger(__name__)
 
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024
-"""Beyond it another one is begun; what is larger by itself may come on top."""
+"""A larger segment is closed and another one begun; a single request may be larger."""
 
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 
 
 class CaptureWriter:
-    """Appends to this worker's own segment. A request that cannot be written is counted and logged, and never fails.
+    """Appends to this worker's own segment. A request that cannot be written is counted and logged; it never fails.
 
     Args:
-        count: called for each answer with its endpoint, its rows, how many of them were to be written, and whether they
-            were; None: nothing of it was to be.
+        count: called for each response with its endpoint, its rows, how many of them were to be written, and whether
+            they were; None if the spec excludes them all.
         clock: monotonic seconds, for the log's one line a minute and the one look at the spool a second.
-        max_bytes: of the spool, with what other workers have written; above it nothing is captured until the agent has
-            shipped something. What is written between two looks may come on top.
+        max_bytes: of the spool, including what other workers have written. Above it nothing is captured until the agent
+            has shipped something; what is written between two looks may come on top.
     """
 
     def __init__(
         self,
         spool: Path,
-        count: Callable[[str, int, int, bool | None], None] = lambda *answered: None,
+        count: Callable[[str, int, int, bool | None], None] = lambda *counted: None,
         clock: Callable[[], float] = time.monotonic,
         max_bytes: int = 1024**3,
     ) -> None:
@@ -70,8 +70,8 @@ class CaptureWriter:
         self._models: dict[CapturedModel, int] = {}
         self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
         self._mask = ColumnMask(spool.parent / MASK_KEY)
-        self._packer = RequestEncoder(self._mask)
-        self._silent_until = float("-inf")
+        self._encoder = RequestEncoder(self._mask)
+        self._quiet_until = float("-inf")
 
     def write(
         self,
@@ -81,44 +81,44 @@ class CaptureWriter:
         outputs: Mapping[str, Array],
         max_rows: int,
     ) -> bool:
-        """Appends one request as it was sent, its first `max_rows` rows; whether it is in the file now."""
+        """Append the first `max_rows` rows of a request as it was sent; return whether they are in the file."""
         feeds = sent_arrays(feeds)
         try:
-            plan, pieces = self._packer.pack(record, model, feeds, outputs, max_rows)
+            plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
             with self._lock:
                 self._append(model, plan.layout, pieces)
-        except Exception as error:  # noqa: BLE001 - whatever it is: the answer is right, and is sent; the log has it
+        except Exception as error:  # noqa: BLE001 - the boundary: the response is right and is sent all the same
             rows = model.schema.count_rows(feeds)
             self._count(record.endpoint, rows, min(rows, max_rows), False)
-            self._complain(error)
+            self._log_failure(error)
             return False
         self._count(record.endpoint, plan.rows, plan.kept_rows, True)
         return True
 
     def write_failure(self, record: RequestRecord, model: CapturedModel) -> None:
-        """Appends a request that `model` has not answered: when, for how long and why not. Counted nowhere here."""
+        """Append a request that `model` has not answered: its times and status. It is not counted here."""
         try:
             layout, pieces = encode_failure(record)
             with self._lock:
                 self._append(model, layout, pieces)
         except Exception as error:  # noqa: BLE001 - as in `write`
-            self._complain(error)
+            self._log_failure(error)
 
     def count_excluded(self, endpoint: str, rows: int) -> None:
-        """Counts an answer of so many rows, of which nothing is to be written."""
+        """Count a response of so many rows of which nothing is written."""
         self._count(endpoint, rows, 0, None)
 
     def write_feedback(
         self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
     ) -> None:
-        """Appends what was said of earlier predictions at `received_time` (microseconds since 1970).
+        """Append labels of earlier predictions, received at `received_time` (microseconds since 1970).
 
         Args:
-            mask: columns whose values are masked in keys, as they are in rows.
+            mask: columns whose values are hashed in keys, as they are in rows.
 
         Raises:
-            OSError: the spool, or the disk, is full; its caller has to know.
-            InvalidConfig: there is no key to mask with.
+            OSError: the spool, or the disk, is full; the caller has to know.
+            InvalidConfig: there is no key to hash with.
         """
         if mask:
             names = frozenset(mask)
@@ -129,12 +129,12 @@ class CaptureWriter:
             self._write_frame(payload)
 
     def close(self) -> None:
-        """Lets go of the segment; the next write begins another."""
+        """Release the segment; the next write begins another."""
         with self._lock:
             self._close()
 
     def _append(self, model: CapturedModel, layout: bytes, pieces: list[bytes]) -> None:
-        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # how large the request is, is not asked
+        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # saves adding up the pieces of the request
         if self._file < 0 or self._is_full or not is_roomy or self._clock() >= self._look_at:
             self._make_room(sum(map(len, pieces)))
         offset = self._layouts.get((model, layout))
@@ -146,23 +146,23 @@ class CaptureWriter:
         self._write_frame(b"".join((REFERRING.pack(REQUEST_KIND, offset), *pieces)))
 
     def _make_room(self, size: int) -> None:
-        """A segment that takes `size` bytes more.
+        """Make sure that a segment with room for `size` bytes is open.
 
         Raises:
-            OSError: the spool holds what it may, or no file can be made.
+            OSError: the spool is full, or no file can be made.
         """
         if (now := self._clock()) >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._is_full = spool_bytes(self._spool) >= self._max_bytes
         if self._is_full:
-            self._close()  # the agent removes no segment that is held
+            self._close()  # the agent removes no segment that is locked
             raise OSError(f"the spool holds the {self._max_bytes} bytes that it may; does the inference log take them?")
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
-            self._open()
+            self._open_segment()
 
     def _write_frame(self, payload: bytes) -> int:
-        """Appends one frame in one write and gives its offset; a partial one is taken back."""
+        """Append one frame in one write and return its offset; a partial frame is truncated."""
         offset = self._size
         frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
         try:
@@ -175,8 +175,8 @@ class CaptureWriter:
         self._size += len(frame)
         return offset
 
-    def _open(self) -> None:
-        """A new segment under its name only once it is locked: no reader can take it for one that was left."""
+    def _open_segment(self) -> None:
+        """Open a new segment, named only once it is locked: no reader can take it for an abandoned one."""
         self._spool.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex
         temporary = self._spool / f".{name}"
@@ -197,8 +197,8 @@ class CaptureWriter:
         self._models.clear()
         self._layouts.clear()
 
-    def _complain(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         now = self._clock()
-        if now >= self._silent_until:
-            self._silent_until = now + _LOG_SECONDS
+        if now >= self._quiet_until:
+            self._quiet_until = now + _LOG_SECONDS
             logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))

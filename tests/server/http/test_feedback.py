@@ -71,7 +71,7 @@ def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
 def test_masked_key_columns_are_masked_before_they_are_written_down(server: Server) -> None:
     assert give(server, {"key": {"carrier": "AA", "_request_id": "r"}, "label": 1}).status == 202
     (frame,) = kept(server.repository.state_dir / SPOOL)
-    masked = ColumnMask(server.repository.state_dir / "mask.key").values({"carrier": "AA"}, frozenset({"carrier"}))
+    masked = ColumnMask(server.repository.state_dir / "mask.key").hash_values({"carrier": "AA"}, frozenset({"carrier"}))
     assert frame.entries == (Feedback(None, None, masked | {"_request_id": "r"}, 1),)
 
 
