@@ -16,6 +16,8 @@ PAGES = {
     "docker/README.md": "images.md",
     "benchmarks/RESULTS.md": "results.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
 }
 """Path in the repository → path in the site."""
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
@@ -43,7 +45,7 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         source = posixpath.normpath(posixpath.join(folder, target))
         place = PAGES.get(source, source.removeprefix("docs/"))
         if files.get_file_from_path(place) is None:
-            return text
+            return text if (ROOT / source).exists() else match[0]
         return f"[{text}]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{anchor})"
 
     return LINK.sub(follow, markdown)
