@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.cli.promote import show_progress
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
+    from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
     from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
@@ -135,7 +135,7 @@ def judge_window(
         parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
-        def judge(question: "WindowRequest") -> "LoggedResult":
+        def judge(question: "WindowRequest") -> "EvaluatedWindow":
             show_progress(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
             return judge_and_log(replace(question, progress=show_progress))
 
@@ -143,7 +143,7 @@ def judge_window(
     show_result(written, answer, output)
 
 
-def show_result(written: "MonitorWindow", answer: "LoggedResult", output: str) -> None:
+def show_result(written: "MonitorWindow", answer: "EvaluatedWindow", output: str) -> None:
     """Prints what was found, in lines or as JSON."""
     from mlflow_deploy_plugin.cli.output.monitor import result_document, result_lines
 

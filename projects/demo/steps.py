@@ -22,7 +22,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE as REPORT
@@ -152,7 +152,7 @@ def undeploy_all(say: Say) -> int:
     return len(deployments)
 
 
-def judge_days(flights: pd.DataFrame, say: Say) -> list[LoggedResult]:
+def judge_days(flights: pd.DataFrame, say: Say) -> list[EvaluatedWindow]:
     """The drift job on each day of the flights: one verdict and one MLflow run a day."""
     results = []
     for day in sorted(flights[DAY].unique()):
@@ -163,10 +163,10 @@ def judge_days(flights: pd.DataFrame, say: Say) -> list[LoggedResult]:
     return results
 
 
-def keep_report(results: list[LoggedResult], state: str, target: Path) -> LoggedResult | None:
+def keep_report(results: list[EvaluatedWindow], state: str, target: Path) -> EvaluatedWindow | None:
     """Copies the Evidently report of the first day with this verdict to the file `target`."""
     for result in results:
-        if result.judgement.state == state:
+        if result.result.state == state:
             mlflow.artifacts.download_artifacts(
                 run_id=result.run.run_id, artifact_path=REPORT, dst_path=str(target.parent)
             )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.errors import OnnxserveError
 from projects.demo import steps
 from projects.demo.place import Place
@@ -35,8 +35,8 @@ class Watched:
 
     flights: pd.DataFrame
     predictions: np.ndarray
-    calm: list[LoggedResult]
-    summer: list[LoggedResult]
+    calm: list[EvaluatedWindow]
+    summer: list[EvaluatedWindow]
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,11 @@ def _quality(version: steps.Version) -> str:
     return f"{version.metrics['validation_roc_auc']:.3f} (version {version.number})"
 
 
-def _drifted(results: list[LoggedResult]) -> str:
-    return f"{sum(result.judgement.state == 'drift' for result in results)} of {len(results)}"
+def _drifted(results: list[EvaluatedWindow]) -> str:
+    return f"{sum(result.result.state == 'drift' for result in results)} of {len(results)}"
 
 
-def _report(place: Place, kind: str, results: list[LoggedResult], state: str) -> str:
+def _report(place: Place, kind: str, results: list[EvaluatedWindow], state: str) -> str:
     """Where one report of this kind can be read: a file of its own, and its run in MLflow's UI."""
     page = place.reports / f"{kind}.html"
     result = steps.keep_report(results, state, page)

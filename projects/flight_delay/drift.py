@@ -8,22 +8,22 @@ onnxserve/DEPLOYMENT.
 
 import argparse
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
 from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from projects.command import plain_errors
 
 
-def judge_window(deployment: str, window: Window | None) -> LoggedResult:
+def judge_window(deployment: str, window: Window | None) -> EvaluatedWindow:
     """What the deployment's monitor finds in the window: `onnxserve monitor run` in Python."""
     with open_deployments(print) as deployments:
         return run_window(deployments, find_monitor(deployments, deployment, None), window, judge_and_log)[1]
 
 
-def describe(answer: LoggedResult) -> str:
+def describe(answer: EvaluatedWindow) -> str:
     """The verdict in a line: what was found, how far beyond the threshold, and in which column most."""
-    judgement = answer.judgement
+    judgement = answer.result
     statistic, threshold = (judgement.figures.get(name) for name in ("statistic", "threshold"))
     if statistic is None or threshold is None:
         return f"{judgement.state}: {judgement.reason}"
@@ -41,7 +41,7 @@ def main() -> None:
     with plain_errors():
         window = parse_window(options.window) if options.window else None
         answer = judge_window(options.deployment, window)
-    print(f"{options.deployment}, {answer.judgement.window}: {describe(answer)}")
+    print(f"{options.deployment}, {answer.result.window}: {describe(answer)}")
     print(f"run {answer.run.run_id} of the experiment {answer.run.experiment}  {answer.run.url}")
 
 

@@ -116,7 +116,7 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
 
     judge = evaluation.judge_and_log
 
-    def interrupted(asked: WindowRequest) -> evaluation.LoggedResult:
+    def interrupted(asked: WindowRequest) -> evaluation.EvaluatedWindow:
         if asked.window.start == CALM + 31 * DAY:
             raise KeyboardInterrupt
         return judge(asked)

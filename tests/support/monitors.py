@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, count_labels, count_rows
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, count_labels, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -90,7 +90,7 @@ class MonitoredWorld:
         mark = Watermark(agent, ("flights",), complete_until, fields.pop("written_at", self.now), **fields)
         write_watermark(locate_log(self.settings.inference_log), mark)
 
-    def answer(self, asked: WindowRequest) -> LoggedResult:
+    def answer(self, asked: WindowRequest) -> EvaluatedWindow:
         self.asked.append(asked)
         state: Any = self.judge(asked)
         run = LoggedRun(f"run-{len(self.asked)}", "onnxserve/flights", "")
@@ -111,7 +111,7 @@ class MonitoredWorld:
             rows=rows,
             figures=figures,
         )
-        return LoggedResult(judgement, run, rows)
+        return EvaluatedWindow(judgement, run, rows)
 
     def start(self, store: Store | None = None, lease_seconds: float = 15, **more: Any) -> threading.Event:
         """Runs a scheduler beside the test; the event that is given ends it, and so does the test's end."""

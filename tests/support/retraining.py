@@ -128,7 +128,7 @@ class RetrainingWorld:
         assert stored is not None
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
-    def judgement(self, state: str = "violated", version: str = "1", window: Window = DAY) -> MonitorResult:
+    def result(self, state: str = "violated", version: str = "1", window: Window = DAY) -> MonitorResult:
         return MonitorResult(
             ENDPOINT,
             "accuracy",
@@ -151,7 +151,7 @@ class RetrainingWorld:
 
     def at(self, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
         """A retraining that has come so far; no project has run."""
-        assert retrain_on_alarm(self.deployments, self.judgement(), self.run(), self.spec(then=then)) is not None
+        assert retrain_on_alarm(self.deployments, self.result(), self.run(), self.spec(then=then)) is not None
         run_id = ""
         if state != "waiting":
             experiment = MlflowClient().create_experiment("trainings")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlflow_deploy_plugin.cli.output.terminal import align_columns
-from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.result import to_document
@@ -58,9 +58,9 @@ def _window_document(window: MonitorWindow) -> dict[str, Any]:
     }
 
 
-def result_document(window: MonitorWindow, answer: LoggedResult) -> dict[str, Any]:
+def result_document(window: MonitorWindow, answer: EvaluatedWindow) -> dict[str, Any]:
     """The judgement as a program reads it, and the window as the store has it."""
-    judgement = answer.judgement
+    judgement = answer.result
     return {
         "endpoint": judgement.endpoint,
         "monitor": judgement.monitor,
@@ -74,9 +74,9 @@ def result_document(window: MonitorWindow, answer: LoggedResult) -> dict[str, An
     }
 
 
-def result_lines(window: MonitorWindow, answer: LoggedResult) -> Iterator[str]:
+def result_lines(window: MonitorWindow, answer: EvaluatedWindow) -> Iterator[str]:
     """What `monitor run` shows: the verdict, the worst findings, and where its report is."""
-    judgement = answer.judgement
+    judgement = answer.result
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
     yield f"{judgement.endpoint} {judgement.monitor} {judgement.window}{revision}: {judgement.state}"
     answered = f"model {judgement.model} version {judgement.version}, " if judgement.model else ""

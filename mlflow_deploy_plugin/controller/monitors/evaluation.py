@@ -23,15 +23,15 @@ from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 
 @dataclass(frozen=True)
-class LoggedResult:
+class EvaluatedWindow:
     """The result of a window, the run that shows it, and how many rows of the window the log had by then."""
 
-    judgement: MonitorResult
+    result: MonitorResult
     run: LoggedRun
     log_rows: int
 
 
-Judge = Callable[[WindowRequest], LoggedResult]
+Judge = Callable[[WindowRequest], EvaluatedWindow]
 
 
 def window_request(
@@ -52,7 +52,7 @@ def window_request(
     )
 
 
-def judge_and_log(question: WindowRequest) -> LoggedResult:
+def judge_and_log(question: WindowRequest) -> EvaluatedWindow:
     """Judge the window and log its run. If this revision has a run already, return that one.
 
     Raises:
@@ -66,7 +66,7 @@ def judge_and_log(question: WindowRequest) -> LoggedResult:
         registry_client().get_experiment_by_name(f"onnxserve/{question.endpoint}")
     rows = count_rows(question)
     result = run_monitor(question)
-    return LoggedResult(result.result, result.run, rows)
+    return EvaluatedWindow(result.result, result.run, rows)
 
 
 def count_rows(question: WindowRequest) -> int:

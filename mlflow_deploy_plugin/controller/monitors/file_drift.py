@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import Judge, LoggedResult, window_request
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Judge, window_request
 from mlflow_deploy_plugin.controller.monitors.manual_runs import DEFAULT_MONITOR, SelectedMonitor
 from mlflow_deploy_plugin.controller.monitors.window_runner import as_judged, unsaved_window
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, window_at
@@ -31,7 +31,7 @@ _INDEPENDENT = f"{{}} says when its rows happened (a column {EVENT_TIME}): they 
 
 def run_files(
     name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: float | None
-) -> tuple[MonitorWindow, LoggedResult]:
+) -> tuple[MonitorWindow, EvaluatedWindow]:
     """Compare the rows of a file with those of another, and log the report to the experiment `onnxserve/NAME`.
 
     Nothing is written but the run. The columns are those of the files. If both files say when each row happened, the

@@ -20,7 +20,12 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, count_labels, count_rows, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.evaluation import (
+    EvaluatedWindow,
+    count_labels,
+    count_rows,
+    judge_and_log,
+)
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
@@ -129,9 +134,9 @@ class JudgingPool:
         for process in self._all:
             self._free.put(process)
 
-    def judge(self, request: WindowRequest) -> LoggedResult:
+    def judge(self, request: WindowRequest) -> EvaluatedWindow:
         """Call `judge_and_log` in a process. Raises as `JudgingProcess.call`, like the following."""
-        result: LoggedResult = self._call(judge_and_log, request)
+        result: EvaluatedWindow = self._call(judge_and_log, request)
         return result
 
     def count(self, request: WindowRequest) -> int:

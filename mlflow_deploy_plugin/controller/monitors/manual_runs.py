@@ -12,8 +12,8 @@ from datetime import datetime
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
+    EvaluatedWindow,
     Judge,
-    LoggedResult,
     endpoint_log,
     files_digest,
     judge_and_log,
@@ -92,7 +92,7 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
 
 def run_window(
     deployments: Deployments, monitor: SelectedMonitor, window: Window | None, judge: Judge, engine: Engine = "local"
-) -> tuple[MonitorWindow, LoggedResult]:
+) -> tuple[MonitorWindow, EvaluatedWindow]:
     """Judge a window, by default the latest whole one of the monitor's length that has rows.
 
     A window that is in the store already gets a further revision. A result with other bounds than the monitor's stands
@@ -116,9 +116,9 @@ def run_window(
             f"endpoint {monitor.endpoint!r} has no captured rows in {window}; the latest whole window with rows is "
             f"{latest}"
         )
-    results: list[LoggedResult] = []
+    results: list[EvaluatedWindow] = []
 
-    def judge_once(request: WindowRequest) -> LoggedResult:
+    def judge_once(request: WindowRequest) -> EvaluatedWindow:
         results.append(judge(replace(request, engine=engine, capture=monitor.capture)))
         return results[-1]
 
@@ -156,7 +156,7 @@ def backfill(
             "longer windows"
         )
 
-    def judge_as_selected(request: WindowRequest) -> LoggedResult:
+    def judge_as_selected(request: WindowRequest) -> EvaluatedWindow:
         return judge(replace(request, capture=monitor.capture))  # the store may know nothing of the monitor
 
     for number, start in enumerate(starts, 1):

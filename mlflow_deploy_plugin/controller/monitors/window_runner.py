@@ -13,8 +13,8 @@ from enum import Enum
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
+    EvaluatedWindow,
     Judge,
-    LoggedResult,
     count_labels,
     count_rows,
     endpoint_log,
@@ -225,7 +225,7 @@ class WindowRunner:
             self._report(window, spec, result)
         return as_judged(replace(window, log_digest=digest), result, notes)
 
-    def _report(self, window: MonitorWindow, spec: MonitorSpec, result: LoggedResult) -> None:
+    def _report(self, window: MonitorWindow, spec: MonitorSpec, result: EvaluatedWindow) -> None:
         """Send alerts and start what follows, if this is the monitor's newest window: an older one changes nothing.
 
         Only windows that the schedule has come to count. With a wrong clock it may have judged windows that lie ahead.
@@ -246,16 +246,16 @@ class WindowRunner:
         ]
         if any(one.start > window.start for one in earlier):
             return
-        consecutive = consecutive_alarms([*earlier, replace(window, verdict=result.judgement.state)])
+        consecutive = consecutive_alarms([*earlier, replace(window, verdict=result.result.state)])
         self.monitors.remember(window.endpoint, window.monitor, consecutive=consecutive)
-        if result.judgement.is_alarm and consecutive < spec.consecutive:
+        if result.result.is_alarm and consecutive < spec.consecutive:
             self.say(
                 f"{window_summary(window)}: {consecutive} of {spec.consecutive} windows in a row that make an alarm"
             )
             return
         try:
-            record_result(store, settings, result.judgement, result.run.url, spec)
-            self.on_alarm(self.deployments, result.judgement, result.run, spec)
+            record_result(store, settings, result.result, result.run.url, spec)
+            self.on_alarm(self.deployments, result.result, result.run, spec)
         except TRANSIENT_ERRORS:
             raise  # the next attempt sends it again
         except Exception:  # noqa: BLE001 — the window is judged, whatever keeps its verdict from being followed
@@ -303,9 +303,9 @@ def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -
     return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
 
 
-def as_judged(window: MonitorWindow, result: LoggedResult, notes: Sequence[str]) -> MonitorWindow:
+def as_judged(window: MonitorWindow, result: EvaluatedWindow, notes: Sequence[str]) -> MonitorWindow:
     """Return the window with its result."""
-    judgement = result.judgement
+    judgement = result.result
     return replace(
         window,
         state="judged",

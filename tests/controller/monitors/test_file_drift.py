@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import LoggedResult, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, judge_and_log
 from mlflow_deploy_plugin.controller.monitors.file_drift import run_files
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
@@ -25,7 +25,7 @@ def folder(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pyt
         yield tmp_path
 
 
-def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> LoggedResult:
+def judged(rows: pd.DataFrame, reference: pd.DataFrame, **bounds: float) -> EvaluatedWindow:
     rows.to_parquet("rows.parquet")
     reference.to_csv("reference.csv", index=False)
     settings = load_settings()
@@ -40,11 +40,11 @@ def table(count: int, shift: float = 0.0, start: str = "") -> pd.DataFrame:
 def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_but_the_report(folder: Path) -> None:
     calm, shifted = judged(table(300), table(2000)), judged(table(300, 2.0), table(2000))
 
-    assert calm.judgement.state == "no drift"
-    assert "neither file says when its rows happened" in calm.judgement.notes[0]
-    assert shifted.judgement.state == "drift"
-    assert shifted.judgement.reason.startswith("x: mean ")
-    assert (shifted.judgement.model, shifted.judgement.rows) == ("", 300)
+    assert calm.result.state == "no drift"
+    assert "neither file says when its rows happened" in calm.result.notes[0]
+    assert shifted.result.state == "drift"
+    assert shifted.result.reason.startswith("x: mean ")
+    assert (shifted.result.model, shifted.result.rows) == ("", 300)
     run = mlflow.MlflowClient().get_run(shifted.run.run_id)
     assert run.data.tags["onnxserve.tried"] == "rows=rows.parquet, reference=reference.csv"
     assert "onnxserve.verdict" not in run.data.tags
@@ -54,22 +54,22 @@ def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_b
 def test_rows_with_times_are_one_window_beside_the_windows_of_the_reference() -> None:
     answer = judged(table(144, 3.0, "2024-03-01"), table(144 * 40, 0.0, "2024-01-01"), min_rows=100)
 
-    assert str(answer.judgement.window) == "2024-03-01/2024-03-02"
-    assert answer.judgement.state == "drift"
-    assert "windows" in answer.judgement.reason
-    assert not any("independent" in note for note in answer.judgement.notes)
+    assert str(answer.result.window) == "2024-03-01/2024-03-02"
+    assert answer.result.state == "drift"
+    assert "windows" in answer.result.reason
+    assert not any("independent" in note for note in answer.result.notes)
 
 
 def test_times_on_one_side_alone_are_said() -> None:
     answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
 
-    assert answer.judgement.notes[0].startswith("only one file (not the dataset rows.parquet) says when its rows")
+    assert answer.result.notes[0].startswith("only one file (not the dataset rows.parquet) says when its rows")
 
 
 def test_too_few_rows_are_not_judged() -> None:
     answer = judged(table(50), table(2000))
 
-    assert (answer.judgement.state, answer.judgement.reason) == (
+    assert (answer.result.state, answer.result.reason) == (
         "not judged",
         "the window has 50 rows; min_rows is 200",
     )

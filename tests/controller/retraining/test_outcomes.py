@@ -54,7 +54,7 @@ def history(world: RetrainingWorld) -> tuple[str, str]:
 @pytest.mark.parametrize("share", [0.0, 0.1])
 def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
     world.capture(share_labelled=share)
-    assert retrain_on_alarm(world.deployments, world.judgement(), world.run(), world.spec()) is not None
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert (
@@ -66,9 +66,7 @@ def test_no_or_few_labelled_rows(world: RetrainingWorld, share: float) -> None:
 @pytest.mark.long
 def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: RetrainingWorld) -> None:
     world.capture(share_labelled=0.5)
-    assert retrain_on_alarm(
-        world.deployments, world.judgement(), world.run(), world.spec(parameters={"does": "nothing"})
-    )
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
     running = world.take()
     assert (running.state, running.figures["rows"]) == ("running", 300)
     failed = world.until("failed")
@@ -77,7 +75,7 @@ def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: Retraining
 
 def test_labels_of_one_class_teach_nothing(world: RetrainingWorld) -> None:
     world.capture(change=lambda rows: {**rows, "label": np.ones_like(rows["label"])})
-    assert retrain_on_alarm(world.deployments, world.judgement(), world.run(), world.spec()) is not None
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is not None
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert failed.reason == "all 600 labels up to 2026-06-02 are '1': that teaches nothing"

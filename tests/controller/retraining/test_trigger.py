@@ -29,7 +29,7 @@ def refusals(world: RetrainingWorld) -> list[str]:
 
 
 def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorld) -> None:
-    begun = retrain_on_alarm(world.deployments, world.judgement(), world.run(), world.spec(mode="incremental"))
+    begun = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(mode="incremental"))
     assert begun is not None
     assert (begun.endpoint, begun.model, begun.state) == (ENDPOINT, MODEL, "waiting")
     assert begun.spec["mode"] == "incremental"
@@ -41,72 +41,69 @@ def test_an_alarm_starts_one_and_its_cause_is_written_down(world: RetrainingWorl
 
 def test_what_is_no_alarm_or_asks_for_nothing_starts_nothing(world: RetrainingWorld) -> None:
     for state in ("kept", "cannot tell"):
-        assert retrain_on_alarm(world.deployments, world.judgement(state), world.run(), world.spec()) is None
+        assert retrain_on_alarm(world.deployments, world.result(state), world.run(), world.spec()) is None
     without = world.spec().model_copy(update={"retrain": None})
-    assert retrain_on_alarm(world.deployments, world.judgement(), world.run(), without) is None
+    assert retrain_on_alarm(world.deployments, world.result(), world.run(), without) is None
     assert refusals(world) == []
 
 
 def test_the_same_judgement_starts_one_only_also_when_it_is_told_again(world: RetrainingWorld) -> None:
-    first = retrain_on_alarm(world.deployments, world.judgement(), world.run(), world.spec(cooldown="1s"))
+    first = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
     ended(world)
-    again = retrain_on_alarm(world.deployments, world.judgement(), world.run(), world.spec(cooldown="1s"))
+    again = retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
     assert first is not None
     assert again == world.latest()
     assert again.id == first.id
 
 
 def test_a_model_is_trained_once_at_a_time(world: RetrainingWorld) -> None:
-    retrain_on_alarm(world.deployments, world.judgement(), world.run(), world.spec(cooldown="1s"))
+    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
     clock = lambda: utc_now() + timedelta(days=2)  # noqa: E731
-    assert (
-        retrain_on_alarm(world.deployments, world.judgement(window=TOMORROW), world.run(), world.spec(), clock) is None
-    )
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec(), clock) is None
     assert refusals(world) == [f"model {MODEL} is being trained already: retraining 1 is waiting"]
 
 
 def test_a_model_cools_down_and_the_trail_says_so_once(world: RetrainingWorld) -> None:
-    retrain_on_alarm(world.deployments, world.judgement(), world.run(), world.spec())
+    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec())
     ended(world)
     for _ in range(2):
-        assert retrain_on_alarm(world.deployments, world.judgement(window=TOMORROW), world.run(), world.spec()) is None
+        assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is None
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     clock = lambda: utc_now() + timedelta(days=1, seconds=1)  # noqa: E731
     assert (
-        retrain_on_alarm(world.deployments, world.judgement(window=TOMORROW), world.run(), world.spec(), clock)
-        is not None
+        retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec(), clock) is not None
     )
 
 
 def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
     spec = world.spec(max_runs=1)
-    retrain_on_alarm(world.deployments, world.judgement(), world.run(), spec)
+    retrain_on_alarm(world.deployments, world.result(), world.run(), spec)
     ended(world)
     clock = lambda: utc_now() + timedelta(days=29)  # noqa: E731
-    assert retrain_on_alarm(world.deployments, world.judgement(window=TOMORROW), world.run(), spec, clock) is None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec, clock) is None
     assert "trained 1 times in 30 days, and max_runs is 1" in refusals(world)[0]
     clock = lambda: utc_now() + timedelta(days=31)  # noqa: E731
-    assert retrain_on_alarm(world.deployments, world.judgement(window=TOMORROW), world.run(), spec, clock) is not None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec, clock) is not None
 
 
 def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of_the_budget(
     world: RetrainingWorld,
 ) -> None:
     spec = world.spec(max_runs=1)
-    retrain_on_alarm(world.deployments, world.judgement(), world.run(), spec)
+    retrain_on_alarm(world.deployments, world.result(), world.run(), spec)
     assert world.take().state == "failed"  # nothing was captured
-    assert retrain_on_alarm(world.deployments, world.judgement(window=TOMORROW), world.run(), spec) is None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     clock = lambda: utc_now() + timedelta(days=1, seconds=1)  # noqa: E731
-    assert retrain_on_alarm(world.deployments, world.judgement(window=TOMORROW), world.run(), spec, clock) is not None
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec, clock) is not None
 
 
 def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once(world: RetrainingWorld) -> None:
     spec = world.spec()
     (world.project / "MLproject").rename(world.project / "gone")
     for _ in range(2):
-        assert retrain_on_alarm(world.deployments, world.judgement(), world.run(), spec) is None
+        assert retrain_on_alarm(world.deployments, world.result(), world.run(), spec) is None
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"it cannot be trained: project: {world.project} has no MLproject")
     told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
@@ -140,7 +137,7 @@ def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_onc
 
 def test_a_person_is_not_bound_by_cool_down_and_budget(world: RetrainingWorld) -> None:
     world.monitor(max_runs=1)
-    retrain_on_alarm(world.deployments, world.judgement(), world.run(), world.spec(max_runs=1))
+    retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(max_runs=1))
     ended(world)
     asked = request_retraining(world.deployments, ENDPOINT, mode="incremental", why="new carrier", actor="ada")
     assert (asked.state, asked.spec["mode"], asked.spec["base_version"]) == ("waiting", "incremental", "1")
