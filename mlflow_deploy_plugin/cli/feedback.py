@@ -107,10 +107,10 @@ def feedback(
         rows = read_label_file(labels, file, cast("LabelFileKind", kind), columns)
         brought = import_labels(log, name, place, rows, told.tell, only_server=url is not None, match=match)
     told.end()
-    where = f" by {' and '.join(brought.went)}" if brought.went else ""
+    where = f" by {' and '.join(brought.destinations)}" if brought.destinations else ""
     click.echo(f"{name}: {brought.accepted:,} labels accepted{where}")
-    if brought.names is not None and brought.accepted:
-        found = brought.names
+    if brought.matches is not None and brought.accepted:
+        found = brought.matches
         click.echo(f"  of {found.count:,} rows that they name, {found.matched:,} are in the log, {_missing(found)}")
     if brought.bad:
         click.echo(f"  {brought.bad:,} bad rows were left out", err=True)

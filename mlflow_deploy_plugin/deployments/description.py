@@ -1,6 +1,6 @@
 """Deployments and endpoints as the flat mappings that `mlflow deployments get` and `get-endpoint` print line by line.
 
-Plain values only; what is not known is an empty text.
+The values are plain; an unknown one is an empty text.
 """
 
 from datetime import UTC, datetime
@@ -13,7 +13,6 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.runtime import read_served_artifact
 from mlflow_deploy_plugin.statedir import LoadedVariant, WantedVariant
-from mlflow_deploy_plugin.store import UnreadableEndpoint
 
 _OF_DEPLOYMENT = ("name", "endpoint", "state", "url", "model_uri", "model", "version", "weight", "shadow", "flavor")
 _OF_ENDPOINT = ("name", "state", "reason", "url", "traffic", "shadows")
@@ -21,13 +20,13 @@ _IN_ENDPOINT = ("model_uri", "model", "version", "stage", "flavor", "weight", "s
 
 
 def summarize(deployment: Deployment) -> dict[str, Any]:
-    """What `list` shows: a few of the lines of `describe`."""
-    shown = describe(deployment)
-    return {key: shown[key] for key in _OF_DEPLOYMENT}
+    """Return the lines of `describe` that `list` shows."""
+    described = describe(deployment)
+    return {key: described[key] for key in _OF_DEPLOYMENT}
 
 
 def describe(deployment: Deployment) -> dict[str, Any]:
-    """Everything that is known of a deployment."""
+    """Return everything that is known of a deployment."""
     endpoint, seen = deployment.endpoint, deployment.observation
     variant = endpoint.spec.variants[deployment.name]
     wanted = seen.wanted.variants.get(deployment.name) if seen.wanted is not None else None
@@ -62,25 +61,22 @@ def describe(deployment: Deployment) -> dict[str, Any]:
 
 
 def summarize_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
-    """What `list` shows of each endpoint, by name, and the names of its deployments."""
+    """Return what `list` shows of each endpoint, by name, and the names of its deployments."""
     found = describe_endpoints(deployments)
     return [{**{key: one[key] for key in _OF_ENDPOINT}, "deployments": list(one["deployments"])} for one in found]
 
 
 def describe_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
-    """Return everything that is known of each endpoint, by name; of one that cannot be read, name and reason."""
-    shown = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
-    shown += [_unreadable(one) for one in deployments.store.unreadable()]
-    return sorted(shown, key=lambda one: str(one["name"]))
-
-
-def _unreadable(one: UnreadableEndpoint) -> dict[str, Any]:
-    shown = {"name": one.name, "state": "unreadable", "reason": one.reason, "url": "", "restarts": ""}
-    return {**shown, "traffic": {}, "shadows": [], "deployments": {}, "workers": {}}
+    """Return everything that is known of each endpoint, by name; of an unreadable one, its name and the reason."""
+    described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
+    for one in deployments.store.unreadable():
+        unreadable = {"name": one.name, "state": "unreadable", "reason": one.reason, "url": "", "restarts": ""}
+        described.append({**unreadable, "traffic": {}, "shadows": [], "deployments": {}, "workers": {}})
+    return sorted(described, key=lambda one: str(one["name"]))
 
 
 def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
-    """Everything that is known of an endpoint; `deployments` has the main things of each."""
+    """Return everything that is known of an endpoint; `deployments` has the main fields of each."""
     endpoint, seen = observed.endpoint, observed.observation
     spec = endpoint.spec
     deployments = {name: describe(Deployment(name, endpoint, seen)) for name in spec.variants}
@@ -111,39 +107,39 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
 
 
 def _loaded(observed: Deployment | ObservedEndpoint) -> dict[int, dict[str, LoadedVariant]]:
-    """What each worker has of the endpoint's variants."""
+    """Return the variants of the endpoint that each worker has loaded, by its process id."""
     return {worker.pid: worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers}
 
 
 def _registry_error(seen: Observation, endpoint: str, variant: str) -> str:
-    """What the agent says is wrong, unless that is only about versions of other deployments."""
+    """Return the agent's error, unless it is only about versions of other deployments."""
     is_refused = any((one.endpoint, one.variant) == (endpoint, variant) for one in seen.refused)
     return seen.registry_error if is_refused or not seen.refused else ""
 
 
 def _deployment_state(seen: Observation, is_loaded: bool, error: str) -> tuple[str, str]:
-    """The state of one deployment: that of its server, unless it runs without this one."""
+    """Return state and reason of one deployment: those of its server, unless the server runs without it."""
     if seen.state != "running" or is_loaded:
         return seen.state, seen.reason
     return ("failed", error) if error else ("starting", seen.reason or "it is being loaded")
 
 
 def _provenance(wanted: WantedVariant | None) -> dict[str, str]:
-    """Flavor, parity and where the version comes from."""
-    shown = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
+    """Return flavor, parity and origin of the version."""
+    found = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
     if wanted is None:
-        return shown
+        return found
     try:
         artifact = read_served_artifact(wanted.folder)
     except InvalidArtifact:
-        return {**shown, **wanted.aspects}
+        return {**found, **wanted.aspects}
     from_files = {
         "flavor": artifact.flavor,
         "parity": artifact.parity_state,
         "run_id": artifact.run_id,
         **{key: str(value) for key, value in artifact.provenance.items() if isinstance(value, str)},
     }
-    return {**shown, **from_files, **{key: value for key, value in wanted.aspects.items() if value}}
+    return {**found, **from_files, **{key: value for key, value in wanted.aspects.items() if value}}
 
 
 def _iso_time(seconds: float | None) -> str:

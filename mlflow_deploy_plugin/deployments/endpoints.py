@@ -1,7 +1,7 @@
 """Endpoints, and the one way in which they change.
 
-The store says what is wanted, the backend makes it so. What is wanted is written down first, so that a crash in between
-is finished by the next `start` or `update`; where making it so fails, both are put back as they were.
+The store holds the spec, the backend applies it. The spec is stored first, so that the next `start` or `update`
+finishes what a crash has interrupted. If applying it fails, store and backend are put back as they were.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _PORT_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class ObservedEndpoint:
-    """What is wanted of an endpoint, and what is to be seen of its server."""
+    """An endpoint as the store has it, and its server as the backend sees it."""
 
     endpoint: Endpoint
     observation: Observation
@@ -32,11 +32,11 @@ class ObservedEndpoint:
 
 @dataclass(frozen=True)
 class AuditContext:
-    """How a change stands in the audit trail.
+    """The entry of a change in the audit trail.
 
     Attributes:
         action: update, traffic, rollback, ….
-        actor: who wants it; None: the user of this process.
+        actor: the person who makes the change; None is the user of this process.
     """
 
     action: str = "update"
@@ -49,7 +49,7 @@ class Endpoints:
     """The endpoints of this machine.
 
     Args:
-        progress: is told in one line each what a long step is doing.
+        progress: takes one line for each long step.
     """
 
     store: Store
@@ -60,7 +60,7 @@ class Endpoints:
         return ObservedEndpoint(stored, local.observe(stored.spec, self.settings))
 
     def create(self, spec: EndpointSpec, why: str, actor: str | None) -> None:
-        """Takes the name, and serves it if it has a variant. What fails leaves nothing behind.
+        """Take the name, and serve the endpoint if it has a variant. A failure leaves nothing behind.
 
         Raises:
             AlreadyExists, InvalidConfig, DeploymentFailed: as `Deployments.create`.
@@ -72,61 +72,65 @@ class Endpoints:
                 return
             try:
                 self._serve_new(spec, placed, actor)
-            except BaseException as error:  # also Ctrl-C: whoever gives up waiting wants nothing left behind
+            except BaseException as error:  # also Ctrl-C: a user who gives up waiting wants nothing left behind
                 local.remove(spec.name, self.settings)
                 self.store.remove_endpoint(spec.name, why=_undo_reason(error), actor=actor)
                 raise
 
-    def change(self, old: EndpointSpec, new: EndpointSpec, cause: AuditContext) -> None:
-        """Makes `new` of `old`, or leaves `old` as it was. The lock is held.
+    def change(self, old: EndpointSpec, new: EndpointSpec, context: AuditContext) -> None:
+        """Replace the spec `old` by `new`, or leave `old` as it was. The caller holds the lock.
 
-        Without a variant there is no server; a port that it had is kept. A stopped server is brought back, but not for
-        what watches it.
+        An endpoint without a variant has no server, and keeps its port. A stopped server is started again, unless only
+        monitors change.
 
         Raises:
             InvalidConfig, DeploymentFailed: as `Deployments.update`.
         """
         was_running = local.is_running(old.name, self.settings)
-        if not was_running and _differ_in_monitors_alone(old, new):
-            self.store.replace_spec(new, action=cause.action, why=cause.why, actor=cause.actor)
+        only_monitors = new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old
+        if not was_running and only_monitors:
+            self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
             return
         with self._ports() as with_port:
             new = with_port(new)
-            self.store.replace_spec(new, action=cause.action, why=cause.why, actor=cause.actor)
+            self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
         try:
             if new.variants:
                 local.apply(new, self.settings, self.progress)
             else:
                 local.remove(new.name, self.settings)
         except BaseException as error:
-            self.store.replace_spec(old, action=cause.action, why=_undo_reason(error), actor=cause.actor)
-            self._put_back(old, was_running)
+            self.store.replace_spec(old, action=context.action, why=_undo_reason(error), actor=context.actor)
+            self._restore(old, was_running)
             raise
 
-    def _serve_new(self, asked: EndpointSpec, placed: EndpointSpec, actor: str | None) -> None:
-        """Serves `placed`. Another program may take a port that was chosen here before the server does: then the next
-        one is chosen; a port that was `asked` for is never changed."""
+    def _serve_new(self, requested: EndpointSpec, placed: EndpointSpec, actor: str | None) -> None:
+        """Serve `placed`, which is `requested` with a port.
+
+        Another program may take a chosen port before the server does: then the next one is chosen. A port that was
+        requested is never changed.
+        """
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 local.apply(placed, self.settings, self.progress)
                 return
             except (InvalidConfig, DeploymentFailed):
                 host, port = placed.server.host, placed.server.port
-                is_taken = asked.server.port is None and port is not None and not is_port_free(host, port)
+                is_taken = requested.server.port is None and port is not None and not is_port_free(host, port)
                 if not is_taken or attempt == _PORT_ATTEMPTS - 1:
                     raise
                 with self._ports() as with_port:
-                    placed = with_port(asked)
+                    placed = with_port(requested)
                     self.store.replace_spec(placed, why=f"port {port} was taken by another program", actor=actor)
 
     def remove(self, name: str, why: str, actor: str | None) -> None:
-        """Ends the server and forgets the endpoint. The lock is held."""
+        """End the server and remove the endpoint from the store. The caller holds the lock."""
         local.remove(name, self.settings)
         self.store.remove_endpoint(name, why=why, actor=actor)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Whatever changes an endpoint happens while this is held.
+        """Hold the lock of an endpoint; every change of it happens meanwhile.
 
         Raises:
             InvalidConfig: the disk is full, or the folder of the deployments cannot be written.
@@ -138,10 +142,10 @@ class Endpoints:
             folder = self.settings.deployments_path
             raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
 
-    def _put_back(self, old: EndpointSpec, was_running: bool) -> None:
+    def _restore(self, old: EndpointSpec, was_running: bool) -> None:
         if was_running:
             self.progress(f"{old.name}: going back to what was served before")
-            with contextlib.suppress(OnnxserveError):  # the first failure is the one to tell
+            with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
                 local.apply(old, self.settings, lambda line: None)
         elif old.variants:
             local.stop(old.name, self.settings)
@@ -150,9 +154,9 @@ class Endpoints:
 
     @contextlib.contextmanager
     def _ports(self) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
-        """What gives a spec that is to be served a port which is no other endpoint's, also not of one that is stopped.
+        """Give a function that returns a spec with a port that no other endpoint has, running or stopped.
 
-        Nobody else is given one before the spec is in the store.
+        No other process chooses a port meanwhile, so the caller stores the spec before it leaves.
         """
         with locked(self.settings.deployments_path / ".ports.lock"):
             owners = {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
@@ -161,7 +165,7 @@ class Endpoints:
 
 
 def _port_of_unreadable(text: str) -> int | None:
-    """The port in a spec that cannot be read otherwise, where it names one: its server may be stopped, or still run."""
+    """Return the port that an unreadable spec names, if any: its server may be stopped, or still run."""
     try:
         port = yaml.safe_load(text)["server"]["port"]
     except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):  # as in `load_specs`; or it has none
@@ -179,10 +183,6 @@ def _with_port(spec: EndpointSpec, owners: Mapping[int | None, str]) -> Endpoint
             f"port {port} belongs to the deployment {owners[port]!r}: choose another one by -C server.port=…"
         )
     return spec
-
-
-def _differ_in_monitors_alone(old: EndpointSpec, new: EndpointSpec) -> bool:
-    return new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old
 
 
 def _undo_reason(error: BaseException) -> str:

@@ -1,11 +1,14 @@
-"""Bringing labels to an endpoint: by its server where one runs, else straight into the inference log."""
+"""Labels of earlier predictions: by the endpoint's server if one runs, else straight into the inference log.
+
+Labels that go straight into the log are masked as the server would mask them.
+"""
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,8 +16,8 @@ import orjson
 import pyarrow as pa
 
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady, TooManyRequests
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
 from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelEntry
 from mlflow_deploy_plugin.inference_log.labels import Label, labels_table
 from mlflow_deploy_plugin.inference_log.matching import LabelMatches, match_log, write_labels
@@ -27,233 +30,153 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.statedir import SPEC
 
+_TRIES = 8
+_TIMEOUT_SECONDS = 30.0
+_BATCH_ROWS = 2000
 _MASKED = re.compile(r"[0-9a-f]{32}")
 _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
+
+LabelSink = Callable[[Sequence[LabelEntry]], list[BadRow]]
+"""A function that stores labels in this order, and returns those that were refused."""
 
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """Which key columns stand in the log as hashes, and the key for it; `refusal` says why there is none."""
+    """The key columns that stand in the log as hashes.
+
+    Attributes:
+        key: the file of the mask's key; None if there is none here.
+        refusal: why there is none.
+    """
 
     columns: frozenset[str] = frozenset()
     key: Path | None = None
     refusal: str = _NO_KEY
 
     def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
-        """The labels as they stand in the log.
+        """Return the labels as they stand in the log.
 
         Raises:
-            InvalidConfig: a key column is masked, and its key is not here.
+            InvalidConfig: a key column is masked, and the mask's key is not here.
         """
         mask = ColumnMask(self.key) if self.key else None
         labels = []
         for entry in entries:
-            said, key = entry.feedback, entry.feedback.key
-            if key and self.columns & key.keys():
+            feedback, key = entry.feedback, entry.feedback.key
+            if key and (masked := self.columns & key.keys()):
                 if mask is None:
-                    raise InvalidConfig(f"{', '.join(sorted(self.columns & key.keys()))} {self.refusal}")
+                    raise InvalidConfig(f"{', '.join(sorted(masked))} {self.refusal}")
                 key = mask.hash_values(key, self.columns)
-            labels.append(Label(said.prediction_id, said.row, key, said.label, received_us, segment, entry.number))
+            labels.append(
+                Label(feedback.prediction_id, feedback.row, key, feedback.label, received_us, segment, entry.number)
+            )
         return labels_table(labels)
-
-
-def label_masking(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelMasking:
-    """As the endpoint's spec says it: that of the store, else those that servers of this machine have left.
-
-    Without any, a column whose logged values look like masks is one.
-
-    Raises:
-        OnnxserveError: the log is down.
-    """
-    settings = deployments.settings
-    stored = deployments.store.endpoint(endpoint)
-    if stored is not None:
-        key = settings.deployments_path / endpoint / MASK_KEY
-        return LabelMasking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
-    left = list(_left_by_servers(settings, endpoint))
-    if not left:
-        refusal = (
-            f"looks masked in the log, and no spec of {endpoint} is on this machine: bring these labels by its server "
-            "(--url), or by prediction id"
-        )
-        return LabelMasking(_looks_masked(log, endpoint), None, refusal)
-    columns = frozenset(name for _, spec in left for name in spec.capture.mask)
-    keys = {key.read_bytes(): key for folder, _ in left if (key := folder / MASK_KEY).exists()}
-    if len(keys) > 1:
-        shown = " and ".join(sorted(map(str, keys.values())))
-        return LabelMasking(columns, None, f"is masked in the log, and which key it is by is not known: {shown}")
-    return LabelMasking(columns, next(iter(keys.values()), None))
-
-
-def _left_by_servers(settings: Settings, endpoint: str) -> Iterator[tuple[Path, EndpointSpec]]:
-    """State folders of this machine whose spec has the endpoint, which nobody may have deployed."""
-    folders = [settings.deployments_path / endpoint, *sorted((settings.home_path / "serve").glob("*"))]
-    for folder in folders:
-        with suppress(OSError, UnicodeDecodeError, InvalidConfig):  # there is none, or none that could be served
-            for spec in load_specs((folder / SPEC).read_text()):
-                if spec.name == endpoint:
-                    yield folder, spec
-
-
-def _looks_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
-    """The model's columns whose last logged values include one like those of `server.mask`."""
-    hours = log.hours(endpoint)
-    if not hours:
-        return frozenset()
-    view = View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False, shadows=True)
-    schema = view_schema(log, view)
-    texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
-    rows = next(iter(view_tables(log, view, texts)), None)
-    if rows is None:
-        return frozenset()
-    values = {name: rows.column(name).to_pylist() for name in texts & set(rows.column_names)}
-    return frozenset(
-        name for name, said in values.items() if any(value is not None and _MASKED.fullmatch(value) for value in said)
-    )
-
-
-_TRIES = 8
-_LONGEST_PAUSE_SECONDS = 10
-_TIMEOUT_SECONDS = 30.0
-_BATCH_ROWS = 2000
-
-LabelSink = Callable[[Sequence[LabelEntry]], list[BadRow]]
-"""Brings labels, in this order, and gives those that were refused."""
 
 
 @dataclass(frozen=True)
 class LabelTarget:
-    """What is known of an endpoint here.
+    """The place where an endpoint's labels go.
 
     Attributes:
-        url: of its server; empty where none runs.
+        url: of its server; empty if none runs.
     """
 
     url: str = ""
     masking: LabelMasking = field(default_factory=LabelMasking)
 
 
-def label_target(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelTarget:
-    """Where the endpoint's labels go."""
-    masking = label_masking(deployments, log, endpoint)
-    if deployments.store.endpoint(endpoint) is None:
-        return LabelTarget("", masking)
-    return LabelTarget(deployments.get_endpoint(endpoint).observation.url or "", masking)
-
-
 @dataclass(frozen=True)
 class LabelImport:
-    """What became of the rows of a file.
+    """The result of importing a file of labels.
 
     Attributes:
-        accepted: labels that are kept.
-        bad: rows that are none.
-        went: where to: the server's URL, the log, or both.
-        names: what they call their rows, each once; None where rows were not looked for.
+        accepted: the number of labels that are kept.
+        bad: the number of rows that are no label.
+        destinations: the server's URL, the log, or both.
+        matches: the rows that the labels name, and which of them are logged; None if nobody asked.
     """
 
     accepted: int
     bad: int
-    went: tuple[str, ...]
-    names: LabelMatches | None
+    destinations: tuple[str, ...]
+    matches: LabelMatches | None
+
+
+def label_target(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelTarget:
+    """Return where the endpoint's labels go.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    stored = deployments.store.endpoint(endpoint)
+    if stored is None:
+        return LabelTarget("", _masking_without_spec(deployments.settings, log, endpoint))
+    key = deployments.settings.deployments_path / endpoint / MASK_KEY
+    masking = LabelMasking(frozenset(stored.spec.capture.mask), key if key.exists() else None)
+    return LabelTarget(deployments.get_endpoint(endpoint).observation.url, masking)
 
 
 def import_labels(
     log: InferenceLog,
     endpoint: str,
-    place: LabelTarget,
+    target: LabelTarget,
     rows: Iterable[LabelEntry | BadRow],
-    tell: Callable[[BadRow], None],
+    report_bad: Callable[[BadRow], None],
     only_server: bool = False,
     match: bool = True,
 ) -> LabelImport:
-    """Brings the labels of a file, batch by batch, and then looks how many of them have their row in the log.
+    """Store the labels of a file batch by batch, and count those whose row is in the log.
 
     Args:
-        tell: is told each bad row.
-        only_server: they do not go into the log where the server does not answer.
+        report_bad: takes each bad row.
+        only_server: labels do not go into the log if the server does not answer.
 
     Raises:
-        NotReady: the server does not answer, and they go nowhere else.
-        OnnxserveError: the log is down. Labels that were brought before stay; bringing them again does no harm.
+        NotReady: the server does not answer, and the labels go nowhere else.
+        OnnxserveError: the log is down. Labels that were stored before stay; storing them again does no harm.
     """
-    names = LabelMatches() if match else None
+    matches = LabelMatches() if match else None
     accepted = bad = 0
-    went: list[str] = []
-    direct = log_sink(log, endpoint, place.masking)
+    destinations: list[str] = []
+    to_log = _log_sink(log, endpoint, target.masking)
     with ServerSession() as session:
-        ask = server_sink(session, place.url, endpoint) if place.url else None
-        for entries, unfit in in_batches(rows, _BATCH_ROWS):
+        to_server = _server_sink(session, target.url, endpoint) if target.url else None
+        remaining = iter(rows)
+        while batch := list(islice(remaining, _BATCH_ROWS)):
+            entries = [row for row in batch if isinstance(row, LabelEntry)]
+            bad_rows = [row for row in batch if isinstance(row, BadRow)]
             if entries:
                 try:
-                    refused = (ask or direct)(entries)
+                    refused = (to_server or to_log)(entries)
                 except NotReady:
-                    if only_server or ask is None:
+                    if only_server or to_server is None:
                         raise
-                    ask, refused = None, direct(entries)
-                where = place.url if ask else log.shown
-                if where not in went:
-                    went.append(where)
-                if names is not None:
-                    left_out = {one.place for one in refused}
-                    names.add(_named(place.masking, [entry for entry in entries if entry.place not in left_out]))
+                    to_server, refused = None, to_log(entries)
+                destination = target.url if to_server else log.shown
+                if destination not in destinations:
+                    destinations.append(destination)
+                if matches is not None:
+                    refused_places = {one.place for one in refused}
+                    kept = [entry for entry in entries if entry.place not in refused_places]
+                    readable = target.masking if target.masking.key else LabelMasking()
+                    matches.add(readable.table(kept, 0, ""))
                 accepted += len(entries) - len(refused)
-                unfit = unfit + refused
-            for one in unfit:
-                tell(one)
-            bad += len(unfit)
-    if names is not None:
-        match_log(log, endpoint, names)
-    return LabelImport(accepted, bad, tuple(went), names)
-
-
-def _named(masking: LabelMasking, entries: Sequence[LabelEntry]) -> pa.Table:
-    """The labels for the sake of what they call their rows."""
-    readable = masking if masking.key else LabelMasking()
-    return readable.table(entries, 0, "")
-
-
-def server_sink(session: ServerSession, url: str, endpoint: str) -> LabelSink:
-    """Labels go to `POST /endpoints/NAME/feedback`; a server that is overloaded is asked a few times.
-
-    Raises (when it is called):
-        NotReady: it does not answer.
-        OnnxserveError: another refusal of the server, in its words.
-    """
-
-    def bring(entries: Sequence[LabelEntry]) -> list[BadRow]:
-        body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
-        try:
-            _post(session, f"{url.rstrip('/')}/endpoints/{endpoint}/feedback", body)
-        except (InvalidRequest, BodyTooLarge) as error:
-            if len(entries) == 1:
-                return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]
-            middle = len(entries) // 2
-            return bring(entries[:middle]) + bring(entries[middle:])
-        return []
-
-    return bring
-
-
-def log_sink(log: InferenceLog, endpoint: str, masking: LabelMasking) -> LabelSink:
-    """Labels become a file of the log."""
-    segment = f"file-{uuid4().hex}"
-
-    def bring(entries: Sequence[LabelEntry]) -> list[BadRow]:
-        now = datetime.now(UTC)
-        received_us = int(now.timestamp() * 1_000_000)
-        write_labels(log, endpoint, now.strftime("%Y-%m-%d"), masking.table(entries, received_us, segment))
-        return []
-
-    return bring
+                bad_rows = bad_rows + refused
+            for row in bad_rows:
+                report_bad(row)
+            bad += len(bad_rows)
+    if matches is not None:
+        match_log(log, endpoint, matches)
+    return LabelImport(accepted, bad, tuple(destinations), matches)
 
 
 def check_key_columns(log: InferenceLog, endpoint: str, key: Sequence[str]) -> frozenset[str]:
-    """Which columns of the key hold numbers, or booleans, in the log. Refuses a key of columns that no row of the
-    endpoint has; without any row nothing is known.
+    """Return the columns of the key that hold numbers or booleans in the log.
+
+    Without any logged row nothing is known, and nothing is refused.
 
     Raises:
-        InvalidConfig: a column is not there; the message names the nearest one.
+        InvalidConfig: no logged row of the endpoint has a column; the message names the nearest one.
     """
     hours = log.hours(endpoint)
     if not key or not hours:
@@ -272,36 +195,92 @@ def check_key_columns(log: InferenceLog, endpoint: str, key: Sequence[str]) -> f
     return frozenset(name for name, kind in types.items() if any(one(kind) for one in is_number))
 
 
-def in_batches(rows: Iterable[LabelEntry | BadRow], size: int) -> Iterator[tuple[list[LabelEntry], list[BadRow]]]:
-    """The labels and the bad rows, `size` together."""
-    good: list[LabelEntry] = []
-    bad: list[BadRow] = []
-    for row in rows:
-        if isinstance(row, LabelEntry):
-            good.append(row)
-        else:
-            bad.append(row)
-        if len(good) + len(bad) >= size:
-            yield good, bad
-            good, bad = [], []
-    if good or bad:
-        yield good, bad
+def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
+    """Return the masking of an endpoint that is not in the store.
+
+    It comes from the specs that servers of this machine have left. If there are none, a column whose logged values
+    look like masks is masked.
+    """
+    left = list(_specs_left_by_servers(settings, endpoint))
+    if not left:
+        refusal = (
+            f"looks masked in the log, and no spec of {endpoint} is on this machine: bring these labels by its server "
+            "(--url), or by prediction id"
+        )
+        return LabelMasking(_columns_that_look_masked(log, endpoint), None, refusal)
+    columns = frozenset(name for _, spec in left for name in spec.capture.mask)
+    keys = {key.read_bytes(): key for folder, _ in left if (key := folder / MASK_KEY).exists()}
+    if len(keys) > 1:
+        shown = " and ".join(sorted(map(str, keys.values())))
+        return LabelMasking(columns, None, f"is masked in the log, and which key it is by is not known: {shown}")
+    return LabelMasking(columns, next(iter(keys.values()), None))
 
 
-def _post(session: ServerSession, url: str, body: bytes) -> None:
-    for attempt in range(_TRIES):
+def _specs_left_by_servers(settings: Settings, endpoint: str) -> Iterator[tuple[Path, EndpointSpec]]:
+    """Yield the state folders of this machine whose spec has the endpoint; `onnxserve serve` leaves such, too."""
+    folders = [settings.deployments_path / endpoint, *sorted((settings.home_path / "serve").glob("*"))]
+    for folder in folders:
+        with suppress(OSError, UnicodeDecodeError, InvalidConfig):  # there is none, or none that could be served
+            for spec in load_specs((folder / SPEC).read_text()):
+                if spec.name == endpoint:
+                    yield folder, spec
+
+
+def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
+    """Return the model's columns whose last logged values include one like those of the server's mask."""
+    hours = log.hours(endpoint)
+    if not hours:
+        return frozenset()
+    view = View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False, shadows=True)
+    schema = view_schema(log, view)
+    texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
+    rows = next(iter(view_tables(log, view, texts)), None)
+    if rows is None:
+        return frozenset()
+    return frozenset(
+        name
+        for name in texts & set(rows.column_names)
+        if any(value is not None and _MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
+    )
+
+
+def _server_sink(session: ServerSession, url: str, endpoint: str) -> LabelSink:
+    """Return a sink that posts labels to `/endpoints/NAME/feedback`; it tries an overloaded server again.
+
+    The sink raises NotReady if the server does not answer, and the OnnxserveError of another refusal.
+    """
+
+    def store(entries: Sequence[LabelEntry]) -> list[BadRow]:
+        body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
+        address = f"{url.rstrip('/')}/endpoints/{endpoint}/feedback"
         try:
-            post(session, url, body, "application/json", _TIMEOUT_SECONDS)
-            return
-        except (TooManyRequests, NotReady) as error:
-            if attempt == _TRIES - 1:
-                raise
-            time.sleep(min(error.retry_after or 2**attempt / 10, _LONGEST_PAUSE_SECONDS))
+            post_with_retries(session, address, body, "application/json", _TIMEOUT_SECONDS, _TRIES)
+        except (InvalidRequest, BodyTooLarge) as error:
+            if len(entries) == 1:
+                return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]
+            middle = len(entries) // 2
+            return store(entries[:middle]) + store(entries[middle:])
+        return []
+
+    return store
+
+
+def _log_sink(log: InferenceLog, endpoint: str, masking: LabelMasking) -> LabelSink:
+    """Return a sink that writes labels into files of the log."""
+    segment = f"file-{uuid4().hex}"
+
+    def store(entries: Sequence[LabelEntry]) -> list[BadRow]:
+        now = datetime.now(UTC)
+        received_us = int(now.timestamp() * 1_000_000)
+        write_labels(log, endpoint, now.strftime("%Y-%m-%d"), masking.table(entries, received_us, segment))
+        return []
+
+    return store
 
 
 def _feedback_document(entry: LabelEntry) -> dict[str, object]:
-    said = entry.feedback
-    if said.key is not None:
-        return {"key": said.key, "label": said.label}
-    row = {} if said.row is None else {"row": said.row}
-    return {"prediction_id": said.prediction_id, **row, "label": said.label}
+    feedback = entry.feedback
+    if feedback.key is not None:
+        return {"key": feedback.key, "label": feedback.label}
+    row = {} if feedback.row is None else {"row": feedback.row}
+    return {"prediction_id": feedback.prediction_id, **row, "label": feedback.label}

@@ -1,5 +1,4 @@
-"""The life of deployments: what `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop` do, in our
-own terms.
+"""The life of deployments: the work behind `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop`.
 
 An endpoint is a server; a deployment is a variant in it. Every change is live: the server goes on answering while it
 is made, and every worker serves it when the call returns. Only a change of the spec's `server` part restarts it.
@@ -16,6 +15,7 @@ from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, 
 from mlflow_deploy_plugin.deployments.monitor_checks import check_monitors
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.nearest import did_you_mean, join_names
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import (
@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.store import Endpoint, Store, open_store, unknown_endp
 
 @dataclass(frozen=True)
 class Deployment:
-    """A variant of an endpoint, and what is to be seen of its server."""
+    """A variant of an endpoint, and the server as the backend sees it."""
 
     name: str
     endpoint: Endpoint
@@ -42,10 +42,10 @@ class Deployment:
 class Deployments:
     """All deployments and endpoints of this machine.
 
-    Every change is in the audit trail with `why` it was made and the `actor` who made it; None: this process's user.
+    Every change is in the audit trail with `why` it was made and the `actor` who made it; None is this process's user.
 
     Args:
-        progress: is told in one line each what a long step is doing.
+        progress: takes one line for each long step.
     """
 
     store: Store
@@ -53,22 +53,22 @@ class Deployments:
     progress: Callable[[str], None]
 
     def create(self, name: str, model_uri: str, config: Mapping[str, Any], endpoint: str | None = None) -> Deployment:
-        """Serves a model under a new name, and returns when it answers.
+        """Serve a model under a new name, and return when it answers.
 
-        An endpoint that is not there is made. The first deployment of an endpoint gets all of its traffic, a further
-        one nothing before its weight is set.
+        The endpoint is created if there is none. Its first deployment gets all of the traffic, a further one none
+        before its weight is set.
 
         Raises:
             AlreadyExists: the name is taken.
-            NotFound / RegistryUnavailable: the model is not there, or MLflow does not say so.
-            InvalidConfig: a name or a field of `config` cannot be.
+            NotFound / RegistryUnavailable: the model is not there, or MLflow does not answer.
+            InvalidConfig: a name or a field of `config` is invalid.
             DeploymentFailed: the server did not become ready. Nothing is left behind.
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is None:
             model_uri = absolute_model_uri(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
-            resolve(model_uri)  # what the registry does not have is said at once, before anything is started
+            resolve(model_uri)  # a model that the registry does not have is refused before anything is started
             spec = self._configured(spec, config)
             self._endpoints.create(spec, "", None)
             return self.get(name, endpoint)
@@ -81,12 +81,12 @@ class Deployments:
     def update(
         self, name: str, model_uri: str | None, config: Mapping[str, Any], endpoint: str | None = None
     ) -> Deployment:
-        """Changes a deployment, and brings it back where its server does not run.
+        """Change a deployment; its server is started if it does not run.
 
         Raises:
             NotFound: there is no such deployment.
             InvalidConfig: as `create`.
-            DeploymentFailed: what is wanted cannot be served; what was served before still is.
+            DeploymentFailed: the change cannot be served; what was served before still is.
         """
         found = self._find(name, endpoint).name
         if any(sets_weight(field) for field in config):
@@ -96,10 +96,10 @@ class Deployments:
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> bool:
-        """End a deployment; where there is none, tell `progress` so. MLflow asks that this is no error.
+        """End a deployment. If there is none, `progress` gets a line; MLflow asks that this is no error.
 
-        The endpoint of its own that a deployment has goes with it. Out of an endpoint that is named, or has another
-        name, it is taken; the last one leaves that endpoint empty.
+        An endpoint of the deployment's own name goes with it. An endpoint that is named by `endpoint`, or has another
+        name, stays, empty after its last deployment.
 
         Returns:
             True if there was one.
@@ -114,28 +114,33 @@ class Deployments:
             return self._nothing_deleted(error)
         with self._endpoints.lock(found):
             stored = self.store.endpoint(found)
-            if stored is None or name not in stored.spec.variants:  # somebody else has deleted it meanwhile
+            if stored is None or name not in stored.spec.variants:  # another process has deleted it meanwhile
                 return self._nothing_deleted(self._no_deployment(name, endpoint))
             if endpoint is None and found == name and set(stored.spec.variants) == {name}:
                 self._endpoints.remove(found, "", None)
             else:
-                self._endpoints.change(stored.spec, _without(stored.spec, name), AuditContext())
+                try:
+                    remaining = remove_variant(stored.spec, name)
+                except InvalidConfig as error:
+                    hint = f"`onnxserve endpoint delete {found}` ends the whole endpoint"
+                    raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
+                self._endpoints.change(stored.spec, remaining, AuditContext())
         return True
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
-        """Raises NotFound where there is no such deployment."""
+        """Return a deployment; raise NotFound if there is none."""
         stored = self._find(name, endpoint)
         return Deployment(name, stored, local.observe(stored.spec, self.settings))
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """All deployments (of one endpoint); `progress` is told of endpoints that cannot be read.
+        """Return all deployments (of one endpoint); `progress` gets a line for each endpoint that cannot be read.
 
         Raises:
             NotFound: there is no such endpoint.
         """
         if endpoint is not None:
             self.store.existing(endpoint)
-        self._say_what_is_unreadable()
+        self._report_unreadable()
         return [
             Deployment(name, observed.endpoint, observed.observation)
             for stored in self.store.endpoints()
@@ -145,7 +150,7 @@ class Deployments:
         ]
 
     def start(self, name: str) -> None:
-        """Brings the server of a deployment back, on its port; it may be running already.
+        """Start the server of a deployment on its port, unless it runs.
 
         Raises:
             NotFound, DeploymentFailed: as `update`.
@@ -160,7 +165,7 @@ class Deployments:
             self.store.record("start", endpoint=found)
 
     def stop(self, name: str) -> None:
-        """Stops the server of a deployment, which `start` brings back. Raises NotFound."""
+        """Stop the server of a deployment; `start` starts it again. Raises NotFound."""
         found = self._find_server(name)
         with self._endpoints.lock(found):
             local.stop(found, self.settings)
@@ -169,11 +174,11 @@ class Deployments:
     def create_endpoint(
         self, name: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
-        """Takes a name for deployments to come; its server starts with the first of them.
+        """Take a name for deployments to come; its server starts with the first of them.
 
         Raises:
             AlreadyExists: the name is taken.
-            InvalidConfig: the name or a field of `config` cannot be.
+            InvalidConfig: the name or a field of `config` is invalid.
         """
         spec = empty_endpoint(name)
         self._endpoints.create(self._configured(spec, config), why, actor)
@@ -182,11 +187,11 @@ class Deployments:
     def update_endpoint(
         self, endpoint: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
-        """Changes fields of an endpoint, all or none. Raises as `update`."""
+        """Change fields of an endpoint, all or none. Raises as `update`."""
         if any(sets_weight(name) for name in config):
             self._refuse_under_rollout(endpoint)
-        cause = AuditContext("update", why, actor)
-        self._change(endpoint, lambda spec: self._configured(spec, config), cause)
+        context = AuditContext("update", why, actor)
+        self._change(endpoint, lambda spec: self._configured(spec, config), context)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
@@ -197,22 +202,22 @@ class Deployments:
         actor: str | None = None,
         by_rollout: bool = False,
     ) -> ObservedEndpoint:
-        """Gives each variant its share, and who is not named nothing; shadows stay. Raises as `update`.
+        """Give each variant its weight, a variant that is not named 0; shadows stay. Raises as `update`.
 
         Args:
-            by_rollout: it is the rollout under way that does; anybody else is refused meanwhile.
+            by_rollout: True for the rollout under way; any other caller is refused meanwhile.
         """
         if not by_rollout:
             self._refuse_under_rollout(endpoint)
-        cause = AuditContext("traffic", why, actor)
-        self._change(endpoint, lambda spec: configure(spec, {"traffic": weights}), cause)
+        context = AuditContext("traffic", why, actor)
+        self._change(endpoint, lambda spec: configure(spec, {"traffic": weights}), context)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> bool:
         """End the endpoint with everything in it; requests in flight are finished.
 
         Returns:
-            True if there was one; where there was none, `progress` is told, as by `delete`.
+            True if there was one. If there was none, `progress` gets a line, as by `delete`.
         """
         if endpoint in self.store.names():  # before its name becomes that of a lock file
             with self._endpoints.lock(endpoint):
@@ -222,12 +227,12 @@ class Deployments:
         return self._nothing_deleted(unknown_endpoint(endpoint, self.store.names()))
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
-        """Raises NotFound where there is no such endpoint."""
+        """Return an endpoint; raise NotFound if there is none."""
         return self._endpoints.observe(self.store.existing(endpoint))
 
     def list_endpoints(self) -> Sequence[ObservedEndpoint]:
-        """All endpoints that can be read, in the order of their names; of the others `progress` is told."""
-        self._say_what_is_unreadable()
+        """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read."""
+        self._report_unreadable()
         return [self._endpoints.observe(stored) for stored in self.store.endpoints()]
 
     def add(
@@ -239,18 +244,14 @@ class Deployments:
         why: str = "",
         actor: str | None = None,
     ) -> Deployment:
-        """Adds a deployment to an endpoint that is there. Raises as `create`, and NotFound for the endpoint."""
+        """Add a deployment to an existing endpoint. Raises as `create`, and NotFound for the endpoint."""
         model_uri = absolute_model_uri(model_uri)
-
-        def added(spec: EndpointSpec) -> EndpointSpec:
-            wider = add_variant(spec, name, model_uri)
-            return self._configured(wider, config)
-
-        self._change(endpoint, added, AuditContext("update", why, actor))
+        context = AuditContext("update", why, actor)
+        self._change(endpoint, lambda spec: self._configured(add_variant(spec, name, model_uri), config), context)
         return self.get(name, endpoint)
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
-        """Takes a deployment out of an endpoint, which stays. Nothing to remove is fine; raises as `delete`."""
+        """Remove a deployment from an endpoint, which stays. A missing one is no error; raises as `delete`."""
         self.store.existing(endpoint)
         with self._endpoints.lock(endpoint):
             spec = self.store.existing(endpoint).spec
@@ -258,7 +259,7 @@ class Deployments:
                 self._endpoints.change(spec, remove_variant(spec, name), AuditContext("update", why, actor))
 
     def remove_monitor(self, endpoint: str, monitor: str, why: str = "", actor: str | None = None) -> None:
-        """Takes a monitor out of an endpoint; what it has found stays.
+        """Remove a monitor from an endpoint; its results stay.
 
         Raises:
             NotFound: there is no such endpoint or monitor.
@@ -267,7 +268,7 @@ class Deployments:
         self._change(endpoint, lambda spec: remove_monitor(spec, monitor), AuditContext("update", why, actor))
 
     def poll_registry(self, model: str) -> None:
-        """To be called after a move in the registry: the servers here that follow the model serve it at once."""
+        """Make the agents here that follow the model ask the registry at once. Call it after a move in the registry."""
         for stored in self.store.endpoints():
             references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
             if any(one.followed and one.name == model for one in references):
@@ -277,24 +278,24 @@ class Deployments:
     def _endpoints(self) -> Endpoints:
         return Endpoints(self.store, self.settings, self.progress)
 
-    def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], cause: AuditContext) -> None:
+    def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], context: AuditContext) -> None:
         self.store.existing(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
             spec = self.store.existing(endpoint).spec
-            self._endpoints.change(spec, changed(spec), cause)
+            self._endpoints.change(spec, changed(spec), context)
 
     def _configured(self, spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
-        """Return `spec` with what `config` says, once its monitors were checked. Raises as `configured`."""
+        """Return `spec` with the fields of `config`, once its monitors are checked. Raises as `configure`."""
         changed = configure(spec, config)
         check_monitors(changed, config, self.progress)
         return changed
 
     def _refuse_under_rollout(self, endpoint: str) -> None:
-        if refusal := rollout_traffic_refusal(self.store, endpoint):
-            raise InvalidConfig(refusal)
+        if refused := rollout_traffic_refusal(self.store, endpoint):
+            raise InvalidConfig(refused.reason)
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
-        """The endpoint of a deployment: the one given, the one of the same name, or the only one that has it."""
+        """Return the endpoint of a deployment: the given one, the one of its name, or the only one that has it."""
         stored = [e for e in self.store.endpoints() if name in e.spec.variants and endpoint in (None, e.name)]
         own = [e for e in stored if e.name == name]
         if len(stored) > 1 and not own:
@@ -305,7 +306,7 @@ class Deployments:
         return (own or stored)[0]
 
     def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
-        """Return the error, with the nearest name and those that there are. Raises where the endpoint is unreadable."""
+        """Return the error, with the nearest name and all names. Raises if the endpoint is unreadable."""
         namesake = self.store.endpoint(endpoint or name)
         where = f" in endpoint {endpoint!r}" if endpoint else ""
         said = f"there is no deployment {name!r}{where}"
@@ -326,18 +327,18 @@ class Deployments:
         self.progress(f"nothing was deleted: {error.message}")
         return False
 
-    def _say_what_is_unreadable(self) -> None:
+    def _report_unreadable(self) -> None:
         for one in self.store.unreadable():
             self.progress(one.reason)
 
     def _find_server(self, name: str) -> str:
-        """The endpoint that is meant by its own name or by that of a deployment in it."""
+        """Return the endpoint of this name, or the one of the deployment of this name."""
         return name if name in self.store.names() else self._find(name, None).name
 
 
 @contextmanager
 def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
-    """Those of this user, as the settings of this process say; the registry is not waited for without end."""
+    """Open the deployments of this user by the settings of this process, with bounded waits for the registry."""
     set_service_timeouts()
     settings = load_settings()
     store = open_store(settings.store_url)
@@ -347,23 +348,14 @@ def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
         store.close()
 
 
-def rollout_traffic_refusal(store: Store, endpoint: str) -> str:
-    """Say why nobody may give the endpoint's variants their weights now; empty where it may be done.
+def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
+    """Return why the endpoint's weights cannot be changed now, or None if they can.
 
-    Weights that anybody else gives would be put back by the rollout at its next look.
+    The rollout under way would set other weights back with its next step.
     """
     if not store.rollouts(endpoint, live=True):
-        return ""
-    return (
+        return None
+    return Refused(
         f"the traffic of {endpoint!r} is its rollout's, which is under way: `onnxserve rollout {endpoint} --abort` "
         "gives it back to what was served before"
     )
-
-
-def _without(spec: EndpointSpec, name: str) -> EndpointSpec:
-    try:
-        return remove_variant(spec, name)
-    except InvalidConfig as error:
-        raise InvalidConfig(
-            f"without {name!r} {error.message}; `onnxserve endpoint delete {spec.name}` ends the whole endpoint"
-        ) from None

@@ -29,7 +29,8 @@ def server_blocker(observed: ObservedEndpoint) -> str:
 
 def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
     """Why its weights cannot be changed."""
-    return server_blocker(observed) or rollout_traffic_refusal(store, observed.endpoint.spec.name)
+    refused = rollout_traffic_refusal(store, observed.endpoint.spec.name)
+    return server_blocker(observed) or (refused.reason if refused else "")
 
 
 def rollback_blocker(store: Store, observed: ObservedEndpoint, registry: Any) -> str:
