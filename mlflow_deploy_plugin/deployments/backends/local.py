@@ -1,7 +1,7 @@
 """Deployments on this machine: one detached supervisor an endpoint, in a state folder of its own.
 
-Declarative: `apply` compares what is wanted with what runs and does what is missing, so that the same call after a
-crash finishes the work. Whoever calls holds the endpoint's lock (`lifecycle.py`).
+Declarative: `apply` compares the spec with what runs and does what is missing, so that the same call after a crash
+finishes the work. The caller holds the endpoint's lock (`lifecycle.py`).
 """
 
 import errno
@@ -43,7 +43,9 @@ from mlflow_deploy_plugin.statedir import (
     write_atomically,
 )
 
-_STOP_MARGIN_SECONDS = 40  # beside what requests may take: the agent ships what was captured
+FIRST_PORT = 8080
+_PORTS_TRIED = 1000
+_STOP_MARGIN_SECONDS = 40  # beyond the time for requests: the agent ships the captured rows
 _STARTING = "the server is being started"
 _EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
 _STOPPED = "stopped"
@@ -51,21 +53,22 @@ _STOPPED = "stopped"
 
 
 def state_dir(name: str, settings: Settings) -> Path:
+    """Return the state folder of an endpoint's server."""
     return settings.deployments_path / name
 
 
 def lock_path(name: str, settings: Settings) -> Path:
-    """The lock of an endpoint; held by whoever changes it."""
+    """Return the lock file of an endpoint; a process that changes the endpoint holds it."""
     return settings.deployments_path / f".{name}.lock"
 
 
 def apply(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None]) -> None:
-    """Makes this machine serve `spec`, whose port is set, and waits until every worker does.
+    """Serve `spec`, whose port is set, and wait until every worker does.
 
-    A change of variants or capture is applied by the running server; one of its `server` part restarts it.
+    The running server applies a change of variants or capture itself; a change of the `server` part restarts it.
 
     Raises:
-        InvalidConfig: its port is another program's; what ran goes on.
+        InvalidConfig: another program has its port; the server that runs goes on.
         DeploymentFailed: it did not become ready. A server that was started for it is stopped; the folder stays.
     """
     folder = state_dir(spec.name, settings)
@@ -77,7 +80,7 @@ def apply(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None
     is_new = pid is None
     if pid is None:
         if before.spec is None or _address(before.spec) != _address(spec):
-            check_port(*_address(spec))  # said before anything is stopped
+            check_port(*_address(spec))  # an error is raised before anything is stopped
         stop(spec.name, settings)  # also the workers of a supervisor that was killed, which still hold the port
         check_port(*_address(spec))
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -97,7 +100,7 @@ def apply(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None
 
 
 def observe(spec: EndpointSpec, settings: Settings) -> Observation:
-    """What is to be seen of the endpoint's server now."""
+    """Return the state of the endpoint's server now."""
     folder = state_dir(spec.name, settings)
     if not spec.variants:
         return Observation("empty", _EMPTY.format(name=spec.name))
@@ -106,9 +109,9 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
     if server is None or server.pid != _supervisor_pid(folder):
         state, reason = _state_without_server(spec.name, folder, settings)
         return Observation(state, reason, log=log)
-    report = read_applied_spec(folder, spec)
+    applied = read_applied_spec(folder, spec)
     agent = read_state(folder / AGENT, AgentState)
-    state, reason = _server_state(server, report)
+    state, reason = _server_state(server, applied)
     return Observation(
         state=state,
         reason=reason,
@@ -116,9 +119,9 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
         pid=server.pid,
         started_at=server.started_at,
         restarts=server.restarts,
-        wanted=report.wanted,
-        workers=report.workers,
-        errors=report.errors,
+        wanted=applied.wanted,
+        workers=applied.workers,
+        errors=applied.errors,
         refused=agent.refused if agent is not None else (),
         registry_error=agent.error if agent is not None else "",
         shipping_error=agent.shipping.error if agent is not None else "",
@@ -127,7 +130,7 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
 
 
 def stop(name: str, settings: Settings) -> None:
-    """Ends the server: what is in flight is finished, what does not finish in time is killed. The folder stays."""
+    """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""
     folder = state_dir(name, settings)
     server = read_state(folder / SERVER, ServerState)
     spec = served_spec(folder)
@@ -139,73 +142,24 @@ def stop(name: str, settings: Settings) -> None:
 
 
 def remove(name: str, settings: Settings) -> None:
-    """Ends the server and removes its state folder; what was captured and shipped stays in the inference log."""
+    """End the server and remove its state folder; shipped rows stay in the inference log."""
     stop(name, settings)
     shutil.rmtree(state_dir(name, settings), ignore_errors=True)
 
 
 def poll_registry(name: str, settings: Settings) -> None:
-    """Has the endpoint's agent ask the registry at once, not only at its next poll."""
+    """Make the endpoint's agent ask the registry at once instead of at its next poll."""
     with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
         (state_dir(name, settings) / LOOK).touch()
 
 
 def is_running(name: str, settings: Settings) -> bool:
-    """Whether the endpoint's server lives, ready or not, and goes on to."""
+    """Return True if the endpoint's server lives, ready or not, and is not stopping."""
     return _running_pid(state_dir(name, settings)) is not None
 
 
-def _address(spec: EndpointSpec) -> tuple[str, int]:
-    return spec.server.host, spec.server.port or 0
-
-
-def _end(folder: Path, pid: int, server: ServerSpec) -> None:
-    supervisor.stop(folder, pid, server.graceful_timeout_seconds + _STOP_MARGIN_SECONDS)
-    (folder / SERVER).unlink(missing_ok=True)  # a supervisor that was killed leaves it
-
-
-def _running_pid(folder: Path) -> int | None:
-    """The process id of a supervisor that lives and goes on to."""
-    server = read_state(folder / SERVER, ServerState)
-    return None if server is not None and server.phase == "stopping" else _supervisor_pid(folder)
-
-
-def _supervisor_pid(folder: Path) -> int | None:
-    """The process id of the living supervisor."""
-    server = read_state(folder / SERVER, ServerState)
-    if server is not None and supervisor.is_alive(folder, server.pid):
-        return server.pid
-    return supervisor.find(folder)
-
-
-def _state_without_server(name: str, folder: Path, settings: Settings) -> tuple[DeploymentState, str]:
-    """The state of a server that has not written down, or not taken away, who it is; and the reason."""
-    if is_locked(lock_path(name, settings)) or supervisor.find(folder) is not None:
-        return "starting", _STARTING
-    if (folder / _STOPPED).exists():
-        return "stopped", f"`onnxserve start {name}` starts it"
-    said = f"; last in its log: {line}" if (line := final_error(folder)) else ""
-    return "failed", f"the server is gone; `onnxserve start {name}` brings it back{said}"
-
-
-def _server_state(server: ServerState, report: AppliedSpec) -> tuple[DeploymentState, str]:
-    """The state of a server whose supervisor lives, and the reason where it is not running."""
-    if server.phase == "stopping":
-        return "stopped", "it finishes the requests in flight"
-    for name in report.silent:
-        if name in report.errors:
-            return "failed", report.errors[name]
-    if server.phase == "starting" or not any(worker.endpoints for worker in report.workers):
-        return "starting", report.pending or _STARTING
-    return "running", report.pending  # a new version is being loaded while the one before answers
-
-
-FIRST_PORT = 8080
-_PORTS_TRIED = 1000
-
-
 def choose_port(host: str, reserved: Collection[int]) -> int:
-    """The first free port from 8080 up that no other deployment keeps.
+    """Return the first free port from 8080 up that no other deployment has reserved.
 
     Raises:
         DeploymentFailed: none is free.
@@ -219,7 +173,7 @@ def choose_port(host: str, reserved: Collection[int]) -> int:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises InvalidConfig where another program listens."""
+    """Raise InvalidConfig if another program listens on the port."""
     if not is_port_free(host, port):
         raise InvalidConfig(
             f"port {port} on {host} is in use: choose another by -C server.port=…; of a deployment that is there, by "
@@ -228,13 +182,12 @@ def check_port(host: str, port: int) -> None:
 
 
 def is_port_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now. Raises InvalidConfig where `host` is no address of this machine."""
+    """Return True if a server could listen there now; raise InvalidConfig if `host` is no address of this machine."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as gunicorn does: closing connections do not count
+            # as gunicorn does: closing connections do not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
     except OSError as error:
@@ -245,28 +198,27 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def serve_in_foreground(spec: EndpointSpec, progress: Callable[[str], None]) -> None:
-    """Serves `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal.
+    """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal; nothing is kept.
 
     Raises:
         DeploymentFailed: the port is in use, or the server ended by itself with an error.
     """
     if spec.server.port is None:
         spec = apply_config(spec, {"server.port": choose_port(spec.server.host, [])})
-    check_port(spec.server.host, spec.server.port or 0)
+    check_port(*_address(spec))
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
-        state_dir = Path(folder)
-        write_atomically(state_dir / SPEC, dump_spec(spec).encode())
+        write_atomically(Path(folder) / SPEC, dump_spec(spec).encode())
         progress(f"{spec.name}: serving at {server_url(spec.server)}, Ctrl-C stops it")
-        status = _run(supervisor.command(state_dir))
+        status = _run_to_end(supervisor.command(Path(folder)))
     if status not in (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
         raise DeploymentFailed(f"{spec.name}: the server ended with status {status}; its log above says why")
 
 
-def _run(command: list[str]) -> int:
-    """Runs the command to its end. SIGTERM is passed on; Ctrl-C reaches it by itself, it shares our terminal."""
+def _run_to_end(command: list[str]) -> int:
+    """Return the command's exit status. SIGTERM is passed on; Ctrl-C reaches it by itself, it shares our terminal."""
     process = subprocess.Popen(command)
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
         os.kill(process.pid, number)
 
     before = signal.signal(signal.SIGTERM, pass_on)
@@ -275,6 +227,51 @@ def _run(command: list[str]) -> int:
             try:
                 return process.wait()
             except KeyboardInterrupt:
-                continue  # it stops as we speak; its exit is what we wait for
+                continue  # the command is stopping: wait for its exit
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _address(spec: EndpointSpec) -> tuple[str, int]:
+    return spec.server.host, spec.server.port or 0
+
+
+def _end(folder: Path, pid: int, server: ServerSpec) -> None:
+    supervisor.stop(folder, pid, server.graceful_timeout_seconds + _STOP_MARGIN_SECONDS)
+    (folder / SERVER).unlink(missing_ok=True)  # a supervisor that was killed leaves it
+
+
+def _running_pid(folder: Path) -> int | None:
+    """Return the process id of a supervisor that lives and is not stopping."""
+    server = read_state(folder / SERVER, ServerState)
+    return None if server is not None and server.phase == "stopping" else _supervisor_pid(folder)
+
+
+def _supervisor_pid(folder: Path) -> int | None:
+    """Return the process id of the living supervisor."""
+    server = read_state(folder / SERVER, ServerState)
+    if server is not None and supervisor.is_alive(folder, server.pid):
+        return server.pid
+    return supervisor.find(folder)
+
+
+def _state_without_server(name: str, folder: Path, settings: Settings) -> tuple[DeploymentState, str]:
+    """Return state and reason of an endpoint whose state folder names no living server."""
+    if is_locked(lock_path(name, settings)) or supervisor.find(folder) is not None:
+        return "starting", _STARTING
+    if (folder / _STOPPED).exists():
+        return "stopped", f"`onnxserve start {name}` starts it"
+    last_line = f"; last in its log: {line}" if (line := final_error(folder)) else ""
+    return "failed", f"the server is gone; `onnxserve start {name}` brings it back{last_line}"
+
+
+def _server_state(server: ServerState, applied: AppliedSpec) -> tuple[DeploymentState, str]:
+    """Return state and reason of a server whose supervisor lives; the reason is empty if all is well."""
+    if server.phase == "stopping":
+        return "stopped", "it finishes the requests in flight"
+    for name in applied.missing:
+        if name in applied.errors:
+            return "failed", applied.errors[name]
+    if server.phase == "starting" or not any(worker.endpoints for worker in applied.workers):
+        return "starting", applied.pending or _STARTING
+    return "running", applied.pending  # a new version is being loaded while the one before answers

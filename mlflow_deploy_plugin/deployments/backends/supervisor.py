@@ -1,7 +1,8 @@
-"""The supervisor's process: started in a session of its own, so that it outlives the command; known again later; ended.
+"""The supervisor's process: how it is started, known again later and ended, its log and its environment.
 
-The session's id is the supervisor's process id. Should somebody kill the supervisor, what it leaves behind is found by
-that id together with the working directory, which is the state folder: a number alone may belong to a stranger by then.
+It has a session of its own, so that it outlives the command that starts it. The session's id is the supervisor's
+process id. If somebody kills the supervisor, the processes that it leaves are found by that id together with the
+working directory, which is the state folder: a number alone may belong to a stranger by then.
 """
 
 import json
@@ -21,13 +22,20 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.statedir import LOG, SPEC, write_atomically
 
 EARLIER_LOG = "server.1.log"
+ENVIRONMENT = "environment.json"
+_SQLITE = "sqlite:///"
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
 _EXEC_SECONDS = 0.2
+_TAIL_BYTES = 64 * 1024
+_ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", r"^\w+(\.\w+)*(Error|Exception)\b")
+_STAMP = re.compile(
+    r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+"
+)
 
 
 def start(state_dir: Path, environment: Mapping[str, str]) -> int:
-    """Starts the supervisor on the spec in `state_dir`, with a new log, and returns its process id."""
+    """Start the supervisor on the spec in `state_dir`, with a new log, and return its process id."""
     with suppress(FileNotFoundError):
         (state_dir / LOG).replace(state_dir / EARLIER_LOG)
     with (state_dir / LOG).open("wb") as log:
@@ -45,13 +53,13 @@ def start(state_dir: Path, environment: Mapping[str, str]) -> int:
 
 
 def command(state_dir: Path) -> list[str]:
-    """The supervisor's command line."""
+    """Return the supervisor's command line."""
     spec = str(state_dir / SPEC)
     return [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "--spec", spec, "--state-dir", str(state_dir)]
 
 
 def is_alive(state_dir: Path, pid: int) -> bool:
-    """Whether `pid` is the living supervisor of this state folder, and not a stranger with a number used again.
+    """Return True if `pid` is the living supervisor of this state folder, and no stranger with a number used again.
 
     A process that has just been started has no command line for a moment, in the middle of exec.
     """
@@ -65,9 +73,10 @@ def is_alive(state_dir: Path, pid: int) -> bool:
 
 
 def find(state_dir: Path) -> int | None:
-    """The process id of the living supervisor of this state folder, by a look at every process.
+    """Return the process id of the living supervisor of this state folder, by a look at every process.
 
-    One that has just been started has not written down its id yet; who started it may be gone.
+    A supervisor that has just been started has not written its id down yet, and the process that started it may be
+    gone.
     """
     for process in psutil.process_iter():
         try:
@@ -79,13 +88,41 @@ def find(state_dir: Path) -> int | None:
 
 
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
-    """Asks the supervisor to finish; what is left of its session after `patience_seconds` is killed."""
+    """Ask the supervisor to finish; kill what is left of its session after `patience_seconds`."""
     if is_alive(state_dir, pid):
         _signal(pid, signal.SIGTERM)
         _wait(lambda: not is_alive(state_dir, pid), patience_seconds)
     for left in _session(state_dir, pid):
         _signal(left, signal.SIGKILL)
     _wait(lambda: not _session(state_dir, pid), _KILL_SECONDS)
+
+
+def final_error(state_dir: Path) -> str:
+    """Return the last line of the log if it is an error; empty if the server was killed in the middle of its work."""
+    return _best_line(_log_tail(state_dir)[-1:], _ERRORS)
+
+
+def last_error(state_dir: Path) -> str:
+    """Return the line of the log that says best why the server ended; empty if there is none."""
+    return _best_line(_log_tail(state_dir), (*_ERRORS, r"."))
+
+
+def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
+    """Return the environment of the server: that of this process, with the registry of the first start.
+
+    The registry's addresses are kept beside the spec, so that `onnxserve start` means the same MLflow server as the
+    command that created the deployment, whatever the shell and the folder it is typed in.
+    """
+    kept = state_dir / ENVIRONMENT
+    if not kept.exists():
+        import mlflow  # takes a second; only the command that creates a deployment needs it, and has it already
+
+        uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
+        registry = {variable: _absolute(str(uri)) for variable, uri in uris.items()}
+        # a URI may hold a password; the folder is open to its owner only
+        write_atomically(kept, json.dumps(registry).encode())
+    places = {"ONNXSERVE_HOME": str(settings.home_path), "ONNXSERVE_LOG_URI": settings.inference_log}
+    return {**os.environ, **json.loads(kept.read_text()), **places, "PYTHONUNBUFFERED": "1"}
 
 
 def _session(state_dir: Path, session_id: int) -> list[int]:
@@ -120,7 +157,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _reap(pid: int) -> None:
-    """A supervisor that this very process started (a notebook's deployment) stays a zombie until it is waited for."""
+    """Wait for a supervisor that this very process started (in a notebook): it stays a zombie until then."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
@@ -131,31 +168,14 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-_TAIL_BYTES = 64 * 1024
-_ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", r"^\w+(\.\w+)*(Error|Exception)\b")
-_STAMP = re.compile(
-    r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+"
-)
-
-
-def final_error(state_dir: Path) -> str:
-    """The last line of the log, where it speaks of an error; empty where the server was cut off in the middle."""
-    return _best(_tail(state_dir)[-1:], _ERRORS)
-
-
-def last_error(state_dir: Path) -> str:
-    """The line of the log that says best why the server ended; empty where there is none."""
-    return _best(_tail(state_dir), (*_ERRORS, r"."))
-
-
-def _best(lines: list[str], patterns: tuple[str, ...]) -> str:
+def _best_line(lines: list[str], patterns: tuple[str, ...]) -> str:
     for pattern in patterns:
         if found := [line for line in lines if re.search(pattern, line)]:
             return _STAMP.sub("", found[-1]).removeprefix("Error: ")
     return ""
 
 
-def _tail(state_dir: Path) -> list[str]:
+def _log_tail(state_dir: Path) -> list[str]:
     try:
         with (state_dir / LOG).open("rb") as log:
             log.seek(max(0, log.seek(0, 2) - _TAIL_BYTES))
@@ -165,29 +185,8 @@ def _tail(state_dir: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-ENVIRONMENT = "environment.json"
-_SQLITE = "sqlite:///"
-
-
-def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
-    """The environment of the server in `state_dir`: this process's own, with the registry as it was at the start."""
-    kept = state_dir / ENVIRONMENT
-    if not kept.exists():
-        # a URI may hold a password; the folder is open to its owner only
-        write_atomically(kept, json.dumps(_registry()).encode())
-    places = {"ONNXSERVE_HOME": str(settings.home_path), "ONNXSERVE_LOG_URI": settings.inference_log}
-    return {**os.environ, **json.loads(kept.read_text()), **places, "PYTHONUNBUFFERED": "1"}
-
-
-def _registry() -> dict[str, str]:
-    import mlflow  # a second; only whoever creates a deployment needs it, and has it already
-
-    uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
-    return {variable: _absolute(str(uri)) for variable, uri in uris.items()}
-
-
 def _absolute(uri: str) -> str:
-    """The server runs in another folder than whoever starts it."""
+    """Return a path or SQLite URI with an absolute path: the server runs in another folder than its starter."""
     if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
         return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
     return uri if ":" in uri else str(Path(uri).absolute())

@@ -44,7 +44,7 @@ def test_nothing_is_waited_for_where_all_is_loaded(tmp_path: Path, say: Callable
 
     report = read_applied_spec(tmp_path, SPEC)
 
-    assert (report.is_resolved, report.pending, report.errors, report.silent) == (True, "", {}, ())
+    assert (report.is_resolved, report.pending, report.errors, report.missing) == (True, "", {}, ())
     assert [worker.pid for worker in report.workers] == [os.getpid()]
 
 
@@ -93,4 +93,4 @@ def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss
     report = read_applied_spec(tmp_path, SPEC)
 
     assert report.errors == {"a": "broken", "b": "too"}
-    assert report.silent == ("a",)
+    assert report.missing == ("a",)
