@@ -1,1 +1,1 @@
-"""CONTROL: the `mlflow.deployments` plugin. `client.py` translates, `lifecycle.py` decides, `backends/` does."""
+"""CONTROL: the `mlflow.deployments` plugin. `client.py` translates, `lifecycle.py` decides, `backends/` act."""

@@ -1,1 +1,1 @@
-"""Predictions for a file: `reading.py` cuts it into batches, `answering.py` asks, `writing.py` keeps the answers."""
+"""Batch prediction: every row of a file by a deployment or a model, one prediction a row."""

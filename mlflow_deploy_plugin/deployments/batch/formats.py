@@ -1,4 +1,4 @@
-"""The kinds of files that rows stand in, by the ends of their names. Light: what `--help` shows is made of it."""
+"""The formats of files of rows, by the endings of their names. The module is light: `--help` imports it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +19,15 @@ _SUFFIXES: Mapping[str, FileFormat] = {
 
 
 def format_of(path: str) -> FileFormat | None:
-    """What the name of a file says of what is in it."""
+    """Return the format that the name of a file says, if any."""
     return _SUFFIXES.get(Path(path).suffix.lower())
 
 
 def output_format(path: str, given: FileFormat) -> FileFormat:
-    """What is written into a file that nothing but its name is known of; where it has no ending, as the input is.
+    """Return the format of an output file by its name; one without an ending has the format of the input.
 
     Raises:
-        InvalidConfig: its ending is that of something else.
+        InvalidConfig: its ending is unknown.
     """
     kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:

@@ -1,4 +1,4 @@
-"""Predictions into a file: the whole of it, or nothing."""
+"""Predictions into a file: the whole file, or nothing."""
 
 import csv
 import io
@@ -15,14 +15,14 @@ from mlflow_deploy_plugin.deployments.batch.formats import FileFormat
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 
 WritePredictions = Callable[[list[Any]], None]
-"""Takes the next predictions."""
+"""A function that writes the next predictions."""
 
 _PREDICTION = "prediction"
 
 
 @contextmanager
 def open_output(path: str, kind: FileFormat, stdout: IO[bytes]) -> Iterator[WritePredictions]:
-    """Writes aside, and puts the file in its place when all is written; `-` is written as it comes.
+    """Write predictions into a new file that replaces `path` at the end; `-` is standard output, written as it comes.
 
     Raises:
         InvalidConfig: the file cannot be written.
@@ -41,8 +41,8 @@ def open_output(path: str, kind: FileFormat, stdout: IO[bytes]) -> Iterator[Writ
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when all of it is written, and else leaves it as it was."""
-    if path.exists() and not path.is_file():  # a pipe or a device is no file to be replaced
+    """Open a file that replaces `path` when all of it is written; after an error `path` is as it was."""
+    if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
         with path.open("wb") as file:
             yield file
         return
@@ -67,7 +67,7 @@ def _umask() -> int:
 
 @contextmanager
 def _json(file: IO[bytes]) -> Iterator[WritePredictions]:
-    """`{"predictions": […]}`, as /invocations answers."""
+    """Write `{"predictions": […]}`, as /invocations answers."""
     file.write(b'{"predictions": [')
     is_first = True
 
@@ -83,13 +83,17 @@ def _json(file: IO[bytes]) -> Iterator[WritePredictions]:
 
 @contextmanager
 def _jsonl(file: IO[bytes]) -> Iterator[WritePredictions]:
-    """One prediction a line."""
-    yield lambda rows: _write(file, b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    """Write one prediction a line."""
+
+    def write(rows: list[Any]) -> None:
+        file.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+
+    yield write
 
 
 @contextmanager
 def _csv(file: IO[bytes]) -> Iterator[WritePredictions]:
-    """A column an output; of a list, one for each of its values: prediction_0, prediction_1."""
+    """Write a column for each output; a list has one for each of its values: prediction_0, prediction_1."""
     header: list[str] = []
 
     def write(rows: list[Any]) -> None:
@@ -103,7 +107,7 @@ def _csv(file: IO[bytes]) -> Iterator[WritePredictions]:
             if list(row) != header:
                 raise InvalidRequest(f"predictions have different columns: {', '.join(header)}, and {', '.join(row)}")
             lines.writerow(row.values())
-        _write(file, text.getvalue().encode())
+        file.write(text.getvalue().encode())
 
     yield write
 
@@ -119,32 +123,32 @@ def _cells(row: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _cell(value: Any) -> Any:
-    """`true`, as JSON has it; an empty field for what is missing."""
+    """Return a cell for `csv`: booleans and nested values as JSON, an empty field for None."""
     return orjson.dumps(value).decode() if isinstance(value, bool | list | dict) else value
 
 
 @contextmanager
 def _parquet(file: IO[bytes]) -> Iterator[WritePredictions]:
-    """A column an output. Its type is known when all are seen: until then they lie beside, as they come."""
+    """Write a column for each output. Its type is known after the last row; until then rows lie in a temporary file."""
     import pyarrow as pa  # here: no other kind needs it
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryFile() as beside:
+    with tempfile.TemporaryFile() as waiting:
         schemas: list[Any] = []
 
         def write(rows: list[Any]) -> None:
             table = pa.Table.from_pylist([row if isinstance(row, Mapping) else {_PREDICTION: row} for row in rows])
             schemas.append(table.schema)
-            with pa.ipc.new_stream(beside, table.schema) as stream:
+            with pa.ipc.new_stream(waiting, table.schema) as stream:
                 stream.write_table(table)
 
         yield write
         try:
             schema = pa.unify_schemas(schemas, promote_options="permissive")
-            beside.seek(0)
+            waiting.seek(0)
             with pq.ParquetWriter(file, schema) as parquet:
                 for _ in schemas:
-                    table = pa.ipc.open_stream(beside).read_all()
+                    table = pa.ipc.open_stream(waiting).read_all()
                     parquet.write_table(_conform(table, schema))
         except pa.ArrowException as error:
             raise InvalidRequest(f"the predictions do not make a Parquet file: {str(error).splitlines()[0]}") from None
@@ -158,10 +162,6 @@ def _conform(table: Any, schema: Any) -> Any:
         for field in schema
     ]
     return pa.Table.from_arrays(columns, names=schema.names).cast(schema)
-
-
-def _write(file: IO[bytes], data: bytes) -> None:
-    file.write(data)
 
 
 _FORMS: Mapping[FileFormat, Callable[[IO[bytes]], Any]] = {

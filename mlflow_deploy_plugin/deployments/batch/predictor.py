@@ -1,8 +1,7 @@
-"""One prediction a row: from a deployment's server, or from the model itself in this process."""
+"""Predictors: a deployment's server, or the model itself in this process; and the row that an error is about."""
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -12,52 +11,35 @@ import orjson
 
 from mlflow_deploy_plugin.deployments.batch.rows import RowBatch
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
-from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    InferenceError,
-    InvalidRequest,
-    NotReady,
-    OnnxserveError,
-    TooManyRequests,
-)
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
+from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OnnxModel, available_cores, read_served_artifact
 from mlflow_deploy_plugin.server.protocols import arrow, mlflow
 
 Predictor = Callable[[str, bytes], Any]
-"""Content type and body of /invocations → what stands under `predictions`."""
+"""A function of content type and body of /invocations that returns the value of `predictions`."""
 
 _TRIES = 6
-_LONGEST_PAUSE_SECONDS = 10
 _LARGEST_TABLE_BYTES = 2**31
 
 
 @contextmanager
-def server_predictor(asked: ScoringTarget) -> Iterator[Predictor]:
-    """Asks a server; one that is overloaded, or just being changed, a few times."""
+def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
+    """Predict by a server; one that is overloaded, or is just being changed, is tried again."""
+    url = f"{target.url}/invocations"
     with ServerSession() as session:
-
-        def answer(content_type: str, body: bytes) -> Any:
-            for attempt in range(_TRIES):
-                try:
-                    document = post(session, f"{asked.url}/invocations", body, content_type, asked.timeout_seconds)
-                    return document.get("predictions")
-                except (TooManyRequests, NotReady) as error:
-                    if attempt == _TRIES - 1:
-                        raise
-                    time.sleep(min(error.retry_after or 2**attempt / 10, _LONGEST_PAUSE_SECONDS))
-            raise AssertionError("the last try returns or raises")
-
-        yield answer
+        yield lambda content_type, body: post_with_retries(
+            session, url, body, content_type, target.timeout_seconds, _TRIES
+        ).get("predictions")
 
 
 @contextmanager
 def model_predictor(model_uri: str) -> Iterator[Predictor]:
-    """Loads the model here: by ONNX Runtime where it has that form, else by `mlflow.pyfunc`.
+    """Predict by the model in this process: by ONNX Runtime if it has that form, else by `mlflow.pyfunc`.
 
     Raises:
-        InvalidConfig, NotFound, RegistryUnavailable: it is not to be had.
+        InvalidConfig, NotFound, RegistryUnavailable: the model cannot be had.
         InvalidArtifact: it cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
@@ -66,22 +48,22 @@ def model_predictor(model_uri: str) -> Iterator[Predictor]:
         yield _pyfunc_predictor(files) if is_pyfunc else _onnx_predictor(files)
 
 
-def predict_batch(ask: Predictor, name: str, batch: RowBatch) -> list[Any]:
-    """One plain value a row of the batch of the file `name`.
+def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[Any]:
+    """Return one plain value for each row of a batch of the file `name`.
 
     Raises:
         InvalidRequest: a row cannot be answered; the message says which, and why.
     """
     try:
-        return _split_by_row(ask(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
+        return _split_by_row(predict(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
     except BodyTooLarge:
         if len(batch) == 1:
             raise
         middle = len(batch) // 2
         halves = (batch.part(0, middle), batch.part(middle, len(batch)))
-        return [row for half in halves for row in predict_batch(ask, name, half)]
+        return [row for half in halves for row in predict_batch(predict, name, half)]
     except (InvalidRequest, InferenceError) as error:
-        raise InvalidRequest(_error_with_row(ask, name, batch, error)) from None
+        raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
 
 
 def _onnx_predictor(folder: Path) -> Predictor:
@@ -105,7 +87,7 @@ def _pyfunc_predictor(folder: Path) -> Predictor:
     from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 
     try:
-        with redirect_stdout(sys.stderr):  # a model may speak, and the predictions may be on stdout
+        with redirect_stdout(sys.stderr):  # a model may print, and the predictions may go to stdout
             scorer = Scorer.load(folder)
     except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
         raise OnnxserveError(f"MLflow cannot load the model: {one_line(error)}") from None
@@ -122,7 +104,7 @@ def _pyfunc_predictor(folder: Path) -> Predictor:
 
 
 def _split_by_row(answer: Any, count: int, where: str) -> list[Any]:
-    """Predictions as the server gives them, a list or a mapping of lists by output, row by row."""
+    """Return predictions by row; the server gives a list, or a mapping of lists by output."""
     if isinstance(answer, dict) and all(isinstance(values, list) for values in answer.values()):
         lengths = {len(values) for values in answer.values()}
         if lengths == {count}:
@@ -133,9 +115,9 @@ def _split_by_row(answer: Any, count: int, where: str) -> list[Any]:
     raise OnnxserveError(f"{where}: the model answers {count} rows with {given}; one prediction a row is needed")
 
 
-def _error_with_row(ask: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
-    """The message about the first row that is refused alone, or about the file where it is of no row."""
-    first, last = (_batch_error(ask, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
+def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
+    """Return the message about the first row that is refused alone, or about the file if no row is."""
+    first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
     if first and first == last == error.message and len(batch) > 1:
         return f"{name}: {first}"
     if first:
@@ -143,22 +125,22 @@ def _error_with_row(ask: Predictor, name: str, batch: RowBatch, error: Onnxserve
     while len(batch) > 1:
         middle = len(batch) // 2
         halves = batch.part(0, middle), batch.part(middle, len(batch))
-        refused = next((half for half in halves if _batch_error(ask, half)), None)
-        if refused is None:  # it is how they go together
+        refused = next((half for half in halves if _batch_error(predict, half)), None)
+        if refused is None:  # the rows are refused together, and neither half alone
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
-    return f"{name}, {batch.places[0]}: {_without_row_number(_batch_error(ask, batch))}"
+    return f"{name}, {batch.places[0]}: {_without_row_number(_batch_error(predict, batch))}"
 
 
-def _batch_error(ask: Predictor, batch: RowBatch) -> str:
-    """Why these rows are refused; empty: they are not."""
+def _batch_error(predict: Predictor, batch: RowBatch) -> str:
+    """Return why these rows are refused; empty if they are not."""
     try:
-        ask(batch.content_type, batch.body)
+        predict(batch.content_type, batch.body)
     except (InvalidRequest, InferenceError) as error:
         return error.message
     return ""
 
 
 def _without_row_number(message: str) -> str:
-    """Of a row that was sent alone: its number is not that in the file."""
+    """Return the message without the row's number, which is not the one in the file: the row was sent alone."""
     return message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)

@@ -1,6 +1,6 @@
-"""A file of rows, in batches. Nothing but the batch at hand is in memory, except of a JSON document.
+"""The rows of a file in batches. Only one batch is in memory, except for a JSON document, which is read whole.
 
-A row keeps the form it has in the file, so that it is read by the same rules as a request: nothing is guessed here.
+A row keeps its form of the file, so that it is read by the same rules as a request: nothing is guessed here.
 """
 
 import csv
@@ -24,13 +24,14 @@ from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, load_json
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Rows that are asked about at once.
+    """Rows that are predicted with one request.
 
     Attributes:
         records: the rows in a form of the reader's own, which can be sliced.
-        places: of each row, where it stands: `line 7`, `row 12`.
-        content_type / encode: what makes a body of /invocations of such records.
-        position: how far in the file the reader is after them; in bytes, or rows.
+        places: the place of each row in the file: `line 7`, `row 12`.
+        content_type: of the body of /invocations.
+        encode: makes that body of such records.
+        position: the reader's position in the file after them, in bytes or rows.
     """
 
     records: Any
@@ -56,7 +57,7 @@ class RowFile:
 
     Attributes:
         name: of the file, for messages.
-        length: of the whole, in the unit of `Batch.position`; None: nobody knows.
+        length: of the file in the unit of `RowBatch.position`; None if nobody knows.
     """
 
     name: str
@@ -65,7 +66,7 @@ class RowFile:
 
 
 def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
-    """The rows of an open file, `batch_rows` at a time.
+    """Return the rows of an open file, `batch_rows` at a time.
 
     Raises (also while the batches are taken):
         InvalidRequest: it is not of this kind, or has no rows; the message says where.
@@ -115,7 +116,7 @@ def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
 
 
 class _Lines:
-    """The lines of a file as texts for `csv.reader`, and as they are for those who send them on."""
+    """The lines of a file as text for `csv.reader`, and as bytes for the request."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -128,11 +129,11 @@ class _Lines:
             self.number += 1
             self.bytes += len(line)
             self._taken.append(line)
-            # what is not UTF-8 is refused by whoever is asked, in the row where it stands
+            # the server or the model refuses a row that is not UTF-8
             yield line.decode("utf-8-sig" if self.number == 1 else "utf-8", errors="replace")
 
     def taken(self) -> bytes:
-        """The lines since the last call: those of one record."""
+        """Return the lines since the last call, which are those of one record."""
         record = b"".join(self._taken)
         self._taken.clear()
         return record if record.endswith(b"\n") else record + b"\n"
@@ -150,10 +151,7 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
         position += len(line)
         if line.isspace():
             continue
-        try:
-            record = load_json(line)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{name}, line {number}: {error.message.removeprefix('the body is ')}") from None
+        record = _parse_json(line, f"{name}, line {number}")
         if records and isinstance(record, dict) != isinstance(records[0], dict):
             raise InvalidRequest(f"{name}, line {number}: one line is a JSON object, another is not")
         records.append(record)
@@ -171,12 +169,8 @@ def _rows_body(records: list[Any]) -> bytes:
 
 
 def _json(text: bytes, name: str, batch_rows: int) -> list[RowBatch]:
-    """The batches of a document of MLflow's: one of its forms, a list of rows or records, or a mapping of columns."""
-    try:
-        document = load_json(text)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{name}: {error.message.removeprefix('the body is ')}") from None
-    records, encode = _sliceable(document, name)
+    """Return the batches of a document: one of MLflow's forms, a list of rows or records, or a mapping of columns."""
+    records, encode = _sliceable(_parse_json(text, name), name)
     places = [f"row {row} (from 0)" for row in range(len(records))]
     whole = RowBatch(records, places, JSON, encode)
     return [
@@ -186,24 +180,31 @@ def _json(text: bytes, name: str, batch_rows: int) -> list[RowBatch]:
     ]
 
 
+def _parse_json(text: bytes, where: str) -> Any:
+    try:
+        return load_json(text)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error.message.removeprefix('the body is ')}") from None
+
+
 def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
-    """The rows of a document, and how some of them are sent in its form."""
+    """Return the rows of a document, and a function that encodes some of them in its form."""
     if isinstance(document, list):
         return document, _rows_body
     if not isinstance(document, dict):
         raise InvalidRequest(f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows")
     form = next((form for form in BODY_FORMS if form in document), None)
-    beside = {key: value for key, value in document.items() if key != form} if form else {}
+    extras = {key: value for key, value in document.items() if key != form} if form else {}
     content = document[form] if form else document
     if isinstance(content, list):
-        return content, lambda rows: orjson.dumps({**beside, form: rows})
+        return content, lambda rows: orjson.dumps({**extras, form: rows})
     if form == "dataframe_split" and isinstance(content, dict) and isinstance(content.get("data"), list):
         head = {key: value for key, value in content.items() if key not in ("data", "index")}
-        return content["data"], lambda rows: orjson.dumps({**beside, form: {**head, "data": rows}})
+        return content["data"], lambda rows: orjson.dumps({**extras, form: {**head, "data": rows}})
     if isinstance(content, dict) and _is_of_columns(content):
         names = list(content)
         rows = list(zip(*content.values(), strict=True))
-        return rows, lambda part: orjson.dumps({**beside, form or "inputs": _columns(names, part)})
+        return rows, lambda part: orjson.dumps({**extras, form or "inputs": _columns(names, part)})
     if isinstance(content, dict) and content and not any(isinstance(value, list) for value in content.values()):
         return [content], _rows_body  # one record
     raise InvalidRequest(
@@ -257,12 +258,12 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The file, or standard input for `-`. Raises InvalidConfig where there is no such file, or it cannot be read."""
+    """Open the file, or standard input for `-`; raise InvalidConfig if it is missing or cannot be read."""
     if path == "-":
         yield stdin
         return
     try:
-        file = Path(path).open("rb")  # noqa: SIM115 - closed below; only what open raises is said so
+        file = Path(path).open("rb")  # noqa: SIM115 - closed below; only errors of open get this message
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be read: {error.strerror}") from None
     with file:
@@ -270,7 +271,7 @@ def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _length(file: IO[bytes]) -> int | None:
-    """In bytes; None of what has no end yet."""
+    """Return the length in bytes; None for a stream."""
     try:
         return os.fstat(file.fileno()).st_size if file.seekable() else None
     except OSError:  # no file of the system's
