@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.feedback import LabelTarget
     from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelFileKind
-    from mlflow_deploy_plugin.inference_log.matching import LabelMatches
+    from mlflow_deploy_plugin.inference_log.label_join import LabelMatches
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
 _SHOWN_BAD = 20

@@ -108,8 +108,8 @@ def query(
         raise InvalidConfig("Parquet is nothing for a terminal: name a FILE")
     # here: DuckDB and pyarrow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.inference_log.query import Query, limit_memory, run_query
-    from mlflow_deploy_plugin.inference_log.span import parse_time_range
     from mlflow_deploy_plugin.inference_log.view import View, require_endpoint
+    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 
     labels = labels and not failed
     select = select or _default_columns(is_table, failed, labels)
@@ -149,8 +149,8 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     --since counts what the other has left, too.
     """
     from mlflow_deploy_plugin.cli.output.log import stats_json, stats_lines
-    from mlflow_deploy_plugin.inference_log.span import parse_time_range
     from mlflow_deploy_plugin.inference_log.stats import log_stats
+    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 
     span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
     opened = _open(None if span else _rows_since(name))
@@ -174,7 +174,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     """
     from mlflow_deploy_plugin.cli.output.log import size_text
     from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
-    from mlflow_deploy_plugin.inference_log.span import parse_duration
+    from mlflow_deploy_plugin.inference_log.windows import parse_duration
 
     length = parse_duration(keep, "--keep")
     opened = _open()

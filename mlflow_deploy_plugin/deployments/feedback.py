@@ -19,11 +19,11 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
 from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelEntry
-from mlflow_deploy_plugin.inference_log.labels import Label, labels_table
-from mlflow_deploy_plugin.inference_log.matching import LabelMatches, match_log, write_labels
+from mlflow_deploy_plugin.inference_log.label_join import LabelMatches
+from mlflow_deploy_plugin.inference_log.labels import Label, labels_table, write_labels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.span import TimeRange
-from mlflow_deploy_plugin.inference_log.view import View, view_schema, view_tables
+from mlflow_deploy_plugin.inference_log.view import View, match_labels, view_schema, view_tables
+from mlflow_deploy_plugin.inference_log.windows import TimeRange
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.settings import Settings
@@ -166,7 +166,7 @@ def import_labels(
                 report_bad(row)
             bad += len(bad_rows)
     if matches is not None:
-        match_log(log, endpoint, matches)
+        match_labels(log, endpoint, matches)
     return LabelImport(accepted, bad, tuple(destinations), matches)
 
 
@@ -272,7 +272,7 @@ def _log_sink(log: InferenceLog, endpoint: str, masking: LabelMasking) -> LabelS
     def store(entries: Sequence[LabelEntry]) -> list[BadRow]:
         now = datetime.now(UTC)
         received_us = int(now.timestamp() * 1_000_000)
-        write_labels(log, endpoint, now.strftime("%Y-%m-%d"), masking.table(entries, received_us, segment))
+        write_labels(log.location, endpoint, now.strftime("%Y-%m-%d"), masking.table(entries, received_us, segment))
         return []
 
     return store

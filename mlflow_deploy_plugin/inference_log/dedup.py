@@ -1,4 +1,7 @@
-"""Which row is which: (`_segment`, `_offset`, `_row`) tells the rows of a log apart, and its hash finds doubles."""
+"""The identity of rows: (`_segment`, `_offset`, `_row`) tells the rows of a log apart, and its hash finds duplicates.
+
+The same hash makes a sample that is the same each time.
+"""
 
 import hashlib
 
@@ -12,13 +15,13 @@ IDENTITY = ("_segment", "_offset", "_row")
 
 
 class Deduplicator:
-    """Hashes that came by, in 8 bytes each."""
+    """Remembers the hashes that it was given, in 8 bytes each."""
 
     def __init__(self) -> None:
-        self._sorted: list[Array] = []  # each more than twice as long as the next one: a look is log² n
+        self._sorted: list[Array] = []  # each more than twice as long as the next one: a look-up is log² n
 
-    def fresh(self, hashes: Array) -> Array:
-        """[N] bool: which of them come by for the first time."""
+    def first_seen(self, hashes: Array) -> Array:
+        """Return [N] bool: True for a hash that was not given before."""
         distinct, first = np.unique(hashes, return_index=True)
         is_new = np.ones(len(distinct), dtype=bool)
         for known in self._sorted:
@@ -27,48 +30,20 @@ class Deduplicator:
         mask = np.zeros(len(hashes), dtype=bool)
         mask[first[is_new]] = True
         if is_new.any():
-            self._add(distinct[is_new])
+            added = distinct[is_new]
+            while self._sorted and len(self._sorted[-1]) < 2 * len(added):
+                added = np.concatenate([self._sorted.pop(), added])
+                added.sort(kind="stable")  # two sorted runs: timsort and radix sort merge them
+            self._sorted.append(added)
         return mask
-
-    def _add(self, hashes: Array) -> None:
-        while self._sorted and len(self._sorted[-1]) < 2 * len(hashes):
-            hashes = np.concatenate([self._sorted.pop(), hashes])
-            hashes.sort(kind="stable")  # two sorted runs: timsort and radix sort merge them
-        self._sorted.append(hashes)
-
-
-def hash_rows(table: pa.Table) -> Array:
-    """[N] uint64 of (segment, offset, row), evenly spread: two rows of a log share one by chance about never."""
-    hashes = hash_texts(table.column("_segment"))
-    for name in ("_offset", "_row"):
-        hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
-    return hashes
-
-
-def hash_texts(column: pa.ChunkedArray) -> Array:
-    """[N] uint64 of texts, the same in every process; a null is a text of its own."""
-    texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
-    seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
-    hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
-    return hashes
-
-
-def combine_hashes(hashes: Array, values: Array) -> Array:
-    """[N] uint64 that depend on both, evenly spread."""
-    return _splitmix64(hashes ^ _splitmix64(values))
-
-
-def _splitmix64(values: Array) -> Array:
-    """splitmix64's step: every bit of the result depends on every bit of the value; arithmetic is modulo 2^64."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    scattered: Array = values ^ (values >> np.uint64(31))
-    return scattered
 
 
 class Sample:
-    """At most `bound` distinct rows: those with the smallest hashes."""
+    """At most `bound` distinct rows: of more rows, those with the smallest hashes.
+
+    Duplicates have equal hashes, so they are dropped whatever the order of the files is (bottom-k sampling: Cohen and
+    Kaplan, PODC 2007).
+    """
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -85,7 +60,7 @@ class Sample:
             self._compact()
 
     def rows(self) -> int:
-        """The number of distinct rows that were added; beyond the bound an estimate, good to 1/sqrt(bound)."""
+        """Return the number of distinct rows that were added; beyond the bound an estimate, good to 1/sqrt(bound)."""
         self._compact()
         if not self.is_full:
             return self._held
@@ -102,3 +77,33 @@ class Sample:
             self.is_full = True
             hashes, first = hashes[: self._bound], first[: self._bound]
         self._tables, self._hashes, self._held = [table.take(pa.array(first))], [hashes], len(hashes)
+
+
+def hash_rows(table: pa.Table) -> Array:
+    """Return [N] uint64 of (segment, offset, row), evenly spread. Two rows of a log practically never share one."""
+    hashes = hash_texts(table.column("_segment"))
+    for name in ("_offset", "_row"):
+        hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
+    return hashes
+
+
+def hash_texts(column: pa.ChunkedArray) -> Array:
+    """Return [N] uint64 of texts, the same in every process. A null has a hash of its own."""
+    texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
+    seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
+    hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
+    return hashes
+
+
+def combine_hashes(hashes: Array, values: Array) -> Array:
+    """Return [N] uint64 that depend on both, evenly spread."""
+    return _splitmix64(hashes ^ _splitmix64(values))
+
+
+def _splitmix64(values: Array) -> Array:
+    """Do splitmix64's step: every bit of the result depends on every bit of the value. Arithmetic is modulo 2^64."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    scattered: Array = values ^ (values >> np.uint64(31))
+    return scattered

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.inference_log.labels import as_text
+from mlflow_deploy_plugin.runtime import as_text
 from mlflow_deploy_plugin.server.capture.feedback import Feedback
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 

@@ -1,21 +1,20 @@
-"""Upkeep of the log: the many small files of an hour become one, and what is too old is deleted.
+"""Maintenance of the log: the many small files of an hour become one, and what is too old is deleted.
 
 **Compaction.** An agent that ships every few seconds leaves hundreds of files an hour, each of which costs a reader a
 round trip. Once an hour is over and its files are quiet, their rows are written into a new file, and when that one is
-whole the old ones are deleted. A reader that sees both drops doubles by `_segment`, `_offset` and `_row`, as
-everywhere (`rows.py`); so nothing is lost when the writer dies in between, nor when two of them work at once, each of
-which deletes only what stands in a file that it has written itself. A file that has changed since it was read stays,
-and so does one that makes no sense. Files of different columns or types are not mixed: a version's rows get no columns
-of another's.
+whole the old ones are deleted. A reader that sees both drops duplicates by `_segment`, `_offset` and `_row`, as
+everywhere (`scan.py`). So nothing is lost if the writer dies in between, nor if two of them work at once: each deletes
+only files whose rows it has written itself. A file that has changed since it was read stays, and so does one that
+cannot be understood. Files of different columns or types are not mixed: a version's rows get no columns of another's.
 
-**Retention.** Rows go by the hour of their event time, labels by the day they came in, the monitors' profiles of rows
-(`_sketches`) by the day they are of. What lies in a window that is spared stays.
+**Retention.** Rows expire by the hour of their event time, labels by the day they came in, the monitors' profiles of
+rows (`_sketches`) by the day they are of. Protected windows stay.
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -32,12 +31,13 @@ from mlflow_deploy_plugin.inference_log.dedup import (
     hash_rows,
     hash_texts,
 )
-from mlflow_deploy_plugin.inference_log.label_join import labels_folder
+from mlflow_deploy_plugin.inference_log.labels import LABEL, labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import FileVanished, read_file
 from mlflow_deploy_plugin.inference_log.storage import (
     DAY,
     SKETCHES,
+    Hour,
     LogFile,
     LogLocation,
     list_days,
@@ -51,22 +51,22 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 QUIET = timedelta(minutes=10)
 """A file that was written since may be written again by its agent."""
 LARGE_BYTES = 32 * 2**20
-"""A file from there on is left alone."""
+"""A file of this size is left alone."""
 GROUP_BYTES = 64 * 2**20
-"""Of files that are made one."""
+"""Small files are compacted in groups of at most this size."""
 _GROUP_ROWS = 131_072
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class MaintenanceResult:
-    """What was done.
+    """Counts of what was done.
 
     Attributes:
         compacted_files: small files that were replaced.
-        written_files: files that stand in their place.
-        expired_files: files of rows, labels and sketches that were deleted, for their age.
-        expired_bytes: what they took.
+        written_files: files that took their place.
+        expired_files: files of rows, labels and sketches that were deleted for their age.
+        expired_bytes: their size.
     """
 
     compacted_files: int = 0
@@ -75,22 +75,30 @@ class MaintenanceResult:
     expired_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class _SmallFile:
+    """A small file, and the columns of its rows."""
+
+    file: LogFile
+    schema: pa.Schema
+
+
 def maintain(
     log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None, spared: Sequence[Window] = ()
 ) -> MaintenanceResult:
-    """Compacts the hours of the endpoint that are over, and deletes what is older than `keep`; None keeps all.
+    """Compact the hours of the endpoint that are over, and delete what is older than `keep`; None keeps all.
 
     Args:
         spared: windows of event time in which nothing is deleted.
 
     Raises:
-        OnnxserveError: the log is down. What was done until then is done; the next call goes on.
+        OnnxserveError: the log is down. The next call goes on where this one ended.
     """
     compacted = compact(log, endpoint, now)
-    expired = expire(log, endpoint, now, keep, spared) if keep is not None else MaintenanceResult()
-    return MaintenanceResult(
-        compacted.compacted_files, compacted.written_files, expired.expired_files, expired.expired_bytes
-    )
+    if keep is None:
+        return compacted
+    expired = expire(log, endpoint, now, keep, spared)
+    return replace(compacted, expired_files=expired.expired_files, expired_bytes=expired.expired_bytes)
 
 
 def expire(
@@ -101,10 +109,10 @@ def expire(
     spared: Sequence[Window] = (),
     only_count: bool = False,
 ) -> MaintenanceResult:
-    """Deletes rows, labels and sketches of the endpoint that are older than `keep`, by whole hours and days.
+    """Delete rows, labels and sketches of the endpoint that are older than `keep`, by whole hours and days.
 
     Args:
-        spared: windows of event time in which nothing is deleted; of labels, what came in then.
+        spared: windows in which nothing is deleted: of event time, and of receipt for labels.
 
     Raises:
         OnnxserveError: the log is down.
@@ -114,36 +122,38 @@ def expire(
         oldest = now - keep
     except OverflowError:  # nothing is older than the calendar
         return MaintenanceResult()
-    hours = [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
 
-    def is_over(start: datetime, end: datetime) -> bool:
+    def is_expired(start: datetime, end: datetime) -> bool:
         return end <= oldest and not any(start < window.end and window.start < end for window in spared)
 
-    folders = {hour.folder: files for hour, files in hours if is_over(hour.start, hour.end)}
-    sketches = _sketch_folders(location, endpoint)
+    folders = {hour.folder: files for hour, files in _all_hours(log, endpoint) if is_expired(hour.start, hour.end)}
+    with wrap_log_errors(location):
+        selector = fs.FileSelector(f"{location.root}/{SKETCHES}", allow_not_found=True)
+        sketches = [f"{info.path}/endpoint={endpoint}" for info in location.filesystem.get_file_info(selector)]
     for root in [labels_folder(location, endpoint), *sketches]:
         for day, folder in list_days(location, root):
-            if is_over(day, day + DAY):
+            if is_expired(day, day + DAY):
                 folders[folder] = list_files(location, folder)
     if not only_count:
         with wrap_log_errors(location):
             for folder in folders:
-                _delete_folder(location, folder)
+                with suppress(FileNotFoundError):
+                    location.filesystem.delete_dir(folder)
+                _delete_empty(location, [folder.rpartition("/")[0]])
         _delete_empty(location, [*sketches, *(folder.rpartition("/")[0] for folder in sketches)])
     files = [file for found in folders.values() for file in found]
     return MaintenanceResult(expired_files=len(files), expired_bytes=sum(file.size for file in files))
 
 
 def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResult:
-    """Makes one file of the small ones of each hour that is over, and of each day of labels.
+    """Make one file of the small ones of each hour that is over, and of each day of labels.
 
     Raises:
         OnnxserveError: the log is down.
     """
     location = log.location
     compacted = written = 0
-    hours = [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
-    folders = [(hour.folder, hour.end, files) for hour, files in hours]
+    folders = [(hour.folder, hour.end, files) for hour, files in _all_hours(log, endpoint)]
     for day, folder in list_days(location, labels_folder(location, endpoint)):
         folders.append((folder, day + DAY, list_files(location, folder)))
     for folder, end, files in folders:
@@ -157,23 +167,22 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
     return MaintenanceResult(compacted_files=compacted, written_files=written)
 
 
-@dataclass(frozen=True)
-class _SmallFile:
-    """A small file, and the columns of its rows."""
-
-    file: LogFile
-    schema: pa.Schema
+def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFile]]]:
+    """Return the hours of rows and of failed requests, with their files."""
+    return [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
 
 
 def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[list[_SmallFile]]:
-    """Files that are worth being one: of the same columns, at least two, together not large."""
+    """Yield files to be made one: at least two of the same columns, together not large."""
     if len(files) < 2:
         return
     by_columns: dict[str, list[_SmallFile]] = {}
     for file in files:
-        with suppress(OSError, pa.ArrowException):  # gone, or it makes no sense: it is left alone
+        with suppress(OSError, pa.ArrowException):  # gone, or it cannot be understood: it is left alone
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            by_columns.setdefault(_model_columns(schema), []).append(_SmallFile(file, schema))
+            # the model's columns; the log's own may grow by a version of this package
+            model = sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_"))
+            by_columns.setdefault("\n".join(model), []).append(_SmallFile(file, schema))
     for alike in by_columns.values():
         group: list[_SmallFile] = []
         size = 0
@@ -187,13 +196,8 @@ def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[list[_S
             yield group
 
 
-def _model_columns(schema: pa.Schema) -> str:
-    """Names and types of the model's columns; the log's own may grow by a version of this package."""
-    return "\n".join(sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_")))
-
-
 def _compact_group(log: InferenceLog, folder: str, group: Sequence[_SmallFile]) -> int:
-    """Writes one file in place of these and gives how many of them are gone."""
+    """Write one file in place of these, and return how many of them are gone."""
     location = log.location
     whole: list[LogFile] = []
     content = pa.BufferOutputStream()
@@ -214,31 +218,30 @@ def _compact_group(log: InferenceLog, folder: str, group: Sequence[_SmallFile]) 
 def _distinct_rows(
     log: InferenceLog, schema: pa.Schema, group: Iterable[_SmallFile], whole: list[LogFile]
 ) -> Iterator[pa.Table]:
-    """The rows of the files, each once; a file that was read to its end is put into `whole`."""
+    """Yield the rows of the files, each once. A file that was read to its end is appended to `whole`."""
     seen = Deduplicator()
     for small in group:
-        broken: dict[str, str] = {}
+        unreadable: dict[str, str] = {}
         with suppress(FileVanished, pa.ArrowException, TypeError, ValueError):
-            for table in read_file(log.location, small.file.path, lambda names: None, broken, IDENTITY):
+            for table in read_file(log.location, small.file.path, lambda names: None, unreadable, IDENTITY):
                 table = conform(table, schema)
-                yield table.filter(pa.array(seen.fresh(_hashes(table))))
-            if not broken:
+                hashes = _hash_labels(table) if LABEL in table.column_names else hash_rows(table)
+                yield table.filter(pa.array(seen.first_seen(hashes)))
+            if not unreadable:
                 whole.append(small.file)
-        log.unreadable.update(broken)
+        log.unreadable.update(unreadable)
 
 
-def _hashes(table: pa.Table) -> Array:
-    """[N] uint64 that tell the rows apart, or the labels."""
-    if "_label" not in table.column_names:
-        return hash_rows(table)
+def _hash_labels(table: pa.Table) -> Array:
+    """Return [N] uint64 that tell labels apart."""
     hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
-    for name in ("_prediction_id", "_key", "_label"):
+    for name in ("_prediction_id", "_key", LABEL):
         hashes = combine_hashes(hashes, hash_texts(table.column(name)))
     return combine_hashes(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
 
 
 def _delete(location: LogLocation, file: LogFile) -> bool:
-    """Whether the file is gone. One that its agent has written again meanwhile stays."""
+    """Delete a file unless its agent has written it again, and return True if it is gone."""
     info = location.filesystem.get_file_info(file.path)
     if info.type == fs.FileType.NotFound:
         return True
@@ -250,21 +253,8 @@ def _delete(location: LogLocation, file: LogFile) -> bool:
     return True
 
 
-def _sketch_folders(location: LogLocation, endpoint: str) -> list[str]:
-    with wrap_log_errors(location):
-        selector = fs.FileSelector(f"{location.root}/{SKETCHES}", allow_not_found=True)
-        keys = [info.path for info in location.filesystem.get_file_info(selector)]
-    return [f"{key}/endpoint={endpoint}" for key in keys]
-
-
-def _delete_folder(location: LogLocation, folder: str) -> None:
-    with suppress(FileNotFoundError):
-        location.filesystem.delete_dir(folder)
-    _delete_empty(location, [folder.rpartition("/")[0]])
-
-
 def _delete_empty(location: LogLocation, folders: Sequence[str]) -> None:
-    """Those of these folders that hold nothing any more; in a bucket there are none."""
+    """Delete the folders that are empty; a bucket has none."""
     for folder in folders if location.is_local else ():
         with suppress(OSError):  # it has other hours
             Path(folder).rmdir()

@@ -1,9 +1,9 @@
-"""SQL over the log: DuckDB runs it over the rows as they are read, each once and beside its label.
+"""SQL over the log: DuckDB runs it over the rows as they are read, each once and with its label.
 
 DuckDB sees one table, `log`, and nothing else: no file, no network, no extension. It plans the statement over an empty
-table first, which finds what is wrong with it before anything is read, and says which columns have to be. Rows pass
+table first. That finds what is wrong with it before anything is read, and says which columns have to be. Rows pass
 through; what a sort or a grouping has to keep beyond `MEMORY` goes to a temporary folder, which takes half of what is
-free there at most. A statement of which nothing comes for `PATIENCE_SECONDS` is ended (`bounds.py`).
+free there at most. A statement that yields nothing for `TIMEOUT_SECONDS` is interrupted.
 """
 
 import json
@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.nearest import did_you_mean
 
 MEMORY = "512MB"
 TIMEOUT_SECONDS = 300.0
+_CHECKS_PER_TIMEOUT = 10
 _BATCH_ROWS = 10_000
 _NO_COLUMN = re.compile(
     r'(?:Referenced column|Column with name|Column|column) "?([^"]+?)"? (?:not found|does not exist)'
@@ -41,12 +42,12 @@ _TIMED_OUT = (
     "the SQL was ended: for {:.0f} s it has neither read a row nor given one; does it join the log with itself?"
 )
 _INTERRUPTED = "Query interrupted"
-"""What DuckDB's Python raises for Ctrl-C."""
+"""DuckDB's Python raises a RuntimeError with this text for Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of an endpoint's rows.
+    """A query over an endpoint's rows.
 
     Attributes:
         view: the rows.
@@ -63,7 +64,7 @@ class Query:
     limit: int | None = None
 
     def sql(self) -> str:
-        """The whole of it. Each part has lines of its own, so that a comment in one does not hide the next."""
+        """Return the statement. Each part has lines of its own, so that a comment in one does not hide the next."""
         if self.statement:
             sql = self.statement.rstrip().rstrip(";")
             return sql if self.limit is None else f"FROM (\n{sql}\n) LIMIT {self.limit}"
@@ -84,7 +85,7 @@ class QueryResult(NamedTuple):
 
 @contextmanager
 def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
-    """The answer, batch by batch as it is found.
+    """Run a query and yield its result, whose batches come as they are found.
 
     Raises:
         NotFound: the endpoint has no rows at all.
@@ -95,12 +96,12 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
         _connect(folder) as connection,
-        StatementTimeout(connection.interrupt, TIMEOUT_SECONDS) as patience,
+        StatementTimeout(connection.interrupt, TIMEOUT_SECONDS) as timeout,
     ):
-        run = _Statement(schema, patience)
-        with run.in_words():
+        run = _Run(schema, timeout)
+        with run.errors_translated():
             columns, scans = _plan(connection, query, schema)
-            rows = run.passing(view_rows(log, query.view, schema, columns))
+            rows = run.read(view_rows(log, query.view, schema, columns))
             passing = pa.RecordBatchReader.from_batches(schema, rows)
             if scans > 1:  # rows pass by once: a statement that reads them twice gets a copy
                 connection.register("_passing", passing)
@@ -108,8 +109,60 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             else:
                 connection.register("log", passing)
             reader = connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
-        form = pa.schema([(field.name, _in_utc(field.type)) for field in reader.schema])
-        yield QueryResult(form, (batch.cast(form) for batch in run.guarded(reader)))
+        # DuckDB calls the zone Etc/UTC; the log calls it UTC
+        types = [
+            pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
+            for kind in reader.schema.types
+        ]
+        form = pa.schema(list(zip(reader.schema.names, types, strict=True)))
+        yield QueryResult(form, (batch.cast(form) for batch in run.results(reader)))
+
+
+class _Run:
+    """One run of a statement."""
+
+    def __init__(self, schema: pa.Schema, timeout: "StatementTimeout") -> None:
+        self._schema = schema
+        self._timeout = timeout
+        self._failures: list[OnnxserveError] = []
+
+    def read(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows. An error of ours, which would lose its class on its way through DuckDB, is put aside."""
+        try:
+            while True:
+                with self._timeout.reading():
+                    batch = next(rows, None)
+                if batch is None:
+                    return
+                yield batch
+        except OnnxserveError as error:
+            self._failures.append(error)
+            raise
+
+    def results(self, reader: Any) -> Iterator[pa.RecordBatch]:
+        while True:
+            with self.errors_translated():
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def errors_translated(self) -> Iterator[None]:
+        """Turn DuckDB's errors into one line of ours."""
+        try:
+            with self._timeout.working():
+                yield
+        except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
+            if self._failures:
+                raise self._failures[0] from None
+            if self._timeout.is_over:
+                raise InvalidConfig(_TIMED_OUT.format(TIMEOUT_SECONDS)) from None
+            raise InvalidConfig(_message(str(error) or "Out of Memory", self._schema)) from None
+        except RuntimeError as error:
+            if str(error) == _INTERRUPTED:
+                raise KeyboardInterrupt from None
+            raise
 
 
 @contextmanager
@@ -135,7 +188,7 @@ def _connect(folder: str) -> Iterator[Any]:
 
 
 def _plan(connection: Any, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
-    """The columns that the statement needs, and how often it reads the rows.
+    """Return the columns that the statement needs, and how often it reads the rows.
 
     Raises:
         InvalidConfig: it is not one SELECT.
@@ -161,59 +214,6 @@ def _plan(connection: Any, query: Query, schema: pa.Schema) -> tuple[set[str], i
     return columns if columns <= known else known, scans  # DuckDB gives names that differ in case alone new ones
 
 
-def _in_utc(kind: pa.DataType) -> pa.DataType:
-    """DuckDB calls the zone Etc/UTC; the log calls it UTC."""
-    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
-
-
-class _Statement:
-    """One statement that is run."""
-
-    def __init__(self, schema: pa.Schema, patience: "StatementTimeout") -> None:
-        self._schema = schema
-        self._patience = patience
-        self._failures: list[OnnxserveError] = []
-
-    def passing(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The rows; an error of ours, which would lose its class on its way through DuckDB, is laid aside."""
-        try:
-            while True:
-                with self._patience.reading():
-                    batch = next(rows, None)
-                if batch is None:
-                    return
-                yield batch
-        except OnnxserveError as error:
-            self._failures.append(error)
-            raise
-
-    def guarded(self, reader: Any) -> Iterator[pa.RecordBatch]:
-        """The answer."""
-        while True:
-            with self.in_words():
-                batch = next(reader, None)
-            if batch is None:
-                return
-            yield batch
-
-    @contextmanager
-    def in_words(self) -> Iterator[None]:
-        """Turns what DuckDB raises into one line of ours."""
-        try:
-            with self._patience.working():
-                yield
-        except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
-            if self._failures:
-                raise self._failures[0] from None
-            if self._patience.is_over:
-                raise InvalidConfig(_TIMED_OUT.format(TIMEOUT_SECONDS)) from None
-            raise InvalidConfig(_message(str(error) or "Out of Memory", self._schema)) from None
-        except RuntimeError as error:
-            if str(error) == _INTERRUPTED:
-                raise KeyboardInterrupt from None
-            raise
-
-
 def _message(text: str, schema: pa.Schema) -> str:
     if missing := _NO_COLUMN.search(text) or _NO_TABLE.search(text):
         name = missing[1]
@@ -231,17 +231,13 @@ def _message(text: str, schema: pa.Schema) -> str:
     return f"the SQL cannot be run: {rest if kind.endswith('Error') else first}"
 
 
-_CHECKS_PER_TIMEOUT = 10
-"""At the clock, in the time that is waited."""
-
-
 class StatementTimeout:
-    """Interrupts a statement that has neither read a row nor given one for so long.
+    """Interrupts a statement that has neither read a row nor returned one for so long.
 
-    What the log takes to give rows does not count, nor what is done with those that were given.
+    The time that the log takes to return rows does not count, nor what the caller does with the result.
 
     Attributes:
-        is_over: it was interrupted.
+        is_over: the statement was interrupted.
     """
 
     def __init__(
@@ -256,7 +252,11 @@ class StatementTimeout:
         self.is_over = False
 
     def __enter__(self) -> "StatementTimeout":
-        threading.Thread(target=self._watch, daemon=True).start()
+        def watch() -> None:
+            while not self._ended.wait(self._seconds / _CHECKS_PER_TIMEOUT):
+                self.check()
+
+        threading.Thread(target=watch, daemon=True).start()
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -264,7 +264,7 @@ class StatementTimeout:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Within it the statement is run."""
+        """Run the statement within it."""
         self._last, self._is_working = self._clock(), True
         try:
             yield
@@ -273,35 +273,34 @@ class StatementTimeout:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Within it the log is read for the statement."""
+        """Read the log for the statement within it."""
         self._is_reading = True
         try:
             yield
         finally:
             self._last, self._is_reading = self._clock(), False
 
-    def look(self) -> None:
-        """Interrupts where it is time to."""
+    def check(self) -> None:
+        """Interrupt the statement if its time is over."""
         if self._is_working and not self._is_reading and self._clock() - self._last > self._seconds:
             self.is_over = True
             self._interrupt()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(self._seconds / _CHECKS_PER_TIMEOUT):
-            self.look()
-
 
 @contextmanager
 def limit_memory(size: int) -> Iterator[None]:
-    """Within it this process gets `size` bytes more than it has, on Linux; beyond it allocations fail.
+    """Give this process at most `size` bytes more than it has, on Linux; beyond it allocations fail.
 
-    It is about all threads of the process: for a command, not for a library.
+    DuckDB's `memory_limit` is about what it keeps; what 2,048 rows of a giant `repeat()` take comes on top. The limit
+    holds for all threads of the process: it is made for a command, not for a library.
     """
     if sys.platform != "linux":
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = _data_bytes() + size
+    lines = Path("/proc/self/status").read_text().splitlines()
+    # VmData is what RLIMIT_DATA limits (getrlimit(2), proc_pid_status(5))
+    limit = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")) + size
     if before[0] != resource.RLIM_INFINITY:
         limit = min(limit, before[0])
     resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
@@ -309,9 +308,3 @@ def limit_memory(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
-
-
-def _data_bytes() -> int:
-    """What `RLIMIT_DATA` is about (getrlimit(2), proc_pid_status(5))."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))

@@ -1,9 +1,8 @@
-"""Reads the inference log: the rows of one endpoint in one window of event time, each once, in bounded memory."""
+"""Reading the inference log: the rows of one endpoint in one window of event time, each once, in bounded memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +11,10 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.columns import summarise_lists
 from mlflow_deploy_plugin.inference_log.dedup import Sample
-from mlflow_deploy_plugin.inference_log.label_join import EndpointLabels, join_labels
+from mlflow_deploy_plugin.inference_log.label_join import join_labels
+from mlflow_deploy_plugin.inference_log.labels import EndpointLabels
 from mlflow_deploy_plugin.inference_log.scan import FIRST_US, LAST_US, RowFilter, microseconds_of, scan_hour
 from mlflow_deploy_plugin.inference_log.storage import (
-    CLOCK_SKEW,
     FAILURES,
     Hour,
     LogFile,
@@ -26,7 +25,7 @@ from mlflow_deploy_plugin.inference_log.storage import (
     list_hours,
     locate_log,
 )
-from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.inference_log.windows import CLOCK_SKEW, Window, microseconds, window_at
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
@@ -35,12 +34,12 @@ MAX_ROWS = 100_000
 
 @dataclass(frozen=True, eq=False)
 class WindowRows:
-    """The rows that one version answered in a window; what shadows answered is not among them.
+    """The rows that one version answered in a window, without those that shadows answered.
 
     Attributes:
-        table: at most `MAX_ROWS` rows in the order of their hashes; lists are summarised (`lists.py`).
-        rows: how many there are; exact where `is_sampled` is False, else estimated.
-        other_versions: rows that other versions answered in the same window, by "MODEL version N".
+        table: at most `MAX_ROWS` rows in the order of their hashes; lists are summarised (`summarise_lists`).
+        rows: how many there are, estimated if `is_sampled`.
+        other_versions: number of rows that other versions answered in the window, by "MODEL version N".
     """
 
     model: str
@@ -56,18 +55,14 @@ class InferenceLog:
     """A log, read file by file.
 
     Attributes:
-        since: rows that were received earlier are left out, as those of a deleted endpoint of the same name; None: all
-            are read.
-        unreadable: files that made no sense when they were read and were passed over, and why.
+        unreadable: files that could not be understood and were passed over, and why.
+        since: rows that were received earlier are left out, such as those of a deleted endpoint of the same name; None
+            leaves none out.
     """
 
     location: LogLocation
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
     since: datetime | None = None
-
-    @property
-    def filesystem(self) -> Any:
-        return self.location.filesystem
 
     @property
     def root(self) -> str:
@@ -80,16 +75,16 @@ class InferenceLog:
 
     @property
     def failures(self) -> "InferenceLog":
-        """The log of requests that got no answer: `_status` says why not, and the model's columns are not there."""
+        """The log of requests that got no answer: `_status` says why, and the model's columns are not there."""
         location = replace(self.location, root=f"{self.root}/{FAILURES}", shown=f"{self.shown.rstrip('/')}/{FAILURES}")
         return InferenceLog(location, self.unreadable, self.since)
 
     def endpoints(self) -> list[str]:
-        """The endpoints that have rows."""
+        """Return the endpoints that have rows."""
         return list_endpoints(self.location)
 
     def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
-        """The hours that have rows, ascending; with a window, those that overlap it."""
+        """Return the hours that have rows, ascending; with a window, the hours that overlap it."""
         if self.since is None:
             return list_hours(self.location, endpoint, window)
         if window is None:
@@ -98,39 +93,39 @@ class InferenceLog:
         return [hour for hour in hours if self._has_rows(hour, self.files(hour))]
 
     def files(self, hour: Hour) -> list[LogFile]:
-        """The files of an hour, by name."""
-        return [file for file in list_files(self.location, hour.folder) if self._is_due(file)]
+        """Return the files of an hour, by name."""
+        return [file for file in list_files(self.location, hour.folder) if self._may_have_rows(file)]
 
     def all_files(self, endpoint: str) -> dict[Hour, list[LogFile]]:
-        """Every hour that has files, ascending, with its files, in one listing."""
+        """Return every hour that has files, ascending, with its files, by one listing."""
         found = list_files_by_hour(self.location, endpoint)
         if self.since is None:
             return found
-        due = {hour: [file for file in files if self._is_due(file)] for hour, files in found.items()}
+        due = {hour: [file for file in files if self._may_have_rows(file)] for hour, files in found.items()}
         return {hour: files for hour, files in due.items() if files}
 
     def batches(
         self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
     ) -> Iterator[pa.Table]:
-        """The rows of a window, each once, hour by hour and some thousand at a time.
+        """Yield the rows of a window, each once, hour by hour and some thousand at a time.
 
         Args:
-            columns: only these, where a file has them; its schema may differ from the next one's.
-            shadows: also what shadows answered.
+            columns: only these, if a file has them; its schema may differ from the next one's.
+            shadows: also rows that shadows answered.
 
         Raises:
             OnnxserveError: the log is down.
         """
-        wanted = self._wanted(columns, window.start_us, window.end_us, shadows)
+        rows = self._filter(columns, window.start_us, window.end_us, shadows)
         for hour in self.hours(endpoint, window):
-            yield from scan_hour(self.location, hour.folder, wanted, self.unreadable)
+            yield from scan_hour(self.location, hour.folder, rows, self.unreadable)
 
     def count(self, endpoint: str, window: Window) -> int:
-        """How many rows a window has, each once; raises as `batches`."""
+        """Return the number of rows of a window; raise as `batches` does."""
         return sum(len(batch) for batch in self.batches(endpoint, window, columns=["_row"]))
 
     def latest_window(self, endpoint: str, every: str, now: datetime) -> Window:
-        """The last window of length `every` that is over and has rows.
+        """Return the last window of length `every` that is over and has rows.
 
         Raises:
             NotFound: there is none; the message says what there is.
@@ -149,7 +144,7 @@ class InferenceLog:
         raise NotFound(f"nothing was captured of endpoint {endpoint!r} so far (looked in {self.shown})")
 
     def read(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
-        """The rows of the version that answered most of the window; None where the window has none at all."""
+        """Return the rows of the version that answered most of the window, or None if the window has no rows."""
         samples: dict[tuple[str, str], Sample] = {}
         for batch in self.batches(endpoint, window):
             identities = pc.binary_join_element_wise(batch.column("_model"), batch.column("_version"), "\n")
@@ -171,48 +166,50 @@ class InferenceLog:
         )
 
     def labelled(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
-        """As `read`, with the columns `_label` (text) and `_label_number` (float64), null where no label is in.
+        """Return what `read` does, with the columns `_label` (text) and `_label_number` (float64).
 
-        Of several labels of a row the last one wins (`labels.py`).
+        They are null for a row without a label. Of several labels of a row the last one wins (`labels.py`).
         """
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
         table = join_labels(rows.table, EndpointLabels(self.location, endpoint, self.unreadable))
-        return WindowRows(rows.model, rows.version, table, rows.rows, rows.is_sampled, rows.other_versions)
+        return replace(rows, table=table)
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
-        """The windows that have rows in this hour, the last one first."""
-        if (
-            duration_seconds(every) % 3600 == 0 and self.since is None
-        ):  # an hour lies in one window, and has rows, or no file
+        """Return the windows that have rows in this hour, the last one first."""
+        if duration_seconds(every) % 3600 == 0 and self.since is None:
+            # an hour lies in one window, and a file has rows
             return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
-        for batch in scan_hour(self.location, hour.folder, self._wanted([EVENT_TIME]), self.unreadable):
+        for batch in scan_hour(self.location, hour.folder, self._filter([EVENT_TIME]), self.unreadable):
             times.update(np.unique(microseconds_of(batch.column(EVENT_TIME)) // length).tolist())
         return [window_at(number * length, every) for number in sorted(times, reverse=True)]
 
-    def _wanted(
+    def _filter(
         self, columns: Sequence[str] | None, start_us: int = FIRST_US, end_us: int = LAST_US, shadows: bool = False
     ) -> RowFilter:
         received = None if self.since is None else (microseconds(self.since), LAST_US)
-        return RowFilter(columns, start_us, end_us, shadows, received, self._is_due)
+        return RowFilter(columns, start_us, end_us, shadows, received, self._may_have_rows)
 
-    def _is_due(self, file: LogFile) -> bool:
-        """Whether the file may have rows that are not left out: none was received after its file was written."""
+    def _may_have_rows(self, file: LogFile) -> bool:
+        """Return False if all rows of the file are left out: none was received after its file was written."""
         return self.since is None or file.changed >= self.since - CLOCK_SKEW
 
     def _has_rows(self, hour: Hour, files: Sequence[LogFile]) -> bool:
-        """Whether an hour has rows that are not left out. Of an hour of before only its rows tell: its files may be
-        compacted or shipped since, and new rows may be of old events."""
+        """Return True if an hour has rows that are not left out.
+
+        For an hour before `since` only the rows tell: its files may be compacted or shipped later, and new rows may be
+        of old events.
+        """
         if not files or self.since is None or hour.start >= self.since:
             return bool(files)
-        return next(scan_hour(self.location, hour.folder, self._wanted(["_row"]), self.unreadable), None) is not None
+        return next(scan_hour(self.location, hour.folder, self._filter(["_row"]), self.unreadable), None) is not None
 
 
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
-    """The log at `log_uri`; of an endpoint whose name another had before it, `since` is its `rows_since`.
+    """Return the log at `log_uri`. If another endpoint had the name before, `since` is the endpoint's `rows_since`.
 
     Raises:
         InvalidConfig: the URI is of a kind that cannot be read.

@@ -1,4 +1,4 @@
-"""What stands in the log of an endpoint, and whether anything is missing from it."""
+"""Statistics of an endpoint's log: what it contains, and whether anything is missing from it."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,26 +9,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.label_join import LABEL, EndpointLabels
-from mlflow_deploy_plugin.inference_log.matching import LabelMatches
+from mlflow_deploy_plugin.inference_log.label_join import LabelMatches
+from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import SHADOW, microseconds_of
-from mlflow_deploy_plugin.inference_log.span import TimeRange
 from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors
 from mlflow_deploy_plugin.inference_log.view import View, require_endpoint, view_tables
 from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
-from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US
+from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, TimeRange
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Labels that are in.
+    """Counts of labels.
 
     Attributes:
-        rows: rows of the span that have one.
-        names: what labels call their rows: prediction ids, rows of them, keys; each once, however often corrected.
-        unmatched: those of them that no row of the whole log has; None where a part of it was looked at.
+        rows: rows of the time range that have a label.
+        names: distinct keys of labels (prediction ids, rows of them, keys), however often corrected.
+        unmatched: keys that no row of the whole log has; None if only a part of it was read.
     """
 
     rows: int = 0
@@ -38,7 +37,7 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class AgentCounts:
-    """Rows by what the agents say of all their time (`watermarks.py`); those of shadows are in none of them."""
+    """Rows as the agents have counted them since their first start (`watermarks.py`), without those of shadows."""
 
     answered: int
     captured: int
@@ -47,8 +46,7 @@ class AgentCounts:
     complete_until: datetime
 
     def gone(self, rows: int) -> int:
-        """Rows that were shipped and are not among the `rows` of the log now: they have expired, or somebody has
-        deleted them."""
+        """Return the number of rows that were shipped and are not among the `rows` of the log: expired or deleted."""
         return max(0, self.shipped - rows)
 
 
@@ -57,13 +55,13 @@ class LogStats:
     """The log of one endpoint.
 
     Attributes:
-        rows: of the span, each once, without those of shadows.
-        failed_rows: of requests that got no answer, which are in none of the other counts.
-        first, last: event times of rows, those of shadows too; None where there are none.
+        rows: distinct rows of the time range, without those of shadows.
+        failed_rows: rows of requests that got no answer, which no other count includes.
+        first, last: event times of rows, those of shadows too; None if there are none.
         by_version: rows by "MODEL version N"; by_variant likewise; by_hour by the hour's start.
         files, size: of the whole log, size in bytes.
-        account: None where no agent has said anything of the endpoint.
-        unreadable: files that make no sense and are in none of the counts, and why.
+        account: None if no agent has written a watermark for the endpoint.
+        unreadable: files that cannot be understood and are in no count, and why.
     """
 
     endpoint: str
@@ -82,8 +80,8 @@ class LogStats:
     unreadable: Mapping[str, str]
 
 
-def log_stats(log: InferenceLog, endpoint: str, span: TimeRange | None = None) -> LogStats:
-    """Counts the rows of an endpoint; with a span, those of it.
+def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) -> LogStats:
+    """Count the rows of an endpoint, or those of a time range.
 
     Raises:
         NotFound: nothing is known of the endpoint; the message names those that have rows.
@@ -94,26 +92,28 @@ def log_stats(log: InferenceLog, endpoint: str, span: TimeRange | None = None) -
         require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
     labels = EndpointLabels(log.location, endpoint, log.unreadable)
-    names = LabelMatches()
+    matches = LabelMatches()
     for batch in labels.batches():
-        names.add(batch)
-    tally = _RowCounts(names)
-    view = View(endpoint, span or TimeRange(), shadows=True)
+        matches.add(batch)
+    counts = _RowCounts()
+    view = View(endpoint, times or TimeRange(), shadows=True)
     for table in view_tables(log, view, [EVENT_TIME, "_model", "_version", "_variant", SHADOW, LABEL], labels):
-        tally.add(table)
+        matches.match(table)
+        counts.add(table)
+    failed = view_tables(log.failures, View(endpoint, view.times, labels=False), [EVENT_TIME])
     return LogStats(
         endpoint=endpoint,
-        rows=sum(tally.by_version.values()),
-        shadow_rows=tally.shadow_rows,
-        failed_rows=_failed_rows(log, endpoint, view.span),
-        first=tally.first,
-        last=tally.last,
-        by_version=dict(sorted(tally.by_version.items())),
-        by_variant=dict(sorted(tally.by_variant.items())),
-        by_hour=dict(sorted(tally.by_hour.items())),
+        rows=sum(counts.by_version.values()),
+        shadow_rows=counts.shadow_rows,
+        failed_rows=sum(map(len, failed)),
+        first=counts.first,
+        last=counts.last,
+        by_version=dict(sorted(counts.by_version.items())),
+        by_variant=dict(sorted(counts.by_variant.items())),
+        by_hour=dict(sorted(counts.by_hour.items())),
         files=len(files),
         size=sum(file.size for file in files),
-        labels=LabelCounts(tally.labelled, names.count, names.count - names.matched if span is None else None),
+        labels=LabelCounts(counts.labelled, matches.count, matches.count - matches.matched if times is None else None),
         account=account,
         unreadable=dict(log.unreadable),
     )
@@ -121,9 +121,8 @@ def log_stats(log: InferenceLog, endpoint: str, span: TimeRange | None = None) -
 
 @dataclass
 class _RowCounts:
-    """Counts that grow."""
+    """Counts of rows, table by table."""
 
-    names: LabelMatches
     by_version: Counter[str] = field(default_factory=Counter)
     by_variant: Counter[str] = field(default_factory=Counter)
     by_hour: Counter[datetime] = field(default_factory=Counter)
@@ -133,7 +132,6 @@ class _RowCounts:
     last: datetime | None = None
 
     def add(self, table: pa.Table) -> None:
-        self.names.mark(table)
         times = microseconds_of(table.column(EVENT_TIME))
         if len(times):
             first, last = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
@@ -147,17 +145,11 @@ class _RowCounts:
         for hour, count in zip(hours.tolist(), counts.tolist(), strict=True):
             self.by_hour[EPOCH + timedelta(hours=hour)] += count
         versions = pc.binary_join_element_wise(answered.column("_model"), answered.column("_version"), " version ")
-        for counter, column in ((self.by_version, versions), (self.by_variant, _column(answered, "_variant"))):
+        no_variants = pa.chunked_array([pa.nulls(len(answered), pa.string())])
+        variants = answered.column("_variant") if "_variant" in answered.column_names else no_variants
+        for counter, column in ((self.by_version, versions), (self.by_variant, variants)):
             for entry in pc.value_counts(column).to_pylist():
                 counter[str(entry["values"])] += entry["counts"]
-
-
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
-    return table.column(name) if name in table.column_names else pa.chunked_array([pa.nulls(len(table), pa.string())])
-
-
-def _failed_rows(log: InferenceLog, endpoint: str, span: TimeRange) -> int:
-    return sum(map(len, view_tables(log.failures, View(endpoint, span, labels=False), [EVENT_TIME])))
 
 
 def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:

@@ -32,8 +32,6 @@ SKETCHES = "_sketches"
 """The folder of profiles, which follow from the rows (`monitoring/drift/sketches/hourly.py`)."""
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
-CLOCK_SKEW = timedelta(hours=1)
-"""The clocks of a server and of a bucket differ by less."""
 PART_BYTES = 8 * 1024 * 1024
 """The size of a part of an upload; a larger file is uploaded in parts."""
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 30, 4

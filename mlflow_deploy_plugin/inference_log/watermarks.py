@@ -1,10 +1,10 @@
-"""Watermarks: how far the log is complete, and whether anything was lost, as each agent says it.
+"""Watermarks: each agent writes how far the log is complete, and whether anything was lost.
 
     LOG/_watermarks/<agent>.json
 
-An agent is that of one state folder, however often its process is started anew. Its counts go on from the folder's
-first day, so that a reader compares what was answered with what is in the log. What an agent has said that is gone for
-`GONE_AFTER` is deleted, and its counts with it.
+An agent belongs to one state folder, however often its process is started anew. Its counts go on from the folder's
+first day, so that a reader can compare the answered rows with the rows in the log. The watermark of an agent that is
+gone for `GONE_AFTER` is deleted, and its counts with it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
-from typing import Any
 
 import orjson
 from pyarrow import fs
@@ -22,24 +21,25 @@ from mlflow_deploy_plugin.inference_log.storage import LogLocation, write_file
 WATERMARKS = "_watermarks"
 """The folder below the log's root."""
 GONE_AFTER = timedelta(days=30)
-"""An agent that lives says something every half minute."""
+"""A living agent writes its watermark every half minute."""
+_COUNTS = ("answered_rows", "captured_rows", "dropped_rows", "shipped_rows")
 
 
 @dataclass(frozen=True)
 class Watermark:
-    """What one agent has last said.
+    """The last watermark of one agent.
 
     Attributes:
         agent: its name, the same after a restart.
-        endpoints: those that its server serves, or has served.
+        endpoints: the endpoints that its server serves, or has served.
         complete_until: every row that was answered before this moment is in the log, unless it was dropped.
-        written_at: when this was said.
-        ended: the server was shut down and all that it had captured is in the log: nothing is to be waited for.
+        written_at: when the watermark was written.
+        ended: the server was shut down and all that it captured is in the log: there is nothing to wait for.
         answered_rows: by endpoint, rows that were answered, captured or not.
-        captured_rows: rows of those that are in the log, or on their way to it. The rest was left out as the spec says
+        captured_rows: answered rows that are in the log, or on their way to it. The rest was left out as the spec says
             (`capture.fraction`, `capture.max_rows_per_request`), or is in `dropped_rows`.
         dropped_rows: rows that should have been captured and were not, or that were lost on the way to the log.
-        shipped_rows: rows that are in the log. Rows of shadows stand in none of these.
+        shipped_rows: rows that are in the log. No count includes rows of shadows.
     """
 
     agent: str
@@ -54,7 +54,7 @@ class Watermark:
 
 
 def write_watermark(location: LogLocation, mark: Watermark) -> None:
-    """Replaces what the agent has said before.
+    """Write the agent's watermark in place of its last one.
 
     Raises:
         OSError: the log does not take it.
@@ -63,7 +63,7 @@ def write_watermark(location: LogLocation, mark: Watermark) -> None:
 
 
 def read_watermarks(location: LogLocation) -> list[Watermark]:
-    """What every agent has last said, by name; one that cannot be understood is left out.
+    """Return the watermark of every agent, by name; a malformed one is left out.
 
     Raises:
         OSError: the log cannot be read.
@@ -79,7 +79,7 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
 
 
 def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
-    """Deletes what was written `GONE_AFTER` ago and earlier, and gives the agents' names.
+    """Delete the watermarks that were written `GONE_AFTER` ago or earlier, and return the agents' names.
 
     Raises:
         OSError: the log cannot be written.
@@ -100,23 +100,16 @@ def _files(location: LogLocation) -> Iterator[fs.FileInfo]:
 
 
 def parse_watermark(content: bytes) -> Watermark | None:
-    """What `write_watermark` wrote; None: it is something else."""
+    """Parse what `write_watermark` wrote; return None for anything else."""
     try:
-        said = orjson.loads(content)
+        parsed = orjson.loads(content)
         return Watermark(
-            str(said["agent"]),
-            tuple(said["endpoints"]),
-            _moment(said["complete_until"]),
-            _moment(said["written_at"]),
-            bool(said["ended"]),
-            *({str(name): int(rows) for name, rows in said[kind].items()} for kind in _COUNTS),
+            str(parsed["agent"]),
+            tuple(parsed["endpoints"]),
+            datetime.fromisoformat(parsed["complete_until"]).astimezone(UTC),
+            datetime.fromisoformat(parsed["written_at"]).astimezone(UTC),
+            bool(parsed["ended"]),
+            *({str(name): int(rows) for name, rows in parsed[kind].items()} for kind in _COUNTS),
         )
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
         return None
-
-
-_COUNTS = ("answered_rows", "captured_rows", "dropped_rows", "shipped_rows")
-
-
-def _moment(said: Any) -> datetime:
-    return datetime.fromisoformat(said).astimezone(UTC)

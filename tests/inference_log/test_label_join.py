@@ -195,7 +195,7 @@ def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
     log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(label_join, "MOST_HELD_LABELS", 50)
-    monkeypatch.setattr(label_join, "MOST_KEPT_BYTES", 1)
+    monkeypatch.setattr("mlflow_deploy_plugin.inference_log.labels.MOST_KEPT_BYTES", 1)
     writer.write(request(2))
     for number in range(20):
         corrections = [by_id(number * 10 + step, row=step % 2, at=number * 10 + step) for step in range(10)]

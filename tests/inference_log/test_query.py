@@ -13,8 +13,8 @@ from mlflow_deploy_plugin.inference_log import query, view
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.span import parse_time_range
 from mlflow_deploy_plugin.inference_log.view import View
+from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)

@@ -15,32 +15,32 @@ class Watched:
     interrupted: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.patience = StatementTimeout(lambda: self.interrupted.append(self.now), 10.0, lambda: self.now)
+        self.timeout = StatementTimeout(lambda: self.interrupted.append(self.now), 10.0, lambda: self.now)
 
     def after(self, seconds: float) -> list[float]:
         self.now += seconds
-        self.patience.look()
+        self.timeout.check()
         return self.interrupted
 
 
 def test_a_statement_is_interrupted_where_nothing_comes_of_it() -> None:
     watched = Watched()
-    with watched.patience.working():
+    with watched.timeout.working():
         assert watched.after(9) == []
-        with watched.patience.reading():
+        with watched.timeout.reading():
             pass
         assert watched.after(9) == []
-        assert not watched.patience.is_over
+        assert not watched.timeout.is_over
         assert watched.after(2) == [20]
-    assert watched.patience.is_over
+    assert watched.timeout.is_over
 
 
 def test_what_the_log_takes_and_what_is_done_with_the_answer_does_not_count() -> None:
     watched = Watched()
-    with watched.patience.working(), watched.patience.reading():
+    with watched.timeout.working(), watched.timeout.reading():
         assert watched.after(1000) == []
     assert watched.after(1000) == []
-    with watched.patience.working():
+    with watched.timeout.working():
         assert watched.after(9) == []
 
 

@@ -7,9 +7,9 @@ import pytest
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.span import parse_time_range
 from mlflow_deploy_plugin.inference_log.stats import AgentCounts, LabelCounts, log_stats
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
+from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.label_join import LABEL, LABEL_NUMBER, EndpointLabels, join_labels
+from mlflow_deploy_plugin.inference_log.label_join import join_labels
+from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.request import WindowRequest

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import NotReady
-from mlflow_deploy_plugin.inference_log.label_join import LABEL, EndpointLabels, join_labels
+from mlflow_deploy_plugin.inference_log.label_join import join_labels
+from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.spec import duration_seconds

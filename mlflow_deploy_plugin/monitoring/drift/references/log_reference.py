@@ -197,7 +197,7 @@ def _rows(versions: Mapping[tuple[str, str], int], model: str, version: str) -> 
 
 def _load(log: InferenceLog, name: str) -> pa.Table | None:
     try:
-        with log.filesystem.open_input_file(f"{log.root}/{name}") as source:
+        with log.location.filesystem.open_input_file(f"{log.root}/{name}") as source:
             return pq.read_table(source)
     except FileNotFoundError:
         return None

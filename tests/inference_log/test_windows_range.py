@@ -5,8 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.span import parse_duration, parse_time_range
-from mlflow_deploy_plugin.inference_log.storage import LogFile
+from mlflow_deploy_plugin.inference_log.windows import parse_duration, parse_time_range
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 JULY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -25,14 +24,14 @@ def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events() -> None:
 
 def test_nothing_said_is_everything() -> None:
     assert parse_time_range(None, None, NOW).window is None
-    assert parse_time_range(None, None, NOW).wanted(None).received_us is None
+    assert parse_time_range(None, None, NOW).received_us is None
 
 
 def test_files_that_were_written_before_hold_nothing_that_was_received_since() -> None:
     span = parse_time_range("1h", None, NOW)
-    assert span.holds(LogFile("f", 1, NOW - timedelta(minutes=30)))
-    assert not span.holds(LogFile("f", 1, NOW - timedelta(days=1)))
-    assert parse_time_range("2013-07-01", None, NOW).holds(LogFile("f", 1, JULY - timedelta(days=999)))
+    assert span.may_have_rows(NOW - timedelta(minutes=30))
+    assert not span.may_have_rows(NOW - timedelta(days=1))
+    assert parse_time_range("2013-07-01", None, NOW).may_have_rows(JULY - timedelta(days=999))
 
 
 @pytest.mark.parametrize(
