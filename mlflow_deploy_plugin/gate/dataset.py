@@ -1,10 +1,9 @@
-"""The rows that a version is judged on: a named dataset with the truth, or the sample that lies beside the model."""
+"""The rows that a version is judged on: a dataset with labels, or the reference that lies beside the model."""
 
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +16,29 @@ from mlflow_deploy_plugin.registry import no_request_timeout, registry_client, r
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
 
 NamedArrays = dict[str, Array]
-"""Arrays of [N] (tensors: [N, …]) by column: text as objects, a missing value as NaN or None."""
+"""Arrays of [N] (tensors: [N, …]) by column: texts as objects, a missing value as NaN or None."""
+
+REFERENCE = "reference"
+_DATASET = "dataset:/"
+_ARTIFACT = re.compile(r"(runs|models):/[^/]")
+_MAX_BYTES = 2_000_000_000
+_MAX_VALUES = 200_000_000
+"""A file is read into memory as a whole before rows are chosen; the size of a Parquet file is known beforehand."""
 
 
-_MOST_BYTES = 2_000_000_000
-_MOST_VALUES = 200_000_000
-"""What is read of a file lies in memory before rows are chosen from it; a Parquet file tells its size beforehand."""
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Rows to judge a version by.
+
+    Attributes:
+        name: for people.
+        rows: the model's inputs, and any other columns.
+        truth: [N]; None if the rows have no labels.
+    """
+
+    name: str
+    rows: NamedArrays
+    truth: Array | None = None
 
 
 def count_rows(rows: NamedArrays) -> int:
@@ -34,24 +50,81 @@ def take_rows(rows: NamedArrays, positions: Array | slice) -> NamedArrays:
 
 
 def sample_positions(total: int, most: int, seed: int) -> Array:
-    """At most `most` positions of `total`, without doubles, in order."""
+    """Return at most `most` distinct positions below `total`, in order."""
     if total <= most:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
 
 
+def require_mlflow_artifact(dataset: str) -> None:
+    """Refuse a dataset that is not an artifact which MLflow gives to any client.
+
+    Raises:
+        InvalidConfig: it is a file of this machine, or elsewhere.
+    """
+    if dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
+        return
+    raise InvalidConfig(
+        f"the policy's dataset {dataset} may not be read here, where only artifacts of MLflow are "
+        "(runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, or `reference`): `onnxserve gate MODEL VERSION` reads any file"
+    )
+
+
+def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dataset:
+    """Return the labelled rows that the policy names, at most `max_rows` of them.
+
+    Raises:
+        InvalidConfig: there is no such file, it cannot be read, or it has no such target.
+        NotFound: the run, or its dataset, does not exist.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    rows = _read_dataset(policy.dataset, artifact)
+    if policy.target not in rows:
+        columns = ", ".join(rows)
+        raise InvalidConfig(f"the dataset {policy.dataset} has no column {policy.target!r}; it has {columns[:300]}")
+    # a missing value, NaN, and of several values any NaN differ from themselves
+    is_known = [value is not None and bool(np.all(value == value)) for value in rows[policy.target]]
+    known = np.flatnonzero(is_known)
+    if not len(known):
+        raise InvalidConfig(f"the dataset {policy.dataset} has no row whose {policy.target!r} is known")
+    rows = take_rows(rows, known[sample_positions(len(known), policy.max_rows, seed)])
+    truth = rows.pop(policy.target)
+    if truth.dtype.kind == "O" and not isinstance(truth[0], str):
+        truth = np.array(truth.tolist())
+    return Dataset(policy.dataset, cast_to_signature(artifact, _without_log_columns(artifact, rows)), truth)
+
+
+def reference_rows(artifact: Artifact, most: int, seed: int) -> Dataset | None:
+    """Return rows of the model's reference, without labels, or None if it has no reference."""
+    if artifact.reference is None:
+        return None
+    rows = _read_reference(artifact, artifact.reference)
+    return Dataset("the model's reference", take_rows(rows, sample_positions(count_rows(rows), most, seed)))
+
+
+def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
+    """Return the rows with numbers in the types of the model's signature; a file and the log may have other types.
+
+    Each version gets its own rows, because two versions may have different types.
+    """
+    dtypes = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
+    for tensor in artifact.tensors:  # the only tensor may have no name: then it takes all rows
+        dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
+    return cast_columns(dtypes, rows)
+
+
 def read_rows(path: Path, shown: str) -> NamedArrays:
-    """The rows of a CSV or Parquet file.
+    """Return the rows of a CSV or Parquet file.
 
     Raises:
         InvalidConfig: it does not exist, is neither, is too large, or cannot be read; the message calls it `shown`.
     """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InvalidConfig(f"the dataset {shown} has more than {_MOST_BYTES:,} bytes; name a sample of it")
+        if path.stat().st_size > _MAX_BYTES:
+            raise InvalidConfig(f"the dataset {shown} has more than {_MAX_BYTES:,} bytes; name a sample of it")
         match path.suffix.lower():
             case ".parquet":
-                if (values := _values_in(path)) > _MOST_VALUES:
+                if (values := _count_values(path)) > _MAX_VALUES:
                     raise InvalidConfig(f"the dataset {shown} holds {values:,} values; name a sample of it")
                 table = pa.parquet.read_table(path)
             case ".csv":
@@ -71,18 +144,18 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
         raise InvalidConfig(f"the dataset {shown} has a column whose lists are not of one length") from None
 
 
-def _values_in(parquet: Path) -> int:
-    """Those of lists counted one by one: a thousand million of the same take a few bytes in a file."""
-    holds = pa.parquet.read_metadata(parquet)
-    groups = [holds.row_group(group) for group in range(holds.num_row_groups)]
+def _count_values(parquet: Path) -> int:
+    """Count the values of lists one by one: a thousand million equal ones take a few bytes in a file."""
+    metadata = pa.parquet.read_metadata(parquet)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     return sum(group.column(column).num_values for group in groups for column in range(group.num_columns))
 
 
 def from_table(table: pa.Table) -> NamedArrays:
-    return {name: _values(table.column(name)) for name in table.column_names}
+    return {name: _column_values(table.column(name)) for name in table.column_names}
 
 
-def _values(column: pa.ChunkedArray) -> Array:
+def _column_values(column: pa.ChunkedArray) -> Array:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
@@ -90,106 +163,41 @@ def _values(column: pa.ChunkedArray) -> Array:
     return np.asarray(column.to_numpy())
 
 
-REFERENCE = "reference"
-_DATASET = "dataset:/"
-_ARTIFACT = re.compile(r"(runs|models):/[^/]")
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Rows to judge by.
-
-    Attributes:
-        name: what a person calls it.
-        rows: the model's inputs, and whatever stands beside them.
-        truth: [N]; None: the rows are without labels.
-    """
-
-    name: str
-    rows: NamedArrays
-    truth: Array | None = None
-
-
-def require_mlflow_artifact(dataset: str) -> None:
-    """Raises InvalidConfig: it is a file of this machine, or elsewhere, and none that MLflow gives to whoever asks."""
-    if dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
-        return
-    raise InvalidConfig(
-        f"the policy's dataset {dataset} may not be read here, where only artifacts of MLflow are "
-        "(runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, or `reference`): `onnxserve gate MODEL VERSION` reads any file"
-    )
-
-
-def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dataset:
-    """The labelled rows that the policy names, at most `max_rows` of them.
-
-    Raises:
-        InvalidConfig: there is no such file, it cannot be read, or it has no such target.
-        NotFound / RegistryUnavailable: the run or the dataset is not there, or MLflow does not say so.
-    """
-    rows = _rows(policy.dataset, artifact)
-    if policy.target not in rows:
-        columns = ", ".join(rows)
-        raise InvalidConfig(f"the dataset {policy.dataset} has no column {policy.target!r}; it has {columns[:300]}")
-    known = np.flatnonzero([_is_known(value) for value in rows[policy.target]])
-    if not len(known):
-        raise InvalidConfig(f"the dataset {policy.dataset} has no row whose {policy.target!r} is known")
-    rows = take_rows(rows, known[sample_positions(len(known), policy.max_rows, seed)])
-    truth = rows.pop(policy.target)
-    if truth.dtype.kind == "O" and not isinstance(truth[0], str):
-        truth = np.array(truth.tolist())
-    return Dataset(policy.dataset, cast_to_signature(artifact, _without_the_logs_own(artifact, rows)), truth)
-
-
-def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """The same rows, numbers in the types that the model's signature says; a file and the log may have them in others.
-
-    Two versions may say it differently, so that each is given its own.
-    """
-    dtypes = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
-    for tensor in artifact.tensors:  # the only one may have no name, and then is whatever the rows have
-        dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
-    return cast_columns(dtypes, rows)
-
-
-def reference_rows(artifact: Artifact, most: int, seed: int) -> Dataset | None:
-    """Unlabelled rows for what needs none: the reference beside the model, else None."""
-    if artifact.reference is None:
-        return None
-    rows = _reference(artifact)
-    return Dataset("the model's reference", take_rows(rows, sample_positions(count_rows(rows), most, seed)))
-
-
-def _is_known(value: Any) -> bool:
-    """Neither missing nor NaN; of several values, none of them."""
-    return value is not None and bool(np.all(value == value))
-
-
-def _rows(dataset: str, artifact: Artifact) -> NamedArrays:
+def _read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if dataset == REFERENCE:
         if artifact.reference is None:
             raise InvalidConfig("the model has no reference; log it with mlflow_deploy_plugin.log_model")
-        return _reference(artifact)
+        return _read_reference(artifact, artifact.reference)
     if dataset.startswith(_DATASET):
-        return _logged(dataset)
-    if ":" in dataset and not dataset.startswith("file:"):
-        with tempfile.TemporaryDirectory(prefix="onnxserve-dataset-") as folder:
-            return read_rows(_downloaded(dataset, folder), dataset)
-    return read_rows(Path(dataset.removeprefix("file://")).expanduser(), dataset)
+        return _read_logged_dataset(dataset)
+    if ":" not in dataset or dataset.startswith("file:"):
+        return read_rows(Path(dataset.removeprefix("file://")).expanduser(), dataset)
+
+    from mlflow.artifacts import download_artifacts  # imported late: a second, and only for remote files
+
+    with tempfile.TemporaryDirectory(prefix="onnxserve-dataset-") as folder:
+        try:
+            with registry_errors(f"the dataset {dataset}"), no_request_timeout():
+                path = Path(download_artifacts(artifact_uri=dataset, dst_path=folder))
+        except OnnxserveError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each kind of artifact store has its own classes
+            reason = " ".join(str(error).split())[:300]
+            raise InvalidConfig(f"the dataset {dataset} cannot be fetched: {reason}") from None
+        return read_rows(path, dataset)
 
 
-def _reference(artifact: Artifact) -> NamedArrays:
-    """The inputs of the reference in the signature's types; its predictions are the model's own, and no truth."""
-    assert artifact.reference is not None
-    path = artifact.folder / artifact.reference
+def _read_reference(artifact: Artifact, name: str) -> NamedArrays:
+    """Return the inputs of the reference in the signature's types; its predictions are the model's own, not a truth."""
+    path = artifact.folder / name
     if not path.resolve().is_relative_to(artifact.folder.resolve()):
-        raise InvalidConfig(f"the model names the reference {artifact.reference!r}, which lies outside of it")
+        raise InvalidConfig(f"the model names the reference {name!r}, which lies outside of it")
     rows = read_rows(path, "of the model's reference")
-    return cast_to_signature(artifact, _without_the_logs_own(artifact, rows))
+    return cast_to_signature(artifact, _without_log_columns(artifact, rows))
 
 
-def _without_the_logs_own(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """The inputs of logged rows: a model of one tensor, which may have no name, would take any column for it."""
+def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
+    """Drop the inference log's own columns: a model with one tensor without a name would take any of them for it."""
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = ("_", OUTPUT_PREFIX)
     return {
@@ -199,26 +207,14 @@ def _without_the_logs_own(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     }
 
 
-def _downloaded(uri: str, folder: str) -> Path:
-    from mlflow.artifacts import download_artifacts  # a second, and only for what is not on this disk
-
-    try:
-        with registry_errors(f"the dataset {uri}"), no_request_timeout():
-            return Path(download_artifacts(artifact_uri=uri, dst_path=folder))
-    except OnnxserveError:
-        raise
-    except Exception as error:  # noqa: BLE001 - each kind of artifact store has its own classes
-        raise InvalidConfig(f"the dataset {uri} cannot be fetched: {' '.join(str(error).split())[:300]}") from None
-
-
-def _logged(dataset: str) -> NamedArrays:
-    """The file behind a dataset that was logged to a run by `mlflow.log_input`.
+def _read_logged_dataset(dataset: str) -> NamedArrays:
+    """Read the file behind a dataset that was logged to a run by `mlflow.log_input`.
 
     Raises:
         NotFound: the run has no such dataset.
-        InvalidConfig: MLflow knows where the dataset came from, but that is no file that can be read.
+        InvalidConfig: the dataset's source is no file that can be read.
     """
-    from mlflow.data import get_source  # as above
+    from mlflow.data import get_source  # imported late, as above
 
     run_id, _, name = dataset.removeprefix(_DATASET).partition("/")
     with registry_errors(f"run {run_id}"):

@@ -1,8 +1,8 @@
-"""Runs the checks of a policy on one version, beside what is served now."""
+"""Running the checks of a policy on one version, compared with the current version."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,7 +40,7 @@ _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lie
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
-    """Labelled rows and what was answered to them, for MLflow's own evaluation."""
+    """Labelled rows and the predictions for them, for MLflow's own evaluation."""
 
     dataset: str
     truth: Array
@@ -50,7 +50,7 @@ class EvaluationData:
 
 @dataclass(eq=False)
 class _Context:
-    """What the checks look at; a check that failed to get something leaves it empty for the next."""
+    """The inputs of the checks. If a check fails to get one, it stays empty for the next."""
 
     policy: GatePolicy
     progress: ProgressCallback
@@ -73,167 +73,162 @@ def judge(
     allowed: Permissions = ALL_PERMISSIONS,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[GateVerdict, EvaluationData | None]:
-    """The verdict on a version; whatever is wrong with the version or with the policy's dataset is a failed check.
+    """Run the checks and return the verdict. A fault of the version or of the policy's dataset is a failed check.
 
     Args:
-        current: what is served now; None: nothing.
+        current: the version that is served now; None if there is none.
         allowed: what may be done here for it.
 
     Raises:
-        CodeRefused: one has no ONNX form, and its code may not run.
+        CodeRefused: a version has no ONNX form, and its code may not run.
         InvalidConfig: the dataset of the policy may not be read.
         NotFound: the files of the version are gone.
         RegistryUnavailable: MLflow does not answer.
     """
     if not allowed.files and "evaluation" not in policy.skip:
         require_mlflow_artifact(policy.evaluation.dataset)
+    checks: tuple[CheckResult, ...]
+    evaluation = None
     with ExitStack() as folders:
         progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
         folder = folders.enter_context(downloaded_version(candidate))
-        checks: tuple[CheckResult, ...]
-        evaluated = None
         try:
-            bench = _Context(policy, progress, folder, load_version(folder, allowed.code))
+            context = _Context(policy, progress, folder, load_version(folder, allowed.code))
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:
             checks = (CheckResult("load", "failed", error.message),)
         else:
-            _bring(bench, current, folders, allowed)
-            checks = tuple(_run(bench))
-            evaluated = bench.evaluated
-    return (
-        GateVerdict(
-            model=candidate.name,
-            version=candidate.version,
-            against=current.source if current else "",
-            at=clock(),
-            checks=checks,
-            policy=policy.model_dump(mode="json"),
-            policy_digest=policy.digest,
-            policy_from=policy_from,
-        ),
-        evaluated,
+            if current is not None:
+                _load_current(context, current, folders, allowed)
+            checks = tuple(_run_checks(context))
+            evaluation = context.evaluated
+    verdict = GateVerdict(
+        model=candidate.name,
+        version=candidate.version,
+        against=current.source if current else "",
+        at=clock(),
+        checks=checks,
+        policy=policy.model_dump(mode="json"),
+        policy_digest=policy.digest,
+        policy_from=policy_from,
     )
+    return verdict, evaluation
 
 
-def _bring(bench: _Context, current: ResolvedModel | None, folders: ExitStack, allowed: Permissions) -> None:
-    """Loads what is served; where that is broken, the new version is judged without."""
-    if current is None:
-        return
+def _load_current(context: _Context, current: ResolvedModel, folders: ExitStack, allowed: Permissions) -> None:
+    """Load the current version. If it is broken, the candidate is judged alone."""
     try:
-        bench.current_folder = folders.enter_context(downloaded_version(current))
-        bench.current = load_version(bench.current_folder, allowed.code)
+        folder = folders.enter_context(downloaded_version(current))
+        context.current = load_version(folder, allowed.code)
+        context.current_folder = folder
     except (RegistryUnavailable, CodeRefused):
         raise
     except OnnxserveError as error:
-        bench.current_folder = None
-        bench.notes.append(f"version {current.version}, which is served, cannot be loaded: {error.message}")
+        context.notes.append(f"version {current.version}, which is served, cannot be loaded: {error.message}")
 
 
-def _run(bench: _Context) -> Iterator[CheckResult]:
-    yield check_parity(bench.candidate.artifact, bench.policy)
+def _run_checks(context: _Context) -> Iterator[CheckResult]:
+    yield check_parity(context.candidate.artifact, context.policy)
     steps = {"signature": _signature, "evaluation": _evaluation, "robustness": _robustness, "budget": _budget}
     for name, step in steps.items():
-        if name in bench.policy.skip:
+        if name in context.policy.skip:
             yield CheckResult(name, "skipped", "the policy skips it")
             continue
-        bench.progress(f"checking {name}")
+        context.progress(f"checking {name}")
         try:
-            result = step(bench)
+            result = step(context)
         except RegistryUnavailable:
             raise
         except OnnxserveError as error:
             result = CheckResult(name, "failed", error.message)
-        if bench.notes:
-            result = CheckResult(
-                result.name, result.state, result.reason, result.figures, (*bench.notes, *result.notes), result.table
-            )
-            bench.notes.clear()
-        yield result
+        yield replace(result, notes=(*context.notes, *result.notes))
+        context.notes.clear()
 
 
-def _signature(bench: _Context) -> CheckResult:
-    if bench.current is None:
+def _signature(context: _Context) -> CheckResult:
+    if context.current is None:
         return CheckResult("signature", "skipped", _NOTHING_SERVED)
-    return check_signature(bench.candidate.artifact, bench.current.artifact)
+    return check_signature(context.candidate.artifact, context.current.artifact)
 
 
-def _evaluation(bench: _Context) -> CheckResult:
-    policy = bench.policy.evaluation
+def _evaluation(context: _Context) -> CheckResult:
+    policy = context.policy.evaluation
     if not policy.dataset:
         return CheckResult("evaluation", "skipped", "the policy names no dataset")
-    dataset = load_dataset(policy, bench.candidate.artifact, bench.policy.seed)
+    dataset = load_dataset(policy, context.candidate.artifact, context.policy.seed)
     assert dataset.truth is not None
-    answers = bench.candidate.predict(dataset.rows)
-    bench.dataset, bench.answers = dataset, answers
+    answers = context.candidate.predict(dataset.rows)
+    context.dataset, context.answers = dataset, answers
     current = None
-    if bench.current is not None:
+    if context.current is not None:
         try:
-            current = bench.current.predict(cast_to_signature(bench.current.artifact, dataset.rows))
+            current = context.current.predict(cast_to_signature(context.current.artifact, dataset.rows))
         except OnnxserveError as error:
             reason = f"what is served cannot answer the dataset's rows: {error.message}"
             return CheckResult("evaluation", "failed", reason)
-    bench.evaluated = EvaluationData(dataset.name, dataset.truth, answers, current)
-    return check_evaluation(dataset.truth, answers, current, policy, bench.policy.seed)
+    context.evaluated = EvaluationData(dataset.name, dataset.truth, answers, current)
+    return check_evaluation(dataset.truth, answers, current, policy, context.policy.seed)
 
 
-def _robustness(bench: _Context) -> CheckResult:
-    policy, seed = bench.policy.robustness, bench.policy.seed
-    dataset = _rows(bench, policy.max_rows)
+def _robustness(context: _Context) -> CheckResult:
+    policy, seed = context.policy.robustness, context.policy.seed
+    dataset = _rows(context, policy.max_rows)
     if dataset is None:
         return CheckResult("robustness", "skipped", _NO_ROWS)
     picked = sample_positions(count_rows(dataset.rows), policy.max_rows, seed)
     labelled = None
-    if dataset.truth is not None and bench.answers is not None:
+    if dataset.truth is not None and context.answers is not None:
         truth = dataset.truth[picked]
-        metric = bench.policy.evaluation.metric or default_metric(dataset.truth, bench.answers)
+        metric = context.policy.evaluation.metric or default_metric(dataset.truth, context.answers)
         labelled = LabelledMetric(metric, lambda answers: weighted_metric(metric, truth, answers))
     rows, served = take_rows(dataset.rows, picked), None
-    if bench.current is not None:
-        served = bench.current, _own_columns(bench.current.artifact, rows)
+    if context.current is not None:
+        served = context.current, _own_columns(context.current.artifact, rows)
     return check_robustness(
-        bench.candidate, _own_columns(bench.candidate.artifact, rows), policy, seed, labelled, served
+        context.candidate, _own_columns(context.candidate.artifact, rows), policy, seed, labelled, served
     )
 
 
-def _budget(bench: _Context) -> CheckResult:
-    policy = bench.policy.budget
-    dataset = _rows(bench, policy.batch)
-    rows = dataset.rows if dataset is not None else _blank(bench.candidate.artifact)
+def _budget(context: _Context) -> CheckResult:
+    policy = context.policy.budget
+    dataset = _rows(context, policy.batch)
+    rows = dataset.rows if dataset is not None else _blank(context.candidate.artifact)
     if not rows:
         return CheckResult("budget", "skipped", _NO_ROWS)
     current: MeasuredCost | None = None
-    if bench.current_folder is not None:
+    if context.current_folder is not None:
         try:
-            candidate, current = measure_costs([bench.folder, bench.current_folder], rows, policy.batch)
+            candidate, current = measure_costs([context.folder, context.current_folder], rows, policy.batch)
             return check_budget(candidate, current, policy)
         except InferenceError as error:
-            bench.notes.append(f"not measured beside what is served: {error.message}")
-    (candidate,) = measure_costs([bench.folder], rows, policy.batch)
+            context.notes.append(f"not measured beside what is served: {error.message}")
+    (candidate,) = measure_costs([context.folder], rows, policy.batch)
     return check_budget(candidate, None, policy)
 
 
-def _rows(bench: _Context, most: int) -> Dataset | None:
-    """The labelled rows, else the reference of the new version, else that of what is served."""
-    if bench.dataset is not None:
-        return bench.dataset
-    found = reference_rows(bench.candidate.artifact, most, bench.policy.seed)
-    if found is None and bench.current is not None:
-        found = reference_rows(bench.current.artifact, most, bench.policy.seed)
+def _rows(context: _Context, most: int) -> Dataset | None:
+    """Return the labelled rows, else the reference of the candidate, else that of the current version."""
+    if context.dataset is not None:
+        return context.dataset
+    found = reference_rows(context.candidate.artifact, most, context.policy.seed)
+    if found is None and context.current is not None:
+        found = reference_rows(context.current.artifact, most, context.policy.seed)
     return found
 
 
 def _own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """The columns or tensors that the model takes, of those that are there, in its types, whose ends no disturbance may
-    leave; all where its signature names none."""
+    """Return the columns or tensors that the model takes, in its types; all of them if its signature names none.
+
+    No disturbance may leave the bounds of those types.
+    """
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
     return cast_to_signature(artifact, own)
 
 
 def _blank(artifact: Artifact) -> NamedArrays:
-    """A row of zeros and empty texts: enough to measure what it costs, where no real one is known."""
+    """Return a row of zeros and empty texts, to measure the cost if no real row is known."""
     rows: NamedArrays = {}
     for entry in artifact.inputs:
         dtype = numpy_dtype(entry.dtype)

@@ -1,9 +1,9 @@
-"""The metrics of an evaluation, weighted, and the paired bootstrap over the rows of two models.
+"""Weighted metrics, and the paired bootstrap over the rows of two models.
 
-Every metric is scikit-learn's of the same name with `sample_weight` (a test lays them side by side), split into what is
-computed once for the rows and what is computed for a thousand weightings of them: a resample is a weight for each row.
-f1 is that of the larger label where there are two, and the mean over the labels (macro) where there are more; roc_auc
-is of two labels, and one against the rest, the mean over the labels, of more.
+Every metric equals scikit-learn's of the same name with `sample_weight` (a test compares them). A resample is a weight
+for each row, so a metric has two parts: one is computed once for the rows, the other for a thousand weightings.
+For two labels f1 is that of the larger one and roc_auc that of the pair; for more labels both are the mean over the
+labels (macro), roc_auc of one label against the rest.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,23 @@ from mlflow_deploy_plugin.gate.policy import MetricName
 from mlflow_deploy_plugin.runtime import Array
 
 WeightedMetric = Callable[[Array], float]
-"""The metric for a weight of each row, [N]."""
+"""A function of the weight of each row, [N], that returns the metric."""
 
 HIGHER_IS_BETTER = {"accuracy": True, "f1": True, "roc_auc": True, "log_loss": False, "rmse": False, "mae": False}
 RELATIVE_METRICS = ("rmse", "mae")
-"""Whose difference is a share of what is served now: they have the unit of the target."""
+"""Metrics in the unit of the target: a difference is given as a share of the current value."""
 
 _LEAST = float(np.finfo(np.float64).eps)  # as scikit-learn clips probabilities
 
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """How much better the candidate is than what is served: negative is worse.
+    """The difference between the candidate and the current version; negative is worse.
 
     Attributes:
-        candidate / current: the metric of each on all rows.
-        difference: in units of the metric, of `RELATIVE` ones as a share of the current value.
-        low / high: bounds of the difference, each of which holds with the confidence that was asked for.
+        candidate, current: the metric of each on all rows.
+        difference: in units of the metric; for `RELATIVE_METRICS` a share of the current value.
+        low, high: bounds of the difference, each at the requested confidence.
     """
 
     candidate: float
@@ -43,33 +43,39 @@ class MetricComparison:
     high: float
 
 
-def default_metric(truth: Array, answers: Predictions) -> MetricName:
-    return "accuracy" if argmax_labels(truth, answers).is_label else "rmse"
+def default_metric(truth: Array, predictions: Predictions) -> MetricName:
+    return "accuracy" if argmax_labels(truth, predictions).is_label else "rmse"
 
 
-def argmax_labels(truth: Array, answers: Predictions) -> Predictions:
-    """Scores of classes, as networks answer, as the place of the highest, where the truth is a place among them."""
-    scores = answers.prediction
-    if answers.is_label or scores.ndim != 2 or scores.shape[1] < 2 or truth.ndim != 1 or truth.dtype.kind not in "iuf":
-        return answers
+def argmax_labels(truth: Array, predictions: Predictions) -> Predictions:
+    """Turn class scores, as networks return them, into the index of the highest, if the truth is such an index."""
+    scores = predictions.prediction
+    if (
+        predictions.is_label
+        or scores.ndim != 2
+        or scores.shape[1] < 2
+        or truth.ndim != 1
+        or truth.dtype.kind not in "iuf"
+    ):
+        return predictions
     is_place = (truth == np.round(truth)) & (truth >= 0) & (truth < scores.shape[1])
-    return Predictions(scores.argmax(axis=1), True) if is_place.all() else answers
+    return Predictions(scores.argmax(axis=1), True) if is_place.all() else predictions
 
 
-def weighted_metric(metric: MetricName, truth: Array, answers: Predictions) -> WeightedMetric:
-    """The metric of the answers, ready for weights.
+def weighted_metric(metric: MetricName, truth: Array, predictions: Predictions) -> WeightedMetric:
+    """Return the metric of the predictions, as a function of the rows' weights.
 
     Raises:
-        InvalidConfig: the metric does not fit what the model answers, or the answers do not fit the truth.
+        InvalidConfig: the metric does not fit the predictions, or the predictions do not fit the truth.
     """
     if metric in ("rmse", "mae"):
-        return _error(metric, truth, answers)
-    answers = argmax_labels(truth, answers)
+        return _error(metric, truth, predictions)
+    predictions = argmax_labels(truth, predictions)
     labels = np.unique(truth)
     if metric in ("accuracy", "f1"):
-        predicted = _labels(metric, truth, answers)
+        predicted = _labels(metric, truth, predictions)
         return _weighted_mean(predicted == truth) if metric == "accuracy" else _f1(truth, predicted, labels)
-    probabilities, columns = _probabilities(metric, labels, answers)
+    probabilities, columns = _probabilities(metric, labels, predictions)
     if metric == "log_loss":
         return _log_loss(truth, labels, probabilities[:, columns])
     if len(labels) < 2:
@@ -88,7 +94,7 @@ def paired_bootstrap(
     resamples: int,
     seed: int,
 ) -> MetricComparison:
-    """Paired bootstrap: both models are weighed by the same resample of the rows."""
+    """Compare two models by a paired bootstrap: each resample of the rows weighs both."""
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
     def difference(weights: Array) -> float:
@@ -110,9 +116,9 @@ def _weighted_mean(values: Array) -> WeightedMetric:
     return lambda weights: float(weights @ numbers / weights.sum())
 
 
-def _error(metric: MetricName, truth: Array, answers: Predictions) -> WeightedMetric:
+def _error(metric: MetricName, truth: Array, predictions: Predictions) -> WeightedMetric:
     try:
-        wanted, found = truth.astype(np.float64), answers.prediction.astype(np.float64)
+        wanted, found = truth.astype(np.float64), predictions.prediction.astype(np.float64)
     except (TypeError, ValueError):
         raise InvalidConfig(f"{metric} is of numbers; the model or the target holds labels") from None
     if wanted.shape != found.shape:
@@ -124,10 +130,10 @@ def _error(metric: MetricName, truth: Array, answers: Predictions) -> WeightedMe
     return lambda weights: float(np.sqrt(squares(weights)))
 
 
-def _labels(metric: MetricName, truth: Array, answers: Predictions) -> Array:
-    if not answers.is_label:
+def _labels(metric: MetricName, truth: Array, predictions: Predictions) -> Array:
+    if not predictions.is_label:
         raise InvalidConfig(f"{metric} is of labels; the model answers numbers")
-    predicted = answers.prediction
+    predicted = predictions.prediction
     if predicted.shape != truth.shape:
         raise InvalidConfig(f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}")
     if _is_text(predicted) != _is_text(truth):
@@ -160,12 +166,12 @@ def _f1(truth: Array, predicted: Array, labels: Array) -> WeightedMetric:
     return score
 
 
-def _probabilities(metric: MetricName, labels: Array, answers: Predictions) -> tuple[Array, list[int]]:
-    """The probabilities, and which column of them belongs to each label of the truth."""
-    probabilities = answers.probabilities
+def _probabilities(metric: MetricName, labels: Array, predictions: Predictions) -> tuple[Array, list[int]]:
+    """Return the probabilities, and the index of their column for each label of the truth."""
+    probabilities = predictions.probabilities
     if probabilities is None:
         raise InvalidConfig(f"{metric} is of probabilities, which the model does not give")
-    classes = list(answers.classes) or (labels.tolist() if len(labels) == probabilities.shape[1] else [])
+    classes = list(predictions.classes) or (labels.tolist() if len(labels) == probabilities.shape[1] else [])
     try:
         return probabilities.astype(np.float64), [classes.index(label) for label in labels.tolist()]
     except ValueError:
@@ -183,7 +189,7 @@ def _log_loss(truth: Array, labels: Array, probabilities: Array) -> WeightedMetr
 
 
 def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
-    """The share of pairs of a positive and a negative row in which the positive one has the higher score."""
+    """Return the share of pairs of a positive and a negative row in which the positive one has the higher score."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # of the rows of one score
     positive = is_positive[order].astype(np.float64)

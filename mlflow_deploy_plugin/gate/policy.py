@@ -1,4 +1,4 @@
-"""GatePolicy: what a version of a registered model has to prove. One YAML (or JSON) document; all fields have defaults.
+"""The gate policy of a registered model: what a version has to prove. A YAML (or JSON) document with defaults.
 
     gated_stages: [Production]
     gated_aliases: [champion]
@@ -6,8 +6,8 @@
     robustness: {noise: 0.05, max_flips: 0.1}
     budget: {max_latency_ratio: 1.5}
 
-It stands in the tag `onnxserve.gate.policy` of the registered model, or in a file that a command is given. A model
-without one is judged by the defaults when somebody asks, and nothing demands it.
+It is the value of the tag `onnxserve.gate.policy` of the registered model, or a file that a command gets. A model
+without a policy is judged by the defaults if a user asks for it, and nothing requires that.
 """
 
 import hashlib
@@ -130,7 +130,7 @@ class GatePolicy(_Part):
     @field_validator("gated_aliases")
     @classmethod
     def _bare(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
-        """`@champion` is written as readily as `champion`, and would gate nothing."""
+        """Accept `@champion` for `champion`; as it stands it would gate nothing."""
         return tuple(alias.removeprefix("@") for alias in aliases)
 
     def gates(self, place: StageOrAlias) -> bool:
@@ -143,23 +143,64 @@ class GatePolicy(_Part):
         return alias.lower() in {gated.lower() for gated in self.gated_aliases}
 
     @property
+    def gated_places(self) -> list[StageOrAlias]:
+        return [
+            *(StageOrAlias(stage=stage) for stage in self.gated_stages),
+            *(StageOrAlias(alias=alias) for alias in self.gated_aliases),
+        ]
+
+    @property
     def digest(self) -> str:
-        """Tells policies apart."""
+        """A short hash of all fields."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-def parse_policy(text: str, where: str) -> GatePolicy:
-    """The policy of a YAML or JSON document.
+@dataclass(frozen=True)
+class PolicyChoice:
+    """The policy that a version is judged by.
 
-    Args:
-        where: what the message calls the document.
+    Attributes:
+        where: the place of the policy, for the reader.
+        is_models_own: the policy is the registered model's own, or the defaults if it has none. The verdict by another
+            policy, which a user tries out, is not written on the version.
+    """
+
+    policy: GatePolicy
+    where: str
+    is_models_own: bool
+
+
+def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
+    """Return the policy of a file, else that of the registered model's tag, else the defaults.
+
+    A file counts as the model's own policy if the model has none, or the same one.
 
     Raises:
-        InvalidConfig: it is no such document; the message names the field.
+        NotFound: there is no such model.
+        InvalidConfig: the file or the tag is no policy.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    own = read_policy(model)
+    if file is not None:
+        given = read_policy_file(file)
+        return PolicyChoice(given, str(file), own is None or own.digest == given.digest)
+    if own is not None:
+        return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
+    return PolicyChoice(GatePolicy(), "the defaults", True)
+
+
+def parse_policy(text: str, where: str) -> GatePolicy:
+    """Parse a YAML or JSON document.
+
+    Args:
+        where: the name of the document, for the message.
+
+    Raises:
+        InvalidConfig: the document is no policy; the message names the field.
     """
     try:
         document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # no date, too long a number, too deep
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date, a number too long, nested too deep
         raise InvalidConfig(f"{where} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise InvalidConfig(f"{where} is not a mapping; its fields are {', '.join(GatePolicy.model_fields)}")
@@ -173,7 +214,7 @@ def parse_policy(text: str, where: str) -> GatePolicy:
 
 
 def read_policy_file(path: Path) -> GatePolicy:
-    """Raises InvalidConfig where it cannot be read, or is no policy."""
+    """Parse a file; raises InvalidConfig if it cannot be read, or is no policy."""
     try:
         return parse_policy(path.read_text(), f"the policy {path}")
     except FileNotFoundError:
@@ -183,7 +224,7 @@ def read_policy_file(path: Path) -> GatePolicy:
 
 
 def read_policy(model: str) -> GatePolicy | None:
-    """The policy in the tag of the registered model; None: it has none.
+    """Return the policy in the tag of the registered model, or None if it has none.
 
     Raises:
         NotFound: there is no such model.
@@ -196,19 +237,19 @@ def read_policy(model: str) -> GatePolicy | None:
 
 
 def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
-    """The policy among the tags of a registered model; raises InvalidConfig where the tag is none."""
+    """Return the policy among the tags of a registered model; raises InvalidConfig if the tag holds none."""
     text = tags.get(GATE_POLICY_TAG)
     return None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
 
 
 @dataclass(frozen=True)
 class Permissions:
-    """Everything, unless said otherwise.
+    """What the judging process may do. The command line may do everything, a server that judges for others may not.
 
     Attributes:
-        code: versions without an ONNX form may be loaded, which runs code of their own.
-        files: the policy's dataset may be a file of this machine, or at any address that this machine reaches; else it
-            has to be an artifact that MLflow gives to whoever asks.
+        code: load versions without an ONNX form, which runs code of their own.
+        files: read the policy's dataset from a file of this machine, or from any address that this machine reaches.
+            Otherwise it has to be an artifact that MLflow gives to any client.
     """
 
     code: bool = True

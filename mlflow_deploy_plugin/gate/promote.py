@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.gate.judge import ProgressCallback
-from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions
-from mlflow_deploy_plugin.gate.run import PolicyChoice, choose_policy, judge_and_log, store_or_default
+from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
+from mlflow_deploy_plugin.gate.run import gate_version, store_or_default
 from mlflow_deploy_plugin.registry import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
@@ -38,12 +38,12 @@ class Promotion:
 
     Attributes:
         to: the stage, or @alias.
-        uri: the reference that endpoints follow it by.
-        before: the version that was there; empty where there was none.
-        gate: `passed`, `forced`, or `not asked` where the policy does not gate the place.
-        reason: what the gate said, or why it was forced.
-        report: where the gate's report is; empty where there is none.
-        is_moved: False where it was there already, and nothing was done.
+        uri: the model URI by which endpoints follow it.
+        before: the version that was there; empty if there was none.
+        gate: `passed`, `forced`, or `not asked` if the policy does not gate the stage or alias.
+        reason: the reason of the gate, or of the person who forced it.
+        report: the address of the gate's report; empty if there is none.
+        is_moved: False if it was there already, and nothing was done.
     """
 
     model: str
@@ -58,7 +58,7 @@ class Promotion:
 
     @property
     def stands(self) -> str:
-        """Where the version is now, as a sentence goes on after its number."""
+        """The end of a sentence that begins with the version."""
         return f"{'has the alias' if self.to.startswith('@') else 'is in'} {self.to}"
 
 
@@ -75,24 +75,25 @@ def promote(
     progress: ProgressCallback = lambda line: None,
     allowed: Permissions = ALL_PERMISSIONS,
 ) -> Promotion:
-    """Moves a version to a stage or an alias once it has passed the gate that the policy puts before it.
+    """Move a version to a stage or an alias once it has passed the gate that the policy puts before it.
 
-    A passed verdict (with `force` a failed one too) is taken as it is where it is fresh: by the same policy, against
-    the version that is there now, not older than the policy says. Else the gate is run. Of the version that is there
-    already, alone and with the gate's consent, nothing is done.
+    A fresh passed verdict counts, and with `force` a fresh failed one too. It is fresh if it is by the same policy,
+    against the version that is there now, and not older than the policy says. Otherwise the gate is run. If the version
+    is there already, alone and with the gate's consent, nothing is done.
 
     Args:
         to: a stage, or @alias.
         force: moves it whatever the gate says; the version's tag, and with `why` the audit trail, say so.
-        actor: who does it; None: the user of this process.
+        actor: who does it; default: the user of this process.
         store: default: this machine's.
         allowed: see `gate.judge.judge`.
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
         GateRefused: it has not passed (the message says what failed), or it was rolled back and is not forced.
-        InvalidConfig: the place, the version or the policy is not what it should be, or `force` comes without `why`.
-        NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer, or does not allow the move.
+        InvalidConfig: the place, the version or the policy is not valid, or `force` comes without `why`.
+        NotFound: there is no such version.
+        RegistryUnavailable: MLflow does not answer, or does not allow the move.
         StoreUnavailable: the audit trail cannot be written.
     """
     if force and not why.strip():
@@ -100,151 +101,128 @@ def promote(
     place = parse_stage_or_alias(to)
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
-    if not chosen.is_the_models:
+    if not chosen.is_models_own:
         raise InvalidConfig(f"model {model} has a policy of its own, in its tag {GATE_POLICY_TAG}; leave the file out")
-    actor = actor or current_actor()
     with store_or_default(store) as trail:
         begun = trail.now()
         before = version_at(model, place, beside=candidate.version)
-        tags = _tags(candidate)
-        if refusal := rolled_back_refusal(candidate.name, candidate.version, place, tags):
+        with registry_errors(f"model {candidate.name} version {candidate.version}"):
+            tags = dict(registry_client().get_model_version(candidate.name, candidate.version).tags)
+        request = _Request(candidate, place, before, chosen, tags, why, actor or current_actor(), begun)
+        refusal = rolled_back_refusal(candidate.name, candidate.version, place, tags)
+        if refusal and not force:
+            request.record(trail, "refused", GateStatus(False, gate_status_of(tags).state, refusal))
+            raise GateRefused(refusal)
+        if not refusal and before is None and (status := request.settled_status()) is not None:
+            return request.promotion(status, before=candidate.version, is_moved=False)
+        status = request.gate_status(force, trail, progress, allowed)
+        if not status.passed:
             if not force:
-                refused = GateStatus(False, gate_status_of(tags).state, refusal)
-                _record(trail, "refused", candidate, before, place, refused, why, actor, begun)
-                raise GateRefused(refusal)
-        elif before is None and (there := _there_already(candidate, place, chosen, tags)) is not None:
-            return there
-        standing = _standing(candidate, before, place, chosen, force, actor, trail, progress, allowed, tags)
-        if not standing.passed:
-            if not force:
-                _record(trail, "refused", candidate, before, place, standing, why, actor, begun)
-                raise GateRefused(_refusal(candidate, place, standing))
-            standing = _forced(candidate, standing, why, actor)
+                request.record(trail, "refused", status)
+                report = f"; report: {status.report}" if status.report else ""
+                raise GateRefused(
+                    f"{candidate.name} version {candidate.version} does not go to {place}, it has not passed its gate: "
+                    f"{status.reason}{report}"
+                )
+            status = request.tag_forced(status)
         progress(f"moving version {candidate.version} to {place}")
         move_version(model, candidate.version, place)
-        _record(trail, "promote", candidate, before, place, standing, why, actor, begun)
-    return Promotion(
-        model=model,
-        version=candidate.version,
-        to=str(place),
-        uri=place.uri(model),
-        before=before.version if before else "",
-        gate=standing.state,
-        reason=standing.reason,
-        report=standing.report,
-    )
+        request.record(trail, "promote", status)
+    return request.promotion(status, before=before.version if before else "")
 
 
-def _standing(
-    candidate: ResolvedModel,
-    before: ResolvedModel | None,
-    place: StageOrAlias,
-    chosen: PolicyChoice,
-    force: bool,
-    actor: str,
-    store: Store,
-    progress: ProgressCallback,
-    allowed: Permissions,
-    tags: dict[str, str],
-) -> GateStatus:
-    """Where the version stands before the gate of this place, which is run where nothing fresh is known."""
-    if not _is_gated(chosen, place):
-        return _not_asked(place)
-    known = gate_status_of(tags)
-    taken = ("passed", "failed") if force else ("passed",)  # what is forced does not wait for the same verdict again
-    if known.state in taken and _is_fresh(tags, before, chosen):
-        progress(f"the gate said of version {candidate.version} at {tags[GATE_AT_TAG]}: {known.state}")
-        return known
-    try:
-        gated = judge_and_log(candidate, before, chosen, actor, store, progress, allowed=allowed)
-    except OnnxserveError as error:
-        if not force:
-            raise
-        return GateStatus(False, "", f"the gate could not be run: {error.message}")
-    return GateStatus(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.report)
+@dataclass(frozen=True)
+class _Request:
+    """A promotion that is requested.
 
+    Attributes:
+        before: the version that is there now, beside the candidate.
+        tags: the candidate's.
+    """
 
-def _there_already(
-    candidate: ResolvedModel, place: StageOrAlias, chosen: PolicyChoice, tags: dict[str, str]
-) -> Promotion | None:
-    """What is said of a version that is there, and that the gate lets be there; None where there is something to do."""
-    standing = gate_status_of(tags) if _is_gated(chosen, place) else _not_asked(place)
-    if not standing.passed or version_at(candidate.name, place) is None:
-        return None
-    return Promotion(
-        model=candidate.name,
-        version=candidate.version,
-        to=str(place),
-        uri=place.uri(candidate.name),
-        before=candidate.version,
-        gate=standing.state,
-        reason=standing.reason,
-        report=standing.report,
-        is_moved=False,
-    )
+    candidate: ResolvedModel
+    place: StageOrAlias
+    before: ResolvedModel | None
+    chosen: PolicyChoice
+    tags: dict[str, str]
+    why: str
+    actor: str
+    begun: datetime
 
+    def gate_status(
+        self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions = ALL_PERMISSIONS
+    ) -> GateStatus:
+        """Return the status of the version before the gate of this place; the gate is run unless a verdict is fresh."""
+        if (ungated := self._ungated()) is not None:
+            return ungated
+        known = gate_status_of(self.tags)
+        counted = (
+            ("passed", "failed") if force else ("passed",)
+        )  # a forced one need not wait for the same verdict again
+        if known.state in counted and self._is_fresh():
+            progress(f"the gate said of version {self.candidate.version} at {self.tags[GATE_AT_TAG]}: {known.state}")
+            return known
+        try:
+            gated = gate_version(self.candidate, self.before, self.chosen, self.actor, store, progress, allowed=allowed)
+        except OnnxserveError as error:
+            if not force:
+                raise
+            return GateStatus(False, "", f"the gate could not be run: {error.message}")
+        return GateStatus(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.report)
 
-def _is_gated(chosen: PolicyChoice, place: StageOrAlias) -> bool:
-    return chosen.policy.gates(place)
+    def settled_status(self) -> GateStatus | None:
+        """Return the status of a version that is there already with the gate's consent; None if there is more to do."""
+        status = self._ungated() or gate_status_of(self.tags)
+        return status if status.passed and version_at(self.candidate.name, self.place) is not None else None
 
+    def _ungated(self) -> GateStatus | None:
+        if self.chosen.policy.gates(self.place):
+            return None
+        return GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
-def _not_asked(place: StageOrAlias) -> GateStatus:
-    return GateStatus(True, "not asked", f"the policy does not gate {place}")
+    def _is_fresh(self) -> bool:
+        try:
+            age = datetime.now(UTC) - datetime.fromisoformat(self.tags[GATE_AT_TAG])
+        except (KeyError, ValueError, TypeError):
+            return False
+        return (
+            self.tags.get(GATE_POLICY_DIGEST_TAG) == self.chosen.policy.digest
+            and self.tags.get(GATE_AGAINST_TAG, "") == (self.before.source if self.before else "")
+            and age < timedelta(hours=self.chosen.policy.fresh_hours)
+        )
 
+    def tag_forced(self, status: GateStatus) -> GateStatus:
+        """Tag the version as forced before it is moved: an endpoint that requires the gate reads the tag."""
+        reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
+        for key, value in ((GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
+            tag_version(self.candidate.name, self.candidate.version, key, value)
+        return GateStatus(True, "forced", reason, status.report)
 
-def _is_fresh(tags: dict[str, str], before: ResolvedModel | None, chosen: PolicyChoice) -> bool:
-    try:
-        age = datetime.now(UTC) - datetime.fromisoformat(tags[GATE_AT_TAG])
-    except (KeyError, ValueError, TypeError):
-        return False
-    return (
-        tags.get(GATE_POLICY_DIGEST_TAG) == chosen.policy.digest
-        and tags.get(GATE_AGAINST_TAG, "") == (before.source if before else "")
-        and age < timedelta(hours=chosen.policy.fresh_hours)
-    )
+    def record(self, store: Store, action: str, status: GateStatus) -> None:
+        detail = {"to": str(self.place), "gate": status.state, "report": status.report}
+        store.record(
+            action,
+            model=self.candidate.name,
+            version=self.candidate.version,
+            before=f"version {self.before.version} in {self.place}" if self.before else "",
+            after=f"version {self.candidate.version} in {self.place}" if action == "promote" else "",
+            why=self.why or status.reason,
+            detail=detail
+            | {STARTED_AT: self.begun.isoformat()}
+            | ({"gate_reason": status.reason} if self.why else {})
+            | ({"forced": True} if status.state == "forced" else {}),
+            actor=self.actor,
+        )
 
-
-def _forced(candidate: ResolvedModel, standing: GateStatus, why: str, actor: str) -> GateStatus:
-    """Writes on the version that it was forced, before it is moved: an endpoint that asks for the gate reads that."""
-    reason = f"forced by {actor}: {why} (the gate: {standing.reason})"
-    for key, value in ((GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
-        tag_version(candidate.name, candidate.version, key, value)
-    return GateStatus(True, "forced", reason, standing.report)
-
-
-def _record(
-    store: Store,
-    action: str,
-    candidate: ResolvedModel,
-    before: ResolvedModel | None,
-    place: StageOrAlias,
-    standing: GateStatus,
-    why: str,
-    actor: str,
-    begun: datetime,
-) -> None:
-    store.record(
-        action,
-        model=candidate.name,
-        version=candidate.version,
-        before=f"version {before.version} in {place}" if before else "",
-        after=f"version {candidate.version} in {place}" if action == "promote" else "",
-        why=why or standing.reason,
-        detail={"to": str(place), "gate": standing.state, "report": standing.report, STARTED_AT: begun.isoformat()}
-        | ({"gate_reason": standing.reason} if why else {})
-        | ({"forced": True} if standing.state == "forced" else {}),
-        actor=actor,
-    )
-
-
-def _refusal(candidate: ResolvedModel, place: StageOrAlias, standing: GateStatus) -> str:
-    report = f"; report: {standing.report}" if standing.report else ""
-    return (
-        f"{candidate.name} version {candidate.version} does not go to {place}, it has not passed its gate: "
-        f"{standing.reason}{report}"
-    )
-
-
-def _tags(candidate: ResolvedModel) -> dict[str, str]:
-    with registry_errors(f"model {candidate.name} version {candidate.version}"):
-        return dict(registry_client().get_model_version(candidate.name, candidate.version).tags)
+    def promotion(self, status: GateStatus, before: str, is_moved: bool = True) -> Promotion:
+        return Promotion(
+            model=self.candidate.name,
+            version=self.candidate.version,
+            to=str(self.place),
+            uri=self.place.uri(self.candidate.name),
+            before=before,
+            gate=status.state,
+            reason=status.reason,
+            report=status.report,
+            is_moved=is_moved,
+        )

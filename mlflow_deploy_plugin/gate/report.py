@@ -1,10 +1,9 @@
-"""A verdict in MLflow: one run with the report and the figures, and the tags of the version that lead to it."""
+"""The report of a verdict: JSON, an HTML page, the MLflow run that holds both, and the tags of the version."""
 
 import html
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.gate.judge import EvaluationData
-from mlflow_deploy_plugin.gate.model import Predictions
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTable
 from mlflow_deploy_plugin.registry import (
     GATE_AGAINST_TAG,
@@ -33,6 +31,8 @@ from mlflow_deploy_plugin.registry import (
     tag_version,
 )
 
+HTML, JSON = "gate_report.html", "gate.json"
+_MAX_FIGURE = 1e300  # MLflow stores infinity as the largest number there is, which looks like a figure
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #666; --ok: #1a7f37; --bad: #cf222e; --skip: #8a6d00 }
 @media (prefers-color-scheme: dark) { :root { --soft: #aaa; --ok: #3fb950; --bad: #ff7b72; --skip: #d29922 } }
@@ -50,14 +50,14 @@ svg text { font: 11px system-ui, sans-serif; fill: currentColor }
 
 
 def verdict_as_json(verdict: GateVerdict) -> dict[str, Any]:
-    """The verdict as JSON holds it."""
+    """Return the verdict as a JSON document."""
     document = asdict(verdict)
     document["at"] = verdict.at.isoformat(timespec="seconds")
     return {"state": verdict.state, "reason": verdict.reason, **document}
 
 
 def verdict_as_html(verdict: GateVerdict) -> str:
-    """The verdict as a page without anything that is fetched from elsewhere."""
+    """Return the verdict as a page that loads nothing from elsewhere: MLflow shows it in a sandboxed frame."""
     against = f"compared with {verdict.against}" if verdict.against else "nothing was served to compare it with"
     title = f"{verdict.model} version {verdict.version}"
     body = [
@@ -100,7 +100,7 @@ def _table(table: ReportTable) -> str:
 
 
 def _interval(figures: Mapping[str, float]) -> str:
-    """The difference with its bounds, beside the margin: right of the dashed line is good enough."""
+    """Draw the difference with its bounds and the margin, a dashed line: right of it is good enough."""
     low, middle, high, margin = (
         figures[name] for name in ("difference_low", "difference", "difference_high", "margin")
     )
@@ -141,13 +141,8 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-HTML, JSON = "gate_report.html", "gate.json"
-
-_LARGEST = 1e300  # MLflow stores infinity as the largest number there is, which reads as a figure
-
-
-def log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluated: EvaluationData | None) -> LoggedRun:
-    """Logs the run: to the MLflow project's that this process belongs to, else a new one where the model was logged.
+def log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None) -> LoggedRun:
+    """Log to the run of the MLflow project that this process belongs to, else to a new one beside the model's run.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -157,23 +152,32 @@ def log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluated: Evalu
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), _metrics(verdict))
         client.log_text(run_id, verdict_as_html(verdict), HTML)
         client.log_dict(run_id, verdict_as_json(verdict), JSON)
-        if evaluated is not None:
-            _log_evaluation(run_id, evaluated)
+        if evaluation is not None:
+            _log_evaluation(run_id, evaluation)
 
     name = f"gate {verdict.model} v{verdict.version}"
-    return log_run("the run of the gate", name, _tags(verdict), partial(_experiment_id, candidate), log_content)
+    tags = {
+        "onnxserve.model": verdict.model,
+        "onnxserve.version": verdict.version,
+        GATE_TAG: verdict.state,
+        GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],
+        GATE_AGAINST_TAG: verdict.against,
+        GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
+    }
+    return log_run("the run of the gate", name, tags, partial(_experiment_id, candidate), log_content)
 
 
 def report_location(run: LoggedRun) -> str:
-    """What the version's tag says: the page of the report in MLflow, else the artifact."""
+    """Return the address of the report's page in MLflow, or of the artifact if the server has no pages."""
     return f"{run.url}/artifacts/{HTML}" if run.url else f"{run.run_id}/{HTML}"
 
 
 def tag_verdict(verdict: GateVerdict, report: str) -> None:
-    """Writes the verdict on the version, the state last: whoever sees it finds the rest.
+    """Write the verdict on the version. The state is last: a reader who sees it finds the other tags.
 
     Raises:
-        NotFound / RegistryUnavailable: the version is gone, or MLflow does not answer.
+        NotFound: the version is gone.
+        RegistryUnavailable: MLflow does not answer.
     """
     tags = {
         GATE_REASON_TAG: verdict.reason,
@@ -187,20 +191,8 @@ def tag_verdict(verdict: GateVerdict, report: str) -> None:
         tag_version(verdict.model, verdict.version, key, value)
 
 
-def _tags(verdict: GateVerdict) -> dict[str, str]:
-    """The run's."""
-    return {
-        "onnxserve.model": verdict.model,
-        "onnxserve.version": verdict.version,
-        GATE_TAG: verdict.state,
-        GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],
-        GATE_AGAINST_TAG: verdict.against,
-        GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-    }
-
-
 def _experiment_id(candidate: ResolvedModel, client: MlflowClient) -> str:
-    """The experiment in which the model was logged, where this tracking server has it, else one of the model's own."""
+    """Return the experiment of the model's run if this tracking server has it, else one of the model's own."""
     try:
         if run_id := candidate.aspects.get("run_id"):
             return str(client.get_run(run_id).info.experiment_id)
@@ -215,49 +207,38 @@ def _metrics(verdict: GateVerdict) -> Iterator[tuple[str, float]]:
     yield "gate_passed", float(verdict.passed)
     for check in verdict.checks:
         for name, value in check.figures.items():
-            if abs(value) < _LARGEST:  # and no NaN
+            if abs(value) < _MAX_FIGURE:  # nor NaN
                 yield f"{check.name}/{name}", value
 
 
-def _log_evaluation(run_id: str, evaluated: EvaluationData) -> None:
-    """MLflow's own evaluation of both versions' answers, with its metrics and plots, beside ours.
+def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
+    """Log MLflow's own evaluation of both versions' predictions, with its metrics and plots.
 
-    It decides nothing: it knows no margin, no interval and no pair of models. It is given the answers that were judged,
-    and where it cannot take them, the run does without.
+    It decides nothing: it knows no margin, no interval and no pair of models. The run does without it if MLflow cannot
+    take the predictions.
     """
-    sides = {"candidate": evaluated.candidate, "current": evaluated.current}
+    sides = {"candidate": evaluation.candidate, "current": evaluation.current}
+    logger = logging.getLogger("mlflow.models.evaluation")
+    level = logger.level
     with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
-        for side, answers in sides.items():
-            if answers is None or answers.prediction.ndim > 1:
+        for side, predictions in sides.items():
+            if predictions is None or predictions.prediction.ndim > 1:
                 continue
+            kind = "classifier" if predictions.is_label else "regressor"
+            table = pd.DataFrame({"target": evaluation.truth, "prediction": predictions.prediction})
+            logger.setLevel(logging.ERROR)  # its steps would stand between the lines of a command
             try:
-                _evaluate(side, evaluated, answers)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about the types of a schema that is not used
+                    mlflow.models.evaluate(
+                        data=mlflow.data.from_pandas(
+                            table, name=evaluation.dataset[-200:], targets="target", predictions="prediction"
+                        ),
+                        model_type=kind,
+                        evaluators=kind,
+                        evaluator_config={"metric_prefix": f"mlflow_{side}_", "log_model_explainability": False},
+                    )
             except Exception as error:  # noqa: BLE001 - scikit-learn, matplotlib and pandas each have their own
                 mlflow.set_tag(f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[:MAX_TAG_LENGTH])
-
-
-def _evaluate(side: str, evaluated: EvaluationData, answers: Predictions) -> None:
-    kind = "classifier" if answers.is_label else "regressor"
-    table = pd.DataFrame({"target": evaluated.truth, "prediction": answers.prediction})
-    with warnings.catch_warnings(), _silent("mlflow.models.evaluation"):
-        warnings.simplefilter("ignore")  # on types that it infers for a schema which nobody uses
-        mlflow.models.evaluate(
-            data=mlflow.data.from_pandas(
-                table, name=evaluated.dataset[-200:], targets="target", predictions="prediction"
-            ),
-            model_type=kind,
-            evaluators=kind,
-            evaluator_config={"metric_prefix": f"mlflow_{side}_", "log_model_explainability": False},
-        )
-
-
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Keeps what a library tells of its steps from between the lines of a command."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+            finally:
+                logger.setLevel(level)

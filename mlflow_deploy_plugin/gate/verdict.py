@@ -1,4 +1,4 @@
-"""What a check found, and the verdict over all of them."""
+"""The result of a check, and the verdict over all checks of a version."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ CheckState = Literal["passed", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Figures that are read side by side."""
+    """A table of the report; the cells are texts."""
 
     names: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
@@ -18,12 +18,12 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The outcome of one check.
+    """The result of one check.
 
     Attributes:
-        reason: one line: what was found, with the figures that decided.
+        reason: one line with the figures that decided.
         figures: numbers by name, which become metrics of the run.
-        notes: what a reader has to know beside it.
+        notes: further sentences for the reader.
     """
 
     name: str
@@ -36,12 +36,12 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """What the gate says of one version.
+    """The gate's verdict on one version.
 
     Attributes:
-        against: the version it was compared with, as models:/X/6; empty where nothing was served.
-        policy: the fields of the policy; `policy_digest` tells it from others.
-        policy_from: where the policy stands.
+        against: the version that it was compared with, as models:/X/6; empty if nothing was served.
+        policy: the fields of the policy; `policy_digest` identifies them.
+        policy_from: the place of the policy, for the reader.
     """
 
     model: str
@@ -63,7 +63,7 @@ class GateVerdict:
 
     @property
     def reason(self) -> str:
-        """One line: what failed; of a passed one, what was not looked at."""
+        """One line: the failed checks or, for a passed version, the passed and the skipped ones."""
         failed = [check for check in self.checks if check.state == "failed"]
         if failed:
             return "; ".join(f"{check.name}: {check.reason}" for check in failed)

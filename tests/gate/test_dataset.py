@@ -157,6 +157,6 @@ def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact, t
 
 def test_what_would_not_fit_into_memory_is_not_read(artifact, tmp_path, monkeypatch):
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
-    monkeypatch.setattr("mlflow_deploy_plugin.gate.dataset._MOST_VALUES", 1000)
+    monkeypatch.setattr("mlflow_deploy_plugin.gate.dataset._MAX_VALUES", 1000)
     with pytest.raises(InvalidConfig, match=r"large\.parquet holds 1,050 values; name a sample of it"):
         load(file, artifact)

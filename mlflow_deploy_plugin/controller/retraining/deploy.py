@@ -10,7 +10,8 @@ from mlflow_deploy_plugin.controller.retraining.served import answering_version
 from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.rollouts.state_machine import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
-from mlflow_deploy_plugin.gate.run import GateRun, PolicyChoice, choose_policy, judge_and_log
+from mlflow_deploy_plugin.gate.policy import PolicyChoice, choose_policy
+from mlflow_deploy_plugin.gate.run import GateRun, gate_version
 from mlflow_deploy_plugin.gate.verdict import GateVerdict
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
 from mlflow_deploy_plugin.store import Rollout, Store
@@ -146,9 +147,9 @@ def judge_candidate(
     if dataset and not policy.evaluation.dataset:
         evaluation = policy.evaluation.model_copy(update={"dataset": dataset, "target": target})
         where = f"{chosen.where}, on the newest labelled rows"
-        chosen = PolicyChoice(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_the_models)
+        chosen = PolicyChoice(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_models_own)
     current = resolve(f"models:/{plan.model}/{against}")
-    return judge_and_log(registered_version(plan.model, version), current, chosen, actor, store, lambda _: None)
+    return gate_version(registered_version(plan.model, version), current, chosen, actor, store, lambda _: None)
 
 
 def is_compared(verdict: GateVerdict) -> bool:

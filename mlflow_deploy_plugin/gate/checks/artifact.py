@@ -1,13 +1,22 @@
-"""Signature: who calls what is served now can call the new version without a change, and reads its answers."""
+"""The checks that only read the files of the versions: parity of the ONNX form, and the signature.
+
+Signature: a client that calls the current version can call the new version without a change, and can read its response.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Column, Output
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Output
 
+PARITY = "parity"
 SIGNATURE = "signature"
+_ACCEPTED = {
+    "proven": ("proven",),
+    "warned": ("proven", "warned"),
+    "any": ("proven", "warned", "no-original"),
+}
 _TAKES = {
     "double": ("float", "integer", "long"),
     "float": ("integer", "long"),
@@ -16,8 +25,31 @@ _TAKES = {
     "boolean": (),
     "string": (),
 }
-"""The types whose every value a column of this type takes too, as `runtime/values.py` reads values."""
+"""For each column type: the other types whose every value it takes too, as `runtime/values.py` reads values."""
+_KINDS = {"str": "text", "object": "text", "bool": "true or false"}
 _LOSES = {("double", "float"): "numbers beyond 32 bits are refused, others rounded"}
+
+
+def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
+    """Check the parity of the ONNX form and the original, as proven when the model was logged.
+
+    The result is read from the model's own files, because anybody can set a tag.
+    """
+    if artifact.flavor == PYTHON_FUNCTION:
+        return CheckResult(PARITY, "skipped", "it has no ONNX form: the original itself answers")
+    state = artifact.parity_state
+    rows = int(artifact.parity.get("rows", 0))
+    figures = {"rows": float(rows)}
+    found = f"the ONNX form is {state}" + (f" on {rows:,} rows" if rows else "")
+    if state in _ACCEPTED[policy.parity]:
+        return CheckResult(PARITY, "passed", found, figures)
+    how = {
+        "warned": artifact.parity.get("problem") or artifact.parity.get("unproven") or "it answers otherwise",
+        "no-original": "nothing was there to compare it with; log it with mlflow_deploy_plugin.log_model",
+    }.get(state, "")
+    return CheckResult(
+        PARITY, "failed", f"{found}{f' ({how})' if how else ''}; the policy asks for {policy.parity}", figures
+    )
 
 
 @dataclass(frozen=True)
@@ -30,11 +62,11 @@ class _Change:
 
 
 def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
-    """Compares what is asked for and what is answered; a column that is needed no more is ignored in requests."""
+    """Compare the inputs and outputs of two versions. A column that is no longer needed is ignored in requests."""
     if candidate.undescribed or current.undescribed:
         which = "the new version" if candidate.undescribed else "what is served"
         return CheckResult(SIGNATURE, "skipped", f"{which} has no signature of named columns or tensors")
-    changes = [*_inputs(candidate, current), *_outputs(candidate, current)]
+    changes = [*_input_changes(candidate, current), *_output_changes(candidate, current)]
     breaking = [change for change in changes if change.breaks]
     table = ReportTable(
         ("change", "name", "served", "new", ""),
@@ -52,49 +84,45 @@ def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
     return CheckResult(SIGNATURE, "passed", f"callers need no change ({'; '.join(notes)})", figures, notes, table)
 
 
-def _inputs(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+def _input_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
     if bool(candidate.columns) != bool(current.columns):
-        names = ("columns", "tensors")
-        before, after = names if current.columns else names[::-1]
+        before, after = ("columns", "tensors") if current.columns else ("tensors", "columns")
         yield _Change("retyped", "the input", before, after, True)
-        return
-    if candidate.columns:
-        yield from _columns(candidate, current)
+    elif candidate.columns:
+        yield from _column_changes(candidate, current)
     else:
-        yield from _tensors(candidate, current)
+        yield from _tensor_changes(candidate, current)
 
 
-def _columns(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
     new = {column.name: column for column in candidate.columns}
     old = {column.name: column for column in current.columns}
     for name in old.keys() - new.keys():
         yield _Change("removed", name, old[name].type, "", False)
     for name in [name for name in new if name not in old]:
-        yield _Change("added", name, "", _type(new[name]), new[name].required)
+        column = new[name]
+        yield _Change("added", name, "", column.type + ("" if column.required else ", optional"), column.required)
     common = [name for name in new if name in old]
     for name in common:
-        yield from _retyped(old[name], new[name])
+        before, after = old[name], new[name]
+        if before.type != after.type:
+            takes = before.type in _TAKES[after.type] or (before.type, after.type) in _LOSES
+            yield _Change("retyped", name, before.type, after.type, not takes)
+        if after.required and not before.required:
+            yield _Change("required", name, "optional", "required", True)
+        elif before.required and not after.required:
+            yield _Change("optional", name, "required", "optional", False)
     if common != [name for name in old if name in new]:
         yield _Change("reordered", "the columns", ", ".join(old), ", ".join(new), False)
 
 
-def _retyped(old: Column, new: Column) -> Iterator[_Change]:
-    if old.type != new.type:
-        takes = old.type in _TAKES[new.type] or (old.type, new.type) in _LOSES
-        yield _Change("retyped", new.name, old.type, new.type, not takes)
-    if new.required and not old.required:
-        yield _Change("required", new.name, "optional", "required", True)
-    elif old.required and not new.required:
-        yield _Change("optional", new.name, "required", "optional", False)
-
-
-def _tensors(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
+def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
     if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
-        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # the only tensor needs no name
+        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # an only tensor needs no name
     for name in old.keys() - new.keys():
-        yield _Change("removed", name, old[name].dtype, "", True)  # a tensor that nothing takes is refused
+        yield _Change("removed", name, old[name].dtype, "", True)  # a request with an unknown tensor is refused
     for name in new.keys() - old.keys():
         yield _Change("added", name, "", new[name].dtype, True)
     for name in new.keys() & old.keys():
@@ -108,20 +136,19 @@ def _tensors(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
             yield _Change("reshaped", name or "the tensor", str(list(before.shape)), str(list(after.shape)), not fits)
 
 
-def _outputs(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
-    """What `predict` answers: its names, where there are several, and what each is."""
+def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
     if not candidate.outputs or not current.outputs:
-        return  # a pyfunc that does not say what it answers
+        return  # a pyfunc without outputs in its signature
     new, old = _predicted(candidate), _predicted(current)
-    if len(new) == len(old) == 1:  # the only one is answered without its name
+    if len(new) == len(old) == 1:  # an only output is returned without its name
         new, old = {"the prediction": next(iter(new.values()))}, {"the prediction": next(iter(old.values()))}
     for name in old.keys() - new.keys():
-        yield _Change("removed", name, _answer(old[name]), "", True)
+        yield _Change("removed", name, _output_kind(old[name]), "", True)
     for name in new.keys() - old.keys():
-        yield _Change("added", name, "", _answer(new[name]), False)
+        yield _Change("added", name, "", _output_kind(new[name]), False)
     for name in new.keys() & old.keys():
-        if _answer(new[name]) != _answer(old[name]):
-            yield _Change("retyped", name, _answer(old[name]), _answer(new[name]), True)
+        if _output_kind(new[name]) != _output_kind(old[name]):
+            yield _Change("retyped", name, _output_kind(old[name]), _output_kind(new[name]), True)
     if candidate.classes and current.classes and set(candidate.classes) != set(current.classes):
         before, after = (", ".join(map(str, side.classes)) for side in (current, candidate))
         yield _Change("reclassed", "the classes", before, after, False)
@@ -132,18 +159,11 @@ def _predicted(artifact: Artifact) -> dict[str, Output]:
     return {name: named[name] for name in artifact.prediction if name in named} or named
 
 
-_KINDS = {"str": "text", "object": "text", "bool": "true or false"}
-
-
-def _answer(output: Output) -> str:
-    """As a caller sees it: a label or a number, one or several a row; 32 and 64 bits read the same."""
+def _output_kind(output: Output) -> str:
+    """Return the output as a client sees it: 32 and 64 bits read the same."""
     kind = _KINDS.get(output.dtype) or ("whole numbers" if "int" in output.dtype else "numbers")
     several = [size for size in output.shape[1:] if size != 1]
     return kind + (f" {several} a row" if several else "")
-
-
-def _type(column: Column) -> str:
-    return column.type if column.required else f"{column.type}, optional"
 
 
 def _sentence(change: _Change) -> str:
@@ -156,30 +176,3 @@ def _sentence(change: _Change) -> str:
             return "the columns stand in another order, which matters for rows without names"
         case _:
             return f"{change.name} {change.what} from {change.before} to {change.after}"
-
-
-PARITY = "parity"
-_ACCEPTED = {
-    "proven": ("proven",),
-    "warned": ("proven", "warned"),
-    "any": ("proven", "warned", "no-original"),
-}
-
-
-def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
-    """Reads what the flavor proved when the model was logged, from its own files: a tag can be set by anybody."""
-    if artifact.flavor == PYTHON_FUNCTION:
-        return CheckResult(PARITY, "skipped", "it has no ONNX form: the original itself answers")
-    state = artifact.parity_state
-    rows = int(artifact.parity.get("rows", 0))
-    figures = {"rows": float(rows)}
-    found = f"the ONNX form is {state}" + (f" on {rows:,} rows" if rows else "")
-    if state in _ACCEPTED[policy.parity]:
-        return CheckResult(PARITY, "passed", found, figures)
-    how = {
-        "warned": artifact.parity.get("problem") or artifact.parity.get("unproven") or "it answers otherwise",
-        "no-original": "nothing was there to compare it with; log it with mlflow_deploy_plugin.log_model",
-    }.get(state, "")
-    return CheckResult(
-        PARITY, "failed", f"{found}{f' ({how})' if how else ''}; the policy asks for {policy.parity}", figures
-    )

@@ -1,7 +1,7 @@
-"""Evaluation: on labelled rows, the new version is not worse than what is served by more than a margin.
+"""Evaluation: on labelled rows, the new version is not worse than the current one by more than a margin.
 
 The burden of proof is the new version's: the lower bound of the paired bootstrap's interval has to lie above the
-margin, so that few rows, or rows that decide nothing, do not pass. Both versions answer the same rows, and each
+margin, so that few rows, or rows that decide nothing, do not pass. Both versions predict the same rows, and each
 resample weighs both alike: what is common to them cancels out, and far fewer rows are needed than for two intervals.
 """
 
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.gate.metrics import (
 )
 from mlflow_deploy_plugin.gate.model import Predictions
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
-from mlflow_deploy_plugin.gate.verdict import CheckResult
+from mlflow_deploy_plugin.gate.verdict import CheckResult, CheckState
 from mlflow_deploy_plugin.runtime import Array
 
 NAME = "evaluation"
@@ -27,14 +27,14 @@ NAME = "evaluation"
 def check_evaluation(
     truth: Array, candidate: Predictions, current: Predictions | None, policy: EvaluationPolicy, seed: int
 ) -> CheckResult:
-    """Judges answers to the same labelled rows.
+    """Compare the predictions of two versions for the same labelled rows.
 
     Args:
         truth: [N].
-        current: of what is served now; None: nothing is, and only `at_least` is asked for.
+        current: of the version that is served now. If it is None, only `at_least` is checked.
 
     Raises:
-        InvalidConfig: the metric does not fit the answers or the truth.
+        InvalidConfig: the metric does not fit the predictions or the truth.
     """
     metric = policy.metric or default_metric(truth, candidate)
     rows = len(truth)
@@ -46,10 +46,15 @@ def check_evaluation(
         return CheckResult(NAME, "failed", reason, figures)
     if not np.isfinite(value):
         return CheckResult(NAME, "failed", f"{metric} of the new version is {value}: it answers no numbers", figures)
-    floor = _floor(metric, value, policy.at_least)
+    too_low = ""
+    if policy.at_least is not None and (
+        value < policy.at_least if HIGHER_IS_BETTER[metric] else value > policy.at_least
+    ):
+        too_low = f"{metric} {value:.4f} is worse than {policy.at_least:g}, the worst that the policy allows"
+    state: CheckState = "failed" if too_low else "passed"
     if current is None:
-        reason = floor or f"{metric} {value:.4f} on {rows:,} rows; nothing is served that it could be compared with"
-        return CheckResult(NAME, "failed" if floor else "passed", reason, figures)
+        reason = too_low or f"{metric} {value:.4f} on {rows:,} rows; nothing is served that it could be compared with"
+        return CheckResult(NAME, state, reason, figures)
     try:
         theirs = weighted_metric(metric, truth, current)
     except InvalidConfig as error:
@@ -64,42 +69,22 @@ def check_evaluation(
         "margin": policy.margin,
         "confidence": policy.confidence,
     }
-    found = _sentence(metric, compared, policy, rows)
-    if not compared.low >= -policy.margin:
-        return CheckResult(
-            NAME, "failed", "; ".join(filter(None, [_why(metric, compared, policy), found, floor])), figures
-        )
-    return CheckResult(NAME, "failed" if floor else "passed", floor or found, figures)
-
-
-def _floor(metric: str, value: float, at_least: float | None) -> str:
-    """Why the value is worse than the worst that may be; empty where it is not."""
-    if at_least is None or (value >= at_least if HIGHER_IS_BETTER[metric] else value <= at_least):
-        return ""
-    return f"{metric} {value:.4f} is worse than {at_least:g}, the worst that the policy allows"
-
-
-def _why(metric: str, compared: MetricComparison, policy: EvaluationPolicy) -> str:
-    margin = _amount(metric, policy.margin)
-    if compared.high < -policy.margin:
-        return f"worse by more than the margin of {margin}"
-    if compared.difference < -policy.margin:
-        return f"worse by more than the margin of {margin}, as far as these rows can tell"
-    return f"these rows cannot tell that it is not worse by more than {margin}; more of them might"
-
-
-def _sentence(metric: str, compared: MetricComparison, policy: EvaluationPolicy, rows: int) -> str:
-    side = "worse" if compared.difference < 0 else "better"
-    return (
+    unit = ".1%" if metric in RELATIVE_METRICS else ".4f"
+    found = (
         f"{metric} {compared.candidate:.4f}, served now {compared.current:.4f}: "
-        f"{_amount(metric, abs(compared.difference))} {side} on {rows:,} rows "
-        f"({policy.confidence:.0%} bounds {_signed(metric, compared.low)} and {_signed(metric, compared.high)})"
+        f"{abs(compared.difference):{unit}} {'worse' if compared.difference < 0 else 'better'} on {rows:,} rows "
+        f"({policy.confidence:.0%} bounds {compared.low:+{unit}} and {compared.high:+{unit}})"
     )
+    if not compared.low >= -policy.margin:
+        reasons = (_insufficiency(compared, policy.margin, unit), found, too_low)
+        return CheckResult(NAME, "failed", "; ".join(filter(None, reasons)), figures)
+    return CheckResult(NAME, state, too_low or found, figures)
 
 
-def _signed(metric: str, value: float) -> str:
-    return f"{value:+.1%}" if metric in RELATIVE_METRICS else f"{value:+.4f}"
-
-
-def _amount(metric: str, value: float) -> str:
-    return f"{value:.1%}" if metric in RELATIVE_METRICS else f"{value:.4f}"
+def _insufficiency(compared: MetricComparison, margin: float, unit: str) -> str:
+    """Say what a lower bound below the margin means."""
+    if compared.high < -margin:
+        return f"worse by more than the margin of {margin:{unit}}"
+    if compared.difference < -margin:
+        return f"worse by more than the margin of {margin:{unit}}, as far as these rows can tell"
+    return f"these rows cannot tell that it is not worse by more than {margin:{unit}}; more of them might"
