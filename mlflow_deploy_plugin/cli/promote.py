@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.registry import parse_model_uri
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
-    from mlflow_deploy_plugin.gate.promote import Promotion
+    from mlflow_deploy_plugin.gate.promotion import Promotion
     from mlflow_deploy_plugin.gate.run import GateRun
 
 
@@ -156,7 +156,7 @@ def promote(
     """
     with opened_deployments() as deployments:
         # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
-        from mlflow_deploy_plugin.gate.promote import promote as move
+        from mlflow_deploy_plugin.gate.promotion import promote as move
 
         promotion = move(
             model, version, to, force, why, policy_file=policy_file, store=deployments.store, progress=show_progress

@@ -96,7 +96,7 @@ def _rollback(job: Job, store: Store, settings: Settings) -> str:
 def _promote(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.gate.policy import Permissions
-    from mlflow_deploy_plugin.gate.promote import promote
+    from mlflow_deploy_plugin.gate.promotion import promote
 
     model, version, to = job.asked["model"], job.asked["version"], job.asked["to"]
     allowed = Permissions(code=False, files=not job.has_account)
