@@ -166,7 +166,7 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
 
     def metrics() -> None:
         if counting is not None:
-            counting.count_answer(server.metrics, variant, spoken_here.name, "200", 0.0001, outputs)
+            counting.count_response(server.metrics, variant, spoken_here.name, "200", 0.0001, outputs)
         else:
             before._count(server, variant, spoken_here, 200, 0.0001)
 

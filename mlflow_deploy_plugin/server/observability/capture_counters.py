@@ -1,4 +1,4 @@
-"""How many rows the workers of one server have answered and captured; the agent tells of it (`agent/progress.py`)."""
+"""The rows that the workers of one server have answered and captured; the agent reports them (`agent/progress.py`)."""
 
 import contextlib
 from collections.abc import Mapping
@@ -13,9 +13,8 @@ from mlflow_deploy_plugin.statedir import METRICS, write_atomically
 CAPTURE_ROWS = "onnxserve_capture_rows"
 """The counter among the metrics."""
 COUNTED = "counted.json"
-"""What the last workers have counted; it stays when their metrics go."""
-
-_MOST_LEFT = 8
+"""The file that keeps the counts of the last servers when their metrics are removed."""
+_MAX_SAVED = 8
 
 Rows = Mapping[str, Mapping[str, int]]
 """Outcome ("answered", "captured", "dropped") → endpoint → rows."""
@@ -30,34 +29,30 @@ class CaptureCounters:
 
 
 def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
-    """What the workers have counted, those that died too; of a server that has ended, what it has left."""
+    """Return what all workers have counted, dead ones too; after the server's end, what it has saved."""
     link = state_dir / METRICS
     with contextlib.suppress(OSError):
         folder = link.readlink()
         if folder.is_dir():
-            return CaptureCounters(folder.name, _rows(folder))
-    left = saved_capture_counters(state_dir)
-    return left[-1] if left else None
+            rows: dict[str, dict[str, int]] = {"answered": {}, "captured": {}, "dropped": {}}
+            for labels, value in read_counter(folder, CAPTURE_ROWS):
+                rows[labels["outcome"]][labels["endpoint"]] = int(value)
+            return CaptureCounters(folder.name, rows)
+    saved = saved_capture_counters(state_dir)
+    return saved[-1] if saved else None
 
 
 def saved_capture_counters(state_dir: Path) -> list[CaptureCounters]:
-    """What the last servers that have ended have left, the oldest first: an agent may not have seen each of them."""
+    """Return what the last servers have saved, oldest first: an agent may not have seen each of them."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        left = orjson.loads((state_dir / COUNTED).read_bytes())
-        return [CaptureCounters(entry["run"], entry["rows"]) for entry in left]
+        saved = orjson.loads((state_dir / COUNTED).read_bytes())
+        return [CaptureCounters(entry["run"], entry["rows"]) for entry in saved]
     return []
 
 
 def save_capture_counters(state_dir: Path) -> None:
-    """Writes down what was counted, before the metrics of an ended server are removed."""
-    if (counted := read_capture_counters(state_dir)) is not None:
-        left = [entry for entry in saved_capture_counters(state_dir) if entry.run != counted.run]
+    """Save the counts before the metrics of an ended server are removed."""
+    if (counters := read_capture_counters(state_dir)) is not None:
+        saved = [entry for entry in saved_capture_counters(state_dir) if entry.run != counters.run]
         with contextlib.suppress(OSError):  # a full disk
-            write_atomically(state_dir / COUNTED, orjson.dumps([*left, counted][-_MOST_LEFT:]))
-
-
-def _rows(folder: Path) -> dict[str, dict[str, int]]:
-    rows: dict[str, dict[str, int]] = {"answered": {}, "captured": {}, "dropped": {}}
-    for labels, value in read_counter(folder, CAPTURE_ROWS):
-        rows[labels["outcome"]][labels["endpoint"]] = int(value)
-    return rows
+            write_atomically(state_dir / COUNTED, orjson.dumps([*saved, counters][-_MAX_SAVED:]))

@@ -1,8 +1,8 @@
-"""Prometheus metrics of the server, summed over its workers, and what V2's statistics say of them.
+"""Prometheus metrics of the server, summed over its workers, and the statistics of V2 that are made of them.
 
-Every worker keeps its values in files of the folder `PROMETHEUS_MULTIPROC_DIR` (`server/gunicorn_conf.py` makes it
-before the first fork; see `mmap_counters.py`); without that, in a folder of its own, and the page shows this process
-alone.
+Every worker keeps its values in files of the folder `PROMETHEUS_MULTIPROC_DIR` (`mmap_counters.py`), which
+`server/gunicorn_conf.py` makes before the first fork. Without that variable they lie in a folder of its own, and the
+page shows this process alone.
 """
 
 import os
@@ -12,7 +12,7 @@ import time
 import uuid
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,29 +23,73 @@ from mlflow_deploy_plugin.runtime import Array, Artifact
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.observability.capture_counters import CAPTURE_ROWS
 from mlflow_deploy_plugin.server.observability.exposition import prometheus_text, read_families
-from mlflow_deploy_plugin.server.observability.mmap_counters import MmapCounters
+from mlflow_deploy_plugin.server.observability.mmap_counters import HistogramSlots, Metric, MmapCounters
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_PREDICTIONS = 100
-"""Values of `prediction` that one version has of its own in each worker; those that come later are "other"."""
-
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+"""Values of `prediction` that one version has in each worker; later ones are counted as "other"."""
 _OTHER = "other"
 _LABEL_LENGTH = 100
 
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+_SECONDS_BOUNDS, _ROWS_BOUNDS = tuple(map(str, SECONDS)), tuple(map(str, _ROWS))
+
+_REQUESTS = Metric("onnxserve_requests", "Requests answered.")
+_REQUEST_DURATION = Metric(
+    "onnxserve_request_duration_seconds", "From the body's arrival to the finished answer.", _SECONDS_BOUNDS
+)
+_PREDICTION_LATENCY = Metric(
+    "ml_prediction_latency_seconds",
+    "The same for predictions that succeeded, by version alone.",
+    _SECONDS_BOUNDS,
+)
+_LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "When the last request was answered, since 1970.")
+_REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests that a limit has turned away.")
+_PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
+_BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows of one run of a graph.", _ROWS_BOUNDS)
+_QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "How long the oldest request waited for its run.", _SECONDS_BOUNDS)
+_COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "How long one run of a graph took.", _SECONDS_BOUNDS)
+_CAPTURE_REQUESTS = Metric(
+    "onnxserve_capture_requests", "Requests written to the spool, and those lost because it could not be written."
+)
+_CAPTURE_ROWS = Metric(
+    CAPTURE_ROWS, "Rows answered, and of those the rows written to the spool or lost because it could not be written."
+)
+_FEEDBACK_LABELS = Metric(
+    "onnxserve_feedback_labels",
+    "Labels of earlier predictions that were accepted, and requests with some that were refused.",
+)
+_SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.")
+
+_STATISTICS: dict[str, tuple[str, ...]] = {
+    _REQUESTS.name: ("requests", "failures"),
+    _REQUEST_DURATION.name: ("request_seconds",),
+    _LAST_REQUEST.name: ("last_request",),
+    _BATCH_ROWS.name: ("rows", "batches"),
+    _QUEUE_SECONDS.name: ("queue_seconds",),
+    _COMPUTE_SECONDS.name: ("compute_seconds",),
+}
+"""The metrics that `Statistics` is made of: the field of a series' value, and another field that it adds to."""
+
 Label = str | int | float | bool
 RequestLabels = tuple[str, str, str, str, str, str]
-"""Endpoint, variant, model, version, protocol, status (HTTP's, or "OK"); all but the last two are empty where nothing
-was leased."""
+"""Endpoint, variant, model, version, protocol, status (HTTP's, or "OK"). All but the last two are empty if no variant
+was selected."""
+
+_RequestSlots = tuple[int, int, tuple[HistogramSlots, ...]]
+"""The slots of the requests and of the last one's time, and the histograms of the seconds."""
+
+_BatchSlots = tuple[HistogramSlots, HistogramSlots, HistogramSlots]
+"""The histograms of rows, seconds in the queue and seconds of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What one version has done for one endpoint, in all workers that have lived since the server's start.
+    """What one version has done for one endpoint, in all workers since the server's start.
 
-    A request that waited in the batcher has its queue time here, and that of the graph once for the whole batch.
+    The queue time counts each request that waited in the batcher; the compute time counts a batch once.
     `last_request` is in seconds since 1970, 0 before the first one.
     """
 
@@ -59,18 +103,8 @@ class Statistics:
     last_request: float = 0.0
 
 
-_Histogram = tuple[int, tuple[int, ...]]
-"""The slots of one label set: the sum, and one bucket for each bound and for what lies beyond."""
-
-_RequestSeries = tuple[int, int, tuple[_Histogram, ...]]
-"""The slots of the requests and of the last one's time, and the histograms of the seconds."""
-
-_BatchSeries = tuple[_Histogram, _Histogram, _Histogram]
-"""Those of rows, seconds in the queue and seconds of the run."""
-
-
 class Metrics:
-    """The values of this worker, and the page that sums up all. Every method may be called from any thread.
+    """The values of this worker, and the page with the sum of all. Every method may be called from any thread.
 
     Attributes:
         folder: where every worker has its files.
@@ -79,33 +113,28 @@ class Metrics:
     def __init__(self) -> None:
         self._own_folder = None if MULTIPROC_DIR in os.environ else tempfile.TemporaryDirectory(prefix="onnxserve-")
         self.folder = Path(self._own_folder.name if self._own_folder else os.environ[MULTIPROC_DIR])
-        worker = uuid.uuid4().hex  # a process id comes back, and must not write over what a dead worker has counted
+        worker = uuid.uuid4().hex  # process ids come back, and must not overwrite what a dead worker has counted
         self._counters = MmapCounters(self.folder / f"counter_{worker}.db")
         self._histograms = MmapCounters(self.folder / f"histogram_{worker}.db")
-        self._gauges = MmapCounters(
-            self.folder / f"gauge_livesum_{os.getpid()}.db"
-        )  # `mark_process_dead` knows this name
+        # `mark_process_dead` knows this name
+        self._gauges = MmapCounters(self.folder / f"gauge_livesum_{os.getpid()}.db")
         self._latest = MmapCounters(self.folder / f"gauge_max_{worker}.db")
         self._lock = threading.Lock()
-        self._requests: dict[RequestLabels, _RequestSeries] = {}
-        self._seconds: dict[tuple[str, ...], _Histogram] = {}
-        self._batches: dict[tuple[str, str, str], _BatchSeries] = {}
+        self._requests: dict[RequestLabels, _RequestSlots] = {}
+        self._durations: dict[tuple[str, ...], HistogramSlots] = {}
+        self._batches: dict[tuple[str, str, str], _BatchSlots] = {}
         self._refused: dict[tuple[str, str], int] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
         self._feedback: dict[str, int] = {}
         self._captured_rows: dict[str, tuple[int, int, int]] = {}
         self._served: dict[tuple[str, str, str, str], int] = {}
         self._captures = {
-            is_written: self._counter(
-                "onnxserve_capture_requests",
-                {"outcome": outcome},
-                "Requests written to the spool, and those lost because it could not be written.",
-            )
+            is_written: self._counters.counter(_CAPTURE_REQUESTS, {"outcome": outcome})
             for is_written, outcome in ((True, "captured"), (False, "dropped"))
         }
 
     def count_request(self, labels: RequestLabels, seconds: float) -> None:
-        """One answered request, `seconds` from its body's arrival to the finished answer."""
+        """Count one request, `seconds` from its body's arrival to the finished response."""
         bucket = bisect_left(SECONDS, seconds)
         with self._lock:
             requests, last, histograms = self._requests.get(labels) or self._new_request(labels)
@@ -125,7 +154,7 @@ class Metrics:
         model: str = "",
         version: str = "",
     ) -> None:
-        """One run of a graph over `rows` rows; `queue_seconds` is how long its oldest request has waited for it."""
+        """Count one run of a graph over `rows` rows; its oldest request has waited for `queue_seconds`."""
         labels = endpoint, model, version
         with self._lock:
             of_rows, of_queue, of_compute = self._batches.get(labels) or self._new_batch(labels)
@@ -138,18 +167,16 @@ class Metrics:
             cells[of_compute[1][bisect_left(SECONDS, compute_seconds)]] += 1
 
     def count_refused(self, endpoint: str, reason: str) -> None:
-        """One request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
+        """Count one request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
         labels = endpoint, reason
         with self._lock:
             if labels not in self._refused:
                 named = {"endpoint": endpoint, "reason": reason}
-                self._refused[labels] = self._counter(
-                    "onnxserve_refused_requests", named, "Requests that a limit has turned away."
-                )
+                self._refused[labels] = self._counters.counter(_REFUSED_REQUESTS, named)
             self._counters.cells[self._refused[labels]] += 1
 
     def count_prediction(self, version: str, label: Label, rows: int = 1) -> None:
-        """`rows` rows for which this version has predicted `label`."""
+        """Count `rows` rows for which this version has predicted `label`."""
         with self._lock:
             known = self._predictions.setdefault(version, {})
             # in Python 1 is True, and an unhashable label does not exist
@@ -159,7 +186,7 @@ class Metrics:
             self._counters.cells[slot] += rows
 
     def count_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
-        """One answer of `rows` rows, of which `kept` were to be captured; None: the spec leaves it out."""
+        """Count one response of `rows` rows of which `kept` were to be captured; None if the spec excludes it."""
         with self._lock:
             answered, captured, dropped = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
             cells = self._counters.cells
@@ -172,36 +199,38 @@ class Metrics:
                 cells[self._captures[False]] += 1
 
     def count_shadow_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
-        """As `count_capture`, of what a shadow has computed, which answers nobody."""
+        """Count one captured shadow result. Shadow results are never sent to the client."""
         if is_written is not None:
             with self._lock:
                 self._counters.cells[self._captures[is_written]] += 1
 
     def count_feedback(self, outcome: str, labels: int) -> None:
-        """Labels of earlier predictions that were accepted, or requests with labels that were refused."""
+        """Count labels that were accepted, or requests with labels that were refused."""
         with self._lock:
             if outcome not in self._feedback:
-                text = "Labels of earlier predictions that were accepted, and requests with some that were refused."
-                self._feedback[outcome] = self._counter("onnxserve_feedback_labels", {"outcome": outcome}, text)
+                self._feedback[outcome] = self._counters.counter(_FEEDBACK_LABELS, {"outcome": outcome})
             self._counters.cells[self._feedback[outcome]] += labels
 
     def set_served_versions(self, table: ServedTable) -> None:
-        """What this worker serves from now on."""
-        served = set(_versions(table))
+        """Set the gauge of what this worker serves from now on."""
+        served = {
+            (endpoint, variant.name, variant.loaded.model, variant.loaded.version)
+            for endpoint, one in table.items()
+            for variant in one.variants.values()
+        }
         with self._lock:
             for labels in served - self._served.keys():
                 named = dict(zip(("endpoint", "variant", "model", "version"), labels, strict=True))
-                name = "onnxserve_served_version"
-                self._served[labels] = self._gauges.slot(name, name, named, "Workers that serve this version.")
+                self._served[labels] = self._gauges.gauge(_SERVED_VERSION, named)
             for labels, slot in self._served.items():
                 self._gauges.cells[slot] = float(labels in served)
 
     def page(self) -> bytes:
-        """The values of all workers in Prometheus' text format."""
+        """Return the values of all workers in Prometheus' text format."""
         return prometheus_text(read_families(self.folder))
 
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
-        """What each (endpoint, model, version) has done, summed over all workers, as V2's statistics need it."""
+        """Return what each (endpoint, model, version) has done, summed over all workers, as V2 needs it."""
         summed: dict[tuple[str, str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for family in read_families(self.folder):
             if (fields := _STATISTICS.get(family.name)) is None:
@@ -219,87 +248,53 @@ class Metrics:
             for labels, values in summed.items()
         }
 
-    def _new_request(self, labels: RequestLabels) -> _RequestSeries:
+    def _new_request(self, labels: RequestLabels) -> _RequestSlots:
         endpoint, variant, model, version, protocol, status = labels
         version_of = {"endpoint": endpoint, "model": model, "version": version}
         named = {"endpoint": endpoint, "variant": variant, "model": model, "version": version, "protocol": protocol}
-        requests = self._counter("onnxserve_requests", {**named, "status": status}, "Requests answered.")
-        name = "onnxserve_last_request_timestamp_seconds"
-        last = self._latest.slot(name, name, version_of, "When the last request was answered, since 1970.")
-        text = "From the body's arrival to the finished answer."
-        histograms = [self._histogram("onnxserve_request_duration_seconds", named, text, SECONDS)]
+        requests = self._counters.counter(_REQUESTS, {**named, "status": status})
+        last = self._latest.gauge(_LAST_REQUEST, version_of)
+        histograms = [self._duration(_REQUEST_DURATION, named)]
         if _is_success(status):
-            text = "The same for predictions that succeeded, by version alone."
-            name = "ml_prediction_latency_seconds"
-            histograms.append(self._histogram(name, {"model_version": version}, text, SECONDS))
-        series = self._requests[labels] = requests, last, tuple(histograms)
-        return series
+            histograms.append(self._duration(_PREDICTION_LATENCY, {"model_version": version}))
+        slots = self._requests[labels] = requests, last, tuple(histograms)
+        return slots
+
+    def _duration(self, metric: Metric, labels: Mapping[str, str]) -> HistogramSlots:
+        """Return the histogram of a label set, which requests of any status share."""
+        key = metric.name, *labels.values()
+        if key not in self._durations:
+            self._durations[key] = self._histograms.histogram(metric, labels)
+        return self._durations[key]
+
+    def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSlots:
+        named = dict(zip(("endpoint", "model", "version"), labels, strict=True))
+        rows, queue, compute = (
+            self._histograms.histogram(metric, named) for metric in (_BATCH_ROWS, _QUEUE_SECONDS, _COMPUTE_SECONDS)
+        )
+        slots = self._batches[labels] = rows, queue, compute
+        return slots
 
     def _new_capture(self, endpoint: str) -> tuple[int, int, int]:
-        text = "Rows answered, and of those the rows written to the spool or lost because it could not be written."
         answered, captured, dropped = (
-            self._counter(CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome}, text)
+            self._counters.counter(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
             for outcome in ("answered", "captured", "dropped")
         )
         slots = self._captured_rows[endpoint] = answered, captured, dropped
         return slots
 
-    def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSeries:
-        named = dict(zip(("endpoint", "model", "version"), labels, strict=True))
-        rows = self._histogram("onnxserve_batch_rows", named, "Rows of one run of a graph.", _ROWS)
-        text = "How long the oldest request waited for its run."
-        queue = self._histogram("onnxserve_queue_seconds", named, text, SECONDS)
-        compute = self._histogram("onnxserve_compute_seconds", named, "How long one run of a graph took.", SECONDS)
-        series = self._batches[labels] = rows, queue, compute
-        return series
-
     def _new_prediction(self, known: dict[Any, int], version: str, label: Any) -> int:
         if len(known) > MAX_PREDICTIONS:
             return known[_OTHER]
         if not known:
-            known[_OTHER] = self._prediction(version, _OTHER)
-        known[type(label), label] = slot = self._prediction(version, str(label)[:_LABEL_LENGTH])
+            known[_OTHER] = self._counters.counter(_PREDICTIONS, {"model_version": version, "prediction": _OTHER})
+        named = {"model_version": version, "prediction": str(label)[:_LABEL_LENGTH]}
+        slot = known[type(label), label] = self._counters.counter(_PREDICTIONS, named)
         return slot
-
-    def _prediction(self, version: str, label: str) -> int:
-        named = {"model_version": version, "prediction": label}
-        return self._counter("ml_predictions", named, "Rows by version and predicted label.")
-
-    def _counter(self, family: str, labels: Mapping[str, str], text: str) -> int:
-        return self._counters.slot(family, family + "_total", labels, text)
-
-    def _histogram(self, family: str, labels: Mapping[str, str], text: str, bounds: tuple[float, ...]) -> _Histogram:
-        """One for each label set, however many series share it."""
-        key = family, *labels.values()
-        if key not in self._seconds:
-            buckets = [
-                self._histograms.slot(family, family + "_bucket", {**labels, "le": bound}, text)
-                for bound in (*map(str, bounds), "+Inf")
-            ]
-            total = self._histograms.slot(family, family + "_sum", labels, text)
-            self._seconds[key] = total, tuple(buckets)
-        return self._seconds[key]
-
-
-_STATISTICS: dict[str, tuple[str, ...]] = {
-    "onnxserve_requests": ("requests", "failures"),
-    "onnxserve_request_duration_seconds": ("request_seconds",),
-    "onnxserve_last_request_timestamp_seconds": ("last_request",),
-    "onnxserve_batch_rows": ("rows", "batches"),
-    "onnxserve_queue_seconds": ("queue_seconds",),
-    "onnxserve_compute_seconds": ("compute_seconds",),
-}
-"""The metrics that V2's statistics are made of: the field of a series' value, and another that it adds to."""
 
 
 def _is_success(status: str) -> bool:
     return status in ("200", "OK")
-
-
-def _versions(table: ServedTable) -> Iterator[tuple[str, str, str, str]]:
-    for endpoint, served in table.items():
-        for variant in served.variants.values():
-            yield endpoint, variant.name, variant.loaded.model, variant.loaded.version
 
 
 def count_response(
@@ -310,11 +305,11 @@ def count_response(
     seconds: float,
     outputs: Mapping[str, Array] | None = None,
 ) -> None:
-    """One answered request, and the labels that it predicted.
+    """Count one request of any transport, and the labels that it predicted.
 
     Args:
-        variant: None: none was leased. Its labels are empty then, because the endpoint is the caller's text.
-        outputs: those of the graph; None: it was not run.
+        variant: None if none was selected. The labels are empty then, because the endpoint is the client's text.
+        outputs: of the graph; None if it was not run.
     """
     if variant is None:
         metrics.count_request(("", "", "", "", protocol, status), seconds)
@@ -328,26 +323,27 @@ def count_response(
 
 
 def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
-    """Each label that was predicted, with its rows: of the label output, else the class of the highest probability.
+    """Return each predicted label with its number of rows.
 
-    Empty for a model that has neither: a number that it predicts is no label.
+    A label comes from the label output, else from the class of the highest probability. A model with neither predicts
+    no labels: a predicted number is none.
     """
     for output in artifact.outputs:
         array = outputs.get(output.name)
         if array is None or not array.size:
             continue
         if output.role == "label":
-            return _counted(array)
-        if output.role == "probabilities" and array.shape[1:] == (len(artifact.classes),) and not _has_label(artifact):
-            return [(artifact.classes[place], rows) for place, rows in _counted(array.argmax(axis=1))]  # type: ignore[index]
+            return _count_values(array)
+        if (
+            output.role == "probabilities"
+            and array.shape[1:] == (len(artifact.classes),)
+            and not any(output.role == "label" for output in artifact.outputs)
+        ):
+            return [(artifact.classes[place], rows) for place, rows in _count_values(array.argmax(axis=1))]  # type: ignore[index]
     return []
 
 
-def _has_label(artifact: Artifact) -> bool:
-    return any(output.role == "label" for output in artifact.outputs)
-
-
-def _counted(array: Array) -> list[tuple[Label, int]]:
+def _count_values(array: Array) -> list[tuple[Label, int]]:
     if array.size == 1:
         return [(array.item(), 1)]
     if array.dtype.kind == "O":

@@ -1,9 +1,9 @@
-"""Numbers of this worker that every worker can read: doubles in a file that is mapped into memory.
+"""Counters of this worker that every worker can read: doubles in a file that is mapped into memory.
 
 The file has the form of prometheus_client's multi-process mode (`prometheus_client/mmap_dict.py` 0.26: bytes in use,
-then entries of length, key as JSON, value, time), so that its collector sums it up and forgets the gauges of dead
-workers. Its own values take a lock, ask for the process id and pack two numbers at each step; here a step is an
-addition to a `memoryview`, and one lock serves all the values of a request (a fifth of the time).
+then entries of length, key as JSON, value, time), so that its collector can add it up and drops the gauges of dead
+workers. Its own values take a lock, ask for the process id and pack two numbers at each step. Here a step is an
+addition to a `memoryview`, and one lock serves all values of a request: a fifth of the time.
 """
 
 import json
@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,29 @@ _LOST = {
     "gauge": ("onnxserve_unrecorded_gauges", "onnxserve_unrecorded_gauges"),
     "histogram": ("onnxserve_unrecorded_histograms", "onnxserve_unrecorded_histograms_sum"),
 }
-"""Family and sample of the values that found no room, by the type of the file: a family is of one type."""
+"""Family and sample of the values that find no room, by the type of the file: a family has one type."""
+
+HistogramSlots = tuple[int, tuple[int, ...]]
+"""The slots of one label set of a histogram: the sum, and one bucket for each bound and for what lies beyond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """The declaration of a metric.
+
+    Attributes:
+        name: of the family; a counter's sample is called name + "_total".
+        help: the text for Prometheus.
+        bounds: of a histogram's buckets, ascending, as the label `le` spells them.
+    """
+
+    name: str
+    help: str
+    bounds: tuple[str, ...] = ()
 
 
 class MmapCounters:
-    """The values of one type of metric (counter, gauge, histogram) of this worker; its caller locks.
+    """The values of one type of metric (counter, gauge, histogram) of this worker; the caller locks.
 
     Attributes:
         cells: every double of the file; `cells[slot]` is the value of a slot.
@@ -45,13 +64,29 @@ class MmapCounters:
         family, name = _LOST[path.name.partition("_")[0]]
         self._lost = self.slot(family, name, {}, "Values that found no room in shared memory.")
 
-    def slot(self, family: str, name: str, labels: Mapping[str, str], text: str) -> int:
-        """A new value, 0 at first, of the sample `name` of a metric family with the help `text`.
+    def counter(self, metric: Metric, labels: Mapping[str, str]) -> int:
+        """Make the slot of a label set of a counter."""
+        return self.slot(metric.name, metric.name + "_total", labels, metric.help)
 
-        On a full shared memory, the slot of the values that are lost: what is counted is worth less than the answer.
+    def gauge(self, metric: Metric, labels: Mapping[str, str]) -> int:
+        """Make the slot of a label set of a gauge."""
+        return self.slot(metric.name, metric.name, labels, metric.help)
+
+    def histogram(self, metric: Metric, labels: Mapping[str, str]) -> HistogramSlots:
+        """Make the slots of a label set of a histogram."""
+        buckets = [
+            self.slot(metric.name, metric.name + "_bucket", {**labels, "le": bound}, metric.help)
+            for bound in (*metric.bounds, "+Inf")
+        ]
+        return self.slot(metric.name, metric.name + "_sum", labels, metric.help), tuple(buckets)
+
+    def slot(self, family: str, name: str, labels: Mapping[str, str], text: str) -> int:
+        """Make a slot, 0 at first, for the sample `name` of a metric family with the help `text`.
+
+        If shared memory is full, return the slot of the lost values: what is counted is worth less than the response.
         """
-        shown = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # half a surrogate
-        key = json.dumps([family, name, shown, text], sort_keys=True).encode()
+        spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # lone surrogates
+        key = json.dumps([family, name, spelled, text], sort_keys=True).encode()
         entry = _LENGTH.pack(len(key)) + key + b" " * (8 - (len(key) + 4) % 8) + bytes(16)
         try:
             while self._used + len(entry) > self._size:
@@ -67,7 +102,7 @@ class MmapCounters:
         return (self._used - 16) // 8
 
     def _grow(self) -> None:
-        """Takes the room now: a page that is not there when it is written to would be the worker's end (SIGBUS).
+        """Allocate more of the file now: writing to a page that is not there would end the worker (SIGBUS).
 
         An earlier mapping that a thread still writes to is the same memory.
         """

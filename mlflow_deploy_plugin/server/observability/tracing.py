@@ -1,4 +1,4 @@
-"""OpenTelemetry traces of requests, sent by OTLP; off, and not even imported, unless the environment asks for them.
+"""OpenTelemetry traces of requests, sent by OTLP; off, and not imported, unless the environment names a collector.
 
 The variables are OpenTelemetry's own (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/):
 `OTEL_EXPORTER_OTLP_ENDPOINT=http://jaeger:4318` is enough; `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_BSP_*` and
@@ -23,7 +23,7 @@ _FLUSH_SECONDS = 1.0
 
 
 def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment names a collector (or the `otlp` exporter), and does not disable the SDK."""
+    """Return whether the environment names a collector (or the `otlp` exporter) and does not disable the SDK."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")
@@ -31,10 +31,10 @@ def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def open_tracer() -> "Tracer | None":
-    """The tracer of this process, made after the fork; None where tracing is off.
+    """Return the tracer of this process, made after the fork; None if tracing is off.
 
     Raises:
-        RuntimeMissing: it is on, and the OpenTelemetry SDK is not installed.
+        RuntimeMissing: tracing is on, and the OpenTelemetry SDK is not installed.
     """
     if not tracing_is_on():
         return None
@@ -56,14 +56,14 @@ def open_tracer() -> "Tracer | None":
 
 
 def _service_name() -> dict[str, str]:
-    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES are read by the SDK, and win."""
+    """Return our name unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES, which the SDK reads, has one."""
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     return {} if named else {"service.name": "onnxserve"}
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSpan:
-    """The span of one request while it is answered. `traceparent` continues it (W3C Trace Context)."""
+    """The span of one request while it is processed. `traceparent` continues it (W3C Trace Context)."""
 
     span: Any
     traceparent: str
@@ -73,7 +73,7 @@ class RequestSpan:
         return self.traceparent.split("-")[1]
 
     def set_status(self, status: int, attributes: Mapping[str, str]) -> None:
-        """Tells the status of the answer; from 500 up the span is an error, as HTTP's conventions have it."""
+        """Set the status of the response; from 500 up the span is an error, as HTTP's conventions have it."""
         self.span.set_attributes({"http.response.status_code": status, **attributes})
         if status >= 500:
             from opentelemetry.trace import Status, StatusCode
@@ -82,7 +82,7 @@ class RequestSpan:
 
 
 class Tracer:
-    """Makes a span a request, below the caller's where it sends `traceparent`."""
+    """Makes one span a request, below the client's if that sends `traceparent`."""
 
     def __init__(self, provider: Any, exporter: Any) -> None:
         from opentelemetry.trace import SpanKind
@@ -96,7 +96,7 @@ class Tracer:
 
     @contextmanager
     def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Iterator[RequestSpan]:
-        """The span of a request, current in this thread; names of headers in lower case."""
+        """Open the span of a request, current in this thread; names of headers in lower case."""
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
             name, parent, self._kind, attributes=attributes, record_exception=False
@@ -106,10 +106,10 @@ class Tracer:
             yield RequestSpan(span, carrier["traceparent"])
 
     def phases(self, marks: Sequence[tuple[str, float]]) -> None:
-        """Child spans of the current request, after the fact, so that a request that is not traced pays nothing.
+        """Add child spans to the current request after the fact, so that a request without a trace costs nothing.
 
         Args:
-            marks: (what began, when by `time.perf_counter()`), in order; the last one only ends the one before it.
+            marks: (name of what began, `time.perf_counter()`), in order; the last one only ends the one before it.
         """
         offset = time.time_ns() - int(time.perf_counter() * 1e9)
         for (name, begun), (_, ended) in pairwise(marks):
@@ -117,7 +117,7 @@ class Tracer:
             span.end(offset + int(ended * 1e9))
 
     def close(self) -> None:
-        """Sends what is left, for a second at most: a collector that is down must not hold up the end.
+        """Send what is left, for a second at most: a collector that is down must not delay the shutdown.
 
         The SDK takes a time limit here and does not keep it (opentelemetry-python #4568), 10 s measured; an exporter
         that is shut down gives up.
