@@ -1,4 +1,4 @@
-"""The command `onnxserve`. One module a noun, imported when it is called; errors become one line here."""
+"""The command `onnxserve`. Each noun has a module, which is imported when it is called; errors become one line here."""
 
 import builtins
 import importlib
@@ -14,19 +14,6 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.version import __version__
-
-_NO_TELEMETRY = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "1",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-
-
-def disable_telemetry() -> None:
-    """Silences both, unless the environment says otherwise. To be called before they are imported."""
-    for variable, value in _NO_TELEMETRY.items():
-        os.environ.setdefault(variable, value)
-
 
 _COMMANDS = {
     "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model, or the endpoints of a spec, in the foreground."),
@@ -46,15 +33,21 @@ _COMMANDS = {
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
     "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
     "feedback": ("mlflow_deploy_plugin.cli.feedback", "Bring labels of earlier predictions from a file."),
-    "drift": ("mlflow_deploy_plugin.cli.drift", "Judge captured traffic against the model's reference."),
+    "drift": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic against the model's reference."),
 }
-"""Name → (module that has a command of this name, what `--help` says)."""
+"""Name → (module with the command of this name, its line in `--help`)."""
 _MLFLOW_COMMANDS = ("create", "delete", "explain", "get", "help", "update")
 """Commands of `mlflow deployments` that ours do not repeat, and that people look for here."""
+_NO_TELEMETRY = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""The switches of MLflow and Evidently; the last one is for a line that MLflow would print between ours."""
 
 
 class _LazyCommands(click.Group):
-    """Commands that are imported when they are asked for: `onnxserve --help` and `serve` do not wait for MLflow."""
+    """A group that imports a command when it is called: `onnxserve --help` and `serve` do not wait for MLflow."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -86,7 +79,7 @@ class _LazyCommands(click.Group):
         for argument in args:
             try:
                 argument.encode()
-            except UnicodeEncodeError:  # no database and no registry takes it: said before anything is done
+            except UnicodeEncodeError:  # no database and no registry takes it: refused before anything is done
                 _fail(f"{argument!r} is no valid text in UTF-8")
         return super().parse_args(ctx, args)
 
@@ -119,8 +112,17 @@ def _where_to_get(module: str) -> str:
     return f"pip install {module.partition('.')[0]}"
 
 
+def disable_telemetry() -> None:
+    """Switch the telemetry of MLflow and Evidently off, unless the environment says otherwise.
+
+    Call it before they are imported.
+    """
+    for variable, value in _NO_TELEMETRY.items():
+        os.environ.setdefault(variable, value)
+
+
 def _is_mlflow_error(error: Exception) -> bool:
-    """Whether it is an MlflowException; mlflow is not imported to find out."""
+    """Return True for an MlflowException; mlflow is not imported to find out."""
     exceptions = sys.modules.get("mlflow.exceptions")
     return exceptions is not None and isinstance(error, exceptions.MlflowException)
 
@@ -142,8 +144,8 @@ def main() -> None:
       onnxserve list
       mlflow deployments help -t onnxserve
 
-    Exit status: 0 where it was done, 1 where it was not, 2 where the command line makes no sense. Why not is one line
-    on standard error; a command that gives 1 for anything else says so in its help.
+    Exit status: 0 if the command succeeded, 1 if it failed, 2 if the command line makes no sense. The reason is one
+    line on standard error; a command that gives 1 for anything else says so in its help.
     """
     disable_telemetry()
     set_service_timeouts()  # by default a command would hang for minutes if MLflow is down

@@ -1,4 +1,4 @@
-"""`onnxserve controller`: what runs by itself over time."""
+"""`onnxserve controller`: the process that runs rollouts, monitors and retrainings."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""`onnxserve list`: every deployment of this machine in one table, with its model, its server and its monitors."""
+"""`onnxserve list`, `onnxserve start NAME` and `onnxserve stop NAME`: the deployments of this machine."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
 _NORMAL_STATES = ("waiting", "judging")
-"""Standings of a monitor that need no word beside its verdict."""
+"""The states of a monitor that are not shown with its verdict."""
 
 
 @click.command("list")
@@ -24,7 +24,7 @@ _NORMAL_STATES = ("waiting", "judging")
 def list_(output: str) -> None:
     """List the deployments, their servers and their monitors.
 
-    One line is one deployment of this machine: NAME, or ENDPOINT/NAME where it shares an endpoint; the model as it was
+    One line is one deployment of this machine: NAME, or ENDPOINT/NAME if it shares an endpoint; the model as it was
     asked for (a stage or an alias is followed) and the version that the workers serve; its share of the traffic; the
     state of its server (running, starting, stopped, failed, empty), its workers and how often it was started anew; each
     monitor of the endpoint with its latest verdict. Below the table is why something does not run.
@@ -59,37 +59,6 @@ def list_(output: str) -> None:
         click.echo(line)
 
 
-def _rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]") -> Iterator[tuple[str, ...]]:
-    """Return a row for each deployment; an endpoint without one has a row, too."""
-    workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
-    restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
-    verdicts = ", ".join(map(_verdict, monitors)) or "-"
-    for name, one in endpoint["deployments"].items():
-        share = "shadow" if one["shadow"] else str(one["weight"])
-        server = (one["state"], workers, restarts, endpoint["url"] or "-")
-        yield _name(endpoint, name), one["model_uri"], one["version"] or "-", share, *server, verdicts
-    if not endpoint["deployments"]:
-        yield endpoint["name"], "-", "-", "-", endpoint["state"], workers, restarts, endpoint["url"] or "-", verdicts
-
-
-def _reasons(endpoint: Mapping[str, Any]) -> Iterator[str]:
-    """Return why a deployment does not serve what it should; the reason names the command that helps."""
-    for name, one in endpoint["deployments"].items():
-        if one["reason"] or one["error"]:
-            yield f"{_name(endpoint, name)}: {one['reason'] or one['error']}"
-    if endpoint["state"] == "empty":
-        yield f"{endpoint['name']}: no deployment yet; `{_CREATE} --endpoint {endpoint['name']}` adds one"
-
-
-def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
-    return deployment if deployment == endpoint["name"] else f"{endpoint['name']}/{deployment}"
-
-
-def _verdict(one: "MonitorOverview") -> str:
-    verdict = one.last.verdict if one.last else "not judged yet"
-    return f"{one.monitor}: {verdict}{'' if one.standing in _NORMAL_STATES else f' ({one.standing})'}"
-
-
 @click.command()
 @click.argument("name")
 def start(name: str) -> None:
@@ -111,3 +80,34 @@ def stop(name: str) -> None:
     with opened_deployments() as deployments:
         deployments.stop(name)
     click.echo(f"{name} is stopped; `onnxserve start {name}` brings it back")
+
+
+def _rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]") -> Iterator[tuple[str, ...]]:
+    """Yield a row for each deployment; an endpoint without one has a row, too."""
+    workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
+    restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
+    verdicts = ", ".join(map(_verdict, monitors)) or "-"
+    for name, one in endpoint["deployments"].items():
+        share = "shadow" if one["shadow"] else str(one["weight"])
+        server = (one["state"], workers, restarts, endpoint["url"] or "-")
+        yield _name(endpoint, name), one["model_uri"], one["version"] or "-", share, *server, verdicts
+    if not endpoint["deployments"]:
+        yield endpoint["name"], "-", "-", "-", endpoint["state"], workers, restarts, endpoint["url"] or "-", verdicts
+
+
+def _reasons(endpoint: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why a deployment does not serve what it should; the reason names the command that helps."""
+    for name, one in endpoint["deployments"].items():
+        if one["reason"] or one["error"]:
+            yield f"{_name(endpoint, name)}: {one['reason'] or one['error']}"
+    if endpoint["state"] == "empty":
+        yield f"{endpoint['name']}: no deployment yet; `{_CREATE} --endpoint {endpoint['name']}` adds one"
+
+
+def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
+    return deployment if deployment == endpoint["name"] else f"{endpoint['name']}/{deployment}"
+
+
+def _verdict(one: "MonitorOverview") -> str:
+    verdict = one.last.verdict if one.last else "not judged yet"
+    return f"{one.monitor}: {verdict}{'' if one.standing in _NORMAL_STATES else f' ({one.standing})'}"

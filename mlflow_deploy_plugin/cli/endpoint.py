@@ -1,10 +1,9 @@
-"""`onnxserve endpoint …`: endpoints, of which each is a server that its deployments share the traffic of.
+"""`onnxserve endpoint …`: create, change, show and delete endpoints, and their traffic.
 
-`mlflow deployments create-endpoint` raises a TypeError in MLflow itself; this is what it would do, and `traffic`.
+`mlflow deployments create-endpoint` raises a TypeError in MLflow itself; `onnxserve endpoint create` takes its place.
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -88,7 +87,7 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
 def delete(name: str, why: str) -> None:
     """Delete the endpoint NAME with every deployment in it.
 
-    Requests in flight are finished. Of a name that is not there, standard error says that nothing was deleted, and the
+    Requests in flight are finished. If there is no such endpoint, standard error says that nothing was deleted, and the
     exit status is 0, as MLflow asks.
     """
     with opened_deployments() as deployments:
@@ -127,7 +126,11 @@ def list_(output: str) -> None:
         click.echo("there are no endpoints: `onnxserve endpoint create NAME` makes one")
         return
     head = ("NAME", "STATE", "TRAFFIC", "URL")
-    rows = [(one["name"], one["state"], _weights(one["traffic"], one["shadows"]), one["url"]) for one in found]
+    rows = []
+    for one in found:
+        weights = [f"{name}={weight}" for name, weight in one["traffic"].items()]
+        shadows = [f"{name}=shadow" for name in one["shadows"]]
+        rows.append((one["name"], one["state"], " ".join([*weights, *shadows]) or "-", one["url"]))
     for line in align_columns([head, *rows]):
         click.echo(line)
 
@@ -157,8 +160,3 @@ def _show(observed: Any, output: str) -> None:
         click.echo(f"  worker {pid}: {served}")
     if shown["log"]:
         click.echo(f"  log: {shown['log']}")
-
-
-def _weights(traffic: Mapping[str, int], shadows: Sequence[str]) -> str:
-    parts = [f"{name}={weight}" for name, weight in traffic.items()] + [f"{name}=shadow" for name in shadows]
-    return " ".join(parts) or "-"

@@ -1,4 +1,4 @@
-"""`onnxserve feedback NAME --file labels.csv`: what turned out to be true of earlier predictions."""
+"""`onnxserve feedback NAME --file labels.csv`: labels of earlier predictions from a file."""
 
 import sys
 from collections.abc import Iterator
@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.feedback import LabelTarget
     from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelFileKind
-    from mlflow_deploy_plugin.inference_log.label_join import LabelMatches
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
 _SHOWN_BAD = 20
@@ -81,7 +80,7 @@ def feedback(
       onnxserve feedback flights --file labels.csv
       onnxserve feedback flights --file delays.parquet --key flight,day --label-column delayed
 
-    They go to the endpoint's server where it runs, else straight into the inference log. Of several labels of a row the
+    They go to the endpoint's server if it runs, else straight into the inference log. Of several labels of a row the
     last one counts. Labels without a row are kept: it may come later. A bad row is named, the others are taken; the
     exit status is then 1.
     """
@@ -99,37 +98,34 @@ def feedback(
         tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
     )
     log = open_log(load_settings().inference_log)
-    place = _label_target(name, url, log)
+    target = _label_target(name, url, log)
     columns = replace(columns, numbers=check_key_columns(log, name, columns.key))
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
-        told = _BadRowReport(held.enter_context(_rejects(rejects, file)) if rejects else None)
+        report = _BadRowReport(held.enter_context(_rejects(rejects, file)) if rejects else None)
         rows = read_label_file(labels, file, cast("LabelFileKind", kind), columns)
-        brought = import_labels(log, name, place, rows, told.tell, only_server=url is not None, match=match)
-    told.end()
-    where = f" by {' and '.join(brought.destinations)}" if brought.destinations else ""
-    click.echo(f"{name}: {brought.accepted:,} labels accepted{where}")
-    if brought.matches is not None and brought.accepted:
-        found = brought.matches
-        click.echo(f"  of {found.count:,} rows that they name, {found.matched:,} are in the log, {_missing(found)}")
-    if brought.bad:
-        click.echo(f"  {brought.bad:,} bad rows were left out", err=True)
+        imported = import_labels(log, name, target, rows, report.add, only_server=url is not None, match=match)
+    report.close()
+    where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""
+    click.echo(f"{name}: {imported.accepted:,} labels accepted{where}")
+    if imported.matches is not None and imported.accepted:
+        found = imported.matches
+        unmatched = found.count - found.matched
+        rest = f"{unmatched:,} unmatched and kept for when they come" if unmatched else "none is unmatched"
+        click.echo(f"  of {found.count:,} rows that they name, {found.matched:,} are in the log, {rest}")
+    if imported.bad:
+        click.echo(f"  {imported.bad:,} bad rows were left out", err=True)
         sys.exit(1)
 
 
-def _missing(names: "LabelMatches") -> str:
-    unmatched = names.count - names.matched
-    return f"{unmatched:,} unmatched and kept for when they come" if unmatched else "none is unmatched"
-
-
 class _BadRowReport:
-    """Bad rows, the first ones on stderr and all of them in a file."""
+    """A report of bad rows: the first ones on standard error, all of them in a file."""
 
     def __init__(self, rejects: IO[bytes] | None) -> None:
         self._rejects = rejects
         self._count = 0
 
-    def tell(self, bad: "BadRow") -> None:
+    def add(self, bad: "BadRow") -> None:
         self._count += 1
         if self._count <= _SHOWN_BAD:
             click.echo(f"{bad.place}: {bad.why}", err=True)
@@ -137,7 +133,7 @@ class _BadRowReport:
             row = {"place": bad.place, "why": bad.why, "row": bad.content}
             self._rejects.write(orjson.dumps(row, default=str) + b"\n")
 
-    def end(self) -> None:
+    def close(self) -> None:
         if self._count > _SHOWN_BAD:
             click.echo(f"… and {self._count - _SHOWN_BAD:,} more bad rows (--rejects FILE has all)", err=True)
 
@@ -154,7 +150,7 @@ def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
 
 
 def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarget":
-    """Where the labels go.
+    """Return the target of the labels.
 
     Raises:
         NotFound: nothing is known of the endpoint, neither a server nor a row.
@@ -163,11 +159,11 @@ def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarg
     from mlflow_deploy_plugin.nearest import did_you_mean, join_names
 
     with opened_deployments() as deployments:
-        place = label_target(deployments, log, name)
+        target = label_target(deployments, log, name)
         if url is not None:
-            return replace(place, url=url)
+            return replace(target, url=url)
         known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
     if name not in known:
         others = f"known are {join_names(dict.fromkeys(known), name)}" if known else ""
         raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}; or say --url")
-    return place
+    return target

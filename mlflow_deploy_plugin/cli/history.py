@@ -1,4 +1,4 @@
-"""`onnxserve history NAME`: who changed what, when, from what to what, and why."""
+"""`onnxserve history NAME`: the audit trail."""
 
 import re
 from collections.abc import Iterable
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_deploy_plugin.cli.options import opened_store
 from mlflow_deploy_plugin.cli.output.terminal import printable
 from mlflow_deploy_plugin.errors import NotFound
 
@@ -45,18 +46,13 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.nearest import did_you_mean, join_names
     from mlflow_deploy_plugin.registry import event_as_json, event_history, without_step_events
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import open_store
 
-    store = open_store(load_settings().store_url)
-    try:
+    with opened_store() as store:
         if name is not None and name not in store.names() and not store.events(name, limit=1):
             known = [*store.names(), *(event.endpoint for event in store.events() if event.endpoint)]
             others = f"known are {join_names(dict.fromkeys(known), name)}" if known else ""
             raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}")
         found = event_history(store, name, model, limit)
-    finally:
-        store.close()
     if output == "jsonl":
         lines: Iterable[str] = map(event_as_json, found)
     elif output == "json":
@@ -70,7 +66,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
 
 
 def _is_part_of_step(event: "AuditEvent") -> bool:
-    """Whether it is the change of the traffic that a step of a rollout makes, which has an event of its own."""
+    """Return True for the change of traffic by a step of a rollout; the step has an event of its own."""
     return event.action == "traffic" and _STEP.fullmatch(event.why) is not None
 
 

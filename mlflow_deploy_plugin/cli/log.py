@@ -1,4 +1,4 @@
-"""`onnxserve log`: what was captured of an endpoint: query it, count it, keep it in order."""
+"""`onnxserve log …`: query, count and keep what was captured of an endpoint."""
 
 import sys
 from datetime import UTC, datetime
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 _TABLE_ROWS = 20
 _MEMORY_BYTES = 2 * 2**30
-"""For a query, beyond what the command takes anyway."""
+"""The memory of a query, beyond that of the command itself."""
 _HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
-"""What a table for people leaves out unless it is asked for."""
+"""The columns that a table for people leaves out by default."""
 _since = click.option(
     "--since",
     "--window",
@@ -202,7 +202,7 @@ def compact(name: str) -> None:
 
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
-    """Raises NotFound where the log has nothing of the endpoint; labels outlive rows, and what failed may be alone."""
+    """Raise NotFound if the log has nothing of the endpoint: no rows, no labels (they outlive rows), no failures."""
     from mlflow_deploy_plugin.inference_log.labels import LABELS
     from mlflow_deploy_plugin.inference_log.storage import list_endpoints
     from mlflow_deploy_plugin.inference_log.view import require_endpoint
@@ -212,7 +212,7 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
 
 
 def _rows_since(name: str) -> datetime | None:
-    """Since when rows of this name are those of the endpoint that has it now; None: always."""
+    """Return the time from which rows of this name are those of the present endpoint; None for all rows."""
     from mlflow_deploy_plugin.errors import OnnxserveError  # here: SQLAlchemy takes a second, as the others below
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
@@ -259,13 +259,13 @@ def _write(answer: "QueryResult", form: "Form", file: str) -> None:
 
 
 def _warn_of_unreadable(log: "InferenceLog") -> None:
-    """Names the files that were passed over."""
+    """Name the files that were left out."""
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)
 
 
 def _default_columns(is_table: bool, failed: bool, labels: bool) -> str:
-    """What is shown where nobody says: a table leaves out what is for programs."""
+    """Return the columns by default: a table leaves out those for programs."""
     if not is_table:
         return "*"
     if failed:

@@ -1,4 +1,4 @@
-"""`onnxserve monitor …`: what watches an endpoint, and what it has found."""
+"""`onnxserve monitor …` and `onnxserve drift run`: the monitors of endpoints, their windows and results."""
 
 import json
 import sys
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from mlflow_deploy_plugin.cli.options import key_values, opened_deployments, output_option, why_option
-from mlflow_deploy_plugin.cli.output.terminal import align_columns
-from mlflow_deploy_plugin.cli.promote import show_progress
+from mlflow_deploy_plugin.cli.output.terminal import align_columns, show_progress
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.store.monitors import MonitorWindow
 
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
-monitor_option = click.option(
+_monitor_option = click.option(
     "--monitor",
     "monitor_name",
     metavar="MONITOR",
     show_default="the only one; where there is none, a daily one of drift",
     help="Monitor of the endpoint to judge by.",
 )
-window_option = click.option(
+_window_option = click.option(
     "--window",
     metavar="START/END",
     show_default="the latest whole one of the monitor's length that has rows",
@@ -87,8 +86,8 @@ def list_(name: str | None, output: str) -> None:
 
 @monitor.command()
 @click.argument("name")
-@monitor_option
-@window_option
+@_monitor_option
+@_window_option
 @click.option(
     "--engine",
     type=click.Choice(["local", "spark"]),
@@ -99,59 +98,19 @@ def list_(name: str | None, output: str) -> None:
 @click.option(
     "--due",
     is_flag=True,
-    help="Judge all windows that are due, as the controller does: whoever is to be told is told. For a CronJob.",
+    help="Judge all windows that are due, as the controller does, with its alerts and retrainings. For a CronJob.",
 )
 @output_option
 def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine", due: bool, output: str) -> None:
     """Judge a window of the endpoint NAME now.
 
-    It is logged to MLflow and written down like the windows of the schedule, but nobody is told and nothing is started;
-    unless --due. Exit status 0 whatever the verdict is; with --due, 1 where a window could not be judged.
+    It is logged to MLflow and stored like the windows of the schedule, but without --due no alert is sent and nothing
+    is started. Exit status 0 whatever the verdict is; with --due, 1 if a window could not be judged.
     """
     if due:
         _run_due(name, monitor_name, window, output)
         return
-    judge_window(name, monitor_name, window, output, engine)
-
-
-def judge_window(
-    name: str,
-    monitor_name: str | None,
-    window: str | None,
-    output: str,
-    engine: "Engine" = "local",
-    **tried: float | None,
-) -> None:
-    """Judges one window now and shows what was found; on stderr, what is being done meanwhile.
-
-    Args:
-        tried: fields of the monitor's spec for once, with which nothing is written down; None: as it is.
-    """
-    with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
-        from mlflow_deploy_plugin.inference_log.windows import parse_window
-
-        parsed = parse_window(window) if window is not None else None
-        found = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
-
-        def judge(question: "WindowRequest") -> "EvaluatedWindow":
-            show_progress(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
-            return judge_and_log(replace(question, progress=show_progress))
-
-        written, answer = run_window(deployments, found, parsed, judge, engine)
-    show_result(written, answer, output)
-
-
-def show_result(written: "MonitorWindow", answer: "EvaluatedWindow", output: str) -> None:
-    """Prints what was found, in lines or as JSON."""
-    from mlflow_deploy_plugin.cli.output.monitor import result_document, result_lines
-
-    if output == "json":
-        click.echo(json.dumps(result_document(written, answer)))
-        return
-    for line in result_lines(written, answer):
-        click.echo(line)
+    _judge_window(name, monitor_name, window, output, engine)
 
 
 @monitor.command()
@@ -286,6 +245,123 @@ def remove(name: str, monitor_name: str, why: str) -> None:
     click.echo(f"{name} has no monitor {monitor_name} any more")
 
 
+@click.group()
+def drift() -> None:
+    """Judge captured traffic against the model's reference."""
+
+
+@drift.command("run")
+@click.argument("name")
+@_window_option
+@_monitor_option
+@click.option(
+    "--rows",
+    metavar="FILE",
+    help="Rows that are judged instead of captured ones, Parquet or CSV. NAME then says only where the report goes: "
+    "to the experiment onnxserve/NAME.",
+)
+@click.option("--reference", metavar="FILE", help="Rows that --rows are compared with, as the training rows.")
+@click.option(
+    "--min-rows",
+    type=click.IntRange(min=1),
+    metavar="ROWS",
+    show_default="the monitor's",
+    help="Number of rows below which a window is not judged.",
+)
+@click.option(
+    "--false-alarm-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    show_default="the monitor's",
+    help="Share of windows like the reference that may be called drifted.",
+)
+@output_option
+def run_drift(
+    name: str,
+    window: str | None,
+    monitor_name: str | None,
+    rows: str | None,
+    reference: str | None,
+    min_rows: int | None,
+    false_alarm_rate: float | None,
+    output: str,
+) -> None:
+    """Judge a window of the endpoint NAME now, with other bounds.
+
+    It is `onnxserve monitor run`, for once: the window is logged to MLflow. With --min-rows or --false-alarm-rate it
+    stands there alone: what is found is no verdict of the monitor's. So it does with a file instead of captured rows,
+    for which no endpoint has to be there:
+
+    \b
+      onnxserve drift run cancer --rows recent.csv --reference training.csv
+    """
+    if rows is not None or reference is not None:
+        if rows is None or reference is None or window is not None or monitor_name is not None:
+            raise click.UsageError("--rows and --reference go together, without --window and --monitor")
+        _judge_files(name, rows, reference, output, min_rows=min_rows, false_alarm_rate=false_alarm_rate)
+        return
+    _judge_window(name, monitor_name, window, output, min_rows=min_rows, false_alarm_rate=false_alarm_rate)
+
+
+def _judge_window(
+    name: str,
+    monitor_name: str | None,
+    window: str | None,
+    output: str,
+    engine: "Engine" = "local",
+    **tried: float | None,
+) -> None:
+    """Judge one window now and show the result.
+
+    Args:
+        tried: fields of the monitor's spec for this window alone, which is then not written down; None is as it is.
+    """
+    with opened_deployments() as deployments:
+        from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
+        from mlflow_deploy_plugin.inference_log.windows import parse_window
+
+        parsed = parse_window(window) if window is not None else None
+        found = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
+
+        def judge(question: "WindowRequest") -> "EvaluatedWindow":
+            show_progress(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
+            return judge_and_log(replace(question, progress=show_progress))
+
+        written, answer = run_window(deployments, found, parsed, judge, engine)
+    _show_result(written, answer, output)
+
+
+def _show_result(written: "MonitorWindow", answer: "EvaluatedWindow", output: str) -> None:
+    """Print the result in lines or as JSON."""
+    from mlflow_deploy_plugin.cli.output.monitor import result_document, result_lines
+
+    if output == "json":
+        click.echo(json.dumps(result_document(written, answer)))
+        return
+    for line in result_lines(written, answer):
+        click.echo(line)
+
+
+def _judge_files(name: str, rows: str, reference: str, output: str, **bounds: float | None) -> None:
+    from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
+    from mlflow_deploy_plugin.controller.monitors.file_drift import run_files
+    from mlflow_deploy_plugin.settings import load_settings
+
+    show_progress(f"judging {rows} beside {reference}")  # before seconds of imports
+    _show_result(
+        *run_files(
+            name,
+            rows,
+            reference,
+            load_settings(),
+            lambda question: judge_and_log(replace(question, progress=show_progress)),
+            **bounds,
+        ),
+        output,
+    )
+
+
 def _run_due(name: str, monitor_name: str | None, window: str | None, output: str) -> None:
     from mlflow_deploy_plugin.errors import InvalidConfig
 
@@ -317,7 +393,7 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
 
 
 def _watermarks(deployments: "Deployments") -> "list[Watermark]":
-    """None where the log cannot be read now: what stands in the store is shown all the same."""
+    """Return the watermarks, none if the log cannot be read now: the store's part is shown all the same."""
     from mlflow_deploy_plugin.inference_log import locate_log
     from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
 

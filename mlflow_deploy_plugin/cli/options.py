@@ -1,16 +1,20 @@
-"""Options that several commands have, each once and in the same words."""
+"""Options that several commands share, KEY=VALUE arguments, and the user's deployments and store.
+
+The deployments and the store are imported late: SQLAlchemy and MLflow take a second that `--help` should not wait for.
+"""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
+from mlflow_deploy_plugin.cli.output.terminal import show_progress
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-
+    from mlflow_deploy_plugin.store import Store
 
 output_option = click.option(
     "-o",
@@ -26,10 +30,10 @@ why_option = click.option(
 
 
 def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
-    """`["server.workers=2"]` as a mapping; the value may have `=` itself.
+    """Return `["server.workers=2"]` as a mapping; a value may contain `=`.
 
     Raises:
-        InvalidConfig: one has no `=` or no name, or a name stands twice.
+        InvalidConfig: an entry has no `=` or no name, or a name is given twice.
     """
     found: dict[str, str] = {}
     for entry in entries:
@@ -43,10 +47,19 @@ def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
 
 
 @contextmanager
-def opened_deployments() -> Iterator["Deployments"]:
-    """What a long step does is told on standard error."""
-    # here: SQLAlchemy and MLflow take a second that `--help` should not wait for
+def opened_deployments(quiet: bool = False) -> Iterator["Deployments"]:
+    """Open the user's deployments; long steps report on standard error, unless `quiet`."""
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
-    with open_deployments(lambda line: click.echo(line, err=True)) as deployments:
+    with open_deployments((lambda line: None) if quiet else show_progress) as deployments:
         yield deployments
+
+
+@contextmanager
+def opened_store() -> Iterator["Store"]:
+    """Open the user's store."""
+    from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.store import open_store
+
+    with closing(open_store(load_settings().store_url)) as store:
+        yield store

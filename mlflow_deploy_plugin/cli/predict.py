@@ -1,4 +1,4 @@
-"""`onnxserve predict`: predictions for a file of rows."""
+"""`onnxserve predict`: batch prediction of a file of rows."""
 
 import sys
 from collections.abc import Iterator
@@ -98,20 +98,20 @@ def predict(
 
 @contextmanager
 def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
-    """The batches; on a terminal with a bar on stderr, where the length is known."""
+    """Yield the batches; a terminal shows a bar on standard error if the length is known."""
     if rows.length is None or not sys.stderr.isatty():
         yield rows.batches
         return
     with click.progressbar(length=rows.length, label=rows.name, file=sys.stderr) as bar:
 
-        def moving() -> Iterator["RowBatch"]:
+        def with_bar() -> Iterator["RowBatch"]:
             before = 0
             for batch in rows.batches:
                 yield batch
-                bar.update(batch.position - before)  # when the next one is asked for: this one is answered
+                bar.update(batch.position - before)  # the caller asks for the next batch once this one is answered
                 before = batch.position
 
-        yield moving()
+        yield with_bar()
 
 
 def _answerer(model_uri: str | None, name: str | None) -> "AbstractContextManager[Predictor]":

@@ -1,4 +1,4 @@
-"""`onnxserve promote MODEL VERSION --to Production`: the gate, the stage, and until the endpoints here serve it."""
+"""`onnxserve gate` and `onnxserve promote`: check a version, move it to a stage or alias, wait until it is served."""
 
 import json
 import sys
@@ -6,17 +6,43 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from mlflow_deploy_plugin.cli.options import opened_deployments, output_option
+from mlflow_deploy_plugin.cli.output.terminal import show_progress
 from mlflow_deploy_plugin.registry import parse_model_uri
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
     from mlflow_deploy_plugin.gate.promotion import Promotion
     from mlflow_deploy_plugin.gate.run import GateRun
+
+
+_POLL_SECONDS = 0.2
+_STATE_TEXT = {"waiting": "does not serve it yet", "stopped": "is not running"}
+_PERMANENT_CAUSES = ("artifact", "consent", "load")
+"""The causes of a refusal that do not end by waiting; a gate's tag and a fetch may come in a moment."""
+
+
+ServingState = Literal["serves it", "stopped", "refused", "waiting"]
+
+
+@dataclass(frozen=True)
+class ServedAfterPromotion:
+    """The outcome for one deployment that follows the stage or alias.
+
+    Attributes:
+        state: `serves it`, `stopped`, `refused` (with the reason), or `waiting` if the time was up.
+        seconds: since the move.
+    """
+
+    endpoint: str
+    deployment: str
+    state: ServingState
+    reason: str
+    seconds: float
 
 
 @click.command()
@@ -42,8 +68,8 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     """Check what a version has to prove before it is promoted.
 
     VERSION of the registered MODEL is judged by its gate policy, and the report is logged to MLflow. Each check is one
-    line; the verdict is written on the version as the tag onnxserve.gate. Exit status 1 where it has not passed. Of the
-    version that is served, and that nothing is beside, the verdict that it has is told.
+    line; the verdict is written on the version as the tag onnxserve.gate. Exit status 1 if it has not passed. For the
+    version that is served, with no other to compare it with, the verdict that it has is shown.
 
     \b
       onnxserve gate flight-delay 7
@@ -58,59 +84,15 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
         return
     gated = run_gate(model, version, policy_file=policy_file, against=against, progress=show_progress)
     if output == "json":
-        click.echo(json.dumps(_verdict_document(gated), indent=2, default=str))
+        from mlflow_deploy_plugin.gate.report import verdict_as_json
+
+        run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
+        document = {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}
+        click.echo(json.dumps(document, indent=2, default=str))
     else:
         _show_verdict(gated)
     if not gated.verdict.passed:
         sys.exit(1)
-
-
-def show_progress(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _show_verdict(gated: "GateRun") -> None:
-    verdict = gated.verdict
-    beside = f", compared with {verdict.against}" if verdict.against else ""
-    click.echo(f"{verdict.model} version {verdict.version}: {verdict.state}{beside}")
-    width = max(len(check.name) for check in verdict.checks)
-    for check in verdict.checks:
-        click.echo(f"  {check.state:7}  {check.name:{width}}  {check.reason}")
-        for note in check.notes:
-            click.echo(f"  {'':7}  {'':{width}}  note: {note}")
-    click.echo(
-        f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
-    )
-    where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
-    click.echo(f"  report: {gated.report if gated.run.url else where}")
-
-
-def _verdict_document(gated: "GateRun") -> dict[str, Any]:
-    from mlflow_deploy_plugin.gate.report import verdict_as_json
-
-    run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
-    return {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}
-
-
-_POLL_SECONDS = 0.2
-_PERMANENT_CAUSES = ("artifact", "consent", "load")
-"""Causes of a refusal that no waiting helps against; a gate's tag and a fetch may come in a moment."""
-
-
-@dataclass(frozen=True)
-class ServedAfterPromotion:
-    """What became of one deployment that follows the place.
-
-    Attributes:
-        state: `serves it`, `stopped`, `refused` (with the reason), or `waiting` where the time was up.
-        seconds: since the move.
-    """
-
-    endpoint: str
-    deployment: str
-    state: str
-    reason: str
-    seconds: float
 
 
 @click.command()
@@ -146,8 +128,8 @@ def promote(
 
     VERSION of the registered MODEL is moved once it has passed its gate. A fresh passed verdict is taken, else the gate
     is run. In Production and Staging it takes the place of the others, which are archived. What was rolled back is
-    refused; --force --why promotes it again. Exit status 1 where it is refused, or where a deployment here does not
-    come to serve it.
+    refused; --force --why promotes it again. Exit status 1 if it is refused, or if a deployment here does not come to
+    serve it.
 
     \b
       onnxserve promote flight-delay 7 --to Production
@@ -165,13 +147,13 @@ def promote(
     if output == "json":
         click.echo(json.dumps({**asdict(promotion), "served": [asdict(one) for one in served]}, indent=2))
     else:
-        _show(promotion, served)
+        _show_promotion(promotion, served)
     if any(one.state in ("refused", "waiting") for one in served):
         sys.exit(1)
 
 
 def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[ServedAfterPromotion]:
-    """Each deployment that follows the place, once it serves the version or will not."""
+    """Yield each deployment that follows the stage or alias, once it serves the version or will not."""
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
     pending = [one for one in deployments.list() if _follows(one, promotion)]
@@ -181,7 +163,7 @@ def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) ->
         late = time.monotonic() - start >= seconds
         for one in list(pending):
             now = deployments.get(one.name, one.endpoint.name)
-            state, reason = _state(now, promotion)
+            state, reason = _serving_state(now, promotion)
             if state == "waiting" and not late:
                 continue
             pending.remove(one)
@@ -193,15 +175,12 @@ def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) ->
 def _follows(deployment: "Deployment", promotion: "Promotion") -> bool:
     followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
     place = parse_model_uri(promotion.uri)
-    return followed.kind == place.kind and followed.name == place.name and _same(followed.selector, place.selector)
+    is_same_selector = followed.selector.lower() == place.selector.lower()  # as in MLflow
+    return followed.kind == place.kind and followed.name == place.name and is_same_selector
 
 
-def _same(one: str, other: str) -> bool:
-    return one.lower() == other.lower()  # as in MLflow
-
-
-def _state(deployment: "Deployment", promotion: "Promotion") -> tuple[str, str]:
-    """What a deployment makes of the version by now, and why."""
+def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[ServingState, str]:
+    """Return how far a deployment is with the version, and the reason."""
     seen = deployment.observation
     if seen.state in ("stopped", "failed"):
         return "stopped", seen.reason
@@ -216,7 +195,7 @@ def _state(deployment: "Deployment", promotion: "Promotion") -> tuple[str, str]:
     return "waiting", seen.errors.get(deployment.name) or seen.registry_error or seen.reason
 
 
-def _show(promotion: "Promotion", served: list[ServedAfterPromotion]) -> None:
+def _show_promotion(promotion: "Promotion", served: list[ServedAfterPromotion]) -> None:
     stands = f"{promotion.model} version {promotion.version} {promotion.stands}"
     if not promotion.is_moved:
         click.echo(f"{stands} already: nothing is done (gate: {promotion.gate}; {promotion.reason})")
@@ -227,9 +206,25 @@ def _show(promotion: "Promotion", served: list[ServedAfterPromotion]) -> None:
     if promotion.report:
         click.echo(f"  report: {promotion.report}")
     for one in served:
-        state = {"waiting": "does not serve it yet", "stopped": "is not running"}.get(one.state, one.state)
+        state = _STATE_TEXT.get(one.state, one.state)
         click.echo(
             f"  {one.endpoint}/{one.deployment} {state} after {one.seconds} s{f': {one.reason}' if one.reason else ''}"
         )
     if not served:
         click.echo(f"  no deployment of this machine follows {promotion.uri}")
+
+
+def _show_verdict(gated: "GateRun") -> None:
+    verdict = gated.verdict
+    beside = f", compared with {verdict.against}" if verdict.against else ""
+    click.echo(f"{verdict.model} version {verdict.version}: {verdict.state}{beside}")
+    width = max(len(check.name) for check in verdict.checks)
+    for check in verdict.checks:
+        click.echo(f"  {check.state:7}  {check.name:{width}}  {check.reason}")
+        for note in check.notes:
+            click.echo(f"  {'':7}  {'':{width}}  note: {note}")
+    click.echo(
+        f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
+    )
+    where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
+    click.echo(f"  report: {gated.report if gated.run.url else where}")

@@ -1,11 +1,14 @@
-"""`onnxserve retrain NAME`: trains the model behind an endpoint on what was captured and labelled, now."""
+"""`onnxserve retrain NAME`: train the model behind an endpoint now, on what was captured and labelled."""
 
 import json
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import why_option
+from mlflow_deploy_plugin.cli.options import opened_deployments, why_option
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -73,9 +76,7 @@ def retrain(
     if not listed and output != "text":
         raise click.UsageError("-o is of --list")
     # here and below: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-
-    with open_deployments(lambda line: None) as deployments:
+    with opened_deployments(quiet=True) as deployments:
         if listed:
             _list(deployments, name, output)
             return
@@ -95,8 +96,6 @@ def retrain(
 
 
 def _list(deployments: "Deployments", name: str | None, output: str) -> None:
-    from dataclasses import asdict
-
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 
@@ -112,16 +111,13 @@ def _list(deployments: "Deployments", name: str | None, output: str) -> None:
 
 
 def _wait(deployments: "Deployments", begun: "Retraining") -> None:
-    """Shows what happens to it; works on it where no controller does."""
-    import time
-    from contextlib import ExitStack
-
+    """Show the progress of a retraining until it has ended, and run it here if no controller does."""
     from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, LeaseKeeper, controller_name, process_name
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.retraining.runner import advance_retrainings
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 
-    told, retrainings, keeper = "", Retrainings(deployments.store), None
+    shown, retrainings, keeper = "", Retrainings(deployments.store), None
     with ExitStack() as held:
         while True:
             if keeper is None or not keeper.is_held:
@@ -130,9 +126,9 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
             if keeper is not None:
                 advance_retrainings(deployments, controller_name())
             current = next(one for one in retrainings.find(begun.endpoint) if one.id == begun.id)
-            if (line := retraining_summary(current)) != told:
+            if (line := retraining_summary(current)) != shown:
                 click.echo(line)
-                told = line
+                shown = line
             if not current.is_live or current.state == "rolling_out":
                 break
             time.sleep(_POLL_SECONDS)

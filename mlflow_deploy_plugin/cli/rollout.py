@@ -1,15 +1,13 @@
-"""`onnxserve rollout NAME --to models:/X/7`: a new version by steps, and back by itself where it is not good enough."""
+"""`onnxserve rollout NAME --to models:/X/7` and `onnxserve rollback NAME`: a new version by steps, and the way back."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import why_option
+from mlflow_deploy_plugin.cli.options import opened_deployments, why_option
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.2
 _QUIET_SECONDS = 5.0
-"""Between two lines about the same step: what it waits for changes with every look."""
+"""The time between two lines about the same step: what it waits for changes with every look."""
 
 
 @click.command()
@@ -95,19 +93,20 @@ def rollout(
     from mlflow_deploy_plugin.controller.locality import rollouts_lease_name
     from mlflow_deploy_plugin.controller.rollouts import commands
 
-    with _deployments() as deployments:
-        if not deployments.store.rollouts(name):  # what was deleted may have had one
+    with opened_deployments(quiet=True) as deployments:
+        if not deployments.store.rollouts(name):  # a deleted endpoint may have had one
             deployments.store.existing(name)
         lease = partial(rollouts_lease_name, deployments.settings)
         if to is not None:
             from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
 
-            wish = RolloutRequest(to, steps, every, abort_on, min_requests, why)
-            must_run: Callable[[], None] = (
-                (lambda: None) if wait else lambda: commands.require_controller(deployments.store, lease())
-            )
-            begun = start_rollout(deployments, name, wish, before_it_begins=must_run)
-            click.echo(commands.describe_rollout(begun))
+            request = RolloutRequest(to, steps, every, abort_on, min_requests, why)
+
+            def check() -> None:
+                if not wait:
+                    commands.require_controller(deployments.store, lease())
+
+            click.echo(commands.describe_rollout(start_rollout(deployments, name, request, before_it_begins=check)))
         elif asked == "status":
             last = commands.last_rollout(deployments.store, name)
             click.echo(commands.describe_rollout(last))
@@ -119,46 +118,6 @@ def rollout(
             _wait(deployments, commands.last_rollout(deployments.store, name))
         elif to is not None or asked == "resume":
             click.echo(commands.controller_status(deployments.store, lease()), err=True)
-
-
-def _wait(deployments: "Deployments", begun: "Rollout") -> None:
-    """Shows what happens to a rollout until it has ended, and works on it where no controller does."""
-    from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
-    from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
-    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController, rollout_summary
-
-    ended = threading.Event()
-    actions = RolloutActions(deployments, controller_name(), lambda line: None)
-    controller = RolloutController(deployments.store, actions, process_name())
-    worker = threading.Thread(target=controller.run, args=(ended,), name="controller")
-    worker.start()
-    told, told_at = ("", -1, ""), 0.0
-    try:
-        while True:
-            current = next(one for one in deployments.store.rollouts(begun.endpoint) if one.id == begun.id)
-            now = (current.state, current.step, current.reason)
-            if now[:2] != told[:2] or (now != told and time.monotonic() > told_at + _QUIET_SECONDS):
-                click.echo(rollout_summary(current))
-                told, told_at = now, time.monotonic()
-            if not current.is_live:
-                break
-            time.sleep(_POLL_SECONDS)
-    except KeyboardInterrupt:
-        click.echo("it goes on where a controller runs; --abort goes back", err=True)
-        raise
-    finally:
-        ended.set()
-        worker.join()
-    if current.state != "promoted":
-        raise SystemExit(1)
-
-
-@contextmanager
-def _deployments() -> Iterator["Deployments"]:
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-
-    with open_deployments(lambda line: None) as opened:
-        yield opened
 
 
 @click.command()
@@ -188,3 +147,35 @@ def rollback(name: str, to: str | None, why: str) -> None:
     click.echo(
         f"{name}: {done['model']} {done['to']} instead of {done['from']} after {done['seconds']} s; {done['source']}"
     )
+
+
+def _wait(deployments: "Deployments", begun: "Rollout") -> None:
+    """Show the progress of a rollout until it has ended, and run it here if no controller does."""
+    from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
+    from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
+    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController, rollout_summary
+
+    ended = threading.Event()
+    actions = RolloutActions(deployments, controller_name(), lambda line: None)
+    controller = RolloutController(deployments.store, actions, process_name())
+    worker = threading.Thread(target=controller.run, args=(ended,), name="controller")
+    worker.start()
+    shown, shown_at = ("", -1, ""), 0.0
+    try:
+        while True:
+            current = next(one for one in deployments.store.rollouts(begun.endpoint) if one.id == begun.id)
+            now = (current.state, current.step, current.reason)
+            if now[:2] != shown[:2] or (now != shown and time.monotonic() > shown_at + _QUIET_SECONDS):
+                click.echo(rollout_summary(current))
+                shown, shown_at = now, time.monotonic()
+            if not current.is_live:
+                break
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        click.echo("it goes on where a controller runs; --abort goes back", err=True)
+        raise
+    finally:
+        ended.set()
+        worker.join()
+    if current.state != "promoted":
+        raise SystemExit(1)

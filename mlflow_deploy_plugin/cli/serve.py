@@ -1,4 +1,4 @@
-"""`onnxserve serve`: one server in the foreground."""
+"""`onnxserve serve`: a server in the foreground."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -110,9 +110,9 @@ def _named_specs(model_uri: str | None, spec_file: Path | None, name: str | None
 
 
 def _defaults(spec: EndpointSpec, cloud: Cloud) -> dict[str, str | int]:
-    """What ONNXSERVE_HOST and ONNXSERVE_PORT (an image sets them) say where the spec says nothing.
+    """Return host and port that ONNXSERVE_HOST and ONNXSERVE_PORT (an image sets them) give to a spec without them.
 
-    A cloud asks at the port that it names, from outside of the container.
+    A cloud sends requests from outside of the container, to the port that it names.
     """
     settings = load_settings()
     is_asked_from_outside = cloud.port is not None and "host" not in settings.model_fields_set
@@ -123,7 +123,7 @@ def _defaults(spec: EndpointSpec, cloud: Cloud) -> dict[str, str | int]:
 
 @contextmanager
 def _claimed_folder(spec: EndpointSpec, state_dir: Path | None) -> Iterator[Path]:
-    """The state folder, held for this process: the one that was named, or the first free one of the endpoint's name.
+    """Hold the state folder for this process: the named one, or the first free one of the endpoint's name.
 
     Raises:
         AlreadyExists: a server runs in the named folder.

@@ -1,17 +1,15 @@
-"""`onnxserve silence NAME --for 2h`: nobody is told of an endpoint's alarms for a while."""
+"""`onnxserve silence NAME --for 2h`: hold the alerts of an endpoint back for a while."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import why_option
+from mlflow_deploy_plugin.cli.options import opened_store, why_option
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.store import Store
     from mlflow_deploy_plugin.store.alerts import Silence
 
 
@@ -58,7 +56,7 @@ def silence(
         raise click.UsageError("say one of NAME --for DURATION, --list, --remove ID")
     if length is not None and name is None:
         raise click.UsageError("say which endpoint: onnxserve silence NAME --for 2h")
-    with _store() as store:
+    with opened_store() as store:
         # here: SQLAlchemy takes a second that no other command should wait for
         from mlflow_deploy_plugin.errors import NotFound
         from mlflow_deploy_plugin.store.alerts import Silences
@@ -67,7 +65,7 @@ def silence(
         if is_asked:
             active = silences.active(name)
             if not active and name is not None:
-                store.existing(name)  # a name that is not known is no endpoint without a silence
+                store.existing(name)  # raises for an unknown name
             if not active and output == "text":
                 click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
             for line in [_json(active)] if output == "json" else map(_line, active):
@@ -117,15 +115,3 @@ def _line(found: "Silence") -> str:
     what = f"{found.endpoint}, monitor {found.monitor}" if found.monitor else f"{found.endpoint}, all monitors"
     why = f": {found.why}" if found.why else ""
     return f"{found.id}  {what}, until {found.until:%Y-%m-%d %H:%M}Z by {found.actor}{why}"
-
-
-@contextmanager
-def _store() -> "Iterator[Store]":
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import open_store
-
-    store = open_store(load_settings().store_url)
-    try:
-        yield store
-    finally:
-        store.close()

@@ -29,7 +29,7 @@ LEFT_OUT = {
 ROOMS = {
     "cpu": "from mlflow_deploy_plugin.runtime import import_onnxruntime; import_onnxruntime().InferenceSession",
     "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.inference_log.query, "
-    "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.drift",
+    "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.monitor",
     "controller": "import mlflow_deploy_plugin.controller.leadership, mlflow_deploy_plugin.cli.controller",
     "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",

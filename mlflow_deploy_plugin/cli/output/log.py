@@ -1,4 +1,4 @@
-"""The inference log in words and tables."""
+"""The inference log as tables and figures."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ _BAR = 30
 
 
 def table_lines(answer: QueryResult, bound: int | None) -> Iterator[str]:
-    """At most `bound` rows as a table; the widths are those of the first ones."""
+    """Yield at most `bound` rows as a table; the first rows give the widths."""
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in answer.schema]
     rows = (row for batch in answer.batches for row in zip(*_cells(batch), strict=True))
     first = list(islice(rows, _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)))
@@ -41,7 +41,7 @@ def table_lines(answer: QueryResult, bound: int | None) -> Iterator[str]:
 
 
 def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
-    """The figures for people."""
+    """Yield the figures of a log for people."""
     yield f"{stats.endpoint} in {shown}"
     span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
@@ -69,14 +69,14 @@ def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
 
 
 def stats_json(stats: LogStats) -> str:
-    """The same as one JSON object."""
+    """Return the figures of a log as one JSON object."""
     document = dataclasses.asdict(stats)
     document["by_hour"] = {moment.isoformat(): rows for moment, rows in stats.by_hour.items()}
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode()
 
 
 def size_text(size: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -90,7 +90,7 @@ def _count_lines(title: str, counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
-    """A bar an hour, or a day where there are many."""
+    """Yield a bar for each hour, or for each day if there are many."""
     form = "%Y-%m-%d %H:%M" if len(by_hour) <= _SHOWN_TIMES else "%Y-%m-%d"
     counts: dict[str, int] = {}
     for moment, rows in by_hour.items():

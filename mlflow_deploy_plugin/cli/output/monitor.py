@@ -1,4 +1,4 @@
-"""Monitors and what they have found, in words and as a program reads them."""
+"""Monitors and their results, as lines for people and as JSON for programs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ _SHOWN = 8
 
 
 def monitor_row(one: MonitorOverview) -> tuple[str, ...]:
-    """The cells below `HEAD`."""
+    """Return the cells below `MONITOR_HEAD`."""
     last = str(Window(one.last.start, one.last.end)) if one.last else "-"
     due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
     by_hand = " (by hand)" if one.last and one.last.by_hand else ""
@@ -24,7 +24,7 @@ def monitor_row(one: MonitorOverview) -> tuple[str, ...]:
 
 
 def monitor_document(one: MonitorOverview) -> dict[str, Any]:
-    """The monitor as a program reads it; times in ISO 8601."""
+    """Return a monitor as JSON; times are in ISO 8601."""
     return {
         "endpoint": one.endpoint,
         "monitor": one.monitor,
@@ -59,7 +59,7 @@ def _window_document(window: MonitorWindow) -> dict[str, Any]:
 
 
 def result_document(window: MonitorWindow, answer: EvaluatedWindow) -> dict[str, Any]:
-    """The judgement as a program reads it, and the window as the store has it."""
+    """Return the result of a window as JSON, with the window as the store has it."""
     judgement = answer.result
     return {
         "endpoint": judgement.endpoint,
@@ -75,7 +75,7 @@ def result_document(window: MonitorWindow, answer: EvaluatedWindow) -> dict[str,
 
 
 def result_lines(window: MonitorWindow, answer: EvaluatedWindow) -> Iterator[str]:
-    """What `monitor run` shows: the verdict, the worst findings, and where its report is."""
+    """Yield the lines of `monitor run`: the verdict, the worst findings, and the report's address."""
     judgement = answer.result
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
     yield f"{judgement.endpoint} {judgement.monitor} {judgement.window}{revision}: {judgement.state}"
