@@ -1,0 +1,27 @@
+"""Child processes: started in a group of their own, ended as a whole, and described in words when they have ended.
+
+`child.py` has both ends of a parent and its child; `worker.py` calls functions in a process of its own.
+"""
+
+from mlflow_deploy_plugin.processes.child import (
+    Child,
+    die_with_parent,
+    end_own_group,
+    exit_reason,
+    requests_of_parent,
+    signal_group,
+)
+from mlflow_deploy_plugin.processes.worker import ProcessCrashed, ProcessEnded, Worker, WorkerPool
+
+__all__ = [
+    "Child",
+    "ProcessCrashed",
+    "ProcessEnded",
+    "Worker",
+    "WorkerPool",
+    "die_with_parent",
+    "end_own_group",
+    "exit_reason",
+    "requests_of_parent",
+    "signal_group",
+]

@@ -1,0 +1,174 @@
+"""A child process and the group that it leads, seen from its parent and from within.
+
+A child leads a process group (or a session) of its own, so that a signal of the terminal reaches the parent alone, and
+so that the child can be ended with everything that it has started. It learns of the end of its parent in two ways:
+
+- It reads from a socket that only the parent holds (`requests_of_parent`). This works for a parent that ends in any
+  way, and needs the GIL in the child.
+- The kernel sends it a signal (`die_with_parent`). PR_SET_PDEATHSIG belongs to the *thread* that started the child: if
+  that thread ends, the child dies, though the parent's process lives on. Use it only if the thread lives as long as the
+  child is wanted.
+"""
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TypeVar
+
+_PR_SET_PDEATHSIG = 1
+_LONGEST_POLL_SECONDS = 0.05
+_libc = ctypes.CDLL(None, use_errno=True)
+
+Request = TypeVar("Request")
+Output = int | IO[bytes] | None
+"""A file or descriptor that a child writes to; None: the parent's own."""
+
+
+class Child:
+    """A process of `command` that leads a process group of its own. Any thread may call its methods.
+
+    Its group is signalled only until it has been reaped: afterwards its id may belong to a stranger.
+
+    Args:
+        environment: all of its variables; None: those of the parent.
+        descriptors: inherited under the same numbers.
+        folder: its working directory.
+        own_session: leads a session too, and so outlives the terminal of the parent.
+        kills_group: what it has started is killed as soon as it has ended by itself.
+
+    Attributes:
+        started_at: in `time.monotonic()`.
+        exit_status: as in `subprocess`, negative for a signal; None until `wait` has seen the end.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
+        stdout: Output = None,
+        stderr: Output = None,
+        folder: Path | None = None,
+        own_session: bool = False,
+        kills_group: bool = True,
+    ) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=None if environment is None else dict(environment),
+            pass_fds=descriptors,
+            cwd=folder,
+            start_new_session=own_session,
+            process_group=None if own_session else 0,
+        )
+        self._kills_group = kills_group
+        self._lock = threading.RLock()  # a garbage collection within may end in `kill`
+        self.pid = self._process.pid
+        self.started_at = time.monotonic()
+        self.exit_status: int | None = None
+
+    def kill(self) -> None:
+        """Kill the child and everything it has started, unless it has ended."""
+        with self._lock:
+            if self.exit_status is None:
+                signal_group(self.pid, signal.SIGKILL)
+
+    def kill_later(self, seconds: float) -> None:
+        """Kill the child after a time in which it may end by itself, so that its own exit status is seen."""
+        timer = threading.Timer(seconds, self.kill)
+        timer.daemon = True
+        timer.start()
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Return the exit status, or None if the child still runs after so many seconds (None: wait for its end)."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        pause = 0.001
+        while not self._has_ended(blocking=deadline is None):
+            left = 0.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+        with self._lock:
+            if self.exit_status is None:
+                if self._kills_group:
+                    signal_group(self.pid, signal.SIGKILL)
+                self.exit_status = self._process.wait()
+        return self.exit_status
+
+    def _has_ended(self, blocking: bool) -> bool:
+        """Return True if the child has ended. It is not reaped here, so that its id still belongs to it."""
+        options = os.WEXITED | os.WNOWAIT | (0 if blocking else os.WNOHANG)
+        try:
+            return os.waitid(os.P_PID, self.pid, options) is not None
+        except ChildProcessError:  # another thread has reaped it
+            return True
+
+
+def signal_group(leader: int, number: int) -> bool:
+    """Send a signal to a process group; 0 is sent to nobody. Return False if nothing of the group is left."""
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def exit_reason(status: int) -> str:
+    """Return in words how a process ended: "ended with status 3", "was killed by SIGKILL"."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # one of the real-time signals, which have no names
+        name = f"signal {-status}"
+    return f"was killed by {name}"
+
+
+def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
+    """Let the kernel send this process a signal when the thread that started it ends.
+
+    Args:
+        parent: the parent's process id, if it is known; the process exits at once if that has ended already.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Request]:
+    """Return an endless iterator over the requests of the parent.
+
+    A thread reads them from now on. When the parent has gone, it ends this process and everything that it has started,
+    also while a request is computed.
+
+    Args:
+        receive: blocks until the next request; returns None or raises if the parent has gone.
+    """
+    requests: queue.Queue[Request] = queue.Queue(1)
+
+    def read() -> None:
+        with contextlib.suppress(Exception):  # whatever it is, nothing can be read any more
+            while (request := receive()) is not None:
+                requests.put(request)
+        end_own_group()
+
+    threading.Thread(target=read, daemon=True).start()
+    return iter(requests.get, object())
+
+
+def end_own_group() -> None:
+    """End this process at once, and everything that it has started if it leads a group."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(0)

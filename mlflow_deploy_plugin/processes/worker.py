@@ -1,0 +1,187 @@
+"""Workers: processes that call functions, so that one that hangs, crashes or leaks harms nobody else.
+
+`python -m mlflow_deploy_plugin.processes DESCRIPTOR` is the worker's own side. Unlike multiprocessing's spawn, it does
+not import the parent's main module again, so that a script without `if __name__ == "__main__"` may use it.
+"""
+
+import logging
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import Empty, LifoQueue
+from typing import Any
+
+from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError
+from mlflow_deploy_plugin.processes.child import Child, Output, exit_reason, requests_of_parent
+
+_log = logging.getLogger(__name__)
+
+_OWN_END_SECONDS = 0.2
+
+
+class ProcessEnded(OnnxserveError):
+    """The worker was ended on purpose, by `Worker.end`."""
+
+
+class ProcessCrashed(OnnxserveError):
+    """The worker ended in the middle of a call."""
+
+
+class Worker:
+    """Calls functions in a process of its own, which is started when it is needed. One thread may call at a time.
+
+    Args:
+        prepare: called in the new process before anything else; a function of a module.
+        max_calls: the process is replaced after so many calls, with whatever memory it has lost.
+        kept_errors: errors that reach the caller as the class that the function raised.
+        stderr: of the process; its output goes there, too.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[], object] | None = None,
+        max_calls: int | None = None,
+        kept_errors: Sequence[type[OnnxserveError]] = (),
+        stderr: Output = None,
+    ) -> None:
+        self._prepare = prepare
+        self._max_calls = max_calls
+        self._kept_errors = tuple(kept_errors)
+        self._stderr = stderr
+        self._lock = threading.Lock()
+        self._child: Child | None = None
+        self._connection: Connection | None = None
+        self._calls = 0
+        self._used_at = time.monotonic()
+        self._is_ended = False
+
+    def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+        """Return the result of `function`, a function of a module; arguments and result are pickled.
+
+        Raises:
+            OnnxserveError: the function raised. Its class is that of the error only for `kept_errors`.
+            DeadlineExceeded: it took longer than `seconds`, and the process was killed.
+            ProcessCrashed: the process ended by itself, or was killed by the system for its memory.
+            ProcessEnded: `end` was called.
+        """
+        connection = self._running()
+        try:
+            connection.send((function, arguments))
+            if not connection.poll(seconds):
+                self._kill()
+                raise DeadlineExceeded(f"it took longer than {seconds:g} s and was ended")
+            error, result = connection.recv()
+        except (EOFError, OSError):
+            status = self._kill()
+            if self._is_ended:
+                raise ProcessEnded("its process was ended on purpose") from None
+            reason = "ended" if status is None else exit_reason(status)
+            hint = ", as when memory is short" if status == -signal.SIGKILL else ""
+            raise ProcessCrashed(f"its process {reason}{hint}") from None
+        self._calls += 1
+        self._used_at = time.monotonic()
+        if self._max_calls is not None and self._calls >= self._max_calls:
+            self._kill()
+        if error is not None:
+            raise (error if issubclass(error, self._kept_errors) else OnnxserveError)(result)
+        return result
+
+    def end_if_idle(self, seconds: float) -> None:
+        """End the process if it has had nothing to do for so long; for a thread that may call."""
+        if self._child is not None and time.monotonic() - self._used_at > seconds:
+            self._kill()
+
+    def end(self) -> None:
+        """End the process for good; a thread that waits for a result gets `ProcessEnded`."""
+        self._is_ended = True
+        self._kill()
+
+    def _running(self) -> Connection:
+        with self._lock:
+            if self._is_ended:
+                raise ProcessEnded("its process was ended on purpose")
+            if self._child is None or self._connection is None or self._child.wait(0) is not None:
+                self._connection, theirs = Pipe()
+                with theirs:
+                    self._child = Child(
+                        [sys.executable, "-m", __package__, str(theirs.fileno())],
+                        descriptors=[theirs.fileno()],
+                        stdout=2 if self._stderr is None else self._stderr,  # what libraries print is not our output
+                        stderr=self._stderr,
+                    )
+                self._connection.send(self._prepare)
+                self._calls = 0
+            return self._connection
+
+    def _kill(self) -> int | None:
+        """Kill the process and return its exit status; a process that ends by itself gets a moment for that."""
+        with self._lock:
+            child, self._child = self._child, None
+            if child is None:
+                return None
+            if child.wait(_OWN_END_SECONDS) is None:
+                child.kill()
+            return child.wait()
+
+
+class WorkerPool:
+    """Calls functions in one of several workers; any number of threads may call."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self._free: LifoQueue[Worker] = LifoQueue()  # the last one is still warm
+        for worker in workers:
+            self._free.put(worker)
+
+    def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+        """Return the result of `function` as `Worker.call` does, after waiting for a free worker."""
+        worker = self._free.get()
+        try:
+            return worker.call(function, *arguments, seconds=seconds)
+        finally:
+            self._free.put(worker)
+
+    def end_idle(self, seconds: float) -> None:
+        """End the processes that have had nothing to do for so long."""
+        free = []
+        try:
+            while True:
+                free.append(self._free.get_nowait())
+        except Empty:
+            pass
+        for worker in reversed(free):
+            worker.end_if_idle(seconds)
+            self._free.put(worker)
+
+    def end(self) -> None:
+        """End all processes for good, also those that compute."""
+        for worker in self._workers:
+            worker.end()
+
+
+def serve(descriptor: int) -> None:
+    """Call what the parent sends; its first message is the function that prepares this process."""
+    connection = Connection(descriptor)
+    requests = requests_of_parent(connection.recv_bytes)
+    if (prepare := pickle.loads(next(requests))) is not None:
+        prepare()
+    for request in requests:
+        connection.send_bytes(_answer(request))
+
+
+def _answer(request: bytes) -> bytes:
+    """Return None and the result of a call, or the class and the message of the error that it raised; pickled."""
+    try:
+        function, arguments = pickle.loads(request)
+        return pickle.dumps((None, function(*arguments)))
+    except OnnxserveError as error:
+        return pickle.dumps((type(error), error.message))
+    except Exception as error:  # noqa: BLE001 - the boundary: the log has it, and the parent gets it in one line
+        _log.exception("a call of the parent failed")
+        text = " ".join(str(error).split())[:500] or "without a word"  # as a MemoryError
+        return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))

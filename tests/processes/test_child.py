@@ -1,0 +1,190 @@
+"""A child ends with what it has started, whoever ends it, and with its parent, however that ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlflow_deploy_plugin.processes import Child, exit_reason, signal_group
+from tests.support.waiting import wait_until
+
+SLEEP = "import time; time.sleep(600)"
+WITH_GRANDCHILD = f"""
+import subprocess, sys, time
+print(subprocess.Popen([sys.executable, "-c", {SLEEP!r}]).pid, flush=True)
+if len(sys.argv) > 1: sys.exit(int(sys.argv[1]))
+time.sleep(600)
+"""
+PARENT = """
+import socket, subprocess, sys, threading, time
+from mlflow_deploy_plugin.processes import Child
+ours, theirs = socket.socketpair()
+child = Child([sys.executable, "-c", sys.argv[1], str(theirs.fileno())], descriptors=[theirs.fileno()])
+theirs.close()
+print(ours.recv(100).decode(), flush=True)
+time.sleep(600)
+"""
+READS = """
+import os, socket, subprocess, sys, time
+from mlflow_deploy_plugin.processes import requests_of_parent
+connection = socket.socket(fileno=int(sys.argv[1]))
+connection.set_inheritable(False)
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+requests = requests_of_parent(lambda: connection.recv(100) or None)
+connection.sendall(f"{os.getpid()} {grandchild.pid}".encode())
+time.sleep(600)  # as one that computes
+"""
+ASKS_THE_KERNEL = """
+import os, socket, sys, time
+from mlflow_deploy_plugin.processes import die_with_parent
+die_with_parent()
+connection = socket.socket(fileno=int(sys.argv[1]))
+connection.sendall(f"{os.getpid()}".encode())
+time.sleep(600)
+"""
+New = Callable[..., Child]
+
+
+@pytest.fixture
+def new_child() -> Iterator[New]:
+    made: list[Child] = []
+
+    def make(code: str, *arguments: str, **options: object) -> Child:
+        made.append(Child([sys.executable, "-c", code, *arguments], **options))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for child in made:
+        child.kill()
+        child.wait(60)
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def grandchild_of(child: Child, output: Path) -> int:
+    return int(wait_until(lambda: output.read_text().strip(), what=f"what process {child.pid} has started"))
+
+
+def test_it_leads_a_group_or_a_session_of_its_own(new_child: New) -> None:
+    child, session = new_child(SLEEP), new_child(SLEEP, own_session=True)
+    assert os.getpgid(child.pid) == child.pid
+    assert os.getsid(child.pid) == os.getsid(0)
+    assert os.getsid(session.pid) == session.pid
+
+
+def test_the_end_of_one_that_runs_is_not_waited_for_longer_than_asked(new_child: New) -> None:
+    child = new_child(SLEEP)
+    assert child.wait(0) is None
+    began = time.monotonic()
+    assert child.wait(0.2) is None
+    assert 0.2 <= time.monotonic() - began < 10
+    assert child.exit_status is None
+
+
+def test_killing_it_kills_what_it_has_started(new_child: New, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        child = new_child(WITH_GRANDCHILD, stdout=file)
+    grandchild = grandchild_of(child, output)
+    child.kill()
+    assert child.wait(60) == -signal.SIGKILL
+    wait_until(lambda: is_gone(grandchild), what="the end of what it has started")
+    child.kill()  # there is nobody any more
+
+
+@pytest.mark.parametrize("kills_group", [True, False])
+def test_what_is_left_of_one_that_ended_by_itself_is_killed_or_left_alone(
+    new_child: New, tmp_path: Path, kills_group: bool
+) -> None:
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        child = new_child(WITH_GRANDCHILD, "3", stdout=file, kills_group=kills_group)
+    assert child.wait(60) == 3
+    grandchild = grandchild_of(child, output)
+    if kills_group:
+        wait_until(lambda: is_gone(grandchild), what="the end of what it left behind")
+    else:
+        assert not is_gone(grandchild)
+        assert signal_group(child.pid, signal.SIGKILL)
+
+
+def test_threads_may_wait_for_it_at_the_same_time_while_another_kills_it(new_child: New) -> None:
+    child = new_child(SLEEP)
+    statuses: list[int | None] = []
+    threads = [
+        threading.Thread(target=lambda seconds: statuses.append(child.wait(seconds)), args=(seconds,))
+        for seconds in (None, 60.0, None)
+    ]
+    for thread in threads:
+        thread.start()
+    child.kill_later(0.05)
+    for thread in threads:
+        thread.join(60)
+    assert statuses == [-signal.SIGKILL] * 3 == [child.exit_status] * 3
+
+
+def test_one_that_cannot_be_started_raises() -> None:
+    with pytest.raises(FileNotFoundError):
+        Child(["/nowhere/program"])
+
+
+@pytest.mark.parametrize("code", [READS, ASKS_THE_KERNEL], ids=["reads", "kernel"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_its_parent(code: str, number: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert pids
+        assert not any(map(is_gone, pids))
+    finally:
+        parent.send_signal(number)
+        parent.wait(60)
+    wait_until(lambda: all(map(is_gone, pids)), 60, "the end of the child and of what it has started")
+
+
+def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child: New) -> None:
+    children: list[Child] = []
+    code = (
+        "from mlflow_deploy_plugin.processes import die_with_parent; die_with_parent(); print(1, flush=True);" + SLEEP
+    )
+    read, write = os.pipe()
+
+    def start() -> None:
+        children.append(new_child(code, stdout=write))
+        os.read(read, 1)  # it has asked the kernel
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join(60)
+    os.close(read)
+    os.close(write)
+    assert children[0].wait(60) == -signal.SIGKILL
+
+
+def test_nothing_is_left_of_a_group_that_nobody_leads() -> None:
+    child = Child([sys.executable, "-c", ""])
+    child.wait(60)
+    assert not signal_group(child.pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (0, "ended with status 0"),
+        (3, "ended with status 3"),
+        (-9, "was killed by SIGKILL"),
+        (-40, "was killed by signal 40"),
+    ],
+)
+def test_how_it_ended_is_said_in_words(status: int, said: str) -> None:
+    assert exit_reason(status) == said
