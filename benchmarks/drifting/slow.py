@@ -95,7 +95,7 @@ def _judged(task: tuple[str, int]) -> tuple[Flags, Flags, bool, Flags]:
     verdicts = [judge(_day(rows, day), day * DAY_US) for day in range(_DAYS, _DAYS + _LATER)]
     judge.close()
     told = verdicts[0].measured
-    is_warned = verdicts[0].worth < needed_windows(RATE) or (not isinstance(told, str) and told.is_beyond)
+    is_warned = verdicts[0].effective_n < needed_windows(RATE) or (not isinstance(told, str) and told.is_beyond)
     rolling: Flags = []
     for day in range(_DAYS, _DAYS + _LATER, _STEP):
         past = rows.between((day - _BEFORE) * DAY_US, day * DAY_US)

@@ -1,4 +1,4 @@
-"""What a monitor is asked: one endpoint, one window of event time."""
+"""The request to judge one window: one endpoint, one monitor, one window of event time."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from typing import Literal
 
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.monitoring.result import Finding, Judged, MonitorResult, State
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData, State
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec
 
@@ -19,21 +19,21 @@ Progress = Callable[[str], None]
 
 
 def no_progress(line: str) -> None:
-    """Says nothing: a schedule's windows are judged without anybody who looks on."""
+    """Ignore the line: nobody watches the windows of a schedule."""
 
 
 @dataclass(frozen=True)
 class WindowRequest:
-    """One window to judge; it can be pickled as long as nobody has read the log with it.
+    """One window to judge. It can be pickled until its log has been read.
 
     Attributes:
         revision: 1 at first; rows that came later make the next one.
-        capture: what the log withholds of the endpoint's columns.
-        notes: what the reader has to know of the window's rows.
-        engine: what sketches the window's rows: this process, or Spark (`spark.py`), with the same numbers.
-        tried / endpoint_created: as in `Judgement`.
-        progress: is told in a line each what takes seconds.
-        rows_since: as in `store.Endpoint`; what a deleted endpoint of the name has captured is not read.
+        capture: the columns that the log leaves out or masks.
+        notes: lines about the window's rows for the reader of the result.
+        engine: what sketches the window's rows: this process, or Spark, with the same numbers.
+        tried / endpoint_created: as in `MonitorResult`.
+        progress: gets a line before each step that takes seconds.
+        rows_since: as in `store.Endpoint`; rows that a deleted endpoint of the name has captured are not read.
     """
 
     endpoint: str
@@ -52,12 +52,12 @@ class WindowRequest:
 
     @cached_property
     def log(self) -> InferenceLog:
-        """The one that the settings name; it remembers which files could not be read for this window."""
+        """The inference log of the settings. It remembers which files could not be read for this window."""
         return open_log(self.settings.inference_log, self.rows_since)
 
     @property
     def state_dir(self) -> Path:
-        """Of the endpoint's server on this machine; both may be gone, or never have been here."""
+        """The state folder of the endpoint's server on this machine. It may not exist."""
         return self.settings.deployments_path / self.endpoint
 
     def result(
@@ -72,8 +72,9 @@ class WindowRequest:
         findings: tuple[Finding, ...] = (),
         figures: Mapping[str, float] = MappingProxyType({}),
         notes: tuple[str, ...] = (),
+        report: ReportData | None = None,
     ) -> MonitorResult:
-        """The answer; `figures` has the number of rows besides those that are given."""
+        """Return the result. Its figures are the number of rows and `figures`."""
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,
@@ -91,6 +92,7 @@ class WindowRequest:
             notes=(*self.notes, *notes),
             tried=self.tried,
             endpoint_created=self.endpoint_created,
+            report=report or ReportData(),
         )
 
     def not_judged(
@@ -101,6 +103,6 @@ class WindowRequest:
         version: str = "",
         rows: int = 0,
         notes: tuple[str, ...] = (),
-    ) -> Judged:
-        """The outcome that says why there is none."""
-        return Judged(self.result("not judged", reason, model=model, version=version, rows=rows, notes=notes))
+    ) -> MonitorResult:
+        """Return the result of a window that cannot be judged, with the reason."""
+        return self.result("not judged", reason, model=model, version=version, rows=rows, notes=notes)

@@ -1,8 +1,8 @@
-"""What a monitor finds in a window: the plain values that every kind of monitor gives, and reports and alerts take."""
+"""The result of a monitor for one window: plain values that every kind of monitor makes and reports and alerts take."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -67,20 +67,36 @@ def format_time(iso: str) -> str:
     return iso[:16].replace("T", " ").removesuffix(" 00:00")
 
 
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """The data that a report shows beside the result.
+
+    Attributes:
+        pairs: a bounded, seeded sample of rows: for each column the reference and the window, [N] and [M] values; both
+            sides of all pairs have the same N and M.
+        artifacts: further files of the run by name, as they are to be stored.
+    """
+
+    pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
+    artifacts: Mapping[str, bytes] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class MonitorResult:
-    """What was found in one window.
+    """What a monitor found in one window.
 
     Attributes:
         revision: 1 at first; rows that came later make the next one.
-        model_id: the logged model, empty where it is not known.
+        model_id: the logged model; empty if it is not known.
         reason: why it is in this state, in a sentence.
-        rows: of the window, that the version answered.
-        findings: the worst first; every column stands among them, with its outcome or why it was not judged.
+        rows: rows of the window that the version answered.
+        findings: the worst first. Every column is among them, with its outcome or why it was not judged.
         figures: names of metrics and their values, for MLflow and for charts.
-        notes: what the reader has to know beside the verdict.
-        tried: bounds that were tried for once, as `min_rows=50`: then this is no verdict of the monitor's.
-        endpoint_created: when the endpoint was, which tells it from an earlier one of its name; empty: not known.
+        notes: lines that the reader has to know beside the state.
+        tried: bounds that were tried once, as `min_rows=50`; such a result is no verdict of the monitor.
+        endpoint_created: when the endpoint was created, which tells it from an earlier one of its name; empty if not
+            known.
+        report: what the report shows; a result that was logged has none.
     """
 
     endpoint: str
@@ -99,6 +115,7 @@ class MonitorResult:
     notes: tuple[str, ...] = ()
     tried: str = ""
     endpoint_created: str = ""
+    report: ReportData = field(default_factory=ReportData, compare=False, repr=False)
 
     @property
     def is_alarm(self) -> bool:
@@ -109,32 +126,11 @@ class MonitorResult:
         return self.state in UNDECIDED
 
 
-@dataclass(frozen=True, eq=False)
-class ReportData:
-    """What a report shows of a window beside the judgement.
-
-    Attributes:
-        pairs: a bounded, seeded sample of rows: of each column the reference and the window, [N] and [M] values; both
-            sides of all pairs have the same N and M.
-        artifacts: further files of the run by name, as they are to be stored.
-    """
-
-    pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
-    artifacts: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """What a kind of monitor gives for a window."""
-
-    result: MonitorResult
-    evidence: ReportData = ReportData()
-
-
 def to_document(result: MonitorResult) -> dict[str, Any]:
-    """Return the judgement as `verdict.json` and the command line have it; a number that is not finite is null."""
+    """Return the result as `verdict.json` and the command line have it; a number that is not finite is null."""
     window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
-    document: dict[str, Any] = _plain({**asdict(result), "window": window})
+    document: dict[str, Any] = _plain({**asdict(replace(result, report=ReportData())), "window": window})
+    del document["report"]
     return document
 
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
@@ -75,7 +75,7 @@ def log(judgement: MonitorResult, evidence: ReportData) -> str:
     # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
     from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
 
-    return log_result(judgement, build_report(judgement, evidence)).url
+    return log_result(judgement, build_report(replace(judgement, report=evidence))).url
 
 
 def test_the_report_is_shown_whole_in_mlflows_viewer(reader: Reader) -> None:

@@ -1,7 +1,7 @@
-"""Tells what is to be told: one message an endpoint and channel, for as long as a channel fails again and again.
+"""Send the alerts that are due: one message for each endpoint and channel, tried again for as long as a channel fails.
 
-Who was told of what stands in the store, so that any process goes on where another was killed. What was sent and not
-yet written down then is sent twice; nothing is forgotten.
+The store says which channel has had which event, so that any process continues where another was killed. A message that
+was sent and not yet recorded is then sent twice; none is lost.
 """
 
 import logging
@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.monitoring.alerts.channels import Channel, read_channels
-from mlflow_deploy_plugin.monitoring.alerts.message import build_message
+from mlflow_deploy_plugin.monitoring.alerts.channels import Channel, ChannelMessage, read_channels
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store.alerts import Alert, Alerts, Silences
 from mlflow_deploy_plugin.store.store import Store
@@ -23,30 +22,47 @@ from mlflow_deploy_plugin.store.store import Store
 _log = logging.getLogger(__name__)
 
 GROUPING_DELAY = timedelta(seconds=5)
-"""How long news of one endpoint are waited for, so that those of one round go together."""
+"""Alerts of one endpoint wait so long, so that those of one round go together."""
 _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=1)
 _MOST_TRIES = 30  # more than a day
 _CLAIM = timedelta(minutes=2)
 _AT_ONCE = 8
+_HEADS = {
+    "firing": "Alarm",
+    "worse": "Worse",
+    "still": "Still",
+    "failing": "Failing",
+    "resolved": "Over",
+    "said": "For you",
+}
+_KINDS: dict[str, Literal["info", "success", "warning", "failure"]] = {
+    "firing": "failure",
+    "worse": "failure",
+    "still": "failure",
+    "failing": "warning",
+    "resolved": "success",
+    "said": "info",
+}
+_GRAVITY = ("failure", "warning", "info", "success")
 
 
 @dataclass(frozen=True)
-class _Parcel:
-    """What one channel is told of one endpoint."""
+class _Delivery:
+    """The alerts of one endpoint that one channel gets."""
 
     channel: Channel
     alerts: Sequence[Alert]
 
 
 def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
-    """Sends what is due. Raises nothing for a channel or a configuration that fails: it is logged, and tried again by
-    a later call, after a pause that doubles.
+    """Send what is due. A channel or a configuration that fails is logged, and a later call tries again, after a pause
+    that doubles.
 
     Args:
-        wait: so old must the newest news of an endpoint be, so that those of one round go together.
+        wait: how old the newest alert of an endpoint has to be.
 
     Returns:
-        The number of messages that were taken.
+        The number of messages that channels have taken.
 
     Raises:
         StoreUnavailable: the store cannot be used.
@@ -61,22 +77,22 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
         return 0
     now = store.now()
     claimed = [one for one in (_claimed(store, alert, now) for alert in due) if one is not None]
-    parcels = _parcels(claimed, channels, now)
+    deliveries = _deliveries(claimed, channels, now)
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
-        taken = list(pool.map(lambda parcel: parcel.channel.send(build_message(parcel.alerts)), parcels))
+        taken = list(pool.map(lambda delivery: delivery.channel.send(_build_message(delivery.alerts)), deliveries))
     for alert in claimed:
-        _settle(store, alert, channels, list(zip(parcels, taken, strict=True)))
+        _settle(store, alert, channels, list(zip(deliveries, taken, strict=True)))
     return sum(taken)
 
 
 @lru_cache(maxsize=8)
 def _say_hourly(text: str, _hour: int) -> None:
-    """What is wrong is found at each call, every few seconds, for as long as nobody mends it."""
+    """Log an error once an hour: each call finds it, every few seconds, until somebody mends it."""
     _log.error("%s", text)
 
 
 def _due(store: Store, wait: timedelta) -> list[Alert]:
-    """What somebody is still to be told, but for what is silenced."""
+    """Return the alerts that some channel still has to get, without the silenced ones."""
     now = store.now()
     untold = [alert for alert in Alerts(store).recent() if not alert.detail.get("is_told", True)]
     if not untold:
@@ -95,7 +111,7 @@ def _due(store: Store, wait: timedelta) -> list[Alert]:
 
 
 def _claimed(store: Store, alert: Alert, now: datetime) -> Alert | None:
-    """The alert, for this process to tell; None where another does."""
+    """Return the alert if this process may send it; None if another process does."""
 
     def claim(found: Alert) -> Alert | None:
         if found.detail.get("is_told", True) or _is_ahead(found.detail.get("claimed_until", ""), now, _CLAIM):
@@ -105,30 +121,30 @@ def _claimed(store: Store, alert: Alert, now: datetime) -> Alert | None:
     return Alerts(store).change_one(alert.id, claim)
 
 
-def _parcels(alerts: Sequence[Alert], channels: Sequence[Channel], now: datetime) -> list[_Parcel]:
+def _deliveries(alerts: Sequence[Alert], channels: Sequence[Channel], now: datetime) -> list[_Delivery]:
     by_place: dict[tuple[str, str], tuple[Channel, list[Alert]]] = {}
     for alert in alerts:
         for channel in channels:
-            not_before = _told(alert, channel).get("not_before", "")
+            not_before = _channel_state(alert, channel).get("not_before", "")
             if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
                 by_place.setdefault((alert.endpoint, channel.id), (channel, []))[1].append(alert)
-    return [_Parcel(channel, found) for channel, found in by_place.values()]
+    return [_Delivery(channel, found) for channel, found in by_place.values()]
 
 
 def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:
-    """Whether the moment is still to come; one that is further ahead than it may be is of a clock that was wrong."""
+    """Return True if the moment is still to come. One further ahead than `most` is of a clock that was wrong."""
     return now.isoformat() < moment <= (now + most).isoformat()
 
 
-def _told(alert: Alert, channel: Channel) -> dict[str, Any]:
-    """What is known of the channel: `number` of the last news that it took, `tries` that have failed since."""
+def _channel_state(alert: Alert, channel: Channel) -> dict[str, Any]:
+    """Return the state of a channel: `number` of the last event that it took, `tries` that have failed since."""
     told: dict[str, Any] = alert.detail.get("channels", {}).get(channel.id, {})
     return told
 
 
 def _is_owed(alert: Alert, channel: Channel) -> bool:
-    """Whether the channel is still to be told; that something is over, only who was told that it began."""
-    told = _told(alert, channel)
+    """Return True if the channel still has to get the alert. Only a channel that had its begin gets its end."""
+    told = _channel_state(alert, channel)
     is_known = told.get("number", 0) > 0
     return (
         channel.takes(alert.detail.get("tags", ()))
@@ -138,14 +154,14 @@ def _is_owed(alert: Alert, channel: Channel) -> bool:
     )
 
 
-def _settle(store: Store, alert: Alert, channels: Sequence[Channel], sent: Sequence[tuple[_Parcel, bool]]) -> None:
-    """Writes down who was told, and whether that were all."""
+def _settle(store: Store, alert: Alert, channels: Sequence[Channel], sent: Sequence[tuple[_Delivery, bool]]) -> None:
+    """Record which channels have had the alert, and whether these are all."""
     now = store.now()
     number = alert.detail["number"]
     outcome = {
-        parcel.channel.id: (parcel.channel, is_taken)
-        for parcel, is_taken in sent
-        if any(one.id == alert.id for one in parcel.alerts)
+        delivery.channel.id: (delivery.channel, is_taken)
+        for delivery, is_taken in sent
+        if any(one.id == alert.id for one in delivery.alerts)
     }
 
     def settled(found: Alert) -> Alert:
@@ -178,3 +194,24 @@ def _failed(before: dict[str, Any], alert: Alert, channel: Channel, now: datetim
     else:
         _log.error("%s: %s did not take the alert %d times and is not told of it", what, channel.name, tries)
     return {**before, "tries": tries, "not_before": (now + pause).isoformat()}
+
+
+def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
+    """Return one message for alerts of one endpoint, the gravest first."""
+    ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
+    parts = ["\n".join([_head(alert), *alert.detail["lines"], *_link(alert)]) for alert in ordered]
+    first = ordered[0]
+    more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
+    return ChannelMessage(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))
+
+
+def _head(alert: Alert) -> str:
+    return f"{_HEADS[alert.detail['news']]}: monitor {alert.monitor}"
+
+
+def _link(alert: Alert) -> list[str]:
+    return [alert.detail["link"]] if alert.detail.get("link") else []
+
+
+def _kind(alert: Alert) -> Literal["info", "success", "warning", "failure"]:
+    return _KINDS[alert.detail["news"]]

@@ -65,9 +65,9 @@ def schema_findings(reference: DriftReference, window: Profile, columns: Sequenc
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
     expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
     if given is None or given.rows == 0:
-        some = sum(name not in block.columns for block in reference.pieces.blocks)
+        some = sum(name not in block.columns for block in reference.pieces.windows)
         if some:
-            reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.blocks)} windows do"
+            reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.windows)} windows do"
             return Finding(name, "presence", "no drift", reason)
         return Finding(name, "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone")
     if expected is None:

@@ -85,8 +85,8 @@ class DriftVerdict:
     reason: str = ""
     compared_rows: int = 0
     null: NullKind | None = None
-    blocks: int = 0
-    worth: float = 0.0
+    windows: int = 0
+    effective_n: float = 0.0
     p_value: float | None = None
     statistic: float | None = None
     threshold: float | None = None
@@ -190,8 +190,8 @@ def _conclude(
         state="drift" if is_drift else "no drift",
         compared_rows=groups[0].compared,
         null=pool.kind,
-        blocks=len(pool.figures),
-        worth=pool.worth / pool.persistence,
+        windows=len(pool.figures),
+        effective_n=pool.effective_n / pool.persistence,
         p_value=standing.p_value,
         statistic=standing.statistic,
         threshold=standing.threshold,
@@ -211,11 +211,11 @@ def _window_figures(groups: Sequence[ColumnGroup], start_us: int) -> Array:
 def _reason(verdict: DriftVerdict) -> str:
     alarms = [finding for finding in verdict.findings if finding.is_alarm]
     worth = (
-        f", worth {_few(verdict.worth)} independent ones"
-        if verdict.worth < needed_windows(verdict.false_alarm_rate)
+        f", worth {_few(verdict.effective_n)} independent ones"
+        if verdict.effective_n < needed_windows(verdict.false_alarm_rate)
         else ""
     )
-    told = f"p = {verdict.p_value:.3g} beside {verdict.blocks} {_NULLS[verdict.null or 'contiguous']}{worth}"
+    told = f"p = {verdict.p_value:.3g} beside {verdict.windows} {_NULLS[verdict.null or 'contiguous']}{worth}"
     if not alarms:
         return f"no column differs from the reference more than its own windows do ({told})"
     subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
@@ -233,7 +233,7 @@ _NULLS: Mapping[NullKind, str] = {
 
 def _notes(pool: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
     """Yield where the threshold comes from; and what makes more alarms than were asked for, with what would help."""
-    count, independent = len(pool.figures), pool.worth / pool.persistence
+    count, independent = len(pool.figures), pool.effective_n / pool.persistence
     is_fewer = pool.kind in ("overlapping", "bootstrap") or pool.persistence > 1
     worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
     drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
@@ -244,7 +244,7 @@ def _notes(pool: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     if independent < needed_windows(rate):
         yield (
             f"more windows than {rate:.1%} may be called drifted: those of the reference depend on each other, most in "
-            f"{pool.slowest}, and {count} that are worth {_few(independent)} support no rate below "
+            f"{pool.slowest_column}, and {count} that are worth {_few(independent)} support no rate below "
             f"{1 / (1 + independent):.1%}{advice}"
         )
     measured = pool.measured
@@ -284,8 +284,8 @@ def _figures(verdict: DriftVerdict) -> Iterator[tuple[str, float]]:
         value = getattr(verdict, name)
         if value is not None:
             yield name, value
-    yield "blocks", verdict.blocks
-    yield "independent_blocks", verdict.worth
+    yield "blocks", verdict.windows
+    yield "independent_blocks", verdict.effective_n
     yield "compared_rows", verdict.compared_rows
     yield "false_alarm_rate", verdict.false_alarm_rate
     for feature in verdict.features:

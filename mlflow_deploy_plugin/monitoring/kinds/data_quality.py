@@ -8,32 +8,32 @@ from collections.abc import Callable, Iterator, Mapping
 
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
-from mlflow_deploy_plugin.monitoring.kinds.comparison import WindowComparison, compare_window
+from mlflow_deploy_plugin.monitoring.kinds.drift import WindowComparison, compare_window
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Check, Finding, Judged, State
+from mlflow_deploy_plugin.monitoring.result import Check, Finding, MonitorResult, State
 from mlflow_deploy_plugin.spec import Requirement
 
 CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "range")
 _MOST_COLUMNS = 20
 
 
-def judge(request: WindowRequest) -> Judged:
+def judge(request: WindowRequest) -> MonitorResult:
     """Judges the quality of all columns, or of those of the spec.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
     compared = compare_window(request)
-    if isinstance(compared, Judged):
+    if isinstance(compared, MonitorResult):
         return compared
-    verdict = compared.judge(request.spec.columns)
+    verdict = compared.verdict(request.spec.columns)
     required = [finding for one in request.spec.requirements for finding in _required(compared, one)]
     checked = [one for one in verdict.findings if one.check in CHECKS]
     checked += _silent(verdict.findings, {one.subject for one in checked})
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     alarms = [one for one in (*required, *checked) if one.is_alarm]
     others = [one for one in (*required, *checked) if not one.is_alarm]
-    return compared.judged(state, reason, verdict, (*alarms, *others))
+    return compared.result(state, reason, verdict, (*alarms, *others))
 
 
 def _silent(findings: tuple[Finding, ...], told: set[str]) -> Iterator[Finding]:

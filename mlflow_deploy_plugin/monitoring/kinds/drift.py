@@ -1,18 +1,322 @@
-"""Data drift: does the window differ from the reference more than the reference's own windows differ from it?"""
+"""Data drift and prediction drift: does the window differ from the reference more than the reference's own windows do?
 
-from mlflow_deploy_plugin.monitoring.kinds.comparison import compare_window
+The verdict covers all rows of the window, from sketches. Rows themselves are read only for the report: a bounded sample
+of them, chosen by their hashes.
+
+The columns of segments stand in one null distribution with those of all rows (`drift/verdict.py`: the maximum over
+columns and segments). The stated rate of false alarms is that of all of them together, however they depend on each
+other.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log.columns import concat_tables
+from mlflow_deploy_plugin.inference_log.scan import is_answered_by
+from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference, load_segment_references
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, pair_columns, read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, window_profile, window_versions
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_to_parquet
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, coalesce_batches, merge, sketch_groups
+from mlflow_deploy_plugin.monitoring.drift.sketches.spark import spark_session, spark_window_profile
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
+from mlflow_deploy_plugin.monitoring.kinds.log_rows import ModelVersion, unreadable_notes
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Judged
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData, State
+from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, largest_values, segment_name
+from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.spec import CaptureSpec
+
+SKETCHES = "sketches.parquet"
+READ_ROWS = 100_000
+"""For a window with more rows, the report shows the rows of some of its hours."""
+_CACHE = "nulls"
+_SHOWN_ROWS = 5_000
+_SEED = 0
+_DROPPED = "capture.drop leaves it out of the log"
+_MASKED = "capture.mask writes hashes of its values into the log"
 
 
-def judge(request: WindowRequest) -> Judged:
-    """Judges every column of the window, or those of the spec: inputs and answers.
+def judge(request: WindowRequest) -> MonitorResult:
+    """Judge every column of the window, inputs and predictions, or the columns of the spec.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
     compared = compare_window(request)
-    if isinstance(compared, Judged):
+    if isinstance(compared, MonitorResult):
         return compared
-    verdict = compared.judge(request.spec.columns)
-    return compared.judged(verdict.state, verdict.reason, verdict, verdict.findings)
+    verdict = compared.verdict(request.spec.columns)
+    return compared.result(verdict.state, verdict.reason, verdict, verdict.findings)
+
+
+def judge_predictions(request: WindowRequest) -> MonitorResult:
+    """Judge the columns of predictions: `prediction` and `output.…`, or those of them that the spec names.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    compared = compare_window(request)
+    if isinstance(compared, MonitorResult):
+        return compared
+    chosen = request.spec.columns
+    columns = tuple(name for name in compared.names if _is_prediction(name) and (not chosen or name in chosen))
+    if not columns:
+        among = f"; columns names {', '.join(chosen)}" if chosen else ""
+        return request.not_judged(
+            f"neither the window nor the reference has a column of answers (prediction, output.…){among}",
+            model=compared.version[0],
+            version=compared.version[1],
+            rows=compared.profile.rows,
+            notes=compared.notes,
+        )
+    verdict = compared.verdict(columns)
+    return compared.result(verdict.state, verdict.reason, verdict, verdict.findings)
+
+
+def _is_prediction(name: str) -> bool:
+    return name.partition(".")[0] == PREDICTION or name.startswith(OUTPUT_PREFIX)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowComparison:
+    """A window and what it is compared with.
+
+    Attributes:
+        reference: None if there is none; then `missing_reason` says why.
+        profile: all rows that the version answered in the window.
+        segments: the profiles of the segments by name.
+        excluded: columns that neither side has, because the log does not hold their values, and the reason.
+    """
+
+    request: WindowRequest
+    version: ModelVersion
+    reference: DriftReference | None
+    missing_reason: str
+    profile: Profile
+    segments: Mapping[str, SegmentProfiles]
+    notes: tuple[str, ...]
+    excluded: Mapping[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """Every column of either side."""
+        known = {*self.profile.columns, *self.excluded}
+        if self.reference is not None:
+            known |= {*self.reference.bins, *self.reference.pieces.total.columns}
+        return sorted(known)
+
+    def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
+        """Return the verdict on some columns; empty means all. Without a reference nothing is judged."""
+        request = self.request
+        if self.reference is None:
+            reasons = dict.fromkeys(self.names, self.missing_reason)
+            findings = _not_judged(reasons, columns)
+            rate = request.spec.false_alarm_rate
+            return DriftVerdict("not judged", self.profile.rows, 0, rate, self.missing_reason, findings=findings)
+        request.progress(f"comparing {self.profile.rows:,} rows with the reference's own windows")
+        verdict = judge_profile(
+            self.reference,
+            self.profile,
+            request.window.start_us,
+            request.spec.model_copy(update={"columns": columns}),
+            request.settings.cache_path / _CACHE,
+            self.segments,
+        )
+        return replace(verdict, findings=(*verdict.findings, *_not_judged(self.excluded, columns)))
+
+    def result(self, state: State, reason: str, verdict: DriftVerdict, findings: tuple[Finding, ...]) -> MonitorResult:
+        """Return the result with the data of its report."""
+        request, (model, version) = self.request, self.version
+        notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
+        subjects = {finding.subject for finding in findings}
+        pairs = self._report_pairs(subjects) if state != "not judged" else ()
+        return request.result(
+            state,
+            reason,
+            model=model,
+            version=version,
+            model_id=self.reference.model_id if self.reference else "",
+            rows=self.profile.rows,
+            findings=findings,
+            figures=verdict.figures,
+            notes=tuple(dict.fromkeys((*notes, *unreadable_notes(request.log)))),
+            report=ReportData(pairs, {SKETCHES: profile_to_parquet(self.profile)}),
+        )
+
+    def _report_pairs(self, subjects: set[str]) -> list[tuple[ColumnValues, ColumnValues]]:
+        """Return rows for the report: those of the version, in the columns that were judged."""
+        rows = list(self._report_rows())
+        if not rows or self.reference is None:
+            return []
+        sample = self.reference.sample
+        if len(sample) > _SHOWN_ROWS:
+            chosen = np.random.default_rng(_SEED).choice(len(sample), _SHOWN_ROWS, replace=False)
+            sample = sample.take(pa.array(np.sort(chosen)))
+        pairs, _ = pair_columns(read_columns(sample)[0], read_columns(concat_tables(rows))[0])
+        return [pair for pair in pairs if pair[0].name in subjects]
+
+    def _report_rows(self) -> Iterator[pa.Table]:
+        """Yield about `_SHOWN_ROWS` rows at most; for a large window those of some of its hours."""
+        request = self.request
+        parts = _some_hours(request, self.profile.rows) if self.profile.rows > READ_ROWS else [request.window]
+        for part in parts:
+            rows = request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
+            if rows is not None and (rows.model, rows.version) == self.version:
+                yield rows.table
+
+
+def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(name, "distribution", "not judged", reason)
+        for name, reason in reasons.items()
+        if not columns or name in columns
+    )
+
+
+def _some_hours(request: WindowRequest, rows: int) -> list[Window]:
+    """Return as many of the window's hours as have about `READ_ROWS` rows; the same ones each time."""
+    window = request.window
+    hours = request.log.hours(request.endpoint, window)
+    count = math.ceil(len(hours) * READ_ROWS / rows)
+    chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), min(count, len(hours)), replace=False))
+    picked = [hours[place] for place in chosen]
+    return [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
+
+
+def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
+    """Return the window and its reference as sketches, or the result of a window without rows.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    log, window = request.log, request.window
+    versions = window_versions(log, request.endpoint, window)
+    if not versions:
+        return request.not_judged("the window has no rows", notes=tuple(unreadable_notes(log)))
+    version, *others = versions
+    notes = [
+        f"{versions[other]:,} rows of the window were answered by {other[0]} version {other[1]} and are left out"
+        for other in others
+    ]
+    reference, missing_reason = None, ""
+    request.progress(f"reading the reference, {request.spec.reference}")
+    try:
+        reference = load_reference(request, *version)
+    except (InvalidArtifact, InvalidConfig, NotFound) as error:
+        missing_reason = error.message
+    bins, key = (reference.bins, reference.bins_key) if reference else ({}, "none")
+    request.progress(f"reading {versions[version]:,} rows of the window")
+    store = SketchStore(log, request.endpoint, bins, key)
+    if request.engine == "spark":
+        profile = spark_window_profile(spark_session(), store, *version, window)
+    else:
+        profile = window_profile(store, *version, window)
+    columns = {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
+    excluded = excluded_columns(request.capture, columns)
+    profile = _profile_without(profile, excluded)
+    segments: Mapping[str, SegmentProfiles] = {}
+    if reference is not None:
+        reference = _reference_without(reference, excluded)
+        segments, segment_notes = _segment_profiles(request, version, reference)
+        notes += segment_notes
+    return WindowComparison(request, version, reference, missing_reason, profile, segments, tuple(notes), excluded)
+
+
+def excluded_columns(capture: CaptureSpec, columns: Iterable[str]) -> dict[str, str]:
+    """Return the columns that are not judged, and the reason: `capture.drop` or `capture.mask` names them.
+
+    Their values in the log differ from any reference by intention. The parts of a vector (`output.probabilities.0`)
+    are excluded with it.
+    """
+    reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
+    found = {}
+    for column in columns:
+        name = next((name for name in reasons if column == name or column.startswith(f"{name}.")), None)
+        if name is not None:
+            found[column] = reasons[name]
+    return found
+
+
+def _reference_without(reference: DriftReference, columns: Mapping[str, str]) -> DriftReference:
+    if not columns:
+        return reference
+    pieces = reference.pieces
+    return replace(
+        reference,
+        bins={name: bins for name, bins in reference.bins.items() if name not in columns},
+        pieces=replace(
+            pieces,
+            windows=tuple(_profile_without(window, columns) for window in pieces.windows),
+            steps=tuple(_profile_without(step, columns) for step in pieces.steps),
+            total=_profile_without(pieces.total, columns),
+            lagged=None if pieces.lagged is None else _profile_without(pieces.lagged, columns),
+        ),
+    )
+
+
+def _profile_without(profile: Profile, columns: Mapping[str, str]) -> Profile:
+    return Profile(profile.rows, {name: one for name, one in profile.columns.items() if name not in columns})
+
+
+def _segment_profiles(
+    request: WindowRequest, version: ModelVersion, reference: DriftReference
+) -> tuple[dict[str, SegmentProfiles], list[str]]:
+    """Return the largest segments by each column of `segment_by`, and a line for each that is left out."""
+    segments: dict[str, SegmentProfiles] = {}
+    notes: list[str] = []
+    sample = reference.sample
+    for column in request.spec.segment_by:
+        if column not in sample.column_names or as_texts(sample.column(column)) is None:
+            notes.append(f"segments: the reference has no column {column!r} to tell rows by")
+            continue
+        values, left_out = _segment_values(request, version, column)
+        notes += left_out
+        profiles = _profiles_by_value(request, version, column, values, reference)
+        references = load_segment_references(request, *version, reference, column, values)
+        for value, own, profile in zip(values, references, profiles, strict=True):
+            segments[segment_name(column, value)] = SegmentProfiles(own, profile)
+    return segments, notes
+
+
+def _segment_values(request: WindowRequest, version: ModelVersion, column: str) -> tuple[list[str], list[str]]:
+    """Return the values that have enough rows, the most frequent first, and a line for each that is left out."""
+    counts = Counter[str]()
+    for batch in _version_rows(request, version, (column, "_model", "_version")):
+        texts = as_texts(batch.column(column)) if column in batch.column_names else None
+        if texts is not None:
+            counts.update(count_texts(texts))
+    if not counts:
+        return [], [f"segments: the window has no values of {column!r} to tell rows by"]
+    return largest_values(counts, column, request.spec.min_rows)
+
+
+def _profiles_by_value(
+    request: WindowRequest, version: ModelVersion, column: str, values: Sequence[str], reference: DriftReference
+) -> list[Profile]:
+    """Return a profile of the window's rows for each value, all from one pass."""
+    found: list[list[Profile]] = [[] for _ in values]
+    wanted = pa.array(values, pa.string())
+    for table in coalesce_batches(_version_rows(request, version, None)):
+        texts = as_texts(table.column(column)) if column in table.column_names else None
+        if texts is None or not values:
+            continue
+        places = np.asarray(pc.fill_null(pc.index_in(texts, value_set=wanted), -1)).astype(np.int64)
+        inside = places >= 0
+        profiles = sketch_groups(reference.bins, table.filter(pa.array(inside)), places[inside], len(values))
+        for place, profile in enumerate(profiles):
+            found[place].append(profile)
+    return [merge(profiles) for profiles in found]
+
+
+def _version_rows(request: WindowRequest, version: ModelVersion, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    for batch in request.log.batches(request.endpoint, request.window, columns):
+        yield batch.filter(pa.array(is_answered_by(batch, *version)))

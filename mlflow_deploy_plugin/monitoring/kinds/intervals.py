@@ -53,7 +53,7 @@ class MetricInterval:
     high: float
     rows: int
     method: Method
-    worth: float
+    effective_n: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Sampling:
         """Return the weights, [N], of mean 1."""
         return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
-    def worth(self, influence: Array) -> float:
+    def effective_n(self, influence: Array) -> float:
         """How many independent rows the rows are worth for a figure; at most as many as they are.
 
         Args:
@@ -113,10 +113,10 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
     weights = sampling.shares(count)
     part = min(float(weights @ hits) / count, 1.0)
     influence = weights * (hits - part)
-    worth = sampling.worth(influence) * _evenness(weights)
+    worth = sampling.effective_n(influence) * _evenness(weights)
     if sampling.weights is not None and 0 < part < 1:
         # where heavy rows miss more often than light ones, the variance is above what the weights alone make of it
-        worth = min(worth, sampling.worth(influence) * part * (1 - part) / float(np.square(influence).mean()))
+        worth = min(worth, sampling.effective_n(influence) * part * (1 - part) / float(np.square(influence).mean()))
     return wilson_interval(name, part * count, count, sampling.confidence, worth)
 
 
@@ -149,7 +149,7 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
-    worth = sampling.worth(weights[:, 0] * ((rows - mean) @ _slopes(figure, mean, rows.std(axis=0))))
+    worth = sampling.effective_n(weights[:, 0] * ((rows - mean) @ _slopes(figure, mean, rows.std(axis=0))))
     size = max(round(worth), 1)
     rng = np.random.default_rng(sampling.seed)
     drawn_rows = np.hstack([weights * rows, weights])
@@ -214,7 +214,7 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
         areas.append(area)
         influence += own / is_positive.shape[1]
     value = float(np.mean(areas))
-    worth = sampling.worth(influence)
+    worth = sampling.effective_n(influence)
     deviation = math.sqrt(float(np.square(influence).mean()) / worth)
     worth *= _evenness(weights)
     z = float(norm.ppf((1 + sampling.confidence) / 2))

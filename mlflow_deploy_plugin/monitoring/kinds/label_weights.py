@@ -87,7 +87,7 @@ class LabelWeights:
         return replace(self, weights=None, unknown=~self.rows)
 
     @property
-    def worth(self) -> float:
+    def effective_n(self) -> float:
         """Return how many labelled rows of equal weight they are worth (Kish, Survey Sampling, 1965)."""
         return float(self.rows.sum()) if self.weights is None else _worth(self.weights[self.rows])
 

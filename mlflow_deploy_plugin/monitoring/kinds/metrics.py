@@ -124,7 +124,7 @@ def _macro(name: str, truth: Array, answers: ClassPredictions, sampling: Samplin
     shares = counts / len(truth)
     total = np.maximum(shares @ below, EPSILON)
     slopes = ((is_true * is_called - shares @ (is_true * is_called) / total * below) / total).mean(axis=1)
-    worth = sampling.worth(weights * slopes[inverse]) / float(np.square(weights).mean())
+    worth = sampling.effective_n(weights * slopes[inverse]) / float(np.square(weights).mean())
     return bootstrap_counts_interval(name, counts, figure, worth, sampling)
 
 

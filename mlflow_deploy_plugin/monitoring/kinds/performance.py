@@ -14,8 +14,8 @@ from mlflow_deploy_plugin.monitoring.kinds.estimates import (
 )
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.monitoring.kinds.log_rows import row_notes, version_artifact
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, Metrics
-from mlflow_deploy_plugin.monitoring.kinds.notes import row_notes
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, quote_names, read_predictions
 from mlflow_deploy_plugin.monitoring.kinds.requirements import (
     bonferroni_confidence,
@@ -24,9 +24,8 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
     overall_state,
     sort_criteria,
 )
-from mlflow_deploy_plugin.monitoring.kinds.versions import version_artifact
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Finding, Judged
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import Segment, find_segments
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.spec import REGRESSION
@@ -60,7 +59,7 @@ class _Window:
         return CLASSIFICATION if self.answered.classified is not None else REGRESSION
 
 
-def judge(request: WindowRequest) -> Judged:
+def judge(request: WindowRequest) -> MonitorResult:
     """Judges what is required on the labelled rows; with fewer than `min_rows` of them, on what may be expected.
 
     Raises:
@@ -89,7 +88,7 @@ def affordable_rows(request: WindowRequest) -> int:
     return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
 
 
-def _judged_by_labels(window: _Window) -> Judged:
+def _judged_by_labels(window: _Window) -> MonitorResult:
     spec, table = window.request.spec, window.rows.table
     segments, segment_notes = find_segments(table, spec.segment_by, spec.min_rows, window.labelled.rows)
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
@@ -103,7 +102,7 @@ def _judged_by_labels(window: _Window) -> Judged:
         findings += _findings(window, of_segment, confidence, segment)
     figures = _figures(window, measured)
     if labelled.weights is not None:
-        figures["effective_sample_size"] = labelled.worth
+        figures["effective_sample_size"] = labelled.effective_n
     notes = (*_label_notes(window), *label_notes, *segment_notes)
     return _conclusion(window, findings, figures, notes)
 
@@ -129,7 +128,8 @@ def _trusted(window: _Window) -> tuple[LabelWeights, list[str]]:
     unknown = int(labelled.unknown.sum())
     said = ""
     if labelled.weights is not None:
-        said = f"; they are weighted by how often such rows have one, and worth {labelled.worth:,.0f} of equal weight"
+        worth = f"{labelled.effective_n:,.0f}"
+        said = f"; they are weighted by how often such rows have one, and worth {worth} of equal weight"
     if unknown:
         said += f"; of {unknown:,} rows without a label hardly one like them has any, and any is possible for them"
     if labelled.is_selected and departs is None:
@@ -137,13 +137,13 @@ def _trusted(window: _Window) -> tuple[LabelWeights, list[str]]:
     return labelled, [f"{unlike} ({tests}){said}", *notes]
 
 
-def _judged_by_nothing(window: _Window, reason: str) -> Judged:
+def _judged_by_nothing(window: _Window, reason: str) -> MonitorResult:
     requirements = window.request.spec.requirements
     findings = [Finding(one.name, "criterion", "not judged", reason, None, one.value) for one in requirements]
     return _conclusion(window, findings, _figures(window, {}), ())
 
 
-def _judged_by_estimate(window: _Window) -> Judged:
+def _judged_by_estimate(window: _Window) -> MonitorResult:
     """What the labels cannot say yet."""
     spec = window.request.spec
     if window.rows.rows < spec.min_rows:
@@ -238,19 +238,17 @@ def _odd_labels(answered: Predictions) -> Iterator[str]:
 
 def _conclusion(
     window: _Window, findings: list[Finding], figures: Mapping[str, float], notes: tuple[str, ...]
-) -> Judged:
+) -> MonitorResult:
     rows = window.rows
     state, reason = overall_state(findings)
-    return Judged(
-        window.request.result(
-            state,
-            reason,
-            model=rows.model,
-            version=rows.version,
-            model_id=window.artifact.model_id if window.artifact else "",
-            rows=rows.rows,
-            findings=sort_criteria(findings),
-            figures=figures,
-            notes=(*window.notes, *notes),
-        )
+    return window.request.result(
+        state,
+        reason,
+        model=rows.model,
+        version=rows.version,
+        model_id=window.artifact.model_id if window.artifact else "",
+        rows=rows.rows,
+        findings=sort_criteria(findings),
+        figures=figures,
+        notes=(*window.notes, *notes),
     )

@@ -85,7 +85,9 @@ def sort_criteria(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 def _reason(requirement: Requirement, measured: MetricInterval, confidence: float, state: State) -> str:
     interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
-    fewer = f" (worth {measured.worth:,.0f} independent ones)" if measured.worth < 0.9 * measured.rows else ""
+    fewer = (
+        f" (worth {measured.effective_n:,.0f} independent ones)" if measured.effective_n < 0.9 * measured.rows else ""
+    )
     said = f"{measured.value:.4g} on {measured.rows:,} rows{fewer}, {interval}; required is {requirement.text}"
     return f"{said}, which lies within the interval" if state == "cannot tell" else said
 

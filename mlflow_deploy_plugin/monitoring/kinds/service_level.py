@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson_interval
-from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.log_rows import ModelVersion, count_versions, most_first, unreadable_notes
 from mlflow_deploy_plugin.monitoring.kinds.requirements import (
     bonferroni_confidence,
     criterion_finding,
@@ -28,9 +28,8 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
     overall_state,
     sort_criteria,
 )
-from mlflow_deploy_plugin.monitoring.kinds.versions import ModelVersion, count_versions, most_first
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Finding, Judged
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import MAX_SEGMENTS, as_texts, segment_name
 from mlflow_deploy_plugin.spec import Requirement
 
@@ -85,7 +84,7 @@ class _Tally:
         return math.exp(place * _GROWTH) / 1e6
 
 
-def judge(request: WindowRequest) -> Judged:
+def judge(request: WindowRequest) -> MonitorResult:
     """Judges what the endpoint did to every request whose rows are in the log, whichever version answered it.
 
     Raises:
@@ -110,17 +109,15 @@ def judge(request: WindowRequest) -> Judged:
     for name, tally in segments.items():
         findings += _findings(spec.requirements, tally, confidence, name)
     state, reason = overall_state(findings)
-    return Judged(
-        request.result(
-            state,
-            reason,
-            model=model,
-            version=version,
-            rows=total.requests,
-            findings=sort_criteria(findings),
-            figures=dict(_figures(spec.requirements, total)),
-            notes=(*notes, *segment_notes),
-        )
+    return request.result(
+        state,
+        reason,
+        model=model,
+        version=version,
+        rows=total.requests,
+        findings=sort_criteria(findings),
+        figures=dict(_figures(spec.requirements, total)),
+        notes=(*notes, *segment_notes),
     )
 
 

@@ -18,7 +18,12 @@ from mlflow_deploy_plugin.inference_log.dedup import combine_hashes, hash_texts
 from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling, share_interval
-from mlflow_deploy_plugin.monitoring.kinds.notes import unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.log_rows import (
+    ModelVersion,
+    count_versions,
+    unreadable_notes,
+    version_artifact,
+)
 from mlflow_deploy_plugin.monitoring.kinds.requirements import (
     bonferroni_confidence,
     criterion_finding,
@@ -26,9 +31,8 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
     overall_state,
     sort_criteria,
 )
-from mlflow_deploy_plugin.monitoring.kinds.versions import ModelVersion, count_versions, version_artifact
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Finding, Judged
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
 from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
@@ -60,7 +64,7 @@ class _Compared:
         return comparable
 
 
-def judge(request: WindowRequest) -> Judged:
+def judge(request: WindowRequest) -> MonitorResult:
     """Judges the share of rows on which each shadow variant disagrees with what was answered.
 
     Raises:
@@ -93,17 +97,15 @@ def judge(request: WindowRequest) -> Judged:
             reason = f"no shadow {requirement.of!r} has computed a row of the window; there are {', '.join(compared)}"
             findings.append(criterion_finding(requirement, reason, confidence))
     state, reason = overall_state(findings)
-    return Judged(
-        request.result(
-            state,
-            reason,
-            model=model,
-            version=version,
-            rows=len(answered),
-            findings=sort_criteria(findings),
-            figures=figures,
-            notes=(*notes, *segment_notes),
-        )
+    return request.result(
+        state,
+        reason,
+        model=model,
+        version=version,
+        rows=len(answered),
+        findings=sort_criteria(findings),
+        figures=figures,
+        notes=(*notes, *segment_notes),
     )
 
 

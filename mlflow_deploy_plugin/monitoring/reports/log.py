@@ -1,22 +1,21 @@
-"""A judgement in MLflow: one run with the report, and what leads to it from the model version.
+"""A result in MLflow: one run with the report, one run for all windows of the monitor, and tags of the model version.
 
-A window's run is found by its tags endpoint, monitor, window start and revision: after a crash the next one goes on
-with it, and a window that is judged again overwrites it. It is none of an earlier endpoint of the name.
+A window's run is found by its tags endpoint, monitor, window start and revision. After a crash the next process
+continues it, and a window that is judged again overwrites it. Runs of an earlier endpoint of the name are not taken.
 """
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
 from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE, embed_picture
-from mlflow_deploy_plugin.monitoring.reports.series import log_series
 from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, draw_trend, trend_lines
-from mlflow_deploy_plugin.monitoring.reports.versions import link_report_to_version
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import (
     MAX_TAG_LENGTH,
@@ -24,35 +23,45 @@ from mlflow_deploy_plugin.registry import (
     IdempotentRun,
     LoggedRun,
     log_metrics,
+    project_run_id,
     registry_client,
     registry_errors,
+    tag_version,
     unavailable_message,
+    write_description_section,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
+KIND_TAG = "onnxserve.kind"
 START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
 CREATED_TAG = "onnxserve.endpoint.created"
 TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
-"""Of a run with other bounds than the monitor's: which, and what was found. It has no `VERDICT_TAG`: whoever looks for
-what the monitor has found does not find it."""
+"""Tags of a run with other bounds than the monitor's: the bounds, and what was found. It has no `VERDICT_TAG`, so that
+a search for the monitor's verdicts does not find it."""
+SERIES_TAG, SERIES_UNTIL_TAG = "onnxserve.series", "onnxserve.series.until"
+PREFIX = "onnxserve.monitor."
+"""Tags of a model version: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names have dots in them, and no slash."""
+_WINDOW, _REPORT = "/window", "/report"
+_MOST_REPORTS = 10
+_MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Sequence[PastWindow] = ()) -> LoggedRun:
-    """Logs the run, and tags the registered version with the verdict and where the report is; of bounds that were only
-    tried the run alone.
+    """Log the run, and tag the registered version with the verdict and the place of the report.
 
-    It is the run of the MLflow project that this process belongs to (`mlflow run . -e drift`), else the one in the
-    experiment `onnxserve/ENDPOINT` that this revision of the window has, or a new one.
+    The run is that of the MLflow project that this process belongs to (`mlflow run . -e drift`), else the one in the
+    experiment `onnxserve/ENDPOINT` that this revision of the window has, or a new one. For bounds that were only tried
+    nothing but the run is logged.
 
     Args:
         files: artifacts by name; the picture of the last windows is added.
         past: the windows of this monitor before this one.
 
     Raises:
-        RegistryUnavailable: MLflow does not answer. What was begun is gone on with by the next call.
+        RegistryUnavailable: MLflow does not answer. The next call continues what was begun.
     """
     figures = to_metrics(result)
 
@@ -73,19 +82,20 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Se
         created,
     ).log(" ".join(filter(None, name)), _tags(result), log_content)
     if not result.tried:
-        log_series(result, figures, created)
-        link_report_to_version(result, report_link(run))
+        _log_series(result, figures, created)
+        _link_report_to_version(result, report_link(run))
     return run
 
 
 def report_link(run: LoggedRun) -> str:
-    """The page of the report in MLflow, else where the artifact is."""
+    """Return the address of the report in MLflow, else the path of the artifact."""
     return f"{run.url}/artifacts/{PAGE}" if run.url else f"{run.run_id}/{PAGE}"
 
 
 def past_windows(result: MonitorResult) -> list[PastWindow]:
-    """Return the newest windows of this monitor before this one, and as long, as their runs tell; of each the last
-    revision. Those of an earlier endpoint of the name are none of them.
+    """Return the newest windows of this monitor before this one, by their runs in MLflow; of each the last revision.
+
+    They have the length of this window. Windows of an earlier endpoint of the same name are not among them.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -158,9 +168,87 @@ def _identity(result: MonitorResult) -> dict[str, str]:
 
 def _tags(result: MonitorResult) -> dict[str, str]:
     return {
-        "onnxserve.kind": result.kind,
+        KIND_TAG: result.kind,
         "onnxserve.model": result.model,
         "onnxserve.version": result.version,
         END_TAG: result.window.end.isoformat(),
         "onnxserve.reason": result.reason[:MAX_TAG_LENGTH],
     }
+
+
+def _log_series(result: MonitorResult, figures: Mapping[str, float], optional_identity: Mapping[str, str]) -> None:
+    """Add the window's metrics to the run that has all windows of the monitor; doing it again changes nothing.
+
+    MLflow draws the metrics of one run over time, and of the run of a single window only a point. Here each metric
+    stands at the window's end, with the number of the window as the step.
+
+    Args:
+        optional_identity: as in `IdempotentRun`.
+    """
+    if project_run_id():
+        return  # there, everything would go to the run of the project
+    end, length = result.window.end_us, result.window.end_us - result.window.start_us
+
+    def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
+        log_metrics(client, run_id, "", islice(figures.items(), _MOST_METRICS), end // 1000, end // length)
+
+    IdempotentRun(
+        f"the experiment of endpoint {result.endpoint}",
+        f"onnxserve/{result.endpoint}",
+        {ENDPOINT_TAG: result.endpoint, MONITOR_TAG: result.monitor, SERIES_TAG: "windows"},
+        (SERIES_UNTIL_TAG, result.window.end.isoformat()),
+        optional_identity,
+    ).log(f"{result.monitor}: all windows", {KIND_TAG: result.kind}, log_content)
+
+
+def _link_report_to_version(result: MonitorResult, report: str) -> None:
+    """Tag the registered version with state, window and report of the monitor's newest window, and list them in its
+    description. A version that was served from a folder or a run has no page in the registry.
+    """
+    if not result.version.isdigit():
+        return
+    model, version = result.model, result.version
+    tag = f"{PREFIX}{result.endpoint}/{result.monitor}"
+    try:
+        with registry_errors(f"model {model} version {version}"):
+            tags = dict(registry_client().get_model_version(model, version).tags)
+        if _is_newer(tags.get(f"{tag}{_WINDOW}", ""), result):
+            return
+        tags_to_write = {
+            f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
+            f"{tag}{_REPORT}": report,
+            tag: result.state,  # last: whoever sees it finds the rest
+        }
+        for attempt in (1, 2):
+            try:
+                for name, value in tags_to_write.items():
+                    tag_version(model, version, name, value)
+                break
+            except RegistryUnavailable:  # MLflow fails if two set a new tag at the same time; now it is there
+                if attempt == 2:
+                    raise
+        write_description_section(model, version, _report_table({**tags, **tags_to_write}))
+    except NotFound:
+        return  # deleted since it answered: the run stands
+
+
+def _is_newer(window: str, result: MonitorResult) -> bool:
+    """Return True if the tag's window begins after the judged one: a window that was judged late changes nothing."""
+    try:
+        return datetime.fromisoformat(window.partition("/")[0]) > result.window.start
+    except ValueError:
+        return False
+
+
+def _report_table(tags: dict[str, str]) -> list[str]:
+    """Return a table in Markdown, the newest window first."""
+    monitors = [name.removesuffix(_WINDOW) for name in tags if name.startswith(PREFIX) and name.endswith(_WINDOW)]
+    monitors.sort(key=lambda name: tags[name + _WINDOW], reverse=True)
+    rows = []
+    for name in monitors[:_MOST_REPORTS]:
+        start, _, end = tags[name + _WINDOW].partition("/")
+        report = tags.get(name + _REPORT, "")
+        link = f"[report]({report})" if report.startswith(("http://", "https://")) else f"`{report}`"
+        shown = name.removeprefix(PREFIX).replace("/", ", ")
+        rows.append(f"| {shown} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |")
+    return ["| monitor | verdict | window (UTC) | |", "| --- | --- | --- | --- |", *rows]

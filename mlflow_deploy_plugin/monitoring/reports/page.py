@@ -1,12 +1,23 @@
-"""The page of a judged window: it stands alone, and MLflow shows it in a sandboxed frame."""
+"""The files of a report: the page, every finding as JSON, and the artifacts of the monitor's kind.
+
+The page needs no other file, since MLflow shows it in a sandboxed frame.
+"""
 
 import base64
 import html
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport
-from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, Finding, MonitorResult, format_time
+from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
+from mlflow_deploy_plugin.monitoring.result import (
+    ALARMS,
+    UNDECIDED,
+    Finding,
+    MonitorResult,
+    format_time,
+    to_document,
+)
 
 PAGE, PICTURE = "report.html", "trend.png"
 _PICTURE_HERE = "<!-- picture of the last windows -->"
@@ -25,10 +36,33 @@ _STYLE = """
 .onnxserve .open, .onnxserve .note { color: #666 } .onnxserve img { max-width: 100% }
 .onnxserve summary { cursor: pointer }
 """
+DOCUMENT, EVIDENTLY = "verdict.json", "evidently.json"
+LARGEST_PAGE = 6_000_000
+"""Bytes; MLflow's viewer takes a page as one text into a frame, and becomes slow beyond."""
+_MOST_COLUMNS = 30  # drawn in some ten seconds
+
+
+def build_report(result: MonitorResult) -> Mapping[str, str | bytes]:
+    """Return the files of the run by name: text, or bytes as they are to be stored.
+
+    Evidently draws the rows of the report if there are any. If it fails, the page says why and has everything else.
+    """
+    columns, drawn = _MOST_COLUMNS, EvidentlyReport()
+    while result.report.pairs and result.state != "not judged":
+        drawn = draw_columns(result, result.report.pairs, columns)
+        if len(drawn.page) <= LARGEST_PAGE * 0.9 or columns <= 1:
+            break
+        columns //= 2
+    files: dict[str, str | bytes] = dict(result.report.artifacts)
+    files[PAGE] = render_page(result, drawn)
+    files[DOCUMENT] = json.dumps(to_document(result), indent=1, allow_nan=False)
+    if drawn.figures:
+        files[EVIDENTLY] = drawn.figures
+    return files
 
 
 def render_page(result: MonitorResult, drawn: EvidentlyReport) -> str:
-    """The verdict, every finding and what Evidently has drawn."""
+    """Return the page with the verdict, every finding and the charts of Evidently."""
     page = drawn.page or _EMPTY
     start = page.find("<body")
     end = page.find(">", start) + 1
@@ -36,7 +70,7 @@ def render_page(result: MonitorResult, drawn: EvidentlyReport) -> str:
 
 
 def embed_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[str, str | bytes]:
-    """The files with the picture of the last windows: as a file, and within the page, which can fetch nothing."""
+    """Return the files with the picture of the last windows, also within the page, which can fetch nothing."""
     page = files.get(PAGE)
     if not picture:
         return files
@@ -48,7 +82,7 @@ def embed_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[s
 
 
 def summary(result: MonitorResult) -> str:
-    """What was judged and why it is so, in a sentence or two."""
+    """Return what was judged and the reason of the state, in a sentence or two."""
     return f"{result.reason.rstrip('.') or f'{result.rows:,} rows of the window were judged'}."
 
 
@@ -120,7 +154,7 @@ def _number(value: float | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """What stands in verdict.json as a whole: names may be of any length, and the page has to stay small."""
+    """Return the text, shortened so that the page stays small; verdict.json has it whole."""
     return _text(text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…")
 
 

@@ -86,7 +86,7 @@ def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_pa
 def test_what_the_verdict_stands_on_is_told(days):
     verdict = verdict_on(window(), days)
 
-    assert (verdict.state, verdict.null, verdict.blocks) == ("no drift", "contiguous", DAYS)
+    assert (verdict.state, verdict.null, verdict.windows) == ("no drift", "contiguous", DAYS)
     assert verdict.measured_false_alarm_rate == verdict.figures["measured_false_alarm_rate"] <= 0.1
     assert (
         "nominal 0.05, from 59 windows of the reference; measured forward in time, on its later 30 windows, judged by "
@@ -283,7 +283,7 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, nu
     assert (first.state, second.state) == ("no drift", "drift")
     assert first.null == null
     assert second.findings[0].subject == "temperature"
-    assert f"worth {first.worth:.0f} independent ones" in first.notes[0]
+    assert f"worth {first.effective_n:.0f} independent ones" in first.notes[0]
     assert re.search(told, first.notes[0])
 
 

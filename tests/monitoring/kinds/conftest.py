@@ -17,7 +17,7 @@ import yaml
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Finding, Judged
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
@@ -133,13 +133,13 @@ def desk(tmp_path: Path) -> Desk:
 def found() -> Callable[..., Finding]:
     """Of what was judged, what was found of a subject."""
 
-    def find(judged: Judged, subject: str, check: str | None = None, segment: str = "") -> Finding:
+    def find(judged: MonitorResult, subject: str, check: str | None = None, segment: str = "") -> Finding:
         chosen = [
             one
-            for one in judged.result.findings
+            for one in judged.findings
             if (one.subject, one.segment) == (subject, segment) and check in (None, one.check)
         ]
-        assert len(chosen) == 1, judged.result.findings
+        assert len(chosen) == 1, judged.findings
         return chosen[0]
 
     return find

@@ -13,17 +13,17 @@ import pytest
 
 from mlflow_deploy_plugin.inference_log.reader import open_log
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_from_parquet
-from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, prediction
-from mlflow_deploy_plugin.monitoring.kinds.comparison import SKETCHES
-from mlflow_deploy_plugin.monitoring.result import Judged
+from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift
+from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.spec import CaptureSpec
 from tests.support.inference_log import ENDPOINT, event_table
 
 from .conftest import CLASSIFIER, DAY
 
-KINDS: dict[str, Callable[..., Judged]] = {
+KINDS: dict[str, Callable[..., MonitorResult]] = {
     "drift": drift.judge,
-    "prediction_drift": prediction.judge,
+    "prediction_drift": drift.judge_predictions,
     "data_quality": data_quality.judge,
 }
 REFERENCE_DAYS = 40
@@ -65,12 +65,14 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def ask(desk, reference, cache) -> Callable[..., Judged]:
+def ask(desk, reference, cache) -> Callable[..., MonitorResult]:
     """What a kind says of one day with these rows."""
     desk.serve(CLASSIFIER, reference)
     desk.settings.cache_path.symlink_to(cache)
 
-    def asked(rows: dict[str, Any], kind: str = "drift", withheld: CaptureSpec | None = None, **spec: Any) -> Judged:
+    def asked(
+        rows: dict[str, Any], kind: str = "drift", withheld: CaptureSpec | None = None, **spec: Any
+    ) -> MonitorResult:
         if len(next(iter(rows.values()))):
             desk.answer(rows)
         request = desk.ask(kind=kind, **{"min_rows": 100, **spec})
@@ -79,27 +81,27 @@ def ask(desk, reference, cache) -> Callable[..., Judged]:
     return asked
 
 
-def states(judged: Judged) -> dict[tuple[str, str], str]:
-    return {(one.subject, one.check): one.state for one in judged.result.findings}
+def states(judged: MonitorResult) -> dict[tuple[str, str], str]:
+    return {(one.subject, one.check): one.state for one in judged.findings}
 
 
 def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(ask, desk, found) -> None:
     calm = ask(day(100))
     shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)))
 
-    assert (calm.result.state, calm.result.rows) == ("no drift", ROWS)
-    assert shifted.result.state == "drift"
+    assert (calm.state, calm.rows) == ("no drift", ROWS)
+    assert shifted.state == "drift"
     assert found(shifted, "temp", "distribution").is_alarm
     assert not found(shifted, "noise", "distribution").is_alarm
-    assert {left.name for left, _ in shifted.evidence.pairs} == {"temp", "noise", "carrier", "prediction"}
-    assert profile_from_parquet(shifted.evidence.artifacts[SKETCHES]).rows == 2 * ROWS
+    assert {left.name for left, _ in shifted.report.pairs} == {"temp", "noise", "carrier", "prediction"}
+    assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
 
 
 def test_only_the_named_columns_are_judged(ask) -> None:
     judged = ask(day(100, temp=np.full(ROWS, 50.0)), columns=["noise", "carrier"])
 
-    assert judged.result.state == "no drift"
-    assert {one.subject for one in judged.result.findings} == {"noise", "carrier"}
+    assert judged.state == "no drift"
+    assert {one.subject for one in judged.findings} == {"noise", "carrier"}
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
@@ -109,7 +111,7 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(ask, found, kind: str
 
     judged = ask(hashed, kind, CaptureSpec(drop=("temp",), mask=("carrier",)))
 
-    assert judged.result.state == "no drift"
+    assert judged.state == "no drift"
     assert found(judged, "temp").reason == "capture.drop leaves it out of the log"
     assert found(judged, "carrier").reason == "capture.mask writes hashes of its values into the log"
     assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
@@ -118,10 +120,10 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(ask, found, kind: str
 def test_drift_of_predictions_is_of_answers_alone(ask, found) -> None:
     warm = day(100, temp=np.full(ROWS, 50.0))
 
-    assert ask(warm, "prediction_drift").result.state == "no drift"
+    assert ask(warm, "prediction_drift").state == "no drift"
     judged = ask(day(101, prediction=np.ones(ROWS, np.int64)), "prediction_drift")
-    assert judged.result.state == "drift"
-    assert {one.subject for one in judged.result.findings} == {"prediction"}
+    assert judged.state == "drift"
+    assert {one.subject for one in judged.findings} == {"prediction"}
 
 
 def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask, found) -> None:
@@ -131,10 +133,10 @@ def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask, found) -> None
 
     judged = ask(columns, segment_by=["carrier", "gate"], min_rows=60)
 
-    assert judged.result.state == "drift"
+    assert judged.state == "drift"
     assert found(judged, "noise", "distribution", "carrier=UA").is_alarm
     assert not found(judged, "noise", "distribution", "carrier=AA").is_alarm
-    assert "segments: the reference has no column 'gate' to tell rows by" in judged.result.notes
+    assert "segments: the reference has no column 'gate' to tell rows by" in judged.notes
 
 
 def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask, found) -> None:
@@ -147,14 +149,14 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask, found) 
         require=["missing<=0.1", "missing(noise)<=0.01", "unseen(carrier)<=1%", "out_of_range<=0.2", "missing(x)<=0.5"],
     )
 
-    assert judged.result.state == "violated"
-    assert judged.result.reason.startswith("missing(temp): 50.00% of 240 rows")
+    assert judged.state == "violated"
+    assert judged.reason.startswith("missing(temp): 50.00% of 240 rows")
     assert (found(judged, "missing(temp)").value, found(judged, "missing(temp)").state) == (0.5, "violated")
     assert found(judged, "missing(noise)").state == "kept"
     assert found(judged, "unseen(carrier)").state == "kept"
     assert found(judged, "missing(x)").state == "not judged"
     assert found(judged, "temp", "missing").is_alarm
-    assert {one.check for one in judged.result.findings} <= {
+    assert {one.check for one in judged.findings} <= {
         "missing",
         "unseen",
         "range",
@@ -198,7 +200,7 @@ def test_a_column_that_is_gone_is_told(ask, kind) -> None:
 
     judged = ask(columns, kind)
 
-    assert judged.result.state == "drift"
+    assert judged.state == "drift"
     assert states(judged)["prediction", "presence"] == "drift"
 
 
@@ -208,7 +210,7 @@ def test_a_column_of_another_type_is_told(ask, kind) -> None:
 
     judged = ask(columns, kind)
 
-    assert judged.result.state == "drift"
+    assert judged.state == "drift"
     assert states(judged)["prediction", "type"] == "drift"
 
 
@@ -216,7 +218,7 @@ def test_a_column_of_another_type_is_told(ask, kind) -> None:
 def test_columns_without_any_value_are_told(ask, kind) -> None:
     judged = ask({name: [None] * ROWS for name in day(0)}, kind)
 
-    assert judged.result.state == "drift"
+    assert judged.state == "drift"
     assert states(judged)["prediction", "missing"] == "drift"
 
 
@@ -225,8 +227,8 @@ def test_columns_without_any_value_are_told(ask, kind) -> None:
 def test_no_row_and_one_row_are_not_judged(ask, kind, rows) -> None:
     judged = ask(day(100, rows=rows), kind)
 
-    assert judged.result.state == "not judged"
-    assert judged.result.reason == ("the window has 1 rows; min_rows is 100" if rows else "the window has no rows")
+    assert judged.state == "not judged"
+    assert judged.reason == ("the window has 1 rows; min_rows is 100" if rows else "the window has no rows")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,10 +241,10 @@ def test_without_a_reference_every_column_says_so(desk, kind, given) -> None:
 
     judged = KINDS[kind](desk.ask(kind=kind, min_rows=100, reference=given))
 
-    assert judged.result.state == "not judged"
-    assert judged.result.reason
-    assert {one.state for one in judged.result.findings} == {"not judged"}
-    assert "prediction" in {one.subject for one in judged.result.findings}
+    assert judged.state == "not judged"
+    assert judged.reason
+    assert {one.state for one in judged.findings} == {"not judged"}
+    assert "prediction" in {one.subject for one in judged.findings}
 
 
 def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask, desk) -> None:
@@ -252,8 +254,8 @@ def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask, desk) -> None:
 
     judged = drift.judge(desk.ask(min_rows=100))
 
-    assert (judged.result.state, judged.result.rows) == ("no drift", ROWS)
-    assert any("broken.parquet cannot be read and was passed over" in note for note in judged.result.notes)
+    assert (judged.state, judged.rows) == ("no drift", ROWS)
+    assert any("broken.parquet cannot be read and was passed over" in note for note in judged.notes)
 
 
 @pytest.mark.long
@@ -282,9 +284,9 @@ def test_a_thousand_columns_are_judged(desk) -> None:
 
     judged = drift.judge(desk.ask(min_rows=50))
 
-    assert judged.result.state == "drift"
-    assert judged.result.findings[0].subject == "x7"
-    assert {one.subject for one in judged.result.findings} == set(names)
+    assert judged.state == "drift"
+    assert judged.findings[0].subject == "x7"
+    assert {one.subject for one in judged.findings} == set(names)
 
 
 def test_rows_that_another_version_answered_are_left_out(ask, desk) -> None:
@@ -292,24 +294,22 @@ def test_rows_that_another_version_answered_are_left_out(ask, desk) -> None:
 
     judged = ask(day(101))
 
-    assert (judged.result.version, judged.result.state) == ("1", "no drift")
-    assert any("120 rows of the window were answered by flight-delay version 2" in n for n in judged.result.notes)
+    assert (judged.version, judged.state) == ("1", "no drift")
+    assert any("120 rows of the window were answered by flight-delay version 2" in n for n in judged.notes)
 
 
 def test_a_log_that_is_not_there_has_no_rows(desk) -> None:
-    assert drift.judge(desk.ask()).result.reason == "the window has no rows"
+    assert drift.judge(desk.ask()).reason == "the window has no rows"
     assert open_log(desk.settings.inference_log).endpoints() == []
 
 
 def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(ask, desk, monkeypatch) -> None:
-    from mlflow_deploy_plugin.monitoring.kinds import comparison
-
-    monkeypatch.setattr(comparison, "READ_ROWS", 80)
+    monkeypatch.setattr(drift, "READ_ROWS", 80)
 
     judged = ask(day(100))
 
-    assert judged.result.rows == ROWS
-    assert {len(right.values) for _, right in judged.evidence.pairs} == {80}  # one of three hours
+    assert judged.rows == ROWS
+    assert {len(right.values) for _, right in judged.report.pairs} == {80}  # one of three hours
 
 
 @pytest.mark.long
@@ -325,7 +325,7 @@ def test_the_days_before_are_a_reference_by_segment_too(desk, found) -> None:
         desk.ask(reference="rolling:20d", segment_by=["carrier"], min_rows=60, columns=["temp", "noise"])
     )
 
-    assert judged.result.state == "drift"
+    assert judged.state == "drift"
     assert found(judged, "noise", "distribution", "carrier=UA").is_alarm
     assert not found(judged, "noise", "distribution", "carrier=AA").is_alarm
     assert not found(judged, "temp", "distribution").is_alarm

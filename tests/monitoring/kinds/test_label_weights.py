@@ -84,7 +84,7 @@ def test_what_labelled_rows_differ_in_is_named(scheme: Scheme, differing: str) -
 
     assert differing in labelled.differing
     assert labelled.is_selected == (scheme is not by_age)
-    assert labelled.worth < labelled.rows.sum()
+    assert labelled.effective_n < labelled.rows.sum()
 
 
 def test_weights_bring_back_what_labels_miss_by_the_score() -> None:

@@ -173,9 +173,9 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
     def rmse(times: np.ndarray | None) -> MetricInterval:
         return regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))["rmse"]
 
-    assert rmse(None).worth == 800
-    assert rmse(np.arange(800)).worth < 120
-    assert rmse(shuffled).worth > 400  # in an order that does not matter they are as good as independent
+    assert rmse(None).effective_n == 800
+    assert rmse(np.arange(800)).effective_n < 120
+    assert rmse(shuffled).effective_n > 400  # in an order that does not matter they are as good as independent
     assert rmse(np.arange(800)).high - rmse(np.arange(800)).low > 2 * (rmse(None).high - rmse(None).low)
 
 

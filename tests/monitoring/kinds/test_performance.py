@@ -30,10 +30,10 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(desk, classify, fou
     judged = judge(desk.ask(**ACCURACY))
 
     one = found(judged, "accuracy")
-    assert (judged.result.state, one.state, one.threshold) == (state, state, 0.8)
+    assert (judged.state, one.state, one.threshold) == (state, state, 0.8)
     assert "on 600 rows" in one.reason
     assert "Wilson" in one.reason
-    figures = judged.result.figures
+    figures = judged.figures
     assert figures["accuracy_low"] < figures["accuracy"] == one.value < figures["accuracy_high"]
     assert (figures["labelled_rows"], figures["labelled_share"]) == (600, 1.0)
     assert {"f1", "roc_auc", "log_loss", "brier"} <= figures.keys()
@@ -45,12 +45,12 @@ def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figu
 ) -> None:
     desk.serve(CLASSIFIER)
     flights(desk, classify, rows=200, skill=3.0)
-    accuracy = judge(desk.ask(**ACCURACY)).result.figures["accuracy"]
+    accuracy = judge(desk.ask(**ACCURACY)).figures["accuracy"]
 
     judged = judge(desk.ask(**(ACCURACY | {"require": [f"accuracy>={accuracy + beyond:.3f}"]})))
 
-    assert judged.result.state == "cannot tell"
-    assert not judged.result.is_alarm
+    assert judged.state == "cannot tell"
+    assert not judged.is_alarm
     assert "which lies within the interval" in found(judged, "accuracy").reason
 
 
@@ -60,7 +60,7 @@ def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
     desk.answer(columns)
     desk.label("flight", dict.fromkeys(truth, 0))
 
-    result = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "recall>=0.5"]}))).result
+    result = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "recall>=0.5"]})))
 
     assert [(one.subject, one.state) for one in result.findings] == [("accuracy", "kept"), ("recall", "not judged")]
     assert (result.state, result.reason) == ("cannot tell", "recall: no label is '1'")
@@ -81,7 +81,7 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk, classify
     desk.serve(CLASSIFIER)
     partly(desk, classify, lambda said, true: 0.5, rows=600)
 
-    result = judge(desk.ask(**ACCURACY)).result
+    result = judge(desk.ask(**ACCURACY))
 
     assert result.state == "kept"
     rows = int(result.figures["labelled_rows"])
@@ -98,7 +98,7 @@ def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_tha
     worse = {key: int(rng.random() < 0.5) if rng.random() < 0.6 else value for key, value in truth.items()}
     desk.label("flight", {key: value for key, value in worse.items() if rng.random() < 0.5})
 
-    assert judge(desk.ask(**ACCURACY)).result.state == "violated"
+    assert judge(desk.ask(**ACCURACY)).state == "violated"
 
 
 def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(desk, classify, found) -> None:
@@ -110,9 +110,9 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(desk, classif
     one = found(judged, "accuracy")
     assert one.value == pytest.approx(0.77, abs=0.04)  # of the labelled ones alone 0.85
     assert one.state == "violated"
-    figures = judged.result.figures
+    figures = judged.figures
     assert figures["effective_sample_size"] < figures["labelled_rows"]
-    assert any("differ from those without in score" in n and "are weighted" in n for n in judged.result.notes)
+    assert any("differ from those without in score" in n and "are weighted" in n for n in judged.notes)
 
 
 def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(desk, classify, found) -> None:
@@ -124,10 +124,10 @@ def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verd
     near = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1"]})))
 
     one = found(judged, "accuracy")
-    assert (judged.result.state, one.state) == ("cannot tell", "cannot tell")
+    assert (judged.state, one.state) == ("cannot tell", "cannot tell")
     assert "worst case" in one.reason
     assert found(judged, "roc_auc").state == "cannot tell"
-    assert any("labels may be missing by what they would say" in note for note in judged.result.notes)
+    assert any("labels may be missing by what they would say" in note for note in judged.notes)
     assert found(near, "accuracy").state == "kept"  # whatever the labels that are not there say
 
 
@@ -170,9 +170,9 @@ def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(desk, classif
     judged = judge(desk.ask(**ACCURACY))
 
     one = found(judged, "accuracy")
-    assert judged.result.state == "cannot tell"
+    assert judged.state == "cannot tell"
     assert "worst case" in one.reason
-    assert any("hardly one like them has any" in note for note in judged.result.notes)
+    assert any("hardly one like them has any" in note for note in judged.notes)
 
 
 def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
@@ -190,7 +190,7 @@ def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm
 
     assert "0 earlier windows" in found(judged, "estimated accuracy").reason
     note = "4 earlier windows are left out, whose rows with a label are not like those without"
-    assert note in judged.result.notes
+    assert note in judged.notes
 
 
 def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(desk, found) -> None:
@@ -207,7 +207,7 @@ def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(desk, 
     real = float(np.abs(wanted - answers).mean())
     alone = float(np.abs(wanted - answers)[known].mean())
     assert abs(found(judged, "mae").value - real) < 0.5 * abs(alone - real)
-    assert any("cannot be seen without probabilities" in note for note in judged.result.notes)
+    assert any("cannot be seen without probabilities" in note for note in judged.notes)
 
 
 def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(desk, classify, found) -> None:
@@ -216,10 +216,10 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(d
 
     judged = judge(desk.ask(**ACCURACY))
 
-    assert judged.result.state == "not judged"
-    assert judged.result.figures["estimated/accuracy"] == pytest.approx(0.69, abs=0.05)
+    assert judged.state == "not judged"
+    assert judged.figures["estimated/accuracy"] == pytest.approx(0.69, abs=0.05)
     assert "0 earlier windows with labels cannot confirm" in found(judged, "estimated accuracy").reason
-    assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.result.notes)
+    assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.notes)
 
 
 def confirmed(desk, classify, rows=600, windows=4) -> None:
@@ -236,15 +236,15 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(d
     judged = judge(desk.ask(**ACCURACY, estimate="decides"))
 
     one = found(judged, "estimated accuracy")
-    assert (judged.result.state, one.state) == ("violated", "violated")
+    assert (judged.state, one.state) == ("violated", "violated")
     assert "prediction interval, confidence 0.95" in one.reason
-    figures = judged.result.figures
+    figures = judged.figures
     assert figures["estimated/windows"] == 4
     low, high = figures["estimated/accuracy_low"], figures["estimated/accuracy_high"]
     assert low < figures["estimated/accuracy"] == one.value < high
     assert 0.05 < high - low < 0.25
     assert 0 <= figures["estimated/calibration_error"] < 0.1
-    assert any("CBPE" in note for note in judged.result.notes)
+    assert any("CBPE" in note for note in judged.notes)
 
 
 def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(desk, classify, found) -> None:
@@ -255,10 +255,10 @@ def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(desk, class
     judged = judge(desk.ask(**ACCURACY))
 
     one = found(judged, "estimated accuracy")
-    assert (judged.result.state, one.state) == ("not judged", "not judged")
-    assert one.value == pytest.approx(judged.result.figures["estimated/accuracy"])
+    assert (judged.state, one.state) == ("not judged", "not judged")
+    assert one.value == pytest.approx(judged.figures["estimated/accuracy"])
     assert "prediction interval" in one.reason
-    assert "an estimate informs and decides nothing" in judged.result.reason
+    assert "an estimate informs and decides nothing" in judged.reason
 
 
 @pytest.mark.parametrize("estimate", ["informs", "decides"])
@@ -267,7 +267,7 @@ def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(desk, classify, e
     confirmed(desk, classify)
     flights(desk, classify, rows=99, skill=0.5, labelled=0)
 
-    result = judge(desk.ask(**ACCURACY, estimate=estimate)).result
+    result = judge(desk.ask(**ACCURACY, estimate=estimate))
 
     assert (result.state, result.reason) == ("not judged", "accuracy: the window has 99 rows; min_rows is 100")
 
@@ -288,7 +288,7 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
         desk.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"], "estimate": "decides"}))
     )
 
-    states = {one.segment: one.state for one in judged.result.findings}
+    states = {one.segment: one.state for one in judged.findings}
     assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"} | {
         "carrier=new": "not judged"
     }
@@ -317,11 +317,11 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk, found) -> N
     desk.label("flight", dict(enumerate(wanted.tolist())))
     after = judge(desk.ask(**ask))
 
-    assert before.result.state == "not judged"
-    assert "how far they are off cannot be seen" in before.result.reason
+    assert before.state == "not judged"
+    assert "how far they are off cannot be seen" in before.reason
     assert [found(after, name).state for name in ("rmse", "r2", "accuracy")] == ["violated", "kept", "not judged"]
     assert "accuracy is a figure of labels, and the model answers numbers" in found(after, "accuracy").reason
-    assert after.result.figures["rmse"] == pytest.approx(2, rel=0.2)
+    assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 
 def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(desk, classify, found) -> None:
@@ -348,12 +348,12 @@ def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(desk, clas
 
     judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.5"], "segment_by": ["carrier", "gate"]})))
 
-    assert judged.result.state == "violated"
-    states = {one.segment: one.state for one in judged.result.findings}
+    assert judged.state == "violated"
+    states = {one.segment: one.state for one in judged.findings}
     assert states == {"": "kept", "carrier=UA": "violated", "carrier=AA": "kept", "carrier=DL": "kept"}
     assert "0.9875" in found(judged, "accuracy", segment="carrier=UA").reason  # 1 - 0.05 / 4
-    assert any("1 values of carrier with 5 rows" in note for note in judged.result.notes)
-    assert "segments: the rows have no column 'gate'" in judged.result.notes
+    assert any("1 values of carrier with 5 rows" in note for note in judged.notes)
+    assert "segments: the rows have no column 'gate'" in judged.notes
 
 
 def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(desk) -> None:
@@ -363,7 +363,7 @@ def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same
         "flight", {key: ["false", "true"][key % 2 == 0] if key < 100 else float(key % 2 == 0) for key in range(200)}
     )
 
-    assert judge(desk.ask(**ACCURACY)).result.figures["accuracy"] == 1.0
+    assert judge(desk.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
 def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk) -> None:
@@ -371,7 +371,7 @@ def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk) 
     desk.answer({"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)})
     desk.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
 
-    assert judge(desk.ask(**ACCURACY)).result.figures["accuracy"] == 0.75
+    assert judge(desk.ask(**ACCURACY)).figures["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(desk, clas
     desk.answer(columns)
     desk.label("flight", {key: names[value] for key, value in truth.items()})
 
-    result = judge(desk.ask(**ACCURACY)).result
+    result = judge(desk.ask(**ACCURACY))
 
     assert result.state == "not judged"
     assert f"the labels are {shown}, the model's classes are '0', '1'" in result.reason
@@ -398,7 +398,7 @@ def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(desk, clas
     desk.answer(columns)
     desk.label("flight", {key: ["no", "yes"][value] for key, value in truth.items()})
 
-    result = judge(desk.ask(**(ACCURACY | {"min_rows": 1}))).result
+    result = judge(desk.ask(**(ACCURACY | {"min_rows": 1})))
 
     assert result.state == "not judged"
     assert "the model's classes are '0', '1'" in result.reason
@@ -409,7 +409,7 @@ def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(des
     desk.answer({"flight": np.arange(3), "prediction": np.zeros(3, np.int64)})
     desk.label("flight", dict.fromkeys(range(3), 1))
 
-    assert judge(desk.ask(**(ACCURACY | {"min_rows": 1}))).result.figures["accuracy"] == 0.0
+    assert judge(desk.ask(**(ACCURACY | {"min_rows": 1}))).figures["accuracy"] == 0.0
 
 
 def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk) -> None:
@@ -417,7 +417,7 @@ def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk) ->
     desk.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
     desk.label("flight", dict.fromkeys(range(150), "late"))
 
-    result = judge(desk.ask(kind="performance", require=["mae<=1"], min_rows=100)).result
+    result = judge(desk.ask(kind="performance", require=["mae<=1"], min_rows=100))
 
     assert result.state == "not judged"
     assert "150 labels are no numbers and are left out" in result.notes
@@ -429,7 +429,7 @@ def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(d
     desk.answer(columns)
     desk.label("flight", {0: 2})
 
-    result = judge(desk.ask(**ACCURACY)).result
+    result = judge(desk.ask(**ACCURACY))
 
     assert "estimated accuracy" in {one.subject for one in result.findings}
     assert "1 of 300 rows have a label; min_rows is 100; the labels are '2', the model's" in result.notes[0]
@@ -449,7 +449,7 @@ def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(des
     assert found(judged, "recall").value == pytest.approx(predicted[wanted == 1].mean())
     assert found(judged, "roc_auc").state == "kept"
     note = "40 labels name a class that the model does not know ('2'); each counts as a wrong answer"
-    assert note in judged.result.notes
+    assert note in judged.notes
 
 
 def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(desk, classify, found) -> None:
@@ -480,10 +480,10 @@ def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
 
 def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(desk) -> None:
     desk.serve(CLASSIFIER)
-    assert judge(desk.ask(**ACCURACY)).result.reason == "the window has no rows"
+    assert judge(desk.ask(**ACCURACY)).reason == "the window has no rows"
 
     desk.answer({"flight": np.arange(5), "text": ["a"] * 5})
-    result = judge(desk.ask(**ACCURACY)).result
+    result = judge(desk.ask(**ACCURACY))
     assert result.reason == "the log has no column that holds one answer a row"
     assert (result.version, result.rows) == ("1", 5)
 
@@ -494,7 +494,7 @@ def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
     desk.label("flight", dict(enumerate(answers.tolist())))
     desk.serve({})
 
-    assert judge(desk.ask(**ACCURACY)).result.figures["accuracy"] == 1.0
+    assert judge(desk.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
 def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(desk, classify, mlflow_store) -> None:

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, performance, prediction, service_level, shadow
-from mlflow_deploy_plugin.monitoring.result import Judged
+from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, performance, service_level, shadow
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 
 from .conftest import CLASSIFIER, REGRESSOR
 
 ROWS = 120
-KINDS: dict[str, tuple[Callable[..., Judged], dict[str, Any]]] = {
+KINDS: dict[str, tuple[Callable[..., MonitorResult], dict[str, Any]]] = {
     "drift": (drift.judge, {}),
-    "prediction_drift": (prediction.judge, {}),
+    "prediction_drift": (drift.judge_predictions, {}),
     "data_quality": (data_quality.judge, {"require": ["missing<=0.1", "unseen<=0.1"]}),
     "performance": (performance.judge, {"require": ["accuracy>=0.8", "roc_auc>=0.7", "rmse<=2"]}),
     "shadow": (shadow.judge, {"require": ["disagreement<=0.1"]}),
@@ -52,6 +52,6 @@ def test_odd_rows_are_an_outcome(desk, given) -> None:
         for kind, (judge, spec) in KINDS.items() if meaning is CLASSIFIER else LABELLED.items():
             judged = judge(desk.ask(kind=kind, min_rows=20, segment_by=["flight", "prediction"], **spec))
 
-            assert judged.result.reason, kind
-            assert judged.result.state in ("drift", "no drift", "violated", "kept", "not judged"), kind
-            assert all(np.isfinite(value) for value in judged.result.figures.values()), (kind, judged.result)
+            assert judged.reason, kind
+            assert judged.state in ("drift", "no drift", "violated", "kept", "not judged"), kind
+            assert all(np.isfinite(value) for value in judged.figures.values()), (kind, judged.result)

@@ -24,10 +24,10 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(desk, found, slow, s
     judged = judge(desk.ask(**P99))
 
     one = found(judged, "p99")
-    assert (judged.result.state, one.state) == (state, state)
+    assert (judged.state, one.state) == (state, state)
     assert f"{slow:.2%} of 1,000 answers took longer than 0.2 s" in one.reason
     assert one.value == pytest.approx(0.9 if slow > 0.01 else 0.05, rel=0.05)
-    assert judged.result.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
+    assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
 
 def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk, found) -> None:
@@ -41,8 +41,8 @@ def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk, found) -> 
     one = found(after, "error_rate")
     assert (one.state, one.value) == ("violated", pytest.approx(60 / 1_100))
     assert found(after, "p99").state == "kept"  # of answers alone
-    assert after.result.figures["refused_rate"] == pytest.approx(40 / 1_100)
-    assert after.result.figures["budget_left/error_rate"] == pytest.approx(1 - 60 / 11)
+    assert after.figures["refused_rate"] == pytest.approx(40 / 1_100)
+    assert after.figures["budget_left/error_rate"] == pytest.approx(1 - 60 / 11)
     assert found(after, "error_rate", segment="_variant=champion").value == one.value
 
 
@@ -59,7 +59,7 @@ def test_quantiles_are_those_of_all_requests(desk) -> None:
     columns = requests(np.random.default_rng(3), count=5_000)
     desk.answer(columns)
 
-    figures = judge(desk.ask(**P99)).result.figures
+    figures = judge(desk.ask(**P99)).figures
 
     for name, share in {"p50": 0.5, "p95": 0.95}.items():
         exact = np.quantile(columns["_latency_us"], share) / 1e6
@@ -76,16 +76,16 @@ def test_segments_are_judged_apart(desk, found) -> None:
 
     assert found(judged, "p99", segment="carrier=UA").state == "violated"
     assert found(judged, "p99", segment="carrier=AA").state == "kept"
-    assert "segments: the rows have no column 'gate'" in judged.result.notes
+    assert "segments: the rows have no column 'gate'" in judged.notes
 
 
 def test_no_request_few_requests_and_rows_of_an_older_server_are_told(desk, found) -> None:
-    assert judge(desk.ask(**P99)).result.reason == "the window has no rows"
+    assert judge(desk.ask(**P99)).reason == "the window has no rows"
 
     desk.answer({"x": np.arange(50)})
-    assert judge(desk.ask(**P99)).result.reason == "the window has 50 requests; min_rows is 100"
+    assert judge(desk.ask(**P99)).reason == "the window has 50 requests; min_rows is 100"
 
     judged = judge(desk.ask(**(P99 | {"min_rows": 10})))
-    assert judged.result.state == "not judged"
+    assert judged.state == "not judged"
     assert "an older server has captured them" in found(judged, "p99").reason
     assert "an older server has captured them" in found(judged, "error_rate").reason

@@ -39,10 +39,10 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(desk, found, wrong,
     judged = judge(desk.ask(**AGREE))
 
     one = found(judged, "disagreement")
-    assert (judged.result.state, one.value) == (state, pytest.approx(wrong / 600))
-    assert (judged.result.version, judged.result.rows) == ("1", 600)
-    assert judged.result.figures["disagreement/candidate"] == one.value
-    assert "shadow candidate: flight-delay version 2, 600 of 600 answered rows compared" in judged.result.notes
+    assert (judged.state, one.value) == (state, pytest.approx(wrong / 600))
+    assert (judged.version, judged.rows) == ("1", 600)
+    assert judged.figures["disagreement/candidate"] == one.value
+    assert "shadow candidate: flight-delay version 2, 600 of 600 answered rows compared" in judged.notes
 
 
 def test_numbers_agree_where_a_caller_would_not_notice(desk, found) -> None:
@@ -72,7 +72,7 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(desk, found) ->
 
     assert (found(each, "disagreement(calm)").state, found(each, "disagreement(wild)").state) == ("kept", "violated")
     assert found(named, "disagreement(calm)").state == "kept"
-    assert named.result.state == "cannot tell"
+    assert named.state == "cannot tell"
     assert "no shadow 'gone'" in found(named, "disagreement(gone)").reason
 
 
@@ -85,7 +85,7 @@ def test_segments_and_rows_without_a_copy(desk, found) -> None:
 
     assert found(judged, "disagreement", segment="carrier=UA").value == 1
     assert found(judged, "disagreement", segment="carrier=AA").state == "kept"
-    assert judged.result.figures["copied_share/candidate"] == pytest.approx(400 / 600)
+    assert judged.figures["copied_share/candidate"] == pytest.approx(400 / 600)
 
 
 def test_answers_that_cannot_be_compared_are_told(desk, found) -> None:
@@ -97,14 +97,14 @@ def test_answers_that_cannot_be_compared_are_told(desk, found) -> None:
 
     judged = judge(desk.ask(**AGREE))
 
-    assert judged.result.state == "not judged"
-    assert "0 rows can be compared" in judged.result.reason
-    assert any("200 rows of flight-delay version 1 and its shadow" in note for note in judged.result.notes)
+    assert judged.state == "not judged"
+    assert "0 rows can be compared" in judged.reason
+    assert any("200 rows of flight-delay version 1 and its shadow" in note for note in judged.notes)
 
 
 def test_no_row_no_shadow_and_versions_that_are_gone(desk, found, monkeypatch) -> None:
     desk.serve(CLASSIFIER)
-    assert judge(desk.ask(**AGREE)).result.reason == "the window has no rows"
+    assert judge(desk.ask(**AGREE)).reason == "the window has no rows"
 
     desk.answer({"prediction": np.arange(150) % 2})
-    assert judge(desk.ask(**AGREE)).result.reason == "no shadow has computed a row of the window"
+    assert judge(desk.ask(**AGREE)).reason == "no shadow has computed a row of the window"

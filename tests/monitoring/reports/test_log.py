@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
-from mlflow_deploy_plugin.monitoring.result import Finding, ReportData
+from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from tests.support.results import FIRST, result_of
 from tests.support.tracking import tracking_at
@@ -71,7 +71,7 @@ log_judgement(pickle.load(sys.stdin.buffer), Files())
 def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient):
     given = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
-    run = log_result(given, {**build_report(given, ReportData()), "sketches.parquet": b"\xffPAR1"})
+    run = log_result(given, {**build_report(given), "sketches.parquet": b"\xffPAR1"})
 
     logged = tracking.get_run(run.run_id)
     assert (run.experiment, logged.info.status) == ("onnxserve/whole", "FINISHED")

@@ -37,8 +37,8 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, hour_profiles, window_versions
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import write_beside_log
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
-from mlflow_deploy_plugin.monitoring.drift.sketches.stored_days import write_beside_log
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
@@ -130,8 +130,8 @@ class LogReference:
             pieces = sketch_pieces(bins, batches, over)
         if not len(sample):
             return pieces
-        blocks = correct_for_rest(bins, pieces.blocks, pieces.window_starts_us, length_us, sample)
-        return replace(pieces, blocks=blocks)
+        blocks = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
+        return replace(pieces, windows=blocks)
 
 
 def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:

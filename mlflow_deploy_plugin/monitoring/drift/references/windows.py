@@ -40,7 +40,7 @@ class ReferencePieces:
         most_pairs: that are kept then, however old the log is.
     """
 
-    blocks: tuple[Profile, ...]
+    windows: tuple[Profile, ...]
     window_starts_us: tuple[int, ...]
     steps: tuple[Profile, ...]
     steps_start_us: int
@@ -58,7 +58,7 @@ class ReferencePieces:
 
     def pairs(self) -> tuple[Array, Array]:
         """[P] and [P] int64: the blocks that have one so long before them, and these."""
-        if not self.blocks:
+        if not self.windows:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         length_us = self.step_seconds * self.window_steps * 1_000_000
         numbers = (np.array(self.window_starts_us) - self.window_starts_us[0]) // length_us
@@ -175,7 +175,7 @@ def cut_pieces(
         for at, block in zip(chosen.tolist(), blocks, strict=True)
     ]
     return ReferencePieces(
-        blocks=tuple(blocks),
+        windows=tuple(blocks),
         window_starts_us=over.starts_us(present[chosen]),
         steps=_steps(bins, table, (times - over.start_us) // over.step_us, over),
         steps_start_us=over.start_us,
@@ -207,7 +207,7 @@ def assemble_pieces(over: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
     chosen = np.array(sorted(windows), np.int64)
     empty = Profile(0, {})
     return ReferencePieces(
-        blocks=tuple(merge(windows[number]) for number in chosen.tolist()),
+        windows=tuple(merge(windows[number]) for number in chosen.tolist()),
         window_starts_us=over.starts_us(chosen),
         steps=tuple(merge(steps[number]) if number in steps else empty for number in range(over.steps)),
         steps_start_us=over.start_us,

@@ -25,18 +25,18 @@ from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.storage import DAY, HOUR, SKETCHES, Hour, LogFile
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
-    Profile,
-    coalesce_batches,
-    merge,
-    sketch_groups,
-)
-from mlflow_deploy_plugin.monitoring.drift.sketches.stored_days import (
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
     Identity,
     Profiles,
     StoredDay,
     load_day,
     store_day,
+)
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
+    Profile,
+    coalesce_batches,
+    merge,
+    sketch_groups,
 )
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME

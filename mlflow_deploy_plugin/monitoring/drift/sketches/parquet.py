@@ -1,10 +1,16 @@
-"""Profiles as a table, and so as Parquet: histograms of an hour hold mostly zeros, and only the rest is kept.
+"""Profiles as Parquet: one profile, and the file of a day that is kept beside the log.
 
-One line of the table is one column of one profile; a line without a name carries the rows of the profile itself, so
-that a profile without columns comes back too.
+Histograms of an hour hold mostly zeros; only the rest is stored. One line of the table is one column of one profile. A
+line without a name holds the rows of the profile itself, so that a profile without columns comes back too.
+
+The file of a day has a profile for each hour and version, the log files that it was made of, and the day as a whole.
 """
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
@@ -12,10 +18,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.inference_log.storage import LogLocation, write_file
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import REGISTERS
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 
+Identity = tuple[str, str]
+"""Model and version."""
+Profiles = dict[Identity, Profile]
+Files = list[tuple[str, int]]
+"""Names and sizes."""
+
+_META = b"onnxserve"
+_FORMAT = 1
+_log = logging.getLogger(__name__)
 _PLAIN = {
     "kind": pa.string(),
     "arrow_type": pa.string(),
@@ -81,10 +98,10 @@ def _lists(arrays: Sequence[Array], kind: pa.DataType) -> pa.ListArray:
 
 
 def table_to_profiles(table: pa.Table) -> list[Profile]:
-    """What `profiles_to_table` made a table of.
+    """Return the profiles that `profiles_to_table` made the table of.
 
     Raises:
-        pa.ArrowException, KeyError, ValueError: it is none.
+        pa.ArrowException, KeyError, ValueError: it is no such table.
     """
     if table.schema.names != SCHEMA.names:
         raise ValueError("the columns of the table are not those of a profile")
@@ -112,11 +129,18 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
 
 
 def profile_to_parquet(profile: Profile) -> bytes:
-    return to_parquet(profiles_to_table([profile]))
+    sink = pa.BufferOutputStream()
+    pq.write_table(profiles_to_table([profile]), sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def profile_from_parquet(content: bytes) -> Profile:
-    """Raises: pa.ArrowException, ValueError: these are no bytes that `profile_to_parquet` gave."""
+    """Return the profile that `profile_to_parquet` has written.
+
+    Raises:
+        pa.ArrowException, ValueError: it has not written these bytes.
+    """
     (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
     return profile
 
@@ -128,8 +152,86 @@ def to_parquet(table: pa.Table) -> bytes:
     return content
 
 
+@dataclass(frozen=True)
+class StoredDay:
+    """The profiles of a day, read as far as they are needed.
+
+    Attributes:
+        files: the log files that each hour was made of.
+        hours: the profiles of each hour; empty if `whole` is enough.
+        whole: the profiles of all hours in `files` together.
+    """
+
+    files: dict[datetime, Files]
+    hours: dict[datetime, Profiles]
+    whole: Profiles
+
+
+def load_day(location: LogLocation, name: str, wanted: Mapping[datetime, Files] | None) -> StoredDay:
+    """Return what is stored under the name; an empty day if there is no file or it makes no sense.
+
+    Args:
+        wanted: if exactly these hours are stored, the day as a whole is enough.
+    """
+    try:
+        with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
+            parquet = pq.ParquetFile(source)
+            meta = json.loads(parquet.schema_arrow.metadata[_META])
+            if meta["format"] != _FORMAT:
+                return StoredDay({}, {}, {})
+            files = {
+                datetime.fromisoformat(start): [(file, size) for file, size in made_of]
+                for start, made_of in meta["files"].items()
+            }
+            whole = dict(zip(_identities(meta["whole"]), table_to_profiles(parquet.read_row_group(0)), strict=True))
+            if files == wanted:
+                return StoredDay(files, {}, whole)
+            hours: dict[datetime, Profiles] = {start: {} for start in files}
+            profiles = table_to_profiles(parquet.read_row_group(1))
+            for (start, model, version), profile in zip(meta["hours"], profiles, strict=True):
+                hours[datetime.fromisoformat(start)][model, version] = profile
+            return StoredDay(files, hours, whole)
+    except FileNotFoundError:
+        return StoredDay({}, {}, {})
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        _log.warning("the stored sketches %s are made anew: %s", name, " ".join(str(error).split()))
+        return StoredDay({}, {}, {})
+
+
+def _identities(pairs: Iterable[list[str]]) -> list[Identity]:
+    return [(model, version) for model, version in pairs]
+
+
+def store_day(location: LogLocation, name: str, day: StoredDay) -> None:
+    hours = [
+        (start, identity, profile)
+        for start, profiles in sorted(day.hours.items())
+        for identity, profile in profiles.items()
+    ]
+    meta = {
+        "format": _FORMAT,
+        "files": {start.isoformat(): files for start, files in sorted(day.files.items())},
+        "whole": list(day.whole),
+        "hours": [(start.isoformat(), *identity) for start, identity, _ in hours],
+    }
+    schema = SCHEMA.with_metadata({_META: json.dumps(meta)})
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        writer.write_table(profiles_to_table(list(day.whole.values())))
+        writer.write_table(profiles_to_table([profile for _, _, profile in hours]))
+    write_beside_log(location, name, sink.getvalue())
+
+
+def write_beside_log(location: LogLocation, name: str, content: pa.Buffer) -> None:
+    """Write what follows from the log beside it. If the log takes no files, the next process works it out again."""
+    try:
+        write_file(location, name, content)
+    except (OSError, pa.ArrowException, NotInstalled) as error:
+        _log.debug("%s is not kept beside the log: %s", name, " ".join(str(error).split()))
+
+
 class _ListColumn:
-    """The lists of a column, as arrays."""
+    """Access to the lists of an Arrow column as arrays."""
 
     def __init__(self, table: pa.Table, name: str) -> None:
         column = table.column(name).combine_chunks()

@@ -18,7 +18,7 @@ _METHOD = 6
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
 _SUFFIX = ".npz"
-_PLAIN = ("kind", "worth", "block_length", "persistence", "slowest", "length")
+_PLAIN = ("kind", "effective_n", "block_length", "persistence", "slowest_column", "length")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
         )
         digest.update(repr((reference.pieces.window_starts_us, reference.pieces.total.rows)).encode())
         digest.update(repr(reference.pieces.lag_windows).encode())
-        for profile in (*reference.pieces.blocks, *reference.pieces.steps):
+        for profile in (*reference.pieces.windows, *reference.pieces.steps):
             digest.update(profile.rows.to_bytes(8, "little"))
         for name in group.columns:
             column = reference.pieces.total.columns.get(name)

@@ -63,7 +63,9 @@ def null_distribution(
             return null
         longest, slowest = _persistence(groups[0], null)
         measured = hold_out_windows(groups, null, rate, longest, _SEED)
-        return replace(build_distribution(groups, null, _SEED), persistence=longest, slowest=slowest, measured=measured)
+        return replace(
+            build_distribution(groups, null, _SEED), persistence=longest, slowest_column=slowest, measured=measured
+        )
 
     if cache is None:
         return build()
@@ -76,9 +78,9 @@ def choose_null(group: ColumnGroup, rate: float) -> NullWindows | Refusal:
     needed = needed_windows(rate)
     supported = []
     for null in _candidates(group, needed):
-        if null.worth >= needed:
+        if null.effective_n >= needed:
             return null
-        supported.append(null.worth)
+        supported.append(null.effective_n)
     most = int(max(supported, default=0))
     return Refusal(_reason(group, rate, needed, most))
 
@@ -87,9 +89,9 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[NullWindows]:
     reference = group.reference
     most = max(needed, _MAX_CELLS // _cells(group))
     if reference.pieces.lag_windows:
-        yield lagged(_rows(reference.pieces.blocks), *reference.pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
+        yield lagged(_rows(reference.pieces.windows), *reference.pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
         return
-    yield contiguous(_rows(reference.pieces.blocks), group.compared, most)
+    yield contiguous(_rows(reference.pieces.windows), group.compared, most)
     steps, length = _rows(reference.pieces.steps), reference.pieces.window_steps
     if length < 2 or not steps.any():
         return
@@ -122,7 +124,7 @@ def _persistence(group: ColumnGroup, null: NullWindows) -> tuple[float, str]:
     """Return `slowest_of` of the windows of a null; what is drawn is drawn in stretches as long as they need to be."""
     if null.kind == "bootstrap":
         return 1.0, ""
-    blocks, bins = group.reference.pieces.blocks, group.reference.bins
+    blocks, bins = group.reference.pieces.windows, group.reference.bins
     counts = {name: column_counts(blocks, name, bins[name]) for name in group.columns}
     if null.kind == "lagged":
         sides = ({name: side @ one for name, one in counts.items()} for side in (null.windows, null.complements))
@@ -133,7 +135,7 @@ def _persistence(group: ColumnGroup, null: NullWindows) -> tuple[float, str]:
 def _reason(group: ColumnGroup, rate: float, needed: int, most: int) -> str:
     if group.reference.pieces.lag_windows:
         return _reason_of_pairs(group, rate, needed, most)
-    blocks = int(contiguous(_rows(group.reference.pieces.blocks), group.compared).worth)
+    blocks = int(contiguous(_rows(group.reference.pieces.windows), group.compared).effective_n)
     length = _length(group.reference)
     smallest = (
         f"the smallest rate that it supports is {_shown(1 / (most + 1))}" if most else "it supports no rate at all"

@@ -5,6 +5,7 @@ not on the judged window, so it is kept on disk (`cache.py`) and the next window
 histograms alone.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,12 +25,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     out_of_reference,
     subsample,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.scoring import (
-    disjoint_windows,
-    mask_unknown,
-    scores,
-    threshold,
-)
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
     BOOTSTRAP_WIDENING,
     HoldOutAlarms,
@@ -37,6 +32,55 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
     NullWindows,
     cut_stretches,
 )
+
+# How a window stands among others: figures in standard deviations above them, and the threshold.
+
+
+def disjoint_windows(starts: Array, length: int) -> Array:
+    """[M + 1, M + 1] bool: which windows of `length` steps do not overlap, one that is judged by all of them last."""
+    apart = np.ones((len(starts) + 1, len(starts) + 1), dtype=bool)
+    apart[:-1, :-1] = np.abs(starts[:, None] - starts) >= length
+    apart[-1, -1] = False
+    return apart
+
+
+def scores(pool: Array, floors: Array, apart: Array | None = None) -> Array:
+    """[n, F, FIGURES] standard deviations above the others: each member's figures standardised by the mean and the
+    deviation of all other members; -inf where a figure is not known.
+
+    Args:
+        apart: [n, n] bool, which members count as others; None: all but the member itself. A window that overlaps
+            others is much like them, and must not be measured by them.
+    """
+    is_known = np.isfinite(pool)
+    filled = np.where(is_known, pool, 0.0)
+    mean = filled.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
+    centred = np.where(is_known, filled - mean, 0.0)
+    if apart is None:
+        others = np.maximum(is_known.sum(axis=0) - is_known, 1)
+        means = -centred / others
+        squares = np.square(centred).sum(axis=0) - np.square(centred)
+    else:
+        weights = apart.astype(np.float64)
+        others = np.maximum(np.tensordot(weights, is_known.astype(np.float64), 1), 1)
+        means = np.tensordot(weights, centred, 1) / others
+        squares = np.tensordot(weights, np.square(centred), 1)
+    deviations = np.maximum(np.sqrt(np.maximum(squares / others - np.square(means), 0)), floors)
+    standardised: Array = np.where(is_known, (centred - means) / deviations, -np.inf)
+    return standardised
+
+
+def threshold(statistics: Array, rate: float) -> float:
+    """The statistic of the window at the last rank that the rate leaves to drift; above it p <= the rate."""
+    rank = math.floor(rate * (len(statistics) + 1) + 1e-9)
+    return float(np.sort(statistics)[-rank])
+
+
+def mask_unknown(figures: Array, window: Array) -> Array:
+    """[F, FIGURES] bool: the window has the figure, and at least nine in ten of the pool's windows have it."""
+    known: Array = np.isfinite(window) & (np.isfinite(figures).mean(axis=0) >= 0.9)
+    return known
+
 
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
 """Smallest deviation that is believed of each figure, in its own units (standard deviations or bits, shares): where the
@@ -104,10 +148,10 @@ class NullDistribution:
     figures: Array
     scales: Array
     floors: Array
-    worth: float
+    effective_n: float
     block_length: float = 0.0
     persistence: float = 1.0
-    slowest: str = ""
+    slowest_column: str = ""
     measured: HoldOutAlarms | str = "not looked for"
     starts: Array = field(default_factory=lambda: np.empty(0, np.int64))
     length: int = 0
@@ -133,7 +177,7 @@ class NullDistribution:
             widening = BOOTSTRAP_WIDENING if self.kind == "bootstrap" else 1.0
             p_value = min(widening * (1 + beyond) / len(statistics), 1.0)
             return threshold(statistics[:-1], rate / widening), p_value
-        return float(statistics[:-1].max()), (1 + beyond * self.worth / len(self.starts)) / (1 + self.worth)
+        return float(statistics[:-1].max()), (1 + beyond * self.effective_n / len(self.starts)) / (1 + self.effective_n)
 
     def mean_and_deviation(self) -> tuple[Array, Array]:
         """[F, FIGURES] and [F, FIGURES]: mean and deviation of the windows' figures; 0 where none is known."""
@@ -192,7 +236,7 @@ def build_distribution(groups: Sequence[ColumnGroup], null: NullWindows, seed: i
         figures=np.stack(figures, axis=1),
         scales=np.stack(scales),
         floors=_SCALED_FLOORS if null.stretches is not None else FLOORS,
-        worth=null.worth,
+        effective_n=null.effective_n,
         block_length=null.block_length * groups[0].reference.pieces.step_seconds,
         starts=null.windows.argmax(axis=1) if null.kind == "overlapping" else np.empty(0, np.int64),
         length=groups[0].reference.pieces.window_steps,
@@ -210,7 +254,7 @@ def aligned(whole: DriftReference, part: DriftReference, kind: NullKind) -> tupl
 
 def _pieces(reference: DriftReference, kind: NullKind) -> tuple[tuple[Profile, ...], Sequence[int]]:
     if kind in ("contiguous", "lagged"):
-        return reference.pieces.blocks, reference.pieces.window_starts_us
+        return reference.pieces.windows, reference.pieces.window_starts_us
     step_us = reference.pieces.step_seconds * 1_000_000
     return reference.pieces.steps, range(
         reference.pieces.steps_start_us,

@@ -93,7 +93,7 @@ class _Halves(NamedTuple):
     later: Array
     before: int
     after: int
-    worth: float
+    effective_n: float
     until_us: int
 
 
@@ -114,7 +114,7 @@ def hold_out_windows(
     most = max(_MAX_FIGURES // (len(halves.earlier) * len(names)), _FEWEST)
     later = halves.later[np.linspace(0, len(halves.later) - 1, min(len(halves.later), most)).astype(np.int64)]
     windows = min(halves.after, len(later))
-    supported = max(rate, 1 / (1 + halves.worth))
+    supported = max(rate, 1 / (1 + halves.effective_n))
     if null.kind == "lagged":
         figures = _of_pairs(groups, null, seed)
         standings = [_pool(null, figures[:place], groups, place).test(figures[place], supported) for place in later]
@@ -127,21 +127,21 @@ def hold_out_windows(
         for name in group.columns
     ]
     earlier, figures = (np.stack([column[side] for column in columns], axis=1) for side in (0, 1))
-    pool = _pool(null, earlier, groups, halves.worth)
+    pool = _pool(null, earlier, groups, halves.effective_n)
     standings = [pool.test(window, supported) for window in figures]
     how = f"forward in time, on its later {halves.after} windows, judged by its earlier {halves.before} alone"
     if null.kind == "overlapping":
         how = (
             f"forward in time, on {len(later)} overlapping windows of its later half, judged by its earlier half alone"
         )
-    return _measured(standings, names, supported, halves.worth, windows, persistence, how)
+    return _measured(standings, names, supported, halves.effective_n, windows, persistence, how)
 
 
 def hold_out_rows(groups: Sequence[ColumnGroup], rate: float, seed: int) -> HoldOutAlarms | str:
     """Return how many of the reference's own windows are called drifted by samples of its rows; a text says why that
     cannot be told."""
     pieces = groups[0].reference.pieces
-    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.blocks)), None)
+    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.windows)), None)
     if len(now) < _FEWEST:
         return "the reference has too few windows with event times, by which it could be told"
     sized, columns = [], []
@@ -209,7 +209,7 @@ def _measured(
     return HoldOutAlarms(
         alarms=len(alarms),
         windows=len(standings),
-        worth=float(worth),
+        effective_n=float(worth),
         rate=rate,
         p_value=float(chance.sf(hits - 1)),
         columns=tuple(f"{name} ({count})" for name, count in named.most_common(_NAMED)),
@@ -238,11 +238,11 @@ def _halves(pieces: ReferencePieces, null: NullWindows) -> _Halves:
 def _known_until(reference: DriftReference, until_us: int) -> DriftReference:
     """The reference whose windows have `unseen` and out of range what those before a time lack."""
     pieces, sample = reference.pieces, reference.sample
-    if not len(sample) or EVENT_TIME not in sample.column_names or not pieces.blocks:
+    if not len(sample) or EVENT_TIME not in sample.column_names or not pieces.windows:
         return reference
     length_us = pieces.step_seconds * pieces.window_steps * 1_000_000
-    blocks = correct_for_rest(reference.bins, pieces.blocks, pieces.window_starts_us, length_us, sample, until_us)
-    return replace(reference, pieces=replace(pieces, blocks=blocks))
+    blocks = correct_for_rest(reference.bins, pieces.windows, pieces.window_starts_us, length_us, sample, until_us)
+    return replace(reference, pieces=replace(pieces, windows=blocks))
 
 
 def _of_pairs(groups: Sequence[ColumnGroup], null: NullWindows, seed: int) -> Array:

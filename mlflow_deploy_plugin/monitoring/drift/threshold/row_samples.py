@@ -131,11 +131,11 @@ def contradiction(group: ColumnGroup, rate: float) -> str:
     is enough where it brings twice the false alarms, and chance explains it with less than `_UNLIKELY`.
     """
     pieces = group.reference.pieces
-    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.blocks)), None)
+    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.windows)), None)
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
     found = []
     for name in group.columns:
-        counts = column_counts(pieces.blocks, name, group.reference.bins[name])
+        counts = column_counts(pieces.windows, name, group.reference.bins[name])
         coarse = counts @ _coarse(counts.sum(axis=0))
         windows = coarse[now]
         others = coarse.sum(axis=0) - windows if before is None else coarse[before]

@@ -41,11 +41,11 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
         return ""
     if pieces.lag_windows and not len(pieces.pairs()[0]):
         return "no window of the reference has another one so long before it: the log is too young"
-    if not pieces.blocks:
+    if not pieces.windows:
         return _NO_TIMES if pieces.total.rows else "the reference has no rows"
     if compared < MIN_COMPARED_ROWS:
         return (
-            f"the reference has {pieces.total.rows:,} rows in {len(pieces.blocks)} windows of this length, "
+            f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of this length, "
             f"{compared} in the middle one; at least {MIN_COMPARED_ROWS} are needed"
         )
     return ""
@@ -61,9 +61,9 @@ def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> in
     pieces = reference.pieces
     if pieces.lag_windows:
         rows = min(rows, pieces.others.rows)
-    if spec.independent_rows or not pieces.blocks:
+    if spec.independent_rows or not pieces.windows:
         return rows
-    sizes = np.array([block.rows for block in pieces.blocks])
+    sizes = np.array([block.rows for block in pieces.windows])
     if pieces.lag_windows:
         pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
         most = max(math.ceil(_MOST_PAIRS * len(pairs)), needed_windows(spec.false_alarm_rate))

@@ -82,7 +82,7 @@ class NullWindows:
     kind: NullKind
     windows: Array
     complements: Array
-    worth: float
+    effective_n: float
     first: int = 0
     last: int = 0
     stretches: Array | None = None
@@ -103,7 +103,7 @@ class HoldOutAlarms:
 
     alarms: int
     windows: int
-    worth: float
+    effective_n: float
     rate: float
     p_value: float
     columns: tuple[str, ...]
@@ -122,9 +122,9 @@ class HoldOutAlarms:
     def interval(self) -> tuple[float, float]:
         """Return the interval of 95 % for the rate of windows that are judged by these very others (Clopper & Pearson,
         Biometrika 26, 1934)."""
-        hits = self.share * self.worth
-        low = betaincinv(hits, self.worth - hits + 1, 0.025) if self.alarms else 0.0
-        high = betaincinv(hits + 1, self.worth - hits, 0.975) if self.alarms < self.windows else 1.0
+        hits = self.share * self.effective_n
+        low = betaincinv(hits, self.effective_n - hits + 1, 0.025) if self.alarms else 0.0
+        high = betaincinv(hits + 1, self.effective_n - hits, 0.975) if self.alarms < self.windows else 1.0
         return float(low), float(high)
 
 
@@ -194,7 +194,7 @@ def bootstrap(step_rows: Array, length: int, mean_length: float, seed: int) -> N
         kind="bootstrap",
         windows=windows,
         complements=_weights(drawn, count),
-        worth=min(count / mean_length, BOOTSTRAP_DRAWS / BOOTSTRAP_WIDENING),
+        effective_n=min(count / mean_length, BOOTSTRAP_DRAWS / BOOTSTRAP_WIDENING),
         first=first,
         last=last,
         stretches=np.stack([_weights(part, count) for part in cut_stretches(drawn, length)], axis=1),

@@ -87,7 +87,7 @@ def ask(question_of):
 def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(ask):
     reference = ask()
 
-    assert [block.rows for block in reference.pieces.blocks] == [ROWS] * DAYS
+    assert [block.rows for block in reference.pieces.windows] == [ROWS] * DAYS
     assert reference.pieces.window_starts_us[0] == parse_window("2013-01-01/1d").start_us
     assert (reference.pieces.total.rows, reference.model_id, len(reference.sample)) == (DAYS * ROWS, "m-1", DAYS * ROWS)
     shifted = ask(window=parse_window("2013-02-01T06:00/1d"))
@@ -100,7 +100,7 @@ def test_steps_are_contiguous_and_make_the_blocks(ask):
 
     assert (reference.pieces.step_seconds, reference.pieces.window_steps) == (3600, 12)
     windows = [merge(reference.pieces.steps[first : first + 12]) for first in range(0, len(reference.pieces.steps), 12)]
-    for window, block in zip(windows, reference.pieces.blocks, strict=True):
+    for window, block in zip(windows, reference.pieces.windows, strict=True):
         for name, column in window.columns.items():
             np.testing.assert_array_equal(column.counts, block.columns[name].counts)
     assert sum(step.rows for step in reference.pieces.steps) == reference.pieces.total.rows
@@ -111,11 +111,11 @@ def test_what_one_block_alone_has_is_new_to_it(ask, days, tmp_path):
     days[4]["temperature"][0] = 99.0
     pq.write_table(reference_of_days(days), tmp_path / "models" / "1" / "reference.parquet")
 
-    blocks = ask().pieces.blocks
+    blocks = ask().pieces.windows
 
     assert [block.columns["carrier"].unseen for block in blocks] == [0, 0, 0, 5] + [0] * 8
     assert [block.columns["temperature"].above for block in blocks][4] == 1
-    assert sum(block.columns["carrier"].unseen for block in ask().pieces.blocks) == 5  # from what is kept on this disk
+    assert sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5  # from what is kept on this disk
 
 
 def test_a_reference_without_times_has_a_total_and_says_so(ask, days, tmp_path):
@@ -124,7 +124,7 @@ def test_a_reference_without_times_has_a_total_and_says_so(ask, days, tmp_path):
 
     reference = ask()
 
-    assert (reference.pieces.blocks, reference.pieces.steps, reference.pieces.total.rows) == ((), (), DAYS * ROWS)
+    assert (reference.pieces.windows, reference.pieces.steps, reference.pieces.total.rows) == ((), (), DAYS * ROWS)
     assert "no event times" in reference.notes[0]
 
 
@@ -153,7 +153,7 @@ def test_a_version_that_is_not_served_is_downloaded_once(world):
     again = load_reference(request, MODEL, "1")
 
     assert (again.model_id, again.bins_key) == (world.model_id, first.bins_key)
-    for one, other in zip(first.pieces.blocks, again.pieces.blocks, strict=True):
+    for one, other in zip(first.pieces.windows, again.pieces.windows, strict=True):
         assert_same(one, other)
     for path in (world.settings.cache_path / "references").glob("*.parquet"):
         path.write_bytes(b"broken")
@@ -170,7 +170,7 @@ def test_a_dataset_is_a_reference(ask, days, tmp_path, suffix, column):
 
     reference = ask(f"dataset:{path}")
 
-    assert [block.rows for block in reference.pieces.blocks] == [ROWS] * DAYS
+    assert [block.rows for block in reference.pieces.windows] == [ROWS] * DAYS
     assert set(reference.bins) == {"temperature", "noise", "carrier", "is_weekend", "prediction"}
     assert set(ask(f"dataset:file://{path}").bins) == set(reference.bins)
 
@@ -199,7 +199,7 @@ def test_a_dataset_that_is_none_is_a_clear_error(ask, tmp_path, content, error, 
 def test_a_pinned_window_of_the_log_is_a_reference(ask):
     reference = ask("window:2013-01-03/2013-01-09")
 
-    assert [block.rows for block in reference.pieces.blocks] == [ROWS] * 6
+    assert [block.rows for block in reference.pieces.windows] == [ROWS] * 6
     assert (reference.pieces.total.rows, reference.pieces.step_seconds, len(reference.pieces.steps)) == (
         6 * ROWS,
         3600,
@@ -211,7 +211,7 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask):
     )
     uneven = ask("window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m"))
     assert (uneven.pieces.total.rows, uneven.pieces.window_steps) == (
-        sum(block.rows for block in uneven.pieces.blocks),
+        sum(block.rows for block in uneven.pieces.windows),
         1,
     )
 
@@ -223,7 +223,7 @@ def test_what_one_captured_window_alone_has_is_new_to_it(ask, captured):
     for day in days:
         LogWriter(captured).write(day)
 
-    blocks = ask("window:2013-03-22/2013-03-25").pieces.blocks
+    blocks = ask("window:2013-03-22/2013-03-25").pieces.windows
 
     assert [block.columns["carrier"].unseen for block in blocks] == [5, 0, 0]
     assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
@@ -239,12 +239,12 @@ def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask):
 def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(ask, captured):
     pieces = ask("rolling:2d", window=parse_window("2013-01-11/1d")).pieces
 
-    assert [block.rows for block in pieces.blocks] == [ROWS] * 10
+    assert [block.rows for block in pieces.windows] == [ROWS] * 10
     assert pieces.window_starts_us[-1] == parse_window("2013-01-10/1d").start_us
-    assert_same(pieces.others, pieces.blocks[8])  # 2013-01-09
+    assert_same(pieces.others, pieces.windows[8])  # 2013-01-09
     later, earlier = pieces.pairs()
     assert (later.tolist(), earlier.tolist()) == (list(range(2, 10)), list(range(8)))
-    assert len(ask("rolling:2d", window=parse_window("2013-01-12/1d")).pieces.blocks) == 11
+    assert len(ask("rolling:2d", window=parse_window("2013-01-12/1d")).pieces.windows) == 11
     assert list(captured.glob("_sketches/samples/**/*.parquet"))
 
 
@@ -257,11 +257,11 @@ def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask):
     assert reference.pieces.others.rows == window_rows(reference, "2013-01-10T05:00/1h")
     assert reference.notes[0] == "compared with the same window 1d before, 2013-01-10T05:00:00/2013-01-10T06:00:00"
     gone = ask("rolling:1d", window=parse_window("2013-01-11T15:00/1h"))
-    assert (gone.pieces.others.rows, len(gone.pieces.blocks) > 0) == (0, True)
+    assert (gone.pieces.others.rows, len(gone.pieces.windows) > 0) == (0, True)
 
 
 def window_rows(reference, window):
-    return reference.pieces.blocks[reference.pieces.window_starts_us.index(parse_window(window).start_us)].rows
+    return reference.pieces.windows[reference.pieces.window_starts_us.index(parse_window(window).start_us)].rows
 
 
 def test_of_more_windows_than_are_kept_pairs_are(ask):
@@ -315,9 +315,9 @@ def test_a_segment_of_a_reference_is_of_all_of_its_rows(ask, question_of, refere
         question_of(reference, window), MODEL, "1", whole, "carrier", ["UA", "AA", "DL", "none"]
     )
 
-    for place in range(len(whole.pieces.blocks)):
-        of_parts = [part.pieces.blocks[place].rows for part in parts[:3]]
-        assert sum(of_parts) == whole.pieces.blocks[place].rows
+    for place in range(len(whole.pieces.windows)):
+        of_parts = [part.pieces.windows[place].rows for part in parts[:3]]
+        assert sum(of_parts) == whole.pieces.windows[place].rows
         assert min(of_parts) > 0
     assert sum(part.pieces.others.rows for part in parts[:3]) == whole.pieces.others.rows
     assert parts[3].pieces.total.rows == 0
@@ -341,4 +341,4 @@ def test_bins_and_pieces_hold_any_number_of_windows(ask, days, tmp_path):
 
     reference = ask(window=parse_window("2013-02-01/1h"), every="1h")
 
-    assert (len(reference.pieces.blocks), len(reference.pieces.steps), reference.pieces.total.rows) == (500, 0, 900)
+    assert (len(reference.pieces.windows), len(reference.pieces.steps), reference.pieces.total.rows) == (500, 0, 900)

@@ -35,7 +35,7 @@ def test_a_day_is_measured_against_the_others_or_those_before_a_time(until, unse
     pieces = cut_pieces(bins, table, times, 0, DAY_US)
     until_us = None if until is None else until * DAY_US
 
-    blocks = correct_for_rest(bins, pieces.blocks, pieces.window_starts_us, DAY_US, table, until_us)
+    blocks = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, DAY_US, table, until_us)
 
     assert [block.columns["text"].unseen for block in blocks] == unseen
     assert [block.columns["number"].above for block in blocks] == above

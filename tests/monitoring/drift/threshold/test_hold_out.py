@@ -112,17 +112,17 @@ def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them()
 def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said():
     verdicts = [verdict_on_next_day(persistent_days, seed) for seed in range(6)]
 
-    fewer = [verdict for verdict in verdicts if verdict.worth < 19]
+    fewer = [verdict for verdict in verdicts if verdict.effective_n < 19]
     assert len(fewer) >= 4
     for verdict in fewer:
-        assert verdict.blocks == 90
+        assert verdict.windows == 90
         supported = re.search(
             r"more windows than 5\.0% may be called drifted: those of the reference depend on each other, most in x\d, "
             r"and 90 that are worth ([\d.]+) support no rate below ([\d.]+)%; reference rolling:7d",
             verdict.notes[1],
         )
-        assert float(supported[1]) == pytest.approx(verdict.worth, rel=0.1)
-        assert float(supported[2]) == pytest.approx(100 / (1 + verdict.worth), abs=0.1)
+        assert float(supported[1]) == pytest.approx(verdict.effective_n, rel=0.1)
+        assert float(supported[2]) == pytest.approx(100 / (1 + verdict.effective_n), abs=0.1)
         assert f"beside 90 windows of the reference, worth {supported[1]} independent ones)" in verdict.reason
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import scores, threshold
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import out_of_reference, subsample
-from mlflow_deploy_plugin.monitoring.drift.threshold.scoring import scores, threshold
 from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import Dependence, dependence, draw
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
     bootstrap,
@@ -85,8 +85,8 @@ def test_windows_of_the_reference_stand_for_as_many_as_they_are_worth():
     blocks = contiguous(np.array([100, 100, 10, 90, 60]), 100)
     steps = overlapping(np.full(60, 10), 6, 60)
 
-    assert (blocks.worth, blocks.windows.argmax(axis=1).tolist()) == (4, [0, 1, 3, 4])
-    assert (steps.worth, len(steps.windows)) == (15, 55)
+    assert (blocks.effective_n, blocks.windows.argmax(axis=1).tolist()) == (4, [0, 1, 3, 4])
+    assert (steps.effective_n, len(steps.windows)) == (15, 55)
     assert (steps.windows.sum(axis=1) == 6).all()
     assert (steps.windows + steps.complements == 1).all()
 
@@ -101,7 +101,7 @@ def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depe
     assert not can_bootstrap(np.full(400, 10), 30, calm)  # so many windows speak for themselves
 
     drawn = bootstrap(steps, 30, 2.0, 0)
-    assert drawn.worth == 45
+    assert drawn.effective_n == 45
     assert (drawn.windows.sum(axis=1) == 30).all()
     assert (drawn.complements.sum(axis=1) == 90).all()
     assert (drawn.stretches.sum(axis=(1, 2)) == 90).all()

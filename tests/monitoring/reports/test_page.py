@@ -1,6 +1,7 @@
 """The files of a report: Evidently agrees with the verdict, and no column kills them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_evidently_and_the_verdict_say_the_same(score):
     given = result_of(plain=score, trap=0.5)
     pairs = [(plain(SIZE), plain(ROWS)), (text(["a", "b", None], SIZE), text(["a", "b"]))]
 
-    scores, failed, dataset = drift_of(build_report(given, ReportData(pairs)))
+    scores, failed, dataset = drift_of(build_report(replace(given, report=ReportData(pairs))))
 
     assert scores == {"plain": score, "trap": 0.5}
     assert failed == ({"plain"} if score > 3 else set())
@@ -75,7 +76,9 @@ def test_no_column_kills_the_report():
         for name, (left, right) in TRAPS.items()
     ]
     files = build_report(
-        result_of(plain=9.0, **dict.fromkeys(TRAPS, 1.0)), ReportData([(plain(SIZE), plain(ROWS)), *pairs])
+        replace(
+            result_of(plain=9.0, **dict.fromkeys(TRAPS, 1.0)), report=ReportData([(plain(SIZE), plain(ROWS)), *pairs])
+        )
     )
 
     assert set(drift_of(files)[0]) == {"plain", *TRAPS}
@@ -93,11 +96,11 @@ def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(monkeypatc
     monkeypatch.setattr(evidently_charts, "_frames", untamed)
     pairs = [(plain(SIZE), plain(ROWS)), (number([1.0], SIZE), number([1.0]))]
 
-    files = build_report(result_of(plain=9.0, trap=1.0), ReportData(pairs))
+    files = build_report(replace(result_of(plain=9.0, trap=1.0), report=ReportData(pairs)))
 
     assert set(drift_of(files)[0]) == {"plain"}
     assert "trap: Evidently cannot draw it: " in files["report.html"]
-    alone = build_report(result_of(trap=1.0), ReportData(pairs[1:]))
+    alone = build_report(replace(result_of(trap=1.0), report=ReportData(pairs[1:])))
     assert "Evidently drew nothing: " in alone["report.html"]
     assert "evidently.json" not in alone
 
@@ -106,7 +109,7 @@ def test_a_column_may_have_any_name():
     names = ["", "a b", "a/b%[x]", "prediction", "target", "index", "0", "<i>", "</script><script>alert(1)</script>"]
     pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]
 
-    files = build_report(result_of(**dict.fromkeys(names, 1.0)), ReportData([*pairs, *pairs]))
+    files = build_report(replace(result_of(**dict.fromkeys(names, 1.0)), report=ReportData([*pairs, *pairs])))
 
     assert set(drift_of(files)[0]) == set(names)
     assert "<script>alert(1)" not in files["report.html"]
@@ -118,7 +121,7 @@ def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small():
     shared = RNG.normal(size=SIZE)
     pairs = [(ColumnValues(name, "number", shared), ColumnValues(name, "number", shared[:ROWS])) for name in scores]
 
-    files = build_report(result_of(**scores), ReportData(pairs))
+    files = build_report(replace(result_of(**scores), report=ReportData(pairs)))
 
     found, failed, _ = drift_of(files)
     assert (len(found), failed) == (30, {"worst"})
@@ -131,7 +134,7 @@ def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small():
 def test_the_page_begins_with_the_verdict_and_fetches_nothing():
     given = result_of(plain=9.0, notes=("a note <b>",))
 
-    page = build_report(given, ReportData([(plain(SIZE), plain(ROWS))]))["report.html"]
+    page = build_report(replace(given, report=ReportData([(plain(SIZE), plain(ROWS))])))["report.html"]
 
     assert page.count("<body") == 1
     assert "the largest score is beyond the threshold." in page
@@ -147,18 +150,18 @@ def test_the_page_says_what_became_of_a_finding_and_since_when(check):
     change = "0.84 (the window before) → 0.71, lower"
     found = Finding("wind", check, "drift", "on 500 rows", 6.0, 3.0, change=change, since=SINCE, in_a_row=3)
 
-    page = build_report(result_of(calm=1.0, findings=(found,)), ReportData())["report.html"]
+    page = build_report(result_of(calm=1.0, findings=(found,)))["report.html"]
 
     assert "<th>since (UTC)<th>in a row<th>value<th>threshold<th>change<th>why" in page
     assert f">drift<td class=s>2013-06-29<td class=n>3<td class=n>6<td class=n>3<td>{change}<td>on 500 rows<" in page
     assert ">no drift<td class=s><td class=n><td class=n>1<td class=n>3<td><td><" in page
-    calm = build_report(result_of(calm=1.0), ReportData())["report.html"]
+    calm = build_report(result_of(calm=1.0))["report.html"]
     assert not any(name in calm for name in ("since (UTC)", "in a row", "<th>change"))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_so_few_rows_are_not_drawn(rows):
-    files = build_report(result_of(plain=9.0), ReportData([(plain(SIZE), plain(rows))]))
+    files = build_report(replace(result_of(plain=9.0), report=ReportData([(plain(SIZE), plain(rows))])))
 
     assert "of fewer than 3 rows nothing is drawn" in files["report.html"]
 
@@ -172,7 +175,7 @@ def test_a_kind_without_rows_to_draw_has_its_findings_and_figures():
         figures={"accuracy": 0.71, "auc": float("nan")},
     )
 
-    files = build_report(given, ReportData(artifacts={"sketches.parquet": b"PAR1"}))
+    files = build_report(replace(given, report=ReportData(artifacts={"sketches.parquet": b"PAR1"})))
 
     page = files["report.html"]
     assert all(said in page for said in ("accuracy", "carrier=AA", "0.71 &lt; 0.80", "one class only", "violated"))
@@ -186,7 +189,7 @@ def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine():
     found = Finding("accuracy", "criterion", "cannot tell", "0.79, which lies within the interval", 0.79, 0.8)
     given = result_of(findings=(found,), kind="performance", state="cannot tell", figures={})
 
-    page = build_report(given, ReportData())["report.html"]
+    page = build_report(given)["report.html"]
 
     assert "<span class='open'>cannot tell</span>" in page
     assert "<td class='s open'>cannot tell" in page
@@ -195,7 +198,7 @@ def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine():
 def test_what_is_not_judged_has_a_page_that_says_why():
     given = result_of(state="not judged", reason="the window has 2 rows; min_rows is 200", plain=1.0)
 
-    page = build_report(given, ReportData([(plain(SIZE), plain(2))]))["report.html"]
+    page = build_report(replace(given, report=ReportData([(plain(SIZE), plain(2))])))["report.html"]
 
     assert "not judged" in page
     assert "the window has 2 rows; min_rows is 200." in page

@@ -1,0 +1,250 @@
+"""Alerts in the store: each begins, grows worse and is over, and every such event has to be sent.
+
+One message is sent when an alert begins; again when it has become half as bad again, or when it goes on for the repeat
+interval; one when it is over. `send.py` sends what is recorded here.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Literal
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.store import Store
+from mlflow_deploy_plugin.store.alerts import Alert, Alerts
+
+AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
+_WORSE = 1.5
+_MOST_FINDINGS, _LONGEST_TEXT = 5, 400
+_log = logging.getLogger(__name__)
+
+
+def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
+    """Record a judged window: an alarm begins, goes on, grows worse or is over.
+
+    An undecided window changes nothing. Any window ends an alert about the monitor's failing.
+
+    Raises:
+        StoreUnavailable: the store cannot be used.
+    """
+    alerts, now = Alerts(store), store.now()
+    content = _result_content(result, run_url, spec.alert)
+    if result.is_alarm:
+        repeat = timedelta(seconds=settings.alert_repeat_seconds)
+        alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat))
+    elif not result.is_undecided:
+        alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
+    works = AlertContent(_failing(result.endpoint, result.monitor), result.endpoint, result.monitor)
+    again = AlertContent(
+        works.fingerprint, works.endpoint, works.monitor, lines=("the monitor works again",), link=content.link
+    )
+    alerts.change(again.fingerprint, lambda before: resolve(before, again, now))
+
+
+def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str, reason: str) -> None:
+    """Record that a monitor could not be run; the next window that is judged ends the alert.
+
+    Raises:
+        StoreUnavailable: the store cannot be used.
+    """
+    _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
+    now = store.now()
+    content = AlertContent(
+        _failing(endpoint, monitor),
+        endpoint,
+        monitor,
+        lines=(f"{endpoint}: the monitor fails: {reason}",),
+        tags=_tags(store, endpoint, monitor),
+    )
+    repeat = timedelta(seconds=settings.alert_repeat_seconds)
+    Alerts(store).change(content.fingerprint, lambda before: fire(before, content, now, repeat, "failing"))
+
+
+def resolve_orphaned(store: Store) -> None:
+    """End the alerts whose monitor or endpoint no longer exists.
+
+    Raises:
+        StoreUnavailable: the store cannot be used.
+    """
+    alerts, now = Alerts(store), store.now()
+    firing = alerts.firing()
+    known = {(one.name, name) for one in store.endpoints() for name in one.spec.monitors} if firing else set()
+    unreadable = {one.name for one in store.unreadable()} if firing else set()
+    for found in firing:
+        if (found.endpoint, found.monitor) not in known and found.endpoint not in unreadable:
+            order, lines = found.detail.get("order", ""), ("the monitor was taken away",)
+            content = AlertContent(found.fingerprint, found.endpoint, found.monitor, order, lines=lines)
+            alerts.change(found.fingerprint, partial(resolve, content=content, now=now))
+
+
+def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
+    """Record a message that is sent once and has no end, such as a version that waits for a person.
+
+    Raises:
+        StoreUnavailable: the store cannot be used.
+    """
+    now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
+    fingerprint = f"{endpoint}/{monitor}/said/{digest}"
+    content = AlertContent(
+        fingerprint, endpoint, monitor, lines=(text,), link=link, tags=_tags(store, endpoint, monitor)
+    )
+    Alerts(store).add_once(announcement(content, now))
+
+
+def _failing(endpoint: str, monitor: str) -> str:
+    return f"{endpoint}/{monitor}/failing"
+
+
+def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
+    """Return the tags that the endpoint's spec names for the monitor; none if the spec cannot be read."""
+    try:
+        found = store.endpoint(endpoint)
+    except InvalidConfig:
+        return ()
+    spec = found.spec.monitors.get(monitor) if found is not None else None
+    return spec.alert if spec is not None else ()
+
+
+@dataclass(frozen=True)
+class AlertContent:
+    """The content of an alert.
+
+    Attributes:
+        fingerprint: identifies what the alert is about.
+        order: window start and revision; content older than the last one changes nothing.
+        weight: how bad it is, larger is worse.
+        lines: the text, the most important line first.
+        link: an address with more; may be empty.
+        tags: of the channels that get it; empty: all.
+    """
+
+    fingerprint: str
+    endpoint: str
+    monitor: str
+    order: str = ""
+    weight: float = 1.0
+    lines: Sequence[str] = ()
+    link: str = ""
+    tags: Sequence[str] = ()
+
+    def event_detail(self, event: AlertEvent, now: datetime, before: Alert | None) -> dict[str, Any]:
+        """Return the detail of an alert with an event that has to be sent."""
+        detail = {} if before is None else before.detail
+        return {
+            **detail,
+            **self.detail(),
+            "news": event,
+            "number": detail.get("number", 0) + 1,
+            "since": now.isoformat(),
+            "told_weight": self.weight,
+            "is_told": False,
+        }
+
+    def detail(self) -> dict[str, Any]:
+        return {
+            "order": self.order,
+            "weight": self.weight,
+            "lines": list(self.lines),
+            "link": self.link,
+            "tags": list(self.tags),
+        }
+
+
+def fire(
+    before: Alert | None, content: AlertContent, now: datetime, repeat: timedelta, event: AlertEvent = "firing"
+) -> Alert | None:
+    """Return the alert after an alarm; None if the alarm is older than what is known."""
+    if before is None:
+        detail = content.event_detail(event, now, None)
+        return Alert(content.fingerprint, content.endpoint, content.monitor, "firing", now, now, detail=detail)
+    last = _last_order(before, now)
+    if content.order < last:
+        return None
+    again = replace(before, last_at=now, count=before.count + (content.order > last or not content.order))
+    if content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
+        return replace(again, detail=content.event_detail("worse", now, before))
+    if before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
+        return replace(again, detail=content.event_detail("still", now, before))
+    return replace(again, detail={**before.detail, **content.detail()})
+
+
+def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert | None:
+    """Return the alert after a window without an alarm; None if nothing changes."""
+    if before is None or content.order < _last_order(before, now):
+        return None
+    detail = {
+        **content.event_detail("resolved", now, before),
+        "told_weight": 0.0,
+        "tags": before.detail.get("tags", []),
+    }
+    return replace(before, state="resolved", last_at=now, detail=detail)
+
+
+def announcement(content: AlertContent, now: datetime) -> Alert:
+    """Return an alert that is sent once and has no end."""
+    return Alert(
+        content.fingerprint,
+        content.endpoint,
+        content.monitor,
+        "said",
+        now,
+        now,
+        detail=content.event_detail("said", now, None),
+    )
+
+
+def _last_order(before: Alert, now: datetime) -> str:
+    """Return the order of the newest window that the alert has seen, unless that window has not begun yet."""
+    order: str = before.detail.get("order", "")
+    return order if order <= now.isoformat() else ""
+
+
+def _result_content(result: MonitorResult, run_url: str, tags: Sequence[str]) -> AlertContent:
+    """Return the content of an alert about a judged window."""
+    alarms = [finding for finding in result.findings if finding.is_alarm]
+    answered = f"{result.model} version {result.version}" if result.model else "no version"
+    lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
+    if result.reason:
+        lines.append(_short(result.reason))
+    lines += [_line(finding) for finding in alarms[:_MOST_FINDINGS]]
+    if len(alarms) > _MOST_FINDINGS:
+        lines.append(f"and {len(alarms) - _MOST_FINDINGS} more")
+    return AlertContent(
+        fingerprint=f"{result.endpoint}/{result.monitor}",
+        endpoint=result.endpoint,
+        monitor=result.monitor,
+        order=f"{result.window.start.isoformat()} {result.revision:06}",
+        weight=sum(_weight(finding) for finding in alarms) or 1.0,
+        lines=lines,
+        link=f"{run_url}/artifacts/report.html" if run_url else "",
+        tags=tags,
+    )
+
+
+def _line(finding: Finding) -> str:
+    name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
+    figures = ""
+    if finding.value is not None and finding.threshold is not None and finding.check != "presence":
+        figures = f" {finding.value:.4g} (threshold {finding.threshold:.4g})"
+    why = _short("; ".join(filter(None, (finding.history, finding.reason))))
+    return f"- {name}, {finding.check}{figures}{f': {why}' if why else ''}"
+
+
+def _short(text: str) -> str:
+    """Return the text as one short line: columns and categories have names of any length, with anything in them."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"
+
+
+def _weight(finding: Finding) -> float:
+    """Return how far beyond its threshold a finding is: 1 at the threshold, and 10 at most."""
+    if finding.value is None or not finding.threshold:
+        return 1.0
+    ratio = abs(finding.value / finding.threshold)
+    return min(max(ratio, 1 / ratio if ratio else 10.0), 10.0)
