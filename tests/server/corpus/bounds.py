@@ -61,7 +61,7 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     ),
     "transfer coding": (
         "http/parser.py: _length",
-        _both({"parser.CHUNKED": "0", "parser._length": "lambda headers, is_first_minor: 0"}),
+        _both({"parser._length": "lambda headers, is_first_minor: 0"}),
     ),
     "chunks": (
         "http/parser.py: _SIZE",
