@@ -1,7 +1,7 @@
 """Where the microseconds of one request go below `routes.answer`, with capture and metrics on.
 
     .venv/bin/python benchmarks/request_path.py              # about a minute
-    PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/request_path.py    # the same, of other code
+    cd /path/to/another/checkout && /path/to/.venv/bin/python benchmarks/request_path.py    # the same, of other code
 
 Two models: a logistic regression of 30 floats, and a pipeline of the flights' 15 columns (strings, integers, doubles,
 booleans). A row of the table is one form of body; its columns are medians in microseconds: of decoding, the graph's
@@ -21,8 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,39 +137,37 @@ def bodies() -> list[tuple[str, str, str, str, bytes]]:
 def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str, Callable[[], Any]]:
     """Each part of answering this body as a function without arguments."""
     from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-    from mlflow_deploy_plugin.server.http import pipeline, spoken
     from mlflow_deploy_plugin.server.http.messages import RawRequest
     from mlflow_deploy_plugin.server.http.routes import handle_request
+    from mlflow_deploy_plugin.server.observability.metrics import count_response
+    from mlflow_deploy_plugin.server.protocols import protocol_table
 
-    name = "mlflow_deploy_plugin.server.observability.metrics"
-    counting: Any = import_module(name) if find_spec(name) else None  # there is none in the code of before it
-    before: Any = pipeline
-    protocol = {"/invocations": spoken.INVOCATIONS, "/predict": spoken.PREDICT, "/predict/batch": spoken.PREDICT_BATCH}
-    spoken_here = protocol.get(path, spoken.V2)
+    by_path = {
+        "/invocations": protocol_table.INVOCATIONS,
+        "/predict": protocol_table.PREDICT,
+        "/predict/batch": protocol_table.PREDICT_BATCH,
+    }
+    protocol = by_path.get(path, protocol_table.V2)
     headers = {"host": "127.0.0.1:8080", "content-type": content_type, "content-length": str(len(body))}
     request = RawRequest("POST", path, headers, body)
     result = handle_request(server, request)
     assert result.status == 200, result.body[:500]
     variant = server.dataplane.select_variant(None)
-    question = spoken_here.decode(request, variant)
+    question = protocol.decode(headers, body, variant)
     predictor = variant.loaded.predictor
     outputs = predictor.run(question.feeds)
     response: Any = SimpleNamespace(id="0" * 32, model="m", version="1", prediction_id="0" * 32, outputs=outputs)
     rows = variant.capture.max_rows_per_request
-    captured = getattr(variant, "captured", None) or variant.loaded.captured  # there is none in the code of before it
 
     def capture() -> None:
         record = RequestRecord(variant.endpoint, variant.name, "0" * 32, "0" * 32, 1_700_000_000, 1_700_000_000)
-        server.capture.write(record, captured, question.feeds, outputs, rows)
+        server.capture.write(record, variant.captured, question.feeds, outputs, rows)
 
     def metrics() -> None:
-        if counting is not None:
-            counting.count_response(server.metrics, variant, spoken_here.name, "200", 0.0001, outputs)
-        else:
-            before._count(server, variant, spoken_here, 200, 0.0001)
+        count_response(server.metrics, variant, protocol.name, "200", 0.0001, outputs)
 
     return {
-        "decode": lambda: spoken_here.decode(request, variant),
+        "decode": lambda: protocol.decode(headers, body, variant),
         "run": lambda: predictor.run(question.feeds),
         "capture": capture,
         "metrics": metrics,

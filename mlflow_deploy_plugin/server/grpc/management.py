@@ -12,7 +12,7 @@ from typing import Any
 from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.server.http import v2_extensions, views
+from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 
@@ -56,16 +56,16 @@ def _model_ready(server: Server, request: RawRequest, asked: messages.ModelReady
 
 
 def _config(server: Server, request: RawRequest, asked: messages.ModelConfigRequest) -> RawResponse:
-    told = v2_extensions.config(server, request, endpoint=asked.name, version=asked.version or None)
+    told = views.v2_model_config(server, request, endpoint=asked.name, version=asked.version or None)
     return RawResponse(200, b'{"config":' + told.body + b"}")
 
 
 def _statistics(server: Server, request: RawRequest, asked: messages.ModelStatisticsRequest) -> RawResponse:
-    return v2_extensions.stats(server, request, endpoint=asked.name or None, version=asked.version or None)
+    return views.v2_statistics(server, request, endpoint=asked.name or None, version=asked.version or None)
 
 
 def _index(server: Server, request: RawRequest, asked: messages.RepositoryIndexRequest) -> RawResponse:
-    told = v2_extensions.index(server, _with_body(request, {"ready": asked.ready}))
+    told = views.v2_repository_index(server, _with_body(request, {"ready": asked.ready}))
     return RawResponse(200, b'{"models":' + told.body + b"}")
 
 
@@ -97,6 +97,6 @@ METHODS: dict[str, ManagementMethod] = {
     "ModelConfig": _config,
     "ModelStatistics": _statistics,
     "RepositoryIndex": _index,
-    "RepositoryModelLoad": _changed(v2_extensions.load),
-    "RepositoryModelUnload": _changed(v2_extensions.unload),
+    "RepositoryModelLoad": _changed(views.v2_repository_load),
+    "RepositoryModelUnload": _changed(views.v2_repository_unload),
 }

@@ -29,9 +29,10 @@ from mlflow_deploy_plugin.server.http.messages import (
     exception_response,
     safe_headers,
 )
-from mlflow_deploy_plugin.server.http.pipeline import DecodedRequest, EncodedResponse, Protocol, infer
+from mlflow_deploy_plugin.server.http.pipeline import infer
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, EncodedResponse, Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,11 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
 
 
 def _read(
-    message: messages.ModelInferRequest, seconds_left: float | None, request: RawRequest, variant: ServedVariant
+    message: messages.ModelInferRequest,
+    seconds_left: float | None,
+    headers: Mapping[str, str],
+    body: bytes,
+    variant: ServedVariant,
 ) -> DecodedRequest:
     predictor = variant.loaded.predictor
     question = tensors.decode(message, predictor.artifact, predictor.schema)

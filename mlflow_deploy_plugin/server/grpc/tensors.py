@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.thrift import InvalidThrift, read_varint
+from mlflow_deploy_plugin.server.protocols.parquet_metadata import InvalidThrift, read_varint
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     MANY_TENSORS,
     MAX_RANK,

@@ -1,15 +1,16 @@
-"""The way of one request for predictions, whatever protocol it speaks: lease → decode → infer → encode → count."""
+"""The pipeline of a prediction, whatever its protocol: limits → variant → decode → infer → encode → count.
+
+`infer` blocks its thread from the first step to the last. `infer_async` takes the same steps for an event loop: it
+decodes on the loop, and encodes in the thread that has computed the batch. A failure is captured, too.
+"""
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody
+from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
 from mlflow_deploy_plugin.server.http.messages import (
@@ -23,157 +24,53 @@ from mlflow_deploy_plugin.server.http.messages import (
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import count_response
-from mlflow_deploy_plugin.server.protocols.content import JSON
+from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, Protocol
 
 logger = logging.getLogger(__name__)
-
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class EncodedResponse(NamedTuple):
-    """The body of an answer, and the headers that belong to its form."""
-
-    body: bytes
-    content_type: str = JSON
-    headers: Mapping[str, str] = _NOTHING
-
-
-class DecodedRequest(NamedTuple):
-    """What a body asks for, and how that is answered.
-
-    Attributes:
-        id: the body's own, empty where it has none.
-        body: what the version reads itself, in place of `feeds`.
-        parameters: the request's, for the data plane: `timeout` in microseconds.
-    """
-
-    feeds: Feeds
-    encode: Callable[[ServedVariant, InferResponse], EncodedResponse]
-    id: str = ""
-    body: OpaqueBody | None = None
-    parameters: Mapping[str, Any] = _NOTHING
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """A way to ask for predictions over HTTP: `decode` reads a request to this variant."""
-
-    name: str
-    decode: Callable[[RawRequest, ServedVariant], DecodedRequest]
 
 
 def infer(
     server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
 ) -> RawResponse:
-    """Predictions from the endpoint (None: the default one), by one version from the first to the last byte."""
+    """Return predictions of the endpoint (None: the default one). One version decodes, computes and encodes."""
     headers = {"X-Request-Id": request_id(request.headers)}
     variant: ServedVariant | None = None
     outputs: Mapping[str, Array] | None = None
     limits, tracer = server.limits, server.tracer
-    is_let_in = False
+    is_admitted = False
     marks = [("decode", time.perf_counter())] if tracer else []
     try:
         if limits.is_active:
             limits.acquire(request.headers, request.client)
-            is_let_in = True
+            is_admitted = True
         variant = server.dataplane.select_variant(endpoint, version, request.headers)
         set_version_headers(headers, variant)
-        question, asked = build_request(request, protocol, variant, headers)
+        decoded, infer_request = build_request(request, protocol, variant, headers)
         if variant.key is not None and version is None:
-            variant, question, asked = _kept(server, request, protocol, variant, headers, question, asked)
+            sticky = server.dataplane.sticky_variant(variant, decoded.feeds)
+            if sticky is not variant:
+                variant = sticky
+                set_version_headers(headers, variant)
+                decoded, infer_request = build_request(request, protocol, variant, headers)
         if tracer:
             marks.append(("infer", time.perf_counter()))
-        response = server.dataplane.infer(variant, asked)
+        inferred = server.dataplane.infer(variant, infer_request)
         if tracer:
             marks.append(("encode", time.perf_counter()))
-        result = build_response(question, variant, response, headers)
-        outputs = response.outputs
+        response = build_response(decoded, variant, inferred, headers)
+        outputs = inferred.outputs
         if tracer:
             tracer.phases([*marks, ("", time.perf_counter())])
     except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        result = failure_response(request, error, headers)
+        response = failure_response(request, error, headers)
     finally:
-        if is_let_in:
+        if is_admitted:
             limits.release()
     seconds = time.perf_counter() - request.arrived
-    count_response(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
-    if result.status >= FIRST_ERROR_STATUS and variant is not None:
-        capture_failure(server, request, variant, result, seconds)
-    return result
-
-
-def capture_failure(
-    server: Server, request: RawRequest, variant: ServedVariant, result: RawResponse, seconds: float
-) -> None:
-    """Into the log of failures, at the time that the caller has said, where it can be read."""
-    moment = None
-    with suppress(OnnxserveError):
-        moment = event_time(request.headers)
-    server.dataplane.capture_failure(variant, result.headers.get("X-Request-Id", ""), result.status, seconds, moment)
-
-
-def set_version_headers(headers: dict[str, str], variant: ServedVariant) -> None:
-    """Says in an answer's headers which version gives it."""
-    headers["X-Model-Name"], headers["X-Model-Version"] = variant.loaded.model, variant.loaded.version
-    if variant.has_others:
-        headers["X-Model-Variant"] = variant.name
-
-
-def _kept(
-    server: Server,
-    request: RawRequest,
-    protocol: Protocol,
-    variant: ServedVariant,
-    headers: dict[str, str],
-    question: DecodedRequest,
-    asked: InferRequest,
-) -> tuple[ServedVariant, DecodedRequest, InferRequest]:
-    """The variant that a column of the question keeps its caller to; the question anew, as that variant reads it."""
-    other = server.dataplane.sticky_variant(variant, question.feeds)
-    if other is variant:
-        return variant, question, asked
-    set_version_headers(headers, other)
-    return other, *build_request(request, protocol, other, headers)
-
-
-def build_request(
-    request: RawRequest, protocol: Protocol, variant: ServedVariant, headers: dict[str, str]
-) -> tuple[DecodedRequest, InferRequest]:
-    """What the data plane is asked."""
-    moment = event_time(request.headers) if "x-event-time" in request.headers else None
-    question = protocol.decode(request, variant)
-    feeds, _, own_id, body, parameters = question
-    if own_id and "x-request-id" not in request.headers:
-        headers["X-Request-Id"] = request_id({"x-request-id": own_id})
-    return question, InferRequest(
-        headers["X-Request-Id"], variant.endpoint, feeds, None, parameters, moment, body, request.arrived
-    )
-
-
-def build_response(
-    question: DecodedRequest, variant: ServedVariant, response: InferResponse, headers: dict[str, str]
-) -> RawResponse:
-    """The answer to a question."""
-    headers["X-Prediction-Id"] = response.prediction_id
-    if response.is_cached is not None:
-        headers["X-Cache"] = "hit" if response.is_cached else "miss"
-    body, content_type, of_form = question.encode(variant, response)
-    if of_form:
-        headers.update(of_form)
-    return RawResponse(200, body, content_type, headers)
-
-
-def failure_response(request: RawRequest, error: Exception, headers: dict[str, str]) -> RawResponse:
-    """The answer to a request that ended in an error; the log has the traceback of one that is not ours."""
-    if isinstance(error, OnnxserveError):
-        return exception_response(request.path, error, headers)
-    logger.error("answering %s failed, X-Request-Id %s", request.path[:200], headers["X-Request-Id"], exc_info=error)
-    message = "the server failed to answer; its log says why under this X-Request-Id"
-    return error_response(request.path, 500, "INTERNAL_ERROR", message, headers)
-
-
-# The way of a prediction for an event loop: decoded on it, computed in a batch, answered from the batch's thread.
+    count_response(server.metrics, variant, protocol.name, str(response.status), seconds, outputs)
+    if response.status >= FIRST_ERROR_STATUS and variant is not None:
+        _capture_failure(server, request, variant, response, seconds)
+    return response
 
 
 def infer_async(
@@ -184,9 +81,11 @@ def infer_async(
     endpoint: str | None = None,
     version: str | None = None,
 ) -> bool:
-    """As `predictions.infer`, without blocking.
+    """Submit the request to its version's batcher, without blocking.
 
-    True: `done` is given the answer once, in this thread or another. False: nothing has happened, ask `infer`.
+    Returns:
+        True if `done` is called once with the response, in this thread or another. False if nothing has happened,
+        since the request cannot be answered so; the caller has to call `infer`.
     """
     dataplane = server.dataplane
     if server.limits.may_block or not dataplane.can_infer_async(endpoint):
@@ -194,18 +93,18 @@ def infer_async(
     try:
         variant = dataplane.select_variant(endpoint, version, request.headers)
     except OnnxserveError:
-        return False  # `infer` says what is wrong
+        return False  # `infer` makes the error response
     if variant.loaded.batcher is None or variant.key is not None:
-        return False  # swapped a moment ago; or the variant is known only once the request is read
+        return False  # swapped a moment ago; or the variant is known only once the request is decoded
     headers = {"X-Request-Id": request_id(request.headers)}
     set_version_headers(headers, variant)
 
-    def finish(result: RawResponse, outputs: Mapping[str, Array] | None = None) -> None:
+    def finish(response: RawResponse, outputs: Mapping[str, Array] | None = None) -> None:
         seconds = time.perf_counter() - request.arrived
-        count_response(server.metrics, variant, protocol.name, str(result.status), seconds, outputs)
-        if result.status >= FIRST_ERROR_STATUS:
-            capture_failure(server, request, variant, result, seconds)
-        done(result)
+        count_response(server.metrics, variant, protocol.name, str(response.status), seconds, outputs)
+        if response.status >= FIRST_ERROR_STATUS:
+            _capture_failure(server, request, variant, response, seconds)
+        done(response)
 
     try:
         server.limits.acquire(request.headers, request.client)
@@ -213,21 +112,93 @@ def infer_async(
         finish(exception_response(request.path, error, headers))
         return True
 
-    def answered(response: InferResponse | Exception) -> None:
+    def encode(inferred: InferResponse | Exception) -> None:
         outputs = None
         try:
-            if isinstance(response, Exception):
-                result = failure_response(request, response, headers)
+            if isinstance(inferred, Exception):
+                response = failure_response(request, inferred, headers)
             else:
-                result, outputs = build_response(question, variant, response, headers), response.outputs
+                response, outputs = build_response(decoded, variant, inferred, headers), inferred.outputs
         except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-            result = failure_response(request, error, headers)
+            response = failure_response(request, error, headers)
         server.limits.release()
-        finish(result, outputs)
+        finish(response, outputs)
 
     try:
-        question, asked = build_request(request, protocol, variant, headers)
-        dataplane.infer_async(variant, asked, answered)
+        decoded, infer_request = build_request(request, protocol, variant, headers)
+        dataplane.infer_async(variant, infer_request, encode)
     except Exception as error:  # noqa: BLE001 - as above; nothing was submitted
-        answered(error)
+        encode(error)
     return True
+
+
+@contextmanager
+def admitted(server: Server, request: RawRequest) -> Iterator[None]:
+    """Hold a place within the server's limits. `infer` does the same without the cost of a context manager.
+
+    Raises:
+        TooManyRequests: there is none.
+    """
+    if not server.limits.is_active:
+        yield
+        return
+    server.limits.acquire(request.headers, request.client)
+    try:
+        yield
+    finally:
+        server.limits.release()
+
+
+def set_version_headers(headers: dict[str, str], variant: ServedVariant) -> None:
+    """Name the version that answers in the headers of its response."""
+    headers["X-Model-Name"], headers["X-Model-Version"] = variant.loaded.model, variant.loaded.version
+    if variant.has_others:
+        headers["X-Model-Variant"] = variant.name
+
+
+def build_request(
+    request: RawRequest, protocol: Protocol, variant: ServedVariant, headers: dict[str, str]
+) -> tuple[DecodedRequest, InferRequest]:
+    """Decode the request for this variant. The request's id goes into the headers of its response."""
+    moment = event_time(request.headers) if "x-event-time" in request.headers else None
+    decoded = protocol.decode(request.headers, request.body, variant)
+    feeds, _, body_id, body, parameters = decoded
+    if body_id and "x-request-id" not in request.headers:
+        headers["X-Request-Id"] = request_id({"x-request-id": body_id})
+    return decoded, InferRequest(
+        headers["X-Request-Id"], variant.endpoint, feeds, None, parameters, moment, body, request.arrived
+    )
+
+
+def build_response(
+    decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse, headers: dict[str, str]
+) -> RawResponse:
+    """Encode the outputs of this variant in the protocol of the request."""
+    headers["X-Prediction-Id"] = inferred.prediction_id
+    if inferred.is_cached is not None:
+        headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
+    body, content_type, format_headers = decoded.encode(variant, inferred)
+    if format_headers:
+        headers.update(format_headers)
+    return RawResponse(200, body, content_type, headers)
+
+
+def failure_response(request: RawRequest, error: Exception, headers: dict[str, str]) -> RawResponse:
+    """Return the response to a request that has failed. An error that is not ours is logged with its traceback."""
+    if isinstance(error, OnnxserveError):
+        return exception_response(request.path, error, headers)
+    logger.error("answering %s failed, X-Request-Id %s", request.path[:200], headers["X-Request-Id"], exc_info=error)
+    message = "the server failed to answer; its log says why under this X-Request-Id"
+    return error_response(request.path, 500, "INTERNAL_ERROR", message, headers)
+
+
+def _capture_failure(
+    server: Server, request: RawRequest, variant: ServedVariant, response: RawResponse, seconds: float
+) -> None:
+    """Capture a failure, at the caller's event time if that can be read."""
+    moment = None
+    with suppress(OnnxserveError):
+        moment = event_time(request.headers)
+    server.dataplane.capture_failure(
+        variant, response.headers.get("X-Request-Id", ""), response.status, seconds, moment
+    )

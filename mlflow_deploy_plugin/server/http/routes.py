@@ -1,44 +1,64 @@
-"""The HTTP surface as a function: `answer(server, request)`. Every HTTP front calls it, and adds only bytes."""
+"""The routes of the HTTP surface, in one table, and their dispatch: `handle_request(server, request)`.
+
+Both workers call it; they add only the bytes of HTTP. A route's path is a template as documentation shows it: `NAME`
+stands for an endpoint, `V` for a version, `L` for a label, and a part in brackets may be left out.
+"""
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.nearest import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.clouds import Cloud
-from mlflow_deploy_plugin.server.http import tfserving, v2_extensions, views
+from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.access_log import observe_request
-from mlflow_deploy_plugin.server.http.clouds import AZURE, vertex_predict
 from mlflow_deploy_plugin.server.http.content_encoding import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.explain import explain
 from mlflow_deploy_plugin.server.http.feedback import feedback
-from mlflow_deploy_plugin.server.http.messages import (
-    RawRequest,
-    RawResponse,
-    error_response,
-    exception_response,
-)
-from mlflow_deploy_plugin.server.http.negotiation import invocations, negotiate_protocol
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, exception_response
+from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
+from mlflow_deploy_plugin.server.http.openapi import operations
+from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.http.pipeline import infer, infer_async
-from mlflow_deploy_plugin.server.http.spoken import PREDICT, PREDICT_BATCH, V2
-from mlflow_deploy_plugin.server.http.v2_extensions import refuse_cross_site
+from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, V2, Protocol
 
 logger = logging.getLogger(__name__)
 
-_MOST_NEAR = 3
+_SUGGESTED_PATHS = 3
 
 View = Callable[..., RawResponse]
-"""Answers `(server, request)`, and what its path names by keyword."""
+"""Takes the server, the request, and by keyword what the path names."""
 
 
-def list_routes() -> list[tuple[str, str]]:
-    """Every route: its path as it is shown, and its method."""
-    plain = [(path, method) for path, methods in _ROUTES.items() for method in methods]
-    return plain + [(pattern.shown, pattern.method) for pattern in _PATTERNS]
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A method of a path.
+
+    Attributes:
+        operation: its document for OpenAPI.
+        protocol: the protocol of a prediction; None for other views, and for `/invocations`, which negotiates it.
+    """
+
+    path: str
+    method: str
+    view: View
+    operation: Operation
+    protocol: Protocol | None = None
+
+
+def _get(path: str, view: View, operation: Operation) -> Route:
+    return Route(path, "GET", view, operation)
+
+
+def _post(path: str, view: View, operation: Operation) -> Route:
+    return Route(path, "POST", view, operation)
+
+
+def _predict(path: str, protocol: Protocol, operation: Operation) -> Route:
+    return Route(path, "POST", partial(infer, protocol=protocol), operation, protocol)
 
 
 def _openapi(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
@@ -49,123 +69,116 @@ def _docs(server: Server, request: RawRequest, endpoint: str | None = None) -> R
     return views.docs_page(server, request, list_routes(), endpoint)
 
 
-_ROUTES: dict[str, dict[str, View]] = {
-    "/": {"GET": views.try_page},
-    "/docs": {"GET": _docs},
-    "/openapi.json": {"GET": _openapi},
-    **{
-        f"/pages/{name}": {"GET": partial(views.page_asset, name=name)}
-        for name in ("page.css", "try.js", "answer.js", "pictures.js", "docs.js", "icon.svg")
-    },
-    "/invocations": {"POST": invocations},
-    "/predict": {"POST": partial(infer, protocol=PREDICT)},
-    "/predict/batch": {"POST": partial(infer, protocol=PREDICT_BATCH)},
-    "/score": {"POST": partial(infer, protocol=AZURE)},
-    "/explain": {"POST": explain},
-    "/feedback": {"POST": feedback},
-    "/ping": {"GET": partial(views.readiness, body=b"\n")},  # MLflow's: an empty line
-    "/health": {"GET": partial(views.readiness, body=b'{"status":"ok"}')},
-    "/version": {"GET": views.version},
-    "/metrics": {"GET": views.metrics_page},
-    "/v2": {"GET": views.v2_server},
-    "/v2/models/stats": {"GET": v2_extensions.stats},
-    "/v2/repository/index": {"POST": v2_extensions.index},
-    "/v2/health/live": {"GET": views.v2_live},
-    "/v2/health/ready": {"GET": partial(views.readiness, body=b'{"ready":true}')},
+_healthy = partial(views.readiness, body=b'{"status":"ok"}')
+_TF_MODEL = "/v1/models/NAME[/versions/V|/labels/L]"
+_V2_MODEL = "/v2/models/NAME[/versions/V]"
+_load = views.refuse_cross_site(views.v2_repository_load)
+_unload = views.refuse_cross_site(views.v2_repository_unload)
+_ASSETS = {
+    "page.css": operations.STYLESHEET,
+    **dict.fromkeys(("try.js", "answer.js", "pictures.js", "docs.js"), operations.SCRIPT),
+    "icon.svg": operations.ICON,
 }
 
-
-@dataclass(frozen=True, slots=True)
-class _Pattern:
-    """A route whose path names things: its groups are the view's keywords."""
-
-    shown: str
-    path: re.Pattern[str]
-    method: str
-    view: View
-
-
-_V2_MODEL = r"/v2/models/(?P<endpoint>[^/]+)(?:/versions/(?P<version>[^/]+))?"
-_TF_MODEL = r"/v1/models/(?P<endpoint>[^/:]+)(?:/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?"
-_TF_SHOWN = "/v1/models/NAME[/versions/V|/labels/L]"
-_V2_STORED = r"/v2/repository/models/(?P<endpoint>[^/]+)"
-_PATTERNS = (
-    _Pattern(
-        "/endpoints/NAME/invocations",
-        re.compile(r"/endpoints/(?P<endpoint>[^/]+)/invocations"),
-        "POST",
-        invocations,
-    ),
-    _Pattern(
-        "/endpoints/NAME/predict/batch",
-        re.compile(r"/endpoints/(?P<endpoint>[^/]+)/predict/batch"),
-        "POST",
-        partial(infer, protocol=PREDICT_BATCH),
-    ),
-    _Pattern("/endpoints/NAME/explain", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/explain"), "POST", explain),
-    _Pattern("/endpoints/NAME/feedback", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/feedback"), "POST", feedback),
-    _Pattern("/endpoints/NAME/docs", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/docs"), "GET", _docs),
-    _Pattern(
-        "/endpoints/NAME/openapi.json", re.compile(r"/endpoints/(?P<endpoint>[^/]+)/openapi\.json"), "GET", _openapi
-    ),
-    _Pattern("/endpoints/NAME", re.compile(r"/endpoints/(?P<endpoint>[^/]+)"), "GET", views.try_page),
-    _Pattern(
-        "/v2/models/NAME[/versions/V]/infer", re.compile(_V2_MODEL + "/infer"), "POST", partial(infer, protocol=V2)
-    ),
-    _Pattern("/v2/models/NAME[/versions/V]/ready", re.compile(_V2_MODEL + "/ready"), "GET", views.v2_model_ready),
-    _Pattern("/v2/models/NAME[/versions/V]/stats", re.compile(_V2_MODEL + "/stats"), "GET", v2_extensions.stats),
-    _Pattern("/v2/models/NAME[/versions/V]/config", re.compile(_V2_MODEL + "/config"), "GET", v2_extensions.config),
-    _Pattern(
-        "/v2/repository/models/NAME/load",
-        re.compile(_V2_STORED + "/load"),
-        "POST",
-        refuse_cross_site(v2_extensions.load),
-    ),
-    _Pattern(
-        "/v2/repository/models/NAME/unload",
-        re.compile(_V2_STORED + "/unload"),
-        "POST",
-        refuse_cross_site(v2_extensions.unload),
-    ),
-    _Pattern("/v2/models/NAME[/versions/V]", re.compile(_V2_MODEL), "GET", views.v2_model),
-    _Pattern(_TF_SHOWN + ":predict", re.compile(_TF_MODEL + ":predict"), "POST", tfserving.predict),
-    _Pattern(
-        _TF_SHOWN + ":classify",
-        re.compile(_TF_MODEL + ":(?P<method>classify|regress)"),
-        "POST",
-        tfserving.no_such_method,
-    ),
-    _Pattern(_TF_SHOWN + "/metadata", re.compile(_TF_MODEL + "/metadata"), "GET", tfserving.metadata),
-    _Pattern(_TF_SHOWN, re.compile(_TF_MODEL), "GET", tfserving.status),
+ROUTES = (
+    _get("/", views.try_page, operations.TRY_PAGE),
+    _get("/docs", _docs, operations.DOCS_PAGE),
+    _get("/openapi.json", _openapi, operations.OPENAPI),
+    *(_get(f"/pages/{name}", partial(views.page_asset, name=name), document) for name, document in _ASSETS.items()),
+    _post("/invocations", views.invocations, operations.INVOCATIONS),
+    _predict("/predict", PREDICT, operations.PREDICT),
+    _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
+    _predict("/score", AZURE, operations.AZURE_SCORE),
+    _post("/explain", explain, operations.EXPLAIN),
+    _post("/feedback", feedback, operations.FEEDBACK),
+    _get("/ping", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
+    _get("/health", _healthy, operations.HEALTH),
+    _get("/version", views.version, operations.MLFLOW_VERSION),
+    _get("/metrics", views.metrics_page, operations.METRICS),
+    _get("/v2", views.v2_server, operations.V2_SERVER),
+    _get("/v2/models/stats", views.v2_statistics, operations.V2_STATISTICS),
+    _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX),
+    _get("/v2/health/live", views.v2_live, operations.V2_LIVE),
+    _get("/v2/health/ready", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
+    _post("/endpoints/NAME/invocations", views.invocations, operations.INVOCATIONS),
+    _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
+    _post("/endpoints/NAME/explain", explain, operations.EXPLAIN),
+    _post("/endpoints/NAME/feedback", feedback, operations.FEEDBACK),
+    _get("/endpoints/NAME/docs", _docs, operations.ENDPOINT_DOCS_PAGE),
+    _get("/endpoints/NAME/openapi.json", _openapi, operations.ENDPOINT_OPENAPI),
+    _get("/endpoints/NAME", views.try_page, operations.ENDPOINT_TRY_PAGE),
+    _predict(_V2_MODEL + "/infer", V2, operations.V2_INFER),
+    _get(_V2_MODEL + "/ready", views.v2_model_ready, operations.V2_MODEL_READY),
+    _get(_V2_MODEL + "/stats", views.v2_statistics, operations.V2_MODEL_STATISTICS),
+    _get(_V2_MODEL + "/config", views.v2_model_config, operations.V2_CONFIG),
+    _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD),
+    _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD),
+    _get(_V2_MODEL, views.v2_model, operations.V2_METADATA),
+    _post(_TF_MODEL + ":predict", views.tf_predict, operations.TF_PREDICT),
+    _post(_TF_MODEL + ":classify", views.tf_unsupported_method, operations.TF_CLASSIFY),
+    _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA),
+    _get(_TF_MODEL, views.tf_status, operations.TF_STATUS),
 )
 
 
+def _path_pattern(path: str) -> re.Pattern[str]:
+    """Return the pattern of a path template. Its groups are the keywords of the view."""
+    part = "[^/:]+" if path.startswith("/v1/") else "[^/]+"
+    pattern = path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
+    for placeholder, group in (("NAME", "endpoint"), ("V", "version"), ("L", "label")):
+        pattern = re.sub(rf"(?<=/){placeholder}(?=\W|$)", f"(?P<{group}>{part})", pattern)
+    return re.compile(pattern.replace(":classify", ":(?P<method>classify|regress)"))
+
+
+_BY_PATH: dict[str, dict[str, Route]] = {}
+_BY_PATTERN: list[tuple[re.Pattern[str], dict[str, Route]]] = []
+for _route in ROUTES:
+    if "NAME" in _route.path:
+        _BY_PATTERN.append((_path_pattern(_route.path), {_route.method: _route}))
+    else:
+        _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
+
+_NOTHING_NAMED: Mapping[str, str] = {}
+
+
+def list_routes() -> list[tuple[str, str, Operation]]:
+    """Return the path, the method and the document of every route."""
+    return [(route.path, route.method, route.operation) for route in ROUTES]
+
+
 def handle_request(server: Server, request: RawRequest) -> RawResponse:
-    """The answer to any request. Never raises: what is unexpected is logged with its traceback and answered without."""
+    """Answer any request. Never raises: an unexpected error is logged with its traceback and answered without."""
     if server.tracer or server.logs_requests:
-        return observe_request(request, partial(_answer, server, request), server.tracer, server.logs_requests)
-    return _answer(server, request)
+        return observe_request(request, partial(_handle, server, request), server.tracer, server.logs_requests)
+    return _handle(server, request)
 
 
 def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
-    """As `answer`, for an event loop: predictions of batched versions, without blocking.
+    """Answer a prediction of a batched version without blocking, for an event loop.
 
-    True: `done` is given the answer once, in this thread or another; it must not raise. False: nothing has happened,
-    ask `answer`.
+    Returns:
+        True if `done` is called once with the response, in this thread or another; it must not raise. False if nothing
+        has happened; the caller has to call `handle_request`.
     """
     if server.tracer or server.logs_requests or request.method != "POST" or "content-encoding" in request.headers:
         return False
-    view = None if request.path in server.cloud.paths else (_methods(request.path) or {}).get("POST")
-    named = dict(view.keywords) if isinstance(view, partial) else {}
-    function = view.func if isinstance(view, partial) else view
-    if function is invocations:
-        named["protocol"] = negotiate_protocol(server, request)
-    elif function is not infer:
+    if request.path in server.cloud.paths:
         return False
-    return infer_async(server, request, lambda response: done(encode_body(request, response)), **named)
+    routes, named = _match(request.path)
+    route = routes.get("POST")
+    if route is None:
+        return False
+    if route.view is views.invocations:
+        headers = request.headers
+        protocol = negotiate_protocol(headers.get("content-type"), headers.get("accept"), server.max_body_bytes)
+    elif route.protocol is None:
+        return False
+    else:
+        protocol = route.protocol
+    return infer_async(server, request, lambda response: done(encode_body(request, response)), protocol, **named)
 
 
-def _answer(server: Server, request: RawRequest) -> RawResponse:
+def _handle(server: Server, request: RawRequest) -> RawResponse:
     try:
         return _dispatch(server, request)
     except OnnxserveError as error:
@@ -178,37 +191,37 @@ def _answer(server: Server, request: RawRequest) -> RawResponse:
 
 def _dispatch(server: Server, request: RawRequest) -> RawResponse:
     path = request.path
-    methods = _cloud_methods(server.cloud, path) if path in server.cloud.paths else _methods(path)
-    if methods is None:
-        found = close_matches(path, [*_ROUTES, *(pattern.shown for pattern in _PATTERNS)], _MOST_NEAR)
+    routes, named = _match(path) if path not in server.cloud.paths else (_cloud_routes(server, path), _NOTHING_NAMED)
+    route = routes.get("GET" if request.method == "HEAD" else request.method)
+    if route is not None:
+        return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
+    if not routes:
+        found = close_matches(path, [*dict.fromkeys(route.path for route in ROUTES)], _SUGGESTED_PATHS)
         nearest = f"the nearest {'is' if len(found) == 1 else 'are'} {', '.join(found)}; " if found else ""
         message = f"there is no {path[:200]} here; {nearest}/docs shows every route"
         return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
-    view = methods.get("GET" if request.method == "HEAD" else request.method)
-    if view is None:
-        allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
-        if request.method == "OPTIONS":
-            return RawResponse(204, b"", "", {"Allow": allowed})
-        message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
-        return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
-    return encode_body(request, view(server, decode_body(request, server.max_body_bytes)))
+    allowed = ", ".join([*routes, *(["HEAD"] if "GET" in routes else []), "OPTIONS"])
+    if request.method == "OPTIONS":
+        return RawResponse(204, b"", "", {"Allow": allowed})
+    message = f"{path[:200]} takes {allowed}, not {request.method[:20]}"
+    return error_response(path, 405, "BAD_REQUEST", message, {"Allow": allowed})
 
 
-def _cloud_methods(cloud: Cloud, path: str) -> dict[str, View]:
-    """What answers at a path that Vertex AI has named, which may be one of ours."""
-    methods: dict[str, View] = {}
-    if path == cloud.health_route:
-        methods["GET"] = partial(views.readiness, body=b'{"status":"ok"}')
-    if path == cloud.predict_route:
-        methods["POST"] = vertex_predict
-    return methods
+def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
+    """Return the routes of a path by HTTP method, and what the path names; both are empty if there is no route."""
+    if path in _BY_PATH:
+        return _BY_PATH[path], _NOTHING_NAMED
+    for pattern, routes in _BY_PATTERN:
+        if match := pattern.fullmatch(path):
+            return routes, match.groupdict()
+    return {}, _NOTHING_NAMED
 
 
-def _methods(path: str) -> dict[str, View] | None:
-    """What answers at this path, by HTTP method; None: there is nothing."""
-    if path in _ROUTES:
-        return _ROUTES[path]
-    for pattern in _PATTERNS:
-        if match := pattern.path.fullmatch(path):
-            return {pattern.method: partial(pattern.view, **match.groupdict())}
-    return None
+def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
+    """Return the routes of a path that Vertex AI has named, which may be one of ours."""
+    routes: dict[str, Route] = {}
+    if path == server.cloud.health_route:
+        routes["GET"] = _get(path, _healthy, operations.HEALTH)
+    if path == server.cloud.predict_route:
+        routes["POST"] = _post(path, views.vertex_predict, operations.INVOCATIONS)
+    return routes

@@ -21,12 +21,12 @@ from mlflow_deploy_plugin.server.http.access_log import observe_request
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, event_time, request_id
 from mlflow_deploy_plugin.server.http.parser import BodyParser
 from mlflow_deploy_plugin.server.http.pipeline import failure_response, set_version_headers
-from mlflow_deploy_plugin.server.http.spoken import INVOCATIONS
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import count_response, predicted_labels
 from mlflow_deploy_plugin.server.protocols import jsonlines
 from mlflow_deploy_plugin.server.protocols.content import media_name, media_type
+from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS
 
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
 _GONE = 499

@@ -1,24 +1,52 @@
-"""What is answered without asking a model: readiness, versions, metadata, metrics."""
+"""The views that answer a route without the prediction pipeline, or choose what it is given.
 
-from collections.abc import Sequence
+A view takes the server, the request and what its path names: `endpoint`, `version`, `label`.
+"""
 
-from mlflow_deploy_plugin.errors import NotReady
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from mlflow_deploy_plugin.errors import CallerRefused, InvalidRequest, NotFound, NotReady
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
+from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
+from mlflow_deploy_plugin.server.http.openapi.operations import Operation
+from mlflow_deploy_plugin.server.http.pipeline import infer
 from mlflow_deploy_plugin.server.observability import metrics
 from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page
-from mlflow_deploy_plugin.server.protocols import v2
+from mlflow_deploy_plugin.server.protocols import tfserving, v2, v2_extensions
+from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
+from mlflow_deploy_plugin.server.protocols.protocol_table import TFSERVING, VERTEX
+from mlflow_deploy_plugin.spec import ServerSpec
+
+_HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
+
+
+def invocations(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+    """Return predictions of the endpoint (None: the default one), in the format that the headers ask for."""
+    headers = request.headers
+    protocol = negotiate_protocol(headers.get("content-type"), headers.get("accept"), server.max_body_bytes)
+    return infer(server, request, protocol, endpoint)
+
+
+def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
+    """Answer Vertex AI's `AIP_PREDICT_ROUTE`. Bodies other than JSON come by `rawPredict`, as at `/invocations`."""
+    if media_name(request.headers.get("content-type")) != JSON:
+        return invocations(server, request)
+    return infer(server, request, VERTEX)
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
-    """200 with `body` when what is wanted is loaded and some endpoint can answer, else 503 with the reason."""
+    """Return 200 with `body` if every wanted version is loaded and some endpoint can answer, else 503 with why not."""
     if reason := server.repository.not_ready_reason():
         return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
     return RawResponse(200, body)
 
 
 def version(server: Server, request: RawRequest) -> RawResponse:
-    """The version of MLflow that the served model was logged with."""
+    """Return the version of MLflow that the served model was logged with."""
     artifact = server.dataplane.select_variant(None).loaded.predictor.artifact
     return RawResponse(200, artifact.mlflow_version.encode(), "text/plain; charset=utf-8")
 
@@ -43,13 +71,141 @@ def v2_model(server: Server, request: RawRequest, endpoint: str, version: str | 
 
 
 def v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    if absence := server.dataplane.select_variant(endpoint, version).loaded.unavailable_reason:
-        raise NotReady(absence)
+    if reason := server.dataplane.select_variant(endpoint, version).loaded.unavailable_reason:
+        raise NotReady(reason)
     return RawResponse(200, v2.model_ready(endpoint))
 
 
-# The pages are imported where they are asked for: a server that nobody looks at need not hold their templates.
-def openapi(server: Server, routes: Sequence[tuple[str, str]], endpoint: str | None = None) -> RawResponse:
+def v2_model_config(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
+    variant = server.dataplane.select_variant(endpoint, version)
+    versions = server.repository.versions(endpoint)
+    return RawResponse(200, dump_json(v2_extensions.model_config(variant, versions, server.spec)))
+
+
+def v2_statistics(
+    server: Server, request: RawRequest, endpoint: str | None = None, version: str | None = None
+) -> RawResponse:
+    counted = server.metrics.statistics()
+    return RawResponse(200, dump_json(v2_extensions.statistics(server.repository, counted, endpoint, version)))
+
+
+def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
+    only_ready = v2_extensions.decode_index(request.body)
+    return RawResponse(200, dump_json(v2_extensions.repository_index(server.repository, only_ready)))
+
+
+def v2_repository_load(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
+    """Answer once every worker serves the endpoint. The thread is held until then."""
+    parameters = v2_extensions.decode_parameters(request.body)
+    server.model_control.load(endpoint, v2_extensions.endpoint_to_load(endpoint, parameters))
+    return RawResponse(200, b"")
+
+
+def v2_repository_unload(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
+    """Answer once no worker serves the endpoint any more. The thread is held until then."""
+    v2_extensions.check_unload_parameters(v2_extensions.decode_parameters(request.body))
+    server.model_control.unload(endpoint)
+    return RawResponse(200, b"")
+
+
+def refuse_cross_site(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
+    """Return the view behind `check_same_site`. gRPC needs no such check, since no browser speaks it."""
+
+    def checked(server: Server, request: RawRequest, **named: str) -> RawResponse:
+        check_same_site(request, server.spec)
+        return view(server, request, **named)
+
+    return checked
+
+
+def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
+    """Refuse a request that a browser sends for a page of another site.
+
+    A load and an unload change what is served, and their callers do not authenticate. A page of another site can reach
+    this server through its reader's browser: on the reader's own machine, or behind a firewall. Such a request is
+    recognised by `Origin` and `Sec-Fetch-Site`, which no page can leave out or change; by a `Content-Type` that a
+    browser sends without asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header); and, if the
+    page's own name resolves to this server for the moment (DNS rebinding), by that name in `Host`. An address in `Host`
+    cannot be rebound.
+
+    Raises:
+        UnsupportedMediaType: a Content-Type other than JSON. None at all is accepted, since Triton's client sends none.
+        CallerRefused: the request comes, or may come, from a page of another site.
+    """
+    if "content-type" in request.headers:
+        media_type(request.headers["content-type"], (JSON,))
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    if not _is_our_host(host, spec):
+        raise CallerRefused(
+            f"the Host {host[:100]!r} is not known to be this server's: ask for its address or localhost, or name it "
+            "in server.allowed_hosts (-C server.allowed_hosts=NAME)"
+        )
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        raise CallerRefused(f"a web page of {origin[:100]!r} may not change what is served here")
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise CallerRefused("a web page of elsewhere may not change what is served here")
+
+
+def _is_our_host(host: str, spec: ServerSpec) -> bool:
+    match = _HOST.fullmatch(host.lower())
+    name = match[1].strip("[]").removesuffix(".") if match else ""
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    return name in ("localhost", spec.host.lower(), *spec.allowed_hosts)
+
+
+def tf_predict(
+    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+) -> RawResponse:
+    return infer(server, request, TFSERVING, endpoint, _tf_version(server, endpoint, version, label))
+
+
+def tf_unsupported_method(
+    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None, method: str
+) -> RawResponse:
+    raise InvalidRequest(f":{method} takes tf.Example features, which no model here has; use :predict")
+
+
+def tf_status(
+    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+) -> RawResponse:
+    """Return the state of the version that the path names, or of all that are loaded."""
+    named = _tf_version(server, endpoint, version, label)
+    if named is None:
+        return RawResponse(200, tfserving.status(server.repository.versions(endpoint)))
+    server.dataplane.select_variant(endpoint, named)
+    return RawResponse(200, tfserving.status([named]))
+
+
+def tf_metadata(
+    server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
+) -> RawResponse:
+    loaded = server.dataplane.select_variant(endpoint, _tf_version(server, endpoint, version, label)).loaded
+    predictor = loaded.predictor
+    return RawResponse(200, tfserving.metadata(endpoint, loaded.version, predictor.artifact, predictor.schema))
+
+
+def _tf_version(server: Server, endpoint: str, version: str | None, label: str | None) -> str | None:
+    """Return the version that a path of TensorFlow Serving names, or None if it names none.
+
+    A label is the name of a variant of the endpoint, or the alias that a variant follows.
+
+    Raises:
+        NotFound: no variant of the endpoint has this label.
+        NotReady: see `Repository.versions`.
+    """
+    if label is None:
+        return version
+    server.repository.versions(endpoint)
+    variants = server.repository.table[endpoint].variants
+    for name, variant in variants.items():
+        if label in (name, variant.aspects.get("alias")):
+            return variant.loaded.version
+    raise NotFound(f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(variants)}")
+
+
+# The pages are imported on the first request for one: a server without readers need not hold their templates.
+def openapi(server: Server, routes: Sequence[tuple[str, str, Operation]], endpoint: str | None = None) -> RawResponse:
     from mlflow_deploy_plugin.server.http.pages import site
 
     return site.openapi(server, routes, endpoint)
@@ -62,7 +218,7 @@ def try_page(server: Server, request: RawRequest, endpoint: str | None = None) -
 
 
 def docs_page(
-    server: Server, request: RawRequest, routes: Sequence[tuple[str, str]], endpoint: str | None = None
+    server: Server, request: RawRequest, routes: Sequence[tuple[str, str, Operation]], endpoint: str | None = None
 ) -> RawResponse:
     from mlflow_deploy_plugin.server.http.pages import site
 

@@ -26,12 +26,12 @@ from mlflow_deploy_plugin.server.protocols.arrow_columns import (
 from mlflow_deploy_plugin.server.protocols.content import check_row_aligned
 from mlflow_deploy_plugin.server.protocols.mlflow import MOST_COLUMNS
 from mlflow_deploy_plugin.server.protocols.parquet_metadata import (
+    Struct,
+    byte_array_paths,
     check_pages,
     count_rows,
-    leaf_paths,
     read_row_groups,
 )
-from mlflow_deploy_plugin.server.protocols.thrift import Struct
 
 STREAM = "application/vnd.apache.arrow.stream"
 FILE = "application/vnd.apache.arrow.file"
@@ -148,7 +148,7 @@ def _texts(groups: Sequence[Struct], schema: Schema) -> list[str]:
     """
     if "str" not in schema.dtypes.values():
         return []
-    return [path for path in leaf_paths(groups) if not schema.columns or schema.dtypes.get(path) == "str"]
+    return [path for path in byte_array_paths(groups) if not schema.columns or schema.dtypes.get(path) == "str"]
 
 
 def _choose(given: Any, schema: Schema) -> list[str]:

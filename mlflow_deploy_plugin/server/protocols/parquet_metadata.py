@@ -1,27 +1,33 @@
-"""What a Parquet body will take when it is read, from its footer and the headers of its pages.
+"""The footer and the page headers of a Parquet file, read to bound what the file takes when it is decompressed.
 
-Read here and not by pyarrow, whose `FileMetaData.row_group(i).column(j)` ends the process for some torn footers
-(pyarrow 25: a C++ exception that nothing catches), and which tells nothing of single pages. The size of a page, and the
-values that it stands for (run lengths make billions of a few bytes), are taken by the reader as they are said.
+pyarrow takes the size of a page, and the number of values that it stands for, as the file says them (run lengths make
+billions of a few bytes). It does not tell the sizes of single pages, and its `FileMetaData.row_group(i).column(j)` ends
+the process for some torn footers (pyarrow 25: a C++ exception that nothing catches). So they are read here.
 
-https://parquet.apache.org/docs/file-format/, parquet.thrift.
+The numbers of fields are those of parquet.thrift: https://parquet.apache.org/docs/file-format/. The encoding is the
+compact protocol of Thrift: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.server.protocols.thrift import InvalidThrift, Struct, read_struct
+
+Struct = dict[int, Any]
+"""A Thrift struct: the value of each field by its number."""
 
 MAGIC = b"PAR1"
-
 _LARGEST_FOOTER = 1_000_000
 _DELTA_BYTE_ARRAY = 7
 _BYTE_ARRAY = 6
 
+_MOST_NESTED = 16
+_VARINT_BYTES = 10
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12
+
 
 def read_row_groups(body: bytes) -> list[Struct]:
-    """The row groups in the footer of a file; the length of the footer stands in four bytes before the last word.
+    """Return the row groups in the footer of a file. The footer's length stands in four bytes before the last word.
 
     Raises:
         InvalidRequest: it is no Parquet file, or its footer is longer than that of ten thousand columns.
@@ -42,16 +48,16 @@ def read_row_groups(body: bytes) -> list[Struct]:
 
 
 def count_rows(groups: Iterable[Struct]) -> int:
-    """The rows of all row groups (RowGroup: rows 3).
+    """Return the number of rows in all row groups (RowGroup: rows 3).
 
     Raises:
-        InvalidRequest: one does not say how many.
+        InvalidRequest: a row group does not say how many it has.
     """
     return sum(_size(group, 3) for group in groups)
 
 
-def leaf_paths(groups: Iterable[Struct]) -> list[str]:
-    """The paths of the leaves that hold bytes of any length.
+def byte_array_paths(groups: Iterable[Struct]) -> list[str]:
+    """Return the paths of the leaves that hold byte arrays.
 
     RowGroup: columns (1). ColumnChunk: metadata (3). ColumnMetaData: physical type (1), path in the schema (3).
     """
@@ -65,13 +71,13 @@ def leaf_paths(groups: Iterable[Struct]) -> list[str]:
 
 
 def check_pages(body: bytes, groups: Iterable[Struct], columns: Iterable[int], limit: int) -> None:
-    """Whether the pages of these columns fit `limit` bytes, and as many values, when decompressed.
+    """Check that the pages of these columns have at most `limit` bytes, and as many values, when decompressed.
 
     RowGroup: columns (1). ColumnChunk: metadata (3). ColumnMetaData: compressed bytes (7), first data page (9),
     dictionary page (11).
 
     Raises:
-        BodyTooLarge: they do not.
+        BodyTooLarge: they have more.
         InvalidRequest: a page is torn, or in the encoding DELTA_BYTE_ARRAY, whose strings repeat without a bound.
     """
     view = memoryview(body)
@@ -84,7 +90,7 @@ def check_pages(body: bytes, groups: Iterable[Struct], columns: Iterable[int], l
                 raise _invalid("a column says nothing of itself")
             start, dictionary = _size(metadata, 9), metadata.get(11)
             start = dictionary if isinstance(dictionary, int) and 0 < dictionary < start else start
-            for size, values in _pages(view, start, start + _size(metadata, 7)):
+            for size, values in _page_sizes(view, start, start + _size(metadata, 7)):
                 left_bytes -= size
                 left_values -= values
                 if min(left_bytes, left_values) < 0:
@@ -93,8 +99,8 @@ def check_pages(body: bytes, groups: Iterable[Struct], columns: Iterable[int], l
                     )
 
 
-def _pages(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Of each page of a column chunk: its size when decompressed, and how many values it says it has.
+def _page_sizes(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the decompressed size and the declared number of values of each page of a column chunk.
 
     PageHeader: sizes decompressed (2) and compressed (3), data page (5: values 1, encoding 2), dictionary page
     (7: values 1), data page V2 (8: values 1, encoding 4).
@@ -136,3 +142,94 @@ def _size(fields: Struct, number: int) -> int:
 
 def _invalid(reason: str) -> InvalidRequest:
     return InvalidRequest(f"the body is not a valid Parquet file: {reason}")
+
+
+class InvalidThrift(Exception):
+    """The bytes are no struct, end within it, or name a field twice (readers differ in which of the two counts)."""
+
+
+def read_struct(view: memoryview, at: int) -> tuple[Struct, int]:
+    """Return the struct that begins at `at`, and where it ends.
+
+    Every element takes a byte, so that the result takes at most a constant times the bytes that are read.
+
+    Raises:
+        InvalidThrift: there is none.
+    """
+    try:
+        return _struct(view, at, 0)
+    except IndexError:
+        raise InvalidThrift from None
+
+
+def read_varint(view: memoryview, at: int) -> tuple[int, int]:
+    """Return the number in base 128 (LEB128) that begins at `at`, and where it ends.
+
+    Raises:
+        InvalidThrift: it has more than ten bytes.
+        IndexError: the bytes end within it.
+    """
+    value = 0
+    for position in range(_VARINT_BYTES):
+        byte = view[at + position]
+        value |= (byte & 127) << (7 * position)
+        if byte < 128:
+            return value, at + position + 1
+    raise InvalidThrift
+
+
+def _struct(view: memoryview, at: int, depth: int) -> tuple[Struct, int]:
+    if depth > _MOST_NESTED:
+        raise InvalidThrift
+    fields: Struct = {}
+    number = 0
+    while head := view[at]:
+        at += 1
+        if delta := head >> 4:
+            number += delta
+        else:
+            number, at = _zigzag(view, at)
+        if number in fields:
+            raise InvalidThrift
+        kind = head & 15
+        if kind in (_TRUE, _FALSE):
+            fields[number] = kind == _TRUE
+        else:
+            fields[number], at = _value(view, at, kind, depth)
+    return fields, at + 1
+
+
+def _value(view: memoryview, at: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in (_I16, _I32, _I64):
+        return _zigzag(view, at)
+    if kind == _STRUCT:
+        return _struct(view, at, depth + 1)
+    if kind == _BINARY:
+        length, at = read_varint(view, at)
+        if length > len(view) - at:
+            raise InvalidThrift
+        return bytes(view[at : at + length]), at + length
+    if kind in (_LIST, _SET):
+        return _list(view, at, depth)
+    if kind in (_TRUE, _FALSE, _BYTE):  # a boolean within a list takes a byte
+        return view[at], at + 1
+    if kind == _DOUBLE:
+        return None, at + 8
+    raise InvalidThrift  # maps, which Parquet does not use
+
+
+def _list(view: memoryview, at: int, depth: int) -> tuple[list[Any], int]:
+    if depth > _MOST_NESTED:
+        raise InvalidThrift
+    head = view[at]
+    size, at = (head >> 4, at + 1) if head >> 4 < 15 else read_varint(view, at + 1)
+    entries = []
+    for _ in range(size):
+        entry, at = _value(view, at, head & 15, depth + 1)
+        entries.append(entry)
+    return entries, at
+
+
+def _zigzag(view: memoryview, at: int) -> tuple[int, int]:
+    value, at = read_varint(view, at)
+    return (value >> 1) ^ -(value & 1), at

@@ -24,7 +24,16 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
-from mlflow_deploy_plugin.server.protocols import arrow, clouds, feedback, jsonlines, mlflow, npy, predict, tfserving
+from mlflow_deploy_plugin.server.protocols import (
+    arrow,
+    feedback,
+    jsonlines,
+    mlflow,
+    npy,
+    predict,
+    protocol_table,
+    tfserving,
+)
 from mlflow_deploy_plugin.server.protocols.content import JSON
 
 LIMIT = 16 * 1024 * 1024
@@ -240,7 +249,7 @@ def read(bomb: Bomb, body: bytes) -> None:
     elif bomb.media == "predict":
         predict.decode_batch(JSON, body, bomb.schema)
     elif bomb.media == "vertex":
-        clouds.read_vertex(JSON, body)
+        protocol_table.decode_vertex(JSON, body)
     elif bomb.media == "feedback":
         feedback.decode(JSON, body)
     else:

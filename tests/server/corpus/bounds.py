@@ -44,11 +44,11 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         "http/parser.py: decode_path",
         _both(dict.fromkeys(["parser.decode_path", "app.decode_path"], "lambda target: target.partition('?')[0]")),
     ),
-    "names in paths": ("http/routes.py: _methods", _both({"routes._methods": "lambda path: original('/ping')"})),
+    "names in paths": ("http/routes.py: _match", _both({"routes._match": "lambda path: original('/ping')"})),
     "names of models": ("server/models/repository.py: lease", ()),
     "methods": (
         "http/routes.py: _dispatch",
-        _both({"routes._methods": "lambda path: {**(m := original(path)), 'DELETE': next(iter(m.values()))}"}),
+        _both({"routes._match": "lambda path: ({**(m := original(path)[0]), 'DELETE': next(iter(m.values()))}, {})"}),
     ),
     "host": ("http/parser.py: check_host", _both(dict.fromkeys(["parser.check_host", "app.check_host"], _NOTHING))),
     "header fields": (
@@ -105,8 +105,8 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         ),
     ),
     "callers": (
-        "http/v2_extensions.py: check_same_site",
-        _answer(server__http__v2_extensions__check_same_site=_NOTHING),
+        "http/views.py: check_same_site",
+        _answer(server__http__views__check_same_site=_NOTHING),
     ),
     "content type": (
         "protocols/content.py: media_type",

@@ -11,14 +11,14 @@ from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import error_response
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
-from mlflow_deploy_plugin.server.http.openapi.operations import OPERATIONS, Bodies, Operation
+from mlflow_deploy_plugin.server.http.openapi.operations import Bodies, Operation
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.version import __version__
 
-Route = tuple[str, str]
-"""A path as the tables of `http/routes.py` show it, as `/v2/models/NAME[/versions/V]/infer`, and its method."""
+DocumentedRoute = tuple[str, str, Operation]
+"""A path template of `http/routes.py`, as `/v2/models/NAME[/versions/V]/infer`, its method and its document."""
 
 _PARAMETERS = {"V": "version", "L": "label"}
 MOST_ENDPOINTS = 20
@@ -72,7 +72,7 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
     return _subject(name, served)
 
 
-def document(server: Server, routes: Iterable[Route], only: str | None = None) -> dict[str, Any]:
+def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None = None) -> dict[str, Any]:
     """Every route, with the schemas of every endpoint that can answer now.
 
     Plain routes are described for the default endpoint, those that name an endpoint for each, or for `only` this one.
@@ -85,11 +85,9 @@ def document(server: Server, routes: Iterable[Route], only: str | None = None) -
         only = default.endpoint
     subjects = [subject for subject in answering if only in (None, subject.endpoint)]
     paths: dict[str, dict[str, Any]] = {}
-    for shown, method in routes:
-        if operation := OPERATIONS.get((shown, method)):
-            for path, subject in _paths(shown, subjects, default):
-                if subject and not operation.fits(subject.variant.loaded.predictor.artifact):
-                    continue
+    for template, method, operation in routes:
+        for path, subject in _paths(template, subjects, default):
+            if subject is None or operation.applies_to(subject.variant.loaded.predictor.artifact):
                 paths.setdefault(path, {})[method.lower()] = _operation_object(operation, path, subject)
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
     for subject in [*subjects, *([default] if default else [])]:
@@ -159,10 +157,10 @@ def _operation_object(operation: Operation, path: str, subject: DescribedEndpoin
             for name, (schema, meaning) in _ASKED_HEADERS.items()
         ]
     named = [*([404] if _names_endpoint(path, subject) else []), *([400] if "{" in path else [])]
-    refusals = sorted({*operation.refusals, *named})
+    refusals = sorted({*operation.errors, *named})
     answer: dict[str, Any] = {"description": operation.summary}
-    if operation.answer:
-        answer["content"] = _content(operation.answer, subject)
+    if operation.response:
+        answer["content"] = _content(operation.response, subject)
     if operation.is_prediction:
         answer["headers"] = {
             name: {"schema": {"type": "string"}, "description": said} for name, said in _TOLD_HEADERS.items()

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.openapi import document, examples
-from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, Route, describe_endpoint
+from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, DocumentedRoute, describe_endpoint
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.http.pages.form_fields import form_fields
 from mlflow_deploy_plugin.server.http.pages.snippets import snippets
@@ -71,7 +71,7 @@ def asset(name: str) -> RawResponse:
     return RawResponse(200, _asset(name), _ASSETS[name], dict(HEADERS))
 
 
-def openapi(server: Server, routes: Iterable[Route], endpoint: str | None) -> RawResponse:
+def openapi(server: Server, routes: Iterable[DocumentedRoute], endpoint: str | None) -> RawResponse:
     """The OpenAPI document, of all endpoints or of one.
 
     Raises:
@@ -101,7 +101,9 @@ def try_page(server: Server, endpoint: str | None) -> RawResponse:
     return _page("try.html", server, subject, fields=fields, told=told, pasted=pasted, example=example)
 
 
-def docs_page(server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[Route]) -> RawResponse:
+def docs_page(
+    server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[DocumentedRoute]
+) -> RawResponse:
     """The document to be read, and the fields and an example of one endpoint (None: the default one)."""
     try:
         subject = describe_endpoint(server, endpoint)

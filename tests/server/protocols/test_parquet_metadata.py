@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from mlflow_deploy_plugin.server.protocols.thrift import InvalidThrift, read_struct
+from mlflow_deploy_plugin.server.protocols.parquet_metadata import InvalidThrift, read_struct
 
 
 def test_the_footer_of_a_parquet_file_is_read() -> None:

@@ -1,0 +1,282 @@
+"""The table of prediction protocols: how a request becomes the feeds of a model, and how its outputs become a response.
+
+Each module of this folder knows the bytes of one protocol. A `Protocol` binds such a module to the variant that serves
+the request: its schema, its artifact, and whether it is a pyfunc. A pyfunc reads and writes the forms of MLflow itself,
+since objects, dates and params have no form as arrays.
+
+Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...]}`, one element an instance
+(https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
+Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of MLflow models without code
+(https://learn.microsoft.com/azure/machine-learning/how-to-deploy-mlflow-models-online-endpoints).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from mlflow_deploy_plugin.errors import InvalidRequest
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Feeds, OpaqueBody, Schema
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, npy, predict, tfserving, v2
+from mlflow_deploy_plugin.server.protocols.content import (
+    CSV,
+    JSON,
+    check_depth,
+    dump_json,
+    json_type,
+    load_json,
+    load_json_object,
+    media_name,
+    media_type,
+    rows_of,
+)
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES, *npy.MEDIA_TYPES)
+"""Media types that `/invocations` takes and writes beside MLflow's JSON and CSV."""
+_UNKNOWN_TO_MLFLOW = frozenset(TABLE_FORMATS) - {arrow.PARQUET}
+"""Media types that MLflow's scoring server does not take, so that a pyfunc cannot read them itself."""
+
+
+class EncodedResponse(NamedTuple):
+    """The body of a response, and the headers that its format needs."""
+
+    body: bytes
+    content_type: str = JSON
+    headers: Mapping[str, str] = _EMPTY
+
+
+class DecodedRequest(NamedTuple):
+    """The contents of a request's body, and the function that encodes its response.
+
+    Attributes:
+        id: the id in the body; empty if it has none.
+        body: the body itself, for a pyfunc, which reads it in place of `feeds`.
+        parameters: the request's parameters for the data plane: `timeout` in microseconds.
+    """
+
+    feeds: Feeds
+    encode: Callable[[ServedVariant, InferResponse], EncodedResponse]
+    id: str = ""
+    body: OpaqueBody | None = None
+    parameters: Mapping[str, Any] = _EMPTY
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A prediction protocol.
+
+    Attributes:
+        name: its label in metrics.
+        decode: takes the headers (names in lower case), the body, and the variant that answers.
+    """
+
+    name: str
+    decode: Callable[[Mapping[str, str], bytes, ServedVariant], DecodedRequest]
+
+
+def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: int) -> Feeds:
+    """Return the rows of a body in any format of `/invocations`.
+
+    Args:
+        limit: bytes that a compressed table may take when decompressed.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see the modules of the formats.
+    """
+    media = media_type(content_type, (JSON, CSV, *TABLE_FORMATS))
+    if media in arrow.MEDIA_TYPES:
+        return arrow.decode(media, body, schema, limit)
+    if media in jsonlines.MEDIA_TYPES:
+        return jsonlines.decode(body, schema)
+    if media in npy.MEDIA_TYPES:
+        return npy.decode(body, schema)
+    return mlflow.decode(content_type, body, schema)
+
+
+def invocations_as(response_media: str, limit: int) -> Protocol:
+    """Return the protocol of `/invocations` for any format of the request and the given format of the response.
+
+    Args:
+        limit: see `decode_rows`.
+    """
+    return Protocol(INVOCATIONS.name, partial(_decode_any_format, response_media, limit))
+
+
+def _decode_any_format(
+    response_media: str, limit: int, headers: Mapping[str, str], body: bytes, variant: ServedVariant
+) -> DecodedRequest:
+    predictor = variant.loaded.predictor
+    content_type = headers.get("content-type")
+    media = media_name(content_type)
+    if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
+        return INVOCATIONS.decode(headers, body, variant)
+    feeds = decode_rows(content_type, body, predictor.schema, limit)
+    of_table = False
+    if not predictor.artifact.has_signature:
+        is_mlflow = media in (JSON, CSV)
+        of_table = mlflow.is_table(content_type, body) if is_mlflow else media not in npy.MEDIA_TYPES
+    return DecodedRequest(feeds, partial(_encode_as, response_media, of_table))
+
+
+def _encode_as(media: str, of_table: bool, variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    prediction = variant.loaded.predictor.prediction(response.outputs, of_table)
+    if media in arrow.MEDIA_TYPES:
+        return EncodedResponse(arrow.encode(media, prediction), media)
+    if media in jsonlines.MEDIA_TYPES:
+        return EncodedResponse(jsonlines.encode(prediction), media)
+    if media in npy.MEDIA_TYPES:
+        return EncodedResponse(npy.encode(prediction), media)
+    return EncodedResponse(mlflow.encode(prediction))
+
+
+def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+    predictor = variant.loaded.predictor
+    content_type = headers.get("content-type")
+    if predictor.artifact.flavor == PYTHON_FUNCTION:
+        return DecodedRequest({}, _encode_opaque, body=OpaqueBody(content_type, body))
+    feeds = mlflow.decode(content_type, body, predictor.schema)
+    if not predictor.artifact.has_signature and mlflow.is_table(content_type, body):
+        return DecodedRequest(feeds, _encode_invocations_of_table)
+    return DecodedRequest(feeds, _encode_invocations)
+
+
+def _encode_invocations(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    return EncodedResponse(mlflow.encode(variant.loaded.predictor.prediction(response.outputs)))
+
+
+def _encode_invocations_of_table(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    return EncodedResponse(mlflow.encode(variant.loaded.predictor.prediction(response.outputs, of_table=True)))
+
+
+def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    return EncodedResponse(response.body)
+
+
+def _decode_predict(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+    feeds = predict.decode(headers.get("content-type"), body, variant.loaded.predictor.schema)
+    return DecodedRequest(feeds, _encode_predict)
+
+
+def _encode_predict(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    predictor = variant.loaded.predictor
+    has_rows = predictor.schema.has_rows
+    return EncodedResponse(
+        predict.encode(predictor.artifact, response.model, response.version, response.outputs, has_rows)
+    )
+
+
+def _decode_predict_batch(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+    feeds = predict.decode_batch(headers.get("content-type"), body, variant.loaded.predictor.schema)
+    return DecodedRequest(feeds, _encode_predict_batch)
+
+
+def _encode_predict_batch(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+    predictor = variant.loaded.predictor
+    has_rows = predictor.schema.has_rows
+    return EncodedResponse(
+        predict.encode_batch(predictor.artifact, response.model, response.version, response.outputs, has_rows)
+    )
+
+
+def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+    predictor = variant.loaded.predictor
+    request = v2.decode(headers, body, predictor.artifact, predictor.schema)
+
+    def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        content, headers = v2.encode(request, variant.endpoint, response.id, response.version, response.outputs)
+        return EncodedResponse(content, v2.OCTETS if headers else JSON, headers)
+
+    return DecodedRequest(request.feeds, encode, request.id, parameters=request.parameters)
+
+
+def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+    """Decode a `:predict`. Its content type does not matter: TensorFlow's own examples send curl's default."""
+    request = tfserving.decode(body, variant.loaded.predictor.schema)
+
+    def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        return EncodedResponse(tfserving.encode(request, variant.loaded.predictor.artifact, response.outputs))
+
+    return DecodedRequest(request.feeds, encode)
+
+
+def _cloud_protocol(
+    name: str,
+    decode: Callable[[str | None, bytes], dict[str, Any]],
+    encode: Callable[[Array | dict[str, Array]], bytes],
+) -> Protocol:
+    """Return the protocol of a cloud whose body becomes MLflow's document. A pyfunc is given that document."""
+
+    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+        document = decode(headers.get("content-type"), body)
+        predictor = variant.loaded.predictor
+        if predictor.artifact.flavor == PYTHON_FUNCTION:
+            check_depth(document)
+            text = json.dumps(document).encode()  # orjson refuses half a surrogate pair, though it reads one
+            return DecodedRequest({}, encode_opaque, body=OpaqueBody(JSON, text))
+        return DecodedRequest(mlflow.decode_document(document, predictor.schema), encode_outputs)
+
+    def encode_outputs(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        return EncodedResponse(encode(variant.loaded.predictor.prediction(response.outputs)))
+
+    def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        predictions = load_json(response.body)["predictions"]
+        return EncodedResponse(
+            encode(response.outputs or predictions if isinstance(predictions, dict) else predictions)
+        )
+
+    return Protocol(name, decode_request)
+
+
+def decode_vertex(content_type: str | None, body: bytes) -> dict[str, Any]:
+    """Return MLflow's document for a body of Vertex AI. MLflow's own, which `rawPredict` passes on, stays as it is.
+
+    `parameters` are MLflow's `params`. Text may come as `{"b64": …}`.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest: the body is no JSON object, or `parameters` is none.
+    """
+    document = load_json_object(content_type, body)
+    parameters = document.pop("parameters", None)
+    if parameters is not None and not isinstance(parameters, dict):
+        raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
+    params = {} if parameters is None else {"params": parameters}
+    return {**params, **(tfserving.decode_base64(document) if b'"b64"' in body else document)}
+
+
+def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
+    """Return `{"predictions": [...]}`. Vertex AI takes only an array there, so several outputs are one object a row.
+
+    Raises:
+        SchemaMismatch: an output has not one value for each row.
+    """
+    return dump_json({"predictions": rows_of(prediction) if isinstance(prediction, dict) else prediction})
+
+
+def decode_azure(content_type: str | None, body: bytes) -> dict[str, Any]:
+    """Return MLflow's document for `{"input_data": …}`: a table (`columns`, `index`, `data`), rows, records or columns.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest: the body is no JSON object, or lacks the field.
+    """
+    document = load_json_object(content_type, body)
+    if "input_data" not in document:
+        raise InvalidRequest("the JSON object must hold the field input_data")
+    data: Any = document["input_data"]
+    field = "dataframe_split" if isinstance(data, dict) and isinstance(data.get("data"), list) else "inputs"
+    params = {"params": document["params"]} if "params" in document else {}
+    return {field: data, **params}
+
+
+INVOCATIONS = Protocol("invocations", _decode_invocations)
+PREDICT = Protocol("predict", _decode_predict)
+PREDICT_BATCH = Protocol("predict_batch", _decode_predict_batch)
+V2 = Protocol("v2", _decode_v2)
+TFSERVING = Protocol("tfserving", _decode_tfserving)
+VERTEX = _cloud_protocol("vertex", decode_vertex, encode_vertex)
+AZURE = _cloud_protocol("azure", decode_azure, dump_json)
