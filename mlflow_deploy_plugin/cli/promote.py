@@ -16,8 +16,7 @@ from mlflow_deploy_plugin.registry import parse_model_uri
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
-    from mlflow_deploy_plugin.gate.promotion import Promotion
-    from mlflow_deploy_plugin.gate.run import GateRun
+    from mlflow_deploy_plugin.gate import GateRun, Promotion
 
 
 _POLL_SECONDS = 0.2
@@ -76,7 +75,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
       onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
     """
     # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
-    from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate import run_gate, verdict_of_served
 
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
         line = f"{known}; --against URI compares it with the version that you name"
@@ -84,7 +83,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
         return
     gated = run_gate(model, version, policy_file=policy_file, against=against, progress=show_progress)
     if output == "json":
-        from mlflow_deploy_plugin.gate.report import verdict_as_json
+        from mlflow_deploy_plugin.gate import verdict_as_json
 
         run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
         document = {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}
@@ -138,7 +137,7 @@ def promote(
     """
     with opened_deployments() as deployments:
         # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
-        from mlflow_deploy_plugin.gate.promotion import promote as move
+        from mlflow_deploy_plugin.gate import promote as move
 
         promotion = move(
             model, version, to, force, why, policy_file=policy_file, store=deployments.store, progress=show_progress

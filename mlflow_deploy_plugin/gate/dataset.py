@@ -1,6 +1,5 @@
 """The rows that a version is judged on: a dataset with labels, or the reference that lies beside the model."""
 
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,14 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
+from mlflow_deploy_plugin.gate.policy import REFERENCE, EvaluationPolicy
 from mlflow_deploy_plugin.registry import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
 
 NamedArrays = dict[str, Array]
 """Arrays of [N] (tensors: [N, …]) by column: texts as objects, a missing value as NaN or None."""
 
-REFERENCE = "reference"
 _DATASET = "dataset:/"
-_ARTIFACT = re.compile(r"(runs|models):/[^/]")
 _MAX_BYTES = 2_000_000_000
 _MAX_VALUES = 200_000_000
 """A file is read into memory as a whole before rows are chosen; the size of a Parquet file is known beforehand."""
@@ -54,20 +51,6 @@ def sample_positions(total: int, most: int, seed: int) -> Array:
     if total <= most:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
-
-
-def require_mlflow_artifact(dataset: str) -> None:
-    """Refuse a dataset that is not an artifact which MLflow gives to any client.
-
-    Raises:
-        InvalidConfig: it is a file of this machine, or elsewhere.
-    """
-    if dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
-        return
-    raise InvalidConfig(
-        f"the policy's dataset {dataset} may not be read here, where only artifacts of MLflow are "
-        "(runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, or `reference`): `onnxserve gate MODEL VERSION` reads any file"
-    )
 
 
 def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dataset:

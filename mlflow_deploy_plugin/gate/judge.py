@@ -20,14 +20,13 @@ from mlflow_deploy_plugin.gate.dataset import (
     count_rows,
     load_dataset,
     reference_rows,
-    require_mlflow_artifact,
     sample_positions,
     take_rows,
 )
 from mlflow_deploy_plugin.gate.measure import MeasuredCost, measure_costs
 from mlflow_deploy_plugin.gate.metrics import default_metric, weighted_metric
 from mlflow_deploy_plugin.gate.model import LoadedModel, Predictions, downloaded_version, load_version
-from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions
+from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry import ResolvedModel
 from mlflow_deploy_plugin.runtime import Array, Artifact, numpy_dtype

@@ -11,6 +11,7 @@ without a policy is judged by the defaults if a user asks for it, and nothing re
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG, StageOrAlias, registry_client, registry_errors
+
+REFERENCE = "reference"
+"""The dataset of a policy that stands for the sample beside the model."""
+_ARTIFACT = re.compile(r"(runs|models):/[^/]")
 
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
 
@@ -240,6 +245,20 @@ def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
     """Return the policy among the tags of a registered model; raises InvalidConfig if the tag holds none."""
     text = tags.get(GATE_POLICY_TAG)
     return None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
+
+
+def require_mlflow_artifact(dataset: str) -> None:
+    """Refuse a dataset that is not an artifact which MLflow gives to any client.
+
+    Raises:
+        InvalidConfig: it is a file of this machine, or elsewhere.
+    """
+    if dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
+        return
+    raise InvalidConfig(
+        f"the policy's dataset {dataset} may not be read here, where only artifacts of MLflow are "
+        "(runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, or `reference`): `onnxserve gate MODEL VERSION` reads any file"
+    )
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,7 @@ def _rollback(job: Job, store: Store, settings: Settings) -> str:
 
 def _promote(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.gate.policy import Permissions
-    from mlflow_deploy_plugin.gate.promotion import promote
+    from mlflow_deploy_plugin.gate import Permissions, promote
 
     model, version, to = job.asked["model"], job.asked["version"], job.asked["to"]
     allowed = Permissions(code=False, files=not job.has_account)
@@ -111,8 +110,7 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _gate(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.gate.policy import Permissions
-    from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate import Permissions, run_gate, verdict_of_served
 
     model, version = job.asked["model"], job.asked["version"]
     if (known := verdict_of_served(model, version)) is not None:

@@ -11,8 +11,7 @@ from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_refusal
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
-from mlflow_deploy_plugin.gate.dataset import require_mlflow_artifact
-from mlflow_deploy_plugin.gate.policy import GatePolicy
+from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.registry import StageOrAlias, gate_status_of, redact_addresses, rolled_back_refusal
 from mlflow_deploy_plugin.store import Store
 

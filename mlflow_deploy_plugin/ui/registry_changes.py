@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.gate.policy import policy_from_tags
+from mlflow_deploy_plugin.gate import policy_from_tags
 from mlflow_deploy_plugin.registry import (
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,

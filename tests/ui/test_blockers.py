@@ -10,8 +10,7 @@ from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.policy import GatePolicy
-from mlflow_deploy_plugin.gate.promotion import promote
+from mlflow_deploy_plugin.gate import GatePolicy, promote
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, StageOrAlias, redact_addresses
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint

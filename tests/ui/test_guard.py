@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.gate.policy import parse_policy
+from mlflow_deploy_plugin.gate import parse_policy
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.statedir import LOOK

@@ -183,7 +183,7 @@ def _work(connection: Connection) -> None:
     warnings.simplefilter("ignore")  # libraries' advice to their callers
     os.dup2(2, 1)  # libraries' prints are not the controller's output
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    from mlflow_deploy_plugin.registry.connection import set_service_timeouts  # not in the process that starts this one
+    from mlflow_deploy_plugin.registry import set_service_timeouts  # not in the process that starts this one
 
     set_service_timeouts()
     while True:

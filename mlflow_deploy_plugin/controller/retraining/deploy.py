@@ -10,9 +10,7 @@ from mlflow_deploy_plugin.controller.retraining.served import answering_version
 from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.rollouts.state_machine import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
-from mlflow_deploy_plugin.gate.policy import PolicyChoice, choose_policy
-from mlflow_deploy_plugin.gate.run import GateRun, gate_version
-from mlflow_deploy_plugin.gate.verdict import GateVerdict
+from mlflow_deploy_plugin.gate import GateRun, GateVerdict, PolicyChoice, choose_policy, gate_version
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
 from mlflow_deploy_plugin.store import Rollout, Store
 from mlflow_deploy_plugin.store.retrainings import Retraining
