@@ -1,4 +1,4 @@
-"""What is done about a Redis that may be away, and that serving must not wait for."""
+"""Redis as an optional dependency: a request never waits long for a Redis that is down."""
 
 import logging
 import threading
@@ -14,19 +14,19 @@ _PAUSE_SECONDS = 5.0
 _LOG_SECONDS = 60.0
 
 CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
-"""What Redis may take, once per pause, before the request goes on without it."""
+"""The timeouts of Redis. A request waits for them once per pause, then goes on without Redis."""
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def import_redis(url: str) -> Any:
-    """The client's module, for a URL that it can read.
+    """Import Redis' client and check the URL.
 
     Raises:
-        InvalidConfig: it is not installed, or `url` is none.
+        InvalidConfig: the client is not installed, or `url` is malformed.
     """
     try:
-        import redis  # optional, and only where it is wanted: it costs memory and time at the start
+        import redis  # late: it is optional, and costs memory and time at the start
     except ImportError:
         raise InvalidConfig(
             "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'"
@@ -36,16 +36,16 @@ def import_redis(url: str) -> Any:
         is_readable = url.startswith(_SCHEMES)
     except ValueError:
         is_readable = False
-    if not is_readable:  # without the URL: it may hold a password
+    if not is_readable:  # the message leaves the URL out: it may hold a password
         raise InvalidConfig("ONNXSERVE_REDIS_URL is no URL of a Redis; redis://HOST:6379/0 is expected")
     return redis
 
 
 class CircuitBreaker:
-    """Whether Redis is asked at present: after a failure it is not for some seconds.
+    """Keeps requests from a Redis that has failed, for some seconds after each failure.
 
     Args:
-        consequence: what happens meanwhile, for the log's one line a minute.
+        consequence: what happens meanwhile; the log says it once a minute.
         clock: seconds, monotonic.
     """
 
@@ -54,20 +54,20 @@ class CircuitBreaker:
         self._clock = clock
         self._lock = threading.Lock()
         self._until = float("-inf")
-        self._silent_until = float("-inf")
+        self._quiet_until = float("-inf")
 
     @property
     def is_open(self) -> bool:
         return self._clock() < self._until
 
     def record_failure(self, error: Exception) -> None:
-        """Redis has just failed."""
+        """Open the circuit: Redis has just failed."""
         now = self._clock()
         with self._lock:
             self._until = now + _PAUSE_SECONDS
-            is_silent, self._silent_until = now < self._silent_until, max(self._silent_until, now)
-            if not is_silent:
-                self._silent_until = now + _LOG_SECONDS
-        if not is_silent:
+            is_quiet, self._quiet_until = now < self._quiet_until, max(self._quiet_until, now)
+            if not is_quiet:
+                self._quiet_until = now + _LOG_SECONDS
+        if not is_quiet:
             # not the message: it may hold the address with its password
             logger.error("Redis does not answer (%s): %s", type(error).__name__, self._consequence)

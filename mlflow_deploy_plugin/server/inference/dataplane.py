@@ -1,7 +1,7 @@
 """The data plane: from named arrays to named arrays, free of any transport.
 
-One request, whatever brings it: `lease` a served variant, decode with *that* variant's schema, `infer`, encode, let go
-of the variant. HTTP (`http/routes.py`) does exactly this; other transports do the same.
+Every transport handles a request alike: `select_variant`, decode with the schema of *that* variant, `infer`, encode,
+and drop the variant.
 """
 
 import math
@@ -34,21 +34,21 @@ from mlflow_deploy_plugin.server.models.variants import (
     sticky_key,
 )
 
-_NONE: Mapping[str, str] = MappingProxyType({})
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)
 class InferRequest:
-    """Named arrays for one endpoint. Nothing changes it, nor an answer: to be frozen would cost a microsecond each.
+    """Named arrays for one endpoint. Nobody changes it or a response; `frozen=True` would cost a microsecond each.
 
     Attributes:
-        id: the caller's, or made by the transport; it may repeat.
+        id: the client's, or made by the transport; it may repeat.
         inputs: arrays by ONNX input name.
-        outputs: the ONNX outputs that are wanted; None: all.
-        parameters: of the protocol; `timeout` in microseconds (Triton's) is the caller's deadline.
-        event_time: when what the rows describe happened, in microseconds since 1970 (UTC); None: now.
-        arrived: when the request was there, in `time.perf_counter()`: its deadline counts from then; None: now.
-        body: what a version of the flavor python_function reads itself, in place of `inputs`.
+        outputs: the requested ONNX outputs; None for all.
+        parameters: of the protocol; `timeout` in microseconds (Triton's) is the client's deadline.
+        event_time: when what the rows describe happened, in microseconds since 1970 (UTC); None for now.
+        body: in place of `inputs`, for a version of the flavor python_function that reads it itself.
+        arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts; None for now.
     """
 
     id: str
@@ -63,11 +63,11 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResponse:
-    """The answer of exactly one version. `prediction_id` is made here and never repeats: feedback joins on it.
+    """The outputs of exactly one version. `prediction_id` is made here and never repeats: feedback joins on it.
 
     Attributes:
-        body: the answer to a `body`, ready to be sent; else empty.
-        is_cached: whether it was computed before; None: there is no response cache for it.
+        body: the response to a `body`, ready to be sent; else empty.
+        is_cached: whether the outputs come from the response cache; None if they cannot.
     """
 
     id: str
@@ -84,18 +84,18 @@ CountBatchCallback = Callable[[str, int, float, float, str, str], None]
 """Endpoint, rows, seconds in the queue, seconds of the run, model, version; `Metrics.count_batch`."""
 
 MirrorCallback = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[str, Array], OpaqueBody | None], None]
-"""Variant, record, whether that is captured, what came in and went out, and what it read itself: `Shadows.mirror`."""
+"""Variant, record, whether that is captured, feeds, outputs and opaque body; `Shadows.mirror`."""
 
 
 class DataPlane:
-    """Answers requests from the versions of a repository and captures them.
+    """Runs requests on the versions of a repository and captures them.
 
     Args:
-        count_batch: is told of every run of a model.
-        cache: answers that are given again; None: every one is computed.
-        default_timeout_microseconds: a request that is not being computed after it is given up; 0: never.
-        mirror: is given what a variant with shadows has answered; `Shadows.mirror`.
-        draw: random numbers in [0, 1): one chooses the variant, one whether a request is captured.
+        count_batch: called for every run of a model.
+        cache: the response cache, if there is one.
+        default_timeout_microseconds: a request whose run has not begun after it is given up; 0 for never.
+        mirror: called with each response of a variant that has shadows.
+        draw: returns a random number in [0, 1): one selects the variant, one decides whether a request is captured.
         clock: the time in nanoseconds since 1970.
     """
 
@@ -103,11 +103,11 @@ class DataPlane:
         self,
         repository: Repository,
         capture: CaptureWriter,
-        count_batch: CountBatchCallback = lambda *batch: None,
+        count_batch: CountBatchCallback = lambda *counted: None,
         cache: ResponseCache | None = None,
         default_timeout_microseconds: int = 0,
         draw: Callable[[], float] = random.random,
-        mirror: MirrorCallback = lambda *answered: None,
+        mirror: MirrorCallback = lambda *mirrored: None,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._repository = repository
@@ -120,56 +120,56 @@ class DataPlane:
         self._clock = clock
 
     def select_variant(
-        self, endpoint: str | None, version: str | None = None, headers: Mapping[str, str] = _NONE
+        self, endpoint: str | None, version: str | None = None, headers: Mapping[str, str] = _NO_HEADERS
     ) -> ServedVariant:
-        """The variant that answers one request of `endpoint` (None: the default one), or that has `version` of it.
+        """Return the variant for one request to `endpoint` (None for the default one), or the one with `version`.
 
-        Hold it until the answer is sent. Where it has a `key` and no version was asked for, `keep` has the last word.
+        Hold it until the response is sent. If it has a `key` and no version was requested, `sticky_variant` decides.
 
         Raises:
-            NotFound, NotReady: see `Repository.lease`.
+            NotFound, NotReady: see `Repository.select_variant`.
         """
-        served = self._served(endpoint)
+        served = self._find(endpoint)
         if version is None and served is not None and len(served.answering) == 1:
             return served.answering[0]
         return self._repository.select_variant(endpoint, self._draw(), version, headers)
 
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
-        """The variant of the caller whom the column `variant.key` of `feeds` names, which `variant` has decoded.
+        """Return the variant for the value of the column `variant.key` in `feeds`, which `variant` has decoded.
 
         Raises:
-            NotFound, NotReady: see `Repository.lease`.
+            NotFound, NotReady: see `Repository.select_variant`.
         """
         key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
         return variant if key is None else self._repository.sticky_variant(variant, key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
-        """The answer of this variant, captured before it is given back. Blocks the thread, in a batcher too.
+        """Run the request on this variant and capture it before returning. Blocks the thread, in a batcher too.
 
         Raises:
             InferenceError: the model refuses the input.
-            InvalidRequest: the parameter `timeout` is none.
+            InvalidRequest: the parameter `timeout` is malformed.
             DeadlineExceeded, TooManyRequests: its time is up, or the batcher's queue is full; nothing was computed.
         """
         arrived = self._clock() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
-            read = self._read_by_model(variant, request.body, deadline)
-            return self._captured(variant, request, arrived, read.feeds, read.outputs, read.content)
+            read = self._run_opaque_body(variant, request.body, deadline)
+            return self._capture_response(variant, request, arrived, read.feeds, read.outputs, read.content)
         if self._cache is not None and (key := _cache_key(variant.loaded, request)) is not None:
             outputs = self._cache.get(key)
             is_cached = outputs is not None
             if outputs is None:
-                outputs = self._computed(variant, request, deadline)
+                outputs = self._run(variant, request, deadline)
                 self._cache.put(key, outputs)
-            return self._captured(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
-        outputs = self._computed(variant, request, deadline)
-        return self._captured(variant, request, arrived, request.inputs, outputs)
+            return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
+        outputs = self._run(variant, request, deadline)
+        return self._capture_response(variant, request, arrived, request.inputs, outputs)
 
     def capture_failure(
         self, variant: ServedVariant, request_id: str, status: int, seconds: float, event_time: int | None = None
     ) -> None:
-        """Captures that the variant did not answer, as often as an answer would be: what fails is a share of all."""
+        """Capture a request that failed, with the same sampling as the others, so that failures are a share of all."""
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > self._draw():
             now = self._clock() // 1000
@@ -179,11 +179,11 @@ class DataPlane:
             self._capture.write_failure(record, variant.captured)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
-        """Whether `infer_async` may be asked, whichever variant of the endpoint is leased.
+        """Return whether `infer_async` can run every variant of the endpoint.
 
-        Not where there is a cache: it may have to wait for Redis.
+        With a response cache it cannot: it may have to wait for Redis.
         """
-        served = self._served(endpoint)
+        served = self._find(endpoint)
         if served is None or self._cache is not None:
             return False
         return all(variant.loaded.batcher is not None for variant in served.answering)
@@ -191,29 +191,31 @@ class DataPlane:
     def infer_async(
         self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]
     ) -> None:
-        """As `infer`, for an event loop: `done` is given the answer, or what `infer` would raise, in another thread.
+        """Do as `infer` for an event loop: `done` gets the response, or what `infer` would raise, in another thread.
 
         Raises:
-            InvalidRequest: the parameter `timeout` is none.
+            InvalidRequest: the parameter `timeout` is malformed.
         """
         batcher = variant.loaded.batcher
         if batcher is None:
-            raise TypeError("only a batched version answers later")
+            raise TypeError("only a batched version runs asynchronously")
         arrived = self._clock() // 1000
 
         def computed(outputs: dict[str, Array] | Exception) -> None:
             if isinstance(outputs, Exception):
                 done(outputs)
             else:
-                done(self._captured(variant, request, arrived, request.inputs, outputs))
+                done(self._capture_response(variant, request, arrived, request.inputs, outputs))
 
-        batcher.submit(request.inputs, request.outputs, self._deadline(request), self._count(variant), computed)
+        batcher.submit(
+            request.inputs, request.outputs, self._deadline(request), self._batch_callback(variant), computed
+        )
 
-    def _served(self, endpoint: str | None) -> ServedEndpoint | None:
+    def _find(self, endpoint: str | None) -> ServedEndpoint | None:
         table = self._repository.table
         return next(iter(table.values()), None) if endpoint is None else table.get(endpoint)
 
-    def _captured(
+    def _capture_response(
         self,
         variant: ServedVariant,
         request: InferRequest,
@@ -223,7 +225,7 @@ class DataPlane:
         body: bytes = b"",
         is_cached: bool | None = None,
     ) -> InferResponse:
-        """The answer, once it is in the spool."""
+        """Return the response once the request is in the spool."""
         loaded, capture = variant.loaded, variant.capture
         prediction_id = new_id()
         fraction = capture.fraction
@@ -245,22 +247,22 @@ class DataPlane:
             request.id, prediction_id, loaded.model, loaded.version, variant.name, outputs, body, is_cached
         )
 
-    def _read_by_model(self, variant: ServedVariant, body: OpaqueBody, deadline: float) -> OpaqueResponse:
+    def _run_opaque_body(self, variant: ServedVariant, body: OpaqueBody, deadline: float) -> OpaqueResponse:
         loaded = variant.loaded
         if not isinstance(loaded.predictor, OpaqueBodyPredictor):
             raise TypeError(f"version {loaded.version} of {loaded.model} reads no bodies itself")
         _check_deadline(deadline)
         began = time.perf_counter()
-        answered = loaded.predictor.answer(body, deadline)
-        rows = loaded.predictor.schema.count_rows(answered.feeds) if answered.feeds else 1
+        response = loaded.predictor.answer(body, deadline)
+        rows = loaded.predictor.schema.count_rows(response.feeds) if response.feeds else 1
         seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
-        self._count(variant)(rows, waited, seconds - waited)
-        return answered
+        self._batch_callback(variant)(rows, waited, seconds - waited)
+        return response
 
-    def _computed(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
+    def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
         loaded, inputs = variant.loaded, request.inputs
         if loaded.batcher is not None:
-            return loaded.batcher.run(inputs, request.outputs, deadline, self._count(variant))
+            return loaded.batcher.run(inputs, request.outputs, deadline, self._batch_callback(variant))
         if deadline != math.inf:
             _check_deadline(deadline)
         began = time.perf_counter()
@@ -271,8 +273,7 @@ class DataPlane:
         self._count_batch(variant.endpoint, rows, waited, seconds - waited, loaded.model, loaded.version)
         return outputs
 
-    def _count(self, variant: ServedVariant) -> BatchCallback:
-        """Tells the metrics of a run of this variant."""
+    def _batch_callback(self, variant: ServedVariant) -> BatchCallback:
         loaded = variant.loaded
 
         def count(rows: int, queue_seconds: float, compute_seconds: float) -> None:
@@ -281,14 +282,14 @@ class DataPlane:
         return count
 
     def _deadline(self, request: InferRequest) -> float:
-        """When the request is to be given up, in `time.perf_counter()`: the sooner of the server's and the caller's."""
+        """Return when to give the request up, in `time.perf_counter()`: the sooner of the server's and the client's."""
         timeout = self._timeout
-        if request.parameters and (asked := request.parameters.get("timeout")) is not None:
-            if type(asked) is not int or asked < 0:
+        if request.parameters and (requested := request.parameters.get("timeout")) is not None:
+            if type(requested) is not int or requested < 0:
                 raise InvalidRequest(
-                    f"the parameter timeout is {short_repr(asked)}; a whole number of microseconds is expected"
+                    f"the parameter timeout is {short_repr(requested)}; a whole number of microseconds is expected"
                 )
-            timeout = min(timeout, asked / 1e6 or math.inf)
+            timeout = min(timeout, requested / 1e6 or math.inf)
         if timeout == math.inf:
             return math.inf
         return (time.perf_counter() if request.arrived is None else request.arrived) + timeout
@@ -300,7 +301,7 @@ def _check_deadline(deadline: float) -> None:
 
 
 def _cache_key(loaded: LoadedVersion, request: InferRequest) -> bytes | None:
-    """None: this answer is not to be kept."""
+    """Return the key of the request in the response cache, or None if its response is not cached."""
     if not loaded.is_deterministic:
         return None
     artifact = loaded.predictor.artifact

@@ -1,9 +1,9 @@
-"""What one caller, and all together, may ask of a worker: requests in flight, and a rate.
+"""The limits of a worker: requests in flight, requests of one client in a period, and threads for requests.
 
-A transport calls `acquire` before it decodes anything, and `release` when its answer is made.
+A transport calls `acquire` before it decodes anything, and `release` when its response is made.
 
-In memory the rate is a sliding window of two counters, as in the `limits` library, whose own storage in memory is not
-used: it starts a thread every 10 ms that looks at every caller, and never bounds their number.
+In memory the rate is a sliding window of two counters, as in the `limits` library. That library's own storage in memory
+is not used: it starts a thread every 10 ms that looks at every client, and never bounds their number.
 """
 
 import hashlib
@@ -23,28 +23,28 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
 )
 from mlflow_deploy_plugin.spec import ServerSpec
 
-MAX_CALLERS = 65_536
-"""Callers that a worker's memory holds; whoever has not asked for longest is forgotten."""
+MAX_CLIENTS = 65_536
+"""Clients that a worker's memory holds; the one that was idle for longest is dropped."""
 
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 
 RateLimiter = Callable[[bytes], float | None]
-"""Counts a request of this caller: None where it may pass, else the seconds until one would."""
+"""Counts a request of the client with this key; returns None if it may pass, else the seconds until one would."""
 
 
 class RequestLimits:
     """The limits of one worker.
 
     Args:
-        max_concurrent_requests: requests in flight; None: any number.
-        rate: counts the requests of each caller; None: they are not.
+        max_concurrent_requests: requests in flight; None for any number.
+        rate: counts the requests of each client, if there is a rate limit.
         rate_text: the rate as the spec has it, for the message.
-        rate_header: the header (lower case) that names the caller; None, or not sent: its address does.
-        refused: is told why a request was refused: concurrency or rate.
+        rate_header: the header (lower case) that identifies the client; without it, its address does.
+        count_refused: called with the reason of each refusal: concurrency or rate.
 
     Attributes:
-        is_active: false: there is no limit, and `acquire` and `release` need not be called.
+        is_active: if false there is no limit, and `acquire` and `release` need not be called.
     """
 
     def __init__(
@@ -53,41 +53,49 @@ class RequestLimits:
         rate: RateLimiter | None = None,
         rate_text: str = "",
         rate_header: str | None = None,
-        refused: Callable[[str], None] = lambda reason: None,
+        count_refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.is_active = max_concurrent_requests is not None or rate is not None
         self._allowed = max_concurrent_requests
         self._rate = rate
         self._rate_text = rate_text
         self._rate_header = rate_header
-        self._refused = refused
+        self._count_refused = count_refused
         self._lock = threading.Lock()
         self._in_flight = 0
 
     @property
     def may_block(self) -> bool:
-        """Whether `acquire` asks another machine: that is nothing for an event loop."""
+        """Return whether `acquire` asks another machine, which an event loop must not wait for."""
         return isinstance(self._rate, RedisRateLimiter)
 
     def acquire(self, headers: Mapping[str, str], client: str) -> None:
-        """Lets one request in; `release` has to follow, whatever becomes of it. One that is refused does not leave.
+        """Admit one request; the caller has to `release` it, however it ends. A refused request is not released.
 
         Args:
             headers: names in lower case; gRPC's metadata.
-            client: the caller's address.
+            client: the client's address.
 
         Raises:
-            TooManyRequests: with the seconds after which to ask again.
+            TooManyRequests: with the seconds after which to try again.
         """
         if self._rate is not None:
-            self._check_rate(headers, client)
+            named = headers.get(self._rate_header) if self._rate_header else None
+            source = f"address {client}" if named is None else f"key {named}"
+            # hashed to one length, however long the header is; and no API key is stored in Redis as it is
+            seconds = self._rate(hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest())
+            if seconds is not None:
+                self._count_refused("rate")
+                raise TooManyRequests(
+                    f"more than {self._rate_text} from one caller; ask again later", max(1, ceil(seconds))
+                )
         if self._allowed is not None:
             with self._lock:
                 is_full = self._in_flight >= self._allowed
                 if not is_full:
                     self._in_flight += 1
             if is_full:
-                self._refused("concurrency")
+                self._count_refused("concurrency")
                 raise TooManyRequests(
                     f"{self._allowed} requests are being answered here already; ask again later", _BUSY_RETRY_SECONDS
                 )
@@ -97,24 +105,12 @@ class RequestLimits:
             with self._lock:
                 self._in_flight -= 1
 
-    def _check_rate(self, headers: Mapping[str, str], client: str) -> None:
-        named = headers.get(self._rate_header) if self._rate_header else None
-        caller = f"address {client}" if named is None else f"key {named}"
-        # of one length, however long the header is; and no key of a caller stands in a Redis as it is
-        key = hashlib.blake2b(caller.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-        seconds = self._rate(key) if self._rate else None
-        if seconds is not None:
-            self._refused("rate")
-            raise TooManyRequests(
-                f"more than {self._rate_text} from one caller; ask again later", max(1, ceil(seconds))
-            )
-
 
 class MemoryRateLimiter:
-    """Counts in this process: each worker allows each caller the whole rate.
+    """Counts in this process: each worker allows each client the whole rate.
 
-    The requests of the window before count by the share of it that still lies within the last period, as if they had
-    come evenly: over time exactly the rate passes, within one period at worst nearly twice as much.
+    Requests of the previous window count by the share of it that is still within the last period, as if they had come
+    evenly. Over time exactly the rate passes, within one period at worst nearly twice as much.
 
     Args:
         clock: seconds.
@@ -125,32 +121,32 @@ class MemoryRateLimiter:
         self._period = period
         self._clock = clock
         self._lock = threading.Lock()
-        self._callers: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, its requests, those before it
+        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, its requests, those before it
 
-    def __call__(self, caller: bytes) -> float | None:
+    def __call__(self, client: bytes) -> float | None:
         now = self._clock()
         window, elapsed = divmod(now, self._period)
         with self._lock:
-            last, current, previous = self._callers.get(caller, (int(window), 0, 0))
+            last, current, previous = self._clients.get(client, (int(window), 0, 0))
             if last != window:
                 current, previous = 0, current if last == window - 1 else 0
             if int(previous * (1 - elapsed / self._period) + current) >= self._amount:
                 return self._wait(elapsed, current, previous)
-            self._callers[caller] = int(window), current + 1, previous
-            self._callers.move_to_end(caller)
-            if len(self._callers) > MAX_CALLERS:
-                self._callers.popitem(last=False)
+            self._clients[client] = int(window), current + 1, previous
+            self._clients.move_to_end(client)
+            if len(self._clients) > MAX_CLIENTS:
+                self._clients.popitem(last=False)
         return None
 
     def _wait(self, elapsed: float, current: int, previous: int) -> float:
-        """Seconds until the requests that still count are fewer than the amount, not just as many."""
+        """Return the seconds until the requests that still count are fewer than the amount."""
         if current >= self._amount:
             return self._period - elapsed + _EDGE_SECONDS
         return self._period * (1 - (self._amount - current) / previous) - elapsed + _EDGE_SECONDS
 
 
 class RedisRateLimiter:
-    """Counts in Redis, for all workers and servers that share it. While Redis is away, every request passes."""
+    """Counts in Redis, for all workers and servers that share it. While Redis is down, every request passes."""
 
     def __init__(self, item: Any, url: str) -> None:
         from limits.storage import RedisStorage
@@ -168,12 +164,12 @@ class RedisRateLimiter:
         self._item = item
         self._circuit = CircuitBreaker("the rate limit lets every request pass")
 
-    def __call__(self, caller: bytes) -> float | None:
+    def __call__(self, client: bytes) -> float | None:
         from limits.errors import StorageError
 
         if self._circuit.is_open:
             return None
-        key = caller.hex()
+        key = client.hex()
         try:
             if self._limiter.hit(self._item, key):
                 return None
@@ -184,8 +180,8 @@ class RedisRateLimiter:
 
 
 def open_rate_limiter(rate: str, redis_url: str) -> RateLimiter:
-    """What counts towards `rate`, in the words of the `limits` library (`spec.Rate` has checked them)."""
-    from limits import parse  # only where a limit is wanted: it costs memory and time at the start
+    """Return the limiter for `rate`, in the syntax of the `limits` library, which `spec` has checked."""
+    from limits import parse  # late: it costs memory and time at the start
 
     item = parse(rate)
     return RedisRateLimiter(item, redis_url) if redis_url else MemoryRateLimiter(item.amount, item.get_expiry())

@@ -1,8 +1,8 @@
-"""The response cache: outputs that a version has computed before for the very same feeds.
+"""The response cache: outputs that a version has computed before for the same feeds.
 
-Kept in this worker's memory, the least recently used going first, or in a Redis that all workers and servers share.
-Only answers of graphs without random nodes are kept (`models/loading.py`). Arrays are kept, not bodies, so that every
-protocol finds what another has computed.
+They are kept in this worker's memory, the least recently used dropped first, or in a Redis that workers and servers
+share. Only outputs of graphs without random nodes are kept (`models/loading.py`). Arrays are kept, not bodies, so that
+every protocol finds what another has computed.
 """
 
 import hashlib
@@ -27,15 +27,17 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
 logger = logging.getLogger(__name__)
 
 _ENTRY_BYTES = 1024
-"""What an entry takes beside its arrays: key, objects of Python, its place in the order."""
-_KINDS = "fiub"
+"""The memory of an entry beside its arrays: key, Python objects, place in the order."""
+_TEXT_BYTES = 60
+"""The memory of a text beside its characters."""
+_NUMERIC_KINDS = "fiub"
 _PREFIX = b"onnxserve:answer:"
 
 Outputs = dict[str, Array]
 
 
 class ResponseCache(Protocol):
-    """Outputs by the digest of a question."""
+    """Outputs by the digest of a request."""
 
     def get(self, key: bytes) -> Outputs | None: ...
 
@@ -43,19 +45,19 @@ class ResponseCache(Protocol):
 
 
 def request_digest(version: Sequence[str], feeds: Feeds, outputs: Sequence[str] | None) -> bytes | None:
-    """A digest of everything that an answer depends on; None: there is something in it that has no bytes.
+    """Return a digest of everything that the outputs depend on, or None if the feeds hold other objects than texts.
 
     Args:
-        version: what tells the version from any other: names, number, run.
+        version: identifies the version: names, number, run.
     """
     digest = hashlib.blake2b(digest_size=32)
     head: list[Any] = [version, outputs]
     blobs: list[Any] = []
     for name in sorted(feeds):
         array = feeds[name]
-        if array.dtype.kind in _KINDS:
+        if array.dtype.kind in _NUMERIC_KINDS:
             blobs.append(np.ascontiguousarray(array))
-        elif (text := _text(array)) is not None:
+        elif (text := _encode_texts(array)) is not None:
             blobs.append(text)
         else:
             return None
@@ -69,7 +71,7 @@ def request_digest(version: Sequence[str], feeds: Feeds, outputs: Sequence[str] 
 
 
 class MemoryCache:
-    """At most `max_bytes` of outputs, each for `seconds`.
+    """Keeps at most `max_bytes` of outputs, each for `seconds`.
 
     Args:
         clock: seconds, monotonic.
@@ -95,15 +97,18 @@ class MemoryCache:
         return dict(entry[2])
 
     def put(self, key: bytes, outputs: Outputs) -> None:
-        """Keeps copies: outputs may be views of a whole batch. Objects that are no text are not kept."""
-        if not all(array.dtype.kind in _KINDS or _is_text(array) for array in outputs.values()):
+        """Keep copies: outputs may be views of a whole batch. Outputs with objects other than texts are not kept."""
+        if not all(array.dtype.kind in _NUMERIC_KINDS or _is_encode_texts(array) for array in outputs.values()):
             return
-        size = _ENTRY_BYTES + sum(map(_size, outputs.values()))
+        size = _ENTRY_BYTES + sum(array.nbytes for array in outputs.values())
+        size += sum(
+            _TEXT_BYTES + len(text) for array in outputs.values() if array.dtype.kind == "O" for text in array.flat
+        )
         if size > self._max_bytes:
             return
         kept = {name: array.copy() for name, array in outputs.items()}
         for array in kept.values():
-            array.flags.writeable = False  # many requests are handed the same array
+            array.flags.writeable = False  # many requests get the same array
         with self._lock:
             if key in self._entries:
                 self._drop(key)
@@ -117,10 +122,10 @@ class MemoryCache:
 
 
 class RedisCache:
-    """Outputs in Redis, each for `seconds`; while Redis is away, everything is computed.
+    """Keeps outputs in Redis, each for `seconds`; while Redis is down, everything is computed.
 
-    Redis bounds its memory itself (`maxmemory`, `maxmemory-policy allkeys-lru`); one answer above `max_bytes` is not
-    sent there.
+    Redis bounds its memory itself (`maxmemory`, `maxmemory-policy allkeys-lru`). Outputs above `max_bytes` are not sent
+    there.
     """
 
     def __init__(self, url: str, max_bytes: int, seconds: int) -> None:
@@ -154,24 +159,24 @@ class RedisCache:
 
 
 def open_cache(max_bytes: int, seconds: int, redis_url: str) -> ResponseCache | None:
-    """The cache that the spec asks for; None: none."""
+    """Return the cache that the spec asks for, or None."""
     if not max_bytes:
         return None
     return RedisCache(redis_url, max_bytes, seconds) if redis_url else MemoryCache(max_bytes, seconds)
 
 
 def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
-    """Outputs as bytes: the length of the JSON, the JSON that names each array's layout, the arrays; texts are JSON.
+    """Return the outputs as bytes: the length of a JSON head with the layout of each array, the head, and the arrays.
 
-    None: an output holds objects that are no text.
+    Return None if an output holds other objects than texts.
     """
     head: list[Any] = []
     blobs: list[bytes] = []
     for name, array in outputs.items():
-        if array.dtype.kind in _KINDS:
+        if array.dtype.kind in _NUMERIC_KINDS:
             blobs.append(array.tobytes())
             kind = array.dtype.str
-        elif (text := _text(array)) is not None:
+        elif (text := _encode_texts(array)) is not None:
             blobs.append(text)
             kind = "str"
         else:
@@ -182,14 +187,14 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
 
 
 def decode_outputs(content: bytes) -> Outputs | None:
-    """What `pack` was given; None: these bytes are not its."""
+    """Reverse `encode_outputs`; return None if the bytes are malformed."""
     try:
         length = int.from_bytes(content[:4], "little")
         position = 4 + length
         outputs: Outputs = {}
         for name, kind, shape, size in orjson.loads(content[4:position]):
             blob = content[position : position + size]
-            outputs[name] = _array(kind, blob).reshape(shape)
+            outputs[name] = _decode_array(kind, blob).reshape(shape)
             position += size
     except (ValueError, TypeError) as error:
         logger.warning("what Redis has for an answer is none: %s", type(error).__name__)
@@ -197,21 +202,21 @@ def decode_outputs(content: bytes) -> Outputs | None:
     return outputs
 
 
-def _array(kind: str, blob: bytes) -> Array:
+def _decode_array(kind: str, blob: bytes) -> Array:
     if kind == "str":
         texts = orjson.loads(blob)
         array = np.empty(len(texts), dtype=object)
         array[:] = texts
         return array
     dtype = np.dtype(kind)
-    if dtype.kind not in _KINDS:
+    if dtype.kind not in _NUMERIC_KINDS:
         raise ValueError(kind)
     return np.frombuffer(blob, dtype=dtype)
 
 
-def _text(array: Array) -> bytes | None:
-    """Strings as a list of JSON; None: they are none, or hold half a surrogate pair, which has no bytes."""
-    if not _is_text(array):
+def _encode_texts(array: Array) -> bytes | None:
+    """Return strings as a JSON list; None if they are no strings, or one has a lone surrogate, which has no bytes."""
+    if not _is_encode_texts(array):
         return None
     try:
         return orjson.dumps(array.reshape(-1).tolist())
@@ -219,10 +224,5 @@ def _text(array: Array) -> bytes | None:
         return None
 
 
-def _is_text(array: Array) -> bool:
+def _is_encode_texts(array: Array) -> bool:
     return array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat)
-
-
-def _size(array: Array) -> int:
-    """Bytes in memory; a text takes about 60 beside its characters."""
-    return array.nbytes + (sum(60 + len(text) for text in array.flat) if array.dtype.kind == "O" else 0)

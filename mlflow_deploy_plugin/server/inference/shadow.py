@@ -1,9 +1,9 @@
-"""Shadows: variants that compute a copy of what was answered, to be compared with the answer, and never answer.
+"""Shadows: variants that run a copy of each request, to be compared with the response, and never answer.
 
-The request path only puts a copy into a queue. One thread a worker, with a low priority and after a pause in which the
-answer leaves, takes the copies out again: requests of the same kind are computed in one run where the shadow's rows do
-not depend on each other. What finds no room is dropped and counted; what fails is counted and told in the log once a
-minute. A shadow that is slow, or does not come back at all, costs copies and no answer.
+The request path only puts a copy into a queue. One thread a worker takes the copies out again, with a low priority and
+after a pause in which the response leaves. It runs requests of one kind together if the shadow's rows do not depend on
+each other. A copy that finds no room is dropped and counted; a failure is counted, and logged once a minute. A shadow
+that is slow, or never returns, costs copies and no response.
 """
 
 import logging
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -44,21 +44,19 @@ logger = logging.getLogger(__name__)
 
 MAX_COPIES = 4096
 MAX_BYTES = 64 * 1024 * 1024
-_JOINED_ROWS, _JOINED_COPIES = 1024, 32
+_MAX_BATCH_ROWS, _MAX_BATCH_COPIES = 1024, 32
+_TEXT_BYTES = 64  # an object of str, without its characters
 _NICE = 10
 _PAUSE_SECONDS = 0.05
-"""Between two looks: an answer leaves undisturbed, and what has gathered is computed together."""
+"""The pause before the queue is emptied: the response leaves undisturbed, and what has gathered is run together."""
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
-"""A thread that computes keeps the interpreter for 5 ms each time that another wants it (`sys.getswitchinterval`); one
-that sleeps hands it over at once."""
-_REST, _LONGEST_REST_SECONDS = 9.0, 0.25
-"""Times as long as the thread has held the interpreter (while a graph runs it does not), it leaves it to the others."""
+"""A thread that sleeps hands the interpreter over at once. One that computes keeps it for 5 ms each time that another
+wants it (`sys.getswitchinterval`)."""
+_REST, _MAX_REST_SECONDS = 9.0, 0.25
+"""The thread rests so many times as long as it has held the interpreter, which it does not while a graph runs."""
 _LOG_SECONDS = 60.0
 
-
-_TEXT_BYTES = 64  # an object of str, without its characters
-
-Kinds = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+ArrayKinds = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 """The dtype and a row's shape of each array."""
 
 
@@ -67,10 +65,10 @@ class MirroredRequest:
     """One request for one shadow.
 
     Attributes:
-        record: of the answer; the shadow's captured rows have the same ids and times.
-        is_captured: whether the answer is captured, and so the shadow's.
-        feeds / outputs: of the variant that has answered.
-        body: what a pyfunc reads itself.
+        record: of the response; the shadow's captured rows have the same ids and times.
+        is_captured: whether the response is captured, and so the shadow's outputs are.
+        feeds / outputs: of the answering variant.
+        body: of a request that a pyfunc has read itself.
         size: bytes that it holds.
     """
 
@@ -87,8 +85,8 @@ class MirroredRequest:
     def rows(self) -> int:
         return self.answered_by.predictor.schema.count_rows(self.feeds)
 
-    def can_batch_with(self, first: "MirroredRequest", kinds: Kinds) -> bool:
-        """Whether one run may compute both; `kinds` are those of the feeds of `first`."""
+    def can_batch_with(self, first: "MirroredRequest", kinds: ArrayKinds) -> bool:
+        """Return whether one run may compute both; `kinds` are those of the feeds of `first`."""
         return (
             self.shadow.loaded is first.shadow.loaded
             and (self.shadow.endpoint, self.shadow.name) == (first.shadow.endpoint, first.shadow.name)
@@ -100,75 +98,11 @@ class MirroredRequest:
         )
 
 
-def array_kinds(feeds: Feeds) -> Kinds:
-    """What has to be the same for two requests to be computed in one run."""
-    return {name: (array.dtype, array.shape[1:]) for name, array in {**feeds, **sent_arrays(feeds)}.items()}
-
-
-def concatenate_outputs(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """The rows of all of them, array by array."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def detach(array: Array) -> Array:
-    """An array of a batch's is a view that would keep the whole batch in memory."""
-    base = array.base
-    return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
-
-
-def array_bytes(arrays: Mapping[str, Array]) -> int:
-    """What the arrays hold in memory, about."""
-    held = 0
-    for array in arrays.values():
-        held += array.nbytes
-        if array.dtype.char == "O":
-            held += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
-    return held
-
-
-def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
-    """Feeds made by the schema `given`, for the graph behind `wanted`.
-
-    What `given` has not read is not there: a column that it does not know, or what a narrower type has cut off.
-
-    Raises:
-        SchemaMismatch: `wanted` needs a column that is not there, or of another type.
-    """
-    if given == wanted:
-        return feeds
-    return wanted.from_columns(feeds_to_columns(feeds, given))
-
-
-def feeds_to_columns(feeds: Feeds, schema: Schema) -> dict[str, Array]:
-    """Arrays of [N] by signature column, in the signature's types (of [N, …] by tensor name)."""
-    columns = schema.to_columns(feeds)
-    for column in schema.columns:
-        array = columns.get(column.name)
-        if array is None or array.dtype.kind == "O":
-            continue
-        dtype = np.dtype(COLUMN_TYPES[column.type])
-        if array.dtype != dtype and (dtype.kind == "f" or np.isfinite(array).all()):
-            columns[column.name] = array.astype(dtype)  # an integer that was stacked among floats is one again
-    for entry in schema.inputs:
-        if entry.missing is not None:
-            for name in entry.columns:
-                columns[name] = _with_none(columns[name], entry.missing)
-    return columns
-
-
-def _with_none(texts: Array, missing: str) -> Array:
-    restored = texts.copy()
-    restored[restored == missing] = None
-    return restored
-
-
 class Shadows:
-    """The copies of one worker, and the thread that computes them; it begins with the first copy.
+    """The queue of one worker's copies, and the thread that runs them; it starts with the first copy.
 
     Args:
-        capture: where the shadows' rows go, a writer of its own: nobody who answers waits for it.
+        capture: writes the shadows' rows. It is a writer of its own, so that no response waits for it.
         clock: monotonic seconds, for the log's one line a minute.
     """
 
@@ -186,19 +120,19 @@ class Shadows:
         self._clock = clock
         self._lock = threading.Lock()
         self._copies: deque[MirroredRequest] = deque()
-        self._offered = self._offered_bytes = 0
+        self._queued = self._queued_bytes = 0
         self._done = self._done_bytes = 0  # only the thread writes these, and never holds a lock that others wait for
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
-        self._is_joinable: WeakKeyDictionary[LoadedVersion, bool] = WeakKeyDictionary()
-        self._silent_until = float("-inf")
+        self._batchable: WeakKeyDictionary[LoadedVersion, bool] = WeakKeyDictionary()
+        self._quiet_until = float("-inf")
         self._run_seconds = 0.0
 
     @property
     def waiting(self) -> int:
-        """Copies that are in the queue or being computed."""
-        return self._offered - self._done
+        """The copies that are in the queue or being run."""
+        return self._queued - self._done
 
     def mirror(
         self,
@@ -209,10 +143,10 @@ class Shadows:
         outputs: Mapping[str, Array],
         body: OpaqueBody | None = None,
     ) -> None:
-        """A copy of what `variant` has answered, for each of its shadows. Never fails and never waits.
+        """Queue a copy of a request to `variant` for each of its shadows. This never fails and never waits.
 
         Args:
-            record: of the answer; with `is_captured` the rows of the shadow are captured under its ids.
+            record: of the response; with `is_captured` the rows of the shadow are captured under its ids.
             body: of a request that the answering version has read itself.
         """
         try:
@@ -224,146 +158,191 @@ class Shadows:
             size = array_bytes(held) + array_bytes(outputs) + (len(body.content) if body else 0)
             for shadow in variant.shadows:
                 copy = MirroredRequest(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
-                if not self._put(copy):
+                if not self._enqueue(copy):
                     self._metrics.count(shadow, "dropped")
         except Exception:
             logger.exception("a copy for the shadows of %s could not be made", variant.endpoint)
 
     def close(self, seconds: float = 1.0) -> None:
-        """Ends the thread after what it is computing, or leaves it alone after `seconds`; what waits is forgotten."""
+        """End the thread after its current run, or abandon it after `seconds`; the queue is dropped."""
         self._is_stopping = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(seconds)
         self._capture.close()
 
-    def _put(self, copy: MirroredRequest) -> bool:
+    def _enqueue(self, copy: MirroredRequest) -> bool:
         with self._lock:
-            held = self._offered_bytes - self._done_bytes
-            if self._offered - self._done >= self._max_copies or held + copy.size > self._max_bytes:
+            held = self._queued_bytes - self._done_bytes
+            if self._queued - self._done >= self._max_copies or held + copy.size > self._max_bytes:
                 return False
             was_empty = not self._copies
-            self._offered += 1
-            self._offered_bytes += copy.size
+            self._queued += 1
+            self._queued_bytes += copy.size
             self._copies.append(copy)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="onnxserve-shadow", daemon=True)
+                self._thread = threading.Thread(target=self._empty_queue, name="onnxserve-shadow", daemon=True)
                 self._thread.start()
         if was_empty:
             self._wake.set()
         return True
 
-    def _work(self) -> None:
-        _lower_priority()
+    def _empty_queue(self) -> None:
+        if sys.platform == "linux":
+            with suppress(OSError):  # of this thread alone: the threads of a session have the priority of its loader
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while not self._is_stopping:
             self._wake.wait()
             self._wake.clear()
             time.sleep(_PAUSE_SECONDS)
             while self._copies and not self._is_stopping:
                 began, ran = time.perf_counter(), self._run_seconds
-                taken = self._take()
+                batch = self._take_batch()
                 try:
-                    self._deal(taken)
+                    self._process(batch)
                 finally:
-                    self._done += len(taken)
-                    self._done_bytes += sum(copy.size for copy in taken)
-                    del taken  # a version that was swapped out is not held until the next request
+                    self._done += len(batch)
+                    self._done_bytes += sum(copy.size for copy in batch)
+                    del batch  # a version that was swapped out is not held until the next request
                 held = time.perf_counter() - began - (self._run_seconds - ran)
-                time.sleep(max(_HANDOVER_SECONDS, min(_REST * held, _LONGEST_REST_SECONDS)))
+                time.sleep(max(_HANDOVER_SECONDS, min(_REST * held, _MAX_REST_SECONDS)))
 
-    def _take(self) -> list[MirroredRequest]:
-        """The next copy, and those behind it that go with it."""
-        taken = [self._copies.popleft()]
-        first, rows, kinds = taken[0], taken[0].rows, array_kinds(taken[0].feeds)
-        while len(taken) < _JOINED_COPIES and self._copies and self._copies[0].can_batch_with(first, kinds):
+    def _take_batch(self) -> list[MirroredRequest]:
+        """Take the next copy out of the queue, and those behind it that can be run together with it."""
+        batch = [self._copies.popleft()]
+        first, rows, kinds = batch[0], batch[0].rows, array_kinds(batch[0].feeds)
+        while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].can_batch_with(first, kinds):
             rows += self._copies[0].rows
-            if rows > _JOINED_ROWS or not self._joins(first):
+            if rows > _MAX_BATCH_ROWS or not self._is_batchable(first):
                 break
-            taken.append(self._copies.popleft())
-        return taken
+            batch.append(self._copies.popleft())
+        return batch
 
-    def _joins(self, copy: MirroredRequest) -> bool:
-        """Whether rows of several requests may be computed together; found out once a version."""
+    def _is_batchable(self, copy: MirroredRequest) -> bool:
+        """Return whether rows of several requests may be run together; this is tried once a version."""
         loaded = copy.shadow.loaded
-        if (known := self._is_joinable.get(loaded)) is None:
+        if (known := self._batchable.get(loaded)) is None:
             try:
                 feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
                 known = not isinstance(loaded.predictor, RemotePredictor) and not unbatchable_reason(
                     loaded.predictor, feeds
                 )
-            except Exception:  # noqa: BLE001 - whatever it is: computing them one by one tells it
+            except Exception:  # noqa: BLE001 - whatever it is: running them one by one shows it
                 return False
-            self._is_joinable[loaded] = known
+            self._batchable[loaded] = known
         return known
 
-    def _deal(self, copies: list[MirroredRequest]) -> None:
-        """Computes and compares; if several fail together, each by itself."""
-        shadow = copies[0].shadow
+    def _process(self, batch: list[MirroredRequest]) -> None:
+        """Run and compare the batch; if that fails, each copy by itself."""
+        shadow = batch[0].shadow
         try:
-            self._compare(copies)
-        except Exception as error:  # noqa: BLE001 - the boundary: logged and counted, the answer has left long ago
-            if len(copies) > 1:
-                for copy in copies:
+            self._compare(batch)
+        except Exception as error:
+            if len(batch) > 1:
+                for copy in batch:
                     time.sleep(_HANDOVER_SECONDS)
-                    self._deal([copy])
+                    self._process([copy])
                 return
-            self._complain(shadow, error)
             self._metrics.count(shadow, "failed")
+            if (now := self._clock()) >= self._quiet_until:
+                self._quiet_until = now + _LOG_SECONDS
+                traceback = None if isinstance(error, OnnxserveError) else error
+                logger.warning("the shadow %s/%s fails: %s", shadow.endpoint, shadow.name, error, exc_info=traceback)
 
-    def _compare(self, copies: list[MirroredRequest]) -> None:
-        first = copies[0]
+    def _compare(self, batch: list[MirroredRequest]) -> None:
+        first = batch[0]
         shadow, predictor = first.shadow, first.shadow.loaded.predictor
+        answered_by = first.answered_by.predictor
         began = time.perf_counter()
         if first.body is not None and isinstance(predictor, OpaqueBodyPredictor):
-            answer = predictor.answer(first.body)
-            feeds, computed = answer.feeds, answer.outputs
+            response = predictor.answer(first.body)
+            feeds, computed = response.feeds, response.outputs
         elif first.feeds:
-            given = concatenate_feeds([copy.feeds for copy in copies])
-            feeds = translate_feeds(given, first.answered_by.predictor.schema, predictor.schema)
+            given = concatenate_feeds([copy.feeds for copy in batch])
+            feeds = translate_feeds(given, answered_by.schema, predictor.schema)
             computed = predictor.run(feeds)
         else:
             raise InferenceError("the request has no form as named arrays, which the shadow takes")
         seconds = time.perf_counter() - began
         self._run_seconds += seconds
-        outputs = concatenate_outputs([copy.outputs for copy in copies])
-        answered_by = first.answered_by.predictor
+        outputs = concatenate_feeds([copy.outputs for copy in batch])
         if predictor.schema.has_rows and answered_by.schema.has_rows:
-            compared = compare_outputs(answered_by.artifact, outputs, predictor.artifact, computed)
+            comparison = compare_outputs(answered_by.artifact, outputs, predictor.artifact, computed)
         else:
-            compared = compare_outputs(
+            comparison = compare_outputs(
                 answered_by.artifact, as_one_row(outputs), predictor.artifact, as_one_row(computed)
             )
-        self._write(copies, feeds, computed, int(seconds * 1e6))
-        self._metrics.observe(shadow, compared, len(copies), seconds)
+        self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
+        self._metrics.observe(shadow, comparison, len(batch), seconds)
 
-    def _write(self, copies: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int) -> None:
-        """The rows of the shadow, request by request, into the spool; `latency` in microseconds is that of its run."""
+    def _capture_rows(
+        self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int
+    ) -> None:
+        """Write the rows of the shadow into the spool, request by request; `latency` in microseconds is the run's."""
         start = 0
-        for number, copy in enumerate(copies, 1):
+        for number, copy in enumerate(batch, 1):
             if number % _WRITES_AT_ONCE == 0:
                 time.sleep(_HANDOVER_SECONDS)
-            rows = slice(start, start + copy.rows) if len(copies) > 1 else slice(None)
+            rows = slice(start, start + copy.rows)
             start += copy.rows
             if copy.is_captured and feeds:
                 self._capture.write(
                     copy.record._replace(variant=copy.shadow.name, latency=latency, is_shadow=True),
                     copy.shadow.captured,
-                    slice_feeds(feeds, rows) if len(copies) > 1 else feeds,
-                    {name: array[rows] for name, array in computed.items()} if len(copies) > 1 else computed,
+                    slice_feeds(feeds, rows) if len(batch) > 1 else feeds,
+                    slice_feeds(computed, rows) if len(batch) > 1 else computed,
                     copy.shadow.capture.max_rows_per_request,
                 )
 
-    def _complain(self, shadow: ServedVariant, error: Exception) -> None:
-        if (now := self._clock()) < self._silent_until:
-            return
-        self._silent_until = now + _LOG_SECONDS
-        is_ours = isinstance(error, OnnxserveError)
-        place = f"{shadow.endpoint}/{shadow.name}"
-        logger.warning("the shadow %s fails: %s", place, error, exc_info=None if is_ours else error)
+
+def array_kinds(feeds: Feeds) -> ArrayKinds:
+    """Return what two requests must have in common to be run together."""
+    return {name: (array.dtype, array.shape[1:]) for name, array in {**feeds, **sent_arrays(feeds)}.items()}
 
 
-def _lower_priority() -> None:
-    """Of this thread alone. Those of a session with several have the priority of whoever loaded it."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+def detach(array: Array) -> Array:
+    """Copy a view that would keep the arrays of a whole batch in memory."""
+    base = array.base
+    return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
+
+
+def array_bytes(arrays: Mapping[str, Array]) -> int:
+    """Return about how many bytes the arrays hold in memory."""
+    held = 0
+    for array in arrays.values():
+        held += array.nbytes
+        if array.dtype.char == "O":
+            held += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
+    return held
+
+
+def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
+    """Turn feeds made by the schema `given` into feeds for the graph behind `wanted`.
+
+    What `given` has not read is missing: a column that it does not know, or what a narrower type has cut off.
+
+    Raises:
+        SchemaMismatch: `wanted` needs a column that is missing, or of another type.
+    """
+    if given == wanted:
+        return feeds
+    return wanted.from_columns(feeds_to_columns(feeds, given))
+
+
+def feeds_to_columns(feeds: Feeds, schema: Schema) -> dict[str, Array]:
+    """Return arrays of [N] by signature column, in the signature's types (of [N, …] by tensor name)."""
+    columns = schema.to_columns(feeds)
+    for column in schema.columns:
+        array = columns.get(column.name)
+        if array is None or array.dtype.kind == "O":
+            continue
+        dtype = np.dtype(COLUMN_TYPES[column.type])
+        if array.dtype != dtype and (dtype.kind == "f" or np.isfinite(array).all()):
+            columns[column.name] = array.astype(dtype)  # an integer that was stacked among floats is one again
+    for entry in schema.inputs:
+        if entry.missing is not None:
+            for name in entry.columns:
+                restored = columns[name].copy()
+                restored[restored == entry.missing] = None
+                columns[name] = restored
+    return columns

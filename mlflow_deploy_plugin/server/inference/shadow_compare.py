@@ -1,8 +1,8 @@
-"""How far the answer of a shadow is from the one that was given, row by row.
+"""Comparison of a shadow's outputs with those of the answering variant, row by row.
 
-Classifiers agree where their labels are equal. Everything else agrees where texts, integers and booleans are equal and
-floating-point numbers are within `RELATIVE` of the larger one. A retrained regressor never answers the same number
-twice: what counts is whether a caller would notice.
+Classifiers agree if their labels are equal. Everything else agrees if texts, integers and booleans are equal and
+floating-point numbers are within `RELATIVE` of the larger one. A retrained regressor never predicts the same number
+twice: what counts is whether a client would notice.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,12 @@ Outputs = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class ShadowComparison:
-    """Two answers to the same rows.
+    """The comparison of two sets of outputs for the same rows.
 
     Attributes:
         same: bool [N].
-        differences: float64 [N]: the largest absolute difference among a row's floating-point numbers; not finite
-            where one of two is no number. Empty where there are none.
+        differences: float64 [N], the largest absolute difference among a row's floating-point numbers; not finite if
+            only one of two is a number. Empty if the outputs have no such numbers.
     """
 
     same: Array
@@ -33,38 +33,41 @@ class ShadowComparison:
 
 
 def compare_outputs(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outputs) -> ShadowComparison:
-    """The outputs of two graphs for the same rows, whichever of them were asked for.
+    """Compare the outputs of two graphs for the same rows, whichever of them were requested.
 
     Raises:
-        InferenceError: they have nothing that means the same, or not the same number of rows.
+        InferenceError: they have no outputs in common, or not the same number of rows.
     """
     rows = row_count(given)
     if rows != row_count(computed):
         raise InferenceError(f"the shadow answered {row_count(computed)} rows to a request of {rows}")
     pairs = list(_pairs(given_by, given, shadow, computed))
-    apart = [_difference(*pair) for pair in pairs if _are_numbers(*pair)]
-    differences = np.max(apart, axis=0) if apart else np.empty(0)
+    found = [_difference(*pair) for pair in pairs if _are_floats(*pair)]
+    differences = np.max(found, axis=0) if found else np.empty(0)
     labels = _labels(given_by, given, rows), _labels(shadow, computed, rows)
     if labels[0] is not None and labels[1] is not None:
-        return ShadowComparison(_equal(labels[0], labels[1]), differences)
+        return ShadowComparison(_is_equal(labels[0], labels[1]), differences)
     if not pairs:
         raise InferenceError(
             f"nothing in the shadow's answer ({', '.join(computed) or 'empty'}) can be compared with the one that was "
             f"given ({', '.join(given) or 'empty'})"
         )
-    return ShadowComparison(np.logical_and.reduce([_alike(*pair) for pair in pairs]), differences)
+    return ShadowComparison(np.logical_and.reduce([_is_close(*pair) for pair in pairs]), differences)
 
 
 def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
-    """Each row's label: of the label output, the class of the highest probability, or what `predict` answers (of a
-    stock `onnx` model: first) if that is one value a row and no fraction; None: the model has none."""
+    """Return each row's label [N, k], or None if the model has none.
+
+    It is the label output, else the class of the highest probability, else what `predict` returns (of a stock `onnx`
+    model the first output) if that is one value a row and no fraction.
+    """
     by_role = {output.role: outputs[output.name] for output in artifact.outputs if output.name in outputs}
     if (label := by_role.get("label")) is not None and label.shape[:1] == (rows,):
         return label.reshape(rows, -1)
-    chances = by_role.get("probabilities")
-    if chances is not None and chances.shape == (rows, len(artifact.classes)):
+    probabilities = by_role.get("probabilities")
+    if probabilities is not None and probabilities.shape == (rows, len(artifact.classes)):
         classes: Array = np.array(artifact.classes, dtype=object)
-        classes = classes[chances.argmax(axis=1)]
+        classes = classes[probabilities.argmax(axis=1)]
         return classes.reshape(rows, 1)
     if len(artifact.prediction) != 1 and artifact.flavor != "onnx":
         return None
@@ -75,7 +78,7 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
 
 
 def _pairs(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outputs) -> Iterator[tuple[Array, Array]]:
-    """Arrays that mean the same, [N, k] each: of the same name, else in the same place among those of their role."""
+    """Yield corresponding arrays, [N, k] each: those of the same name, else of the same place among their role."""
     ours = [output for output in given_by.outputs if output.name in given and output.role != "label"]
     theirs = [output for output in shadow.outputs if output.name in computed and output.role != "label"]
     for output in ours:
@@ -99,25 +102,25 @@ def _counterpart(output: Output, ours: list[Output], theirs: list[Output]) -> Ou
     return alike[mine.index(output)] if len(mine) == len(alike) else None
 
 
-def _are_numbers(one: Array, two: Array) -> bool:
-    """Floating-point ones; integers may be codes."""
+def _are_floats(one: Array, two: Array) -> bool:
+    """Return whether both are numbers, and one of them floating-point: integers may be codes."""
     kinds = one.dtype.kind + two.dtype.kind
     return "f" in kinds and set(kinds) <= set("fiu")
 
 
 def _difference(one: Array, two: Array) -> Array:
-    """float64 [N]: the largest of each row; NaN in both is no difference, NaN in one is no number."""
+    """Return float64 [N], the largest difference of each row: 0 if both are NaN, NaN if one is."""
     with np.errstate(invalid="ignore"):
-        apart = np.abs(one.astype(np.float64) - two.astype(np.float64))
-    apart[(one == two) | ((one != one) & (two != two))] = 0.0
-    result: Array = apart.max(axis=1, initial=0.0)
+        difference = np.abs(one.astype(np.float64) - two.astype(np.float64))
+    difference[(one == two) | ((one != one) & (two != two))] = 0.0
+    result: Array = difference.max(axis=1, initial=0.0)
     return result
 
 
-def _alike(one: Array, two: Array) -> Array:
-    """bool [N]: whether the values of a row are the same."""
-    if not _are_numbers(one, two):
-        return _equal(one, two)
+def _is_close(one: Array, two: Array) -> Array:
+    """Return bool [N], whether the values of a row are the same up to the tolerance."""
+    if not _are_floats(one, two):
+        return _is_equal(one, two)
     with np.errstate(invalid="ignore", over="ignore"):
         bound = ABSOLUTE + RELATIVE * np.maximum(np.abs(one), np.abs(two))
         near = np.abs(one.astype(np.float64) - two) <= np.where(np.isfinite(bound), bound, 0.0)
@@ -126,8 +129,8 @@ def _alike(one: Array, two: Array) -> Array:
     return result
 
 
-def _equal(one: Array, two: Array) -> Array:
-    """bool [N]: whether all values of a row are equal, whatever types the two arrays have."""
+def _is_equal(one: Array, two: Array) -> Array:
+    """Return bool [N], whether all values of a row are equal, whatever types the two arrays have."""
     if one.shape != two.shape:
         return np.zeros(len(one), dtype=bool)
     if one.dtype.kind in "fiub" and two.dtype.kind in "fiub":

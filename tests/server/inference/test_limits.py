@@ -35,7 +35,7 @@ def test_without_limits_everybody_may_enter() -> None:
 
 def test_one_request_too_many_is_refused_until_another_has_left() -> None:
     refused: list[str] = []
-    two = RequestLimits(max_concurrent_requests=2, refused=refused.append)
+    two = RequestLimits(max_concurrent_requests=2, count_refused=refused.append)
     two.acquire({}, "a")
     two.acquire({}, "b")
 
@@ -80,7 +80,7 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
 
 def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
     refused: list[str] = []
-    limited = RequestLimits(rate=MemoryRateLimiter(3, 60, clock), rate_text="3/minute", refused=refused.append)
+    limited = RequestLimits(rate=MemoryRateLimiter(3, 60, clock), rate_text="3/minute", count_refused=refused.append)
     for _ in range(3):
         limited.acquire({}, "192.0.2.1")
 
@@ -131,13 +131,13 @@ def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
             limited.acquire(headers, "192.0.2.1")
 
 
-def test_callers_without_number_take_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_CALLERS", 100)
+def test_clients_without_number_take_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
     rate = MemoryRateLimiter(1, 60, clock)
     for number in range(1000):
         assert rate(str(number).encode()) is None
 
-    assert len(rate._callers) == 100
+    assert len(rate._clients) == 100
     assert rate(b"999") is not None
 
 
