@@ -64,6 +64,8 @@ def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker:
 def test_an_error_is_raised_here_with_its_class_where_that_was_asked_for(worker: Worker) -> None:
     with pytest.raises(OnnxserveError, match=r"^ValueError: "):
         worker.call(math.sqrt, -1, seconds=SECONDS)
+    with pytest.raises(OnnxserveError, match=r"^FileNotFoundError: .*/nowhere"):
+        worker.call(os.stat, "/nowhere", seconds=SECONDS)
     with pytest.raises(OnnxserveError, match=r"^MemoryError: without a word$"):
         worker.call(bytearray, 2**62, seconds=SECONDS)
     with pytest.raises(RegistryUnavailable, match=r"^MLflow does not answer$"):

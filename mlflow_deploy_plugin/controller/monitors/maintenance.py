@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
-from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingProcess, ProcessEnded
+from mlflow_deploy_plugin.controller.monitors.judging_pool import IDLE_SECONDS, judging_worker
 from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors
 from mlflow_deploy_plugin.inference_log.watermarks import GONE_AFTER, expire_watermarks
 from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.processes import ProcessEnded, Worker
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import bin_period, duration_seconds
 from mlflow_deploy_plugin.store import Endpoint
@@ -59,7 +60,7 @@ class LogMaintenance:
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
         """Work until the lease is lost or `over` is set. The first maintenance comes an hour after the start."""
-        process = JudgingProcess()
+        process = judging_worker()
 
         def end() -> None:
             over.wait()
@@ -71,11 +72,11 @@ class LogMaintenance:
             if time.monotonic() - began >= self._every_seconds:
                 log_errors(lambda: self._maintain_all(process, over))
                 began = time.monotonic()
-            process.rest()
+            process.end_if_idle(IDLE_SECONDS)
             over.wait(min(5.0, self._every_seconds))
         process.end()
 
-    def _maintain_all(self, process: JudgingProcess, over: threading.Event) -> None:
+    def _maintain_all(self, process: Worker, over: threading.Event) -> None:
         now, settings = self._deployments.store.now(), self._deployments.settings
         for endpoint in self._deployments.store.endpoints():
             if over.is_set():

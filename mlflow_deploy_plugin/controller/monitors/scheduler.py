@@ -14,7 +14,7 @@ from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import Judge
-from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingPool, ProcessEnded
+from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingPool
 from mlflow_deploy_plugin.controller.monitors.late_data import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, next_due_window, oldest_pending
 from mlflow_deploy_plugin.controller.monitors.window_runner import (
@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow

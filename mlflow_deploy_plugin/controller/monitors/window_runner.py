@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import (
     endpoint_log,
     window_request,
 )
-from mlflow_deploy_plugin.controller.monitors.judging_pool import ProcessEnded
 from mlflow_deploy_plugin.controller.monitors.late_data import LogCounts, add_revisions, files_digests, revision_period
 from mlflow_deploy_plugin.controller.monitors.schedule import (
     MAX_CATCH_UP,
@@ -38,6 +37,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import record_failure, record_result
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, MonitorResult
+from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint

@@ -174,13 +174,13 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
 
     def judging() -> list[psutil.Process]:
         children = psutil.Process(controller.pid).children(recursive=True)
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return [child for child in children if "mlflow_deploy_plugin.processes" in child.cmdline()]
 
     (child,) = waited_for(judging, SECONDS, "a process judges")
     child.kill()
 
     windows = machine.wait_for("flights", 1)
-    assert "its process ended by signal SIGKILL, as where memory is short" in machine.said()
+    assert "its process was killed by SIGKILL, as when memory is short" in machine.said()
     assert windows[0].verdict == "no drift"
 
 
