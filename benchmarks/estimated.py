@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
+from mlflow_deploy_plugin.refused import Refused
 from projects.flight_delay.data import DAY, FEATURES, LABEL, load_flights, months, split
 from projects.flight_delay.learn import fit_anew
 
@@ -73,7 +74,7 @@ def by_day(pipeline: Pipeline, flights: pd.DataFrame) -> None:
         naive.append(abs(truth["accuracy"] - np.mean([real(one)["accuracy"] for one in past])))
         for name in NAMES:
             value = guess.values[name]
-            assert not isinstance(value, str)
+            assert not isinstance(value, Refused)
             off[name].append(abs(truth[name] - value))
             outside[name].append(off[name][-1] > half_width(guess, name))
             beyond[name].append(off[name][-1] > guess.errors[name].largest)

@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Samp
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
+from mlflow_deploy_plugin.refused import Refused
 
 _CONFIDENCE, _RATE = 0.95, 0.05
 _START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -81,7 +82,7 @@ def _estimates(task: tuple[float, int, int, int]) -> str:
         assert isinstance(found, CbpeEstimate)
         for name, real in expected_metrics(judged.answers, np.eye(2)[judged.truth], _NAMES).items():
             one = found.measure(name, rows, _CONFIDENCE)
-            if isinstance(one, MetricInterval) and not isinstance(real, str):
+            if isinstance(one, MetricInterval) and not isinstance(real, Refused):
                 before = abs(one.value - real) <= found.errors[name].largest
                 held[name].append((before, one.low <= real <= one.high))
     cells = [_shares(held[name]) if len(held[name]) > times // 2 else "" for name in _NAMES]

@@ -16,6 +16,7 @@ from benchmarks.drifting.worlds import (
     independent_rows,
     reference_of,
 )
+from mlflow_deploy_plugin.refused import Refused
 
 SIZES = (30, 100, 300, 1_000, 3_000, 30_000)
 _COEFFICIENTS = (0.6, 0.5, 0.4, 0.3, 0.2, 0.0)
@@ -91,8 +92,8 @@ def _days(task: tuple[int, int, int]) -> tuple[Flags, Flags, float]:
         window = dependent_days(rng, _COEFFICIENTS, length, _DAY_ROWS)
         verdicts.append(judge(window.table, days * DAY_US + number))
     judge.close()
-    told = verdicts[0].measured
-    rate = 0.0 if isinstance(told, str) else told.rate
+    told = verdicts[0].held_out
+    rate = 0.0 if isinstance(told, Refused) else told.rate
     return [is_alarm(verdict) for verdict in verdicts], forward_flags(verdicts[0]), rate
 
 

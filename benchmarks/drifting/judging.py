@@ -16,6 +16,7 @@ from scipy import stats
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 RATE = 0.05
@@ -122,8 +123,8 @@ def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> 
 
 def forward_flags(verdict: DriftVerdict) -> Flags:
     """What the report measures by itself: of each later window of the reference, whether it is an alarm."""
-    told = verdict.measured
-    return [] if isinstance(told, str) else [place < told.alarms for place in range(told.windows)]
+    told = verdict.held_out
+    return [] if isinstance(told, Refused) else [place < told.alarms for place in range(told.windows)]
 
 
 def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:

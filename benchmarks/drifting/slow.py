@@ -29,6 +29,7 @@ from benchmarks.drifting.worlds import (
     walking_days,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import needed_windows
+from mlflow_deploy_plugin.refused import Refused
 
 _DAYS, _LATER, _ROWS = 90, 45, 60
 """The reference, as long again as its later half what comes, and the rows of a day."""
@@ -94,8 +95,8 @@ def _judged(task: tuple[str, int]) -> tuple[Flags, Flags, bool, Flags]:
     judge = Judge(reference_of(rows.between(0, _DAYS * DAY_US), _DAYS * DAY_US, DAY_US))
     verdicts = [judge(_day(rows, day), day * DAY_US) for day in range(_DAYS, _DAYS + _LATER)]
     judge.close()
-    told = verdicts[0].measured
-    is_warned = verdicts[0].effective_n < needed_windows(RATE) or (not isinstance(told, str) and told.is_beyond)
+    told = verdicts[0].held_out
+    is_warned = verdicts[0].effective_n < needed_windows(RATE) or (not isinstance(told, Refused) and told.is_beyond)
     rolling: Flags = []
     for day in range(_DAYS, _DAYS + _LATER, _STEP):
         past = rows.between((day - _BEFORE) * DAY_US, day * DAY_US)

@@ -49,14 +49,15 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import compared
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
     HoldOutAlarms,
     NullKind,
-    Refusal,
     needed_windows,
 )
 from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
+_NOTHING_JUDGED = Refused("nothing is judged")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class DriftVerdict:
     p_value: float | None = None
     statistic: float | None = None
     threshold: float | None = None
-    measured: HoldOutAlarms | str = "nothing is judged"
+    held_out: HoldOutAlarms | Refused = _NOTHING_JUDGED
     features: tuple[ColumnVerdict, ...] = ()
     findings: tuple[Finding, ...] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
@@ -98,7 +99,7 @@ class DriftVerdict:
 
     @property
     def measured_false_alarm_rate(self) -> float | None:
-        return None if isinstance(self.measured, str) else self.measured.share
+        return None if isinstance(self.held_out, Refused) else self.held_out.share
 
     @property
     def share_of_drifted_columns(self) -> float:
@@ -144,7 +145,7 @@ def judge_profile(
     whole = ColumnGroup("", reference, window, columns, compared)
     parts, left_out = _segments(segments or {}, spec)
     pool = null_distribution([whole, *parts], spec.false_alarm_rate, spec.independent_rows, cache)
-    if isinstance(pool, Refusal):
+    if isinstance(pool, Refused):
         return _unjudged(base, pool.reason, schema, [*unjudged, *not_judged_findings(columns, pool.reason)])
     return _conclude(base, [whole, *parts], pool, start_us, [*schema, *unjudged, *left_out])
 
@@ -195,7 +196,7 @@ def _conclude(
         p_value=standing.p_value,
         statistic=standing.statistic,
         threshold=standing.threshold,
-        measured=pool.measured,
+        held_out=pool.held_out,
         features=tuple(sorted(features, key=lambda feature: -feature.score)),
         findings=sort_findings([*others, *findings]),
         notes=tuple(_notes(pool, base.false_alarm_rate, groups[0].reference.pieces)),
@@ -238,7 +239,7 @@ def _notes(pool: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
     drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
     told = f"nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}"
-    yield f"false-alarm rate: {told}; {_measured(pool.measured, rate)}"
+    yield f"false-alarm rate: {told}; {_measured(pool.held_out, rate)}"
     is_whole = pool.kind not in ("lagged", "rows")
     advice = f"; reference {_rolling(pieces)} compares a window with a recent one" if is_whole else ""
     if independent < needed_windows(rate):
@@ -247,8 +248,8 @@ def _notes(pool: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
             f"{pool.slowest_column}, and {count} that are worth {_few(independent)} support no rate below "
             f"{1 / (1 + independent):.1%}{advice}"
         )
-    measured = pool.measured
-    if not isinstance(measured, str) and measured.is_beyond:
+    measured = pool.held_out
+    if not isinstance(measured, Refused) and measured.is_beyond:
         yield (
             f"more windows than {rate:.1%} are called drifted: {measured.share:.1%} of the reference's own, mostly by "
             f"{', '.join(measured.columns)}; by chance so many come with a probability of {measured.p_value:.1g}"
@@ -260,9 +261,9 @@ def _few(windows: float) -> str:
     return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
 
 
-def _measured(measured: HoldOutAlarms | str, rate: float) -> str:
-    if isinstance(measured, str):
-        return f"not measured: {measured}"
+def _measured(measured: HoldOutAlarms | Refused, rate: float) -> str:
+    if isinstance(measured, Refused):
+        return f"not measured: {measured.reason}"
     supports = f", at {measured.rate:.3g}, the next rate that these support" if measured.rate > rate + 1e-9 else ""
     low, high = measured.interval
     share = f"{measured.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"

@@ -31,6 +31,7 @@ from scipy.stats import norm, rankdata, t
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, EPSILON, ClassPredictions
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import MIN_LABELLED_WINDOWS
 
 _DRAWS, _DRAWN_ROWS = 100, 2_000
@@ -77,19 +78,19 @@ class CbpeEstimate:
         is_corrected: by isotonic regression.
     """
 
-    values: Mapping[str, "float | str"]
+    values: Mapping[str, "float | Refused"]
     errors: Mapping[str, EstimateError]
     windows: int
     calibration_error: float | None
     is_corrected: bool
 
-    def measure(self, name: str, rows: int, confidence: float) -> MetricInterval | str:
+    def measure(self, name: str, rows: int, confidence: float) -> MetricInterval | Refused:
         """The estimate with its prediction interval; a text says why it has none."""
         value = self.values[name]
-        if isinstance(value, str):
+        if isinstance(value, Refused):
             return value
         if name not in self.errors:
-            return (
+            return Refused(
                 f"estimated {value:.4g}, which {self.windows} earlier windows with labels cannot confirm; "
                 f"{MIN_LABELLED_WINDOWS} are needed"
             )
@@ -100,7 +101,7 @@ class CbpeEstimate:
 
 def estimate(
     answers: ClassPredictions, earlier: Sequence[LabelledWindow], names: Sequence[str] = CLASSIFICATION, seed: int = 0
-) -> CbpeEstimate | str:
+) -> CbpeEstimate | Refused:
     """The figures to expect of answers; a text says why none can be.
 
     Args:
@@ -108,7 +109,7 @@ def estimate(
         names: of the figures whose error is asked for.
     """
     if answers.probabilities is None:
-        return "the model gives no probability of each label, from which it could be estimated"
+        return Refused("the model gives no probability of each label, from which it could be estimated")
     fitted = _calibrated(earlier)
     if not fitted.windows:
         return CbpeEstimate(expected_metrics(answers, answers.probabilities), {}, 0, None, False)
@@ -167,7 +168,7 @@ def labels_contradict(
 
 def expected_metrics(
     answers: ClassPredictions, chances: Array, names: Sequence[str] = CLASSIFICATION
-) -> dict[str, "float | str"]:
+) -> dict[str, "float | Refused"]:
     """The expected figures of N answers of which row i is of class k with the probability chances[i, k]."""
     return {name: _EXPECTED[name](answers, chances) for name in names}
 
@@ -187,24 +188,24 @@ def _confusion(answers: ClassPredictions, chances: Array) -> tuple[Array, Array,
     return hits[asked], true[asked], called[asked]
 
 
-def _of_confusion(below: Callable[[Array, Array], Array]) -> Callable[[ClassPredictions, Array], "float | str"]:
-    def figure(answers: ClassPredictions, chances: Array) -> "float | str":
+def _of_confusion(below: Callable[[Array, Array], Array]) -> Callable[[ClassPredictions, Array], "float | Refused"]:
+    def figure(answers: ClassPredictions, chances: Array) -> "float | Refused":
         hits, true, called = _confusion(answers, chances)
         total = below(true, called)
         if not (total > 0).any():
-            return f"no row was called {answers.classes[1 if answers.is_binary else -1]!r}"
+            return Refused(f"no row was called {answers.classes[1 if answers.is_binary else -1]!r}")
         return float(np.where(total > 0, hits / np.where(total > 0, total, 1), 0).mean())
 
     return figure
 
 
-def _roc_auc(answers: ClassPredictions, chances: Array) -> "float | str":
+def _roc_auc(answers: ClassPredictions, chances: Array) -> "float | Refused":
     """The expected area: every row is positive and negative, with its chances as weights."""
     assert answers.probabilities is not None
     asked = [1] if answers.is_binary else range(len(answers.classes) - answers.unknown)
     areas = [_area(answers.probabilities[:, place], chances[:, place]) for place in asked]
     known = [area for area in areas if area is not None]
-    return float(np.mean(known)) if known else "all rows are expected to be of one label"
+    return float(np.mean(known)) if known else Refused("all rows are expected to be of one label")
 
 
 def _area(scores: Array, chances: Array) -> float | None:
@@ -226,7 +227,7 @@ def _brier(answers: ClassPredictions, chances: Array) -> float:
     return float((chances * np.square(1 - given) + (1 - chances) * np.square(given)).sum(axis=1).mean() / 2)
 
 
-_EXPECTED: dict[str, Callable[[ClassPredictions, Array], "float | str"]] = {
+_EXPECTED: dict[str, Callable[[ClassPredictions, Array], "float | Refused"]] = {
     "accuracy": _accuracy,
     "f1": _of_confusion(lambda true, called: (true + called) / 2),
     "precision": _of_confusion(lambda true, called: called),
@@ -328,7 +329,7 @@ def _errors(
         )
         for name in names:
             one, other = real[name], guessed[name]
-            if not isinstance(one, str) and not isinstance(other, str) and name in variances:
+            if not isinstance(one, Refused) and not isinstance(other, Refused) and name in variances:
                 off[name].append(one - other)
                 before[name].append(variances[name])
     for name in names:
@@ -365,7 +366,7 @@ def _sampling_variances(
         truth = (rng.random((len(chances), 1)) > below).sum(axis=1)
         for name, value in expected_metrics(answers, classes[truth], names).items():
             middle = centre[name]
-            if not isinstance(value, str) and not isinstance(middle, str):
+            if not isinstance(value, Refused) and not isinstance(middle, Refused):
                 apart[name].append(value - middle)
     scale = len(chances) / rows
     return {name: float(np.square(ones).mean()) * scale for name, ones in apart.items() if len(ones) > _DRAWS // 2}

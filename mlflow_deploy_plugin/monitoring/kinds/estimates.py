@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassP
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, read_predictions
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.spec import duration_seconds
 
@@ -50,7 +51,7 @@ class SegmentEstimate:
 
 def estimate_window(
     request: WindowRequest, rows: WindowRows, artifact: Artifact | None, answered: Predictions
-) -> tuple[list[SegmentEstimate], list[str]] | str:
+) -> tuple[list[SegmentEstimate], list[str]] | Refused:
     """The estimates of all rows and of each segment, each checked on the same rows of earlier windows of the version;
     and what is left out, a line each. A text says why there are none.
 
@@ -59,10 +60,10 @@ def estimate_window(
     """
     why_not = _why_not(answered, artifact)
     if why_not:
-        return why_not
+        return Refused(why_not)
     beside = _beside_earlier(request, rows, artifact)
     if beside is None:
-        return "the rows of earlier windows do not fit"
+        return Refused("the rows of earlier windows do not fit")
     least = request.spec.min_rows
     names = [one.name for one in request.spec.requirements if one.name in CLASSIFICATION]
     segments, notes = find_segments(beside.table, request.spec.segment_by, least, beside.number == 0)
@@ -70,7 +71,7 @@ def estimate_window(
     for name, chosen in (("", np.ones(len(beside.table), bool)), *((one.name, one.rows) for one in segments)):
         own = chosen & (beside.number == 0)
         of_rows = estimate(beside.classified.take(own), beside.earlier(chosen, least), names)
-        if isinstance(of_rows, str):
+        if isinstance(of_rows, Refused):
             return of_rows
         found.append(SegmentEstimate(name, int(own.sum()), of_rows))
     return found, [*beside.notes, *notes]
@@ -123,7 +124,7 @@ def _beside_earlier(
     tables = [rows.table, *_earlier_tables(request, rows, artifact, notes, least_share)]
     together = concat_tables(tables)
     answered = read_predictions(together, artifact)
-    if isinstance(answered, str) or answered.classified is None:
+    if isinstance(answered, Refused) or answered.classified is None:
         return None
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     return _Beside(together, answered, answered.classified, number, notes)
@@ -159,7 +160,7 @@ def _earlier_tables(
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
         answered = read_predictions(earlier.table, artifact)
-        if isinstance(answered, str) or answered.unfit or answered.is_labelled.sum() < spec.min_rows:
+        if isinstance(answered, Refused) or answered.unfit or answered.is_labelled.sum() < spec.min_rows:
             continue
         if answered.is_labelled.mean() < least_share:
             continue

@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
 )
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 from mlflow_deploy_plugin.monitoring.segments import as_texts
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
@@ -251,7 +252,7 @@ def weighted_metrics(
         assert answered.numbers is not None
         chosen &= np.isfinite(answered.numbers)
         if not chosen.any():
-            return dict.fromkeys(names, "no labelled row has an answer that is a number")
+            return dict.fromkeys(names, Refused("no labelled row has an answer that is a number"))
         found = regression_metrics(answered.truth[chosen], answered.numbers[chosen], names, weighted.of(chosen))
     unknown = rows & labelled.unknown
     return dict(_at_worst(answered, found, chosen, unknown, weighted)) if unknown.any() else found
@@ -259,11 +260,11 @@ def weighted_metrics(
 
 def _at_worst(
     answered: Predictions, found: Metrics, chosen: Array, unknown: Array, sampling: Sampling
-) -> Iterator[tuple[str, MetricInterval | str]]:
+) -> Iterator[tuple[str, MetricInterval | Refused]]:
     """The figures between the two ends that labels of the unknown rows could bring them to."""
     both = chosen | unknown
     for name, one in found.items():
-        if isinstance(one, str):
+        if isinstance(one, Refused):
             yield name, one
             continue
         low, high = _RANGES.get(name, (0.0, 1.0))

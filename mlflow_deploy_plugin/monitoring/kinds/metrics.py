@@ -21,14 +21,15 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bootstrap_interval,
     share_interval,
 )
+from mlflow_deploy_plugin.refused import Refused
 
 EPSILON = float(np.finfo(np.float64).eps)
 _LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
 _MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
 
-Metrics = Mapping[str, "MetricInterval | str"]
-"""By name the figure, or why there is none, in a sentence."""
+Metrics = Mapping[str, "MetricInterval | Refused"]
+"""By name the metric, or why there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def classification_metrics(
 def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sampling: Sampling) -> Metrics:
     """The figures of N > 0 rows, both sides [N] float64 and finite."""
     if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
-        return dict.fromkeys(names, f"labels or answers beyond {_LARGEST:g} have no square")
+        return dict.fromkeys(names, Refused(f"labels or answers beyond {_LARGEST:g} have no square"))
     return {name: _REGRESSION[name](truth, predicted, sampling) for name in names}
 
 
@@ -76,37 +77,37 @@ def _accuracy(truth: Array, answers: ClassPredictions, sampling: Sampling) -> Me
     return share_interval("accuracy", truth == answers.predicted, sampling)
 
 
-def _precision(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+def _precision(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
     if not answers.is_binary:
         return _macro("precision", truth, answers, sampling)
     asked = answers.predicted == 1
     if not asked.any():
-        return f"no row was called {answers.classes[1]!r}"
+        return Refused(f"no row was called {answers.classes[1]!r}")
     return share_interval("precision", truth[asked] == 1, sampling.of(asked))
 
 
-def _recall(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+def _recall(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
     if not answers.is_binary:
         return _macro("recall", truth, answers, sampling)
     asked = truth == 1
     if not asked.any():
-        return f"no label is {answers.classes[1]!r}"
+        return Refused(f"no label is {answers.classes[1]!r}")
     return share_interval("recall", answers.predicted[asked] == 1, sampling.of(asked))
 
 
-def _f1(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+def _f1(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
     if not answers.is_binary:
         return _macro("f1", truth, answers, sampling)
     if not ((truth == 1) | (answers.predicted == 1)).any():
-        return f"no label is {answers.classes[1]!r}, and no row was called so"
+        return Refused(f"no label is {answers.classes[1]!r}, and no row was called so")
     return _macro("f1", truth, answers, sampling)
 
 
-def _macro(name: str, truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+def _macro(name: str, truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
     """Of the larger label of two, else the mean over the labels that there are."""
     classes = len(answers.classes)
     if classes > _MOST_CLASSES:
-        return f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}"
+        return Refused(f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}")
     cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
     weights = sampling.shares(len(truth))
     counts = np.bincount(inverse, weights)
@@ -128,19 +129,19 @@ def _macro(name: str, truth: Array, answers: ClassPredictions, sampling: Samplin
     return bootstrap_counts_interval(name, counts, figure, worth, sampling)
 
 
-def _roc_auc(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+def _roc_auc(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
     if answers.probabilities is None:
         return _NO_PROBABILITIES
     seen = np.unique(truth)
     if len(seen) < 2:
-        return f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two"
+        return Refused(f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two")
     asked = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
     if not np.isin(asked, seen).all():
-        return f"no label is {answers.classes[1]!r}"
+        return Refused(f"no label is {answers.classes[1]!r}")
     return auc_interval(truth[:, None] == asked, answers.probabilities[:, asked], sampling)
 
 
-def _log_loss(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+def _log_loss(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
     if answers.probabilities is None:
         return _NO_PROBABILITIES
     own = answers.probabilities[np.arange(len(truth)), truth]
@@ -148,7 +149,7 @@ def _log_loss(truth: Array, answers: ClassPredictions, sampling: Sampling) -> Me
     return bootstrap_interval("log_loss", losses[:, None], _first, sampling)
 
 
-def _brier(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | str:
+def _brier(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
     if answers.probabilities is None:
         return _NO_PROBABILITIES
     apart = answers.probabilities - (truth[:, None] == np.arange(len(answers.classes)))
@@ -176,9 +177,9 @@ def _mape(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval:
     return bootstrap_interval("mape", shares[:, None], _first, sampling)
 
 
-def _r2(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval | str:
+def _r2(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval | Refused:
     if len(truth) < 2 or not np.ptp(truth):
-        return "all labels are the same; r2 needs two"
+        return Refused("all labels are the same; r2 needs two")
     centred = truth - truth.mean()
 
     def explained(means: Array) -> Array:
@@ -190,8 +191,8 @@ def _r2(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval | 
     return bootstrap_interval("r2", rows, explained, sampling)
 
 
-_NO_PROBABILITIES = "the model gives no probability of each label"
-_CLASSIFICATION: dict[str, Callable[[Array, ClassPredictions, Sampling], "MetricInterval | str"]] = {
+_NO_PROBABILITIES = Refused("the model gives no probability of each label")
+_CLASSIFICATION: dict[str, Callable[[Array, ClassPredictions, Sampling], "MetricInterval | Refused"]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "precision": _precision,
@@ -200,7 +201,7 @@ _CLASSIFICATION: dict[str, Callable[[Array, ClassPredictions, Sampling], "Metric
     "log_loss": _log_loss,
     "brier": _brier,
 }
-_REGRESSION: dict[str, Callable[[Array, Array, Sampling], "MetricInterval | str"]] = {
+_REGRESSION: dict[str, Callable[[Array, Array, Sampling], "MetricInterval | Refused"]] = {
     "mae": _mae,
     "rmse": _rmse,
     "mape": _mape,

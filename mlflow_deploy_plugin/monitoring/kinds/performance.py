@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import Segment, find_segments
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.spec import REGRESSION
 
@@ -71,8 +72,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     artifact = version_artifact(request, rows.model, rows.version)
     answered = read_predictions(rows.table, artifact)
     notes = tuple(row_notes(rows, request.log))
-    if isinstance(answered, str):
-        return request.not_judged(answered, model=rows.model, version=rows.version, rows=rows.rows, notes=notes)
+    if isinstance(answered, Refused):
+        return request.not_judged(answered.reason, model=rows.model, version=rows.version, rows=rows.rows, notes=notes)
     notes = (*notes, *_odd_labels(answered))
     spec = request.spec
     labelled = weigh_labels(rows.table, answered, spec.segment_by, spec.false_alarm_rate)
@@ -153,8 +154,8 @@ def _judged_by_estimate(window: _Window) -> MonitorResult:
         missing += f"; {window.answered.unfit}"
     expected = estimate_window(window.request, window.rows, window.artifact, window.answered)
     figures = _figures(window, {})
-    if isinstance(expected, str):
-        return _judged_by_nothing(window, f"{missing}; nothing is estimated before: {expected}")
+    if isinstance(expected, Refused):
+        return _judged_by_nothing(window, f"{missing}; nothing is estimated before: {expected.reason}")
     expectations, notes = expected
     of_all = expectations[0].estimate
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
@@ -188,9 +189,9 @@ def _findings(
         yield criterion_finding(requirement, found, confidence, segment.name if segment else "")
 
 
-def _unfit(window: _Window, name: str) -> str:
+def _unfit(window: _Window, name: str) -> Refused:
     answers, needs = ("labels", "numbers") if window.answered.classified is not None else ("numbers", "labels")
-    return f"{name} is a figure of {needs}, and the model answers {answers}"
+    return Refused(f"{name} is a figure of {needs}, and the model answers {answers}")
 
 
 def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
@@ -205,7 +206,7 @@ def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
 
 
 def _estimated_figures(expected: CbpeEstimate, confidence: float) -> Mapping[str, float]:
-    figures = {f"estimated/{name}": value for name, value in expected.values.items() if not isinstance(value, str)}
+    figures = {f"estimated/{name}": value for name, value in expected.values.items() if not isinstance(value, Refused)}
     for name in expected.errors:
         measured = expected.measure(name, 0, confidence)
         if isinstance(measured, MetricInterval):

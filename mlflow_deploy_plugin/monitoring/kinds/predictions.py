@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output, as_text
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"
@@ -61,7 +62,7 @@ class Predictions:
         return int((self.truth >= own).sum()), self.classified.classes[own:]
 
 
-def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions | str:
+def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions | Refused:
     """The answers and labels of rows of the log, whose lists are summarised; a text says why there are none.
 
     Args:
@@ -78,7 +79,7 @@ def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions 
         return _classified(table, labels, probabilities, classes)
     numbers = columns.numbers()
     if numbers is None:
-        return "the log has no column that holds one answer a row"
+        return Refused("the log has no column that holds one answer a row")
     truth = _numbers(table, LABEL_NUMBER)
     unusable = _known(table, LABEL) - int(np.isfinite(truth).sum())
     return Predictions(None, numbers, truth, max(unusable, 0))

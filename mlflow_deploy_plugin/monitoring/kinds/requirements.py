@@ -9,6 +9,7 @@ from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import Finding, State
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import Requirement
 
@@ -30,7 +31,7 @@ def event_sampling(request: WindowRequest, rows: pa.Table, confidence: float) ->
 
 
 def criterion_finding(
-    requirement: Requirement, measured: MetricInterval | str, confidence: float, segment: str = "", prefix: str = ""
+    requirement: Requirement, measured: MetricInterval | Refused, confidence: float, segment: str = "", prefix: str = ""
 ) -> Finding:
     """What is found of a requirement; a text says why the figure could not be had.
 
@@ -38,8 +39,8 @@ def criterion_finding(
         prefix: before the figure's name, as `estimated `.
     """
     subject = f"{prefix}{requirement.name}{f'({requirement.of})' if requirement.of else ''}"
-    if isinstance(measured, str):
-        return Finding(subject, "criterion", "not judged", measured, None, requirement.value, segment)
+    if isinstance(measured, Refused):
+        return Finding(subject, "criterion", "not judged", measured.reason, None, requirement.value, segment)
     state = criterion_state(requirement.holds(measured.low), requirement.holds(measured.high))
     return Finding(
         subject,

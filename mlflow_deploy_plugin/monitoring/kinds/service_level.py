@@ -31,6 +31,7 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import MAX_SEGMENTS, as_texts, segment_name
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import Requirement
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
@@ -210,7 +211,7 @@ def _findings(
 def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: float, segment: str) -> Finding:
     if not tally.timed:
         reason = "the rows do not say how long their requests took: an older server has captured them"
-        return criterion_finding(requirement, reason, confidence, segment)
+        return criterion_finding(requirement, Refused(reason), confidence, segment)
     permitted = 1 - QUANTILES[requirement.name]
     share = wilson_interval(requirement.name, slow, tally.timed, confidence)
     state = criterion_state(share.low <= permitted, share.high <= permitted)
@@ -248,5 +249,5 @@ def _numbers(table: pa.Table, name: str) -> Array:
     return numbers
 
 
-_NO_FAILURES = "the log does not say which requests failed: an older server has captured them"
-_NO_COLUMNS = "requests that failed have no columns of the model, by which they could be told apart"
+_NO_FAILURES = Refused("the log does not say which requests failed: an older server has captured them")
+_NO_COLUMNS = Refused("requests that failed have no columns of the model, by which they could be told apart")

@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import find_segments
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
 from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
 
@@ -95,7 +96,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     for requirement in spec.requirements:
         if requirement.of and requirement.of not in compared:
             reason = f"no shadow {requirement.of!r} has computed a row of the window; there are {', '.join(compared)}"
-            findings.append(criterion_finding(requirement, reason, confidence))
+            findings.append(criterion_finding(requirement, Refused(reason), confidence))
     state, reason = overall_state(findings)
     return request.result(
         state,
@@ -265,10 +266,12 @@ def _findings(
             yield Finding(subject, found.check, found.state, found.reason, found.value, found.threshold, found.segment)
 
 
-def _disagreement(request: WindowRequest, compared: _Compared, rows: Array, confidence: float) -> MetricInterval | str:
+def _disagreement(
+    request: WindowRequest, compared: _Compared, rows: Array, confidence: float
+) -> MetricInterval | Refused:
     chosen = compared.same[rows & compared.comparable]
     if len(chosen) < request.spec.min_rows:
-        return f"{len(chosen):,} rows can be compared; min_rows is {request.spec.min_rows}"
+        return Refused(f"{len(chosen):,} rows can be compared; min_rows is {request.spec.min_rows}")
     sampling = event_sampling(request, compared.answered, confidence)
     return share_interval("disagreement", chosen == _OTHER, sampling.of(rows & compared.comparable))
 

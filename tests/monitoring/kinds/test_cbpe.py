@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     ClassPredictions,
     classification_metrics,
 )
+from mlflow_deploy_plugin.refused import Refused
 
 
 def window(
@@ -91,8 +92,8 @@ def test_figures_that_cannot_be_expected_say_why() -> None:
 
     found = expected_metrics(answers, np.tile([1.0, 0.0], (10, 1)))
 
-    assert found["precision"] == "no row was called 'yes'"
-    assert found["roc_auc"] == "all rows are expected to be of one label"
+    assert found["precision"] == Refused("no row was called 'yes'")
+    assert found["roc_auc"] == Refused("all rows are expected to be of one label")
 
 
 def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:

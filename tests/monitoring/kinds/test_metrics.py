@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     classification_metrics,
     regression_metrics,
 )
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import REGRESSION
 
 
@@ -106,15 +107,16 @@ def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
     answers = ClassPredictions(np.zeros(50, dtype=np.int64), np.tile([0.8, 0.2], (50, 1)), ("no", "yes"))
     found = classification_metrics(ones, answers, ["roc_auc", "precision", "recall"], Sampling(0.95))
 
-    assert found["roc_auc"] == "all labels are 'yes'; roc_auc needs two"
-    assert found["precision"] == "no row was called 'yes'"
+    assert found["roc_auc"] == Refused("all labels are 'yes'; roc_auc needs two")
+    assert found["precision"] == Refused("no row was called 'yes'")
     assert value(found["recall"]) == 0.0
-    assert classification_metrics(0 * ones, answers, ["recall"], Sampling(0.95))["recall"] == "no label is 'yes'"
-    silent = ClassPredictions(answers.predicted, None, answers.classes)
-    assert (
-        classification_metrics(ones, silent, ["log_loss"], Sampling(0.95))["log_loss"]
-        == "the model gives no probability of each label"
+    assert classification_metrics(0 * ones, answers, ["recall"], Sampling(0.95))["recall"] == Refused(
+        "no label is 'yes'"
     )
+    silent = ClassPredictions(answers.predicted, None, answers.classes)
+    assert classification_metrics(ones, silent, ["log_loss"], Sampling(0.95)) == {
+        "log_loss": Refused("the model gives no probability of each label")
+    }
     assert "needs two" in str(regression_metrics(np.ones(9), np.ones(9), ["r2"], Sampling(0.95))["r2"])
     assert "no square" in str(regression_metrics(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"])
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import ColumnGroup, NullDistribution
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import HoldOutAlarms, Refusal
+from mlflow_deploy_plugin.monitoring.drift.threshold.windows import HoldOutAlarms
+from mlflow_deploy_plugin.refused import Refused
 
 _METHOD = 6
 """Part of every key: to be raised when figures or nulls are worked out in another way."""
@@ -27,7 +28,7 @@ class DistributionCache:
 
     folder: Path
 
-    def get_or_build(self, key: str, build: Callable[[], NullDistribution | Refusal]) -> NullDistribution | Refusal:
+    def get_or_build(self, key: str, build: Callable[[], NullDistribution | Refused]) -> NullDistribution | Refused:
         """What is kept under the key, else what `build` gives, which is kept from now on.
 
         A file that cannot be read is made anew; a folder that cannot be written costs time, not the verdict.
@@ -44,17 +45,17 @@ class DistributionCache:
             pass  # nothing is lost but time
         return made
 
-    def _write(self, path: Path, made: NullDistribution | Refusal) -> None:
+    def _write(self, path: Path, made: NullDistribution | Refused) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=_SUFFIX)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                if isinstance(made, Refusal):
+                if isinstance(made, Refused):
                     np.savez(file, about=np.array(json.dumps({"refusal": asdict(made)})))
                 else:
                     about = {name: getattr(made, name) for name in _PLAIN}
-                    told = made.measured
-                    about["measured"] = told if isinstance(told, str) else asdict(told)
+                    told = made.held_out
+                    about["held_out"] = told.reason if isinstance(told, Refused) else asdict(told)
                     np.savez(
                         file,
                         about=np.array(json.dumps({"pool": about})),
@@ -103,16 +104,17 @@ def key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
     return digest.hexdigest()[:40]
 
 
-def _read(path: Path) -> NullDistribution | Refusal | None:
+def _read(path: Path) -> NullDistribution | Refused | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             os.utime(path)
             if "refusal" in about:
-                return Refusal(**about["refusal"])
+                return Refused(**about["refusal"])
             arrays = {name: stored[name] for name in ("figures", "scales", "floors", "starts")}
-            told = about["pool"].pop("measured")
-            measured = told if isinstance(told, str) else HoldOutAlarms(**{**told, "columns": tuple(told["columns"])})
-            return NullDistribution(**about["pool"], measured=measured, **arrays)
+            told = about["pool"].pop("held_out")
+            is_refused = isinstance(told, str)
+            measured = Refused(told) if is_refused else HoldOutAlarms(**{**told, "columns": tuple(told["columns"])})
+            return NullDistribution(**about["pool"], held_out=measured, **arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None

@@ -28,7 +28,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
     MAX_WINDOWS,
     MOST_WINDOWS,
     NullWindows,
-    Refusal,
     bootstrap,
     can_bootstrap,
     contiguous,
@@ -38,6 +37,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
     overlapping,
     slowest_column,
 )
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE
 
 _SEED = 0
@@ -47,7 +47,7 @@ _MAX_CELLS = 20_000_000
 
 def null_distribution(
     groups: Sequence[ColumnGroup], rate: float, independent_rows: bool, cache: Path | None
-) -> NullDistribution | Refusal:
+) -> NullDistribution | Refused:
     """The pool of the first null that supports the rate, from the cache where it is there.
 
     Args:
@@ -55,16 +55,16 @@ def null_distribution(
         cache: the folder; None: nothing is kept.
     """
 
-    def build() -> NullDistribution | Refusal:
+    def build() -> NullDistribution | Refused:
         if independent_rows:
             return _row_pool(groups, rate)
         null = choose_null(groups[0], rate)
-        if isinstance(null, Refusal):
+        if isinstance(null, Refused):
             return null
         longest, slowest = _persistence(groups[0], null)
         measured = hold_out_windows(groups, null, rate, longest, _SEED)
         return replace(
-            build_distribution(groups, null, _SEED), persistence=longest, slowest_column=slowest, measured=measured
+            build_distribution(groups, null, _SEED), persistence=longest, slowest_column=slowest, held_out=measured
         )
 
     if cache is None:
@@ -72,7 +72,7 @@ def null_distribution(
     return DistributionCache(cache).get_or_build(key_of(groups, rate, independent_rows), build)
 
 
-def choose_null(group: ColumnGroup, rate: float) -> NullWindows | Refusal:
+def choose_null(group: ColumnGroup, rate: float) -> NullWindows | Refused:
     """Pairs so long apart where such are compared, and contiguous windows, else overlapping ones, else the stationary
     bootstrap where a window is compared with all others; else a refusal."""
     needed = needed_windows(rate)
@@ -82,7 +82,7 @@ def choose_null(group: ColumnGroup, rate: float) -> NullWindows | Refusal:
             return null
         supported.append(null.effective_n)
     most = int(max(supported, default=0))
-    return Refusal(_reason(group, rate, needed, most))
+    return Refused(_reason(group, rate, needed, most))
 
 
 def _candidates(group: ColumnGroup, needed: int) -> Iterator[NullWindows]:
@@ -108,16 +108,16 @@ def _cells(group: ColumnGroup) -> int:
     return max(sum(group.reference.bins[name].size for name in group.columns), 1)
 
 
-def _row_pool(groups: Sequence[ColumnGroup], rate: float) -> NullDistribution | Refusal:
+def _row_pool(groups: Sequence[ColumnGroup], rate: float) -> NullDistribution | Refused:
     if needed_windows(rate) > MAX_DRAWS:
-        return Refusal(
+        return Refused(
             f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the smallest "
             f"rate that can be had is {_shown(1 / (MAX_DRAWS + 1))}"
         )
     why_not = contradiction(groups[0], rate)
     if why_not:
-        return Refusal(why_not)
-    return replace(build_row_distribution(groups, rate, _SEED), measured=hold_out_rows(groups, rate, _SEED))
+        return Refused(why_not)
+    return replace(build_row_distribution(groups, rate, _SEED), held_out=hold_out_rows(groups, rate, _SEED))
 
 
 def _persistence(group: ColumnGroup, null: NullWindows) -> tuple[float, str]:

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
     NullWindows,
     cut_stretches,
 )
+from mlflow_deploy_plugin.refused import Refused
 
 # How a window stands among others: figures in standard deviations above them, and the threshold.
 
@@ -90,6 +91,7 @@ are unseen or out of range hardly ever occur in calm windows, so that any deviat
 day more."""
 _SCALED_FLOORS = np.array([0.2, 0.2, 0.02, 0.02])
 _SCALED = [DISTANCE, MISSING]
+NOT_HELD_OUT = Refused("not looked for")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +154,7 @@ class NullDistribution:
     block_length: float = 0.0
     persistence: float = 1.0
     slowest_column: str = ""
-    measured: HoldOutAlarms | str = "not looked for"
+    held_out: HoldOutAlarms | Refused = NOT_HELD_OUT
     starts: Array = field(default_factory=lambda: np.empty(0, np.int64))
     length: int = 0
 

@@ -68,6 +68,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
     bootstrap,
     needed_windows,
 )
+from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 _FEWEST = 5
@@ -99,7 +100,7 @@ class _Halves(NamedTuple):
 
 def hold_out_windows(
     groups: Sequence[ColumnGroup], null: NullWindows, rate: float, persistence: float, seed: int
-) -> HoldOutAlarms | str:
+) -> HoldOutAlarms | Refused:
     """Return how many of the reference's later windows are called drifted; a text says why that cannot be told.
 
     Args:
@@ -109,7 +110,7 @@ def hold_out_windows(
         return _of_bootstrap(groups, null, rate, seed)
     halves = _halves(groups[0].reference.pieces, null)
     if min(halves.before, halves.after) < _FEWEST:
-        return f"half of the reference has fewer than {_FEWEST} windows"
+        return Refused(f"half of the reference has fewer than {_FEWEST} windows")
     names = _names(groups)
     most = max(_MAX_FIGURES // (len(halves.earlier) * len(names)), _FEWEST)
     later = halves.later[np.linspace(0, len(halves.later) - 1, min(len(halves.later), most)).astype(np.int64)]
@@ -137,13 +138,13 @@ def hold_out_windows(
     return _measured(standings, names, supported, halves.effective_n, windows, persistence, how)
 
 
-def hold_out_rows(groups: Sequence[ColumnGroup], rate: float, seed: int) -> HoldOutAlarms | str:
+def hold_out_rows(groups: Sequence[ColumnGroup], rate: float, seed: int) -> HoldOutAlarms | Refused:
     """Return how many of the reference's own windows are called drifted by samples of its rows; a text says why that
     cannot be told."""
     pieces = groups[0].reference.pieces
     now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.windows)), None)
     if len(now) < _FEWEST:
-        return "the reference has too few windows with event times, by which it could be told"
+        return Refused("the reference has too few windows with event times, by which it could be told")
     sized, columns = [], []
     for group in groups:
         blocks = aligned(groups[0].reference, group.reference, "contiguous")
@@ -152,7 +153,7 @@ def hold_out_rows(groups: Sequence[ColumnGroup], rate: float, seed: int) -> Hold
         size = min(group.compared, int(np.median(rows)))
         if size < MIN_COMPARED_ROWS:
             if not group.segment:
-                return f"the reference's own windows have fewer than {MIN_COMPARED_ROWS} rows"
+                return Refused(f"the reference's own windows have fewer than {MIN_COMPARED_ROWS} rows")
             continue
         sized.append(replace(group, compared=size))
         for name in group.columns:
@@ -300,16 +301,16 @@ def _of_blocks(
     return windows.subsampled(group.compared, rng).figures(bins, rests)
 
 
-def _of_bootstrap(groups: Sequence[ColumnGroup], null: NullWindows, rate: float, seed: int) -> HoldOutAlarms | str:
+def _of_bootstrap(groups: Sequence[ColumnGroup], null: NullWindows, rate: float, seed: int) -> HoldOutAlarms | Refused:
     length, count = groups[0].reference.pieces.window_steps, null.last - null.first
     starts = [null.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
     if len(starts) < _FEWEST:
-        return f"fewer than {_FEWEST} windows of the reference have {FEWEST_WINDOWS} before them"
+        return Refused(f"fewer than {_FEWEST} windows of the reference have {FEWEST_WINDOWS} before them")
     cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
     assert null.stretches is not None
     most = _MAX_CELLS // (len(null.windows) * (null.stretches.shape[1] + 2) * cells)
     if most < _FEWEST:
-        return "with so many columns it would take too long"
+        return Refused("with so many columns it would take too long")
     starts = starts[-most:]
     judges = (starts[0] - null.first) / null.block_length
     supported = max(rate, 1 / (1 + judges))

@@ -128,13 +128,6 @@ class HoldOutAlarms:
         return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """No null distribution supports the rate; `reason` names the smallest one that can be had."""
-
-    reason: str
-
-
 def needed_windows(rate: float) -> int:
     """So many independent windows are needed for a rate: 19 for 5 %."""
     return math.ceil(1 / rate - 1e-9) - 1

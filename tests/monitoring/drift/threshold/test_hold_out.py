@@ -20,6 +20,7 @@ from benchmarks.drifting.worlds import (
     walking_days,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import HoldOutAlarms
+from mlflow_deploy_plugin.refused import Refused
 
 DAYS, ROWS = 90, 60
 WORLDS = {"churn": churning_days, "walk": walking_days}
@@ -42,7 +43,7 @@ def verdict_on_next_day(world, seed, days=DAYS, lag=0, **spec):
 def test_the_alarms_of_a_calm_reference_are_explained_by_chance():
     verdicts = [verdict_on_next_day(days_apart, seed) for seed in range(12)]
 
-    measured = [verdict.measured for verdict in verdicts]
+    measured = [verdict.held_out for verdict in verdicts]
     assert {(one.windows, one.rate) for one in measured} == {(45, 0.05)}
     assert 0 < np.mean([one.share for one in measured]) < 0.1  # not the same number each time: nothing is held by force
     assert len({one.alarms for one in measured}) > 1
@@ -59,10 +60,10 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance():
 def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_helps_are_named(world, column):
     verdicts = [verdict_on_next_day(WORLDS[world], seed) for seed in range(6)]
 
-    beyond = [verdict for verdict in verdicts if verdict.measured.is_beyond]
+    beyond = [verdict for verdict in verdicts if verdict.held_out.is_beyond]
     assert len(beyond) >= 2
     for verdict in beyond:
-        assert verdict.measured.columns[0].startswith(f"{column} (")
+        assert verdict.held_out.columns[0].startswith(f"{column} (")
         assert re.search(
             rf"more windows than 5\.0% are called drifted: \d+\.\d% of the reference's own, mostly by {column} .*; "
             r"reference rolling:7d compares a window with a recent one",
@@ -72,7 +73,7 @@ def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_help
 
 def test_beside_the_window_of_a_week_before_they_are_as_promised():
     for world in (*WORLDS.values(), persistent_days):
-        measured = [verdict_on_next_day(world, seed, lag=7).measured for seed in range(4)]
+        measured = [verdict_on_next_day(world, seed, lag=7).held_out for seed in range(4)]
 
         assert np.mean([one.share for one in measured]) < 0.1
         assert "pairs, each judged by those before it" in measured[0].how
@@ -88,8 +89,8 @@ def days_that_grow_wild(rng, days, rows):
 def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again():
     verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
 
-    assert verdict.measured.columns == ("x0 (7)",)  # and no more: what is wild becomes normal
-    assert verdict.measured.p_value < 0.02
+    assert verdict.held_out.columns == ("x0 (7)",)  # and no more: what is wild becomes normal
+    assert verdict.held_out.p_value < 0.02
     assert "more windows than 5.0% are called drifted: 16.7% of the reference's own" in verdict.notes[-1]
     assert "rolling:" not in " ".join(verdict.notes)
 
@@ -104,8 +105,8 @@ def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them()
     verdict = judge(table.slice(0, 336), start)
 
     judge.close()
-    assert (verdict.null, verdict.measured.windows) == ("bootstrap", 10)
-    assert 1 <= verdict.measured.alarms <= 3  # the last two weeks, of which the second stands beside the first, too
+    assert (verdict.null, verdict.held_out.windows) == ("bootstrap", 10)
+    assert 1 <= verdict.held_out.alarms <= 3  # the last two weeks, of which the second stands beside the first, too
     assert "on its last 10 windows, each judged by what is drawn from those before it" in verdict.notes[0]
 
 
@@ -128,7 +129,7 @@ def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_th
 
 @pytest.mark.parametrize("days", [19, 28])
 def test_a_short_reference_is_measured_at_the_rate_that_its_half_supports(days):
-    measured = verdict_on_next_day(days_apart, 1, days=days).measured
+    measured = verdict_on_next_day(days_apart, 1, days=days).held_out
 
     assert measured.rate == pytest.approx(1 / (1 + days // 2))
     assert measured.windows == days - days // 2
@@ -137,7 +138,7 @@ def test_a_short_reference_is_measured_at_the_rate_that_its_half_supports(days):
 def test_windows_that_are_too_few_are_not_measured():
     verdict = verdict_on_next_day(days_apart, 1, days=9, rate=0.1)
 
-    assert verdict.measured == "half of the reference has fewer than 5 windows"
+    assert verdict.held_out == Refused("half of the reference has fewer than 5 windows")
     assert verdict.notes[0].endswith("; not measured: half of the reference has fewer than 5 windows")
 
 
@@ -195,7 +196,7 @@ def test_rows_that_are_independent_are_judged_as_such():
 
     assert {verdict.null for verdict in verdicts} == {"rows"}
     for verdict in verdicts:
-        assert isinstance(verdict.measured, HoldOutAlarms)
-        assert verdict.measured.windows >= 20
-        assert verdict.measured.p_value > 0.001
+        assert isinstance(verdict.held_out, HoldOutAlarms)
+        assert verdict.held_out.windows >= 20
+        assert verdict.held_out.p_value > 0.001
     assert "measured on its own" in verdicts[0].notes[0]
