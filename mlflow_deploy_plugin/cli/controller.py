@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import click
@@ -47,15 +46,8 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     one beside the servers.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.controller.leadership import controller_name, lead_store, process_name, repeat
-    from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance
-    from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
-    from mlflow_deploy_plugin.controller.retraining.runner import advance_retrainings, start_local_rollouts
-    from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
-    from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
-    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
+    from mlflow_deploy_plugin.controller.service import run_controller
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
-    from mlflow_deploy_plugin.monitoring.alerts import GROUPING_DELAY, send_due
 
     ended = threading.Event()
 
@@ -69,32 +61,11 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
             from mlflow_deploy_plugin.controller.metrics import start_metrics_server
 
             start_metrics_server(deployments.store, metrics_port)
-        actions = RolloutActions(deployments, controller_name(), click.echo)
-        scheduler = MonitorScheduler(
+        run_controller(
             deployments,
-            process_name(),
+            ended,
             click.echo,
-            on_alarm=retrain_on_alarm,
-            at_once=judge_at_once,
-            judging_seconds=judge_seconds,
             lease_seconds=lease_seconds,
+            judge_at_once=judge_at_once,
+            judge_seconds=judge_seconds,
         )
-        works = (
-            scheduler.run,
-            repeat(lambda: advance_retrainings(deployments, controller_name()), seconds=5),
-            repeat(lambda: send_due(deployments.store, deployments.settings, GROUPING_DELAY), seconds=5),
-            LogMaintenance(deployments).run,
-        )
-        brings = repeat(lambda: start_local_rollouts(deployments, controller_name()), seconds=5)
-        rollouts = RolloutController(
-            deployments.store, actions, process_name(), lease_seconds, click.echo, beside=(brings,)
-        )
-        with ThreadPoolExecutor(1, "store") as pool:
-            store = deployments.store
-            others = pool.submit(lead_store, store, works, process_name(), lease_seconds, click.echo, ended)
-            others.add_done_callback(lambda _: ended.set())
-            try:
-                rollouts.run(ended)
-            finally:
-                ended.set()
-            others.result()

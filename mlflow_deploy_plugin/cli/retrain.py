@@ -114,9 +114,11 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
     """Show the progress of a retraining until it has ended, and run it here if no controller does."""
     from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, LeaseKeeper, controller_name, process_name
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
-    from mlflow_deploy_plugin.controller.retraining.runner import advance_retrainings
+    from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner
+    from mlflow_deploy_plugin.controller.service import retraining_context
     from mlflow_deploy_plugin.store.retrainings import Retrainings
 
+    runner = RetrainingRunner(retraining_context(deployments, controller_name()))
     shown, retrainings, keeper = "", Retrainings(deployments.store), None
     with ExitStack() as held:
         while True:
@@ -124,7 +126,7 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
                 lease = deployments.store.acquire_lease(STORE_LEASE, process_name(), _LEASE_SECONDS)
                 keeper = held.enter_context(LeaseKeeper(deployments.store, lease)) if lease is not None else None
             if keeper is not None:
-                advance_retrainings(deployments, controller_name())
+                runner.advance()
             current = next(one for one in retrainings.find(begun.endpoint) if one.id == begun.id)
             if (line := retraining_summary(current)) != shown:
                 click.echo(line)

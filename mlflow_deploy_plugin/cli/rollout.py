@@ -153,7 +153,8 @@ def _wait(deployments: "Deployments", begun: "Rollout") -> None:
     """Show the progress of a rollout until it has ended, and run it here if no controller does."""
     from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
     from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
-    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController, rollout_summary
+    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
+    from mlflow_deploy_plugin.controller.rollouts.state_machine import rollout_summary
 
     ended = threading.Event()
     actions = RolloutActions(deployments, controller_name(), lambda line: None)

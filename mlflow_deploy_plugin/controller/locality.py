@@ -1,7 +1,7 @@
-"""Where servers stand: a rollout is taken further by a controller that sees the state folder of its endpoint's server.
+"""Locality: a rollout is run by a controller that sees the state folder of its endpoint's server.
 
-The state folders of a machine have a name of their own, and whoever has the lease of this name works on all of them. So
-controllers in pods, and those beside other servers of the same store, neither do a rollout nor keep it from being done.
+The state folders of a machine have a name of their own, and the holder of the lease of this name works on all of them.
+So controllers in pods, and those next to other servers of the same store, neither run such a rollout nor block it.
 """
 
 import uuid
@@ -14,7 +14,7 @@ _NAME = ".place"
 
 
 def rollouts_lease_name(settings: Settings) -> str:
-    """The name of the lease under which rollouts of the servers here are taken further; empty where none ever stood.
+    """Return the name of the lease for the rollouts of this machine's servers; empty if there never was a server.
 
     Raises:
         OSError: the state folders cannot be read, or written.
@@ -31,5 +31,5 @@ def rollouts_lease_name(settings: Settings) -> str:
 
 
 def is_local(endpoint: str, settings: Settings) -> bool:
-    """Whether the state folder of its server is to be seen."""
+    """Return True if this process sees the state folder of the endpoint's server."""
     return state_dir(endpoint, settings).is_dir()

@@ -1,7 +1,7 @@
-"""What is to be seen of an endpoint under a rollout: which versions answer, and what they have counted.
+"""A snapshot of an endpoint: which versions answer, and what they have counted.
 
-The counts are the server's own, summed over its workers, from its page /metrics. They begin anew with a server; what is
-lower than before is taken for that, as Prometheus does.
+The counters are the server's own, summed over its workers, from its page /metrics. They begin at zero with each server;
+a lower value than before is taken for a restart, as Prometheus does.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlflow_deploy_plugin.deployments.backends import DeploymentState
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
-from mlflow_deploy_plugin.spec import VariantSpec
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 
 _PAGE_SECONDS = 5.0
 _SUCCESS = ("OK",)
@@ -27,14 +28,14 @@ _LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
 
 @dataclass(frozen=True)
 class VersionCounters:
-    """What one version has done under one variant's name.
+    """The counters of one version under one variant's name.
 
     Attributes:
-        requests / errors: answered, and answered otherwise than with success. A refusal of the input (4xx) is an error
-            too: a model that no longer takes what its callers send is what a rollout is to find.
-        timed: upper bound in seconds → requests that took at most as long; of all kinds.
-        same / different: rows that a shadow has answered like whoever answered, and otherwise; a request that it could
-            not answer counts as one row.
+        requests / errors: all answered requests, and those answered without success. A refusal of the input (4xx) is an
+            error too: a rollout has to find a model that no longer takes what its callers send.
+        timed: upper bound in seconds → requests of all kinds that took at most so long.
+        same / different: rows that a shadow has answered like the answering version, and otherwise; a request that it
+            could not answer counts as one row.
     """
 
     requests: float = 0
@@ -44,7 +45,7 @@ class VersionCounters:
     different: float = 0
 
     def since(self, before: "VersionCounters") -> "VersionCounters":
-        """What was added to `before`; all of it where the counters have begun anew."""
+        """Return what was added since `before`; everything if the server has restarted since."""
         is_anew = self.requests < before.requests or self.same + self.different < before.same + before.different
         old = VersionCounters() if is_anew else before
         return self._combined(old, -1)
@@ -86,13 +87,13 @@ class EndpointSnapshot:
     """An endpoint at one moment.
 
     Attributes:
-        variants: what is wanted of it; None where the endpoint does not exist.
-        state: of its server: running, starting, stopped, failed.
-        reason: why it is not running, or what is waited for.
-        versions: variant → the version with which every worker answers for it; who has none, or several, is missing.
-        errors: variant → why a worker could not load what is wanted.
+        variants: the variants of its spec; None if the endpoint does not exist.
+        state: the state of its server: running, starting, stopped, failed.
+        reason: why it is not running, or what it waits for.
+        versions: variant → the version with which every worker answers; a variant with none or several is missing.
+        errors: variant → why a worker could not load the version.
         refused: variant and version → why the agent does not let it be served.
-        numbers: None where the server could not be asked.
+        counters: None if the server could not be asked.
     """
 
     variants: Mapping[str, VariantSpec] | None
@@ -101,11 +102,26 @@ class EndpointSnapshot:
     versions: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    numbers: CountersByVersion | None = None
+    counters: CountersByVersion | None = None
 
 
-def take_snapshot(observed: ObservedEndpoint, with_numbers: bool = True) -> EndpointSnapshot:
-    """Looks at an endpoint; asks its server for the counts."""
+def main_variant(spec: EndpointSpec) -> str:
+    """Return the one variant that answers.
+
+    Raises:
+        InvalidConfig: none does, or several.
+    """
+    answering = [name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow]
+    if len(answering) != 1:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'nobody'}, and one is expected: "
+            f"`onnxserve endpoint traffic {spec.name} NAME=100` says which"
+        )
+    return answering[0]
+
+
+def take_snapshot(observed: ObservedEndpoint, with_counters: bool = True) -> EndpointSnapshot:
+    """Return a snapshot of the endpoint; with counters it asks the server for them."""
     spec, observation = observed.endpoint.spec, observed.observation
     return EndpointSnapshot(
         variants=spec.variants,
@@ -114,18 +130,18 @@ def take_snapshot(observed: ObservedEndpoint, with_numbers: bool = True) -> Endp
         versions=_versions(observed),
         errors=observation.errors,
         refused={(one.variant, one.version): one.reason for one in observation.refused if one.endpoint == spec.name},
-        numbers=fetch_counters(observation.url, spec.name) if with_numbers and observation.url else None,
+        counters=fetch_counters(observation.url, spec.name) if with_counters and observation.url else None,
     )
 
 
 def fetch_counters(url: str, endpoint: str) -> CountersByVersion | None:
-    """The counts of the server at `url`; None where it does not give them."""
+    """Return the counters of the server at `url`; None if it does not answer."""
     page = fetch_metrics_page(url)
     return parse_counters(page, endpoint) if page is not None else None
 
 
 def fetch_metrics_page(url: str) -> str | None:
-    """The metrics of the server at `url`; None where it does not answer."""
+    """Return the metrics page of the server at `url`; None if it does not answer."""
     try:
         with ServerSession() as session:
             answer = session.get(f"{url}/metrics", timeout=_PAGE_SECONDS)
@@ -135,7 +151,7 @@ def fetch_metrics_page(url: str) -> str | None:
 
 
 def versions_by_last_answer(page: str, endpoint: str, variant: str, model: str) -> list[str]:
-    """The model's versions that have answered under this variant's name since the server's start, the last first."""
+    """Return the model's versions that have answered as this variant since the server's start, the last first."""
     under_name: set[str] = set()
     last: dict[str, float] = {}
     for family in text_string_to_metric_families(page):
@@ -151,9 +167,14 @@ def versions_by_last_answer(page: str, endpoint: str, variant: str, model: str) 
 
 
 def parse_counters(page: str, endpoint: str) -> CountersByVersion:
-    """The counts of one endpoint from a page in Prometheus' text format."""
+    """Return the counters of one endpoint from a page in Prometheus' text format."""
     values: dict[tuple[str, str], dict[str, float]] = {}
     timed: dict[tuple[str, str], dict[float, float]] = {}
+
+    def count(key: tuple[str, str], kind: str, value: float) -> None:
+        kinds = values.setdefault(key, {})
+        kinds[kind] = kinds.get(kind, 0) + value
+
     for family in text_string_to_metric_families(page):
         if family.name not in (_REQUESTS, _DURATIONS, _SHADOW_ROWS, _SHADOW_REQUESTS):
             continue
@@ -166,27 +187,20 @@ def parse_counters(page: str, endpoint: str) -> CountersByVersion:
                 bounds = timed.setdefault(key, {})
                 bounds[float(labels["le"])] = bounds.get(float(labels["le"]), 0) + sample.value
             elif sample.name == f"{_REQUESTS}_total":
-                _count(values.setdefault(key, {}), _kinds(labels["status"]), sample.value)
+                status = labels["status"]
+                if status in _CALLER_LEFT:
+                    continue
+                count(key, "requests", sample.value)
+                if status not in _SUCCESS and not status.startswith("2"):
+                    count(key, "errors", sample.value)
             elif sample.name == f"{_SHADOW_ROWS}_total":
-                _count(values.setdefault(key, {}), (labels["agreement"],), sample.value)
+                count(key, labels["agreement"], sample.value)
             elif sample.name == f"{_SHADOW_REQUESTS}_total" and labels["outcome"] == "failed":
-                _count(values.setdefault(key, {}), ("different",), sample.value)
+                count(key, "different", sample.value)
     return {
         key: VersionCounters(**values.get(key, {}), timed=dict(sorted(timed.get(key, {}).items())))
         for key in {*values, *timed}
     }
-
-
-def _count(values: dict[str, float], kinds: tuple[str, ...], value: float) -> None:
-    for kind in kinds:
-        values[kind] = values.get(kind, 0) + value
-
-
-def _kinds(status: str) -> tuple[str, ...]:
-    """What a request of this status counts as."""
-    if status in _CALLER_LEFT:
-        return ()
-    return ("requests",) if status in _SUCCESS or status.startswith("2") else ("requests", "errors")
 
 
 def _versions(observed: ObservedEndpoint) -> dict[str, str]:

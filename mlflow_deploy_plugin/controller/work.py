@@ -108,7 +108,7 @@ class WorkRunner:
                 pause = attempt()
                 work.defects = 0
             except Exception as error:  # noqa: BLE001 — one piece of work must not end the others
-                _log.exception("%s %s has failed; again in %g s", self._name, key, self._failure_seconds)
+                _log.exception("%s %s cannot be taken further; again in %g s", self._name, key, self._failure_seconds)
                 pause, work.defects = self._failure_seconds, work.defects + 1
                 self._on_defect(key, error, work.defects)
             work.not_before = max(work.not_before, self._monotonic() + pause)

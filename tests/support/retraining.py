@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import try_step
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
+from mlflow_deploy_plugin.controller.service import retraining_context
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.inference_log.windows import Window
@@ -88,8 +89,8 @@ class RetrainingWorld:
         return self.folder / "project"
 
     @property
-    def hands(self) -> RetrainingContext:
-        return RetrainingContext(self.deployments, "controller@here", self.said.append)
+    def context(self) -> RetrainingContext:
+        return retraining_context(self.deployments, "controller@here", self.said.append)
 
     def spec(self, **fields: Any) -> MonitorSpec:
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
@@ -170,7 +171,7 @@ class RetrainingWorld:
 
     def take(self) -> Retraining:
         """One step of the last retraining."""
-        try_step(self.hands, self.latest())
+        try_step(self.context, self.latest())
         return self.latest()
 
     def until(self, *states: str, seconds: float = 90.0) -> Retraining:

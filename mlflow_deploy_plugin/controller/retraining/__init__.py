@@ -1,18 +1,8 @@
-"""What an alarm starts: a run of the model's project, a candidate, its gate, and the way it goes into service.
+"""Retraining: an alarm, a schedule or a person starts a run of the model's project, and a rollout serves its version.
 
-plan.py       what is to be done, and what caused it
-consider.py   whether an alarm starts one: cool-down, budget, one at a time; and those that a person asks for
-scheduled.py  those that a schedule asks for
-material.py   the labelled rows that are learned, and those that are held out
-training.py   from the rows to the run's end
-child.py      the process that trains
-heartbeat.py  that it says that it runs
-tracked.py    the run and the version in MLflow
-served.py     what is served meanwhile
-judged.py     the gate beside it
-bringing.py   from the version to its end: gate, rollout, proposal
-hands.py      what every step does with it: writes it down, ends it, tells people
-steps.py      the states, one step after the other; the best place to begin reading
-advance.py    all of them, again and again
-journal.py    what the audit trail keeps
+plan            the plan of a retraining, its cause, and its events in the audit trail
+trigger         starts one: on an alarm, with cool-down and budget; by a schedule; for a person
+runner          the states, one step after the other; the best place to begin reading
+training        from the rows to the end of the run; training_data, process and tracking are its parts
+deploy          from the registered version to the end: gate, rollout or proposal
 """

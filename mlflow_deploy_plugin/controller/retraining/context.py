@@ -1,57 +1,67 @@
-"""What every step of a retraining does with it: writes it down, ends it, tells people."""
+"""What the steps of a retraining share: they write it down, wait, end it, and announce its end."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, ended_event, plan_of, retraining_summary
+from mlflow_deploy_plugin.controller.retraining.plan import (
+    RetrainingState,
+    RetrainPlan,
+    ended_event,
+    plan_of,
+    retraining_summary,
+)
 from mlflow_deploy_plugin.controller.retraining.training_data import remove_training_data
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
-from mlflow_deploy_plugin.store import AuditEvent
+from mlflow_deploy_plugin.store import AuditEvent, Rollout
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+
+StartRollout = Callable[[RetrainPlan, str, str], Rollout]
+"""Starts the rollout of a plan's version, with the reason. Raises as `rollouts.start.start_rollout`."""
 
 
 @dataclass(frozen=True)
 class RetrainingContext:
-    """The hands of a retraining.
+    """The tools of every step.
 
     Attributes:
-        actor: who stands in the audit trail for what is done.
-        say: is told in one line each where it is.
+        actor: stands in the audit trail for what is done.
+        say: takes one line for each change.
     """
 
     deployments: Deployments
     actor: str
+    start_rollout: StartRollout
     say: Callable[[str], None] = lambda line: None
     clock: Callable[[], datetime] = utc_now
 
     def write(self, changed: Retraining, event: AuditEvent | None = None) -> Retraining | None:
-        """None where somebody else has taken it further meanwhile."""
+        """Write it down. Return None if another process has taken it further meanwhile."""
         written = Retrainings(self.deployments.store, self.clock).update(changed, event)
         if written is not None:
             self.say(retraining_summary(written))
         return written
 
     def wait(self, one: Retraining, reason: str) -> None:
-        """Says what it waits for, in the list of retrainings; once for the same."""
+        """Write down what it waits for, once for the same reason."""
         if one.reason != reason:
             self.write(replace(one, reason=reason))
 
     def fail(self, one: Retraining, reason: str) -> None:
-        """Ends it; people are told."""
-        self._tell(one, f"retraining {one.id} of {one.model} has failed: {reason}")
+        """End it as failed, and announce that."""
+        self._announce(one, f"retraining {one.id} of {one.model} has failed: {reason}")
         self.end(one, "failed", reason)
 
     def finish(self, one: Retraining, state: RetrainingState, reason: str) -> None:
-        """The end of a version that no rollout brings: its tag says what it is."""
+        """End it without a rollout of its version; the version's tag says how it ended."""
         plan = plan_of(one)
         tag_version(plan.model, one.version, CANDIDATE_TAG, state)
         if state == "proposed":
-            self._tell(one, f"{plan.model} version {one.version} is proposed: {reason}")
+            self._announce(one, f"{plan.model} version {one.version} is proposed: {reason}")
         self.end(one, state, reason)
 
     def end(self, one: Retraining, state: RetrainingState, reason: str) -> None:
@@ -62,12 +72,12 @@ class RetrainingContext:
             remove_training_data(self.folder(one))
 
     def folder(self, one: Retraining) -> Path:
-        """Where an attempt keeps its rows and its log."""
+        """Return the folder where an attempt keeps its rows and its log."""
         attempt = one.figures.get("attempt", 1)
         return self.deployments.settings.home_path / "retrainings" / f"{one.id}-{attempt}"
 
-    def _tell(self, one: Retraining, text: str) -> None:
-        """Tells people, once, before it is written down that they were told."""
+    def _announce(self, one: Retraining, text: str) -> None:
+        """Announce it, once; before it is written down, so that it is never lost."""
         link = str(one.figures.get("gate_report") or one.cause.get("report", ""))
         is_page = link.startswith(("http://", "https://"))
         announce(self.deployments.store, one.endpoint, one.monitor, f"{one.endpoint}: {text}", link if is_page else "")

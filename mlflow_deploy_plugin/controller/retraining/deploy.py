@@ -1,4 +1,4 @@
-"""The version that a training has registered: its gate, and its way into service."""
+"""Brings the version that a training registered into service: its gate, then a rollout, a proposal, or nothing."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -7,161 +7,143 @@ from mlflow_deploy_plugin.controller.locality import is_local
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan, plan_of
 from mlflow_deploy_plugin.controller.retraining.served import answering_version
-from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
-from mlflow_deploy_plugin.controller.rollouts.state_machine import plan_of as rollout_plan_of
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
-from mlflow_deploy_plugin.gate import GateRun, GateVerdict, PolicyChoice, choose_policy, gate_version
+from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
-from mlflow_deploy_plugin.store import Rollout, Store
+from mlflow_deploy_plugin.store import Rollout
 from mlflow_deploy_plugin.store.retrainings import Retraining
 
-_WAITS = "waits for the endpoint"
 MAX_SERVER_WAIT = timedelta(hours=1)
-"""For an endpoint whose server does not run; then a person is asked."""
-
-
+"""An endpoint whose server does not run is waited for, so long; then the version is proposed to a person."""
+_WAITS = "waits for the endpoint"
 _ELSEWHERE = "its server stands on another machine, and no controller there has begun the rollout"
 
 
 def awaits_other_controller(one: Retraining) -> bool:
-    """Whether its version waits for a controller that sees the server."""
+    """Return True if its version waits for a controller that sees the server."""
     return one.state == "gated" and one.reason == f"{_WAITS}: {_ELSEWHERE}"
 
 
-def judge_version(hands: RetrainingContext, one: Retraining) -> None:
-    """Its gate, beside what is served now."""
-    plan, store = plan_of(one), hands.deployments.store
-    served = answering_version(hands.deployments, plan.endpoint, plan.model)
+def judge_version(context: RetrainingContext, one: Retraining) -> None:
+    """Judge the version by its model's policy against the version that is served, and write the verdict down.
+
+    If the policy names no dataset, it is the newest labelled rows of the window, which neither version has learned: the
+    candidate may not be worse on them than the served version, by the policy's own margin and confidence.
+    """
+    plan = plan_of(one)
+    served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = served if served not in ("", one.version) else plan.base_version
-    dataset, target = one.figures.get("dataset", ""), one.figures.get("target", "")
-    gated = judge_candidate(plan, one.version, against, dataset, target, hands.actor, store)
-    figures = one.figures | figures_of(gated.verdict)
-    figures |= {"gate": gated.verdict.state, "gate_reason": gated.verdict.reason, "gate_report": gated.report}
-    figures |= {"against": against, "gated_at": hands.clock().isoformat()}
-    figures |= {"compared": is_compared(gated.verdict)}
-    hands.write(replace(one, state="gated", figures=figures, reason=""))
+    choice = choose_policy(plan.model)
+    policy, dataset = choice.policy, one.figures.get("dataset", "")
+    if dataset and not policy.evaluation.dataset:
+        update = {"dataset": dataset, "target": one.figures.get("target", "")}
+        policy = policy.model_copy(update={"evaluation": policy.evaluation.model_copy(update=update)})
+        choice = PolicyChoice(policy, f"{choice.where}, on the newest labelled rows", choice.is_models_own)
+    gated = gate_version(
+        registered_version(plan.model, one.version),
+        resolve(f"models:/{plan.model}/{against}"),
+        choice,
+        context.actor,
+        context.deployments.store,
+        lambda _: None,
+    )
+    verdict = gated.verdict
+    evaluations = [check for check in verdict.checks if check.name == "evaluation"]
+    is_skipped = any(check.state == "skipped" for check in evaluations)
+    figures = one.figures | {
+        f"evaluation.{name}": float(value)
+        for check in evaluations
+        for name, value in check.figures.items()
+        if isinstance(value, int | float)
+    }
+    figures |= {
+        "gate": verdict.state,
+        "gate_reason": verdict.reason,
+        "gate_report": gated.report,
+        "against": against,
+        "gated_at": context.clock().isoformat(),
+        # compared on labelled rows, or the policy does without
+        "compared": not is_skipped or "evaluation" in verdict.policy.get("skip", ()),
+    }
+    context.write(replace(one, state="gated", figures=figures, reason=""))
 
 
-def deploy_version(hands: RetrainingContext, one: Retraining) -> None:
-    """What its gate and the spec's `then` make of it: a rollout, a proposal, or nothing."""
+def deploy_version(context: RetrainingContext, one: Retraining) -> None:
+    """Start the version's rollout, propose it, or leave it, by its gate and the spec's `then`."""
     plan = plan_of(one)
     if one.figures["gate"] != "passed":
-        hands.finish(one, "left", f"it has not passed its gate: {one.figures['gate_reason']}")
+        context.finish(one, "left", f"it has not passed its gate: {one.figures['gate_reason']}")
         return
-    served = answering_version(hands.deployments, plan.endpoint, plan.model)
+    served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = one.figures.get("against", plan.base_version)
-    if _rollout_of(hands, one, plan) is not None:
-        _roll_out(hands, one, plan)
+    passed = f"it has passed its gate ({one.figures['gate_reason']})"
+    if (rollout := _started_rollout(context, one, plan)) is not None:
+        _follow(context, one, plan, rollout)
     elif served == one.version:
-        hands.finish(one, "promoted", "somebody has brought it already: it is served")
+        context.finish(one, "promoted", "somebody has brought it already: it is served")
     elif served not in ("", against):
         reason = f"version {served} is served now, and it was judged beside {against}"
-        hands.write(replace(one, state="registered", reason=reason))
+        context.write(replace(one, state="registered", reason=reason))
     elif plan.then == "rollout" and one.figures.get("compared", True):
-        _roll_out(hands, one, plan)
+        _roll_out(context, one, plan)
     elif plan.then in ("rollout", "propose"):
-        where = f"`onnxserve rollout {plan.endpoint} --to {one.version}` brings it"
+        how = f"`onnxserve rollout {plan.endpoint} --to {one.version}` brings it"
         if plan.then == "rollout":
-            where = f"too few labelled rows, or of one answer alone, to compare it with what is served: {where}"
-        hands.finish(one, "proposed", f"it has passed its gate ({one.figures['gate_reason']}): {where}")
+            how = f"too few labelled rows, or of one answer alone, to compare it with what is served: {how}"
+        context.finish(one, "proposed", f"{passed}: {how}")
     else:
-        hands.finish(one, "left", f"it has passed its gate ({one.figures['gate_reason']}) and is left as it is")
+        context.finish(one, "left", f"{passed} and is left as it is")
 
 
-def watch_rollout(hands: RetrainingContext, one: Retraining) -> None:
-    """Waits for the rollout's end."""
-    found = [rollout for rollout in hands.deployments.store.rollouts(one.endpoint) if rollout.id == one.rollout_id]
+def watch_rollout(context: RetrainingContext, one: Retraining) -> None:
+    """End the retraining if its rollout has ended."""
+    found = [rollout for rollout in context.deployments.store.rollouts(one.endpoint) if rollout.id == one.rollout_id]
     if not found:
-        hands.fail(one, f"rollout {one.rollout_id} is gone")
+        context.fail(one, f"rollout {one.rollout_id} is gone")
     elif not found[0].is_live:
         state: RetrainingState = "promoted" if found[0].state == "promoted" else "rolled_back"
-        hands.end(one, state, found[0].reason)
+        context.end(one, state, found[0].reason)
 
 
-def _roll_out(hands: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:
-    rollout = _rollout_of(hands, one, plan)
-    if rollout is None:
-        why = f"retraining {one.id}: {one.cause['why']}"
-        wish = RolloutRequest(
-            f"models:/{plan.model}/{one.version}",
-            plan.steps,
-            plan.step_every,
-            min_requests=plan.min_requests,
-            why=why,
-        )
-        if others := hands.deployments.store.rollouts(plan.endpoint, live=True):
-            hands.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
-            return
-        if not is_local(plan.endpoint, hands.deployments.settings):
-            _wait_for_server(hands, one, plan, _ELSEWHERE)
-            return
+def _started_rollout(context: RetrainingContext, one: Retraining, plan: RetrainPlan) -> Rollout | None:
+    """Return the rollout that an earlier attempt at this step has started."""
+    for rollout in context.deployments.store.rollouts(plan.endpoint):
+        is_of_version = (rollout.spec["model"], rollout.spec["version"]) == (plan.model, one.version)
+        if is_of_version and rollout.created_at >= one.created_at:
+            return rollout
+    return None
+
+
+def _roll_out(context: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:
+    if others := context.deployments.store.rollouts(plan.endpoint, live=True):
+        context.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
+    elif not is_local(plan.endpoint, context.deployments.settings):
+        _wait_for_server(context, one, plan, _ELSEWHERE)
+    else:
         try:
-            rollout = start_rollout(hands.deployments, plan.endpoint, wish, hands.actor)
+            rollout = context.start_rollout(plan, one.version, f"retraining {one.id}: {one.cause['why']}")
         except AlreadyExists as error:  # another one has begun just now
-            hands.wait(one, error.message)
-            return
+            context.wait(one, error.message)
         except NotReady as error:
-            _wait_for_server(hands, one, plan, error.message)
-            return
+            _wait_for_server(context, one, plan, error.message)
+        else:
+            _follow(context, one, plan, rollout)
+
+
+def _follow(context: RetrainingContext, one: Retraining, plan: RetrainPlan, rollout: Rollout) -> None:
     tag_version(plan.model, one.version, CANDIDATE_TAG, f"rollout {rollout.id} of endpoint {plan.endpoint}")
-    hands.write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
+    context.write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
-def _wait_for_server(hands: RetrainingContext, one: Retraining, plan: RetrainPlan, why: str) -> None:
+def _wait_for_server(context: RetrainingContext, one: Retraining, plan: RetrainPlan, why: str) -> None:
     since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
-    if hands.clock() - since < MAX_SERVER_WAIT:
-        hands.wait(one, f"{_WAITS}: {why}")
+    if context.clock() - since < MAX_SERVER_WAIT:
+        context.wait(one, f"{_WAITS}: {why}")
         return
-    hands.finish(
+    context.finish(
         one,
         "proposed",
         f"it has passed its gate ({one.figures['gate_reason']}), and the endpoint has not been ready for a rollout "
         f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): `onnxserve rollout {plan.endpoint} --to {one.version}` "
         "brings it",
     )
-
-
-def _rollout_of(hands: RetrainingContext, one: Retraining, plan: RetrainPlan) -> Rollout | None:
-    """That an earlier attempt at this step has begun."""
-    for rollout in hands.deployments.store.rollouts(plan.endpoint):
-        begun = rollout_plan_of(rollout)
-        if (begun.model, begun.version) == (plan.model, one.version) and rollout.created_at >= one.created_at:
-            return rollout
-    return None
-
-
-def judge_candidate(
-    plan: RetrainPlan, version: str, against: str, dataset: str, target: str, actor: str, store: Store
-) -> GateRun:
-    """Judges the version by its model's policy beside the version `against`, and writes the verdict on it.
-
-    Where the policy names no dataset, the newest labelled rows of the window are it, which neither version has learned:
-    the candidate may not be worse on them than what is served, by the policy's own margin and confidence.
-
-    Raises as `gate.run.run_gate`.
-    """
-    chosen = choose_policy(plan.model)
-    policy = chosen.policy
-    if dataset and not policy.evaluation.dataset:
-        evaluation = policy.evaluation.model_copy(update={"dataset": dataset, "target": target})
-        where = f"{chosen.where}, on the newest labelled rows"
-        chosen = PolicyChoice(policy.model_copy(update={"evaluation": evaluation}), where, chosen.is_models_own)
-    current = resolve(f"models:/{plan.model}/{against}")
-    return gate_version(registered_version(plan.model, version), current, chosen, actor, store, lambda _: None)
-
-
-def is_compared(verdict: GateVerdict) -> bool:
-    """Whether the version was compared on labelled rows, or its policy does without."""
-    skipped = [check for check in verdict.checks if check.name == "evaluation" and check.state == "skipped"]
-    return not skipped or "evaluation" in verdict.policy.get("skip", ())
-
-
-def figures_of(verdict: GateVerdict) -> dict[str, float]:
-    """What the evaluation says in numbers, for the list of retrainings."""
-    found = [check for check in verdict.checks if check.name == "evaluation"]
-    return {
-        f"evaluation.{name}": float(value)
-        for check in found
-        for name, value in check.figures.items()
-        if isinstance(value, int | float)
-    }

@@ -21,16 +21,16 @@ RetrainingState = Literal[
 
 @dataclass(frozen=True)
 class RetrainPlan:
-    """One retraining.
+    """The plan of one retraining.
 
     Attributes:
-        base_version: of the model, that was judged: what the new one is compared with.
+        base_version: the model's version that was judged; the new version is compared with it.
         project / entry_point / mode / parameters / env_manager: of `mlflow run`.
-        timeout: seconds that the run may take.
-        then / steps / step_every: what is done with a version that passes its gate.
-        min_requests: that the new version has to answer in each step.
-        window: whose labelled rows are learned, as `START/END`; empty: the latest whole one of length `every`.
-        actor: who stands in the audit trail for it.
+        timeout: the seconds that the run may take.
+        then / steps / step_every: say how a version that passes its gate is deployed.
+        min_requests: the requests that the new version has to answer in each step of its rollout.
+        window: `START/END`, its labelled rows are learned; empty: the latest whole one of length `every`.
+        actor: stands in the audit trail for it.
     """
 
     endpoint: str
@@ -68,12 +68,14 @@ class RetrainPlan:
 def plan_for(
     spec: RetrainSpec, endpoint: str, model: str, version: str, every: str, window: Window | None, actor: str
 ) -> RetrainPlan:
-    """The plan of a monitor's spec."""
+    """Return the plan of a monitor's spec."""
+    folder = Path(spec.project).expanduser()
     return RetrainPlan(
         endpoint=endpoint,
         model=model,
         base_version=version,
-        project=_whole(spec.project),
+        # a folder of this machine by its whole path: a controller may run in another one
+        project=str(folder.absolute()) if folder.is_dir() else spec.project,
         entry_point=spec.entry_point,
         mode=spec.mode,
         env_manager=spec.env_manager,
@@ -89,50 +91,39 @@ def plan_for(
     )
 
 
-def cause_of(judgement: MonitorResult, run: LoggedRun) -> dict[str, Any]:
-    """The judgement behind a retraining, and where its report is."""
-    return {
-        "kind": "alarm",
-        "monitor": judgement.monitor,
-        "monitor_kind": judgement.kind,
-        "window": str(judgement.window),
-        "revision": judgement.revision,
-        "verdict": judgement.state,
-        "version": judgement.version,
-        "run_id": run.run_id,
-        "report": run.url or f"run {run.run_id}",
-        "why": f"monitor {judgement.monitor}, {judgement.window}: {judgement.state}: {judgement.reason}",
-    }
-
-
-def _whole(project: str) -> str:
-    """A folder of this machine by its whole path: a controller may run in another one."""
-    folder = Path(project).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else project
-
-
-ENDED: tuple[RetrainingState, ...] = ("promoted", "proposed", "left", "rolled_back", "failed")
-
-
 def plan_of(retraining: Retraining) -> RetrainPlan:
     return RetrainPlan.from_json(retraining.spec)
 
 
+def cause_of(result: MonitorResult, run: LoggedRun) -> dict[str, Any]:
+    """Return the result that causes a retraining, with its report."""
+    return {
+        "kind": "alarm",
+        "monitor": result.monitor,
+        "monitor_kind": result.kind,
+        "window": str(result.window),
+        "revision": result.revision,
+        "verdict": result.state,
+        "version": result.version,
+        "run_id": run.run_id,
+        "report": run.url or f"run {run.run_id}",
+        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
+    }
+
+
 def started_event(plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> AuditEvent:
-    """The event of a retraining's beginning: what it was caused by."""
-    detail = {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
-    event = _event("retrain.start", plan, "", plan.actor, now, cause["why"], detail)
+    """Return the event of a retraining's beginning, with its cause."""
+    event = _event("retrain.start", plan, "", plan.actor, now, cause["why"], _cause_detail(cause))
     return replace(event, before=f"version {plan.base_version}", after=f"{plan.mode} training")
 
 
 def refused_event(plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -> AuditEvent:
-    """The event of an alarm that starts nothing."""
-    detail = {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
-    return _event("retrain.refused", plan, "", plan.actor, now, why, detail)
+    """Return the event of an alarm that starts nothing."""
+    return _event("retrain.refused", plan, "", plan.actor, now, why, _cause_detail(cause))
 
 
 def run_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
-    """The event of the run that trains."""
+    """Return the event of the run that trains."""
     figures = retraining.figures
     names = ("held_out_rows", "window", "attempt")
     detail = {"retraining": retraining.id} | {name: figures[name] for name in names if name in figures}
@@ -143,7 +134,7 @@ def run_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
 
 
 def version_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
-    """The event of the version that the run registered."""
+    """Return the event of the version that the run registered."""
     plan = plan_of(retraining)
     why = f"run {retraining.run_id} of retraining {retraining.id} has registered it"
     event = _event("retrain.version", plan, retraining.version, actor, now, why, {"retraining": retraining.id})
@@ -151,7 +142,7 @@ def version_event(retraining: Retraining, actor: str, now: datetime) -> AuditEve
 
 
 def ended_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
-    """The event of the end: what came of it."""
+    """Return the event of the end."""
     plan, detail = plan_of(retraining), {"retraining": retraining.id, "state": retraining.state}
     if retraining.run_id:
         detail |= {"run_id": retraining.run_id}
@@ -162,12 +153,16 @@ def ended_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent
 
 
 def retraining_summary(retraining: Retraining) -> str:
-    """Where a retraining is, in one line."""
+    """Return the retraining's state in one line."""
     plan = plan_of(retraining)
     version = f" version {retraining.version}" if retraining.version else ""
     line = f"{retraining.endpoint}: retraining {retraining.id} of {plan.model}, {plan.mode}: "
     line += f"{retraining.state.replace('_', ' ')}{version}"
     return f"{line}; {retraining.reason}" if retraining.reason else line
+
+
+def _cause_detail(cause: dict[str, Any]) -> dict[str, Any]:
+    return {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
 
 
 def _event(

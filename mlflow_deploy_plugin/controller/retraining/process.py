@@ -1,8 +1,13 @@
-"""The process that trains: `mlflow run` in a session of its own (`heartbeat.py`), which outlives its controller.
+"""The process that trains: `mlflow run` in a session of its own, which outlives its controller.
 
-Everything that belongs to it carries the run's id in its environment, so that the next controller of this machine finds
-it again, and so that it can be ended as a whole. Its MLflow run is made before it starts: what it registers is found by
-the run's id, and how it ended by the run's status, whoever is there to see.
+All processes of a training carry the run's id in their environment, so that the next controller of this machine finds
+them again and can end them together. The MLflow run is made before they start: a registered version is found by the
+run's id, and the outcome by the run's status, whichever controller looks.
+
+The training process is this module, run as `python -m … RUN_ID PROJECT -e train …`. It starts `mlflow run` and writes
+heartbeats to the MLflow run, because MLflow shows a run whose machine has gone as running for ever. A controller on
+another machine cannot see the process, and knows by the heartbeat whether to wait for it. If a controller ends the run
+in MLflow, the training ends itself.
 """
 
 import contextlib
@@ -24,18 +29,20 @@ from mlflow_deploy_plugin.store.database import utc_now
 
 MARK = "ONNXSERVE_RETRAINING_RUN"
 LOG = "log.txt"
-_HEARTBEAT = "mlflow_deploy_plugin.controller.retraining.process"
+BEAT_SECONDS = 15.0
+_MODULE = "mlflow_deploy_plugin.controller.retraining.process"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
-_LONGEST_LINE, _TAIL_BYTES = 300, 64 * 1024
+_MAX_LINE, _TAIL_BYTES = 300, 64 * 1024
 
+_log = logging.getLogger(__name__)
 _started: dict[str, "subprocess.Popen[bytes]"] = {}
 
 
 def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
-    """Starts the training and gives its process id; what it prints goes to `log.txt` in the folder."""
-    command = [sys.executable, "-m", _HEARTBEAT, run_id, plan.project, "-e", plan.entry_point]
+    """Start the training and return its process id. It prints to `log.txt` in the folder."""
+    command = [sys.executable, "-m", _MODULE, run_id, plan.project, "-e", plan.entry_point]
     command += ["--env-manager", plan.env_manager]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
@@ -56,19 +63,22 @@ def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder:
 
 
 def host() -> str:
-    """This machine from its start on: two may have one name, and after another start nothing runs of what ran."""
+    """Return the name of this machine since its last start.
+
+    Two machines may have one hostname, and after a restart no process of before runs.
+    """
     boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
     return f"{socket.gethostname()} {boot[:8]}".strip()
 
 
 def has_failed(run_id: str) -> bool:
-    """Whether it has ended with an error by itself, as far as this process has started it."""
+    """Return True if the training was started by this process and has ended by itself with an error."""
     child = _started.get(run_id)
     return child is not None and (child.poll() or 0) > 0
 
 
 def is_alive(run_id: str) -> bool:
-    """Whether anything of the training runs on this machine."""
+    """Return True if any process of the training runs on this machine."""
     child = _started.get(run_id)
     if child is not None and child.poll() is None:
         return True
@@ -76,7 +86,7 @@ def is_alive(run_id: str) -> bool:
 
 
 def end(run_id: str) -> None:
-    """Ends everything of the training: asks first, and does not wait for long."""
+    """End all processes of the training: by SIGTERM, and soon after by SIGKILL."""
     deadline = time.monotonic() + _GRACE_SECONDS
     for pid in _processes(run_id):
         _signal(pid, signal.SIGTERM)
@@ -89,21 +99,21 @@ def end(run_id: str) -> None:
 
 
 def last_line(folder: Path) -> str:
-    """The last that the training has said, or what it said last of an error."""
+    """Return the last line of the training's log, or its last line that names an error."""
     try:
         with (folder / LOG).open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = log.read().decode(errors="replace").replace("\0", "").splitlines()[-50:]
     except OSError:
         return ""
-    said = [line.strip() for line in lines if line.strip() and " mlflow.cli: === " not in line]
-    said = [line for line in said if "mlflow.projects" not in line] or said
-    errors = [line for line in said if line.startswith(("Error", "error"))]
-    return redact_credentials((errors or said or [""])[-1])[:_LONGEST_LINE]
+    lines = [line.strip() for line in lines if line.strip() and " mlflow.cli: === " not in line]
+    lines = [line for line in lines if "mlflow.projects" not in line] or lines
+    errors = [line for line in lines if line.startswith(("Error", "error"))]
+    return redact_credentials((errors or lines or [""])[-1])[:_MAX_LINE]
 
 
 def _processes(run_id: str) -> Iterator[int]:
-    """Those of this machine, and of this user, that carry the mark; without the one that asks."""
+    """Yield the processes of this machine and user that carry the mark, without this one."""
     mark = f"{MARK}={run_id}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -120,23 +130,18 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-BEAT_SECONDS = 15.0
-
-_log = logging.getLogger(__name__)
-
-
 def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:
-    """Says again and again that the training runs, until it has ended; ends it where its run was ended in MLflow.
+    """Write heartbeats until the training has ended. End it if its run was ended in MLflow.
 
     Returns:
-        Its exit status; negative: it was killed.
+        Its exit status; negative if it was killed.
     """
     while training.poll() is None:
         try:
             tracking.write_heartbeat(run_id, utc_now())
             if tracking.get_run(run_id).status == "KILLED":
                 end(run_id)
-        except OnnxserveError as error:  # it is told again; meanwhile nobody else can see the run either
+        except OnnxserveError as error:  # it is tried again; meanwhile nobody else can see the run either
             _log.warning("no heartbeat: %s", error.message)
         with contextlib.suppress(subprocess.TimeoutExpired):
             training.wait(seconds)
@@ -145,10 +150,10 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
 
 def _main(run_id: str, *arguments: str) -> None:
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
-    # this process alone: MLflow's own patience may hold a heartbeat back for minutes after a server is up again
+    # in this process alone: MLflow's own retries may hold a heartbeat back for minutes after a server is up again
     set_service_timeouts()
     status = beat_until_ended(run_id, training)
-    if status < 0:  # as it was: who is killed from outside is begun once more
+    if status < 0:  # end by the same signal: a training that was killed from outside is begun once more
         os.kill(os.getpid(), -status)
     sys.exit(status)
 

@@ -1,21 +1,37 @@
-"""Every retraining under way, one step further, without waiting for any: a step may take minutes."""
+"""Takes retrainings further, each a step at a time and without waiting for another.
+
+Every state is written down before the next one's work begins, and every step looks first whether its work is done
+already. So a step may be done again after a crash in the middle of it.
+
+    waiting       the rows are collected and the MLflow run is made
+    running       `mlflow run` trains; it outlives the controller, and the next one adopts it
+    registered    the run has registered a version; the gate judges it against what is served
+    gated         by the spec's `then`: a rollout, a proposal, or nothing
+    rolling_out   the rollout brings it
+    promoted, proposed, left, rolled_back, failed         the end
+"""
 
 import logging
-import threading
-import time
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from functools import partial
 
 from mlflow_deploy_plugin.controller.locality import is_local
 from mlflow_deploy_plugin.controller.retraining import deploy, training
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
-from mlflow_deploy_plugin.controller.retraining.deploy import awaits_other_controller
 from mlflow_deploy_plugin.controller.retraining.served import ServedModelChanged
-from mlflow_deploy_plugin.controller.retraining.trigger import request_scheduled
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, RegistryUnavailable, StoreUnavailable
+from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
+from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
+from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
 
-_WORK = {
+_log = logging.getLogger(__name__)
+
+MAX_DEFECTS = 6
+"""After so many unexpected errors in a row, about a minute, it is ended: its model could not be trained otherwise."""
+_AT_ONCE = 32
+_LOOK_SECONDS = 1.0
+_RETRY_SECONDS = 10.0
+_STEPS = {
     "waiting": training.start_training,
     "running": training.watch_training,
     "registered": deploy.judge_version,
@@ -24,147 +40,112 @@ _WORK = {
 }
 
 
-def run_step(hands: RetrainingContext, one: Retraining) -> None:
-    """Does what the state asks for; what it cannot do is the end of the retraining, with the reason.
+class RetrainingRunner:
+    """Runs the retrainings of a store, in the process that holds the store's lease.
 
-    Where the endpoint's spec cannot be read, it waits; what trains already goes on, and is watched.
+    Args:
+        retry_seconds: the pause after a step that could not be taken.
+    """
+
+    def __init__(self, context: RetrainingContext, retry_seconds: float = _RETRY_SECONDS) -> None:
+        self._context = context
+        self._retry_seconds = retry_seconds
+        self._schedule = RetrainingSchedule(context.deployments, context.actor)
+        # a step may take minutes: its thread is a daemon, which may be cut off anywhere
+        self.work = WorkRunner("retraining", _AT_ONCE, retry_seconds, self._end_if_defective)
+
+    def advance(self) -> None:
+        """Add the retrainings that are scheduled, and start a step of each that has not ended. Never wait for one.
+
+        This is to be called again and again. What a step was doing when the process ends is done again by the next one.
+
+        Raises:
+            StoreUnavailable: the store cannot be read.
+        """
+        self._schedule.request_due()
+        for one in Retrainings(self._context.deployments.store).find(live=True):
+            self.start(one)
+
+    def start(self, one: Retraining) -> None:
+        """Start its next step, unless one runs or its pause is not over."""
+        self.work.start(one.id, partial(self._attempt, one))
+
+    def _attempt(self, one: Retraining) -> float:
+        """Take step after step until one has to be waited for; return the seconds until the next attempt."""
+        retrainings = Retrainings(self._context.deployments.store)
+        current: Retraining | None = one
+        try:
+            while current is not None and current.is_live and try_step(self._context, current):
+                before, current = current.state, retrainings.get(one.id)
+                if current is None or not current.is_live or current.state == before:
+                    return _LOOK_SECONDS
+        except OnnxserveError as error:
+            _log.warning("retraining %d: %s", one.id, error.message)
+        return self._retry_seconds
+
+    def _end_if_defective(self, number: Hashable, error: Exception, defects: int) -> None:
+        if defects < MAX_DEFECTS:
+            return
+        assert isinstance(number, int)
+        try:
+            current = Retrainings(self._context.deployments.store).get(number)
+            if current is not None and current.is_live:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                self._context.fail(current, reason)
+        except OnnxserveError as failure:
+            _log.warning("retraining %d: %s", number, failure.message)
+
+
+def start_local_rollouts(context: RetrainingContext) -> None:
+    """Start the rollouts that wait for a controller that sees the server, for the servers of this machine.
+
+    This is to be called again and again by the process that runs the rollouts here.
 
     Raises:
-        RegistryUnavailable / StoreUnavailable / NotReady: to be tried again.
+        StoreUnavailable: the store cannot be read.
     """
-    if one.state != "rolling_out" and _is_deleted(hands, one):
-        training.end_training(one)
-        hands.fail(one, f"endpoint {one.endpoint!r} was deleted meanwhile")
-        return
+    for one in Retrainings(context.deployments.store).find(live=True):
+        if deploy.awaits_other_controller(one) and is_local(one.endpoint, context.deployments.settings):
+            try_step(context, one)
+
+
+def try_step(context: RetrainingContext, one: Retraining) -> bool:
+    """Take one step. Return False if it cannot be taken now; any other failure ends the retraining."""
     try:
-        _WORK[one.state](hands, one)
-    except ServedModelChanged as error:
-        hands.finish(one, "left", error.message)
-
-
-def one_line(error: OnnxserveError) -> str:
-    return " ".join(error.message.split())
-
-
-def _is_deleted(hands: RetrainingContext, one: Retraining) -> bool:
-    """Also where there is a namesake by now.
-
-    Raises:
-        NotReady: nobody can tell, and nothing is under way that has to be watched.
-    """
-    try:
-        stored = hands.deployments.store.endpoint(one.endpoint)
-    except InvalidConfig as error:
-        if one.state != "running" or not one.reason:
-            raise NotReady(error.message) from None
-        return False
-    return stored is None or stored.created_at > one.created_at
-
-
-_log = logging.getLogger(__name__)
-
-_LOOK_SECONDS = 1.0
-_AGAIN_SECONDS = 10.0
-MAX_DEFECTS = 6
-"""After so many unexpected errors in a row, about a minute, it is ended: its model could not be trained otherwise."""
-
-
-@dataclass
-class _UnderWay:
-    """The step that this process is at, when the next may be taken (monotonic), and how often in a row it has failed
-    in a way that nobody has thought of."""
-
-    worker: threading.Thread | None = None
-    not_before: float = 0.0
-    defects: int = 0
-
-
-@dataclass
-class _Process:
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    under_way: dict[tuple[str, int], _UnderWay] = field(default_factory=dict)
-
-
-_process = _Process()
-
-
-def advance_retrainings(deployments: Deployments, actor: str) -> None:
-    """Begins what a schedule asks for, and takes every retraining that has not ended further; never waits for one.
-
-    To be called again and again by whoever has the controller's lease. What a step was doing when the process ends is
-    done again by the next one that calls.
-
-    Raises:
-        StoreUnavailable: it cannot be seen what there is to do.
-    """
-    request_scheduled(deployments, actor)
-    live = Retrainings(deployments.store).find(live=True)
-    with _process.lock:
-        for one in live:
-            known = _process.under_way.setdefault((deployments.settings.store_url, one.id), _UnderWay())
-            if (known.worker is not None and known.worker.is_alive()) or known.not_before > time.monotonic():
-                continue
-            hands = RetrainingContext(deployments, actor, deployments.progress)
-            # a daemon: its work may be cut off anywhere, and the process is not to wait for it
-            known.worker = threading.Thread(target=_take, args=(hands, one, known), name="retrain", daemon=True)
-            known.worker.start()
-
-
-def start_local_rollouts(deployments: Deployments, actor: str) -> None:
-    """Begins the rollouts that retrainings wait for and the controller that takes those further cannot begin: it does
-    not see the server.
-
-    To be called again and again by whoever takes the rollouts of the servers here further.
-
-    Raises:
-        StoreUnavailable: it cannot be seen what there is to do.
-    """
-    for one in Retrainings(deployments.store).find(live=True):
-        if awaits_other_controller(one) and is_local(one.endpoint, deployments.settings):
-            try_step(RetrainingContext(deployments, actor, deployments.progress), one)
-
-
-def try_step(hands: RetrainingContext, one: Retraining) -> bool:
-    """One step; False: it could not be taken now."""
-    try:
-        run_step(hands, one)
-    except (RegistryUnavailable, StoreUnavailable, NotReady) as error:
-        if one.reason != one_line(error):
-            _log.warning("retraining %d, %s: again every %g s: %s", one.id, one.state, _AGAIN_SECONDS, error.message)
+        _step(context, one)
+    except (*TRANSIENT_ERRORS, NotReady) as error:
+        reason = " ".join(error.message.split())
+        if one.reason != reason:
+            _log.warning("retraining %d, %s: again every %g s: %s", one.id, one.state, _RETRY_SECONDS, error.message)
         if not isinstance(error, StoreUnavailable):
-            hands.wait(one, one_line(error))
+            context.wait(one, reason)
         return False
     except OnnxserveError as error:
-        hands.fail(one, one_line(error))
+        context.fail(one, " ".join(error.message.split()))
     return True
 
 
-def _take(hands: RetrainingContext, one: Retraining, known: _UnderWay) -> None:
-    """Step after step until one has to be waited for."""
-    pause, defects = _AGAIN_SECONDS, 0
-    try:
-        retrainings = Retrainings(hands.deployments.store)
-        current: Retraining | None = one
-        while current is not None and current.is_live and try_step(hands, current):
-            before, current = current.state, retrainings.get(one.id)
-            if current is None or not current.is_live or current.state == before:
-                pause = _LOOK_SECONDS
-                break
-    except OnnxserveError as error:
-        _log.warning("retraining %d: %s", one.id, error.message)
-    except Exception as error:  # noqa: BLE001 — a boundary: one retraining must not end the others
-        _log.exception("retraining %d cannot be taken further; again in %g s", one.id, _AGAIN_SECONDS)
-        defects = known.defects + 1
-        if defects >= MAX_DEFECTS:
-            _give_up(hands, one, error)
-    known.defects = defects
-    known.not_before = time.monotonic() + pause
+def _step(context: RetrainingContext, one: Retraining) -> None:
+    """Do what its state asks for.
 
+    While the endpoint's spec cannot be read, nothing new begins; a training that runs is watched.
 
-def _give_up(hands: RetrainingContext, one: Retraining, error: Exception) -> None:
+    Raises:
+        RegistryUnavailable / StoreUnavailable / NotReady: it is to be tried again.
+    """
+    if one.state != "rolling_out":
+        try:
+            stored = context.deployments.store.endpoint(one.endpoint)
+            is_deleted = stored is None or stored.created_at > one.created_at  # or there is a namesake by now
+        except InvalidConfig as error:
+            if one.state != "running" or not one.reason:
+                raise NotReady(error.message) from None
+            is_deleted = False
+        if is_deleted:
+            training.end_training(one)
+            context.fail(one, f"endpoint {one.endpoint!r} was deleted meanwhile")
+            return
     try:
-        current = Retrainings(hands.deployments.store).get(one.id)
-        if current is not None and current.is_live:
-            hands.fail(current, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-    except OnnxserveError as failure:
-        _log.warning("retraining %d: %s", one.id, failure.message)
+        _STEPS[one.state](context, one)
+    except ServedModelChanged as error:
+        context.finish(one, "left", error.message)

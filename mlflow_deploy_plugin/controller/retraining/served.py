@@ -1,7 +1,6 @@
-"""What an endpoint serves now: a retraining takes minutes to days, and nobody holds still for it."""
+"""The model and version that an endpoint serves now; both may change while a retraining takes minutes to days."""
 
-from mlflow_deploy_plugin.controller.rollouts.start import main_variant
-from mlflow_deploy_plugin.controller.snapshot import take_snapshot
+from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
@@ -9,14 +8,14 @@ from mlflow_deploy_plugin.registry import parse_model_uri, resolve
 
 
 class ServedModelChanged(InvalidConfig):
-    """What was trained is not what is served any more."""
+    """The endpoint no longer serves the model that was trained."""
 
 
 def served_model(observed: ObservedEndpoint) -> str:
-    """The registered model whose version answers.
+    """Return the registered model that answers.
 
     Raises:
-        InvalidConfig: none does, or several deployments share the traffic.
+        InvalidConfig: no registered model answers, or several deployments share the traffic.
     """
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
@@ -26,7 +25,7 @@ def served_model(observed: ObservedEndpoint) -> str:
 
 
 def served_version(observed: ObservedEndpoint) -> str:
-    """The version that answers; of a server that does not run, the one that it would serve.
+    """Return the version that answers. If the server does not run, return the one that it would serve.
 
     Raises:
         InvalidConfig: as `served_model`.
@@ -34,15 +33,15 @@ def served_version(observed: ObservedEndpoint) -> str:
     """
     spec = observed.endpoint.spec
     main = main_variant(spec)
-    seen = take_snapshot(observed, with_numbers=False).versions.get(main)
-    return seen or resolve(spec.variants[main].model).version
+    snapshot = take_snapshot(observed, with_counters=False).versions.get(main)
+    return snapshot or resolve(spec.variants[main].model).version
 
 
 def answering_version(deployments: Deployments, endpoint: str, model: str) -> str:
-    """The version of the model that answers now; empty while a rollout decides it, or where it cannot be told.
+    """Return the version of the model that answers now; empty while a rollout decides it, or if it is unknown.
 
     Raises:
-        AnotherModel: the endpoint serves another one by now.
+        ServedModelChanged: the endpoint serves another one by now.
         NotFound: there is no such endpoint.
         RegistryUnavailable: nobody says which version.
     """

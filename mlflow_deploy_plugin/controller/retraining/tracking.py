@@ -1,4 +1,4 @@
-"""A retraining as MLflow has it: its run, the version that the run registered, and the tags that say where from."""
+"""A retraining in MLflow: its run, the version that the run registered, and the version's provenance tags."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class TrainingRun:
 
     Attributes:
         status: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED.
-        alive_at: when its training last said that it runs; None: it never did.
+        alive_at: the time of the last heartbeat; None if there was none.
         has_logged_a_model: registered or not.
     """
 
@@ -42,7 +42,7 @@ class TrainingRun:
 
 
 def column_types(model_uri: str) -> dict[str, str]:
-    """The model's columns and their types by its signature, as `long`; empty for one of tensors, or without one.
+    """Return the columns of the model's signature with their types, as `long`; empty for tensors, or no signature.
 
     Raises:
         NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer.
@@ -57,7 +57,7 @@ def column_types(model_uri: str) -> dict[str, str]:
 
 
 def ensure_run(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mapping[str, str]) -> str:
-    """The id of the run that trains, which is made where it is not there yet.
+    """Return the id of the run that trains; create it if it is not there yet.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -88,36 +88,36 @@ def ensure_run(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Map
 
 
 def log_file(run_id: str, file: Path) -> str:
-    """Logs the file to the run; gives its URI. Raises RegistryUnavailable."""
+    """Log the file to the run and return its URI. Raises RegistryUnavailable."""
     with registry_errors(f"run {run_id}"), no_request_timeout():
         registry_client().log_artifact(run_id, str(file), _FOLDER)
     return f"runs:/{run_id}/{_FOLDER}/{file.name}"
 
 
 def get_run(run_id: str) -> TrainingRun:
-    """The run as it is now. Raises NotFound, RegistryUnavailable."""
+    """Return the run as it is now. Raises NotFound, RegistryUnavailable."""
     with registry_errors(f"run {run_id}"):
         run = registry_client().get_run(run_id)
-    said = run.data.tags.get(HEARTBEAT_TAG)
+    heartbeat = run.data.tags.get(HEARTBEAT_TAG)
     has_logged = bool(run.outputs and run.outputs.model_outputs)
-    return TrainingRun(str(run.info.status), datetime.fromisoformat(said) if said else None, has_logged)
+    return TrainingRun(str(run.info.status), datetime.fromisoformat(heartbeat) if heartbeat else None, has_logged)
 
 
 def write_heartbeat(run_id: str, now: datetime) -> None:
-    """Writes on the run that its training is alive. Raises as `seen`."""
+    """Write a heartbeat to the run: its training is alive. Raises as `get_run`."""
     with registry_errors(f"run {run_id}"):
         registry_client().set_tag(run_id, HEARTBEAT_TAG, now.isoformat())
 
 
 def end_run(run_id: str, state: str) -> None:
-    """Ends a run whose process is gone; one that has ended stays as it is. Raises as `seen`."""
+    """End the run, unless it has ended. Raises as `get_run`."""
     if get_run(run_id).status in ("RUNNING", "SCHEDULED"):
         with registry_errors(f"run {run_id}"):
             registry_client().set_terminated(run_id, state)
 
 
 def registered_version(model: str, run_id: str) -> str:
-    """The newest version of the model that the run, or a run nested in it, has registered; empty: none.
+    """Return the newest version of the model that the run, or a run nested in it, has registered; empty if none.
 
     Raises:
         NotFound / RegistryUnavailable: the run is gone, or MLflow does not answer.
@@ -134,7 +134,10 @@ def registered_version(model: str, run_id: str) -> str:
 
 
 def tag_provenance(one: Retraining, plan: RetrainPlan, version: str) -> None:
-    """Writes on the version where it comes from; what the project has written itself stays. Raises as `tag_version`."""
+    """Tag the version with its cause, parent and kind of training. Tags that the project has set stay.
+
+    Raises as `tag_version`.
+    """
     with registry_errors(f"model {plan.model} version {version}"):
         known = registry_client().get_model_version(plan.model, version).tags
     tags = {CAUSE_TAG: str(one.cause["why"]), PARENT_TAG: plan.base_uri, TRAINING_TAG: plan.mode}

@@ -24,19 +24,19 @@ _FILES = ("data.parquet", "held_out.parquet")
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
 HELD_OUT = 0.2
-"""Of the window's labelled rows, the newest share: a model is to be right about what comes next."""
+"""So large a share of the window's labelled rows is held out, the newest: a model has to be right about the future."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What was written for a retraining.
+    """The files that were written for a retraining.
 
     Attributes:
         data: Parquet file of the rows to learn: the model's columns, `_label`, `_label_number`, `_event_time`.
-        held_out: a file of the same form with the newest rows of the window; None where they could not judge.
+        held_out: a file of the same form with the newest rows of the window; None if they could not judge a model.
         target: the column of `held_out` with the truth, as the model answers it.
-        rows / held_out_rows: in them.
-        window: whose rows they are; of a full training, the end of all rows.
+        rows / held_out_rows: the number of rows in the two files.
+        window: the window of the rows; a full training also learns what came before it.
     """
 
     data: Path
@@ -48,11 +48,11 @@ class TrainingData:
 
 
 def collect_training_data(log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str]) -> TrainingData:
-    """Writes the labelled rows into the folder: of the window, and for a full training all that came before it.
+    """Write the labelled rows of the window into the folder, and for a full training also all rows before it.
 
     Args:
-        types: of the model's columns, by its signature; the log has whole numbers and booleans as the graph takes them,
-            which may be as floats.
+        types: the types of the model's columns, by its signature; the log has whole numbers and booleans as the graph
+            takes them, which may be as floats.
 
     Raises:
         NotFound: nothing was captured.
@@ -91,7 +91,7 @@ def collect_training_data(log: InferenceLog, plan: RetrainPlan, folder: Path, ty
 
 
 def remove_training_data(folder: Path) -> None:
-    """Takes the rows away that were written for a retraining; its log stays, and MLflow has those held out."""
+    """Remove the rows that were written for a retraining. Its log stays, and MLflow has the held-out rows."""
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
 
@@ -103,7 +103,7 @@ def _earlier(log: InferenceLog, plan: RetrainPlan, window: Window) -> list[pa.Ta
 
 
 def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table | None:
-    """The labelled rows of the window in the order of event time, whichever version answered them; None: no rows."""
+    """Return the window's labelled rows in the order of event time, whichever version answered; None if no rows."""
     sample, is_empty = Sample(MAX_ROWS), True
     for batch in log.batches(plan.endpoint, window):
         rows = batch.filter(pc.equal(batch.column("_model"), plan.model))
@@ -118,9 +118,9 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table 
 
 
 def _cut(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-    """The older rows and the newest, which no moment of event time is split between.
+    """Split the rows into the older ones and the newest. Rows of the same event time stay together.
 
-    None are held out that could not judge: too few, or of one answer alone, which a model without any other gets right.
+    Nothing is held out if it could not judge: too few rows, or of one answer alone, which a constant model gets right.
     """
     times = microseconds_of(rows.column(EVENT_TIME))
     place = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
@@ -131,12 +131,12 @@ def _cut(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
 
 
 def _answers(labelled: pa.Table) -> int:
-    """How many different labels there are."""
+    """Return how many different labels there are."""
     return int(pc.count_distinct(labelled.column(LABEL)).as_py())
 
 
 def _own(table: pa.Table) -> pa.Table:
-    """The model's columns, the label and the event time."""
+    """Return the model's columns, the label and the event time."""
     kept = (EVENT_TIME, LABEL, LABEL_NUMBER)
     names = [
         name
@@ -147,7 +147,10 @@ def _own(table: pa.Table) -> pa.Table:
 
 
 def _as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
-    """Numbers as the signature has them, so that the project's own is the same; a column with gaps stays as it is."""
+    """Cast numbers to the signature's types, so that the new version's signature is the same.
+
+    A column with gaps stays as it is.
+    """
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     columns = {name: table.column(name) for name in table.column_names if name in dtypes}
     values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}
@@ -158,6 +161,6 @@ def _as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
 
 
 def _target(rows: pa.Table) -> str:
-    """The label as a text where the model answers texts, or where it is no number."""
+    """Return the label's text column if the model answers texts or a label is no number, else its number column."""
     is_text = PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
     return LABEL if is_text or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER

@@ -1,4 +1,8 @@
-"""Whether an alarm starts a retraining: cool-down, budget, one at a time; and retrainings that a person asks for."""
+"""Starts retrainings: on an alarm, within cool-down and budget; by a schedule; and for a person.
+
+A model has at most one retraining that has not ended. An alarm or a schedule that starts nothing stands in the audit
+trail with the reason.
+"""
 
 import logging
 from collections.abc import Callable
@@ -17,8 +21,7 @@ from mlflow_deploy_plugin.controller.retraining.plan import (
     started_event,
 )
 from mlflow_deploy_plugin.controller.retraining.served import served_model, served_version
-from mlflow_deploy_plugin.controller.rollouts.start import main_variant
-from mlflow_deploy_plugin.controller.snapshot import take_snapshot
+from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.monitor_checks import check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
@@ -36,6 +39,7 @@ from mlflow_deploy_plugin.store.tables import AuditRow
 _log = logging.getLogger(__name__)
 
 _BUDGET = timedelta(days=30)
+_SCHEDULED = "schedule"
 
 
 class _NeedsAPerson(InvalidConfig):
@@ -44,41 +48,42 @@ class _NeedsAPerson(InvalidConfig):
 
 def retrain_on_alarm(
     deployments: Deployments,
-    judgement: MonitorResult,
+    result: MonitorResult,
     run: LoggedRun,
     spec: MonitorSpec,
     clock: Callable[[], datetime] = utc_now,
 ) -> Retraining | None:
-    """Writes a retraining down where the judgement is an alarm and its monitor's spec asks for one.
+    """Start a retraining if the result is an alarm and its monitor's spec asks for one.
 
-    An alarm that starts nothing (cool-down, budget, one under way, a version that is no longer served) stands in the
-    audit trail with the reason.
+    An alarm may start nothing: cool-down, budget, one under way, or a version that is no longer served.
 
     Returns:
-        What was written down, now or when the same judgement was considered before; None for nothing.
+        The retraining, also if the same result has started it before; None if there is none.
 
     Raises:
-        StoreUnavailable: nothing was written; to be asked again.
+        StoreUnavailable: nothing was written, and this is to be called again.
     """
-    if spec.retrain is None or not judgement.is_alarm:
+    if spec.retrain is None or not result.is_alarm:
         return None
-    actor, cause = controller_name(), cause_of(judgement, run)
-    plan = plan_for(
-        spec.retrain, judgement.endpoint, judgement.model, judgement.version, spec.every, judgement.window, actor
-    )
-    known = _known(Retrainings(deployments.store), plan, cause)
-    if known is not None:  # a controller was killed between this and writing down that the window is judged
-        return known
+    store, retrainings = deployments.store, Retrainings(deployments.store)
+    actor, cause = controller_name(), cause_of(result, run)
+    plan = plan_for(spec.retrain, result.endpoint, result.model, result.version, spec.every, result.window, actor)
+    for one in retrainings.find(plan.endpoint, plan.model):
+        # started before: a controller was killed between this and writing down that the window is judged
+        if all(one.cause.get(name) == cause[name] for name in ("kind", "monitor", "window", "revision")):
+            return one
     try:
-        _check_served(deployments, judgement)
-        _check_budget(Retrainings(deployments.store), plan.model, spec.retrain, clock())
-        _check_project(plan)
-        return _add(deployments.store, judgement.monitor, plan, cause, clock())
+        _check_served(deployments, result)
+        _check_budget(retrainings, plan.model, spec.retrain, clock())
+        try:
+            check_project(plan.project, plan.entry_point, plan.parameters)
+        except InvalidConfig as error:
+            raise _NeedsAPerson(f"it cannot be trained: {error.message}") from None
+        return _add(store, result.monitor, plan, cause, clock())
     except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
         if isinstance(error, _NeedsAPerson):
-            text = f"{plan.endpoint}: {error.message}"
-            announce(deployments.store, plan.endpoint, judgement.monitor, text, run.url)
-        record_refusal(deployments.store, refused_event(plan, cause, error.message, clock()))
+            announce(store, plan.endpoint, result.monitor, f"{plan.endpoint}: {error.message}", run.url)
+        record_refusal(store, refused_event(plan, cause, error.message, clock()))
         return None
 
 
@@ -92,10 +97,10 @@ def request_retraining(
     actor: str | None = None,
     kind: str = "asked",
 ) -> Retraining:
-    """Writes down the retraining that a person wants, whatever cool-down and budget say.
+    """Start the retraining that a person wants, whatever cool-down and budget say.
 
     Args:
-        monitor: whose spec says how; default: the only one that has `retrain`.
+        monitor: its spec says how to train; default: the only one that has `retrain`.
         mode: default: the spec's.
         window: default: the latest whole one of the monitor's length that has rows.
 
@@ -107,19 +112,75 @@ def request_retraining(
     """
     actor = actor or current_actor()
     observed = deployments.get_endpoint(endpoint)
-    name, found = _monitor_of(observed.endpoint.spec, monitor)
+    name, found = _select_monitor(observed.endpoint.spec, monitor)
     assert found.retrain is not None
     retrain = found.retrain.model_copy(update={"mode": mode}) if mode else found.retrain
     check_project(retrain.project, retrain.entry_point, retrain.parameters)
     model = served_model(observed)
     plan = plan_for(retrain, endpoint, model, served_version(observed), found.every, window, actor)
-    said = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
-    return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": said}, utc_now())
+    reason = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
+    return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": reason}, utc_now())
+
+
+class RetrainingSchedule:
+    """Starts retrainings at fixed times, by `retrain.schedule` of monitors' specs, whatever the monitors find."""
+
+    def __init__(self, deployments: Deployments, actor: str) -> None:
+        self._deployments = deployments
+        self._actor = actor
+        self._logged: dict[tuple[str, str], str] = {}
+
+    def request_due(self, now: datetime | None = None) -> None:
+        """Start the retrainings that are due; of several times that have passed, one.
+
+        While the model is being trained already, the next one waits. An error is logged once.
+        """
+        now = now or utc_now()
+        for endpoint in self._deployments.store.endpoints():
+            for monitor, spec in endpoint.spec.monitors.items():
+                if spec.retrain is None or spec.retrain.schedule is None:
+                    continue
+                key, schedule = (endpoint.name, monitor), spec.retrain.schedule
+                try:
+                    if self._is_due(endpoint, monitor, spec, schedule, now):
+                        why = f"schedule {schedule} of monitor {monitor}"
+                        request_retraining(
+                            self._deployments, endpoint.name, monitor, why=why, actor=self._actor, kind=_SCHEDULED
+                        )
+                    self._logged.pop(key, None)
+                except AlreadyExists:
+                    continue
+                except OnnxserveError as error:
+                    if self._logged.get(key) == error.message:
+                        continue
+                    if isinstance(error, InvalidConfig):  # which stays so until somebody changes it
+                        store, text = self._deployments.store, f"{endpoint.name}: no retraining: {error.message}"
+                        announce(store, endpoint.name, monitor, text)
+                        detail = {"monitor": monitor, "schedule": schedule}
+                        record_refusal(
+                            store,
+                            AuditEvent(
+                                now, self._actor, "retrain.refused", endpoint.name, why=error.message, detail=detail
+                            ),
+                        )
+                    _log.warning("%s, monitor %s: no retraining: %s", endpoint.name, monitor, error.message)
+                    self._logged[key] = error.message
+
+    def _is_due(self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, schedule: str, now: datetime) -> bool:
+        earlier = [
+            one.created_at
+            for one in Retrainings(self._deployments.store).find(endpoint.name)
+            if one.monitor == monitor and one.cause.get("kind") == _SCHEDULED
+        ]
+        since = max([endpoint.created_at, *earlier])
+        fires = crontab_trigger(schedule, spec.time_zone).get_next_fire_time(None, since)
+        return fires is not None and fires <= now
 
 
 def record_refusal(store: Store, event: AuditEvent) -> None:
-    """Keeps in the audit trail that nothing is trained; of a monitor once for the same reason: an hourly one would fill
-    it.
+    """Write into the audit trail that nothing is trained, once for the same monitor and reason.
+
+    An hourly monitor would fill the trail otherwise.
     """
     _log.info("%s: no retraining: %s", event.endpoint, event.why)
     of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
@@ -133,7 +194,7 @@ def record_refusal(store: Store, event: AuditEvent) -> None:
         _log.warning("not in the audit trail: %s (%s)", event.why, error.message)
 
 
-def _monitor_of(spec: EndpointSpec, monitor: str | None) -> tuple[str, MonitorSpec]:
+def _select_monitor(spec: EndpointSpec, monitor: str | None) -> tuple[str, MonitorSpec]:
     able = {name: one for name, one in spec.monitors.items() if one.retrain is not None}
     if monitor is not None and spec.monitor(monitor).retrain is None:
         raise InvalidConfig(f"monitor {monitor!r} does not say how the model is trained: it has no `retrain`")
@@ -149,30 +210,21 @@ def _monitor_of(spec: EndpointSpec, monitor: str | None) -> tuple[str, MonitorSp
     return name, able[name]
 
 
-def _known(retrainings: Retrainings, plan: RetrainPlan, cause: dict[str, Any]) -> Retraining | None:
-    """The retraining that the same judgement has started already."""
-    same = ("monitor", "window", "revision")
-    for one in retrainings.find(plan.endpoint, plan.model):
-        if one.cause.get("kind") == cause["kind"] and all(one.cause.get(name) == cause[name] for name in same):
-            return one
-    return None
-
-
-def _check_served(deployments: Deployments, judgement: MonitorResult) -> None:
-    """Raises InvalidConfig: what was judged is not what answers now, as far as this machine can see."""
-    observed = deployments.get_endpoint(judgement.endpoint)
+def _check_served(deployments: Deployments, result: MonitorResult) -> None:
+    """Raise InvalidConfig if the judged version is not the one that answers now, as far as this machine can see."""
+    observed = deployments.get_endpoint(result.endpoint)
     spec = observed.endpoint.spec
     main = main_variant(spec)
     reference = parse_model_uri(spec.variants[main].model)
-    if not reference.is_registered or reference.name != judgement.model:
-        raise InvalidConfig(f"the window was answered by {judgement.model}, which is not the registered model served")
+    if not reference.is_registered or reference.name != result.model:
+        raise InvalidConfig(f"the window was answered by {result.model}, which is not the registered model served")
     served = take_snapshot(observed).versions.get(main)
-    if served is not None and served != judgement.version:
-        raise InvalidConfig(f"the alarm is of version {judgement.version}, and version {served} is served now")
+    if served is not None and served != result.version:
+        raise InvalidConfig(f"the alarm is of version {result.version}, and version {served} is served now")
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
-    """Raises InvalidConfig: it is too early, or it has been tried too often."""
+    """Raise InvalidConfig if it is too early, or the model was trained too often."""
     found = retrainings.find(model=model)
     if not found:
         return
@@ -188,70 +240,6 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
         )
 
 
-def _check_project(plan: RetrainPlan) -> None:
-    """Raises _NeedsAPerson: it is not there any more, or is another one by now."""
-    try:
-        check_project(plan.project, plan.entry_point, plan.parameters)
-    except InvalidConfig as error:
-        raise _NeedsAPerson(f"it cannot be trained: {error.message}") from None
-
-
 def _add(store: Store, monitor: str, plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> Retraining:
     event = started_event(plan, cause, now)
     return Retrainings(store).add(plan.endpoint, monitor, plan.model, cause, plan.to_json(), "waiting", event)
-
-
-_KIND = "schedule"
-_told: dict[tuple[str, str, str], str] = {}
-"""By store, endpoint and monitor, what was said last."""
-
-
-def request_scheduled(deployments: Deployments, actor: str, now: datetime | None = None) -> None:
-    """Writes down the retrainings whose time has come; of several times that have passed, one.
-
-    Where the model is being trained already it waits for the end of that. What is wrong is logged, once.
-    """
-    now = now or utc_now()
-    for endpoint in deployments.store.endpoints():
-        for monitor, spec in endpoint.spec.monitors.items():
-            if spec.retrain is None or spec.retrain.schedule is None:
-                continue
-            key = (deployments.settings.store_url, endpoint.name, monitor)
-            try:
-                if _is_due(deployments, endpoint, monitor, spec, spec.retrain.schedule, now):
-                    why = f"schedule {spec.retrain.schedule} of monitor {monitor}"
-                    request_retraining(deployments, endpoint.name, monitor, why=why, actor=actor, kind=_KIND)
-                _told.pop(key, None)
-            except AlreadyExists:
-                continue
-            except OnnxserveError as error:
-                if _told.get(key) == error.message:
-                    continue
-                if isinstance(error, InvalidConfig):  # which stays so until somebody changes it
-                    _keep(deployments, endpoint, monitor, spec.retrain.schedule, error.message, actor, now)
-                _log.warning("%s, monitor %s: no retraining: %s", endpoint.name, monitor, error.message)
-                _told[key] = error.message
-
-
-def _keep(
-    deployments: Deployments, endpoint: Endpoint, monitor: str, schedule: str, reason: str, actor: str, now: datetime
-) -> None:
-    """People are told, and it stands in the history; both once for the same."""
-    announce(deployments.store, endpoint.name, monitor, f"{endpoint.name}: no retraining: {reason}")
-    detail = {"monitor": monitor, "schedule": schedule}
-    record_refusal(
-        deployments.store, AuditEvent(now, actor, "retrain.refused", endpoint.name, "", "", why=reason, detail=detail)
-    )
-
-
-def _is_due(
-    deployments: Deployments, endpoint: Endpoint, monitor: str, spec: MonitorSpec, schedule: str, now: datetime
-) -> bool:
-    earlier = [
-        one.created_at
-        for one in Retrainings(deployments.store).find(endpoint.name)
-        if one.monitor == monitor and one.cause.get("kind") == _KIND
-    ]
-    since = max([endpoint.created_at, *earlier])
-    fires = crontab_trigger(schedule, spec.time_zone).get_next_fire_time(None, since)
-    return fires is not None and fires <= now

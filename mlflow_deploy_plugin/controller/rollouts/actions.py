@@ -34,10 +34,10 @@ class RolloutActions:
         """Under which rollouts are taken further here; empty where no server stands."""
         return rollouts_lease_name(self.deployments.settings)
 
-    def stands_here(self, endpoint: str) -> bool:
+    def is_local(self, endpoint: str) -> bool:
         return is_local(endpoint, self.deployments.settings)
 
-    def see(self, endpoint: str) -> EndpointSnapshot:
+    def take_snapshot(self, endpoint: str) -> EndpointSnapshot:
         try:
             return take_snapshot(self.deployments.get_endpoint(endpoint))
         except NotFound:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from mlflow_deploy_plugin.controller.locality import is_local, rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
-from mlflow_deploy_plugin.controller.rollouts.controller import rollout_summary
 from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     Progress,
     aborted,
@@ -15,6 +14,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     progress_event,
     progress_of,
     resumed,
+    rollout_summary,
     with_progress,
 )
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments

@@ -1,4 +1,4 @@
-"""Judges a step by its live numbers: what was counted since it began, and what the sequential test says of it."""
+"""The evidence of a rollout's step: what was counted since it began, and what the sequential tests say of it."""
 
 import math
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ _ROLES = ("current", "candidate", "shadow")
 
 @dataclass(frozen=True)
 class StepEvidence:
-    """What a rollout has counted.
+    """The counts of a rollout and the tests of its step.
 
     Attributes:
         last: role → its counters at the last look; empty before the first.
-        step: role → what was counted since the step began.
-        history: of the current version, from before the rollout up to the last look. Bounds that a look is judged by
-            come from here, so that they do not depend on what the look finds.
+        step: role → its counts since the step began.
+        history: the counts of the current version, from before the rollout up to the last look. The bounds that a look
+            is judged by come from here, so that they do not depend on what the look finds.
         before_step: `history` when the step began.
-        tests: criterion → the evidence of the step.
+        tests: criterion → its test in this step.
     """
 
     last: Mapping[str, VersionCounters] = field(default_factory=dict)
@@ -50,90 +50,90 @@ class StepEvidence:
     def from_json(plan: RolloutPlan, step: int, document: Mapping[str, Any]) -> "StepEvidence":
         if not document:
             return StepEvidence()
-        ledger = StepEvidence(
+        evidence = StepEvidence(
             last={role: VersionCounters.from_json(counted) for role, counted in document["last"].items()},
             step={role: VersionCounters.from_json(counted) for role, counted in document["step"].items()},
             history=VersionCounters.from_json(document["history"]),
             before_step=VersionCounters.from_json(document["before_step"]),
         )
-        tests = _new_tests(plan, step, ledger)
+        tests = _new_tests(plan, step, evidence)
         for text, (above_threshold, above_current) in document["tests"].items():
             tests[text].above_threshold, tests[text].above_current = np.array(above_threshold), np.array(above_current)
-        return replace(ledger, tests=tests)
+        return replace(evidence, tests=tests)
 
 
-def begin_step(plan: RolloutPlan, step: int, ledger: StepEvidence) -> StepEvidence:
-    """An empty step; what was counted before stays known as history."""
-    begun = replace(ledger, step={role: VersionCounters() for role in _ROLES}, before_step=ledger.history)
+def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvidence:
+    """Return the evidence of a new step; earlier counts stay in the history."""
+    begun = replace(evidence, step={role: VersionCounters() for role in _ROLES}, before_step=evidence.history)
     return replace(begun, tests=_new_tests(plan, step, begun))
 
 
-def add_counters(plan: RolloutPlan, step: int, ledger: StepEvidence, numbers: CountersByVersion) -> StepEvidence:
-    """The ledger with what was counted since the last look."""
+def add_counters(plan: RolloutPlan, step: int, evidence: StepEvidence, counters: CountersByVersion) -> StepEvidence:
+    """Return the evidence with what was counted since the last look."""
     now = {
-        "current": numbers.get((plan.main, plan.before_version), VersionCounters()),
-        "candidate": numbers.get((plan.candidate, plan.version), VersionCounters()),
-        "shadow": numbers.get((plan.shadow, plan.version), VersionCounters()) if plan.shadow else VersionCounters(),
+        "current": counters.get((plan.main, plan.before_version), VersionCounters()),
+        "candidate": counters.get((plan.candidate, plan.version), VersionCounters()),
+        "shadow": counters.get((plan.shadow, plan.version), VersionCounters()) if plan.shadow else VersionCounters(),
     }
-    if not ledger.last:
-        return replace(ledger, last=now, history=now["current"], before_step=now["current"])
-    added = {role: counted.since(ledger.last[role]) for role, counted in now.items()}
-    tests = {text: replace(test) for text, test in ledger.tests.items()}
+    if not evidence.last:
+        return replace(evidence, last=now, history=now["current"], before_step=now["current"])
+    added = {role: counted.since(evidence.last[role]) for role, counted in now.items()}
+    tests = {text: replace(test) for text, test in evidence.tests.items()}
     for criterion in plan.criteria if tests else ():
-        _look(criterion, ledger, tests[criterion.text], added, plan.steps[step] == 100)
+        _look(criterion, evidence, tests[criterion.text], added, plan.steps[step] == 100)
     return replace(
-        ledger,
+        evidence,
         last=now,
         tests=tests,
-        step={role: ledger.step[role].plus(counted) for role, counted in added.items()} if ledger.step else {},
-        history=ledger.history.plus(added["current"]),
+        step={role: evidence.step[role].plus(counted) for role, counted in added.items()} if evidence.step else {},
+        history=evidence.history.plus(added["current"]),
     )
 
 
-def rejection(plan: RolloutPlan, ledger: StepEvidence) -> str:
-    """Why the candidate is not good enough, with the figures; empty while there is no proof of it."""
+def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
+    """Say why the candidate is not good enough, with the figures; empty while there is no proof of it."""
     for criterion in plan.criteria:
-        test = ledger.tests.get(criterion.text)
-        if test is not None and test.rejects and _asked(criterion, ledger) >= plan.min_requests:
-            return f"{criterion.text}: {_figures(plan, criterion, ledger)}; {_evidence(test)}"
+        test = evidence.tests.get(criterion.text)
+        if test is not None and test.rejects and _asked(criterion, evidence) >= plan.min_requests:
+            return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {_evidence(test)}"
     return ""
 
 
-def missing_evidence(plan: RolloutPlan, step: int, ledger: StepEvidence) -> str:
-    """What has to be counted before the step may end; empty where enough was."""
-    answered = ledger.step["candidate"].requests if ledger.step else 0
+def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> str:
+    """Say what has to be counted before the step may end; empty if enough was."""
+    answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
         return f"the candidate has answered {answered:.0f} of the {plan.min_requests} requests that a step needs"
     is_compared = plan.steps[step] < 100 and any(one.kind == "disagreement" for one in plan.criteria)
-    if is_compared and (rows := ledger.step["shadow"].same + ledger.step["shadow"].different) < plan.min_requests:
+    if is_compared and (rows := evidence.step["shadow"].same + evidence.step["shadow"].different) < plan.min_requests:
         return f"{rows:.0f} of the {plan.min_requests} rows that a step needs were compared"
     return ""
 
 
-def figures(plan: RolloutPlan, ledger: StepEvidence) -> dict[str, Any]:
-    """The step in numbers, as the audit trail keeps them; empty before the first step."""
-    if not ledger.step:
+def figures(plan: RolloutPlan, evidence: StepEvidence) -> dict[str, Any]:
+    """Return the step in numbers, as the audit trail keeps them; empty before the first step."""
+    if not evidence.step:
         return {}
     judged = {}
     for criterion in plan.criteria:
-        if (test := ledger.tests.get(criterion.text)) is not None:
+        if (test := evidence.tests.get(criterion.text)) is not None:
             judged[criterion.text] = {
-                "figures": _figures(plan, criterion, ledger),
+                "figures": _figures(plan, criterion, evidence),
                 "log_evidence": round(float(test.log_evidence), 3),
                 "log_evidence_needed": round(math.log(1 / test.level), 3),
             }
     counted = {
         role: {"requests": counts.requests, "errors": counts.errors}
-        for role, counts in ledger.step.items()
+        for role, counts in evidence.step.items()
         if role != "shadow"
     }
     if plan.shadow:
-        counted["shadow"] = {"same": ledger.step["shadow"].same, "different": ledger.step["shadow"].different}
+        counted["shadow"] = {"same": evidence.step["shadow"].same, "different": evidence.step["shadow"].different}
     return {**counted, "criteria": judged}
 
 
-def _new_tests(plan: RolloutPlan, step: int, ledger: StepEvidence) -> dict[str, SequentialTest]:
-    """The tests of a step.
+def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:
+    """Return the tests of a step.
 
     At 100 % the current version gets no requests any more. There the candidate must be proved worse than the largest
     share that the current version's history leaves possible; half of the level goes to that limit.
@@ -144,7 +144,7 @@ def _new_tests(plan: RolloutPlan, step: int, ledger: StepEvidence) -> dict[str, 
         is_alone = plan.steps[step] == 100
         if is_alone and criterion.kind != "disagreement":
             level /= 2
-            events, trials = _history_of(criterion, ledger.before_step)
+            events, trials = _history_of(criterion, evidence.before_step)
             threshold = max(threshold, upper_limit(events, trials, level)) if trials else threshold
         against_current = not is_alone and criterion.kind != "disagreement"
         tests[criterion.text] = SequentialTest(threshold, level, against_current)
@@ -160,7 +160,7 @@ def _history_of(criterion: Criterion, history: VersionCounters) -> tuple[float, 
 
 def _look(
     criterion: Criterion,
-    ledger: StepEvidence,
+    evidence: StepEvidence,
     test: SequentialTest,
     added: Mapping[str, VersionCounters],
     is_alone: bool,
@@ -172,7 +172,7 @@ def _look(
         case "error_rate":
             test.look(candidate.errors, candidate.requests, current.errors, current.requests)
         case "latency":
-            bound = _slow_from(criterion, ledger.before_step if is_alone else ledger.history)
+            bound = _slow_from(criterion, evidence.before_step if is_alone else evidence.history)
             if bound is not None:
                 test.look(*_slow(candidate, bound), *_slow(current, bound))
         case "disagreement":
@@ -181,9 +181,9 @@ def _look(
 
 
 def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
-    """From how many seconds a request is slow: a bucket's bound, the next above what the criterion says.
+    """Return from how many seconds a request is slow: a bucket's bound, the next above the criterion's.
 
-    None where the current version has answered too few requests, or where it is beyond the last bucket.
+    None if the current version has answered too few requests, or if the bound is beyond the last bucket.
     """
     if criterion.seconds is not None:
         wanted = criterion.seconds
@@ -196,7 +196,7 @@ def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
 
 
 def _quantile(timed: Mapping[float, float], quantile: float) -> float | None:
-    """Linear within its bucket, as Prometheus' histogram_quantile."""
+    """Return the quantile, linear within its bucket, as Prometheus' histogram_quantile."""
     total = timed.get(math.inf, 0)
     if total < _MIN_TIMED:
         return None
@@ -211,25 +211,25 @@ def _quantile(timed: Mapping[float, float], quantile: float) -> float | None:
 
 
 def _slow(counted: VersionCounters, bound: float) -> tuple[float, float]:
-    """How many requests took longer than `bound`, and of how many."""
+    """Return how many requests took longer than `bound`, and of how many."""
     total = counted.timed.get(math.inf, 0)
     return total - counted.timed.get(bound, 0), total
 
 
-def _asked(criterion: Criterion, ledger: StepEvidence) -> float:
+def _asked(criterion: Criterion, evidence: StepEvidence) -> float:
     if criterion.kind == "disagreement":
-        return ledger.step["shadow"].same + ledger.step["shadow"].different
-    return ledger.step["candidate"].requests
+        return evidence.step["shadow"].same + evidence.step["shadow"].different
+    return evidence.step["candidate"].requests
 
 
-def _figures(plan: RolloutPlan, criterion: Criterion, ledger: StepEvidence) -> str:
-    current, candidate, shadow = (ledger.step[role] for role in _ROLES)
+def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:
+    current, candidate, shadow = (evidence.step[role] for role in _ROLES)
     match criterion.kind:
         case "error_rate":
             new, old = (candidate.errors, candidate.requests), (current.errors, current.requests)
             what = "failed"
         case "latency":
-            bound = _slow_from(criterion, ledger.history)
+            bound = _slow_from(criterion, evidence.history)
             if bound is None:
                 return f"not judged: of version {plan.before_version} too little is known"
             new, old = _slow(candidate, bound), _slow(current, bound)

@@ -8,10 +8,10 @@ from typing import Any
 
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.rollouts.start import main_variant
 from mlflow_deploy_plugin.controller.snapshot import (
     EndpointSnapshot,
     fetch_metrics_page,
+    main_variant,
     take_snapshot,
     versions_by_last_answer,
 )
@@ -107,7 +107,7 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.followed:
         return _pinned_back(deployments, observed, main, why, actor, to)
-    seen = take_snapshot(observed, with_numbers=False)
+    snapshot = take_snapshot(observed, with_counters=False)
     if to:
         current = _current(observed, main, reference)
         earlier = PreviousVersion(_version_asked_for(to, reference), "it was asked for")
@@ -117,7 +117,7 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
         raise InvalidConfig(f"{spec.variants[main].model} is version {current} already")
     repoint(reference, earlier.version)
     deployments.poll_registry(reference.name)
-    if seen.state in ("running", "starting"):
+    if snapshot.state in ("running", "starting"):
         try:
             _wait(deployments, endpoint, main, earlier.version)
         except DeploymentFailed as error:
@@ -168,7 +168,7 @@ def _pinned_back(
 
 def _current(observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None) -> str:
     """The version that is followed now, or else served; empty where there is none."""
-    return current_version(reference, registry) or take_snapshot(observed, with_numbers=False).versions.get(main, "")
+    return current_version(reference, registry) or take_snapshot(observed, with_counters=False).versions.get(main, "")
 
 
 def _current_and_earlier(
@@ -303,19 +303,19 @@ def _model_asked_for(to: str, served: ModelURI) -> str:
 
 def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
     deadline = time.monotonic() + _SERVED_SECONDS
-    while (seen := _look(deployments, endpoint)).versions.get(main) != version:
-        if error := seen.refused.get((main, version)) or seen.errors.get(main):
+    while (snapshot := _look(deployments, endpoint)).versions.get(main) != version:
+        if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):
             raise DeploymentFailed(f"{endpoint}: version {version} does not come back: {error}")
         if time.monotonic() > deadline:
             raise DeploymentFailed(
                 f"{endpoint}: the registry has version {version} again, and after {_SERVED_SECONDS:g} s it is not "
-                f"served: {seen.reason or 'no reason is known'}"
+                f"served: {snapshot.reason or 'no reason is known'}"
             )
         time.sleep(_POLL_SECONDS)
 
 
 def _look(deployments: Deployments, endpoint: str) -> EndpointSnapshot:
-    return take_snapshot(deployments.get_endpoint(endpoint), with_numbers=False)
+    return take_snapshot(deployments.get_endpoint(endpoint), with_counters=False)
 
 
 def _figures(model: str, before: str, after: str, source: str, begun: float) -> dict[str, str]:

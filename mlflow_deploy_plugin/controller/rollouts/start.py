@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.controller.rollouts.plan import (
     parse_steps,
 )
 from mlflow_deploy_plugin.controller.rollouts.state_machine import started_event
-from mlflow_deploy_plugin.controller.snapshot import take_snapshot
+from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
 from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, read_gate_status, resolve
@@ -67,10 +67,12 @@ def start_rollout(
 def _planned(deployments: Deployments, endpoint: str, wish: RolloutRequest, actor: str) -> RolloutPlan:
     """The whole of it, from what is served now. Raises as `begin_rollout`, but for the live rollout."""
     observed = deployments.get_endpoint(endpoint)
-    spec, seen = observed.endpoint.spec, take_snapshot(observed)
+    spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
-    if seen.state != "running" or (before := seen.versions.get(main)) is None:
-        raise NotReady(f"{endpoint}: {seen.state}; {seen.reason or 'its workers answer with different versions'}")
+    if snapshot.state != "running" or (before := snapshot.versions.get(main)) is None:
+        raise NotReady(
+            f"{endpoint}: {snapshot.state}; {snapshot.reason or 'its workers answer with different versions'}"
+        )
     reference = parse_model_uri(spec.variants[main].model)
     resolved = _resolved(wish.to, reference)
     _check(spec, reference, resolved, before)
@@ -98,21 +100,6 @@ def _planned(deployments: Deployments, endpoint: str, wish: RolloutRequest, acto
         actor=actor,
         why=wish.why,
     )
-
-
-def main_variant(spec: EndpointSpec) -> str:
-    """The deployment that answers.
-
-    Raises:
-        InvalidConfig: none does, or several.
-    """
-    answering = [name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow]
-    if len(answering) != 1:
-        raise InvalidConfig(
-            f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'nobody'}, and one is expected: "
-            f"`onnxserve endpoint traffic {spec.name} NAME=100` says which"
-        )
-    return answering[0]
 
 
 def _resolved(to: str, main: ModelURI) -> ResolvedModel:

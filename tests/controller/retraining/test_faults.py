@@ -13,12 +13,12 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.controller.retraining import process, tracking
 from mlflow_deploy_plugin.controller.retraining.runner import (
     MAX_DEFECTS,
-    _take,
-    _UnderWay,
+    RetrainingRunner,
     start_local_rollouts,
     try_step,
 )
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
+from mlflow_deploy_plugin.controller.service import retraining_context
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.alerts import Alerts
@@ -29,7 +29,7 @@ from tests.support.gated import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import RetrainingWorld
 from tests.support.tracking import tracking_at
-from tests.support.waiting import free_port
+from tests.support.waiting import free_port, wait_until
 
 
 def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
@@ -75,7 +75,7 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     waiting = world.take()
     assert waiting.state == "gated"
     assert waiting.reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
-    late = replace(world.hands, clock=lambda: utc_now() + timedelta(hours=2))
+    late = replace(world.context, clock=lambda: utc_now() + timedelta(hours=2))
     try_step(late, world.latest())
     proposed = world.latest()
     assert proposed.state == "proposed"
@@ -87,11 +87,11 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
 def test_a_version_is_brought_by_the_controller_that_sees_the_server(world: RetrainingWorld) -> None:
     gated(world, "rollout")
     assert world.take().reason.startswith("waits for the endpoint: its server stands on another machine")
-    start_local_rollouts(world.deployments, "controller@away")
+    start_local_rollouts(retraining_context(world.deployments, "controller@away"))
     assert "another machine" in world.latest().reason
 
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
-    start_local_rollouts(world.deployments, "controller@beside")
+    start_local_rollouts(retraining_context(world.deployments, "controller@beside"))
 
     assert world.latest().reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
 
@@ -186,7 +186,7 @@ ELSEWHERE = {"host": "another 1a2b3c4d"}
 
 
 def later(world: RetrainingWorld, **time: float) -> Retraining:
-    try_step(replace(world.hands, clock=lambda: utc_now() + timedelta(**time)), world.latest())
+    try_step(replace(world.context, clock=lambda: utc_now() + timedelta(**time)), world.latest())
     return world.latest()
 
 
@@ -261,9 +261,10 @@ def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: R
 def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world: RetrainingWorld) -> None:
     begun = world.at("waiting")
     broken = replace(begun, spec={"made by": "a newer version"})
-    known = _UnderWay()
+    runner = RetrainingRunner(world.context, retry_seconds=0)
     for attempt in range(MAX_DEFECTS):
         assert world.latest().is_live, attempt
-        _take(world.hands, broken, known)
+        runner.start(broken)
+        wait_until(lambda: runner.work.is_free(broken.id), 30, "the attempt has failed")
     assert world.latest().state == "failed"
     assert world.latest().reason.startswith("TypeError: ")

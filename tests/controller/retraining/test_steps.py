@@ -43,7 +43,7 @@ def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_d
     assert run.data.tags["onnxserve.cause.run_id"] == "run-of-the-report"
     assert run.data.params["base_model"] == f"models:/{MODEL}/1"
     assert story(world) == ["retrain.start", "retrain.run", "retrain.version", "gate", "retrain.end"]
-    assert [file.name for file in world.hands.folder(proposed).iterdir()] == ["log.txt"]
+    assert [file.name for file in world.context.folder(proposed).iterdir()] == ["log.txt"]
     told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
     assert any(line.startswith(f"{ENDPOINT}: {MODEL} version 2 is proposed") for line in told)
     assert proposed.figures["evaluation.accuracy_candidate"] > proposed.figures["evaluation.accuracy_current"]
@@ -115,7 +115,7 @@ def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(w
 
 
 def said(world: RetrainingWorld) -> bool:
-    log = world.hands.folder(world.latest()) / process.LOG
+    log = world.context.folder(world.latest()) / process.LOG
     return log.is_file() and "learns data.parquet as full" in log.read_text()
 
 

@@ -5,8 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.controller.retraining import trigger
-from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, request_scheduled, retrain_on_alarm
+from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule, request_retraining, retrain_on_alarm
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.store.alerts import Alerts
@@ -21,7 +20,7 @@ def ended(world: RetrainingWorld) -> None:
     """Ends what is live, as the steps do after a run."""
     written = world.retrainings.update(replace(world.latest(), run_id="a run", figures={"attempt": 1}))
     assert written is not None
-    world.hands.fail(world.latest(), "the test ends it")
+    world.context.fail(world.latest(), "the test ends it")
 
 
 def refusals(world: RetrainingWorld) -> list[str]:
@@ -114,24 +113,23 @@ def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once
 def test_a_schedule_whose_project_has_gone_stands_in_the_history_once(world: RetrainingWorld) -> None:
     world.monitor(schedule="0 3 * * *")
     (world.project / "MLproject").rename(world.project / "gone")
+    schedule = RetrainingSchedule(world.deployments, "controller")
     for days in (3, 4):
-        request_scheduled(world.deployments, "controller", utc_now() + timedelta(days=days))
+        schedule.request_due(utc_now() + timedelta(days=days))
     assert refusals(world) == [
         f"project: {world.project} has no MLproject; wanted is the folder of an MLflow project, or a Git URI"
     ]
 
 
-def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_once(
-    world: RetrainingWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_once(world: RetrainingWorld) -> None:
     world.monitor("accuracy", schedule="0 3 * * *")
     world.monitor("fairness", schedule="0 4 * * *", project="/nowhere")
     (world.project / "MLproject").rename(world.project / "gone")
     now = utc_now() + timedelta(days=3)
     for _ in range(2):
-        request_scheduled(world.deployments, "controller", now)
-        request_scheduled(world.deployments, "controller", now)
-        monkeypatch.setattr(trigger, "_told", {})  # another controller takes over
+        schedule = RetrainingSchedule(world.deployments, "controller")  # the second time another controller takes over
+        schedule.request_due(now)
+        schedule.request_due(now)
     assert len(refusals(world)) == 2
 
 
@@ -159,13 +157,13 @@ def test_what_nobody_can_train_is_said(world: RetrainingWorld) -> None:
 
 def test_a_schedule_asks_once_for_each_of_its_times(world: RetrainingWorld) -> None:
     world.monitor(schedule="0 3 * * *")
-    now = utc_now()
-    request_scheduled(world.deployments, "controller", now)
+    now, schedule = utc_now(), RetrainingSchedule(world.deployments, "controller")
+    schedule.request_due(now)
     assert world.retrainings.find() == []
-    request_scheduled(world.deployments, "controller", now + timedelta(days=3))
+    schedule.request_due(now + timedelta(days=3))
     assert world.latest().cause["why"] == "schedule 0 3 * * * of monitor accuracy"
     ended(world)
-    request_scheduled(world.deployments, "controller", now)
+    schedule.request_due(now)
     assert len(world.retrainings.find()) == 1
 
 

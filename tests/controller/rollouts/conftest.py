@@ -23,7 +23,7 @@ def seen() -> Callable[..., EndpointSnapshot]:
     def build(share: int | None = 0, **fields: Any) -> EndpointSnapshot:
         versions = {"champion": "6"} if share is None else dict.fromkeys(variants(share), "7") | {"champion": "6"}
         return replace(
-            EndpointSnapshot(variants(share), "running", "", versions, numbers=numbers(counted(1000))), **fields
+            EndpointSnapshot(variants(share), "running", "", versions, counters=numbers(counted(1000))), **fields
         )
 
     return build

@@ -10,13 +10,14 @@ import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
-from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController, rollout_summary
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
 from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     Progress,
     RolloutAction,
     progress_of,
+    rollout_summary,
     started_event,
     step_weights,
     with_progress,
@@ -50,16 +51,16 @@ class World:
     def lease_name(self) -> str:
         return self.lease
 
-    def stands_here(self, endpoint: str) -> bool:
+    def is_local(self, endpoint: str) -> bool:
         return self.lease == LEASE
 
-    def see(self, endpoint: str) -> EndpointSnapshot:
+    def take_snapshot(self, endpoint: str) -> EndpointSnapshot:
         self.looks += 1
         share = self.share.get(endpoint)
         versions = dict.fromkeys(variants(share), "7") | {"champion": self.served.get(endpoint, "6")}
         asked = 100.0 * self.looks
         now = numbers(counted(asked), counted(asked, self.errors * asked), counted(0, same=asked))
-        return EndpointSnapshot(variants(share), "running", "", versions, numbers=now)
+        return EndpointSnapshot(variants(share), "running", "", versions, counters=now)
 
     def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
         self.before_action(action)
@@ -157,7 +158,7 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     assert lease is not None
     begun = begin(store)
     world = World()
-    seen = world.see("flights").numbers
+    seen = world.take_snapshot("flights").counters
     assert seen is not None
     ledger = begin_step(QUICK, 1, add_counters(QUICK, 1, StepEvidence(), seen))
     assert store.update_rollout(with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()), lease)

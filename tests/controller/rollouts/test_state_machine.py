@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -17,14 +18,15 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     after_failure,
     after_success,
     decide,
-    from_figures,
     paused,
+    progress_of,
     resumed,
     step_weights,
-    to_figures,
+    with_progress,
 )
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
 from mlflow_deploy_plugin.spec import VariantSpec
+from mlflow_deploy_plugin.store import Rollout
 from tests.support.rollouts import counted, numbers, variants
 
 See = Callable[..., EndpointSnapshot]
@@ -52,8 +54,8 @@ def test_a_step_ends_when_its_time_is_over_and_enough_was_answered(
 ) -> None:
     enough = numbers(counted(1500), counted(50), counted(0, same=50))
 
-    early = decide(plan, first_step, seen(10, numbers=enough), 59)
-    over = decide(plan, early.progress, seen(10, numbers=enough), 2)
+    early = decide(plan, first_step, seen(10, counters=enough), 59)
+    over = decide(plan, early.progress, seen(10, counters=enough), 2)
 
     assert (early.action, early.progress.step, early.progress.elapsed) == ("wait", 0, 59)
     assert (over.action, over.progress.step, over.progress.elapsed) == ("set_traffic", 1, 0)
@@ -65,8 +67,8 @@ def test_a_step_waits_for_its_requests_however_long_it_lasts(
     few = numbers(counted(1500), counted(49), counted(0, same=80))
     uncompared = numbers(counted(1500), counted(50), counted(0, same=9))
 
-    waiting = decide(plan, first_step, seen(10, numbers=few), 3600)
-    comparing = decide(plan, first_step, seen(10, numbers=uncompared), 3600)
+    waiting = decide(plan, first_step, seen(10, counters=few), 3600)
+    comparing = decide(plan, first_step, seen(10, counters=uncompared), 3600)
 
     assert waiting.progress.reason == "the candidate has answered 49 of the 50 requests that a step needs"
     assert comparing.progress.reason == "9 of the 50 rows that a step needs were compared"
@@ -77,7 +79,7 @@ def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_al
     plan: RolloutPlan, seen: See, first_step: Progress
 ) -> None:
     last = replace(first_step, step=1, elapsed=59)
-    over = decide(plan, last, seen(100, numbers=numbers(counted(1000), counted(50))), 1)
+    over = decide(plan, last, seen(100, counters=numbers(counted(1000), counted(50))), 1)
     waiting = decide(plan, over.progress, seen(100), 1)
     served = decide(plan, waiting.progress, seen(100, versions=dict.fromkeys(variants(100), "7")), 1)
 
@@ -102,7 +104,7 @@ def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_sam
 
 
 def test_a_candidate_that_fails_goes_back_with_the_figures(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
-    bad = decide(plan, first_step, seen(10, numbers=numbers(counted(1500), counted(60, errors=15))), 1)
+    bad = decide(plan, first_step, seen(10, counters=numbers(counted(1500), counted(60, errors=15))), 1)
 
     assert bad.action == "roll_back"
     assert bad.progress.state == "rolling_back"
@@ -114,7 +116,7 @@ def test_a_candidate_that_fails_goes_back_with_the_figures(plan: RolloutPlan, se
 
 
 def test_a_candidate_that_disagrees_goes_back(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
-    bad = decide(plan, first_step, seen(10, numbers=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))), 1)
+    bad = decide(plan, first_step, seen(10, counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))), 1)
 
     assert bad.progress.reason.startswith(
         "disagreement>20%: version 7 answers 80.00% of 100 rows otherwise than who answered"
@@ -124,7 +126,7 @@ def test_a_candidate_that_disagrees_goes_back(plan: RolloutPlan, seen: See, firs
 def test_nothing_is_judged_by_fewer_requests_than_the_minimum(
     plan: RolloutPlan, seen: See, first_step: Progress
 ) -> None:
-    few = decide(plan, first_step, seen(10, numbers=numbers(counted(1500), counted(49, errors=49))), 1)
+    few = decide(plan, first_step, seen(10, counters=numbers(counted(1500), counted(49, errors=49))), 1)
 
     assert few.action == "wait"
     assert few.progress.state == "stepping"
@@ -137,8 +139,8 @@ def test_traffic_that_is_not_as_it_should_be_is_set_again(plan: RolloutPlan, see
 
 
 def test_time_passes_only_while_the_server_is_watched(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
-    silent = decide(plan, first_step, seen(10, numbers=None, state="failed", reason="the server is gone"), 3600)
-    stopped = decide(plan, first_step, seen(10, numbers=None, state="stopped", reason="`onnxserve start` …"), 3600)
+    silent = decide(plan, first_step, seen(10, counters=None, state="failed", reason="the server is gone"), 3600)
+    stopped = decide(plan, first_step, seen(10, counters=None, state="stopped", reason="`onnxserve start` …"), 3600)
 
     assert (silent.action, silent.progress.elapsed) == ("wait", 0)
     assert silent.progress.reason == "waits for the server: the server is gone"
@@ -149,8 +151,8 @@ def test_a_paused_step_lasts_and_is_still_judged(plan: RolloutPlan, seen: See, f
     held = paused(first_step, "paused by ada@laptop")
     assert held is not None
 
-    waiting = decide(plan, held, seen(10, numbers=numbers(counted(1500), counted(50), counted(0, same=50))), 3600)
-    bad = decide(plan, held, seen(10, numbers=numbers(counted(1500), counted(60, errors=30))), 1)
+    waiting = decide(plan, held, seen(10, counters=numbers(counted(1500), counted(50), counted(0, same=50))), 3600)
+    bad = decide(plan, held, seen(10, counters=numbers(counted(1500), counted(60, errors=30))), 1)
 
     assert (waiting.action, waiting.progress.state, waiting.progress.elapsed) == ("wait", "paused", 0)
     assert bad.progress.state == "rolling_back"
@@ -214,21 +216,21 @@ def test_what_the_agent_refuses_goes_back_at_once(plan: RolloutPlan, seen: See) 
 def test_an_action_that_cannot_be_done_is_taken_back(
     plan: RolloutPlan, first_step: Progress, action: RolloutAction, reason: str
 ) -> None:
-    after = after_failure(plan, first_step, action, "no such file", is_passing=False)
+    after = after_failure(plan, first_step, action, "no such file", is_transient=False)
 
     assert (after.state, after.reason, after.trouble) == ("rolling_back", reason, "")
 
 
 @pytest.mark.parametrize(
-    ("action", "is_passing"),
+    ("action", "is_transient"),
     [("prepare", True), ("promote", True), ("set_traffic", False), ("roll_back", False), ("finish", False)],
 )
 def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
-    plan: RolloutPlan, first_step: Progress, action: RolloutAction, is_passing: bool
+    plan: RolloutPlan, first_step: Progress, action: RolloutAction, is_transient: bool
 ) -> None:
     begun = replace(first_step, reason="too slow")
 
-    after = after_failure(plan, begun, action, "no such file", is_passing)
+    after = after_failure(plan, begun, action, "no such file", is_transient)
 
     assert after == replace(begun, trouble="no such file", failures=1)
     assert after_success(after) == begun
@@ -237,7 +239,7 @@ def test_an_action_that_may_do_better_is_tried_again_and_the_reason_is_kept(
 def test_traffic_that_cannot_be_set_again_and_again_is_taken_back(plan: RolloutPlan, first_step: Progress) -> None:
     progress, tries = first_step, 0
     while progress.state == "stepping":
-        progress, tries = after_failure(plan, progress, "set_traffic", "no answer", is_passing=False), tries + 1
+        progress, tries = after_failure(plan, progress, "set_traffic", "no answer", is_transient=False), tries + 1
 
     assert tries == MAX_FAILURES
     assert progress.reason == "the traffic cannot be changed: no answer"
@@ -256,14 +258,17 @@ def test_what_is_written_down_is_all_that_is_needed_to_go_on(
     plan: RolloutPlan, seen: See, first_step: Progress
 ) -> None:
     looked = decide(
-        plan, first_step, seen(10, numbers=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9))), 5
+        plan, first_step, seen(10, counters=numbers(counted(1200, 2), counted(30, 1), counted(0, 0, 0, 9))), 5
     )
-    written = json.loads(json.dumps(to_figures(plan, looked.progress)))
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    begun = Rollout(1, plan.endpoint, plan.to_json(), "starting", 0, now, {}, "", now, now)
+    row = with_progress(begun, looked.progress, now)
+    written = json.loads(json.dumps(row.figures))
 
-    read = from_figures(plan, "stepping", 0, written, looked.progress.reason)
+    read = progress_of(replace(row, figures=written))
 
-    later = seen(10, numbers=numbers(counted(1500, 9), counted(80, 30), counted(0, 0, 0, 50)))
-    assert to_figures(plan, read) == to_figures(plan, looked.progress)
+    later = seen(10, counters=numbers(counted(1500, 9), counted(80, 30), counted(0, 0, 0, 50)))
+    assert with_progress(begun, read, now) == row
     assert decide(plan, read, later, 1).progress.reason == decide(plan, looked.progress, later, 1).progress.reason
     assert decide(plan, read, later, 1).action == "roll_back"
     assert written["candidate"] == {"requests": 30, "errors": 1}

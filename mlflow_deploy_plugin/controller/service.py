@@ -1,0 +1,86 @@
+"""The controller process: rollouts, monitors, alerts and retrainings put together, and run until it is ended."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from mlflow_deploy_plugin.controller.leadership import controller_name, lead_store, process_name, repeat
+from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance
+from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
+from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
+from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_local_rollouts
+from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
+from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
+from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.monitoring.alerts import GROUPING_DELAY, send_due
+from mlflow_deploy_plugin.store import Rollout
+
+_REPEAT_SECONDS = 5.0
+
+
+def run_controller(
+    deployments: Deployments,
+    ended: threading.Event,
+    say: Callable[[str], None],
+    *,
+    lease_seconds: float,
+    judge_at_once: int,
+    judge_seconds: float,
+) -> None:
+    """Run everything until `ended` is set. Of several controllers, those without a lease wait to take over.
+
+    Args:
+        say: takes one line for each change.
+        judge_at_once: windows that are judged at the same time.
+        judge_seconds: a judgement that takes longer is ended.
+    """
+    store = deployments.store
+    context = retraining_context(deployments, controller_name())
+    scheduler = MonitorScheduler(
+        deployments,
+        process_name(),
+        say,
+        on_alarm=retrain_on_alarm,
+        at_once=judge_at_once,
+        judging_seconds=judge_seconds,
+        lease_seconds=lease_seconds,
+    )
+    store_tasks = (
+        scheduler.run,
+        repeat(RetrainingRunner(context).advance, _REPEAT_SECONDS),
+        repeat(lambda: send_due(store, deployments.settings, GROUPING_DELAY), _REPEAT_SECONDS),
+        LogMaintenance(deployments).run,
+    )
+    rollouts = RolloutController(
+        store,
+        RolloutActions(deployments, controller_name(), say),
+        process_name(),
+        lease_seconds,
+        say,
+        background=(repeat(lambda: start_local_rollouts(context), _REPEAT_SECONDS),),
+    )
+    with ThreadPoolExecutor(1, "store") as pool:
+        leading = pool.submit(lead_store, store, store_tasks, process_name(), lease_seconds, say, ended)
+        leading.add_done_callback(lambda _: ended.set())
+        try:
+            rollouts.run(ended)
+        finally:
+            ended.set()
+        leading.result()
+
+
+def retraining_context(
+    deployments: Deployments, actor: str, say: Callable[[str], None] | None = None
+) -> RetrainingContext:
+    """Return the context of retrainings whose versions are served by rollouts."""
+
+    def start(plan: RetrainPlan, version: str, why: str) -> Rollout:
+        request = RolloutRequest(
+            f"models:/{plan.model}/{version}", plan.steps, plan.step_every, min_requests=plan.min_requests, why=why
+        )
+        return start_rollout(deployments, plan.endpoint, request, actor)
+
+    return RetrainingContext(deployments, actor, start, say or deployments.progress)
