@@ -7,8 +7,8 @@ from flask import Blueprint, Flask, Response, make_response, redirect, render_te
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import event_as_json, event_history
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.ui import csrf
 from mlflow_deploy_plugin.ui.audit import AuditTrail
-from mlflow_deploy_plugin.ui.csrf import CsrfTokens
 from mlflow_deploy_plugin.ui.form import FormAction, no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
@@ -34,13 +34,13 @@ def install(app: Flask, settings: Settings, trail: AuditTrail) -> None:
     from mlflow.server.handlers import _add_static_prefix
 
     folder = settings.home_path / "console"
+    csrf.install(app, folder / "key")
     prefix = _add_static_prefix("/").rstrip("/")
     console = _Console(
         settings=settings,
         trail=trail,
         prefix=prefix,
         jobs=Jobs(folder / "jobs"),
-        forgery=CsrfTokens(folder / "key"),
     )
     pages = Blueprint("onnxserve", __name__, template_folder="templates")
     base = f"{prefix}{PATH}"
@@ -56,12 +56,11 @@ def install(app: Flask, settings: Settings, trail: AuditTrail) -> None:
 class _Console:
     """The views, and what they need of the server that they live in."""
 
-    def __init__(self, settings: Settings, trail: AuditTrail, prefix: str, jobs: Jobs, forgery: CsrfTokens) -> None:
+    def __init__(self, settings: Settings, trail: AuditTrail, prefix: str, jobs: Jobs) -> None:
         self._settings = settings
         self._trail = trail
         self._prefix = prefix
         self._jobs = jobs
-        self._forgery = forgery
 
     def page(self) -> Response:
         return self._render(job=self._jobs.get(request.args.get("job", "")))
@@ -69,7 +68,7 @@ class _Console:
     def act(self) -> Response:
         """Starts what a form asks, and shows the page, which tells how it goes."""
         who = caller()
-        if refusal := self._forgery.refusal(who.user):
+        if refusal := csrf.refusal(who.user):
             return self._render(error=refusal, status=403)
         try:
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
@@ -100,7 +99,6 @@ class _Console:
         from mlflow.server import handlers
 
         who = caller()
-        cookie, token = self._forgery.token(who.user)
         pages = MlflowPages(handlers._get_tracking_store(), self._prefix)
         try:
             seen = build_overview(self._trail.store(), self._settings, handlers._get_model_registry_store(), pages)
@@ -112,15 +110,14 @@ class _Console:
             job=job,
             error=error,
             who=who,
-            token=token,
+            csrf_field=csrf.FIELD,
+            csrf_token=csrf.token(who.user),
             base=f"{self._prefix}{PATH}",
             home=f"{self._prefix}/",
             pages=pages,
             onnxserve_version=__version__,
         )
-        response = make_response(html, status)
-        self._forgery.keep(response, cookie, f"{self._prefix}{PATH}")
-        return _finished(response)
+        return _finished(make_response(html, status))
 
     def _servers(self) -> tuple[str, ...]:
         """Addresses of this MLflow server for a process of this machine, the best first."""

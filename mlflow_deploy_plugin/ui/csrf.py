@@ -1,67 +1,89 @@
-"""Says whether a form was sent from our own page: another site's page must not press our buttons.
+"""Protection of the console's forms against other sites (CSRF): another site's page must not press our buttons.
 
-Two things have to hold. The browser says that the form comes from this origin (`Sec-Fetch-Site`, else `Origin`; what
-names neither is no browser). And the form carries the token that belongs to the cookie, which only our page knows.
+Two conditions must hold. The browser says that the form comes from this origin (`Sec-Fetch-Site`, else `Origin`; a
+client that sends neither is no browser). And the form has the token of the caller's session, by Flask-WTF.
 """
 
 import hashlib
-import hmac
+import logging
 import os
 import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from flask import Response, request
+from flask import Flask, request
+from flask.sessions import SecureCookieSessionInterface
+from flask_wtf.csrf import generate_csrf, validate_csrf
+from wtforms import ValidationError
 
-_COOKIE = "onnxserve_console"
+FIELD = "csrf_token"
+_TOKEN_SECONDS = 365 * 24 * 3600  # a page may stay open as long as the browser: Flask-WTF's own limit is an hour
 _KEY_BYTES = 32
 
+_log = logging.getLogger(__name__)
 
-class CsrfTokens:
-    """Tokens by the key in `key_file`, which the workers of a server share; it is made by the first who needs it."""
 
-    def __init__(self, key_file: Path) -> None:
-        self._file = key_file
-        self._key = b""
+def install(app: Flask, key_file: Path) -> None:
+    """Give the app sessions.
 
-    def token(self, user: str) -> tuple[str, str]:
-        """(the cookie, the token of a form), for the request at hand."""
-        cookie = request.cookies.get(_COOKIE) or secrets.token_urlsafe(24)
-        return cookie, self._sign(cookie, user)
+    MLflow's basic auth has set a key already. Without accounts the workers share the key in `key_file`.
+    """
+    if not app.secret_key:
+        try:
+            app.secret_key = _shared_key(key_file)
+        except OSError as error:
+            _log.warning("%s cannot be used (%s): only this worker takes the forms of its pages", key_file, error)
+            app.secret_key = secrets.token_bytes(_KEY_BYTES)
+    app.session_interface = _Sessions()
+    app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
+    # browsers keep one cookie a name for all ports of a host: servers with other keys must not replace ours
+    key = app.secret_key.encode() if isinstance(app.secret_key, str) else app.secret_key
+    app.config["SESSION_COOKIE_NAME"] = f"onnxserve_{hashlib.sha256(key).hexdigest()[:8]}"
 
-    def keep(self, response: Response, cookie: str, path: str) -> None:
-        """Sends the cookie with a page."""
-        response.set_cookie(
-            _COOKIE, cookie, path=path, httponly=True, samesite="Strict", secure=request.scheme == "https"
-        )
 
-    def refusal(self, user: str) -> str:
-        """Why the form at hand is not taken; empty where it is."""
-        if not _is_same_origin():
-            return "the form was sent from another site"
-        cookie = request.cookies.get(_COOKIE, "")
-        if not cookie or not hmac.compare_digest(self._sign(cookie, user), request.form.get("token", "")):
-            return "the page is out of date: load it again and repeat what you wanted"
-        return ""
+def token(user: str) -> str:
+    """Return the token for the forms of the page at hand."""
+    return str(generate_csrf(token_key=_session_key(user)))
 
-    def _sign(self, cookie: str, user: str) -> str:
-        return hmac.new(self._read_key(), f"{cookie}\n{user}".encode(), hashlib.sha256).hexdigest()
 
-    def _read_key(self) -> bytes:
-        if not self._key:
-            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # linked when it is whole: of two workers one makes it, and both read the same
-            own = self._file.with_name(f".{self._file.name}.{secrets.token_hex(8)}")
-            with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(_KEY_BYTES))
-            try:
-                os.link(own, self._file)
-            except FileExistsError:
-                pass
-            finally:
-                own.unlink()
-            self._key = self._file.read_bytes()
-        return self._key
+def refusal(user: str) -> str:
+    """Return why the form at hand is refused; empty if it is not."""
+    if not _is_same_origin():
+        return "the form was sent from another site"
+    try:
+        validate_csrf(request.form.get(FIELD), time_limit=_TOKEN_SECONDS, token_key=_session_key(user))
+    except ValidationError:
+        return "the page is out of date: load it again and repeat what you wanted"
+    return ""
+
+
+class _Sessions(SecureCookieSessionInterface):
+    """Sessions by a cookie that goes over TLS alone if it was set over TLS."""
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        return request.is_secure or super().get_cookie_secure(app)
+
+
+def _session_key(user: str) -> str:
+    """Return where the session keeps the token: a form holds only for the account that loaded the page."""
+    return f"onnxserve_csrf_token_{user}"
+
+
+def _shared_key(file: Path) -> bytes:
+    """Return the key in the file. The first worker makes it."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # linked once it is whole: of two workers one makes it, and both read the same
+        own = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+        with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
+            new.write(secrets.token_bytes(_KEY_BYTES))
+        try:
+            os.link(own, file)
+        except FileExistsError:
+            pass
+        finally:
+            own.unlink()
+    return file.read_bytes()
 
 
 def _is_same_origin() -> bool:

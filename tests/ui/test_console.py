@@ -29,12 +29,13 @@ def open_page(mlflow_app: Any, path: str = PAGE) -> tuple[Any, str, str]:
     """A browser that has the page open, the page, and the token of its forms."""
     browser = mlflow_app.client
     html = browser.get(path).get_data(as_text=True)
-    found = re.search(r'name="token" value="([0-9a-f]{64})"', html)
+    found = re.search(r'name="csrf_token" value="([\w.-]+)"', html)
     return browser, html, found.group(1) if found else ""
 
 
 def form(endpoint: str, token: str, **more: str) -> dict[str, str]:
-    return {"action": "traffic", "endpoint": endpoint, "token": token, "weight:champion": "100", "why": "tried", **more}
+    fields = {"action": "traffic", "endpoint": endpoint, "csrf_token": token}
+    return {**fields, "weight:champion": "100", "why": "tried", **more}
 
 
 def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(mlflow_app: Any, endpoint: str) -> None:

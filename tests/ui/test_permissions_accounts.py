@@ -46,8 +46,8 @@ class Accounts:
     def press(self, user: str, form: dict[str, str]) -> tuple[int, str]:
         """Sends a form with the token of the user's own page, and gives the status and the page that comes."""
         browser, url = self.browser(user), f"{self.server.url}/onnxserve"
-        token = re.findall(r'name="token" value="(\w+)"', browser.get(url, timeout=60).text)[0]
-        answer = browser.post(f"{url}/act", data={**form, "token": token}, timeout=60, allow_redirects=False)
+        token = re.findall(r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text)[0]
+        answer = browser.post(f"{url}/act", data={**form, "csrf_token": token}, timeout=60, allow_redirects=False)
         return answer.status_code, answer.text
 
 
@@ -129,8 +129,8 @@ def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_
 
 def test_a_button_acts_in_mlflow_as_whoever_pressed_it(accounts: Accounts) -> None:
     browser, url = accounts.browser("alice"), f"{accounts.server.url}/onnxserve"
-    token = re.findall(r'name="token" value="(\w+)"', browser.get(url, timeout=60).text)[0]
-    form = {"action": "promote", "model": "X", "version": "1", "to": "Archived", "token": token}
+    token = re.findall(r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text)[0]
+    form = {"action": "promote", "model": "X", "version": "1", "to": "Archived", "csrf_token": token}
     answer = browser.post(f"{url}/act", data=form, timeout=60, allow_redirects=False)
     assert answer.status_code == 303
     page = f"{accounts.server.url}{answer.headers['Location']}"
