@@ -131,6 +131,6 @@ def _tensor(position: int, tensor: Tensor, schema: Schema, example: Example) -> 
 
 def _text(value: Any) -> str:
     """A value as it is typed into a form; null is an empty field."""
-    if value is None:
+    if value is None or value != value:  # NaN stands for a missing number
         return ""
     return value if isinstance(value, str) else dump_json(value).decode()

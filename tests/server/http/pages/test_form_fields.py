@@ -1,5 +1,6 @@
 """The inputs of a model as fields of a form."""
 
+import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.runtime import Column, Input, Tensor, compile_schema
@@ -51,3 +52,11 @@ def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> No
         ("boolean", "true", False, True),
     ]
     assert fields[1].said == '"it\'s"'  # as Python's repr, which the errors use
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan")])
+def test_a_value_that_the_example_lacks_is_an_empty_field(missing: object) -> None:
+    column = Column("wind_gust", "double")
+    schema = compile_schema((column,), (), (Input("wind_gust", "float64", (-1, 1), ("wind_gust",), None),))
+    (field,) = form_fields(schema, Example({"wind_gust": [missing]}, 1, True))
+    assert (field.value, field.is_nullable) == ("", True)
