@@ -1,27 +1,22 @@
 """The memory and time that a loaded version takes, measured in a process of its own that holds nothing else.
 
-`python -m mlflow_deploy_plugin.gate.measure FOLDER ROWS BATCH` loads the model, prints the memory that this has added
-to the process, and measures one round for each line that it reads. The rounds of two versions alternate, so that other
-load on this machine meets both; the ratio is the median over the rounds.
+The rounds of two versions alternate, so that other load on this machine meets both; the ratio is the median over the
+rounds.
 """
 
-import json
-import pickle
-import selectors
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, OnnxserveError
 from mlflow_deploy_plugin.gate.model import load_version
+from mlflow_deploy_plugin.processes import Worker
 from mlflow_deploy_plugin.runtime import Array, Feeds
 
 ROUNDS = 7
@@ -29,6 +24,9 @@ _ROUND_SECONDS = 0.05
 _MAX_TIMES, _MIN_TIMES = 300, 3
 _START_TIMEOUT_SECONDS = 300.0
 _ROUND_TIMEOUT_SECONDS = 120.0
+
+_loaded: tuple[Any, list[Feeds], Feeds] | None = None
+"""In the process that measures: the model, its single rows, and a batch of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +49,25 @@ def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int 
     Raises:
         InferenceError: a version does not load, refuses the rows, or does not answer in time.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxserve-measure-") as temporary, ExitStack() as processes:
-        file = Path(temporary, "rows")
-        file.write_bytes(pickle.dumps({name: array[:batch] for name, array in rows.items()}))
-        # the children load at the same time: only the memory of loading counts, and each process has its own
-        children = [processes.enter_context(_start_child(folder, file, batch)) for folder in folders]
-        memory = [child.read_answer(_START_TIMEOUT_SECONDS)["memory"] for child in children]
-        answers = [[child.measure_round() for child in children] for _ in range(rounds)]
+    sample = {name: array[:batch] for name, array in rows.items()}
+    workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
+    try:
+        # versions load at the same time: only the memory of loading counts, and each process has its own
+        with ThreadPoolExecutor(len(folders)) as threads:
+            loading = [
+                threads.submit(_call, worker, _START_TIMEOUT_SECONDS, _load, folder, sample, batch)
+                for worker, folder in zip(workers, folders, strict=True)
+            ]
+        memory = [future.result() for future in loading]
+        times = [[_call(worker, _ROUND_TIMEOUT_SECONDS, _measure_round) for worker in workers] for _ in range(rounds)]
+    finally:
+        for worker in workers:
+            worker.end()
     return [
         MeasuredCost(
             memory[place],
-            tuple(np.array(answer[place]["rows"]) for answer in answers),
-            tuple(np.array(answer[place]["batches"]) for answer in answers),
+            tuple(np.array(ones) for ones, _ in (answers[place] for answers in times)),
+            tuple(np.array(batches) for _, batches in (answers[place] for answers in times)),
         )
         for place in range(len(folders))
     ]
@@ -73,68 +78,40 @@ def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
     return float(np.median([np.median(one) / np.median(other) for one, other in zip(ours, theirs, strict=True)]))
 
 
-class _Child:
-    """The process that measures one version; `log` gets its stderr."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-        self._process, self._log = process, log
-
-    def measure_round(self) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # read_answer says why it has ended
-            self._process.stdin.write(b"\n")
-            self._process.stdin.flush()
-        return self.read_answer(_ROUND_TIMEOUT_SECONDS)
-
-    def read_answer(self, timeout: float) -> dict[str, Any]:
-        """Return the next answer of the process, which writes one line at a time."""
-        assert self._process.stdout is not None
-        with selectors.PollSelector() as selector:  # select() refuses a file that is opened after 1,023 others
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            is_ready = selector.select(timeout)
-        if not is_ready:
-            raise InferenceError(f"the model did not answer a measurement within {timeout:.0f} s")
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            last = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise InferenceError(f"the process that measures the model has ended: {(last or ['no reason'])[0][:300]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+def _call(worker: Worker, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return worker.call(function, *arguments, seconds=seconds)
+    except DeadlineExceeded:
+        raise InferenceError(f"the model did not answer a measurement within {seconds:.0f} s") from None
+    except OnnxserveError as error:
+        raise InferenceError(f"the model cannot be measured: {error.message[:300]}") from None
 
 
-@contextmanager
-def _start_child(folder: Path, rows: Path, batch: int) -> Iterator[_Child]:
-    command = [sys.executable, "-m", "mlflow_deploy_plugin.gate.measure", str(folder), str(rows), str(batch)]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
-        try:
-            yield _Child(process, log)
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def _main(folder: str, rows_file: str, batch: str) -> None:
+def _load(folder: Path, rows: Feeds, batch: int) -> int:
+    """Load a version in this process, and return the memory that loading it and predicting a batch added."""
     import psutil  # imported late: the parent does not need it
 
     from mlflow_deploy_plugin.runtime import import_onnxruntime
 
-    output, sys.stdout = sys.stdout, sys.stderr  # a model may print
-    rows: Feeds = pickle.loads(Path(rows_file).read_bytes())
+    global _loaded
     total = len(next(iter(rows.values())))
-    many = {name: array[np.resize(np.arange(total), int(batch))] for name, array in rows.items()}
+    many = {name: array[np.resize(np.arange(total), batch)] for name, array in rows.items()}
     ones = [{name: array[place : place + 1] for name, array in rows.items()} for place in range(total)]
     import_onnxruntime()  # every server has it in memory anyway, so it does not count for the model
     process = psutil.Process()
     before = process.memory_info().rss
-    model = load_version(Path(folder))
+    model = load_version(folder)
     model.predict(ones[0])
     model.predict(many)
-    print(json.dumps({"memory": max(process.memory_info().rss - before, 0)}), file=output, flush=True)
-    for _ in sys.stdin:
-        answer = {"rows": _times(model, ones), "batches": _times(model, [many])}
-        print(json.dumps(answer), file=output, flush=True)
+    _loaded = model, ones, many
+    return int(max(process.memory_info().rss - before, 0))
+
+
+def _measure_round() -> tuple[list[float], list[float]]:
+    """Return the seconds of each prediction for one row, and for a batch."""
+    assert _loaded is not None
+    model, ones, many = _loaded
+    return _times(model, ones), _times(model, [many])
 
 
 def _times(model: Any, inputs: list[Feeds]) -> list[float]:
@@ -146,7 +123,3 @@ def _times(model: Any, inputs: list[Feeds]) -> list[float]:
         model.predict(inputs[len(times) % len(inputs)])
         times.append(time.perf_counter() - start)
     return times
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

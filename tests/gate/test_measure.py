@@ -46,7 +46,7 @@ def test_two_versions_are_measured_in_turns(tmp_path):
 
 def test_a_model_that_cannot_answer_says_why(tmp_path):
     folder = write_classifier(tmp_path / "model")
-    with pytest.raises(InferenceError, match=r"that measures the model has ended: .*column 'b' is missing"):
+    with pytest.raises(InferenceError, match=r"the model cannot be measured: .*column 'b' is missing"):
         measure_costs([folder], {"a": np.zeros(3)}, 8, rounds=1)
 
 
