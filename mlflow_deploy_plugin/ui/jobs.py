@@ -7,8 +7,6 @@ talks to MLflow over HTTP with the credentials of whoever pressed the button, so
 import json
 import os
 import secrets
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import TooManyRequests
+from mlflow_deploy_plugin.processes import Child, exit_reason
 from mlflow_deploy_plugin.statedir import is_alive, write_atomically
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
@@ -98,13 +97,13 @@ class Jobs:
         write_job(path, job)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}
         with path.with_suffix(".log").open("wb") as log:
-            process = subprocess.Popen(
+            process = Child(
                 [sys.executable, "-W", "ignore", "-m", _MODULE, str(path)],
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**environment, **secret},
-                start_new_session=True,
+                environment={**environment, **secret},
+                own_session=True,
+                kills_group=False,
             )
         threading.Thread(target=self._see_it_end, args=(path, process), daemon=True).start()
         return replace(job, pid=process.pid)
@@ -124,16 +123,15 @@ class Jobs:
                 return replace(job, state="failed", message="it ended without a word")
         return job
 
-    def _see_it_end(self, path: Path, process: "subprocess.Popen[bytes]") -> None:
-        try:
-            code, last = process.wait(self.longest), ""
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
-            code, last = process.wait(), f"it did not end within {self.longest:g} s, and was stopped"
+    def _see_it_end(self, path: Path, process: Child) -> None:
+        status, last = process.wait(self.longest), ""
+        if status is None:
+            process.kill()
+            status, last = process.wait(), f"it did not end within {self.longest:g} s, and was stopped"
         job, log = read_job(path), path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
-            last = last or (lines[-1] if lines else f"it ended with status {code}")
+            last = last or (lines[-1] if lines else f"it {exit_reason(status or 0)}")
             write_job(path, replace(job, state="failed", message=last[:500]))
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)
