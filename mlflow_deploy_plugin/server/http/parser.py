@@ -211,7 +211,7 @@ SLOWEST_BYTES_PER_SECOND = 1024
 _CHUNK_LINE_BYTES = 1024
 _STEPS = 1000
 """Of one `feed`: 256 KiB of the smallest chunks would hold the event loop for a tenth of a second."""
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
 

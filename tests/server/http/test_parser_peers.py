@@ -1,11 +1,12 @@
 """Our parser beside h11 and llhttp on generated raw requests: it never frames a request in another way than they do.
 
 Requests are smuggled where two programs read the same bytes in two ways. Of 12,000 streams, whole and in segments, each
-peer takes every request that we take with the same method, target and body, or refuses it. We refuse what both refuse,
-and all three take what is valid.
+peer takes every request that we take with the same method, target and body, or refuses it. With one exception we refuse
+what both refuse, and all three take what is valid.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -261,9 +262,15 @@ def test_no_request_is_framed_in_two_ways(peer: str, in_segments: bool) -> None:
     assert taken > STREAMS // 2
 
 
+SPACE_BEFORE_EXTENSION = re.compile(rb"^[0-9A-Fa-f]+[ \t]+;", re.MULTILINE)
+"""White space that the standard lets a chunk's size end with (RFC 9112, 7.1.1); we take it, neither of them does."""
+
+
 def test_what_both_refuse_is_refused() -> None:
     refused = 0
     for stream, _ in streams(STREAMS, seed=13):
+        if SPACE_BEFORE_EXTENSION.search(stream):
+            continue
         ours, peers = read_ours([stream]), [read([stream]) for read in PEERS.values()]
         if all(peer.end == "refused" for peer in peers):
             refused += 1
