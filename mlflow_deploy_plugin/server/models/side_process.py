@@ -11,9 +11,7 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +28,7 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
     UnsupportedMediaType,
 )
+from mlflow_deploy_plugin.processes import Child, exit_reason
 from mlflow_deploy_plugin.server.models.side_messages import MalformedMessage, SideMessage, receive, send
 
 logger = logging.getLogger(__name__)
@@ -50,55 +49,31 @@ class _Running:
         self.connection, theirs = socket.socketpair()
         environment = {name: value for name, value in os.environ.items() if name != _FOR_METRICS}
         with theirs:
-            self._process = subprocess.Popen(
+            self.child = Child(
                 [*command, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
+                descriptors=[theirs.fileno()],
                 stdout=2,  # what the model prints goes where the log goes
-                process_group=0,
-                env=environment,
+                environment=environment,
             )
-        self._lock = threading.RLock()  # a garbage collection within may end in `kill`
-        self._is_reaped = False
-        self.started_at = time.monotonic()
-        self.ended = threading.Event()
-        self.pid = self._process.pid
 
-    def kill(self) -> None:
-        """Ends the process and whatever it has started, if it has not ended."""
-        with self._lock:
-            if not self._is_reaped:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self.pid, signal.SIGKILL)
-
-    def kill_soon(self) -> threading.Timer:
-        """As `kill`, for what has closed its connection and is about to end: so its own exit status is seen."""
-        timer = threading.Timer(_GRACE_SECONDS, self.kill)
-        timer.daemon = True
-        timer.start()
-        return timer
+    def kill_soon(self) -> None:
+        """Kill a process that has closed its connection and is about to end, so that its own exit status is seen."""
+        self.child.kill_later(_GRACE_SECONDS)
 
     def wait(self) -> None:
-        """Returns when the process has ended and nothing of its group is left.
+        """Return when the process has ended and nothing of its group is left.
 
         The connection is shut down here, and closed by whoever knows that nobody reads from it: a number that is free
         would be given to the connection of the next process while a thread still waits on it.
         """
-        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # until it is reaped, the id belongs to nobody else
-        self.kill()
-        with self._lock:
-            self._process.wait()
-            self._is_reaped = True
+        self.child.wait()
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
-        self.ended.set()
 
-    def how(self) -> str:
-        """How it ended."""
-        status = self._process.returncode if self.ended.wait(_END_SECONDS) else None
-        if status is None:
-            return "has closed its connection"
-        return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    def exit_reason(self) -> str:
+        """Return in words how it ended."""
+        status = self.child.wait(_END_SECONDS)
+        return "has closed its connection" if status is None else exit_reason(status)
 
 
 class SideProcess:
@@ -172,7 +147,7 @@ class SideProcess:
         self._closed.set()
         for running in (self._starting, self._running):
             if running is not None:
-                running.kill()
+                running.child.kill()
 
     @property
     def queue_seconds(self) -> float:
@@ -188,7 +163,7 @@ class SideProcess:
     def pid(self) -> int | None:
         """The process that answers now; None: there is none."""
         running = self._running
-        return running.pid if running else None
+        return running.child.pid if running else None
 
     def _told(self) -> str:
         return f"the process of this {self._what} {self._why}; ask again in a moment"
@@ -200,18 +175,18 @@ class SideProcess:
             answer = receive(running.connection, deadline)
         except TimeoutError:
             self._running = None
-            running.kill()
+            running.child.kill()
             message = (
                 f"the {self._what} did not answer within {self._answer_seconds:.0f} s; its process is started anew"
             )
             raise DeadlineExceeded(message) from None
         except (OSError, MalformedMessage) as error:
-            logger.debug("asking process %d failed: %s", running.pid, error)
+            logger.debug("asking process %d failed: %s", running.child.pid, error)
             answer = None
         if answer is None:
             self._running = None
             running.kill_soon()
-            told = f"the process of this {self._what} {running.how()} over this request; it is started anew"
+            told = f"the process of this {self._what} {running.exit_reason()} over this request; it is started anew"
             raise NotReady(told, 1)
         return answer
 
@@ -226,7 +201,7 @@ class SideProcess:
                 logger.error("the process of this %s %s", self._what, self._why)
             else:
                 self._live_through(running)
-                crashes = 0 if time.monotonic() - running.started_at > _STABLE_SECONDS else crashes + 1
+                crashes = 0 if time.monotonic() - running.child.started_at > _STABLE_SECONDS else crashes + 1
             self._looked.set()
             if self._first is None or self._first.kind != READY:
                 return  # it never was ready: whoever wanted it is told
@@ -237,7 +212,7 @@ class SideProcess:
         """From the start of a process to its end."""
         self._starting = running
         if self._closed.is_set():
-            running.kill()
+            running.child.kill()
         said = self._hear(running)
         if self._first is None:
             self._first = said
@@ -247,25 +222,25 @@ class SideProcess:
         elif said is None:
             running.kill_soon()
         else:
-            running.kill()
+            running.child.kill()
         self._starting = None
         running.wait()
         self._running = None
         with self._asking:
             running.connection.close()
         if said is None:
-            self._why = f"{running.how()} before it was ready"
+            self._why = f"{running.exit_reason()} before it was ready"
         elif said.kind == FAILED:
             self._why = f"cannot be started: {said.fields['message']}"
         else:
-            self._why = f"{running.how()} and is started anew"
+            self._why = f"{running.exit_reason()} and is started anew"
         if not self._closed.is_set() and self._looked.is_set():  # else it is told to whoever has started it
-            logger.error("the process %d of this %s %s", running.pid, self._what, self._why)
+            logger.error("the process %d of this %s %s", running.child.pid, self._what, self._why)
 
     def _hear(self, running: _Running) -> SideMessage | None:
         """What it says when it is ready, or why it cannot be; None: it said nothing."""
         try:
-            return receive(running.connection, running.started_at + _LOAD_SECONDS)
+            return receive(running.connection, running.child.started_at + _LOAD_SECONDS)
         except TimeoutError:
             return SideMessage(FAILED, {"message": f"the {self._what} was not loaded within {_LOAD_SECONDS:.0f} s"})
         except (OSError, MalformedMessage):
