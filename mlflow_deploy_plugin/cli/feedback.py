@@ -11,12 +11,12 @@ import click
 import orjson
 
 from mlflow_deploy_plugin.cli.options import opened_deployments
-from mlflow_deploy_plugin.deployments.batch.formats import format_of
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_input
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.feedback import LabelTarget
-    from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelFileKind
+    from mlflow_deploy_plugin.inference_log.label_files import BadRow
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
 _SHOWN_BAD = 20
@@ -85,7 +85,6 @@ def feedback(
     exit status is then 1.
     """
     # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.batch.rows import open_input
     from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels
     from mlflow_deploy_plugin.inference_log.label_files import LabelColumns, read_label_file
     from mlflow_deploy_plugin.inference_log.reader import open_log
@@ -103,7 +102,7 @@ def feedback(
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
         report = _BadRowReport(held.enter_context(_rejects(rejects, file)) if rejects else None)
-        rows = read_label_file(labels, file, cast("LabelFileKind", kind), columns)
+        rows = read_label_file(labels, file, cast(FileFormat, kind), columns)
         imported = import_labels(log, name, target, rows, report.add, only_server=url is not None, match=match)
     report.close()
     where = f" by {' and '.join(imported.destinations)}" if imported.destinations else ""

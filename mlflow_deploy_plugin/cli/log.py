@@ -2,17 +2,15 @@
 
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from mlflow_deploy_plugin.cli.options import output_option
-from mlflow_deploy_plugin.deployments.batch.formats import format_of
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log.export import Form
     from mlflow_deploy_plugin.inference_log.query import QueryResult
     from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
@@ -131,7 +129,7 @@ def query(
             for line in table_lines(answer, shown):
                 click.echo(line)
         else:
-            _write(answer, cast("Form", output), file)
+            _write(answer, cast(FileFormat, output), file)
     _warn_of_unreadable(opened)
 
 
@@ -237,25 +235,14 @@ def _open(since: datetime | None = None) -> "InferenceLog":
     return open_log(load_settings().inference_log, since)
 
 
-def _write(answer: "QueryResult", form: "Form", file: str) -> None:
-    from mlflow_deploy_plugin.deployments.batch.output import atomic_file
-    from mlflow_deploy_plugin.inference_log.export import exporting
-
+def _write(answer: "QueryResult", form: FileFormat, file: str) -> None:
     rows = 0
-    if file == "-":
-        with exporting(form, answer.schema, sys.stdout.buffer) as write:
-            for batch in answer.batches:
-                write(batch)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        with atomic_file(Path(file)) as target, exporting(form, answer.schema, target) as write:
-            for batch in answer.batches:
-                write(batch)
-                rows += len(batch)
-    except OSError as error:
-        raise InvalidConfig(f"the file {file} cannot be written: {error.strerror or error}") from None
-    click.echo(f"{rows:,} rows in {file}", err=True)
+    with open_output(file, sys.stdout.buffer) as target, table_writer(form, answer.schema, target) as write:
+        for batch in answer.batches:
+            write(batch)
+            rows += len(batch)
+    if file != "-":
+        click.echo(f"{rows:,} rows in {file}", err=True)
 
 
 def _warn_of_unreadable(log: "InferenceLog") -> None:

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from mlflow_deploy_plugin.cli.options import opened_deployments
-from mlflow_deploy_plugin.deployments.batch.formats import FILE_FORMATS, FileFormat, format_of, output_format
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.tabular import (
+    FILE_FORMATS,
+    FileFormat,
+    format_of,
+    open_input,
+    open_output,
+    output_format,
+    value_writer,
+)
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.batch.predictor import Predictor
@@ -69,9 +77,8 @@ def predict(
     if (model_uri is None) == (name is None):
         raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.batch.output import open_output
     from mlflow_deploy_plugin.deployments.batch.predictor import predict_batch
-    from mlflow_deploy_plugin.deployments.batch.rows import open_input, read_rows
+    from mlflow_deploy_plugin.deployments.batch.rows import read_rows
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")
     wanted = cast(FileFormat, output_type or output_format(output_path, given))
@@ -85,7 +92,8 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{shown} has no rows")
         ask = held.enter_context(_answerer(model_uri, name))
-        write = held.enter_context(open_output(output_path, wanted, sys.stdout.buffer))
+        target = held.enter_context(open_output(output_path, sys.stdout.buffer))
+        write = held.enter_context(value_writer(wanted, target, "prediction"))
         batch: RowBatch | None = first
         while batch is not None:
             answered = predict_batch(ask, shown, batch)

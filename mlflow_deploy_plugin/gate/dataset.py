@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.gate.policy import REFERENCE, EvaluationPolicy
 from mlflow_deploy_plugin.registry import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
+from mlflow_deploy_plugin.tabular import read_table
 
 NamedArrays = dict[str, Array]
 """Arrays of [N] (tensors: [N, …]) by column: texts as objects, a missing value as NaN or None."""
@@ -109,12 +109,11 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
             case ".parquet":
                 if (values := _count_values(path)) > _MAX_VALUES:
                     raise InvalidConfig(f"the dataset {shown} holds {values:,} values; name a sample of it")
-                table = pa.parquet.read_table(path)
             case ".csv":
-                # as pandas reads them, and with it MLflow: an empty text is a missing one
-                table = pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=True))
+                pass
             case other:
                 raise InvalidConfig(f"the dataset {shown} ends in {other!r}; .csv and .parquet are read")
+        table = read_table(path, empty_is_null=True)
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {shown} does not exist") from None
     except (OSError, pa.ArrowException) as error:

@@ -20,7 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.deployments.batch.formats import FILE_FORMATS
+from mlflow_deploy_plugin.tabular import FILE_FORMATS, open_output, value_writer
 from tests.support.deploying import Models
 from tests.support.pyfuncs import Days
 
@@ -223,10 +223,8 @@ def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
 
 
 def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path: Path) -> None:
-    from mlflow_deploy_plugin.deployments.batch.output import open_output
-
     out = tmp_path / "out.parquet"
-    with open_output(str(out), "parquet", sys.stdout.buffer) as write:
+    with open_output(str(out), sys.stdout.buffer) as target, value_writer("parquet", target, "prediction") as write:
         write([{"score": None, "label": "x"}])
         write([{"score": 1, "label": None}])
         write([{"score": 0.5, "label": "y"}])

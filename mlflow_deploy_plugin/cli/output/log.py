@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 
 from mlflow_deploy_plugin.cli.output.terminal import printable
-from mlflow_deploy_plugin.inference_log.export import values_of
 from mlflow_deploy_plugin.inference_log.query import QueryResult
 from mlflow_deploy_plugin.inference_log.stats import LogStats
+from mlflow_deploy_plugin.tabular import values_of
 
 _WIDEST = 40
 _MEASURED_ROWS = 1000

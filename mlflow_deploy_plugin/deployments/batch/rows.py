@@ -3,23 +3,19 @@
 A row keeps its form of the file, so that it is read by the same rules as a request: nothing is guessed here.
 """
 
-import csv
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
-from mlflow_deploy_plugin.deployments.batch.formats import FileFormat
 from mlflow_deploy_plugin.deployments.scoring import BODY_FORMS
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.server.protocols.arrow import PARQUET
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, load_json
+from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
 
 @dataclass(frozen=True)
@@ -80,63 +76,31 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
             rows = _json(file.read(), name, batch_rows)
             return RowFile(name, len(rows), iter(rows))
         case "parquet":
-            return _parquet(file if file.seekable() else io.BytesIO(file.read()), name, batch_rows)
+            return _parquet(file, name, batch_rows)
 
 
 def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
-    lines = _Lines(file)
-    reader = csv.reader(lines, strict=True)
     header: bytes | None = None
     width = 0
     records: list[bytes] = []
     places: list[str] = []
-    while True:
-        number = lines.number + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise InvalidRequest(f"{name}, line {number}: not valid CSV: {error}") from None
-        record = lines.taken()
-        if fields is None:
-            break
-        if not fields or (len(fields) == 1 and (not fields[0] or fields[0].isspace())):
-            continue  # a blank line is no row, here as in the body of a request
+    position = 0
+    for record in csv_records(file, strict=True):
+        position = record.position
+        if record.error:
+            raise InvalidRequest(f"{name}, line {record.line}: not valid CSV: {record.error}")
         if header is None:
-            header, width = record, len(fields)
+            header, width = record.raw, len(record.fields)
             continue
-        if len(fields) != width:
-            raise InvalidRequest(f"{name}, line {number}: {len(fields)} fields; the header has {width}")
-        records.append(record)
-        places.append(f"line {number}")
+        if len(record.fields) != width:
+            raise InvalidRequest(f"{name}, line {record.line}: {len(record.fields)} fields; the header has {width}")
+        records.append(record.raw)
+        places.append(f"line {record.line}")
         if len(records) == batch_rows:
-            yield RowBatch(records, places, CSV, partial(_csv_body, header), lines.bytes)
+            yield RowBatch(records, places, CSV, partial(_csv_body, header), position)
             records, places = [], []
     if records:
-        yield RowBatch(records, places, CSV, partial(_csv_body, header or b""), lines.bytes)
-
-
-class _Lines:
-    """The lines of a file as text for `csv.reader`, and as bytes for the request."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._taken: list[bytes] = []
-        self.number = 0
-        self.bytes = 0
-
-    def __iter__(self) -> Iterator[str]:
-        for line in self._file:
-            self.number += 1
-            self.bytes += len(line)
-            self._taken.append(line)
-            # the server or the model refuses a row that is not UTF-8
-            yield line.decode("utf-8-sig" if self.number == 1 else "utf-8", errors="replace")
-
-    def taken(self) -> bytes:
-        """Return the lines since the last call, which are those of one record."""
-        record = b"".join(self._taken)
-        self._taken.clear()
-        return record if record.endswith(b"\n") else record + b"\n"
+        yield RowBatch(records, places, CSV, partial(_csv_body, header or b""), position)
 
 
 def _csv_body(header: bytes, records: list[bytes]) -> bytes:
@@ -147,10 +111,7 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
     records: list[Any] = []
     places: list[str] = []
     position = 0
-    for number, line in enumerate(file, 1):
-        position += len(line)
-        if line.isspace():
-            continue
+    for number, line, position in json_lines(file):
         record = _parse_json(line, f"{name}, line {number}")
         if records and isinstance(record, dict) != isinstance(records[0], dict):
             raise InvalidRequest(f"{name}, line {number}: one line is a JSON object, another is not")
@@ -222,8 +183,7 @@ def _is_of_columns(content: Mapping[str, Any]) -> bool:
 
 
 def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
-    import pyarrow as pa  # here: no other kind needs it
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # here: no other format needs it
 
     def batches(parquet: Any) -> Iterator[RowBatch]:
         row = 0
@@ -233,12 +193,12 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
                 row += len(records)
                 yield RowBatch(records, places, PARQUET, _parquet_body, row)
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(f"{name}: row {row} and what follows cannot be read: {_first_line(error)}") from None
+            raise InvalidRequest(f"{name}: row {row} and what follows cannot be read: {first_line(error)}") from None
 
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = open_parquet(file)
     except (pa.ArrowException, OSError) as error:
-        raise InvalidRequest(f"{name} is not a Parquet file: {_first_line(error)}") from None
+        raise InvalidRequest(f"{name} is not a Parquet file: {first_line(error)}") from None
     return RowFile(name, parquet.metadata.num_rows, batches(parquet))
 
 
@@ -250,24 +210,6 @@ def _parquet_body(records: Any) -> bytes:
     pq.write_table(pa.Table.from_batches([records]), sink, compression="none")
     encoded: bytes = sink.getvalue().to_pybytes()
     return encoded
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-@contextmanager
-def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open the file, or standard input for `-`; raise InvalidConfig if it is missing or cannot be read."""
-    if path == "-":
-        yield stdin
-        return
-    try:
-        file = Path(path).open("rb")  # noqa: SIM115 - closed below; only errors of open get this message
-    except OSError as error:
-        raise InvalidConfig(f"the file {path} cannot be read: {error.strerror}") from None
-    with file:
-        yield file
 
 
 def _length(file: IO[bytes]) -> int | None:

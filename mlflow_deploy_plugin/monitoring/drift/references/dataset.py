@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.inference_log.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, event_times
 from mlflow_deploy_plugin.registry import redact_credentials, registry_errors
 from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.tabular import read_table
 
 MAX_ROWS = 1_000_000
 _SEED = 0
@@ -105,7 +106,7 @@ def _read(path: Path, uri: str) -> ReferenceRows:
 def _table(path: Path) -> tuple[pa.Table, int]:
     """The rows, and how many there are before the sample is taken."""
     if _is_csv(path):
-        table = pa_csv.read_csv(path)
+        table = read_table(path)
         chosen = _chosen(len(table))
         return (table if chosen is None else table.take(chosen)), len(table)
     data = _dataset(path)
