@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.inference_log.watermarks import Watermark
     from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
-    from mlflow_deploy_plugin.store.monitors import MonitorWindow
+    from mlflow_deploy_plugin.store import MonitorWindow
 
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
 _monitor_option = click.option(
@@ -238,7 +238,7 @@ def remove(name: str, monitor_name: str, why: str) -> None:
     What it has found stays.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.store.monitors import Monitors
+        from mlflow_deploy_plugin.store import Monitors
 
         deployments.remove_monitor(name, monitor_name, why)
         Monitors(deployments.store).forget(name, monitor_name)
@@ -384,9 +384,9 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.store.monitors import Monitors
+        from mlflow_deploy_plugin.store import Monitors
 
-        deployments.store.existing(name).spec.monitor(monitor_name)
+        deployments.store.require_endpoint(name).spec.monitor(monitor_name)
         is_new = Monitors(deployments.store).pause(name, monitor_name, paused, why=why)
     state = "paused" if paused else "resumed" if is_new else "not paused"
     click.echo(f"{name}: monitor {monitor_name} is {state}")

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.cli.options import opened_deployments, why_option
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.store.retrainings import Retraining
+    from mlflow_deploy_plugin.store import Retraining
 
 _POLL_SECONDS = 0.5
 _LEASE_SECONDS = 15.0
@@ -97,7 +97,7 @@ def retrain(
 
 def _list(deployments: "Deployments", name: str | None, output: str) -> None:
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
-    from mlflow_deploy_plugin.store.retrainings import Retrainings
+    from mlflow_deploy_plugin.store import Retrainings
 
     found = Retrainings(deployments.store).find(name)
     if output == "json":
@@ -116,7 +116,7 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner
     from mlflow_deploy_plugin.controller.service import retraining_context
-    from mlflow_deploy_plugin.store.retrainings import Retrainings
+    from mlflow_deploy_plugin.store import Retrainings
 
     runner = RetrainingRunner(retraining_context(deployments, controller_name()))
     shown, retrainings, keeper = "", Retrainings(deployments.store), None

@@ -95,7 +95,7 @@ def rollout(
 
     with opened_deployments(quiet=True) as deployments:
         if not deployments.store.rollouts(name):  # a deleted endpoint may have had one
-            deployments.store.existing(name)
+            deployments.store.require_endpoint(name)
         lease = partial(rollouts_lease_name, deployments.settings)
         if to is not None:
             from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout

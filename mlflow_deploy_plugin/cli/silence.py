@@ -10,7 +10,7 @@ import click
 from mlflow_deploy_plugin.cli.options import opened_store, why_option
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.store.alerts import Silence
+    from mlflow_deploy_plugin.store import Silence
 
 
 @click.command()
@@ -59,13 +59,13 @@ def silence(
     with opened_store() as store:
         # here: SQLAlchemy takes a second that no other command should wait for
         from mlflow_deploy_plugin.errors import NotFound
-        from mlflow_deploy_plugin.store.alerts import Silences
+        from mlflow_deploy_plugin.store import Silences
 
         silences = Silences(store)
         if is_asked:
             active = silences.active(name)
             if not active and name is not None:
-                store.existing(name)  # raises for an unknown name
+                store.require_endpoint(name)  # raises for an unknown name
             if not active and output == "text":
                 click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
             for line in [_json(active)] if output == "json" else map(_line, active):
@@ -78,7 +78,7 @@ def silence(
             assert name is not None
             assert length is not None
             wanted = _length(length)
-            found = store.existing(name)
+            found = store.require_endpoint(name)
             if monitor:
                 found.spec.monitor(monitor)
             click.echo(_line(silences.add(name, monitor, wanted, why)))

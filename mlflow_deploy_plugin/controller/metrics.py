@@ -20,9 +20,7 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import Endpoint
-from mlflow_deploy_plugin.store.monitors import Monitors
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store import Endpoint, Monitors, Store
 from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorWindowRow, RetrainingRow
 
 if TYPE_CHECKING:

@@ -139,7 +139,7 @@ class Deployments:
             NotFound: there is no such endpoint.
         """
         if endpoint is not None:
-            self.store.existing(endpoint)
+            self.store.require_endpoint(endpoint)
         self._report_unreadable()
         return [
             Deployment(name, observed.endpoint, observed.observation)
@@ -158,7 +158,7 @@ class Deployments:
         """
         found = self._find_server(name)
         with self._endpoints.lock(found):
-            spec = self.store.existing(found).spec
+            spec = self.store.require_endpoint(found).spec
             if not spec.variants:
                 raise InvalidConfig(f"the endpoint {found!r} has no deployment that could be served")
             local.apply(spec, self.settings, self.progress)
@@ -228,7 +228,7 @@ class Deployments:
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
         """Return an endpoint; raise NotFound if there is none."""
-        return self._endpoints.observe(self.store.existing(endpoint))
+        return self._endpoints.observe(self.store.require_endpoint(endpoint))
 
     def list_endpoints(self) -> Sequence[ObservedEndpoint]:
         """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read."""
@@ -252,9 +252,9 @@ class Deployments:
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
         """Remove a deployment from an endpoint, which stays. A missing one is no error; raises as `delete`."""
-        self.store.existing(endpoint)
+        self.store.require_endpoint(endpoint)
         with self._endpoints.lock(endpoint):
-            spec = self.store.existing(endpoint).spec
+            spec = self.store.require_endpoint(endpoint).spec
             if name in spec.variants:
                 self._endpoints.change(spec, remove_variant(spec, name), AuditContext("update", why, actor))
 
@@ -264,7 +264,7 @@ class Deployments:
         Raises:
             NotFound: there is no such endpoint or monitor.
         """
-        self.store.existing(endpoint).spec.monitor(monitor)
+        self.store.require_endpoint(endpoint).spec.monitor(monitor)
         self._change(endpoint, lambda spec: remove_monitor(spec, monitor), AuditContext("update", why, actor))
 
     def poll_registry(self, model: str) -> None:
@@ -279,9 +279,9 @@ class Deployments:
         return Endpoints(self.store, self.settings, self.progress)
 
     def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], context: AuditContext) -> None:
-        self.store.existing(endpoint)  # before its name becomes that of a lock file
+        self.store.require_endpoint(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
-            spec = self.store.existing(endpoint).spec
+            spec = self.store.require_endpoint(endpoint).spec
             self._endpoints.change(spec, changed(spec), context)
 
     def _configured(self, spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:

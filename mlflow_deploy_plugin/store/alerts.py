@@ -1,4 +1,4 @@
-"""Alerts and silences as they are written down: what people were told of, and when nobody is to be told."""
+"""Alerts and silences in the store."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,20 +14,20 @@ from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, from_row
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
-"""How long after its last change something that is over is still to be told."""
+"""An alert that is over can still be sent for so long after its last change."""
 
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that people are told of, from when it began until it was over.
+    """An alert, from its beginning until it is over.
 
     Attributes:
-        fingerprint: what it is about; at most one alert of a fingerprint is firing.
-        state: firing; resolved; said, of what has no end.
-        first_at / last_at: when it was first and last seen, by the store's clock.
-        told_at: when somebody was last told; None: nobody was.
+        fingerprint: identifies its subject; at most one alert of a fingerprint is firing.
+        state: firing; resolved; said: an announcement, which has no end.
+        first_at / last_at: the first and the last time that it was seen, by the store's clock.
+        told_at: the last time that it was sent; None if it never was.
         count: how often it was seen.
-        detail: what there is to tell, and who has been told (`monitoring/alerts`).
+        detail: the content, and who it was sent to (`monitoring/alerts`).
     """
 
     fingerprint: str
@@ -44,10 +44,10 @@ class Alert:
 
 @dataclass(frozen=True)
 class Silence:
-    """A time in which nobody is told of an endpoint, or of one monitor of it.
+    """A time without alerts of an endpoint, or of one monitor of it.
 
     Attributes:
-        monitor: empty: all of the endpoint's.
+        monitor: empty: all monitors of the endpoint.
     """
 
     id: int
@@ -69,7 +69,7 @@ class Alerts:
         self._store = store
 
     def firing(self, endpoint: str | None = None) -> list[Alert]:
-        """Oldest first."""
+        """Return the firing alerts, oldest first."""
         query = select(AlertRow).where(AlertRow.state == FIRING).order_by(AlertRow.id)
         if endpoint is not None:
             query = query.where(AlertRow.endpoint == endpoint)
@@ -77,14 +77,14 @@ class Alerts:
             return [from_row(row, Alert) for row in session.scalars(query)]
 
     def recent(self) -> list[Alert]:
-        """What is firing, and what has changed within the last days; oldest first."""
+        """Return the alerts that are firing or have changed within the last days, oldest first."""
         since = self._store.now() - _REMEMBERED
         query = select(AlertRow).where(or_(AlertRow.state == FIRING, AlertRow.last_at > since)).order_by(AlertRow.id)
         with self._store.transaction() as session:
             return [from_row(row, Alert) for row in session.scalars(query)]
 
     def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
-        """Writes what `change` makes of the alert that is firing (None: none is); nothing, where it gives None."""
+        """Write what `change` makes of the firing alert, or of None if there is none. Nothing if it returns None."""
         query = select(AlertRow).where(
             AlertRow.fingerprint == storable_text(fingerprint, 255), AlertRow.state == FIRING
         )
@@ -93,13 +93,13 @@ class Alerts:
             return _write(session, row, change(None if row is None else from_row(row, Alert)))
 
     def add_once(self, alert: Alert) -> Alert | None:
-        """Writes the alert; None where one of its fingerprint was ever written."""
+        """Write the alert. Return None if an alert of its fingerprint was ever written."""
         query = select(AlertRow.id).where(AlertRow.fingerprint == storable_text(alert.fingerprint, 255)).limit(1)
         with self._store.transaction() as session:
             return None if session.scalars(query).first() is not None else _write(session, None, alert)
 
-    def change_one(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
-        """Likewise, of the alert with this number, whatever its state; None: it is gone."""
+    def change_by_id(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
+        """Write what `change` makes of the alert with this number, whatever its state. Return None if it is gone."""
         with self._store.transaction() as session:
             row = session.scalars(select(AlertRow).where(AlertRow.id == number).with_for_update()).one_or_none()
             return None if row is None else _write(session, row, change(from_row(row, Alert)))
@@ -112,10 +112,10 @@ class Silences:
         self._store = store
 
     def add(self, endpoint: str, monitor: str, length: timedelta, why: str = "", actor: str | None = None) -> Silence:
-        """From now on, with its audit event.
+        """Add a silence from now on, with its audit event.
 
         Args:
-            monitor: empty: all of the endpoint's.
+            monitor: empty: all monitors of the endpoint.
         """
         now, by = self._store.now(), actor or current_actor()
         row = SilenceRow(
@@ -134,7 +134,7 @@ class Silences:
             return from_row(row, Silence)
 
     def active(self, endpoint: str | None = None) -> list[Silence]:
-        """Those that hold now, oldest first."""
+        """Return the silences that hold now, oldest first."""
         query = select(SilenceRow).where(SilenceRow.until > self._store.now()).order_by(SilenceRow.id)
         if endpoint is not None:
             query = query.where(SilenceRow.endpoint == endpoint)
@@ -142,7 +142,7 @@ class Silences:
             return [from_row(row, Silence) for row in session.scalars(query)]
 
     def end(self, number: int, actor: str | None = None) -> Silence | None:
-        """Ends it now, with its audit event; None: none of this number holds."""
+        """End the silence now, with its audit event. Return None if no silence of this number holds."""
         now, by = self._store.now(), actor or current_actor()
         query = select(SilenceRow).where(SilenceRow.id == number, SilenceRow.until > now).with_for_update()
         with self._store.transaction() as session:

@@ -1,4 +1,4 @@
-"""Audit events: who changed what, when, from what to what, why, and the figures that it was decided on."""
+"""Audit events: who changed what and when, its values before and after, the reason, and the figures behind it."""
 
 import getpass
 import socket
@@ -21,11 +21,11 @@ class AuditEvent:
     """One change.
 
     Attributes:
-        actor: user@machine, or who a server has authenticated.
+        actor: user@machine, or the user that a server has authenticated.
         action: create update delete start stop traffic transition alias promote gate refused rollout.start
             rollout.step rollout.end rollback retrain.start retrain.refused retrain.run retrain.version retrain.end.
-        model / version: a registered model and its version, where the change was about one.
-        before / after: what was there and what came instead, in words.
+        model / version: a registered model and its version, if the change was about one.
+        before / after: the values before and after, in words.
         detail: what else belongs to the action: the spec it led to, the figures it was decided on.
     """
 
@@ -42,7 +42,7 @@ class AuditEvent:
 
 
 def current_actor() -> str:
-    """Who runs this process."""
+    """Return the user of this process as user@machine."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user id without a name
@@ -51,14 +51,14 @@ def current_actor() -> str:
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    """Its texts as far as a database takes them: what was done is written down, whatever somebody has typed."""
+    """Write the event, its texts as far as a database takes them: every change is recorded, whatever was typed."""
     columns = AuditRow.__table__.columns
     texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
 
 
 def read_events(session: Session, endpoint: str | None, model: str | None, limit: int | None) -> list[AuditEvent]:
-    """Oldest first; with `limit` the newest of them."""
+    """Return the events, oldest first; with `limit` only the newest."""
     query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
     if endpoint is not None:
         query = query.where(AuditRow.endpoint == endpoint)
@@ -68,19 +68,19 @@ def read_events(session: Session, endpoint: str | None, model: str | None, limit
 
 
 def deleted_endpoints(session: Session, name: str | None = None) -> set[str]:
-    """The names (or this one) that an endpoint had which was deleted; there may be another one of the name by now."""
+    """Return the names of deleted endpoints, or `name` if it is one. Another endpoint may have the name by now."""
     query = select(AuditRow.endpoint).where(AuditRow.action == "delete", AuditRow.endpoint != "").distinct()
     return set(session.scalars(query if name is None else query.where(AuditRow.endpoint == name)))
 
 
 def storable_text(text: str, longest: int | None) -> str:
-    """Without what PostgreSQL or UTF-8 has no place for; a text that is longer than its column ends with …"""
+    """Return the text without what PostgreSQL or UTF-8 cannot hold. A text longer than its column ends with …"""
     kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
 
 
 def describe_traffic(spec: EndpointSpec) -> str:
-    """An endpoint's variants in one line: `champion models:/X/3 95, candidate models:/X/4 5`."""
+    """Return an endpoint's variants in one line: `champion models:/X/3 95, candidate models:/X/4 5`."""
     return ", ".join(
         f"{name} {variant.model} {'shadow' if variant.shadow else variant.weight}"
         for name, variant in spec.variants.items()
@@ -88,10 +88,10 @@ def describe_traffic(spec: EndpointSpec) -> str:
 
 
 def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
-    """What differs, as it was and as it is: `champion 100, candidate 0` and `champion 95, candidate 5`.
+    """Return what differs, before and after: `champion 100, candidate 0` and `champion 95, candidate 5`.
 
-    Of a variant its model too, where it has another one; a monitor that comes or goes with its kind and fields; any
-    other field by its dotted name. Empty where all is alike.
+    A variant is shown with its model if that differs, an added or removed monitor with its kind and fields, and any
+    other field by its dotted name. Both texts are empty if nothing differs.
     """
     texts: tuple[list[str], list[str]] = [], []
     for name in dict.fromkeys([*before.variants, *after.variants]):
@@ -115,16 +115,16 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
 
 
 def _monitor_text(name: str, spec: EndpointSpec) -> str:
-    """A monitor that comes or goes: `monitor speed service_level every 1h require p99<=200ms`."""
+    """Return an added or removed monitor: `monitor speed service_level every 1h require p99<=200ms`."""
     fields = dict(_flat(spec_document(spec)["monitors"][name]))
     kind = fields.pop("kind", spec.monitors[name].kind)
     return " ".join([f"monitor {name} {kind}", *(f"{field_name} {value}" for field_name, value in fields.items())])
 
 
-def _other_fields(spec: EndpointSpec, told_monitors: Set[str]) -> dict[str, Any]:
-    """What differs from the defaults, by its dotted name, but what the traffic is made of and these monitors."""
+def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, Any]:
+    """Return the fields that differ from the defaults by their dotted names, without traffic and these monitors."""
     document = spec_document(spec)
-    for name in told_monitors & set(spec.monitors):
+    for name in shown_monitors & set(spec.monitors):
         del document["monitors"][name]
     for variant in document.get("variants", {}).values():
         for shown in ("model", "weight", "shadow"):

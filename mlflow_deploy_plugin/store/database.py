@@ -36,10 +36,10 @@ def utc_now() -> datetime:
 def open_store(
     url: str, clock: Callable[[], datetime] = utc_now, monotonic: Callable[[], float] = time.monotonic
 ) -> Store:
-    """The store at an SQLAlchemy URL; it is created, or brought up to date, where needed.
+    """Return the store at an SQLAlchemy URL. Create its schema or bring it up to date if needed.
 
     Raises:
-        InvalidConfig: not a URL of a database that is known here.
+        InvalidConfig: it is not a URL of a database that is known here.
         StoreUnavailable: it cannot be reached, or a newer onnxserve made it.
     """
     engine = _engine(_parsed(url))
@@ -59,7 +59,7 @@ def open_store(
 
 
 def migration_config(connection: Connection) -> "Config":
-    """Alembic's configuration for this connection; `migrations/env.py` takes the connection from it."""
+    """Return Alembic's configuration for this connection; `migrations/env.py` takes the connection from it."""
     from alembic.config import Config  # here and below: a fifth of a second, where most have nothing to migrate
 
     config = Config(attributes={"connection": connection})
@@ -134,7 +134,7 @@ def _make_folder(url: URL) -> None:
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Waits as for any other lock: SQLite calls no busy handler where somebody else is just turning the log on."""
+    """Turn the log on. Wait as for any other lock: SQLite calls no busy handler while another process turns it on."""
     deadline = time.monotonic() + _BUSY_SECONDS
     while True:
         try:
@@ -147,7 +147,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:
-    """A transaction that reads first and writes then fails at once, without waiting, if another wrote in between."""
+    """Begin transactions with the write lock: one that reads first would fail at once if another wrote in between."""
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:

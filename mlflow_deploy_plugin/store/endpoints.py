@@ -1,4 +1,4 @@
-"""Endpoints as they were asked for."""
+"""Endpoints in the store: the spec of each."""
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from mlflow_deploy_plugin.store.tables import EndpointRow
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint that was asked for: where, and as what.
+    """An endpoint: its deployment target and its spec.
 
     Attributes:
         rows_since: captured rows that were received earlier are those of a deleted endpoint of its name; None: there
-            was none, and whatever was captured under the name is its own.
+            was none, and all rows captured under the name are its own.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class UnreadableEndpoint:
-    """An endpoint whose spec is none to this onnxserve: another version wrote it, or a person did.
+    """An endpoint whose spec this onnxserve cannot read: another version wrote it, or a person did.
 
     Attributes:
-        text: the spec as it stands there.
+        text: the spec as it is stored.
     """
 
     name: str
@@ -43,14 +43,14 @@ class UnreadableEndpoint:
 
 
 def unknown_endpoint(name: str, known: Iterable[str]) -> NotFound:
-    """The error for a name that is none of those that are known."""
+    """Return the error for a name that is not among the known ones."""
     names = sorted(known)
     others = f"there are {', '.join(names)}" if names else ""
     return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}")
 
 
 def endpoint_from_row(row: EndpointRow, deleted: Container[str]) -> Endpoint:
-    """Raises InvalidConfig where its spec cannot be read.
+    """Return the row's endpoint. Raises InvalidConfig if its spec cannot be read.
 
     Args:
         deleted: names of endpoints that were deleted once.
@@ -68,7 +68,7 @@ def endpoint_from_row(row: EndpointRow, deleted: Container[str]) -> Endpoint:
 def read_endpoints(
     rows: Iterable[EndpointRow], deleted: Container[str] = ()
 ) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
-    """Those that can be read, and those that cannot."""
+    """Return the endpoints that can be read, and those that cannot."""
     endpoints, unreadable = [], []
     for row in rows:
         try:
@@ -80,6 +80,6 @@ def read_endpoints(
 
 @lru_cache(maxsize=1024)
 def _read_once(text: str) -> EndpointSpec:
-    """The controller looks at every endpoint every few seconds; a spec is never changed in place."""
+    """Return the spec, parsed once: the controller reads every endpoint every few seconds, and specs are frozen."""
     (spec,) = load_specs(text, may_be_empty=True)
     return spec

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.store.tables import LeaseRow
 
 @dataclass(frozen=True)
 class Lease:
-    """What the holder has: valid while its own monotonic clock is below `until`."""
+    """A lease as its holder has it: valid while its own monotonic clock is below `until`."""
 
     name: str
     holder: str
@@ -30,7 +30,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class LeaseView:
-    """What others see of a lease; `expires_at` is for people, and by the clock of the holder's machine."""
+    """A lease as others see it; `expires_at` is for people, and by the clock of the holder's machine."""
 
     name: str
     holder: str
@@ -39,7 +39,7 @@ class LeaseView:
 
 @dataclass(frozen=True)
 class Sighting:
-    """A lease of somebody else as it was when first seen so, and when (monotonic)."""
+    """A lease of another holder as it was seen, and when it was first seen so (monotonic)."""
 
     token: int
     renewals: int
@@ -49,7 +49,7 @@ class Sighting:
 def acquire(
     session: Session, name: str, holder: str, seconds: float, seen: Sighting | None, now: datetime, monotonic: float
 ) -> Lease | Sighting:
-    """The lease, or what was seen of it: to be given again at the next attempt."""
+    """Return the lease, or the sighting of another's lease, which the next attempt takes as `seen`."""
     row = _row(session, name)
     if row is None:
         row = LeaseRow(name=name, holder="", token=0, renewals=0, seconds=seconds, expires_at=now)
@@ -66,7 +66,7 @@ def acquire(
 
 
 def renew(session: Session, lease: Lease, now: datetime, monotonic: float) -> Lease | None:
-    """The lease from now on; None: somebody else has it, or had it."""
+    """Return the lease, renewed from now; None if somebody else has it, or had it since."""
     row = _row(session, lease.name)
     if row is None or row.token != lease.token or not row.holder:
         return None
@@ -82,7 +82,7 @@ def release(session: Session, lease: Lease) -> None:
 
 
 def is_held(session: Session, lease: Lease) -> bool:
-    """Whether nobody has taken the lease since; what is written in this transaction is then written under it."""
+    """Return True if nobody has taken the lease since. What this transaction writes is then written under it."""
     row = _row(session, lease.name)
     return row is not None and row.token == lease.token and bool(row.holder)
 

@@ -1,4 +1,4 @@
-"""Monitors as they are written down: which windows were judged, what was found, and who has paused what."""
+"""Monitors in the store: their windows with the results, and the state of each."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,16 +27,16 @@ class MonitorWindow:
 
     Attributes:
         start / end: event times t with start <= t < end.
-        revision: 1 at first; whoever judges the window again makes the next one.
-        by_hand: a person has asked for it: it is no window of the schedule's, whatever its times are.
-        state: pending until it is judged; failed where that was given up.
-        verdict: a judgement's state, empty until then.
-        reason: of the verdict, or what the last attempt failed of.
-        rows: that were judged.
-        log_rows / log_digest: what the log had of it then: rows, and a digest of the files of its hours.
-        attempts: that have failed.
-        not_before: when the next attempt may begin.
-        run_id / run_url: the MLflow run that shows it.
+        revision: 1 at first; each time the window is judged again there is a further one.
+        by_hand: a person has asked for it; it is not a scheduled window, whatever its times are.
+        state: pending until it is judged; running while it is; failed if it was given up.
+        verdict: the state of the result; empty before.
+        reason: of the verdict, or of the last attempt's failure.
+        rows: the rows that were judged.
+        log_rows / log_digest: the window's rows in the log at that time, and a digest of the files of its hours.
+        attempts: the attempts that have failed.
+        not_before: the next attempt may not begin earlier.
+        run_id / run_url: the MLflow run that shows the result.
     """
 
     id: int
@@ -63,12 +63,12 @@ class MonitorWindow:
 
 @dataclass(frozen=True)
 class MonitorState:
-    """What is remembered of a monitor.
+    """The state of a monitor.
 
     Attributes:
-        made_up_to: every window that ends by then is written down, or left out; None before the first.
+        made_up_to: every window that ends by then is in the store, or left out; None before the first.
         consecutive: alarms in a row, up to the newest window.
-        note: what was left out, and why.
+        note: for people: what was left out, or what keeps the monitor from being run.
     """
 
     endpoint: str
@@ -87,13 +87,13 @@ class Monitors:
         self._store = store
 
     def state(self, endpoint: str, monitor: str) -> MonitorState:
-        """As it is remembered; a new one where nothing is."""
+        """Return the monitor's state; a new one if nothing is stored."""
         with self._store.transaction() as session:
             row = session.get(MonitorRow, (endpoint, monitor))
             return MonitorState(endpoint, monitor) if row is None else from_row(row, MonitorState)
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
-        """All that something is remembered of, by name."""
+        """Return the stored states, by name."""
         query = select(MonitorRow).order_by(MonitorRow.endpoint, MonitorRow.monitor)
         if endpoint is not None:
             query = query.where(MonitorRow.endpoint == endpoint)
@@ -101,7 +101,7 @@ class Monitors:
             return [from_row(row, MonitorState) for row in session.scalars(query)]
 
     def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
-        """Pauses or resumes, with its audit event; False: it was so already."""
+        """Pause or resume the monitor, with its audit event. Return False if it was so already."""
         by = actor or current_actor()
         with self._store.transaction() as session:
             row = _row(session, endpoint, monitor)
@@ -113,7 +113,7 @@ class Monitors:
             write_event(session, event)
             return True
 
-    def remember(
+    def update_state(
         self,
         endpoint: str,
         monitor: str,
@@ -122,7 +122,7 @@ class Monitors:
         consecutive: int | None = None,
         note: str | None = None,
     ) -> None:
-        """Writes what is given, and leaves the rest."""
+        """Write the given fields, and leave the rest."""
         with self._store.transaction() as session:
             row = _row(session, endpoint, monitor)
             if made_up_to is not None:
@@ -133,12 +133,12 @@ class Monitors:
                 row.note = storable_text(note, None)
 
     def forget(self, endpoint: str, monitor: str) -> None:
-        """Forgets the monitor, not its windows."""
+        """Delete the monitor's state, not its windows."""
         with self._store.transaction() as session:
             session.execute(delete(MonitorRow).where(MonitorRow.endpoint == endpoint, MonitorRow.monitor == monitor))
 
     def next_revision(self, endpoint: str, monitor: str, start: datetime) -> int:
-        """Of a window that begins there, however long it is."""
+        """Return the next revision of windows that begin at `start`, however long they are."""
         row = MonitorWindowRow
         query = select(func.max(row.revision)).where(
             row.endpoint == endpoint, row.monitor == monitor, row.start == start
@@ -149,7 +149,7 @@ class Monitors:
     def add(
         self, endpoint: str, monitor: str, start: datetime, end: datetime, revision: int = 1, *, by_hand: bool = False
     ) -> MonitorWindow:
-        """Writes down that the window is to be judged; the one that stands there already, where one does."""
+        """Add a pending window. Return the one that is there already, if there is one."""
         now = self._store.now()
         row = MonitorWindowRow(
             endpoint=endpoint,
@@ -182,13 +182,13 @@ class Monitors:
                 return from_row(session.scalars(query).one(), MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
-        """Writes what was found of a window, and what may change of it otherwise.
+        """Write the fields of a window that may change.
 
         Args:
-            lease: under which it is written.
+            lease: the write happens only while it is held.
 
         Returns:
-            None where it was not written: the lease is somebody else's, or the window is judged already.
+            None if it was not written: the lease is somebody else's, or the window is judged already.
         """
         with self._store.transaction() as session:
             if lease is not None and not leases.is_held(session, lease):
@@ -206,14 +206,14 @@ class Monitors:
             return from_row(row, MonitorWindow)
 
     def close(self, window: MonitorWindow, reason: str) -> None:
-        """Gives a window up that nobody will judge, unless it was judged meanwhile."""
+        """Give up a window that nobody will judge, unless it was judged meanwhile."""
         with self._store.transaction() as session:
             row = session.get(MonitorWindowRow, window.id)
             if row is not None and row.state != "judged":
                 row.state, row.reason, row.updated_at = "failed", storable_text(reason, None), self._store.now()
 
-    def saw_files(self, window: MonitorWindow, digest: str) -> None:
-        """Writes down which files the log had when nothing new was in them."""
+    def set_log_digest(self, window: MonitorWindow, digest: str) -> None:
+        """Write which files the log had when nothing new was in them."""
         with self._store.transaction() as session:
             row = session.get(MonitorWindowRow, window.id)
             if row is not None:
@@ -229,12 +229,12 @@ class Monitors:
         by_hand: bool | None = None,
         limit: int | None = None,
     ) -> list[MonitorWindow]:
-        """Oldest first, a window's revisions in their order; with `limit` the newest of them.
+        """Return windows, oldest first, a window's revisions in their order; with `limit` only the newest.
 
         Args:
-            states: only those that are in one of them; empty: any.
+            states: only those in one of these states; empty: any.
             since: only those that end after it.
-            by_hand: only those that a person has asked for, or only the schedule's; None: both.
+            by_hand: only those that a person has asked for, or only the scheduled ones; None: both.
         """
         order = (MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc())
         query = select(MonitorWindowRow).order_by(*order).limit(limit)
@@ -265,5 +265,5 @@ def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity, and PostgreSQL takes none."""
+    """Return None for NaN and infinity: JSON has neither, and PostgreSQL takes none."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

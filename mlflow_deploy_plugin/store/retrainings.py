@@ -1,4 +1,4 @@
-"""Retrainings as they are written down: what caused one, what was asked for, how far it is, and what came of it."""
+"""Retrainings in the store: cause, plan, progress and outcome of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row
 
 @dataclass(frozen=True)
 class Retraining:
-    """One training that was asked for; a model has at most one that is live.
+    """One retraining; a model has at most one that is live.
 
     Attributes:
-        monitor: whose alarm, or whose spec, asked for it.
-        cause: the judgement, or the person, behind it; `why` says it in a sentence.
-        spec: what is to be done (`controller/retraining/plan.py`); never changed.
-        state: where it is (`controller/retraining/runner.py` knows the words).
-        run_id: of the MLflow run that trains; empty before it was made.
-        version: that the run registered; empty before.
-        rollout_id: of the rollout that brings the version.
+        monitor: the monitor whose alarm or spec asked for it.
+        cause: the result, the schedule or the person behind it; `why` says it in a sentence.
+        spec: the plan (`controller/retraining/plan.py`); never changed.
+        state: one of `controller/retraining/runner.py`.
+        run_id: the MLflow run that trains; empty before it was made.
+        version: the version that the run registered; empty before.
+        rollout_id: the rollout of the version.
         reason: why it is in this state.
-        figures: what is known on the way: rows, process, attempt, verdicts.
+        figures: what is known on the way: rows, host, attempt, verdicts.
         ended_at: None while it is live.
     """
 
@@ -54,7 +54,7 @@ class Retraining:
 
     @property
     def has_trained(self) -> bool:
-        """Whether it got as far as a run of its project, however that ended."""
+        """Return True if it got as far as a run of its project, however that ended."""
         return bool(self.run_id) or "attempt" in self.figures
 
 
@@ -75,7 +75,7 @@ class Retrainings:
         state: str,
         event: AuditEvent | None = None,
     ) -> Retraining:
-        """Writes down that a retraining is to be done, together with its event.
+        """Add a retraining, together with its event.
 
         Raises:
             AlreadyExists: the model has one that is live.
@@ -109,7 +109,7 @@ class Retrainings:
             return from_row(row, Retraining)
 
     def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
-        """Oldest first; `live`: those only that have not ended."""
+        """Return retrainings, oldest first; with `live` only those that have not ended."""
         query = select(RetrainingRow).order_by(RetrainingRow.id)
         if endpoint is not None:
             query = query.where(RetrainingRow.endpoint == endpoint)
@@ -121,16 +121,16 @@ class Retrainings:
             return [from_row(row, Retraining) for row in session.scalars(query)]
 
     def get(self, number: int) -> Retraining | None:
-        """As it stands now; None: there is none of this number."""
+        """Return the retraining as it is now; None if there is none of this number."""
         with self._store.transaction() as session:
             row = session.get(RetrainingRow, number)
             return None if row is None else from_row(row, Retraining)
 
     def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
-        """Writes the fields of `retraining` that may change, and its event.
+        """Write the fields of `retraining` that may change, and its event.
 
         Returns:
-            As it is written; None where it was not: somebody has changed it since it was read, or it has ended.
+            The retraining as written; None if it was changed since it was read, or has ended.
         """
         with self._store.transaction() as session:
             query = select(RetrainingRow).where(RetrainingRow.id == retraining.id).with_for_update()
@@ -140,7 +140,7 @@ class Retrainings:
             row.state, row.run_id, row.version = retraining.state, retraining.run_id, retraining.version
             row.rollout_id, row.reason, row.figures = retraining.rollout_id, retraining.reason, retraining.figures
             row.ended_at = retraining.ended_at
-            # tells writes apart, also where the clock stands still
+            # tells writes apart, also if the clock stands still
             row.updated_at = max(self._clock(), row.updated_at + timedelta(microseconds=1))
             session.flush()
             if event is not None:
@@ -149,6 +149,6 @@ class Retrainings:
 
 
 def _take_turns(session: Session, model: str) -> None:
-    """Until the transaction ends nobody else adds one for the model; on SQLite nobody writes at all meanwhile."""
+    """Keep others from adding one for the model until the transaction ends; on SQLite nobody else writes anyway."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:model))"), {"model": f"retraining of {model}"})

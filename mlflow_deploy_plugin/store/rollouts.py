@@ -1,4 +1,4 @@
-"""Rollouts as they are written down: what was asked for, how far it is, and what it is judged on."""
+"""Rollouts in the store: plan, progress and figures of each."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,11 +15,11 @@ class Rollout:
     """One rollout of an endpoint; an endpoint has at most one that is live.
 
     Attributes:
-        spec: what was asked for, and what was served before; never changed.
-        state: where it is (`controller/rollouts/state_machine.py` knows the words).
+        spec: the plan (`controller/rollouts/plan.py`); never changed.
+        state: one of `controller/rollouts/state_machine.py`.
         step: index into the steps of `spec`.
         step_at: when the step began, for people.
-        figures: what the step is judged on.
+        figures: the figures that the step is judged by.
         reason: why it is in this state.
         revision: grows with every write; one with an older revision is refused.
         ended_at: None while it is live.
@@ -63,7 +63,7 @@ def add(session: Session, endpoint: str, spec: dict[str, Any], state: str, now: 
 
 
 def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
-    """Oldest first."""
+    """Return rollouts, oldest first; with `live` only those that have not ended."""
     query = select(RolloutRow).order_by(RolloutRow.id)
     if endpoint is not None:
         query = query.where(RolloutRow.endpoint == endpoint)
@@ -73,7 +73,7 @@ def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
 
 
 def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
-    """Writes state, step, figures, reason and end of `rollout`; None: it was changed since it was read."""
+    """Write state, step, figures, reason and end of `rollout`. Return None if it was changed since it was read."""
     query = select(RolloutRow).where(RolloutRow.id == rollout.id).with_for_update()
     row = session.scalars(query).one_or_none()
     if row is None or row.revision != rollout.revision or row.ended_at is not None:
@@ -87,7 +87,7 @@ def update(session: Session, rollout: Rollout, now: datetime) -> Rollout | None:
 
 
 def end(session: Session, endpoint: str, state: str, reason: str, now: datetime) -> list[Rollout]:
-    """Ends what is live of an endpoint; what has ended now."""
+    """End the live rollouts of an endpoint, and return them."""
     live = find(session, endpoint, live=True)
     ended = [update(session, replace(one, state=state, reason=reason, ended_at=now), now) for one in live]
     return [one for one in ended if one is not None]

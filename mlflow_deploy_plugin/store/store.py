@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.store.endpoints import (
 )
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
 from mlflow_deploy_plugin.store.rollouts import Rollout
-from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorRow, MonitorWindowRow
+from mlflow_deploy_plugin.store.tables import AlertRow, AuditRow, EndpointRow, MonitorRow, MonitorWindowRow
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 
@@ -39,8 +39,8 @@ _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 class Store:
     """Endpoints, audit events, rollouts and leases of one database; made by `open_store`.
 
-    Every change of an endpoint is one transaction together with its audit event. Where `actor` is None, it is the
-    user of this process.
+    Every change of an endpoint is one transaction together with its audit event. If `actor` is None, it is the user of
+    this process.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Store:
         self._sightings: dict[str, Sighting] = {}
 
     def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "", actor: str | None = None) -> Endpoint:
-        """Takes the name of `spec` for it. Of two that ask at the same time one gets it.
+        """Add an endpoint under the name of `spec`. If two processes do so at the same time, one of them succeeds.
 
         Raises:
             AlreadyExists: the name is taken.
@@ -62,7 +62,7 @@ class Store:
         try:
             with self.transaction() as session:
                 session.add(row)
-                _forget_monitors(session, spec.name)  # also of what was judged by hand while nobody had the name
+                _delete_monitors(session, spec.name)  # also of what was judged by hand while nobody had the name
                 event = {"after": describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", actor, endpoint=spec.name, **event)
                 session.flush()
@@ -79,7 +79,7 @@ class Store:
         detail: dict[str, Any] | None = None,
         actor: str | None = None,
     ) -> Endpoint:
-        """Keeps `spec` as what is wanted of the endpoint of its name; `detail` goes into the audit event beside it.
+        """Replace the spec of the endpoint of its name; `detail` goes into the audit event with it.
 
         Raises:
             NotFound: there is no such endpoint.
@@ -97,10 +97,9 @@ class Store:
             return endpoint_from_row(row, deleted_endpoints(session, spec.name))
 
     def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
-        """Forgets the endpoint with what its monitors found, and ends its rollout: a namesake begins anew. False: there
-        was none.
+        """Delete the endpoint with its monitors' windows, and end its rollout. Return False if there was none.
 
-        What was found stays in MLflow, and what was done in the audit trail.
+        The monitors' runs stay in MLflow, and the audit events in the store.
         """
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
@@ -108,7 +107,7 @@ class Store:
                 return False
             readable, _ = read_endpoints([row])
             session.delete(row)
-            _forget_monitors(session, name)
+            _delete_monitors(session, name)
             for rollout in rollouts.end(session, name, _ABANDONED, _DELETED, self._clock()):
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
                 self._audit(session, "rollout.end", actor, endpoint=name, why=_DELETED, detail=detail)
@@ -117,30 +116,30 @@ class Store:
             return True
 
     def endpoint(self, name: str) -> Endpoint | None:
-        """None where there is none. Raises InvalidConfig where its spec cannot be read."""
+        """Return the endpoint; None if there is none. Raises InvalidConfig if its spec cannot be read."""
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
             return None if row is None else endpoint_from_row(row, deleted_endpoints(session, name))
 
-    def existing(self, name: str) -> Endpoint:
-        """The endpoint of this name; the message names what there is. Raises NotFound, and as `endpoint`."""
+    def require_endpoint(self, name: str) -> Endpoint:
+        """Return the endpoint. Raises NotFound with a message that names those there are, and as `endpoint`."""
         found = self.endpoint(name)
         if found is None:
             raise unknown_endpoint(name, self.names())
         return found
 
     def names(self) -> list[str]:
-        """The names that are taken, in their order: also of what cannot be read."""
+        """Return the names of all endpoints in their order, also of those that cannot be read."""
         with self.transaction() as session:
             return list(session.scalars(select(EndpointRow.name).order_by(EndpointRow.name)))
 
     def endpoints(self) -> list[Endpoint]:
-        """All that can be read, in the order of their names."""
-        return self._sorted_out()[0]
+        """Return the endpoints that can be read, in the order of their names."""
+        return self._read_endpoints()[0]
 
     def unreadable(self) -> list[UnreadableEndpoint]:
-        """The others, likewise."""
-        return self._sorted_out()[1]
+        """Return the endpoints that cannot be read, in the order of their names."""
+        return self._read_endpoints()[1]
 
     def record(
         self,
@@ -155,23 +154,33 @@ class Store:
         detail: dict[str, Any] | None = None,
         actor: str | None = None,
     ) -> None:
-        """Writes down what was done outside of the store: a start, a promotion, a step of a rollout."""
-        said = {"endpoint": endpoint, "model": model, "version": version, "before": before, "after": after, "why": why}
+        """Write an audit event of a change outside of the store: a start, a promotion, a step of a rollout."""
+        texts = {"endpoint": endpoint, "model": model, "version": version, "before": before, "after": after, "why": why}
         with self.transaction() as session:
-            self._audit(session, action, actor, **said, detail=detail or {})
+            self._audit(session, action, actor, **texts, detail=detail or {})
+
+    def record_unless_repeated(self, event: AuditEvent) -> None:
+        """Write the event, unless the last one of its endpoint, monitor and kind of action had the same reason."""
+        kind = event.action.partition(".")[0]
+        of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
+        earlier = select(AuditRow).where(AuditRow.endpoint == event.endpoint, of_monitor).order_by(AuditRow.id.desc())
+        with self.transaction() as session:
+            last = session.scalars(earlier.where(AuditRow.action.startswith(f"{kind}.")).limit(1)).first()
+            if last is None or (last.action, last.why) != (event.action, event.why):
+                write_event(session, event)
 
     def events(
         self, endpoint: str | None = None, model: str | None = None, limit: int | None = None
     ) -> list[AuditEvent]:
-        """What happened to this endpoint and this model (None: to any), oldest first; the newest `limit` of it.
+        """Return the audit events of this endpoint and model (None: of any), oldest first; with `limit` the newest.
 
-        Events outlive what they speak of.
+        Events outlive their endpoint and model.
         """
         with self.transaction() as session:
             return read_events(session, endpoint, model, limit)
 
     def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str, event: AuditEvent | None = None) -> Rollout:
-        """Writes down that a rollout begins, together with its event.
+        """Add a rollout, together with its event.
 
         Raises:
             AlreadyExists: the endpoint has one that is live.
@@ -189,19 +198,19 @@ class Store:
             ) from None
 
     def rollouts(self, endpoint: str | None = None, live: bool = False) -> list[Rollout]:
-        """Oldest first; `live`: those only that have not ended."""
+        """Return rollouts, oldest first; with `live` only those that have not ended."""
         with self.transaction() as session:
             return rollouts.find(session, endpoint, live)
 
     def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
-        """Writes the fields of `rollout` that may change, and its event, and gives it with its new revision.
+        """Write the fields of `rollout` that may change, and its event, and return it with its new revision.
 
         Args:
-            lease: under which it is written; None: by a person, whose word counts without one.
+            lease: the write happens only while it is held; None: a person writes, without a lease.
 
         Returns:
-            None where it was not written: the lease is somebody else's, or the rollout was changed since it was read,
-            or it has ended.
+            None if it was not written: the lease is somebody else's, or the rollout was changed since it was read, or
+            it has ended.
         """
         with self.transaction() as session:
             if lease is not None and not leases.is_held(session, lease):
@@ -212,9 +221,9 @@ class Store:
             return updated
 
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
-        """The lease of this name, or None while somebody has it.
+        """Return the lease of this name, or None while somebody has it.
 
-        One whose holder was killed is to be had once this store has seen it unrenewed for its length: ask again.
+        If its holder was killed, it is free once this store has seen it unrenewed for its length: call this again.
         """
         monotonic = self._monotonic()
         try:
@@ -231,18 +240,18 @@ class Store:
         return found
 
     def renew_lease(self, lease: Lease) -> Lease | None:
-        """The lease for its length from now; None: it is lost."""
+        """Return the lease, renewed for its length from now; None if it is lost."""
         monotonic = self._monotonic()
         with self.transaction() as session:
             return leases.renew(session, lease, self._clock(), monotonic)
 
     def release_lease(self, lease: Lease) -> None:
-        """Lets the next one have it at once; fine if it is lost already."""
+        """Release the lease, so that the next one has it at once. It may be lost already."""
         with self.transaction() as session:
             leases.release(session, lease)
 
     def lease(self, name: str) -> LeaseView | None:
-        """Who has the lease of this name, as far as the store knows."""
+        """Return the lease of this name as others see it; None if nobody holds it."""
         with self.transaction() as session:
             return leases.view(session, name)
 
@@ -250,15 +259,15 @@ class Store:
         self._engine.dispose()
 
     def now(self) -> datetime:
-        """The time by this store's clock, in UTC."""
+        """Return the time by this store's clock, in UTC."""
         return self._clock()
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """One transaction: all that is written in it stands, or nothing. For the modules of this package.
+        """Open one transaction: everything that is written in it stands, or nothing. For the modules of this package.
 
         Raises:
-            IntegrityError: something that is to be unique is there already.
+            IntegrityError: a unique value is there already.
             StoreUnavailable: the database does not answer.
         """
         try:
@@ -269,17 +278,17 @@ class Store:
         except DBAPIError as error:
             raise store_unavailable(self._engine.url, error) from None
 
-    def _sorted_out(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
+    def _read_endpoints(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
         with self.transaction() as session:
             rows = session.scalars(select(EndpointRow).order_by(EndpointRow.name))
             return read_endpoints(rows, deleted_endpoints(session))
 
-    def _audit(self, session: Session, action: str, actor: str | None, **said: Any) -> None:
-        write_event(session, AuditEvent(self._clock(), actor or current_actor(), action, **said))
+    def _audit(self, session: Session, action: str, actor: str | None, **fields: Any) -> None:
+        write_event(session, AuditEvent(self._clock(), actor or current_actor(), action, **fields))
 
 
-def _forget_monitors(session: Session, endpoint: str) -> None:
-    """What they have found; what they have told of is over, so that a namesake's alarm is told anew."""
+def _delete_monitors(session: Session, endpoint: str) -> None:
+    """Delete states and windows, and resolve the alerts, so that a later endpoint of the name alerts anew."""
     firing = (AlertRow.endpoint == endpoint, AlertRow.state == "firing")
     session.execute(update(AlertRow).where(*firing).values(state="resolved"))
     for table in (MonitorRow, MonitorWindowRow):
@@ -287,12 +296,12 @@ def _forget_monitors(session: Session, endpoint: str) -> None:
 
 
 def redacted_url(url: URL) -> str:
-    """The URL as it may be shown: no password, and no query, which may hold one too."""
+    """Return the URL for people: without password, and without query, which may hold one too."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
 def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
-    """The error for a database that cannot be used."""
+    """Return the error for a database that cannot be used, in one line and without its password."""
     text = str(getattr(error, "orig", None) or error)
     for secret in (url.password, url.query.get("password")):
         if secret:

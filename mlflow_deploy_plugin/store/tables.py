@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy sees them. Alembic's `migrations/versions` make them; a test holds both equal.
+"""The tables of the store for SQLAlchemy. Alembic's `migrations/versions` make them; a test holds both equal.
 
 Every name starts with `onnxserve_`: MLflow's own database has a table `endpoints` and an `alembic_version`, and both
 may live in one database.
@@ -55,12 +55,12 @@ class Base(DeclarativeBase):
 
 
 def from_row(row: Base, kind: type[ValueT]) -> ValueT:
-    """The row as a frozen dataclass, whose fields have the names of its columns."""
+    """Return the row as a frozen dataclass, whose fields have the names of its columns."""
     return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 
 
 class EndpointRow(Base):
-    """One endpoint that was asked for; whether it runs is the backend's to say."""
+    """One endpoint; the backend knows if it runs."""
 
     __tablename__ = "onnxserve_endpoints"
 
@@ -72,7 +72,7 @@ class EndpointRow(Base):
 
 
 class AuditRow(Base):
-    """Who did what, when. Rows outlive the endpoint that they speak of."""
+    """One audit event. Rows outlive their endpoint."""
 
     __tablename__ = "onnxserve_audit_events"
 
@@ -94,7 +94,7 @@ _IS_LIVE = text("ended_at IS NULL")
 
 
 class RolloutRow(Base):
-    """One rollout. Rows outlive the endpoint that they speak of."""
+    """One rollout. Rows outlive their endpoint."""
 
     __tablename__ = "onnxserve_rollouts"
     __table_args__ = (
@@ -116,7 +116,7 @@ class RolloutRow(Base):
 
 
 class LeaseRow(Base):
-    """Who may do what only one at a time may do; a row without a holder keeps the last token."""
+    """One lease; a row without a holder keeps the last token."""
 
     __tablename__ = "onnxserve_leases"
 
@@ -132,12 +132,12 @@ _COUNTED = ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts", "u
 
 
 class MonitorWindowRow(Base):
-    """One revision of one window of a monitor: what is to be judged, or what was found; it goes with its endpoint."""
+    """One revision of one window of a monitor, to be judged or judged; it is deleted with its endpoint."""
 
     __tablename__ = "onnxserve_monitor_windows"
     __table_args__ = (
         UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
-        # all that Prometheus is told the counts of
+        # the columns of the counts for Prometheus
         Index("ix_onnxserve_monitor_windows_counted", *_COUNTED),
     )
 
@@ -164,7 +164,7 @@ class MonitorWindowRow(Base):
 
 
 class MonitorRow(Base):
-    """What is remembered of a monitor beside its windows; it goes with its endpoint."""
+    """The state of a monitor; it is deleted with its endpoint."""
 
     __tablename__ = "onnxserve_monitors"
 
@@ -178,7 +178,7 @@ class MonitorRow(Base):
 
 
 class AlertRow(Base):
-    """Something that people were told of, from when it began until it was over."""
+    """One alert, from its beginning until it is over."""
 
     __tablename__ = "onnxserve_alerts"
 
@@ -195,7 +195,7 @@ class AlertRow(Base):
 
 
 class SilenceRow(Base):
-    """A time in which nobody is told of an endpoint, or of one monitor of it."""
+    """A time without alerts of an endpoint, or of one monitor of it."""
 
     __tablename__ = "onnxserve_silences"
 
@@ -209,7 +209,7 @@ class SilenceRow(Base):
 
 
 class RetrainingRow(Base):
-    """One training that was started, and what came of it. Rows outlive the endpoint."""
+    """One retraining. Rows outlive their endpoint."""
 
     __tablename__ = "onnxserve_retrainings"
 

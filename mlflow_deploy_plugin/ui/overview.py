@@ -9,8 +9,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import StoreUnavailable
 from mlflow_deploy_plugin.registry import parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store import AuditEvent, Store
-from mlflow_deploy_plugin.store.rollouts import Rollout
+from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
 from mlflow_deploy_plugin.ui.blockers import rollback_blocker, traffic_blocker
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 from mlflow_deploy_plugin.ui.model_cards import ModelCard, model_cards

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deploym
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store import Retraining, Retrainings
 from projects.command import plain_errors
 from projects.flight_delay.data import DAY, FEATURES, load_flights, months
 from projects.flight_delay.loop import outcome, stage, watch

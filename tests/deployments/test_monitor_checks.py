@@ -46,7 +46,7 @@ def flights(deployments: Deployments, model: Path) -> Deployments:
 
 def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
     deployments.update_endpoint("flights", {f"monitors.m.{name}": value for name, value in fields.items()})
-    return deployments.store.existing("flights").spec.monitor("m")
+    return deployments.store.require_endpoint("flights").spec.monitor("m")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_monitor_that_could_never_judge_is_refused(
         add(flights, **fields)
 
     assert refused.value.message.startswith(message)
-    assert not flights.store.existing("flights").spec.monitors
+    assert not flights.store.require_endpoint("flights").spec.monitors
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,8 @@ def test_a_pause_is_written_down_with_who_paused(store: Store, name: str) -> Non
 def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store, name: str) -> None:
     monitors = Monitors(store)
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
-    monitors.remember(name, "daily", made_up_to=START, consecutive=2)
-    monitors.remember(name, "daily", note="3 windows are left out")
+    monitors.update_state(name, "daily", made_up_to=START, consecutive=2)
+    monitors.update_state(name, "daily", note="3 windows are left out")
     monitors.pause(name, "daily", actor="ada")
     running = monitors.add(name, "daily", START, START + DAY)
     assert monitors.states(name) == [MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out")]

@@ -87,7 +87,7 @@ def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -
         "the spec of endpoint 'bad' in the store cannot be read: monitors.daily.schedule: minute, hour, day, month"
     )
     with pytest.raises(InvalidConfig, match="`onnxserve endpoint delete bad` makes room for a new one"):
-        store.existing("bad")
+        store.require_endpoint("bad")
     with pytest.raises(AlreadyExists):
         store.add_endpoint("onnxserve", new_endpoint("bad", "m"))
     assert store.remove_endpoint("bad")

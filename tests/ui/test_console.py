@@ -100,7 +100,7 @@ def test_a_monitor_s_verdict_is_an_alarm_or_fine_or_undecided(
 def test_verdicts_on_a_deleted_endpoint_of_the_name_are_not_shown(mlflow_app: Any) -> None:
     name = "made-anew"
     mlflow_app.store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1"))
-    created = mlflow_app.store.existing(name).created_at.isoformat()
+    created = mlflow_app.store.require_endpoint(name).created_at.isoformat()
     client = mlflow.MlflowClient()
     experiment_id = client.create_experiment(f"onnxserve/{name}")
     for monitor, of in (("of-the-gone", "2020-01-01T00:00:00+00:00"), ("of-this", created)):

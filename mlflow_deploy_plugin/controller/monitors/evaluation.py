@@ -19,8 +19,7 @@ from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint
-from mlflow_deploy_plugin.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, MonitorWindow
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec, empty_endpoint
-from mlflow_deploy_plugin.store.monitors import MonitorWindow
+from mlflow_deploy_plugin.store import MonitorWindow
 
 _OWN = {"_model": "", "_version": "", "_segment": "file"}
 _UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))

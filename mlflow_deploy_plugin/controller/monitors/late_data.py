@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.storage import DAY, list_days, list_files
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.store import Monitors, MonitorWindow
 
 EVERY_SECONDS = 3600.0
 MAX_REVISIONS = 24
@@ -108,7 +108,7 @@ def add_revisions(
             one = monitors.add(window.endpoint, window.monitor, window.start, window.end, revision)
             added.append((one, late[window.id]))
         else:
-            monitors.saw_files(window, new)
+            monitors.set_log_digest(window, new)
     return added
 
 

@@ -22,8 +22,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.processes import ProcessEnded, Worker
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import bin_period, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint
-from mlflow_deploy_plugin.store.monitors import Monitors
+from mlflow_deploy_plugin.store import Endpoint, Monitors
 
 _log = logging.getLogger(__name__)
 

@@ -37,8 +37,7 @@ from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
 from mlflow_deploy_plugin.statedir import SPEC
-from mlflow_deploy_plugin.store import Store, unknown_endpoint
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
+from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Store, unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0

@@ -9,8 +9,7 @@ from mlflow_deploy_plugin.controller.monitors.schedule import Readiness, next_du
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, Store
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorState, MonitorWindow, Store
 
 MonitorStatus = Literal["waiting", "judging", "failing", "paused", "broken"]
 
@@ -50,7 +49,7 @@ def overviews(store: Store, endpoint: str | None = None, marks: Sequence[Waterma
     Raises:
         NotFound: there is no such endpoint.
     """
-    endpoints = store.endpoints() if endpoint is None else [store.existing(endpoint)]
+    endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
     return [
         overview(store, one, name, readiness(marks, one.name, store.now()))
         for one in endpoints

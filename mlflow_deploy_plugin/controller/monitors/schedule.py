@@ -19,8 +19,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.watermarks import Watermark
 from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint
-from mlflow_deploy_plugin.store.monitors import MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, MonitorState, MonitorWindow
 
 MAX_CATCH_UP = 100
 """Missed windows that a controller judges by itself; a person may ask for more."""

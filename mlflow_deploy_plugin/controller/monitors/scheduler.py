@@ -32,8 +32,7 @@ from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, res
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorState, MonitorWindow
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0
@@ -213,13 +212,13 @@ class MonitorScheduler:
             text = f"{key[0]}: monitor {key[1]} {note}"
             if self._monitors.state(*key).note != note:
                 self._say(text)
-                self._monitors.remember(*key, note=note)
+                self._monitors.update_state(*key, note=note)
             if watched.late_troubles == MAX_ATTEMPTS:
                 announce(self._store, *key, text)
         else:
             watched.late_troubles = 0
             if self._monitors.state(*key).note.startswith(LATE_TROUBLE):
-                self._monitors.remember(*key, note="")
+                self._monitors.update_state(*key, note="")
 
     def _close_windows_of_gone(self, pending: dict[Key, list[MonitorWindow]], known: set[Key]) -> None:
         """Give up windows of monitors that were deleted. Say once of each unreadable endpoint why it is skipped."""
@@ -242,7 +241,7 @@ class MonitorScheduler:
         if watched.said != reason:
             watched.said = reason
             self._say(f"{key[0]}: monitor {key[1]} {TROUBLE}: {reason}")
-            log_errors(lambda: self._monitors.remember(*key, note=f"{TROUBLE}: {reason}"))
+            log_errors(lambda: self._monitors.update_state(*key, note=f"{TROUBLE}: {reason}"))
         watched.troubles += 1
         if watched.troubles == MAX_ATTEMPTS:
             log_errors(lambda: record_failure(self._store, self._deployments.settings, *key, reason))

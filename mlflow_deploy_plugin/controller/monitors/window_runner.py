@@ -40,8 +40,7 @@ from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, MonitorRes
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorState, MonitorWindow
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ class WindowRunner:
         ready = readiness(marks, name, now)
         window = oldest_pending(pending, now) if pending else self._add_next(endpoint, monitor, spec, state, ready, now)
         if state.note.startswith(TROUBLE) and self.monitors.state(name, monitor).note == state.note:
-            self.monitors.remember(name, monitor, note="")  # it is over
+            self.monitors.update_state(name, monitor, note="")  # it is over
         if window is None:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):
@@ -199,7 +198,7 @@ class WindowRunner:
                 )
                 self.say(f"{endpoint.name}: monitor {monitor}: {note}")
             window = self._add(endpoint.name, monitor, due.window)
-            self.monitors.remember(endpoint.name, monitor, made_up_to=due.window.end, note=note)
+            self.monitors.update_state(endpoint.name, monitor, made_up_to=due.window.end, note=note)
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
@@ -247,7 +246,7 @@ class WindowRunner:
         if any(one.start > window.start for one in earlier):
             return
         consecutive = consecutive_alarms([*earlier, replace(window, verdict=result.result.state)])
-        self.monitors.remember(window.endpoint, window.monitor, consecutive=consecutive)
+        self.monitors.update_state(window.endpoint, window.monitor, consecutive=consecutive)
         if result.result.is_alarm and consecutive < spec.consecutive:
             self.say(
                 f"{window_summary(window)}: {consecutive} of {spec.consecutive} windows in a row that make an alarm"

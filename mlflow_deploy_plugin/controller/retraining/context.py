@@ -16,9 +16,7 @@ from mlflow_deploy_plugin.controller.retraining.training_data import remove_trai
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
-from mlflow_deploy_plugin.store import AuditEvent, Rollout
-from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, Rollout, utc_now
 
 StartRollout = Callable[[RetrainPlan, str, str], Rollout]
 """Starts the rollout of a plan's version, with the reason. Raises as `rollouts.start.start_rollout`."""

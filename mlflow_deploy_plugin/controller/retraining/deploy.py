@@ -10,8 +10,7 @@ from mlflow_deploy_plugin.controller.retraining.served import answering_version
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
 from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
-from mlflow_deploy_plugin.store import Rollout
-from mlflow_deploy_plugin.store.retrainings import Retraining
+from mlflow_deploy_plugin.store import Retraining, Rollout
 
 MAX_SERVER_WAIT = timedelta(hours=1)
 """An endpoint whose server does not run is waited for, so long; then the version is proposed to a person."""

@@ -9,8 +9,7 @@ from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import AuditEvent
-from mlflow_deploy_plugin.store.retrainings import Retraining
+from mlflow_deploy_plugin.store import AuditEvent, Retraining
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[

@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.controller.retraining import tracking
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import child_environment, redact_credentials, set_service_timeouts
-from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store import utc_now
 
 MARK = "ONNXSERVE_RETRAINING_RUN"
 LOG = "log.txt"

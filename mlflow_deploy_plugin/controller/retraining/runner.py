@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.controller.retraining.served import ServedModelChanged
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store import Retraining, Retrainings
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.registry import (
     registry_errors,
     tag_version,
 )
-from mlflow_deploy_plugin.store.retrainings import Retraining
+from mlflow_deploy_plugin.store import Retraining
 
 RETRAINING_TAG = "onnxserve.retraining"
 HEARTBEAT_TAG = "onnxserve.heartbeat"

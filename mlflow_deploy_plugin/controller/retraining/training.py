@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_of
 from mlflow_deploy_plugin.controller.retraining.training_data import collect_training_data
 from mlflow_deploy_plugin.deployments.monitor_checks import check_project
 from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.store.retrainings import Retraining
+from mlflow_deploy_plugin.store import Retraining
 
 MAX_TRAININGS = 2
 """A training that was killed from outside is begun once more; one that fails by itself is not."""

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import microseconds_of
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
-from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store import utc_now
 
 _FILES = ("data.parquet", "held_out.parquet")
 MAX_ROWS = 1_000_000

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
-
 from mlflow_deploy_plugin.controller.crontab import crontab_trigger
 from mlflow_deploy_plugin.controller.leadership import controller_name
 from mlflow_deploy_plugin.controller.retraining.plan import (
@@ -30,11 +28,7 @@ from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun, parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Store, current_actor
-from mlflow_deploy_plugin.store.audit import write_event
-from mlflow_deploy_plugin.store.database import utc_now
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
-from mlflow_deploy_plugin.store.tables import AuditRow
+from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Retraining, Retrainings, Store, current_actor, utc_now
 
 _log = logging.getLogger(__name__)
 
@@ -183,13 +177,8 @@ def record_refusal(store: Store, event: AuditEvent) -> None:
     An hourly monitor would fill the trail otherwise.
     """
     _log.info("%s: no retraining: %s", event.endpoint, event.why)
-    of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
-    earlier = select(AuditRow).where(AuditRow.endpoint == event.endpoint, of_monitor).order_by(AuditRow.id.desc())
     try:
-        with store.transaction() as session:
-            last = session.scalars(earlier.where(AuditRow.action.startswith("retrain.")).limit(1)).first()
-            if last is None or (last.action, last.why) != (event.action, event.why):
-                write_event(session, event)
+        store.record_unless_repeated(event)
     except OnnxserveError as error:
         _log.warning("not in the audit trail: %s (%s)", event.why, error.message)
 

@@ -19,8 +19,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
 )
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
-from mlflow_deploy_plugin.store import Rollout, Store, current_actor
-from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store import Rollout, Store, current_actor, utc_now
 
 _ATTEMPTS = 50
 _CONTROLLER_SECONDS = 10.0

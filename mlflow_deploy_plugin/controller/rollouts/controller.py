@@ -33,8 +33,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
 )
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.store import Rollout, Store
-from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store import Rollout, Store, utc_now
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
 from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, read_gate_status, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
-from mlflow_deploy_plugin.store import Rollout, current_actor
-from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store import Rollout, current_actor, utc_now
 
 CANDIDATE = "candidate"
 DEFAULT_STEPS = "1,10,50,100"

@@ -16,8 +16,7 @@ from typing import Any, Literal
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.alerts.channels import Channel, ChannelMessage, read_channels
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.store.alerts import Alert, Alerts, Silences
-from mlflow_deploy_plugin.store.store import Store
+from mlflow_deploy_plugin.store import Alert, Alerts, Silences, Store
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def _claimed(store: Store, alert: Alert, now: datetime) -> Alert | None:
             return None
         return replace(found, detail={**found.detail, "claimed_until": (now + _CLAIM).isoformat()})
 
-    return Alerts(store).change_one(alert.id, claim)
+    return Alerts(store).change_by_id(alert.id, claim)
 
 
 def _deliveries(alerts: Sequence[Alert], channels: Sequence[Channel], now: datetime) -> list[_Delivery]:
@@ -182,7 +181,7 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], sent: Seque
             )
         return replace(after, detail={**detail, "is_told": is_told})
 
-    Alerts(store).change_one(alert.id, settled)
+    Alerts(store).change_by_id(alert.id, settled)
 
 
 def _failed(before: dict[str, Any], alert: Alert, channel: Channel, now: datetime) -> dict[str, Any]:

@@ -13,9 +13,7 @@ from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.spec import duration_seconds
-from mlflow_deploy_plugin.store import Store
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Retraining, Retrainings, Store
 from projects.flight_delay.loop.stage import ACCURACY, DRIFT, Setting
 
 LOG_SECONDS, JUDGED_SECONDS, TRAINED_SECONDS = 120.0, 900.0, 2400.0

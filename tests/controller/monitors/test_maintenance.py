@@ -70,7 +70,7 @@ def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -
     monitors.add("flights", "retried", begun - timedelta(days=40), begun - timedelta(days=40, hours=-1))
     world.now = now = NOON + timedelta(days=60)
     for name in ("pinned", "retried"):
-        monitors.remember("flights", name, made_up_to=now)
+        monitors.update_state("flights", name, made_up_to=now)
     endpoint = world.store.endpoint("flights")
     assert endpoint is not None
 
@@ -119,7 +119,7 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
         asked = WindowRequest("flights", "daily", endpoint.spec.monitors["daily"], window, 1, world.settings)
         if window.start >= NOON + timedelta(days=5):
             frozen.add(str(rolling_windows(asked, "flight-delay", "1")[0].sampled))
-        world.monitors.remember("flights", "daily", made_up_to=day)
+        world.monitors.update_state("flights", "daily", made_up_to=day)
         needed = retained_windows(world.monitors, endpoint, day)
         maintain_log(world.settings, "flights", day, "7d", needed)
         oldest.append(day - asked.log.hours("flights")[0].start)

@@ -54,7 +54,7 @@ def test_a_window_that_was_judged_already_gets_a_further_revision(world: Monitor
     world.now = NOON + 2 * HOUR
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="judged", verdict="drift", run_id="of the schedule"))
-    world.monitors.remember("flights", "hourly", made_up_to=NOON + HOUR)
+    world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
 
     run(world)
 
@@ -169,7 +169,7 @@ def test_a_window_that_the_schedule_tries_again_stays_the_schedules(world: Monit
     world.now = NOON + HOUR + timedelta(minutes=30)
     waiting = replace(world.monitors.add("flights", "hourly", NOON, NOON + HOUR), attempts=1)
     world.monitors.update(waiting)
-    world.monitors.remember("flights", "hourly", made_up_to=NOON + HOUR)
+    world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
 
     run(world)
 
@@ -209,7 +209,7 @@ def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judge
     world.judge = lambda asked: "drift" if asked.revision > 1 or asked.window != Window(NOON, NOON + HOUR) else "ok"
     judged = run(world, window=window)
     runner = WindowRunner(deployments(world), world.answer, world.said.append)
-    world.monitors.remember("flights", "hourly", made_up_to=NOON + 2 * HOUR)
+    world.monitors.update_state("flights", "hourly", made_up_to=NOON + 2 * HOUR)
 
     world.rows(NOON + HOUR / 3)
     world.now += HOUR

@@ -323,7 +323,7 @@ def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_eac
     marks.parent.mkdir(parents=True, exist_ok=True)
     world.now = NOON + HOUR + timedelta(minutes=6)
     world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
-    world.monitors.remember("flights", "hourly", made_up_to=NOON + HOUR)
+    world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
     marks.write_text("no folder")
     passed = 0.0
 
@@ -431,7 +431,7 @@ def test_what_a_dead_controller_has_begun_is_finished_by_the_next(world: Monitor
     world.now = NOON + HOUR + timedelta(minutes=6)
     begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
     world.monitors.update(replace(begun, state="running"))
-    world.monitors.remember("flights", "hourly", made_up_to=NOON + HOUR)
+    world.monitors.update_state("flights", "hourly", made_up_to=NOON + HOUR)
     assert world.store.acquire_lease(lease_name("flights", "hourly"), "dead", 1)
 
     world.start(lease_seconds=1)
