@@ -1,6 +1,7 @@
 """Child processes: started in a group of their own, ended as a whole, and described in words when they have ended.
 
-`child.py` has both ends of a parent and its child; `worker.py` calls functions in a process of its own.
+`child.py` has both ends of a parent and its child; `worker.py` calls functions in a process of its own;
+`supervised.py` has the children of a process that reaps everything in one place.
 """
 
 from mlflow_deploy_plugin.processes.child import (
@@ -11,17 +12,27 @@ from mlflow_deploy_plugin.processes.child import (
     requests_of_parent,
     signal_group,
 )
+from mlflow_deploy_plugin.processes.supervised import (
+    SupervisedChild,
+    SupervisedChildren,
+    adopt_orphans,
+    watched_signals,
+)
 from mlflow_deploy_plugin.processes.worker import ProcessCrashed, ProcessEnded, Worker, WorkerPool
 
 __all__ = [
     "Child",
     "ProcessCrashed",
     "ProcessEnded",
+    "SupervisedChild",
+    "SupervisedChildren",
     "Worker",
     "WorkerPool",
+    "adopt_orphans",
     "die_with_parent",
     "end_own_group",
     "exit_reason",
     "requests_of_parent",
     "signal_group",
+    "watched_signals",
 ]

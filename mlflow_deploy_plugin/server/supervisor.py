@@ -22,7 +22,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.server.children import Child, Children, adopt_orphans, watched_signals
+from mlflow_deploy_plugin.processes import (
+    SupervisedChild,
+    SupervisedChildren,
+    adopt_orphans,
+    watched_signals,
+)
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import (
     open_listener,
@@ -136,13 +141,13 @@ class _Supervisor:
         self._port = int(listener.getsockname()[1])
         self._url = reachable_url(server.host, self._port, "https" if server.certfile else "http")
         self._started_at = time.time()
-        self._children = Children()
+        self._children = SupervisedChildren()
         self._signals = watched_signals()
-        self._agent: Child | None = None
+        self._agent: SupervisedChild | None = None
         self._agent_started = 0.0
         self._agent_crashes = 0
         self._restart_agent_at = 0.0
-        self._gunicorn: Child | None = None
+        self._gunicorn: SupervisedChild | None = None
         self._gunicorn_started = 0.0
         self._gunicorn_deaths = 0
         self._restart_gunicorn_at = math.inf
@@ -196,7 +201,7 @@ class _Supervisor:
             with suppress(OSError):
                 self._write("serving")
 
-    def _mourn_gunicorn(self, dead: Child, exit_status: int) -> None:
+    def _mourn_gunicorn(self, dead: SupervisedChild, exit_status: int) -> None:
         """
         Raises:
             DeploymentFailed: it is not to be started anew.
@@ -219,16 +224,16 @@ class _Supervisor:
         with suppress(OSError):  # a full disk keeps nobody from being served
             self._write("starting")
 
-    def _restart_gunicorn(self, dead: Child) -> None:
+    def _restart_gunicorn(self, dead: SupervisedChild) -> None:
         """As soon as it is due, and nothing of the one before lives."""
         if not self._has_orphans(dead) and time.monotonic() >= self._restart_gunicorn_at:
             self._start_gunicorn()
 
-    def _has_orphans(self, dead: Child) -> bool:
+    def _has_orphans(self, dead: SupervisedChild) -> bool:
         """Whether a worker of it lives; those whose time is up are killed."""
         return dead.signal_group(signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
 
-    def _end_orphans(self, dead: Child) -> None:
+    def _end_orphans(self, dead: SupervisedChild) -> None:
         while self._has_orphans(dead) and time.monotonic() < self._kill_orphans_at + _ORPHAN_SECONDS:
             signal.sigtimedwait(self._signals, _TICK_SECONDS)
             self._children.reap()
@@ -315,12 +320,12 @@ class _Supervisor:
             # it was killed, or had not yet begun: the disk that the rows lie on may go with this process
             self._outlast(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
 
-    def _end_child(self, child: Child, patience: float) -> None:
+    def _end_child(self, child: SupervisedChild, patience: float) -> None:
         self._children.reap()
         child.signal(signal.SIGTERM)
         self._outlast(child, patience)
 
-    def _outlast(self, child: Child, patience: float) -> None:
+    def _outlast(self, child: SupervisedChild, patience: float) -> None:
         deadline = time.monotonic() + patience
         while child.exit_status is None and time.monotonic() < deadline:
             signal.sigtimedwait(self._signals, _TICK_SECONDS)

@@ -145,7 +145,7 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     assert not [worker for worker in old if psutil.pid_exists(worker)]
     wait_until(lambda: server_state(running).phase == "serving", what="the server")
     assert len(workers(running) - old) == 2
-    assert "gunicorn was ended by SIGKILL; it is started anew" in running.log.read_text()
+    assert "gunicorn was killed by SIGKILL; it is started anew" in running.log.read_text()
     assert running.end() == 0
     assert not list((running.state_dir / "spool").iterdir())
 

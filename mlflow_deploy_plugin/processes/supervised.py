@@ -1,8 +1,9 @@
-"""The child processes of the supervisor: each in its own process group, reaped, and never left behind.
+"""The children of a supervisor: a process with one thread that waits for signals and reaps everything itself.
 
 The kernel tells a child when the supervisor dies (PR_SET_PDEATHSIG), so that not even SIGKILL leaves one running. The
 workers of a gunicorn that was killed fall to the supervisor, in a container or not (PR_SET_CHILD_SUBREAPER), and are
-known by their process group. All reaping is done in one place, `Children.reap`.
+known by their process group. All reaping is done in one place, `SupervisedChildren.reap`; a `Child` reaps itself, and
+cannot be used beside it.
 """
 
 import ctypes
@@ -12,21 +13,27 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_libc = ctypes.CDLL(None, use_errno=True)
+from mlflow_deploy_plugin.processes.child import die_with_parent, exit_reason, signal_group
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def watched_signals() -> set[signal.Signals]:
-    """What the supervisor waits for; blocked in it, so that a signal is taken where it is waited for, nowhere else.
+    """Return the signals that a supervisor waits for. It blocks them, so that they arrive only where it waits.
 
-    SIGHUP is left alone where it is ignored (nohup): a blocked signal would come through.
+    SIGHUP is left alone if it is ignored (nohup): a blocked signal would come through.
     """
     ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     return {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
 
 
+def adopt_orphans() -> None:
+    """Make this process the parent of whatever its children leave behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
 @dataclass
-class Child:
+class SupervisedChild:
     """One process. `exit_status` is as in `subprocess`: negative for a signal, None while it runs."""
 
     pid: int
@@ -34,50 +41,37 @@ class Child:
 
     @property
     def exit_reason(self) -> str:
-        """How it has ended, in words."""
-        status = self.exit_status or 0
-        return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        """The way it ended, in words."""
+        return exit_reason(self.exit_status or 0)
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends to this process alone; gunicorn's master tells its workers itself."""
+        """Send a signal to this process alone; gunicorn's master tells its workers itself."""
         if self.exit_status is None:
             os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> bool:
-        """Sends to it and to all that it has started, or only to those where it has ended; 0 is sent to nobody.
+        """Send a signal to the process and all that it has started, also after its own end; 0 is sent to nobody.
 
-        Returns:
-            False: none of them lives.
+        Return False if none of them is left.
         """
-        try:
-            os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
-
-
-def adopt_orphans() -> None:
-    """What the children of this process leave behind becomes its own children."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        return signal_group(self.pid, number)
 
 
 @dataclass
-class Children:
+class SupervisedChildren:
     """All children that were started here."""
 
-    _running: dict[int, Child] = field(default_factory=dict)
+    _running: dict[int, SupervisedChild] = field(default_factory=dict)
 
     def start(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, descriptors: Sequence[int] = ()
-    ) -> Child:
-        """Starts `command`; `descriptors` are inherited. On the death of this process it gets SIGTERM."""
+    ) -> SupervisedChild:
+        """Start `command`, which inherits the descriptors. It gets SIGTERM when this process dies."""
         supervisor = os.getpid()
 
         def prepare() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            die_with_parent(signal.SIGTERM, supervisor)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-            if os.getppid() != supervisor:  # it died before prctl
-                os._exit(1)
 
         process = subprocess.Popen(
             command,
@@ -88,12 +82,12 @@ class Children:
             stdin=subprocess.DEVNULL,
         )
         process.returncode = 0  # reaped by `reap`, not by Popen
-        child = Child(process.pid)
+        child = SupervisedChild(process.pid)
         self._running[child.pid] = child
         return child
 
     def reap(self) -> None:
-        """Takes note of everything that has ended; never waits."""
+        """Record everything that has ended, without waiting."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

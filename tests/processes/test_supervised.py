@@ -5,7 +5,7 @@ import sys
 
 PRELUDE = """
 import os, signal, sys, time
-from mlflow_deploy_plugin.server.children import Children, watched_signals
+from mlflow_deploy_plugin.processes import Children, watched_signals
 signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
 children = Children()
 
@@ -44,7 +44,7 @@ wait(children.start([sys.executable, "-c", code]))
 
 def test_an_orphan_that_falls_to_the_supervisor_is_reaped() -> None:
     assert run("""
-from mlflow_deploy_plugin.server.children import adopt_orphans
+from mlflow_deploy_plugin.processes import adopt_orphans
 adopt_orphans()
 child = children.start(["sh", "-c", "sleep 0.2 & exit 0"])
 print(wait(child))
