@@ -1,1 +1,1 @@
-"""The MLflow app plugin and the console page."""
+"""MLflow's own server with the gate in its API, the audit trail, and the console page."""

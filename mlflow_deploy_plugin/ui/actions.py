@@ -1,6 +1,6 @@
 """`python -m mlflow_deploy_plugin.ui.actions FILE`: do what a button of the console asks, and write down how it went.
 
-Whatever it calls is what the command line calls; who pressed the button stands in the audit trail as the actor.
+It calls what the command line calls; the audit trail has the person who pressed the button as the actor.
 """
 
 import os
@@ -17,13 +17,13 @@ from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui.jobs import Job, read_job, write_job
 
-_PATIENCE_SECONDS = 10
+_TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
-"""One question to MLflow; each checks the password, which takes a loaded server its time."""
+"""The timeout of a request to MLflow; each checks the password, which takes time on a loaded server."""
 
 
 def main(path: Path) -> int:
-    """Exit status 0 if it was done."""
+    """Return the exit status, 0 if the action was done."""
     job = read_job(path)
     if job is None:
         return 2
@@ -52,16 +52,16 @@ def _act(job: Job) -> str:
     settings = load_settings()
     store = open_store(settings.store_url)
     try:
-        return _ACTIONS[job.asked["action"]](job, store, settings)
+        return _ACTIONS[job.arguments["action"]](job, store, settings)
     finally:
         store.close()
 
 
 def _reachable(servers: tuple[str, ...]) -> str:
-    """The first address under which this MLflow takes our questions (it may refuse a host that it does not know)."""
+    """Return the first address at which this MLflow takes our requests; it may refuse a host that it does not know."""
     for server in servers:
         try:
-            if requests.get(f"{server}/", timeout=_PATIENCE_SECONDS).status_code != 403:
+            if requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS).status_code != 403:
                 return server
         except requests.RequestException:
             continue
@@ -75,10 +75,10 @@ def _traffic(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.ui.blockers import server_blocker
 
-    endpoint, weights = job.asked["endpoint"], job.asked["weights"]
+    endpoint, weights = job.arguments["endpoint"], job.arguments["weights"]
     deployments = Deployments(store, settings, print)
     _check(server_blocker(deployments.get_endpoint(endpoint)))
-    deployments.set_traffic(endpoint, weights, why=job.asked["why"], actor=job.actor)
+    deployments.set_traffic(endpoint, weights, why=job.arguments["why"], actor=job.actor)
     return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
 
 
@@ -87,9 +87,9 @@ def _rollback(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.ui.blockers import server_blocker
 
-    endpoint, deployments = job.asked["endpoint"], Deployments(store, settings, print)
+    endpoint, deployments = job.arguments["endpoint"], Deployments(store, settings, print)
     _check(server_blocker(deployments.get_endpoint(endpoint)))
-    done = rollback(endpoint, job.asked["why"], job.actor, deployments=deployments)
+    done = rollback(endpoint, job.arguments["why"], job.actor, deployments=deployments)
     return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
 
 
@@ -97,10 +97,10 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
     from mlflow_deploy_plugin.gate import Permissions, promote
 
-    model, version, to = job.asked["model"], job.asked["version"], job.asked["to"]
+    model, version, to = job.arguments["model"], job.arguments["version"], job.arguments["to"]
     allowed = Permissions(code=False, files=not job.has_account)
     moved = promote(
-        model, version, to, why=job.asked["why"], actor=job.actor, store=store, progress=print, allowed=allowed
+        model, version, to, why=job.arguments["why"], actor=job.actor, store=store, progress=print, allowed=allowed
     )
     if not moved.is_moved:
         return f"Version {moved.version} {moved.stands} already; nothing was done."
@@ -112,7 +112,7 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
 def _gate(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.gate import Permissions, run_gate, verdict_of_served
 
-    model, version = job.asked["model"], job.asked["version"]
+    model, version = job.arguments["model"], job.arguments["version"]
     if (known := verdict_of_served(model, version)) is not None:
         return f"{known}."
     allowed = Permissions(code=False, files=not job.has_account)

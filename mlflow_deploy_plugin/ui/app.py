@@ -3,8 +3,8 @@
     mlflow server --app-name onnxserve …               without accounts
     mlflow server --app-name onnxserve-basic-auth …    on top of MLflow's own basic auth
 
-MLflow starts uvicorn unless told otherwise, and wants FastAPI's app around its Flask app there; gunicorn and waitress
-want the Flask app itself.
+MLflow starts uvicorn by default, and wants FastAPI's app around its Flask app there; gunicorn and waitress want the
+Flask app itself.
 """
 
 import os
@@ -21,7 +21,7 @@ _EXTENSION = "onnxserve"
 
 
 def create_app() -> Any:
-    """MLflow's server and what is ours: what uvicorn, gunicorn or waitress is to run."""
+    """Return MLflow's server with our parts, as uvicorn, gunicorn or waitress runs it."""
     from mlflow.server import app
     from mlflow.server.fastapi_app import create_fastapi_app
 
@@ -30,7 +30,7 @@ def create_app() -> Any:
 
 
 def create_basic_auth_app() -> Any:
-    """The same behind MLflow's basic auth: who asks is known before the gate is looked at."""
+    """Return the same behind MLflow's basic auth, which identifies the caller before the gate decides."""
     from mlflow.server import app
     from mlflow.server.auth import create_app as create_with_accounts
 
@@ -40,7 +40,7 @@ def create_basic_auth_app() -> Any:
 
 
 def extend(app: Flask) -> None:
-    """Adds the gate, the audit trail and the console to MLflow's Flask app, once."""
+    """Add the gate, the audit trail and the console to MLflow's Flask app, once."""
     if _EXTENSION in app.extensions:
         return
     settings = load_settings()

@@ -14,14 +14,14 @@ from mlflow_deploy_plugin.store import Store, open_store
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE_SECONDS = 2.0
-"""For so long an answer waits for its line in the trail; a slow database writes it later."""
+_WAIT_SECONDS = 2.0
+"""The time that an answer waits for its event in the trail; a slow database writes it later."""
 
 
 class AuditTrail:
-    """The audit events of the store at `store_url`, which is opened by the first of them.
+    """The audit events of the store at `store_url`, which the first event opens.
 
-    One thread writes, in the order of the calls. What cannot be written is logged, with everything it says.
+    One thread writes, in the order of the calls. An event that cannot be written is logged whole.
     """
 
     def __init__(self, store_url: str) -> None:
@@ -31,19 +31,19 @@ class AuditTrail:
         self._lock = threading.Lock()
 
     def record(self, action: str, actor: str, **event: Any) -> None:
-        """Writes one event (`Store.record`); returns when it is written, or after a short while."""
+        """Write one event (`Store.record`); return when it is written, or after a short while."""
         written: Future[None] = self._writer.submit(self._write, action, actor, event)
         try:
-            written.result(_PATIENCE_SECONDS)
+            written.result(_WAIT_SECONDS)
         except NotInTime:
             _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
 
     def notify_agents(self, model: str) -> None:
-        """The servers of this machine that follow the model look at the registry at once, not at their next poll."""
+        """Make the servers here that follow the model ask the registry at once, not at their next poll."""
         self._writer.submit(self._tell_agents, model)
 
     def store(self) -> Store:
-        """Raises StoreUnavailable."""
+        """Return the open store; raise StoreUnavailable if it cannot be opened."""
         with self._lock:
             if self._store is None:
                 self._store = open_store(self._url)
@@ -60,7 +60,7 @@ class AuditTrail:
     def _tell_agents(self, model: str) -> None:
         try:
             Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
-        except OnnxserveError as error:  # they look by themselves in a moment
+        except OnnxserveError as error:  # they ask by themselves in a moment
             _log.warning("the agents are not told of %s: %s", model, error.message)
         except Exception:  # noqa: BLE001  # a boundary, as above
             _log.exception("the agents are not told of %s", model)

@@ -1,7 +1,7 @@
-"""Why a button of the console would be refused now: for the page, which then does not offer it, and for what it starts.
+"""Reasons that block a button of the console now. The page does not offer it then, and the action refuses.
 
-Each reason is that of whoever would refuse: the lifecycle, the rollback, the promotion, the gate. What only trying can
-tell, as the gate's verdict, is no reason here.
+Each text is that of the part that would refuse: lifecycle, rollback, promotion, gate. An empty text means that nothing
+blocks the button. A reason that only an attempt can find, as the gate's verdict, is not among them.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,10 @@ ALREADY_THERE = "it is there already"
 
 
 def server_blocker(observed: ObservedEndpoint) -> str:
-    """A server that is started from here would keep the credentials of whoever pressed the button."""
+    """Return why the endpoint must be started first.
+
+    A server that is started from here would keep the credentials of the person who pressed the button.
+    """
     if observed.observation.state in ("running", "starting"):
         return ""
     name = observed.endpoint.spec.name
@@ -27,29 +30,29 @@ def server_blocker(observed: ObservedEndpoint) -> str:
 
 
 def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
-    """Why its weights cannot be changed."""
+    """Return why the weights cannot be changed."""
     refused = rollout_traffic_refusal(store, observed.endpoint.spec.name)
     return server_blocker(observed) or (refused.reason if refused else "")
 
 
 def rollback_blocker(store: Store, observed: ObservedEndpoint, registry: Any) -> str:
-    """Why it cannot be rolled back. Args: registry: MLflow's registry store."""
+    """Return why the endpoint cannot be rolled back; `registry` is MLflow's registry store."""
     try:
         return server_blocker(observed) or redact_addresses(rollback_refusal(store, observed, registry))
-    except RegistryUnavailable:  # pressing it says so
+    except RegistryUnavailable:  # the button then says so
         return ""
 
 
 def promotion_blocker(
     model: str, version: str, place: StageOrAlias, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
 ) -> str:
-    """Why the version cannot be promoted to a place. Args: holders: the versions that are there."""
+    """Return why the version cannot be promoted to a stage or alias, which has the versions `holders` now."""
     is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
     return rolled_back_refusal(model, version, place, tags) or (ALREADY_THERE if is_settled else "")
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
-    """Why the gate cannot be run for versions of a model with this policy."""
+    """Return why the gate cannot be run for versions of a model with this policy."""
     if has_account and "evaluation" not in policy.skip:
         try:
             require_mlflow_artifact(policy.evaluation.dataset)

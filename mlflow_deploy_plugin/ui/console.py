@@ -1,4 +1,4 @@
-"""The page `/onnxserve` of MLflow's server: what is served, how it does, and the buttons to change it."""
+"""The console, the page `/onnxserve` of MLflow's server: what is served, its health, and the buttons to change it."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ _HEADERS = {
 
 
 def install(app: Flask, settings: Settings, trail: AuditTrail) -> None:
-    """Adds the console to MLflow's Flask app."""
+    """Add the console to MLflow's Flask app."""
     from mlflow.server.handlers import _add_static_prefix
 
     folder = settings.home_path / "console"
@@ -54,7 +54,7 @@ def install(app: Flask, settings: Settings, trail: AuditTrail) -> None:
 
 
 class _Console:
-    """The views, and what they need of the server that they live in."""
+    """The views of the console."""
 
     def __init__(self, settings: Settings, trail: AuditTrail, prefix: str, jobs: Jobs) -> None:
         self._settings = settings
@@ -66,7 +66,7 @@ class _Console:
         return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def act(self) -> Response:
-        """Starts what a form asks, and shows the page, which tells how it goes."""
+        """Start the action of a form, and show the page, which follows its job."""
         who = caller()
         if refusal := csrf.refusal(who.user):
             return self._render(error=refusal, status=403)
@@ -74,18 +74,23 @@ class _Console:
             store, endpoint = self._trail.store(), request.form.get("endpoint", "")
             if endpoint and hidden_endpoints(store, [endpoint]):
                 raise no_endpoint(endpoint)
-            asked = parse_form(request.form, store)
-            if not may_act_on(asked.models):
-                return self._render(error=_not_allowed(asked), status=403)
+            action = parse_form(request.form, store)
+            if not may_act_on(action.models):
+                return self._render(error=_not_allowed(action), status=403)
             job = self._jobs.start(
-                asked.said, who.actor, asked.arguments, self._servers(), _credentials(), has_account=bool(who.user)
+                action.description,
+                who.actor,
+                action.arguments,
+                self._servers(),
+                _credentials(),
+                has_account=bool(who.user),
             )
         except OnnxserveError as error:
             return self._render(error=error.message, status=error.http_status)
         return _finished(make_response(redirect(f"{self._prefix}{PATH}?job={job.id}", 303)))
 
     def export(self) -> Response:
-        """The audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
+        """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
         try:
             store = self._trail.store()
             found = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
@@ -120,7 +125,7 @@ class _Console:
         return _finished(make_response(html, status))
 
     def _servers(self) -> tuple[str, ...]:
-        """Addresses of this MLflow server for a process of this machine, the best first."""
+        """Return addresses of this MLflow server for a process of this machine, the best first."""
         if self._settings.mlflow_url:
             return (self._settings.mlflow_url.rstrip("/"),)
         host, port = str(request.environ.get("SERVER_NAME")), str(request.environ.get("SERVER_PORT"))
@@ -130,7 +135,7 @@ class _Console:
 
 
 def _credentials() -> dict[str, str]:
-    """The caller's own, as MLflow's client reads them."""
+    """Return the caller's credentials as the variables of MLflow's client."""
     given = request.authorization
     if given is None:
         return {}
@@ -142,9 +147,9 @@ def _credentials() -> dict[str, str]:
     return {"MLFLOW_TRACKING_TOKEN": given.token} if given.type == "bearer" and given.token else {}
 
 
-def _not_allowed(asked: FormAction) -> str:
-    models = " and ".join(asked.models) or "what is not registered"
-    return f"you may not {asked.said}: that takes the permission to edit {models}"
+def _not_allowed(action: FormAction) -> str:
+    models = " and ".join(action.models) or "what is not registered"
+    return f"you may not {action.description}: that takes the permission to edit {models}"
 
 
 def _finished(response: Response) -> Response:

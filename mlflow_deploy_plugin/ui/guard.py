@@ -1,9 +1,9 @@
-"""The gate and the audit trail in MLflow's own API: whatever changes a stage or an alias goes through here.
+"""The gate and the audit trail in MLflow's own API: every change of a stage or an alias goes through here.
 
-The functions that MLflow's routes call are wrapped, not the routes: `/api` and `/ajax-api` reach the same ones, and
-MLflow's basic auth has spoken before. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows in its
-own notice, and which its clients do not retry. What goes to the database directly does not come by; an endpoint that
-must not serve such a version says `require: gate=passed` itself.
+The view functions of MLflow are wrapped, not the routes: `/api` and `/ajax-api` reach the same ones, after MLflow's
+basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows in its own notice, and which its clients do not
+retry. A change in the database itself does not pass here; an endpoint that must not serve such a version has
+`require: gate=passed` in its spec.
 """
 
 import logging
@@ -25,10 +25,10 @@ _NEW_VERSION = "_create_model_version"
 
 
 def install(app: Flask, trail: AuditTrail) -> None:
-    """Puts the gate before MLflow's views.
+    """Put the gate before MLflow's views.
 
     Raises:
-        OnnxserveError: this MLflow has no such view. Without the gate its server would not be what was asked for.
+        OnnxserveError: this MLflow lacks such a view, and its server would run without the gate.
     """
     for view in (*READERS, _NEW_VERSION):
         if view not in app.view_functions:
@@ -44,7 +44,7 @@ def _guarded(
     trail: AuditTrail,
     must_be_known: bool,
 ) -> Callable[..., Any]:
-    """Args: must_be_known: what cannot be read is not done either, lest it go round the gate."""
+    """Return the view behind the gate; with `must_be_known` it refuses a request that cannot be read."""
     from mlflow.exceptions import MlflowException
 
     def guarded(**arguments: Any) -> Response:
@@ -72,7 +72,7 @@ def _guarded(
 
 
 def _forget_rollback(change: RegistryChange) -> None:
-    """Whoever promotes a version that was rolled back wants it: a later rollback may come back to it."""
+    """Remove the mark of a rollback from a version that is promoted again: a later rollback may come back to it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -82,7 +82,7 @@ def _forget_rollback(change: RegistryChange) -> None:
 
 
 def _drop_copied_verdict(view: Callable[..., Any]) -> Callable[..., Any]:
-    """MLflow copies a version with its tags, of another model too: what the gate said there, it did not say of this."""
+    """Return the view that creates versions, without the gate's tags: MLflow copies those of any other model."""
 
     def created(**arguments: Any) -> Response:
         response = make_response(view(**arguments))

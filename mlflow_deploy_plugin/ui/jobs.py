@@ -1,7 +1,7 @@
-"""What a button starts: a process of its own, which tells in a file how it went.
+"""Jobs: each button starts a process of its own, which writes its result into a file.
 
-The MLflow server stays as light and as free as it was, whatever it runs and however few workers it has; the process
-talks to MLflow over HTTP with the credentials of whoever pressed the button, so that MLflow itself says what they may.
+The MLflow server stays light and responsive, however few workers it has. The process talks to MLflow over HTTP with
+the credentials of the person who pressed the button, so that MLflow itself checks their permissions.
 """
 
 import json
@@ -20,10 +20,10 @@ from mlflow_deploy_plugin.processes import Child, exit_reason
 from mlflow_deploy_plugin.statedir import is_alive, write_atomically
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
-_MOST_AT_ONCE = 4
+_MAX_RUNNING = 4
 _KEPT_SECONDS = 24 * 3600
-_LONGEST_SECONDS = 3600.0
-"""A gate takes minutes; what hangs must not keep the others from their turn."""
+_MAX_SECONDS = 3600.0
+"""A gate takes minutes; a job that hangs must not block the others."""
 _KILLED_SECONDS = 60
 _SERVER_VARIABLES = (
     "_MLFLOW_",
@@ -39,7 +39,7 @@ _SERVER_VARIABLES = (
     "MLFLOW_CRYPTO_",
     "MLFLOW_FLASK_SERVER_SECRET_KEY",
 )
-"""How those of the server's variables begin that a client must not take for its own: its databases, its secrets."""
+"""Prefixes of the server's variables that a client must not inherit: its databases, its secrets."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Job:
     """One press of a button.
 
     Attributes:
-        said: what is done, for people: "roll flights back".
-        asked: action and arguments, as `act.py` reads them.
-        message: one line: how it ended, or why it failed.
-        servers: addresses under which this MLflow may be reached, the best first.
-        has_account: MLflow knows whoever pressed it, and others who may less.
+        description: of the action, for people: "roll flights back".
+        arguments: the action and its arguments, as `actions.py` reads them.
+        message: one line: the result, or why it failed.
+        servers: addresses at which this MLflow may be reached, the best first.
+        has_account: True if the server has accounts, so that others may have fewer permissions.
     """
 
     id: str
-    said: str
+    description: str
     actor: str
-    asked: dict[str, Any]
+    arguments: dict[str, Any]
     servers: tuple[str, ...] = ()
     has_account: bool = False
     state: Literal["running", "done", "failed"] = "running"
@@ -68,31 +68,31 @@ class Job:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of a folder; one that takes longer than `longest` seconds is ended."""
+    """The jobs of a folder; one that takes longer than `longest` seconds is killed."""
 
     folder: Path
-    longest: float = _LONGEST_SECONDS
+    longest: float = _MAX_SECONDS
 
     def start(
         self,
-        said: str,
+        description: str,
         actor: str,
-        asked: dict[str, Any],
+        arguments: dict[str, Any],
         servers: tuple[str, ...],
         secret: Mapping[str, str],
         has_account: bool = False,
     ) -> Job:
-        """Starts it and returns at once.
+        """Start a job and return at once.
 
         Args:
             secret: environment variables that hold the caller's credentials; they are in no file.
 
         Raises:
-            TooManyRequests: so many run that one more would not help.
+            TooManyRequests: too many jobs run.
         """
-        if sum(job.state == "running" for job in self._all()) >= _MOST_AT_ONCE:
-            raise TooManyRequests(f"{_MOST_AT_ONCE} actions are running: wait until one has ended")
-        job = Job(secrets.token_hex(8), said, actor, asked, servers, has_account)
+        if sum(job.state == "running" for job in self._all()) >= _MAX_RUNNING:
+            raise TooManyRequests(f"{_MAX_RUNNING} actions are running: wait until one has ended")
+        job = Job(secrets.token_hex(8), description, actor, arguments, servers, has_account)
         path = self.folder / f"{job.id}.json"
         write_job(path, job)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}
@@ -105,11 +105,11 @@ class Jobs:
                 own_session=True,
                 kills_group=False,
             )
-        threading.Thread(target=self._see_it_end, args=(path, process), daemon=True).start()
+        threading.Thread(target=self._wait_for_end, args=(path, process), daemon=True).start()
         return replace(job, pid=process.pid)
 
     def get(self, id: str) -> Job | None:
-        """None: there is no such job (any more)."""
+        """Return a job; None if there is no such job (any more)."""
         if len(id) != 16 or not id.isalnum():
             return None
         job = read_job(self.folder / f"{id}.json")
@@ -123,7 +123,7 @@ class Jobs:
                 return replace(job, state="failed", message="it ended without a word")
         return job
 
-    def _see_it_end(self, path: Path, process: Child) -> None:
+    def _wait_for_end(self, path: Path, process: Child) -> None:
         status, last = process.wait(self.longest), ""
         if status is None:
             process.kill()
@@ -137,7 +137,7 @@ class Jobs:
             log.unlink(missing_ok=True)
 
     def _all(self) -> list[Job]:
-        """Those of the last day; older ones are removed."""
+        """Return the jobs of the last day; older ones are removed."""
         found = []
         for path in self.folder.glob("*.json"):
             job = self.get(path.stem)
@@ -150,6 +150,7 @@ class Jobs:
 
 
 def read_job(path: Path) -> Job | None:
+    """Return the job in a file; None if there is none that can be read."""
     try:
         content = json.loads(path.read_bytes())
         return Job(**{**content, "servers": tuple(content["servers"])})
@@ -158,4 +159,5 @@ def read_job(path: Path) -> Job | None:
 
 
 def write_job(path: Path, job: Job) -> None:
+    """Write a job into its file in one step."""
     write_atomically(path, json.dumps(asdict(job)).encode())

@@ -1,4 +1,4 @@
-"""The latest verdicts of an endpoint's monitors, as runs in MLflow tell them, and the addresses of MLflow's pages."""
+"""Addresses of MLflow's pages, and the latest verdicts of an endpoint's monitors by their runs in MLflow."""
 
 import re
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class MlflowPages:
         return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}"
 
     def report(self, tag: str) -> str:
-        """The address that a tag on a version means: a page of a tracking server, or RUN_ID[/PATH]; else nothing."""
+        """Return the address of a report by its tag, which is a URL or RUN_ID[/PATH]; else an empty text."""
         if tag.startswith(("http://", "https://")):
             return tag
         run_id, _, path = tag.partition("/")
@@ -63,7 +63,7 @@ class MlflowPages:
         """Return the latest verdicts of the endpoint's monitors, the newest window first.
 
         Args:
-            created_at: of the endpoint, which tells it from an earlier one of its name.
+            created_at: of the endpoint, to tell it from an earlier one of its name.
         """
         from mlflow.entities import ViewType
         from mlflow.exceptions import MlflowException
@@ -113,5 +113,5 @@ class MlflowPages:
 
 
 def _minute(moment: str) -> str:
-    """2013-07-01T00:00:00+00:00 → 2013-07-01 00:00."""
+    """Return 2013-07-01 00:00 for 2013-07-01T00:00:00+00:00."""
     return moment[:16].replace("T", " ")

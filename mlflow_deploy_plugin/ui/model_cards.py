@@ -22,14 +22,14 @@ _VERSIONS = 6
 
 @dataclass(frozen=True)
 class PromotionTarget:
-    """A stage or @alias that a version may be promoted to. `refusal` says why it may not; empty where it may."""
+    """A stage or @alias to promote a version to; `refusal` says why it may not go there, and is empty if it may."""
 
     place: str
     refusal: str = ""
 
     @property
     def shown(self) -> str:
-        """As an entry of a list, where the whole reason has no room."""
+        """Return the entry of a list, which has no room for the whole reason."""
         if not self.refusal:
             return self.place
         return f"{self.place} – {ALREADY_THERE if self.refusal == ALREADY_THERE else 'it was rolled back'}"
@@ -41,8 +41,8 @@ class VersionRow:
 
     Attributes:
         report: the address of its gate's report, or empty.
-        rolled_back: out of which endpoint it was taken back, and why; empty where it was not.
-        targets: the places that are followed, and the stages.
+        rolled_back: the endpoint that it was rolled back from, and why; empty if it was not.
+        targets: the stages and aliases that are followed, and the other stages.
     """
 
     number: str
@@ -60,8 +60,8 @@ class ModelCard:
 
     Attributes:
         gated: the stages and aliases that only a passed version may take.
-        error: why nobody knows that; nothing can be promoted or judged then.
-        no_gate: why the gate would be refused here; empty where it would not.
+        error: why this is not known; nothing can be promoted or judged then.
+        no_gate: why the gate would be refused here; empty if it would not.
     """
 
     name: str
@@ -72,12 +72,12 @@ class ModelCard:
 
 
 def model_cards(registry: Any, specs: Iterable[EndpointSpec], link: Any, has_account: bool) -> list[ModelCard]:
-    """All models that the endpoints refer to.
+    """Return a card for each model that the endpoints refer to.
 
     Args:
         registry: MLflow's registry store.
         link: the tag of a gate's report → its address.
-        has_account: whoever asks has one, so that others may less than they.
+        has_account: True if the caller has an account, so that others may have fewer permissions.
     """
     followed: dict[str, set[str]] = {}
     for spec in specs:
@@ -87,17 +87,18 @@ def model_cards(registry: Any, specs: Iterable[EndpointSpec], link: Any, has_acc
                 targets.add(reference.selector.title())
             elif reference.kind == "alias":
                 targets.add(f"@{reference.selector}")
-    return [_model(registry, name, targets, link, has_account) for name, targets in sorted(followed.items())]
+    return [_card(registry, name, targets, link, has_account) for name, targets in sorted(followed.items())]
 
 
-def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: bool) -> ModelCard:
+def _card(registry: Any, name: str, targets: set[str], link: Any, has_account: bool) -> ModelCard:
     from mlflow.exceptions import MlflowException
 
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in targets]
     chosen = (*sorted(targets, key=lambda target: (target.startswith("@"), target)), *stages)
     try:
         model = registry.get_registered_model(name)
-        found = list(registry.search_model_versions(_filter(name), max_results=200))
+        quote = '"' if "'" in name else "'"
+        found = list(registry.search_model_versions(f"name = {quote}{name}{quote}", max_results=200))
     except MlflowException as error:
         return ModelCard(name, error=" ".join(str(error).split())[:300])
     by_version: dict[str, list[str]] = {}
@@ -112,12 +113,12 @@ def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: 
     try:
         policy = policy_from_tags(name, model.tags)
     except InvalidConfig as error:
-        versions = tuple(_version(one, by_version, link, ()) for one in shown)
+        versions = tuple(_row(one, by_version, link, ()) for one in shown)
         return ModelCard(name, versions, error=error.message, no_gate=error.message)
     applied = policy or GatePolicy()  # as for `onnxserve promote`
     holders = {place: _holders(place, found, model.aliases) for place in map(parse_stage_or_alias, chosen)}
     versions = tuple(
-        _version(
+        _row(
             one,
             by_version,
             link,
@@ -133,20 +134,15 @@ def _model(registry: Any, name: str, targets: set[str], link: Any, has_account: 
 
 
 def _holders(place: StageOrAlias, versions: Iterable[Any], aliases: Mapping[str, Any]) -> frozenset[str]:
-    """The versions that are at the place."""
+    """Return the versions that the stage or alias has."""
     if place.alias:
         return frozenset([str(aliases[place.alias])] if place.alias in aliases else [])
     return frozenset(str(one.version) for one in versions if one.current_stage == place.stage)
 
 
-def _version(found: Any, aliases: dict[str, list[str]], link: Any, targets: tuple[PromotionTarget, ...]) -> VersionRow:
+def _row(found: Any, aliases: dict[str, list[str]], link: Any, targets: tuple[PromotionTarget, ...]) -> VersionRow:
     number, standing = str(found.version), gate_status_of(found.tags)
     stage = found.current_stage if found.current_stage != "None" else ""
-    taken_back = found.tags.get(ROLLED_BACK_TAG, "")
+    rolled_back = found.tags.get(ROLLED_BACK_TAG, "")
     stands = tuple(sorted(aliases.get(number, ())))
-    return VersionRow(number, stage, stands, standing, link(standing.report), taken_back, targets)
-
-
-def _filter(name: str) -> str:
-    quote = '"' if "'" in name else "'"
-    return f"name = {quote}{name}{quote}"
+    return VersionRow(number, stage, stands, standing, link(standing.report), rolled_back, targets)

@@ -1,4 +1,4 @@
-"""All that the page shows, gathered once: endpoints, versions, traffic, health, rollouts, monitors, gate, audit."""
+"""The content of the page: endpoints, versions, traffic, health, rollouts, monitors, gate, audit trail."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ _ROLLOUTS = 10
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant, the version that answers, and how. `page` is the version's page in MLflow's UI, or empty."""
+    """A variant with the version that answers and its figures; `page` is the version's page in MLflow, or empty."""
 
     name: str
     model_uri: str
@@ -48,7 +48,8 @@ class EndpointCard:
 
     Attributes:
         health: one word; `reason` says why it is not `healthy`.
-        no_traffic / no_rollback: why these would be refused now; empty where they would not.
+        no_traffic: why a change of traffic would be refused now; empty if it would not.
+        no_rollback: why a rollback would be refused now; empty if it would not.
     """
 
     name: str
@@ -65,7 +66,7 @@ class EndpointCard:
 
 @dataclass(frozen=True)
 class Overview:
-    """The page's content. `error` says why there is none."""
+    """The page's content; `error` says why there is none."""
 
     endpoints: tuple[EndpointCard, ...] = ()
     models: tuple[ModelCard, ...] = ()
@@ -77,7 +78,7 @@ class Overview:
 
 
 def build_overview(store: Store, settings: Settings, registry: Any, pages: MlflowPages) -> Overview:
-    """What the caller of the request at hand may see."""
+    """Return the content that the caller of the request at hand may see."""
     try:
         observed = list(Deployments(store, settings, lambda line: None).list_endpoints())
         unreadable = store.unreadable()
@@ -86,11 +87,11 @@ def build_overview(store: Store, settings: Settings, registry: Any, pages: Mlflo
     except StoreUnavailable as error:
         return Overview(error=error.message)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
-    live = scrape_servers({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
+    scrapes = scrape_servers({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
     has_account = bool(caller().user)
     models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
-    cards = [_card(one, live.get(one.endpoint.name), pages, store, registry) for one in readable]
-    if is_administrator():  # nobody can tell of which models it is
+    cards = [_card(one, scrapes.get(one.endpoint.name), pages, store, registry) for one in readable]
+    if is_administrator():  # nobody knows their models
         cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
     return Overview(
@@ -103,17 +104,19 @@ def build_overview(store: Store, settings: Settings, registry: Any, pages: Mlflo
     )
 
 
-def _card(one: ObservedEndpoint, live: Scrape | None, pages: MlflowPages, store: Store, registry: Any) -> EndpointCard:
+def _card(
+    one: ObservedEndpoint, scrape: Scrape | None, pages: MlflowPages, store: Store, registry: Any
+) -> EndpointCard:
     spec, seen = one.endpoint.spec, one.observation
     may_act = may_act_on(registered_model_names(spec))
-    is_silent = live is not None and bool(live.error)  # it would be asked again, and waited for
-    health, reason = _health(seen, live)
+    is_silent = scrape is not None and bool(scrape.error)  # the rollback would ask it again, and wait
+    health, reason = _health(seen, scrape)
     return EndpointCard(
         name=spec.name,
         health=health,
         reason=reason,
         url=seen.url,
-        variants=tuple(_row(one, name, live or Scrape(), pages) for name in spec.variants),
+        variants=tuple(_row(one, name, scrape or Scrape(), pages) for name in spec.variants),
         verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
         may_act=may_act,
         gate_required=bool(spec.require),
@@ -122,17 +125,17 @@ def _card(one: ObservedEndpoint, live: Scrape | None, pages: MlflowPages, store:
     )
 
 
-def _health(seen: Observation, live: Scrape | None) -> tuple[str, str]:
-    """One word, and why it is not `healthy`."""
+def _health(seen: Observation, scrape: Scrape | None) -> tuple[str, str]:
+    """Return one word, and why it is not `healthy`."""
     reason = seen.reason or "; ".join(seen.errors.values()) or seen.registry_error
     if seen.state != "running":
         return seen.state, reason
-    if live is not None and live.error:
-        return "silent", f"{seen.url}: {live.error}"
+    if scrape is not None and scrape.error:
+        return "silent", f"{seen.url}: {scrape.error}"
     return ("degraded" if reason else "healthy"), reason
 
 
-def _row(one: ObservedEndpoint, name: str, live: Scrape, pages: MlflowPages) -> VariantRow:
+def _row(one: ObservedEndpoint, name: str, scrape: Scrape, pages: MlflowPages) -> VariantRow:
     spec, seen = one.endpoint.spec.variants[name], one.observation
     wanted = seen.wanted.variants.get(name) if seen.wanted is not None else None
     loaded = {
@@ -142,7 +145,7 @@ def _row(one: ObservedEndpoint, name: str, live: Scrape, pages: MlflowPages) -> 
     }
     version = ", ".join(sorted(loaded - {""})) or "–"
     model = wanted.model if wanted is not None else parse_model_uri(spec.model).name
-    figures = live.of(name, model, version)
+    figures = scrape.of(name, model, version)
     page = pages.version(model, version) if version.isdigit() else ""
     error = seen.errors.get(name, "")
     return VariantRow(name, spec.model, model, version, spec.weight, spec.shadow, error, figures, page)

@@ -1,4 +1,4 @@
-"""What a request to MLflow's registry is about to change, of what the gate and the audit trail look at."""
+"""Requests to MLflow's registry as changes for the gate and the audit trail, and the gate's decision about them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,25 +15,34 @@ from mlflow_deploy_plugin.registry import (
     StageOrAlias,
     gate_status_of,
 )
-from mlflow_deploy_plugin.store import AuditEvent, Store
+from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.ui.audit import AuditTrail
 
 _UNSERVED_STAGES = ("None", "Archived")
-"""Stages from which nothing is served."""
+"""The stages from which nothing is served."""
 _VERDICT = (GATE_TAG, GATE_POLICY_DIGEST_TAG)
 
 
 @dataclass(frozen=True)
+class GateDecision:
+    """The gate's decision: why it refuses, or why it does not. Both are empty if nothing is gated."""
+
+    refusal: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class RegistryChange:
-    """A change of what a reference to a model means, as it is written into the audit trail.
+    """A change of the meaning of a reference to a model, as it is written into the audit trail.
 
     Attributes:
-        action: `transition`, `alias`, `tag`, or of a registered model itself `rename` or `delete`.
-        before / after: the stage of the version, which version has the alias, the value of the tag, the model's name.
-        refusal: why it may not be; empty where it may.
-        figures: what else belongs to it.
-        also_of: other models in whose trail it stands.
-        is_served_again: the version was rolled back, and comes where it is meant to be served.
+        action: `transition`, `alias`, `tag`, or `rename` or `delete` of a registered model itself.
+        before: the stage of the version, the version with the alias, the value of the tag, or the model's name.
+        after: the same after the change.
+        refusal: why the gate refuses it; empty if it does not.
+        figures: further details.
+        also_of: other models whose trail has it, too.
+        is_served_again: the version was rolled back, and comes to a stage or alias that is served.
     """
 
     action: str
@@ -52,18 +61,16 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
     from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
 
-    asked, known = (
-        _request_message(TransitionModelVersionStage(), ("name", "version", "stage"), ("archive_existing_versions",)),
-        registry(),
-    )
+    fields = ("name", "version", "stage")
+    asked = _request_message(TransitionModelVersionStage(), fields, ("archive_existing_versions",))
+    known = registry()
     model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
     stage = get_canonical_stage(asked.stage)
-    stood = [
-        str(one.version) for one in known.get_latest_versions(asked.name, [stage]) if stage not in _UNSERVED_STAGES
-    ]
-    refusal, why = gate_decision(trail, model, version, stage, stood[0] if stood else "")
+    is_unserved = stage in _UNSERVED_STAGES
+    holders = [] if is_unserved else [str(one.version) for one in known.get_latest_versions(asked.name, [stage])]
+    decision = _decide(trail, model, version, stage, holders[0] if holders else "")
     figures: dict[str, Any] = {}
-    if others := [other for other in stood if other != str(version.version)]:
+    if others := [other for other in holders if other != str(version.version)]:
         figures = {"stood_there": others[0], "archived": bool(asked.archive_existing_versions)}
     again = StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags
     return RegistryChange(
@@ -72,8 +79,8 @@ def _transition(trail: AuditTrail) -> RegistryChange:
         str(version.version),
         version.current_stage,
         stage,
-        why,
-        refusal,
+        decision.why,
+        decision.refusal,
         figures,
         is_served_again=again,
     )
@@ -86,12 +93,18 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
     model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
     if _is_only_a_prompt(model):
         return None
-    stood = model.aliases.get(asked.alias)
-    refusal, why = gate_decision(trail, model, version, f"@{asked.alias}", str(stood or ""))
-    before = _alias_shown(asked.alias, stood)
-    after = _alias_shown(asked.alias, version.version)
-    again = ROLLED_BACK_TAG in version.tags
-    return RegistryChange("alias", asked.name, str(version.version), before, after, why, refusal, is_served_again=again)
+    holder = model.aliases.get(asked.alias)
+    decision = _decide(trail, model, version, f"@{asked.alias}", str(holder or ""))
+    return RegistryChange(
+        "alias",
+        asked.name,
+        str(version.version),
+        _alias_shown(asked.alias, holder),
+        _alias_shown(asked.alias, version.version),
+        decision.why,
+        decision.refusal,
+        is_served_again=ROLLED_BACK_TAG in version.tags,
+    )
 
 
 def _no_alias(trail: AuditTrail) -> RegistryChange | None:
@@ -99,16 +112,16 @@ def _no_alias(trail: AuditTrail) -> RegistryChange | None:
 
     asked = _request_message(DeleteRegisteredModelAlias())
     model = registry().get_registered_model(asked.name)
-    stood = model.aliases.get(asked.alias)
-    if _is_only_a_prompt(model) or stood is None:
+    holder = model.aliases.get(asked.alias)
+    if _is_only_a_prompt(model) or holder is None:
         return None
     return RegistryChange(
-        "alias", asked.name, str(stood), _alias_shown(asked.alias, stood), _alias_shown(asked.alias, None)
+        "alias", asked.name, str(holder), _alias_shown(asked.alias, holder), _alias_shown(asked.alias, None)
     )
 
 
 def _deleted(trail: AuditTrail) -> RegistryChange | None:
-    """A version that goes leaves its stage: the one before it in the stage is served again."""
+    """Read the deletion of a version: the one before it in its stage is served again."""
     from mlflow.protos.model_registry_pb2 import DeleteModelVersion
 
     asked = _request_message(DeleteModelVersion())
@@ -119,7 +132,7 @@ def _deleted(trail: AuditTrail) -> RegistryChange | None:
 
 
 def _version_tag(trail: AuditTrail) -> RegistryChange | None:
-    """The verdict itself, and the policy that it was given by: whoever writes it by hand answers for it by name."""
+    """Read a change of the verdict or its policy: a person who writes it by hand is named in the trail."""
     from mlflow.protos.model_registry_pb2 import SetModelVersionTag
 
     asked = _request_message(SetModelVersionTag())
@@ -148,7 +161,7 @@ def _model_created(trail: AuditTrail) -> RegistryChange | None:
 
 
 def _model_renamed(trail: AuditTrail) -> RegistryChange | None:
-    """What follows the new name serves what this model has in its stages, by the policy that it has."""
+    """Read a rename: endpoints that follow the new name serve this model's stages, by its policy."""
     from mlflow.protos.model_registry_pb2 import RenameRegisteredModel
 
     asked = _request_message(RenameRegisteredModel())
@@ -158,7 +171,7 @@ def _model_renamed(trail: AuditTrail) -> RegistryChange | None:
 
 
 def _model_deleted(trail: AuditTrail) -> RegistryChange | None:
-    """Its policy goes with it: one of the same name is made anew without."""
+    """Read a deletion: the policy goes with the model, and a new one of its name has none."""
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModel
 
     asked = _request_message(DeleteRegisteredModel())
@@ -168,7 +181,6 @@ def _model_deleted(trail: AuditTrail) -> RegistryChange | None:
 
 
 def _model_tag(trail: AuditTrail) -> RegistryChange | None:
-    """What is demanded of a model's versions."""
     from mlflow.protos.model_registry_pb2 import SetRegisteredModelTag
 
     asked = _request_message(SetRegisteredModelTag())
@@ -187,6 +199,91 @@ def _policy(model: str, after: str) -> RegistryChange:
     return RegistryChange("tag", model, "", before, after, figures={"tag": GATE_POLICY_TAG})
 
 
+def _is_only_a_prompt(model: Any) -> bool:
+    """Return True for a prompt. A model with a policy is none, whatever its tag: anybody can set and remove the tag."""
+    return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
+
+
+def _alias_shown(alias: str, version: Any) -> str:
+    return "" if version is None else f"version {version} in @{alias}"
+
+
+def _request_message(message: Any, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
+    """Return the request as MLflow reads it; raise MlflowException if MLflow refuses it.
+
+    Args:
+        texts: the required text fields of MLflow's view, which is not called if one is wrong.
+        flags: its boolean fields.
+    """
+    from mlflow.server import handlers
+
+    schema = {field: [handlers._assert_string, handlers._assert_required] for field in texts}
+    schema |= {field: [handlers._assert_bool] for field in flags}
+    return handlers._get_request_message(message, schema=schema)
+
+
+def registry() -> Any:
+    """Return MLflow's registry store in this process: we are its server, and need no HTTP request."""
+    from mlflow.server import handlers
+
+    return handlers._get_model_registry_store()
+
+
+def _decide(trail: AuditTrail, model: Any, version: Any, place: str, holder: str) -> GateDecision:
+    """Return the gate's decision about a version that is moved to a stage or alias.
+
+    Args:
+        model: MLflow's entity, as `version`.
+        place: a stage, or @alias.
+        holder: the version that is there now, or an empty text.
+    """
+    number, what = str(version.version), f"version {version.version} of {model.name}"
+    try:
+        policy = policy_from_tags(model.name, model.tags)
+    except InvalidConfig as error:  # nobody knows what is gated
+        return GateDecision(refusal=f"{what} was not moved to {place}: {error.message}")
+    is_alias = place.startswith("@")
+    if policy is None or not (policy.gates_alias(place[1:]) if is_alias else policy.gates_stage(place)):
+        return GateDecision()
+    status = gate_status_of(version.tags)
+    judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
+    if status.state == "passed" and judged_by != policy.digest:
+        status = GateStatus(False, "", "it passed another policy than the model has now")
+    if status.passed:
+        return GateDecision(why=f"gate {status.state}: {status.reason}")
+    if holder == number:
+        return GateDecision(why="it is there already")
+    if holder and ROLLED_BACK_TAG not in version.tags and _is_rollback_target(trail, model.name, number, place, holder):
+        return GateDecision(why=f"back to what stood there before version {holder}; its gate: {status.reason}")
+    return GateDecision(
+        refusal=f"{what} may not become {place}: {status.reason}. "
+        f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing"
+    )
+
+
+def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: str, holder: str) -> bool:
+    """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if it does not say."""
+    try:
+        events = trail.store().events(model=model)
+    except StoreUnavailable:
+        return False
+    for event in reversed(events):
+        if not event.endpoint and event.action in ("rename", "delete"):
+            return False  # another model had this name: its numbers are not those of this one
+        if event.version == holder and (before := _before(event, place)) is not None:
+            return before == version
+    return False
+
+
+def _before(event: AuditEvent, place: str) -> str | None:
+    """Return the version that the event has moved out of the place; None if the event is about something else."""
+    if event.action == "transition" and event.after == place:
+        return str(event.detail.get("stood_there", ""))
+    if event.action in ("promote", "alias") and event.after.lower().endswith(f" in {place}".lower()):
+        return event.before.removeprefix("version ").partition(" ")[0]
+    return None
+
+
 READERS: dict[str, Callable[[AuditTrail], RegistryChange | None]] = {
     "_transition_stage": _transition,
     "_set_registered_model_alias": _alias,
@@ -200,103 +297,7 @@ READERS: dict[str, Callable[[AuditTrail], RegistryChange | None]] = {
     "_set_registered_model_tag": _model_tag,
     "_delete_registered_model_tag": _no_model_tag,
 }
-"""The name of MLflow's view → what it is asked to change."""
+"""The name of MLflow's view → the reader of its request."""
 
 GATED = ("_transition_stage", "_set_registered_model_alias")
-"""The views that nothing goes through unread."""
-
-
-def _is_only_a_prompt(model: Any) -> bool:
-    """Of a model with a policy the tag that makes it a prompt means nothing: anybody can set it, and take it away."""
-    return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
-
-
-def _alias_shown(alias: str, version: Any) -> str:
-    return "" if version is None else f"version {version} in @{alias}"
-
-
-def _request_message(message: Any, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
-    """The request, read as MLflow reads it. Raises MlflowException where MLflow refuses to.
-
-    Args:
-        texts / flags: the fields that MLflow's view asks for, of a view that is not asked itself where these are wrong.
-    """
-    from mlflow.server import handlers
-
-    schema = {field: [handlers._assert_string, handlers._assert_required] for field in texts}
-    schema |= {field: [handlers._assert_bool] for field in flags}
-    return handlers._get_request_message(message, schema=schema)
-
-
-def registry() -> Any:
-    """MLflow's registry in this process: no question of ours goes over HTTP to the server that we are."""
-    from mlflow.server import handlers
-
-    return handlers._get_model_registry_store()
-
-
-def gate_decision(trail: AuditTrail, model: Any, version: Any, place: str, holder: str) -> tuple[str, str]:
-    """(why the gate refuses, why it does not), one of them empty; both where nothing is gated.
-
-    Args:
-        model / version: MLflow's entities.
-        place: a stage, or @alias.
-        holder: the version that is there now, or an empty text.
-    """
-    number, what = str(version.version), f"version {version.version} of {model.name}"
-    try:
-        policy = policy_from_tags(model.name, model.tags)
-    except InvalidConfig as error:  # nobody can tell what is gated
-        return f"{what} was not moved to {place}: {error.message}", ""
-    is_alias = place.startswith("@")
-    if policy is None or not (policy.gates_alias(place[1:]) if is_alias else policy.gates_stage(place)):
-        return "", ""
-    standing = gate_status_of(version.tags)
-    judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
-    if standing.state == "passed" and judged_by != policy.digest:
-        standing = GateStatus(False, "", "it passed another policy than the model has now")
-    if standing.passed:
-        return "", f"gate {standing.state}: {standing.reason}"
-    if holder == number:
-        return "", "it is there already"
-    if holder and ROLLED_BACK_TAG not in version.tags and _is_rollback_target(trail, model.name, number, place, holder):
-        return "", f"back to what stood there before version {holder}; its gate: {standing.reason}"
-    return (
-        f"{what} may not become {place}: {standing.reason}. "
-        f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing",
-        "",
-    )
-
-
-def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: str, holder: str) -> bool:
-    try:
-        return is_rollback_target(trail.store(), model, version, place, holder)
-    except StoreUnavailable:
-        return False
-
-
-def is_rollback_target(store: Store, model: str, version: str, place: str, holder: str) -> bool:
-    """Whether `version` is what `holder` took the place of, by the audit trail; False where it does not say.
-
-    Args:
-        place: a stage, or @alias.
-        holder: the version that is there now.
-
-    Raises:
-        StoreUnavailable: the trail cannot be read.
-    """
-    for event in reversed(store.events(model=model)):
-        if not event.endpoint and event.action in ("rename", "delete"):
-            return False  # another model had this name: its numbers are not those of this one
-        if event.version == holder and (before := _before(event, place)) is not None:
-            return before == version
-    return False
-
-
-def _before(event: AuditEvent, place: str) -> str | None:
-    """The version whose place was taken by this event; None where it is about another place, or another thing."""
-    if event.action == "transition" and event.after == place:
-        return str(event.detail.get("stood_there", ""))
-    if event.action in ("promote", "alias") and event.after.lower().endswith(f" in {place}".lower()):
-        return event.before.removeprefix("version ").partition(" ")[0]
-    return None
+"""The views that refuse a request that cannot be read."""

@@ -1,4 +1,4 @@
-"""What a server says of itself now: one question to its `/metrics`, briefly waited for."""
+"""The figures of variants from a server's `/metrics`, read once with a short timeout."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,20 +10,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 
-_PATIENCE_SECONDS = 1.5
+_TIMEOUT_SECONDS = 1.5
 _AT_ONCE = 8
 _REQUESTS, _SECONDS = "onnxserve_requests", "onnxserve_request_duration_seconds"
 
 VariantKey = tuple[str, str, str]
-"""Variant (empty where the server does not tell variants apart), model, version."""
+"""Variant (empty if the server does not label variants), model, version."""
 
 
 @dataclass(frozen=True)
 class VariantMetrics:
-    """What one variant has answered since its server's start.
+    """The answers of one variant since its server's start.
 
     Attributes:
-        failures: answers of 5xx.
+        failures: the number of answers with a status of 5xx.
         p99_seconds: an upper bound, the end of a bucket; None before the first answer.
     """
 
@@ -34,19 +34,19 @@ class VariantMetrics:
 
 @dataclass(frozen=True)
 class Scrape:
-    """How a server has answered just now. `error` is empty where it has."""
+    """The result of reading a server's metrics; `error` is empty if it answered."""
 
     error: str = ""
     figures: Mapping[VariantKey, VariantMetrics] | None = None
 
     def of(self, variant: str, model: str, version: str) -> VariantMetrics:
-        """A variant's; of a server that does not tell variants apart, its model's."""
+        """Return the figures of a variant, or of its model if the server does not label variants."""
         figures = self.figures or {}
         return figures.get((variant, model, version)) or figures.get(("", model, version)) or VariantMetrics()
 
 
 def scrape_servers(servers: Mapping[str, str]) -> dict[str, Scrape]:
-    """Endpoint → what its server says. Args: endpoint → URL."""
+    """Return the metrics of each endpoint's server; `servers` maps endpoints to URLs."""
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         answers = pool.map(lambda one: _scrape(one[0], one[1]), servers.items())
         return dict(zip(servers, answers, strict=True))
@@ -55,11 +55,11 @@ def scrape_servers(servers: Mapping[str, str]) -> dict[str, Scrape]:
 def _scrape(endpoint: str, url: str) -> Scrape:
     try:
         with ServerSession() as session:
-            answer = session.get(f"{url}/metrics", timeout=_PATIENCE_SECONDS)
+            answer = session.get(f"{url}/metrics", timeout=_TIMEOUT_SECONDS)
         answer.raise_for_status()
         return Scrape(figures=_variant_metrics(endpoint, answer.text))
     except requests.Timeout:
-        return Scrape(f"no answer within {_PATIENCE_SECONDS} s")
+        return Scrape(f"no answer within {_TIMEOUT_SECONDS} s")
     except requests.HTTPError as error:
         return Scrape(f"it answers {error.response.status_code}")
     except requests.RequestException:
