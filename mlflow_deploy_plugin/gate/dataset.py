@@ -105,14 +105,10 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise InvalidConfig(f"the dataset {shown} has more than {_MAX_BYTES:,} bytes; name a sample of it")
-        match path.suffix.lower():
-            case ".parquet":
-                if (values := _count_values(path)) > _MAX_VALUES:
-                    raise InvalidConfig(f"the dataset {shown} holds {values:,} values; name a sample of it")
-            case ".csv":
-                pass
-            case other:
-                raise InvalidConfig(f"the dataset {shown} ends in {other!r}; .csv and .parquet are read")
+        if (ending := path.suffix.lower()) not in (".csv", ".parquet"):
+            raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; .csv and .parquet are read")
+        if ending == ".parquet" and (values := _count_values(path)) > _MAX_VALUES:
+            raise InvalidConfig(f"the dataset {shown} holds {values:,} values; name a sample of it")
         table = read_table(path, empty_is_null=True)
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {shown} does not exist") from None
