@@ -29,8 +29,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import Window, open_log
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, cut_pieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.columns import concat_tables
-from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
-from mlflow_deploy_plugin.inference_log.storage import FAILURES
+from mlflow_deploy_plugin.inference_log import FAILURES, LABELS, Label, concat_tables, labels_table
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, cast_columns_losslessly, to_log_columns
 from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame
 from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, Utf8Array

@@ -18,8 +18,7 @@ from pathlib import Path
 import orjson
 
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.inference_log import LogLocation
-from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
+from mlflow_deploy_plugin.inference_log import LogLocation, Watermark, write_watermark
 from mlflow_deploy_plugin.server.observability.capture_counters import (
     CaptureCounters,
     read_capture_counters,

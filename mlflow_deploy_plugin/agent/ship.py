@@ -26,8 +26,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin.agent.log_tables import captured_file_name, captured_table, group_by_file, label_tables
 from mlflow_deploy_plugin.agent.progress import ShippingProgress
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.inference_log import locate_log
-from mlflow_deploy_plugin.inference_log.storage import encode_parquet, write_file
+from mlflow_deploy_plugin.inference_log import encode_parquet, locate_log, write_file
 from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame
 from mlflow_deploy_plugin.server.capture.frames import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
 from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, CapturedSegment, read_batches

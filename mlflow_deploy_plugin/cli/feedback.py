@@ -16,8 +16,7 @@ from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_input
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.feedback import LabelTarget
-    from mlflow_deploy_plugin.inference_log.label_files import BadRow
-    from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+    from mlflow_deploy_plugin.inference_log import BadRow, InferenceLog
 
 _SHOWN_BAD = 20
 _KINDS = ("csv", "jsonl", "parquet")
@@ -86,8 +85,7 @@ def feedback(
     """
     # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels
-    from mlflow_deploy_plugin.inference_log.label_files import LabelColumns, read_label_file
-    from mlflow_deploy_plugin.inference_log.reader import open_log
+    from mlflow_deploy_plugin.inference_log import LabelColumns, open_log, read_label_file
     from mlflow_deploy_plugin.settings import load_settings
 
     kind = content_type or format_of(file)

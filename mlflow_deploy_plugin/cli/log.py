@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.inference_log import InferenceLog
     from mlflow_deploy_plugin.inference_log.query import QueryResult
-    from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 
 _TABLE_ROWS = 20
 _MEMORY_BYTES = 2 * 2**30
@@ -105,9 +105,8 @@ def query(
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise InvalidConfig("Parquet is nothing for a terminal: name a FILE")
     # here: DuckDB and pyarrow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.inference_log import View, parse_time_range, require_endpoint
     from mlflow_deploy_plugin.inference_log.query import Query, limit_memory, run_query
-    from mlflow_deploy_plugin.inference_log.view import View, require_endpoint
-    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 
     labels = labels and not failed
     select = select or _default_columns(is_table, failed, labels)
@@ -147,8 +146,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     --since counts what the other has left, too.
     """
     from mlflow_deploy_plugin.cli.output.log import stats_json, stats_lines
-    from mlflow_deploy_plugin.inference_log.stats import log_stats
-    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
+    from mlflow_deploy_plugin.inference_log import log_stats, parse_time_range
 
     span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
     opened = _open(None if span else _rows_since(name))
@@ -171,8 +169,8 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     Rows go by their event time, labels by the day they came in, profiles of rows that monitors keep by their day.
     """
     from mlflow_deploy_plugin.cli.output.log import size_text
-    from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
-    from mlflow_deploy_plugin.inference_log.windows import parse_duration
+    from mlflow_deploy_plugin.inference_log import expire as delete
+    from mlflow_deploy_plugin.inference_log import parse_duration
 
     length = parse_duration(keep, "--keep")
     opened = _open()
@@ -190,7 +188,7 @@ def compact(name: str) -> None:
     Those of each hour that is over become one. Rows stay as they are, and readers and agents go on meanwhile.
     `onnxserve controller` does the same once an hour.
     """
-    from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
+    from mlflow_deploy_plugin.inference_log import compact as make_one
 
     opened = _open()
     _require_logged(opened, name)
@@ -201,9 +199,7 @@ def compact(name: str) -> None:
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
     """Raise NotFound if the log has nothing of the endpoint: no rows, no labels (they outlive rows), no failures."""
-    from mlflow_deploy_plugin.inference_log.labels import LABELS
-    from mlflow_deploy_plugin.inference_log.storage import list_endpoints
-    from mlflow_deploy_plugin.inference_log.view import require_endpoint
+    from mlflow_deploy_plugin.inference_log import LABELS, list_endpoints, require_endpoint
 
     if name not in list_endpoints(opened.location, LABELS) and name not in opened.failures.endpoints():
         require_endpoint(opened, name)
@@ -229,7 +225,7 @@ def _rows_since(name: str) -> datetime | None:
 
 
 def _open(since: datetime | None = None) -> "InferenceLog":
-    from mlflow_deploy_plugin.inference_log.reader import open_log
+    from mlflow_deploy_plugin.inference_log import open_log
     from mlflow_deploy_plugin.settings import load_settings
 
     return open_log(load_settings().inference_log, since)

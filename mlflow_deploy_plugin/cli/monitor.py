@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.spec import MonitorKind
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
     from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-    from mlflow_deploy_plugin.inference_log.watermarks import Watermark
+    from mlflow_deploy_plugin.inference_log import Watermark
     from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
     from mlflow_deploy_plugin.store import MonitorWindow
 
@@ -156,7 +156,7 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
         from mlflow_deploy_plugin.controller.monitors import manual_runs
         from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
-        from mlflow_deploy_plugin.inference_log.windows import Window
+        from mlflow_deploy_plugin.inference_log import Window
 
         found = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
@@ -319,7 +319,7 @@ def _judge_window(
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
-        from mlflow_deploy_plugin.inference_log.windows import parse_window
+        from mlflow_deploy_plugin.inference_log import parse_window
 
         parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
@@ -394,8 +394,7 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
 
 def _watermarks(deployments: "Deployments") -> "list[Watermark]":
     """Return the watermarks, none if the log cannot be read now: the store's part is shown all the same."""
-    from mlflow_deploy_plugin.inference_log import locate_log
-    from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+    from mlflow_deploy_plugin.inference_log import locate_log, read_watermarks
 
     try:
         return read_watermarks(locate_log(deployments.settings.inference_log))

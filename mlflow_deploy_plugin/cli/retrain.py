@@ -84,7 +84,7 @@ def retrain(
         from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
         from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
         from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
-        from mlflow_deploy_plugin.inference_log.windows import parse_window
+        from mlflow_deploy_plugin.inference_log import parse_window
 
         assert name is not None
         begun = request_retraining(deployments, name, monitor, mode, why, parse_window(window) if window else None)

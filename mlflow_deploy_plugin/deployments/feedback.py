@@ -18,12 +18,20 @@ import pyarrow as pa
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
-from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelEntry
-from mlflow_deploy_plugin.inference_log.label_join import LabelMatches
-from mlflow_deploy_plugin.inference_log.labels import Label, labels_table, write_labels
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.view import View, match_labels, view_schema, view_tables
-from mlflow_deploy_plugin.inference_log.windows import TimeRange
+from mlflow_deploy_plugin.inference_log import (
+    BadRow,
+    InferenceLog,
+    Label,
+    LabelEntry,
+    LabelMatches,
+    TimeRange,
+    View,
+    labels_table,
+    match_labels,
+    view_schema,
+    view_tables,
+    write_labels,
+)
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.settings import Settings

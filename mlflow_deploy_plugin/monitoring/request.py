@@ -8,8 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData, State
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.spec import MonitorKind
 

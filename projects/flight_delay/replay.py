@@ -23,8 +23,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.inference_log import InferenceLog, Window, microseconds, open_log, window_at
 from mlflow_deploy_plugin.spec import duration_seconds
 from mlflow_deploy_plugin.store import Retraining, Retrainings
 from projects.command import plain_errors

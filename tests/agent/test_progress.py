@@ -13,8 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.progress import ShippingProgress, WatermarkWriter
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.inference_log import locate_log
-from mlflow_deploy_plugin.inference_log.watermarks import Watermark, read_watermarks
+from mlflow_deploy_plugin.inference_log import Watermark, locate_log, read_watermarks
 from mlflow_deploy_plugin.runtime import Column, Input, Schema
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.inference_log import open_log, parse_window
 from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, exclude_columns
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord

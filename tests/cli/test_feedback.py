@@ -13,8 +13,7 @@ from click.testing import CliRunner, Result
 from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.view import View, view_tables
+from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
 from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.inference_log.labels import Label
+from mlflow_deploy_plugin.inference_log import Label
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)

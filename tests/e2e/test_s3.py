@@ -9,8 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.inference_log import open_log, parse_window
 from tests.support.mlflow_server import MlflowServer
 from tests.support.models import adder, write_model
 from tests.support.real_s3 import NEEDS_S3, own_bucket

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table

@@ -8,7 +8,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorSpec
 

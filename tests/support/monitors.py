@@ -12,8 +12,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow,
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.inference_log import locate_log
-from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
+from mlflow_deploy_plugin.inference_log import Watermark, locate_log, write_watermark
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun

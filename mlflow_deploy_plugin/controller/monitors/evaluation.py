@@ -10,10 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.label_join import join_labels
-from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import (
+    LABEL,
+    LABEL_NUMBER,
+    EndpointLabels,
+    InferenceLog,
+    Window,
+    join_labels,
+    open_log,
+)
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors

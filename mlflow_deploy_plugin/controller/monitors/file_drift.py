@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Judge, window_request
 from mlflow_deploy_plugin.controller.monitors.manual_runs import DEFAULT_MONITOR, SelectedMonitor
 from mlflow_deploy_plugin.controller.monitors.window_runner import as_judged, unsaved_window
-from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, window_at
+from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, window_at
 from mlflow_deploy_plugin.monitoring.drift.references.dataset import load_dataset
 from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows
 from mlflow_deploy_plugin.runtime import EVENT_TIME

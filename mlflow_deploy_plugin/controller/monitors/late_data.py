@@ -11,10 +11,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import digest, files_digest
-from mlflow_deploy_plugin.inference_log.labels import labels_folder
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.storage import DAY, list_days, list_files
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import DAY, InferenceLog, Window, labels_folder, list_days, list_files
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow
 

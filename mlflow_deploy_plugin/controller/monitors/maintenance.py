@@ -14,11 +14,17 @@ from mlflow_deploy_plugin.controller.monitors.judging_pool import IDLE_SECONDS, 
 from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, maintain
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.inference_log.storage import wrap_log_errors
-from mlflow_deploy_plugin.inference_log.watermarks import GONE_AFTER, expire_watermarks
-from mlflow_deploy_plugin.inference_log.windows import Window, parse_window
+from mlflow_deploy_plugin.inference_log import (
+    GONE_AFTER,
+    InferenceLog,
+    MaintenanceResult,
+    Window,
+    expire_watermarks,
+    maintain,
+    open_log,
+    parse_window,
+    wrap_log_errors,
+)
 from mlflow_deploy_plugin.processes import ProcessEnded, Worker
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import bin_period, duration_seconds

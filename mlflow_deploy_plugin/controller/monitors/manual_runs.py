@@ -31,8 +31,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 )
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import Window, open_log
 from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
 from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mlflow_deploy_plugin.controller.monitors.schedule import Readiness, next_due_time, next_due_window, readiness
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.watermarks import Watermark
+from mlflow_deploy_plugin.inference_log import Watermark
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorState, MonitorWindow, Store
 

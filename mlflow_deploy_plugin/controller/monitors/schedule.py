@@ -16,8 +16,7 @@ from datetime import UTC, datetime, timedelta
 from mlflow_deploy_plugin.controller.crontab import crontab_trigger
 from mlflow_deploy_plugin.controller.work import MAX_BACKOFF
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.watermarks import Watermark
-from mlflow_deploy_plugin.inference_log.windows import Window, microseconds, window_at
+from mlflow_deploy_plugin.inference_log import Watermark, Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.store import Endpoint, MonitorState, MonitorWindow
 

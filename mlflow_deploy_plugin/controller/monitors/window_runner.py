@@ -31,9 +31,7 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import locate_log
-from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
 from mlflow_deploy_plugin.monitoring.alerts import record_failure, record_result
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, MonitorResult

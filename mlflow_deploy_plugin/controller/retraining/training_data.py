@@ -11,12 +11,16 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.dedup import Sample
-from mlflow_deploy_plugin.inference_log.label_join import join_labels
-from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.scan import microseconds_of
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import (
+    LABEL,
+    LABEL_NUMBER,
+    EndpointLabels,
+    InferenceLog,
+    Sample,
+    Window,
+    join_labels,
+    microseconds_of,
+)
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.store import utc_now
 

@@ -18,9 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log.columns import concat_tables
-from mlflow_deploy_plugin.inference_log.scan import is_answered_by
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import Window, concat_tables, is_answered_by
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, pair_columns, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, window_profile, window_versions

@@ -8,9 +8,7 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.columns import concat_tables
-from mlflow_deploy_plugin.inference_log.reader import WindowRows
-from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
+from mlflow_deploy_plugin.inference_log import EPOCH, Window, WindowRows, concat_tables
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     CbpeEstimate,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
+from mlflow_deploy_plugin.inference_log import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate
 from mlflow_deploy_plugin.monitoring.kinds.estimates import (
     SegmentEstimate,

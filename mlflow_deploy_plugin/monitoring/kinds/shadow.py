@@ -13,9 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.inference_log.columns import concat_tables
-from mlflow_deploy_plugin.inference_log.dedup import combine_hashes, hash_texts
-from mlflow_deploy_plugin.inference_log.scan import is_answered_by
+from mlflow_deploy_plugin.inference_log import combine_hashes, concat_tables, hash_texts, is_answered_by
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling, share_interval
 from mlflow_deploy_plugin.monitoring.kinds.log_rows import (

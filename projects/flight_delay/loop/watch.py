@@ -8,10 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import NotReady
-from mlflow_deploy_plugin.inference_log.label_join import join_labels
-from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import LABEL, EndpointLabels, InferenceLog, Window, join_labels
 from mlflow_deploy_plugin.spec import duration_seconds
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Retraining, Retrainings, Store
 from projects.flight_delay.loop.stage import ACCURACY, DRIFT, Setting

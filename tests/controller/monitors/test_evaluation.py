@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
 from mlflow_deploy_plugin.errors import RegistryUnavailable
-from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec

@@ -9,12 +9,8 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import endpoint_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log.maintenance import compact
+from mlflow_deploy_plugin.inference_log import View, Window, compact, log_stats, open_log
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.stats import log_stats
-from mlflow_deploy_plugin.inference_log.view import View
-from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.alerts import record_failure
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
 from mlflow_deploy_plugin.store.alerts import Alerts

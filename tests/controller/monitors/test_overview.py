@@ -4,8 +4,7 @@ from datetime import timedelta
 
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview, overviews
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import locate_log
-from mlflow_deploy_plugin.inference_log.watermarks import read_watermarks
+from mlflow_deploy_plugin.inference_log import locate_log, read_watermarks
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
 )
 from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, backoff
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.watermarks import Watermark
+from mlflow_deploy_plugin.inference_log import Watermark
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 MIDNIGHT = datetime(2026, 11, 20, tzinfo=UTC)

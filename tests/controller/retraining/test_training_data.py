@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.controller.retraining.training_data import collect_training_data
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
+from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import DAY, RetrainingWorld, written
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log import open_log
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_from_parquet
 from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.inference_log.storage import FAILURES
+from mlflow_deploy_plugin.inference_log import FAILURES
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
 
 P99 = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}

@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.registry import set_service_timeouts

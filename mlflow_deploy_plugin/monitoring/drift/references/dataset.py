@@ -13,7 +13,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.inference_log.columns import Array
+from mlflow_deploy_plugin.inference_log import Array
 from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, event_times
 from mlflow_deploy_plugin.registry import redact_credentials, registry_errors
 from mlflow_deploy_plugin.runtime import EVENT_TIME

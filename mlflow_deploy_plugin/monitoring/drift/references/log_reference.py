@@ -22,12 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log.columns import summarise_lists
-from mlflow_deploy_plugin.inference_log.dedup import Sample
-from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog
-from mlflow_deploy_plugin.inference_log.scan import is_answered_by, microseconds_of
-from mlflow_deploy_plugin.inference_log.storage import SKETCHES
-from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window, microseconds, parse_window
+from mlflow_deploy_plugin.inference_log import (
+    EPOCH,
+    HOUR_US,
+    MAX_ROWS,
+    SKETCHES,
+    InferenceLog,
+    Sample,
+    Window,
+    is_answered_by,
+    microseconds,
+    microseconds_of,
+    parse_window,
+    summarise_lists,
+)
 from mlflow_deploy_plugin.monitoring.drift.references.out_of_reference import correct_for_rest
 from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     ReferencePieces,

@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.columns import summarise_lists
-from mlflow_deploy_plugin.inference_log.scan import microseconds_of
+from mlflow_deploy_plugin.inference_log import microseconds_of, summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.counting import type_family

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.windows import HOUR_US
+from mlflow_deploy_plugin.inference_log import HOUR_US
 from mlflow_deploy_plugin.monitoring.drift.references.out_of_reference import count_out_of_rest
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.columns import summarise_lists
+from mlflow_deploy_plugin.inference_log import summarise_lists
 
 Array = npt.NDArray[Any]
 Kind = Literal["number", "category"]

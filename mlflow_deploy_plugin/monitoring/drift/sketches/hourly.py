@@ -20,10 +20,18 @@ from itertools import groupby
 import numpy as np
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.scan import microseconds_of
-from mlflow_deploy_plugin.inference_log.storage import DAY, HOUR, SKETCHES, Hour, LogFile
-from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, Window
+from mlflow_deploy_plugin.inference_log import (
+    DAY,
+    EPOCH,
+    HOUR,
+    HOUR_US,
+    SKETCHES,
+    Hour,
+    InferenceLog,
+    LogFile,
+    Window,
+    microseconds_of,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
     Identity,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.inference_log.storage import LogLocation, write_file
+from mlflow_deploy_plugin.inference_log import LogLocation, write_file
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import REGISTERS
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile

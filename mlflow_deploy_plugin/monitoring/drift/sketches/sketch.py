@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log.columns import summarise_lists
+from mlflow_deploy_plugin.inference_log import summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.counting import count_column

@@ -14,8 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.inference_log import Window, open_log
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, day_profile, day_windows
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_from_parquet, profile_to_parquet
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, merge

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log.windows import HOUR_US, Window, parse_window
+from mlflow_deploy_plugin.inference_log import HOUR_US, Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references import load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.references.log_reference import rolling_windows
 from mlflow_deploy_plugin.monitoring.drift.references.windows import window_grid

@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.inference_log.reader import open_log
-from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.inference_log import open_log, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (

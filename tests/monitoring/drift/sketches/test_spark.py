@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
-from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.inference_log import InferenceLog, open_log, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, window_profile
