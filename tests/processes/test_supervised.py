@@ -5,9 +5,9 @@ import sys
 
 PRELUDE = """
 import os, signal, sys, time
-from mlflow_deploy_plugin.processes import Children, watched_signals
+from mlflow_deploy_plugin.processes import SupervisedChildren, watched_signals
 signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
-children = Children()
+children = SupervisedChildren()
 
 def wait(child):
     while child.exit_status is None:
