@@ -1,7 +1,7 @@
-"""Batches: model inputs as a DataFrame or as named tensors, and the two ways they are handed on.
+"""Batches: model inputs as a DataFrame or as named tensors, and their conversion to feeds.
 
-A `Batch` is what the original model understands. `feed` turns it into the feeds of the graph through the compiled
-signature of the saved model, exactly as the pyfunc flavor does it and as the server does it for requests.
+The original model takes a `Batch`. `to_feeds` turns it into the feeds of the graph by the compiled signature of the
+saved model, exactly as the pyfunc flavor does, and as the server does for requests.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 
 
 def row_count(batch: Batch) -> int:
-    """How many there are; a scalar is one."""
+    """Return the number of rows; a scalar is one."""
     if isinstance(batch, pd.DataFrame):
         return len(batch)
     first = next(iter(batch.values()))
@@ -28,7 +28,7 @@ def row_count(batch: Batch) -> int:
 
 
 def take_rows(batch: Batch, positions: Any) -> Batch:
-    """The rows at `positions` (indices, a slice or a boolean mask)."""
+    """Return the rows at `positions` (indices, a slice or a boolean mask)."""
     if isinstance(batch, pd.DataFrame):
         table: pd.DataFrame = batch.iloc[positions]
         return table
@@ -41,7 +41,7 @@ def chunks(batch: Batch, size: int) -> Iterator[Batch]:
 
 
 def concatenate(batches: list[Batch]) -> Batch:
-    """The rows of all, which have the same columns, in order."""
+    """Join batches with the same columns."""
     tables = [batch for batch in batches if isinstance(batch, pd.DataFrame)]
     if tables:
         return pd.concat(tables, ignore_index=True)
@@ -50,7 +50,7 @@ def concatenate(batches: list[Batch]) -> Batch:
 
 
 def to_feeds(schema: Schema, batch: Batch) -> Feeds:
-    """The feeds of the graph.
+    """Return the feeds of the graph.
 
     Raises:
         SchemaMismatch: the batch does not fit the signature.
@@ -61,7 +61,7 @@ def to_feeds(schema: Schema, batch: Batch) -> Feeds:
 
 
 def column_values(series: "pd.Series[Any]") -> Array:
-    """One column as the schema reads it: numbers as they are, text as objects, missing values as NaN or None."""
+    """Return a column as the schema reads it: numbers as they are, text as objects, missing values as NaN or None."""
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(series.cat.categories.dtype) if not series.hasnans else series.astype(object)
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
@@ -77,7 +77,7 @@ def column_values(series: "pd.Series[Any]") -> Array:
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
-    """The signature's columns for a table: names, order, MLflow types.
+    """Return the signature's columns for a table: names, order, MLflow types.
 
     Raises:
         InvalidConfig: a column has a type that no ONNX graph can take; the message names it.

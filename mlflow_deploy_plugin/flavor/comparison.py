@@ -1,12 +1,17 @@
-"""How far two answers are apart, row by row, and how far they may be.
+"""The difference of two predictions, row by row, its tolerance, and ties.
 
-Tolerances, with their reasons:
+| output        | tolerance                                                                                            |
+|---------------|------------------------------------------------------------------------------------------------------|
+| label         | equal, except for ties                                                                               |
+| probabilities | 1e-4 absolute: sums over trees or layers in 32-bit floats lose two to three of seven digits          |
+| values        | 1e-4 of the value plus 1e-4 of the spread (standard deviation) of the original's predictions, so     |
+|               | that values near zero are measured on the scale of the target, each target on its own                |
 
-    label          equal. Where the original's own margin between its two best labels is below `TIE_MARGIN`, the row is
-                   a tie: it is counted apart, because either answer is a rounding of the same margin.
-    probabilities  1e-4 absolute: sums over trees or layers in 32-bit floats lose two to three of seven digits.
-    values         1e-4 of the value, plus 1e-4 of the spread (standard deviation) of the original's answers, so that
-                   values near zero are measured on the scale of the target; of several targets, each on its own.
+A tie is a row whose prediction depends on a rounding, so that the original and the ONNX form may both be right. Ties
+are counted apart. A label is a tie if the original's own margin between its two best labels is below `TIE_MARGIN`. A
+row that was made to lie halfway between two learned rows is a tie if the original itself predicts otherwise once a
+number moves by one 32-bit step. No other row is a tie of the second kind, not even on a threshold: a comparison of an
+input with a constant involves no rounding. If such a row flips, the model is repaired or refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,10 +30,16 @@ ABSOLUTE = 1e-4
 RELATIVE = 1e-4
 
 ENOUGH_ROWS = 100
-"""Rows that tell the spread of each value of a row."""
+"""The number of rows from which the spread is taken for each value of a row."""
 
 _FINEST = 1e-3
-"""Of the spread of all values: with it, the tolerance is what 32-bit floats resolve beside the largest of them."""
+"""The least spread of one value as a share of that of all: the resolution of 32-bit floats beside the largest one."""
+
+_MAX_UNSTABLE_ROWS = 100
+"""The number of rows that are examined; if more differ, ties are not the cause."""
+
+_COPIES = 20
+"""Copies of the rows in memory at a time; there are two for each column."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +47,8 @@ class OutputDifference:
     """One output over N rows.
 
     Attributes:
-        absolute / relative: [N], the row's largest error; for labels 0 or 1.
-        excess: [N], the error in units of its tolerance; above 1 is beyond it.
+        absolute, relative: [N], the row's largest error; for labels 0 or 1.
+        excess: [N], the error in units of its tolerance; a row above 1 is beyond it.
     """
 
     absolute: Array
@@ -46,7 +57,7 @@ class OutputDifference:
 
 
 def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -> OutputDifference:
-    """Compares an output [N, …] with the original's; `spread` is that of the original's answers: one, or […]."""
+    """Compare an output [N, …] with the original's; `spread` is that of the original's predictions: one, or […]."""
     if want.shape != got.shape:
         everywhere = np.full(len(want), np.inf)
         return OutputDifference(everywhere, everywhere, everywhere)
@@ -67,7 +78,7 @@ def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -
 
 
 def answer_spread(answers: Array) -> Array:
-    """The standard deviation of the finite answers [N, …]: […], for each value of a row; of few rows one for all."""
+    """Return the standard deviation of the finite answers [N, …] for each value of a row, […]; for few rows, one."""
     if answers.dtype.kind not in "fiu":
         return np.zeros(())
     known = np.ma.masked_invalid(answers.astype(np.float64))
@@ -78,7 +89,7 @@ def answer_spread(answers: Array) -> Array:
 
 
 def top_margins(probabilities: Array) -> Array:
-    """[N]: how far the best label of [N, C] probabilities (or scores) leads the second."""
+    """Return [N], the lead of the best label over the second in [N, C] probabilities (or scores)."""
     if probabilities.ndim == 1:
         return np.abs(probabilities)
     if probabilities.shape[1] < 2:
@@ -91,33 +102,26 @@ def _by_row(values: Array) -> Array:
     return np.asarray(values.reshape(len(values), -1).max(axis=1)) if values.ndim > 1 else values
 
 
-_MOST = 100
-"""Rows that are looked at; where more differ, it is not a matter of ties."""
-
-_COPIES = 20
-"""Of the rows, at once in memory: there are two for each column."""
-
-
 def changes_within_one_step(batch: Batch, answers_otherwise: Callable[[Batch, Array], Array]) -> Array:
-    """[N]: where some small step of one number changes the original's answer.
+    """Return [N] booleans: True for a row if a small step of one number changes the original's prediction.
 
     Args:
         batch: N rows that differ.
-        answers_otherwise: (rows, the row of `batch` that each comes from) → [rows] whether the original answers them
-            otherwise than that row.
+        answers_otherwise: (rows, the row of `batch` that each comes from) → [rows] booleans, True if the original's
+            prediction differs from that of the origin.
     """
     count = batches.row_count(batch)
     found = np.zeros(count, dtype=bool)
-    few = min(count, _MOST)
-    moved = _moved(batches.take_rows(batch, slice(0, few)))
+    few = min(count, _MAX_UNSTABLE_ROWS)
+    moved = _moved_by_a_step(batches.take_rows(batch, slice(0, few)))
     while some := list(islice(moved, _COPIES)):
         origin = np.tile(np.arange(few), len(some))
         np.logical_or.at(found, origin, answers_otherwise(batches.concatenate(some), origin))
     return found
 
 
-def _moved(batch: Batch) -> Iterator[Batch]:
-    """The rows once for each floating-point column and direction, that column moved by one 32-bit step."""
+def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
+    """Yield the rows for each floating-point column and direction, with that column moved by one 32-bit step."""
     if isinstance(batch, pd.DataFrame):
         for name in batch.columns:
             series = batch[name]
@@ -134,7 +138,7 @@ def _moved(batch: Batch) -> Iterator[Batch]:
 
 
 def _stepped(values: Array) -> Iterator[Array]:
-    """The column, a 32-bit step of its largest value lower and higher: so much a scaler's rounding may move it."""
+    """Yield the column moved down and up by a 32-bit step of its largest value: a scaler's rounding may do the same."""
     largest = np.nanmax(np.abs(values), initial=0.0)
     step = 2 * float(np.spacing(np.float32(largest)))
     yield (values - step).astype(values.dtype)

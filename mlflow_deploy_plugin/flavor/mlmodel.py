@@ -1,4 +1,4 @@
-"""The part of a saved model that the runtime reads: the ONNX file, and the flavor's section in the MLmodel file."""
+"""The ONNX file of a saved model, and the flavor's section of its MLmodel file with the provenance."""
 
 import hashlib
 import platform
@@ -21,12 +21,13 @@ from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL
 from mlflow_deploy_plugin.version import __version__
 
 ONNX_FILE = "model.onnx"
+LOCK_FILE = "requirements.lock"
 
 
 def write_mlmodel(
     folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, Any]
 ) -> None:
-    """What `runtime.OnnxModel` reads: the ONNX file, and the flavor's section in the MLmodel file.
+    """Write the files that `runtime.OnnxModel` reads: the ONNX file, and the MLmodel file with the flavor's section.
 
     Raises:
         ConversionError: the weights do not fit into one ONNX file.
@@ -39,7 +40,7 @@ def write_mlmodel(
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
-        digests={ONNX_FILE: f"sha256:{hashlib.sha256(graph).hexdigest()}"},  # who fetches it compares
+        digests={ONNX_FILE: f"sha256:{hashlib.sha256(graph).hexdigest()}"},  # compared after a download
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,
@@ -61,11 +62,8 @@ def write_mlmodel(
     model.save(str(folder / MLMODEL))
 
 
-LOCK_FILE = "requirements.lock"
-
-
 def environment_lock() -> str:
-    """What is installed, as `pip install -r` reads it: one `name==version` a line, sorted."""
+    """Return the installed packages in the format of `pip install -r`: one `name==version` a line, sorted."""
     installed = {
         distribution.metadata["Name"]
         .lower()
@@ -77,16 +75,21 @@ def environment_lock() -> str:
 
 
 def provenance_section(batch: Batch | None, lock: str, folder: Path | None = None) -> dict[str, Any]:
-    """The section `provenance` of the MLmodel file.
+    """Return `provenance` of the MLmodel file: git commit, dataset digest, the exact environment.
 
     Args:
-        batch: the data the model is judged by; its digest stands in where the run has no logged dataset.
+        batch: the data the model is judged by. Its digest is used if the active run has logged no dataset.
         lock: text of the environment lock.
-        folder: where the code is; default: the current directory.
+        folder: the folder of the code; default: the current directory.
     """
+    dataset = {} if batch is None else {"dataset_digest": data_digest(batch), "dataset_name": "reference"}
+    run = mlflow.active_run()
+    if run is not None and (inputs := mlflow.get_run(run.info.run_id).inputs.dataset_inputs):
+        logged = inputs[-1].dataset
+        dataset = {"dataset_digest": logged.digest, "dataset_name": logged.name}
     found = {
-        **_git(folder or Path.cwd()),
-        **_dataset(batch),
+        **_git_state(folder or Path.cwd()),
+        **dataset,
         "environment": LOCK_FILE,
         "environment_digest": hashlib.sha256(lock.encode()).hexdigest()[:16],
         "python_version": platform.python_version(),
@@ -94,8 +97,8 @@ def provenance_section(batch: Batch | None, lock: str, folder: Path | None = Non
     return {name: value for name, value in found.items() if value not in (None, "")}
 
 
-def _git(folder: Path) -> dict[str, Any]:
-    def ask(*arguments: str) -> str | None:
+def _git_state(folder: Path) -> dict[str, Any]:
+    def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
                 ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
@@ -104,25 +107,14 @@ def _git(folder: Path) -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit = ask("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     if not commit:
         return {}
-    return {"git_commit": commit, "git_dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
-
-
-def _dataset(batch: Batch | None) -> dict[str, Any]:
-    """The digest of the dataset that the active run has logged (the last one), else that of `batch`."""
-    run = mlflow.active_run()
-    if run is not None:
-        inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
-        if inputs:
-            dataset = inputs[-1].dataset
-            return {"dataset_digest": dataset.digest, "dataset_name": dataset.name}
-    return {} if batch is None else {"dataset_digest": data_digest(batch), "dataset_name": "reference"}
+    return {"git_commit": commit, "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
 def data_digest(batch: Batch) -> str:
-    """SHA-256 over names, types and values, the first 16 digits; equal data gives equal digests on every machine."""
+    """Return the first 16 digits of a SHA-256 over names, types and values, the same on every machine."""
     summary = hashlib.sha256()
     if isinstance(batch, pd.DataFrame):
         table = pa.Table.from_pandas(batch, preserve_index=False)

@@ -1,7 +1,7 @@
-"""Parity: the saved model against the original, on a thousand rows and more, before anything is logged.
+"""Parity: the saved model compared with the original on a thousand rows and more, before anything is logged.
 
-The saved side is the whole path that a request takes: the compiled signature, the graph, the outputs (`OnnxModel`).
-Every row counts once, with its source; a row that the original itself refuses is dropped and counted.
+The saved side is the whole path of a request: the compiled signature, the graph, the outputs (`OnnxModel`). Every row
+counts once, with its source. A row that the original itself refuses is dropped and counted.
 """
 
 from collections import Counter
@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.flavor.parity_report import OutputFigures, ParityRepor
 from mlflow_deploy_plugin.runtime import Array, OnnxModel, Output
 
 WORST_ROWS = 5
-_SMALL_BATCHES = ((1, 16), (2, 16))  # batch size, rows: what a batch of its own must answer as well
+_SMALL_BATCHES = ((1, 16), (2, 16))  # batch size, rows that are also predicted in batches of this size
 
 _TOLERANCES = {
     "label": f"equal; rows whose own margin is below {TIE_MARGIN:g} are ties",
@@ -45,10 +45,10 @@ class RowGroup:
 
     Attributes:
         generated: the original may refuse them.
-        block: so many rows in turn stand or fall together where the original refuses; 0: all.
-        may_tie: made to stand as far from one answer as from another, where a rounding decides: a row that the
-            original itself answers otherwise when its input moves by one 32-bit step is a tie.
-        alone: the first rows are asked one by one too.
+        block: if the original refuses, this many consecutive rows are dropped together; 0: all.
+        may_tie: the rows were made to lie between two predictions, so that a rounding decides: a row is a tie if the
+            original itself predicts otherwise once its input moves by one 32-bit step.
+        alone: the first rows are also predicted one by one.
     """
 
     source: str
@@ -62,9 +62,9 @@ class RowGroup:
 def prove_parity(
     model: OnnxModel, converted: ConvertedModel, groups: Iterable[RowGroup], at_least: int = 1
 ) -> ParityReport:
-    """Compares the saved model with the original on all rows, of which the original must answer `at_least`.
+    """Compare the saved model with the original on all rows, of which the original must answer `at_least`.
 
-    The report's state is `proven`, or `warned` where the answers differ; who asked decides whether that is an error.
+    The report's state is `proven`, or `warned` if the answers differ; the caller decides whether that is an error.
     """
     if converted.original is None:
         return ParityReport("no-original")
@@ -77,7 +77,7 @@ def prove_parity(
 
 
 class _ParityProof:
-    """Figures over all rows seen so far."""
+    """The figures over all rows so far."""
 
     def __init__(self, model: OnnxModel, converted: ConvertedModel) -> None:
         assert converted.original is not None
@@ -99,21 +99,21 @@ class _ParityProof:
         except InvalidConfig:
             if not group.generated:
                 raise
-            self._divide(group)
+            self._drop_refused_blocks(group)
             return
         try:
             got = self._answers(group.batch)
             self._sources[group.source] += batches.row_count(group.batch)
             self._sizes.add(batches.row_count(group.batch))
             self._compare(group, want, got)
-            # rows that are wrong already would only be counted twice
+            # rows that are already wrong would only be counted twice
             if (group.alone or group.source == "example") and not self.problem and not self._beyond():
                 self._small_batches(group, want)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
 
-    def _divide(self, group: RowGroup) -> None:
-        """Finds the blocks that the original refuses, by halves."""
+    def _drop_refused_blocks(self, group: RowGroup) -> None:
+        """Find the blocks that the original refuses by bisection, and add the others."""
         count = batches.row_count(group.batch)
         if not group.block or count <= group.block:
             self._refused[group.source] += count
@@ -169,13 +169,13 @@ class _ParityProof:
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST_ROWS]
 
     def _ties(self, group: RowGroup, want: dict[str, Array]) -> Array:
-        """[N]: where the original's own margin is below `TIE_MARGIN`; of scores, that share of the largest."""
+        """Return [N] booleans: True if the original's own margin is below `TIE_MARGIN` (scores: times the largest)."""
         if "probabilities" in want:
             probabilities = want["probabilities"]
-            if want["label"].ndim > 1:  # several labels a row, each likely or not by itself
+            if want["label"].ndim > 1:  # several labels a row, each decided by itself
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
             tied = top_margins(probabilities) < TIE_MARGIN
-            if self._converted.margin is not None and tied.any():  # far outside, probabilities of 1 hide which is best
+            if self._converted.margin is not None and tied.any():  # far outside, probabilities of 1 hide the best label
                 scores = self._converted.margin(group.batch)
                 largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
                 tied &= top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
@@ -186,13 +186,13 @@ class _ParityProof:
         return np.zeros(batches.row_count(group.batch), dtype=bool)
 
     def _scale(self, output: Output, want: Array) -> Array:
-        """The spread of the original's answers, by the first rows that are enough to tell it."""
+        """Return the spread of the original's answers, taken from the first group with enough rows."""
         if len(want) >= ENOUGH_ROWS:
             self._spreads.setdefault(output.name, answer_spread(want))
         return self._spreads.get(output.name, answer_spread(want))
 
     def _unstable(self, group: RowGroup, output: Output, beyond: Array, want: Array, scale: Array) -> Array:
-        """[rows beyond the tolerance]: whether the original itself answers them otherwise a 32-bit step away."""
+        """Return True for a row beyond the tolerance if the original itself predicts otherwise a 32-bit step away."""
         expected = want[beyond]
 
         def answers_otherwise(moved: Batch, origin: Array) -> Array:
@@ -209,7 +209,13 @@ class _ParityProof:
         for figures in self._figures.values():
             figures.agreement = 1 - figures.beyond_tolerance / max(rows, 1)
         wrong = self.problem or self._beyond()
-        unproven = "" if wrong or rows >= at_least else _too_few(rows, at_least, self._refused)
+        unproven = ""
+        if not wrong and rows < at_least:
+            refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
+            unproven = (
+                f"parity needs {at_least} rows, and only {rows} rows could be compared: the original itself refuses "
+                f"generated ones ({refused}); give rows that it answers as parity_data"
+            )
         return ParityReport(
             state="warned" if wrong or unproven else "proven",
             rows=rows,
@@ -222,14 +228,6 @@ class _ParityProof:
             unproven=unproven,
             repair=self._converted.repair,
         )
-
-
-def _too_few(rows: int, at_least: int, refused: Counter[str]) -> str:
-    counts = ", ".join(f"{count} of {source}" for source, count in refused.items())
-    return (
-        f"parity needs {at_least} rows, and only {rows} rows could be compared: the original itself refuses generated "
-        f"ones ({counts}); give rows that it answers as parity_data"
-    )
 
 
 def _shown(group: RowGroup, output: str, row: int, want: Array, got: Array) -> dict[str, Any]:
@@ -248,7 +246,7 @@ def _shown(group: RowGroup, output: str, row: int, want: Array, got: Array) -> d
 
 
 def _plain(value: Any) -> Any:
-    """Short and JSON-able: numbers and texts as they are, arrays as their first numbers."""
+    """Return a short value for JSON: numbers and texts as they are, arrays as their first numbers."""
     if isinstance(value, np.ndarray):
         flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
         return [*flat, "…"] if value.size > 8 else flat

@@ -1,4 +1,4 @@
-"""ParityReport: what was found, as parity.json, as metrics of the run, and as the error that refuses a model."""
+"""The parity report of a model, as parity.json, as metrics of the run, and as the error that refuses a model."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -9,12 +9,12 @@ from mlflow_deploy_plugin.runtime import ParityState
 
 _INPUT_WIDTH = 120
 _CLOSE = 0.1
-"""Of the tolerance: an error above it, of rows that were drawn, may be beyond the tolerance in rows that were not."""
+"""A share of the tolerance: if an error of the drawn rows is above it, other rows may be beyond the tolerance."""
 
 
 @dataclass
 class OutputFigures:
-    """What was measured of one output.
+    """The figures of one output.
 
     Attributes:
         agreement: the share of rows within the tolerance, ties included.
@@ -37,10 +37,10 @@ class ParityReport:
     """The content of parity.json.
 
     Attributes:
-        sources: rows by where they come from; answers in batches of 1 and 2 are checked on top of these.
-        refused_by_original: generated rows that were dropped because the original itself does not answer them.
-        problem: why the saved model could not answer at all; empty where it could.
-        unproven: why the rows are too few for a proof; empty where they are enough.
+        sources: number of rows by source; batches of 1 and 2 rows are checked in addition.
+        refused_by_original: generated rows that were dropped because the original itself refuses them.
+        problem: the reason if the saved model could not answer at all.
+        unproven: the reason if the rows are too few for a proof.
     """
 
     state: ParityState
@@ -60,27 +60,28 @@ class ParityReport:
 
     @property
     def doubts(self) -> tuple[bool, int, int, bool]:
-        """What speaks against this form; the smallest is the best."""
+        """The doubts about this form; the form with the smallest is the best."""
         ties = sum(output.ties for output in self.outputs)
         close = any(output.max_excess > _CLOSE for output in self.outputs)
         return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it: an infinite error is a string."""
+        """Return the report for JSON: an infinite error is a string."""
         return {name: _finite(value) for name, value in asdict(self).items() if value not in ("", [], {})}
 
     def figures(self) -> dict[str, Any]:
-        """The short form for the MLmodel file."""
+        """Return the short form for the MLmodel file."""
         short = self.as_dict()
         return {
             name: short[name] for name in ("state", "rows", "repair", "problem", "unproven", "outputs") if name in short
         }
 
     def metrics(self) -> dict[str, float]:
-        """Metrics for the MLflow run, by names that MLflow accepts."""
+        """Return the metrics for the MLflow run, by names that MLflow accepts."""
         named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
         for output in self.outputs:
-            prefix = f"onnxserve.parity.{_metric_name(output.name)}"
+            name = "".join(one if one.isalnum() or one in "_-. " else "_" for one in output.name)[:100]
+            prefix = f"onnxserve.parity.{name}"
             named[f"{prefix}.agreement"] = output.agreement
             if output.role != "label":
                 named[f"{prefix}.max_absolute_error"] = output.max_absolute_error
@@ -89,7 +90,7 @@ class ParityReport:
 
 
 def parity_error(report: ParityReport) -> ParityError:
-    """The error for a model that answers otherwise, with the worst rows as a small table."""
+    """Return the error for a model that answers otherwise, with the worst rows as a small table."""
     if report.problem:
         return ParityError(f"the ONNX form cannot answer what the original answers: {report.problem}")
     if report.unproven:
@@ -107,7 +108,7 @@ def parity_error(report: ParityReport) -> ParityError:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """The rows under headings, each column as wide as it needs."""
+    """Return the rows under headings, each column as wide as it needs."""
     names = ("source", "output", "original", "onnx", "input")
     lines = [names, *([_short(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
@@ -123,7 +124,7 @@ def _finite(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    """Six digits are enough to see what is wrong."""
+    """Return the value with six digits, which are enough to see what is wrong."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
@@ -132,7 +133,3 @@ def _short(value: Any) -> str:
         text = ", ".join(f"{name}={_short(entry)}" for name, entry in value.items())
         return text if len(text) <= _INPUT_WIDTH else text[: _INPUT_WIDTH - 1] + "…"
     return str(value)
-
-
-def _metric_name(name: str) -> str:
-    return "".join(character if character.isalnum() or character in "_-. " else "_" for character in name)[:100]

@@ -1,9 +1,10 @@
-"""Rows to prove parity on: the user's own, rows made from what the example shows of each column, and hard ones.
+"""The rows for the proof of parity: the user's own, rows drawn from the example column by column, and boundary values.
 
-The hard ones come from what the model itself knows: its thresholds and edges in 64 bits, its categories, the terms of
-its vocabulary, the rows that it has learned and the middle between two of them, and numbers far outside of all ranges.
+The boundary values come from the model itself: its thresholds and edges in 64 bits, its categories, the terms of its
+vocabulary, the rows that it has learned and the middle between two of them. Numbers far outside of all ranges are
+added.
 
-A generator with a seed: the same model and example give the same rows.
+The generator has a seed: the same model and example give the same rows.
 """
 
 import contextlib
@@ -21,21 +22,21 @@ from mlflow_deploy_plugin.flavor.parity import RowGroup
 from mlflow_deploy_plugin.runtime import Array
 
 MIN_PARITY_ROWS = 1_000
-"""Rows that parity is proven on at least."""
+"""The least number of rows for a proof."""
 
-_GIVEN_MAX = 5_000  # rows of the example, and of parity_data, that are compared
+_MAX_GIVEN_ROWS = 5_000  # of the example, and of parity_data
 _THRESHOLD_ROWS = 600
 _LEARNED_ROWS = 200
 _CATEGORY_ROWS = 200
 _TEXT_ROWS = 240
-_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # times the largest number of a column
+_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors of the largest number of a column
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
 _FAR_ROWS = 96  # with all columns far
 _MISSING_ROWS = 24  # for each column
 _UNSEEN_ROWS = 8
-_CODES = 20  # a number with no more distinct values than this is a code, and drawn as observed
+_CODES = 20  # a number with no more distinct values is a code, and is drawn as observed
 _MATRIX_COLUMNS = 2_000
-_CHANGED_VALUES = 4_000_000  # of a wide table, some columns are changed: rows for each of them would grow as its square
+_CHANGED_VALUES = 4_000_000  # in a wide table only some columns are changed: rows for all would grow as its square
 _CHANGED_COLUMNS = 100
 _CHUNK_ELEMENTS = 4_000_000  # of a tensor, at once in memory
 
@@ -43,12 +44,12 @@ _CHUNK_ELEMENTS = 4_000_000  # of a tensor, at once in memory
 def parity_rows(
     example: Batch, parity_data: Batch | None, boundary_values: BoundaryValues, seed: int = 0
 ) -> Iterator[RowGroup]:
-    """The example, `parity_data`, and generated rows, at least `MINIMUM` together."""
+    """Yield the example, `parity_data`, and generated rows, at least `MIN_PARITY_ROWS` together."""
     random = np.random.default_rng(seed)
     given = 0
     for source, data in (("example", example), ("parity_data", parity_data)):
         if data is not None:
-            for part in _chunks(_sample(data, random)):
+            for part in _given_rows(data, random):
                 given += batches.row_count(part)
                 yield RowGroup(source, part, generated=False)
     if isinstance(example, pd.DataFrame):
@@ -64,14 +65,11 @@ def parity_rows(
         yield from _tensor_rows(example, random, max(MIN_PARITY_ROWS - given, 200))
 
 
-def _sample(data: Batch, random: np.random.Generator) -> Batch:
+def _given_rows(data: Batch, random: np.random.Generator) -> Iterator[Batch]:
+    """Yield at most `_MAX_GIVEN_ROWS` of the user's rows, tensors in chunks."""
     count = batches.row_count(data)
-    if count <= _GIVEN_MAX:
-        return data
-    return batches.take_rows(data, np.sort(random.choice(count, _GIVEN_MAX, replace=False)))
-
-
-def _chunks(data: Batch) -> Iterator[Batch]:
+    if count > _MAX_GIVEN_ROWS:
+        data = batches.take_rows(data, np.sort(random.choice(count, _MAX_GIVEN_ROWS, replace=False)))
     if isinstance(data, pd.DataFrame):
         yield data
     else:
@@ -95,7 +93,7 @@ def _table_rows(
 ) -> Iterator[RowGroup]:
     yield RowGroup("ranges", _draw(example, random, 600, _in_range))
     yield RowGroup("observed", _draw(example, random, max(wanted, 400), _observed))
-    yield from _known_rows(example, boundary_values, random)
+    yield from _boundary_rows(example, boundary_values, random)
     for source, fits, count, change in _CHANGES:
         if names := _some_columns(example, fits, count, random):
             changed = [change(_some_rows(example, random, count), name) for name in names]
@@ -104,10 +102,10 @@ def _table_rows(
         yield RowGroup("far together", _far_together(example, random), block=len(_FAR_TOGETHER), alone=True)
 
 
-def _known_rows(
+def _boundary_rows(
     example: pd.DataFrame, boundary_values: BoundaryValues, random: np.random.Generator
 ) -> Iterator[RowGroup]:
-    """Rows by which the model itself can be told from another."""
+    """Yield rows at the boundary values of the model."""
     if boundary_values.edges:
         yield RowGroup("thresholds", _at_edges(example, boundary_values, random))
     for learned in boundary_values.rows:
@@ -134,7 +132,7 @@ def _some_rows(example: pd.DataFrame, random: np.random.Generator, count: int) -
 def _some_columns(
     example: pd.DataFrame, fits: Callable[["pd.Series[Any]"], bool], rows: int, random: np.random.Generator
 ) -> list[Any]:
-    """The columns that fit, in order; of a wide table as many of them as `rows` for each may be made."""
+    """Return the columns that fit, in order; in a wide table only as many as allow `rows` for each."""
     names = [name for name in example.columns if fits(example[name])]
     most = min(max(_CHANGED_VALUES // (rows * example.shape[1]), 1), _CHANGED_COLUMNS)
     if len(names) <= most:
@@ -146,7 +144,7 @@ _Draw = Callable[["pd.Series[Any]", np.random.Generator, int], "pd.Series[Any]"]
 
 
 def _draw(example: pd.DataFrame, random: np.random.Generator, count: int, draw: _Draw) -> pd.DataFrame:
-    """Each column by itself, so that combinations come up which the example does not hold."""
+    """Draw each column by itself, so that new combinations come up."""
     return pd.DataFrame({name: draw(example[name], random, count) for name in example.columns})
 
 
@@ -155,7 +153,7 @@ def _observed(series: "pd.Series[Any]", random: np.random.Generator, count: int)
 
 
 def _in_range(series: "pd.Series[Any]", random: np.random.Generator, count: int) -> "pd.Series[Any]":
-    """Between the smallest and the largest value; codes, categories and booleans as observed."""
+    """Draw between the smallest and the largest value; codes, categories and booleans as observed."""
     if not _is_number(series) or series.nunique() <= _CODES:
         return _observed(series, random, count)
     if pd.api.types.is_integer_dtype(series.dtype):
@@ -167,13 +165,13 @@ def _in_range(series: "pd.Series[Any]", random: np.random.Generator, count: int)
 
 
 def _finite_range(values: Array) -> tuple[float, float]:
-    """The smallest and the largest number; NaN where there is none."""
+    """Return the smallest and the largest finite number, NaN if there is none."""
     known = values[np.isfinite(values)]
     return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
 
 
 def _at_edges(example: pd.DataFrame, boundary_values: BoundaryValues, random: np.random.Generator) -> pd.DataFrame:
-    """Observed rows whose columns stand on an edge, on its 32-bit rounding, between both, or one step beside them."""
+    """Return observed rows with values on an edge, on its 32-bit rounding, between both, or one step beside them."""
     table = _some_rows(example, random, _THRESHOLD_ROWS)
     for name, values in boundary_values.edges.items():
         series = table[name]
@@ -194,7 +192,7 @@ def _at_edges(example: pd.DataFrame, boundary_values: BoundaryValues, random: np
 
 
 def _steps(double: Array, single: Array) -> Iterator[tuple[Array, Callable[[float], Any]]]:
-    """Each number with each direction, in its own precision."""
+    """Yield each number with each direction, in its own precision."""
     for number, kind in ((double, np.float64), (single, np.float32)):
         yield number, kind
         yield number, lambda far, kind=kind: kind(-far)  # type: ignore[misc]
@@ -203,7 +201,7 @@ def _steps(double: Array, single: Array) -> Iterator[tuple[Array, Callable[[floa
 def _learned(
     example: pd.DataFrame, learned: Any, random: np.random.Generator, count: int, halfway: bool = False
 ) -> pd.DataFrame:
-    """Rows that the model has learned, or the middle between two of them, at the same distance from both."""
+    """Return rows that the model has learned, or the middle between two of them, at the same distance from both."""
     table = _some_rows(example, random, count)
     left, right = random.integers(0, len(next(iter(learned.values()))), (2, count))
     for name, values in learned.items():
@@ -214,7 +212,7 @@ def _learned(
 
 
 def _near(categories: Any) -> list[Any]:
-    """Values that look like a category and are none."""
+    """Return values that look like a category and are none."""
     found: list[Any] = []
     for value in categories:
         if isinstance(value, str):
@@ -227,7 +225,7 @@ def _near(categories: Any) -> list[Any]:
 
 
 def _sentences(terms: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
-    """Texts made of terms: as they are, in other cases, and joined to what may or may not belong to a word."""
+    """Yield texts of terms: as they are, in other cases, and joined to characters that may belong to a word."""
     yield from ("", " ", "\t\n  ", "!", "é")
     for position in range(_TEXT_ROWS):
         words = [terms[number] for number in random.integers(0, len(terms), random.integers(1, 6))]
@@ -255,7 +253,7 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 
 
 def _far(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """`_FAR` as far in both directions; and, by each row's own number, some of the way there."""
+    """Multiply the column's largest number by `_FAR` and, in further rows, each row's own number."""
     reach, factors = _reach(table[name]), np.resize(np.array(_FAR), len(table))
     own = np.clip(np.nan_to_num(table[name].to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
     some = np.where(np.arange(len(table)) < len(_FAR), reach, own)
@@ -263,7 +261,7 @@ def _far(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _far_together(example: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """All numbers of a row times the same factor; each factor comes once in every block of rows."""
+    """Multiply all numbers of a row by one factor; each factor comes once in every block of rows."""
     table = _some_rows(example, random, _FAR_ROWS)
     factors = np.resize(np.array(_FAR_TOGETHER), _FAR_ROWS)
     for name in example:
@@ -275,14 +273,14 @@ def _far_together(example: pd.DataFrame, random: np.random.Generator) -> pd.Data
 
 
 def _reach(series: "pd.Series[Any]") -> float:
-    """The largest number of a column, at least 1, but not so large that its millionfold is none in 32 bits."""
+    """Return the largest number of a column, at least 1, and so small that 32 bits hold a million times it."""
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
 
 
 def _as(values: Any, dtype: Any) -> "pd.Series[Any]":
-    """A column of the type; of whole numbers, rounded and within what the type can hold."""
+    """Return a column of the type; whole numbers are rounded and clipped to its bounds."""
     if pd.api.types.is_integer_dtype(dtype):
         bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
         within = np.clip(
@@ -292,12 +290,8 @@ def _as(values: Any, dtype: Any) -> "pd.Series[Any]":
     return pd.Series(values).astype(dtype)
 
 
-def _missing(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    return table.assign(**{name: pd.Series([np.nan] * len(table)).astype(table[name].dtype)})
-
-
-def _unseen(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    return table.assign(**{name: pd.Series(["never seen"] * len(table)).astype(table[name].dtype)})
+def _filled(table: pd.DataFrame, name: str, value: Any) -> pd.DataFrame:
+    return table.assign(**{name: pd.Series([value] * len(table)).astype(table[name].dtype)})
 
 
 def _is_number(series: "pd.Series[Any]") -> bool:
@@ -305,7 +299,7 @@ def _is_number(series: "pd.Series[Any]") -> bool:
 
 
 def _is_text(series: "pd.Series[Any]") -> bool:
-    """A column of strings that could hold another one (a pandas categorical could not)."""
+    """Return True for a column of strings that could hold another one (a pandas categorical could not)."""
     return columns_of(series.to_frame())[0].type == "string" and not isinstance(series.dtype, pd.CategoricalDtype)
 
 
@@ -314,15 +308,15 @@ def _can_miss(series: "pd.Series[Any]") -> bool:
 
 
 _CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame]], ...] = (
-    ("missing", _can_miss, _MISSING_ROWS, _missing),
-    ("unseen", _is_text, _UNSEEN_ROWS, _unseen),
+    ("missing", _can_miss, _MISSING_ROWS, lambda table, name: _filled(table, name, np.nan)),
+    ("unseen", _is_text, _UNSEEN_ROWS, lambda table, name: _filled(table, name, "never seen")),
     ("far", _is_number, 4 * len(_FAR), _far),
 )
-"""One column of each row changed: the source, which columns, how many rows of each, and how."""
+"""Changes of one column in each row: the source, a test of the columns, rows for each column, and the change."""
 
 
 def _tensor_rows(example: dict[str, Array], random: np.random.Generator, wanted: int) -> Iterator[RowGroup]:
-    """The example with noise of a tenth of its range, and noise alone; integers within what was observed."""
+    """Yield the example with noise of a tenth of its range, and noise alone; integers within the observed range."""
     chunk = min(_chunk_rows(example), 256)
     for position, start in enumerate(range(0, wanted, chunk)):
         count = min(chunk, wanted - start)

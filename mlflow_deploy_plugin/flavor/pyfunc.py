@@ -1,7 +1,7 @@
-"""The pyfunc flavor: what `mlflow.pyfunc.load_model` and `mlflow models serve` call.
+"""The pyfunc flavor: `mlflow.pyfunc.load_model` and `mlflow models serve` call it.
 
-Answers are those of the original framework's own pyfunc: an array for scikit-learn; for torch and ONNX an array for
-arrays and a DataFrame for a DataFrame; a mapping of arrays where there are several outputs.
+Predictions have the form of the original framework's own pyfunc: an array for scikit-learn; for torch and ONNX an array
+for arrays and a DataFrame for a DataFrame; a mapping of arrays if there are several outputs.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, available_core
 from mlflow_deploy_plugin.spec import Device
 
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
-"""What `mlflow.pyfunc.load_model(uri, model_config=…)` may set; MLflow warns of other names, and drops them. Threads:
-default all cores allowed."""
+"""The names that `mlflow.pyfunc.load_model(uri, model_config=…)` may set; MLflow warns of others, and drops them. By
+default the threads are all cores that the process may use."""
 
 
 class PyfuncModel:
@@ -31,7 +31,7 @@ class PyfuncModel:
         return self._model
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """Predictions for a DataFrame, an array, a mapping of columns or tensors, or a list of rows or records.
+        """Predict a DataFrame, an array, a mapping of columns or tensors, or a list of rows or records.
 
         Raises:
             SchemaMismatch: the data does not fit the signature; the message names the column.
@@ -61,17 +61,17 @@ def _values(values: Any) -> Any:
 
 
 def _frame(prediction: Array | dict[str, Array], index: Any) -> Any:
-    """One output as its columns; several as they are, because their widths and meanings differ."""
+    """Return one output as a DataFrame; several as they are, because their widths and meanings differ."""
     if isinstance(prediction, dict) or prediction.ndim > 2:
         return prediction
     return pd.DataFrame(prediction, index=index)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:
-    """Called by MLflow; `path` is the model's folder, `model_config` as in `DEFAULT_CONFIG`.
+    """Load a model; MLflow calls it. `path` is the model's folder, `model_config` as in `DEFAULT_CONFIG`.
 
     Raises:
-        InvalidConfig: `device` is none that we know.
+        InvalidConfig: `device` is unknown.
     """
     config = DEFAULT_CONFIG | dict(model_config or {})
     device = str(config["device"])

@@ -1,4 +1,4 @@
-"""The reference sample: inputs and predictions that drift is later judged against, as Parquet beside the model."""
+"""The reference sample: inputs and predictions against which drift is judged, saved as Parquet beside the model."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ _CHUNK = 10_000
 
 
 def sample_reference(model: OnnxModel, data: Batch, times: Array | None, seed: int = 0) -> pa.Table:
-    """A uniform sample of at most `MAX_ROWS` rows (`MAX_VALUES` numbers) in order, with the saved model's own answers.
+    """Return a uniform sample of at most `MAX_ROWS` rows (`MAX_VALUES` numbers), with the saved model's predictions.
 
     Args:
-        times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None: there are none.
+        times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None if there are none.
     """
     count = batches.row_count(data)
     if count > (most := _most_rows(data)):
@@ -55,7 +55,7 @@ def write_reference(table: pa.Table, folder: Path) -> None:
 
 
 def split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
-    """The event times in UTC, and the data without them.
+    """Return the event times in UTC, and the data without them.
 
     Args:
         event_time: None, the name of a column of `data`, or N times; times without a zone are UTC.
@@ -88,7 +88,7 @@ def split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
 
 
 def _arrow(array: Array) -> pa.Array:
-    """[N] as a column, [N, …] as a column of (nested) lists."""
+    """Return [N] as a column, [N, …] as a column of (nested) lists."""
     if array.ndim == 1:
         return pa.array(array)
     starts = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]

@@ -1,4 +1,4 @@
-"""The flavor's public functions, with MLflow's own conventions."""
+"""The flavor's public functions, with MLflow's conventions."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.select_form import PredictFunction
-from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, WrappedModel, wrap
+from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, wrap
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel
 from mlflow_deploy_plugin.spec import Device
 
@@ -40,25 +40,25 @@ def save_model(
     extra_pip_requirements: Any = None,
     code_paths: list[str] | None = None,
 ) -> None:
-    """Converts `model` to ONNX, proves the result against it, and saves that to the folder `path`.
+    """Convert `model` to ONNX, prove the result against it, and save that to the folder `path`.
 
     Args:
         model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
         path: a folder that does not exist yet, or is empty.
         signature: MLflow's; default: inferred from the example, with names, order and types.
-        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows count for the
+        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
             proof and the reference; the first five are saved as MLflow's input example.
-        pyfunc_predict_fn: what `predict` answers: labels and values, or "predict_proba".
+        pyfunc_predict_fn: the result of `predict`: labels and values, or "predict_proba".
         parity: "require" refuses a model whose ONNX form answers otherwise; "warn" saves it in the state `warned`.
         parity_data: more real rows for the proof.
         reference_data: rows that drift is later judged against; default: the example.
-        event_time: when each row of the reference happened: a column of it by name, or one time a row.
+        event_time: the time of each row of the reference: the name of a column, or one time a row.
         mlflow_model, metadata, conda_env, pip_requirements, extra_pip_requirements, code_paths: as in MLflow.
 
     Raises:
         ConversionError: the model has no ONNX form; the message names the part that has none.
         ParityError: its ONNX form answers otherwise; the message shows the worst rows.
-        InvalidConfig: an argument is not what it should be; the message names it.
+        InvalidConfig: an argument is not valid; the message names it.
     """
     saved_model.save_model(
         path,
@@ -106,11 +106,12 @@ def log_model(
     step: int = 0,
     model_id: str | None = None,
 ) -> ModelInfo:
-    """Logs `model` as checked ONNX to MLflow, and registers it where a name is given.
+    """Log `model` as checked ONNX to MLflow, and register it if a name is given.
 
-    The conversion and the proof are `save_model`'s, with its arguments and errors; nothing reaches MLflow before they
-    have passed. The parity state becomes the tag `onnxserve.parity` of the active run, of the logged model and of the
-    registered version, the figures become metrics of the run (`onnxserve.parity.…`). The other arguments are MLflow's.
+    The conversion and the proof are those of `save_model`, with its arguments and errors; nothing reaches MLflow before
+    they have passed. The parity state becomes the tag `onnxserve.parity` of the active run, of the logged model and of
+    the registered version; the figures become metrics of the run (`onnxserve.parity.…`). The other arguments are
+    MLflow's.
     """
     wrapped = wrap(
         model,
@@ -142,18 +143,7 @@ def log_model(
         extra_pip_requirements=extra_pip_requirements,
         code_paths=code_paths,
     )
-    _record(info, wrapped, registered_model_name)
-    return info
-
-
-def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
-    """The saved model, ready to run; errors are those of `OnnxModel.load` and of MLflow's download."""
-    local = _download_artifact_from_uri(artifact_uri=model_uri)
-    return OnnxModel.load(Path(local), device, intra_op_num_threads)
-
-
-def _record(info: ModelInfo, wrapped: WrappedModel, registered_model_name: str | None) -> None:
-    """Shows the parity wherever the model is shown: run, logged model, registered version."""
+    # the parity is shown with the run, the logged model and the registered version
     state = wrapped.report.state
     client = mlflow.MlflowClient()
     client.set_logged_model_tags(info.model_id, {PARITY_TAG: state})
@@ -162,3 +152,10 @@ def _record(info: ModelInfo, wrapped: WrappedModel, registered_model_name: str |
         mlflow.log_metrics(wrapped.report.metrics(), run_id=info.run_id, model_id=info.model_id)
     if registered_model_name and info.registered_model_version is not None:
         client.set_model_version_tag(registered_model_name, str(info.registered_model_version), PARITY_TAG, state)
+    return info
+
+
+def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
+    """Load a saved model; errors are those of `OnnxModel.load` and of MLflow's download."""
+    local = _download_artifact_from_uri(artifact_uri=model_uri)
+    return OnnxModel.load(Path(local), device, intra_op_num_threads)

@@ -1,6 +1,6 @@
-"""The folder of a saved model: model.onnx, MLmodel, parity.json, reference.parquet, requirements.
+"""Writing the folder of a saved model: model.onnx, MLmodel, parity.json, reference.parquet, requirements.
 
-`mlflow.models.Model.log` calls `save_model` of the module that it is given; this is that module.
+`mlflow.models.Model.log` gets a module and calls its `save_model`; this is that module.
 """
 
 import json
@@ -17,15 +17,14 @@ from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
 
-from mlflow_deploy_plugin.flavor import mlmodel, reference_sample
-from mlflow_deploy_plugin.flavor.mlmodel import ONNX_FILE, write_mlmodel
+from mlflow_deploy_plugin.flavor.mlmodel import LOCK_FILE, ONNX_FILE, write_mlmodel
 from mlflow_deploy_plugin.flavor.pyfunc import DEFAULT_CONFIG
+from mlflow_deploy_plugin.flavor.reference_sample import REFERENCE_FILE, write_reference
 from mlflow_deploy_plugin.flavor.wrap import WrappedModel
 from mlflow_deploy_plugin.runtime import MLMODEL, import_onnxruntime
 from mlflow_deploy_plugin.version import __version__
 
 PARITY_FILE = "parity.json"
-EXAMPLE_ROWS = 5
 _LOADER = "mlflow_deploy_plugin.flavor"
 
 
@@ -41,7 +40,7 @@ def save_model(
     extra_pip_requirements: Any = None,
     code_paths: list[str] | None = None,
 ) -> None:
-    """Writes the model to `path`, which must not exist or be empty."""
+    """Write the model to `path`, a folder that is empty or does not exist."""
     environment._validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     _validate_and_prepare_target_save_path(str(path))
     folder = Path(path)
@@ -58,7 +57,7 @@ def save_model(
         conda_env=environment._CONDA_ENV_FILE_NAME,
         python_env=environment._PYTHON_ENV_FILE_NAME,
         model_config=DEFAULT_CONFIG,
-        code=code,  # no predict_fn: the saved model itself knows what its `predict` answers
+        code=code,  # no predict_fn: the flavor's section names the outputs that `predict` returns
     )
     model.add_flavor(
         "onnx",
@@ -69,26 +68,21 @@ def save_model(
         code=code,
     )
     (folder / PARITY_FILE).write_text(json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n")
-    (folder / mlmodel.LOCK_FILE).write_text(wrapped.lock)
+    (folder / LOCK_FILE).write_text(wrapped.lock)
+    proofs: dict[str, Any] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
     if wrapped.reference is not None:
-        reference_sample.write_reference(wrapped.reference, folder)
-    write_mlmodel(folder, model, wrapped.converted, predict_fn, _proofs(wrapped))
+        write_reference(wrapped.reference, folder)
+        proofs["reference"] = {"data": REFERENCE_FILE, "rows": wrapped.reference.num_rows}
+    write_mlmodel(folder, model, wrapped.converted, predict_fn, proofs)
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     _write_environment(folder, conda_env, pip_requirements, extra_pip_requirements)
 
 
-def _proofs(wrapped: WrappedModel) -> dict[str, Any]:
-    proofs: dict[str, Any] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
-    if wrapped.reference is not None:
-        proofs["reference"] = {"data": reference_sample.REFERENCE_FILE, "rows": wrapped.reference.num_rows}
-    return proofs
-
-
 def default_requirements() -> list[str]:
-    """What `mlflow models serve` and `build-docker` install beside MLflow.
+    """Return the packages that `mlflow models serve` and `build-docker` install beside MLflow.
 
-    Not inferred by loading the model in a second process, as MLflow does it: the runtime needs no training framework.
+    MLflow would infer them by loading the model in a second process; here the runtime needs no training framework.
     """
     return [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={import_onnxruntime().__version__}"]
 

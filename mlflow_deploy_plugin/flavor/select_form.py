@@ -1,4 +1,4 @@
-"""Chooses a model's ONNX form: each is saved as a draft, loaded and compared, until one answers as the original."""
+"""Selecting a model's ONNX form: each is saved as a draft, loaded and compared, until one answers as the original."""
 
 import logging
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ _HEAD = slice(0, 3)
 
 @dataclass(frozen=True)
 class OnnxForm:
-    """One ONNX form, as it runs from its draft, and how it compares with the original."""
+    """One ONNX form, loaded from its draft, and its comparison with the original."""
 
     converted: ConvertedModel
     runnable: OnnxModel
@@ -46,10 +46,10 @@ def select_form(
     signature: ModelSignature | None,
     predict_fn: PredictFunction,
 ) -> OnnxForm:
-    """The first form without doubts, else the one that comes closest to the original.
+    """Return the first form without doubts, else the one that comes closest to the original.
 
     Args:
-        folder: an empty one for the drafts.
+        folder: an empty folder for the drafts.
 
     Raises:
         ConversionError: no form can be made, or run.
@@ -79,7 +79,7 @@ def select_form(
 
 
 class _FormTrials:
-    """All forms of a model are compared on the same rows, for which the original is asked once."""
+    """Compares all forms of a model on the same rows, for which the original is called once."""
 
     def __init__(
         self,
@@ -99,29 +99,31 @@ class _FormTrials:
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if self._example is None or converted.original is None:
             return OnnxForm(converted, runnable, given, ParityReport("no-original"))
-        asked = replace(converted, original=self._once(converted.original))
-        report = prove_parity(runnable, asked, self._same_rows(self._example, converted), MIN_PARITY_ROWS)
+        remembering = replace(converted, original=self._remembering(converted.original))
+        report = prove_parity(runnable, remembering, self._rows_for(self._example, converted), MIN_PARITY_ROWS)
         return OnnxForm(converted, runnable, given, report)
 
-    def _same_rows(self, example: Batch, converted: ConvertedModel) -> Iterable[RowGroup]:
+    def _rows_for(self, example: Batch, converted: ConvertedModel) -> Iterable[RowGroup]:
         if not isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
             return parity_rows(example, self._parity_data, converted.boundary_values)
         self._rows = self._rows or list(parity_rows(example, self._parity_data, converted.boundary_values))
         return self._rows
 
-    def _once(self, original: OriginalModel) -> OriginalModel:
-        def remembered(batch: Batch) -> dict[str, Array]:
+    def _remembering(self, original: OriginalModel) -> OriginalModel:
+        """Return the original with its answers for the kept rows stored."""
+
+        def call(batch: Batch) -> dict[str, Array]:
             if not any(batch is group.batch for group in self._rows):
                 return original(batch)
             if id(batch) not in self._answers:  # the row groups live as long as this object, and so do their ids
                 self._answers[id(batch)] = original(batch)
             return self._answers[id(batch)]
 
-        return remembered
+        return call
 
 
 def _signature(converted: ConvertedModel, example: Batch | None) -> ModelSignature:
-    """Inputs as the example has them, outputs as the original answers them; without those as the graph says."""
+    """Return the signature: inputs as in the example, outputs as the original returns them, else as in the graph."""
     if example is None:
         return graph_signature(converted.inputs, converted.outputs)
     if converted.original is None:

@@ -1,4 +1,4 @@
-"""The MLflow signature of a batch and of a model's answers, and a batch made to fit a given signature."""
+"""The MLflow signature of a batch and of a model's predictions, and fitting a batch to a given signature."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION
 
 
 def signature_of(batch: Batch, prediction: Array | dict[str, Array]) -> ModelSignature:
-    """Names, order and types of the columns (or tensors), and the type of what `predict` answers.
+    """Return the names, order and types of the columns (or tensors), and the type of the prediction.
 
-    Integers are `long`: MLflow warns that they cannot be missing, and an ONNX integer cannot.
+    Integers are `long`: MLflow warns that they cannot be missing, and indeed an ONNX integer cannot.
     """
     return ModelSignature(inputs=input_schema(batch), outputs=infer_signature(None, prediction).outputs)
 
 
 def input_schema(batch: Batch) -> Schema:
-    """The signature's inputs for a batch."""
+    """Return the signature's inputs for a batch."""
     if isinstance(batch, pd.DataFrame):
         return Schema([ColSpec(DataType[column.type], column.name) for column in columns_of(batch)])
     specs = ((_spec_dtype(batch[tensor.name]), tensor) for tensor in tensors_of(batch))
@@ -31,9 +31,9 @@ def input_schema(batch: Batch) -> Schema:
 
 
 def _spec_dtype(array: Array) -> np.dtype[Any]:
-    """The dtype that MLflow's enforcement holds arrays against.
+    """Return the dtype that MLflow's enforcement compares arrays with.
 
-    Texts of a fixed width and objects are not the same to it; of [N] objects it takes both.
+    It distinguishes texts of a fixed width from objects; for [N] objects it accepts both.
     """
     if array.dtype.kind in "OUT":
         return np.dtype("str" if array.dtype.kind == "U" and array.ndim > 1 else object)
@@ -41,7 +41,7 @@ def _spec_dtype(array: Array) -> np.dtype[Any]:
 
 
 def declared_schema(batch: Batch, inputs: tuple[Input, ...]) -> Schema:
-    """The signature's inputs for a batch of a ready graph: tensors have the sizes that the graph declares."""
+    """Return the signature's inputs for a batch of a ready graph: tensors have the sizes that the graph declares."""
     if isinstance(batch, pd.DataFrame):
         return input_schema(batch)
     shapes = {entry.name: entry.shape for entry in inputs}
@@ -54,12 +54,12 @@ def declared_schema(batch: Batch, inputs: tuple[Input, ...]) -> Schema:
 
 
 def output_schema(outputs: tuple[Output, ...]) -> Schema:
-    """The signature's outputs as the graph declares them."""
+    """Return the signature's outputs as the graph declares them."""
     return Schema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
 
 
 def graph_signature(inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> ModelSignature:
-    """The signature of a graph that came without an example: tensors by the graph's own names."""
+    """Return the signature of a graph without an example: tensors by the graph's own names."""
     texts = np.dtype(object)
     tensors = [
         TensorSpec(texts if entry.dtype == "str" else np.dtype(entry.dtype), entry.shape, entry.name)
@@ -69,7 +69,7 @@ def graph_signature(inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> M
 
 
 def check_example(example: Batch) -> None:
-    """Refuses what no signature can be made of.
+    """Refuse an example that has no signature.
 
     Raises:
         InvalidConfig: no rows, no columns, a column's name that stands twice, or one that the table of a model's rows
@@ -89,7 +89,7 @@ def check_example(example: Batch) -> None:
 
 
 def align_columns(batch: Batch, example: Batch | None, argument: str) -> Batch:
-    """More rows, with the columns (or tensors) of the example and no others.
+    """Return the batch with the columns (or tensors) of the example and no others.
 
     Raises:
         InvalidConfig: one is missing; the message names it, and the argument.
@@ -105,10 +105,10 @@ def align_columns(batch: Batch, example: Batch | None, argument: str) -> Batch:
 
 
 def cast_to_signature(batch: Batch, signature: Any) -> Batch:
-    """The batch with the columns, the order and the types of a signature that the user has given.
+    """Return the batch with the columns, the order and the types of the user's signature.
 
     Raises:
-        InvalidConfig: the signature names what the batch lacks, or a type that no ONNX graph can take.
+        InvalidConfig: the batch lacks a column of the signature, or no ONNX graph can take a type of it.
     """
     if signature is None or signature.inputs is None:
         return batch

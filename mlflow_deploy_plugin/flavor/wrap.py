@@ -1,4 +1,4 @@
-"""Wrap: convert, prove, sample. Everything that can fail does so here, before MLflow has heard of the model."""
+"""Wrapping a model: convert, prove, sample. All that can fail fails here, before MLflow gets the model."""
 
 import logging
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ class WrappedModel:
     """A model that is ready to be saved.
 
     Attributes:
-        example: the first rows of the user's example in the form that MLflow saves; None where none was given.
-        reference: the reference sample, or None where there is no data.
+        example: the first rows of the user's example in the form that MLflow saves; None if there is none.
+        reference: the reference sample; None if there is no data.
         provenance: git commit, dataset digest, environment.
         lock: text of requirements.lock.
     """
@@ -58,12 +58,12 @@ def wrap(
     reference_data: Any = None,
     event_time: Any = None,
 ) -> WrappedModel:
-    """Converts `model`, proves the result and samples the reference.
+    """Convert `model`, prove the result and sample the reference.
 
     Raises:
         ConversionError: the model has no ONNX form.
         ParityError: its ONNX form cannot answer, or answers otherwise and `parity` is "require".
-        InvalidConfig: an argument is not what it should be; the message names it.
+        InvalidConfig: an argument is not valid; the message names it.
     """
     _check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     _check_choice("parity", parity, ParityPolicy)
@@ -71,7 +71,7 @@ def wrap(
         data = _UserData.read(model, input_example, signature, parity_data, reference_data, event_time)
         with TemporaryDirectory(prefix="onnxserve-") as folder:
             form = select_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
-            _judge(form.report, parity)
+            _check_parity(form.report, parity)
             has_rows = form.runnable.schema.has_rows
             if not has_rows and (data.reference is not None or data.times is not None):
                 raise InvalidConfig(
@@ -83,29 +83,25 @@ def wrap(
             if judged is not None and has_rows:
                 sample = reference_sample.sample_reference(form.runnable, judged, data.times)
     except (ConversionError, ParityError) as error:
-        raise _with_way_out(error, model) from (error.__cause__ or error)
+        cause = error.__cause__ or error
+        if alternative := pyfunc_alternative(model):
+            between = "\n" if "\n" in error.message else " " if error.message.endswith(".") else ". "
+            raise type(error)(f"{error.message}{between}{alternative}.") from cause
+        raise error from cause
     lock = mlmodel.environment_lock()
     return WrappedModel(
         converted=form.converted,
         signature=form.signature,
         report=form.report,
-        example=None if data.example is None else _saved_example(data.example, has_rows),
+        example=None if data.example is None else _example_to_save(data.example, has_rows),
         reference=sample,
         provenance=mlmodel.provenance_section(judged, lock),
         lock=lock,
     )
 
 
-def _with_way_out(error: ConversionError | ParityError, model: Any) -> ConversionError | ParityError:
-    """The same error, which also says how the model is served without an ONNX form."""
-    told = pyfunc_alternative(model)
-    if not told:
-        return error
-    between = "\n" if "\n" in error.message else " " if error.message.endswith(".") else ". "
-    return type(error)(f"{error.message}{between}{told}.")
-
-
-def _judge(report: ParityReport, parity: ParityPolicy) -> None:
+def _check_parity(report: ParityReport, parity: ParityPolicy) -> None:
+    """Raise a ParityError, or log a warning if the user accepts a model that answers otherwise."""
     if report.state == "warned":
         error = parity_error(report)
         if parity == "require" or not report.rows:  # not even the example can be answered
@@ -118,7 +114,7 @@ def _judge(report: ParityReport, parity: ParityPolicy) -> None:
 
 @dataclass(frozen=True)
 class _UserData:
-    """The user's data as batches of the model."""
+    """The user's data, as batches of the model."""
 
     example: Batch | None
     parity: Batch | None
@@ -150,8 +146,8 @@ class _UserData:
         return cls(example, read(parity_data, "parity_data"), read(further, "reference_data"), times)
 
 
-def _saved_example(example: Batch, has_rows: bool) -> Any:
-    """The first rows, in the form that MLflow saves: a DataFrame, an array or a mapping of arrays."""
+def _example_to_save(example: Batch, has_rows: bool) -> Any:
+    """Return the first rows in a form that MLflow saves: a DataFrame, an array or a mapping of arrays."""
     first = batches.take_rows(example, slice(0, _EXAMPLE_ROWS)) if has_rows else example
     return first[""] if isinstance(first, dict) and set(first) == {""} else first
 

@@ -66,7 +66,7 @@ class EvaluationPolicy(_Part):
 
 
 class RobustnessPolicy(_Part):
-    """How much the answers may change when the input is not as it should be."""
+    """The bounds of how much the predictions may change when the input is disturbed."""
 
     noise: float = Field(default=0.05, ge=0, description="Noise on each number, as a share of its column's std.")
     missing: float = Field(default=0.1, ge=0, le=1, description="Share of the values that are taken away.")
@@ -89,7 +89,7 @@ class RobustnessPolicy(_Part):
 
 
 class BudgetPolicy(_Part):
-    """What an answer may cost beside what is served now, measured side by side on this machine."""
+    """The bounds of time and memory, compared with the current version on this machine."""
 
     max_latency_ratio: float | None = Field(
         default=2.0, gt=0, description="Largest median time of a row, and of a batch, in terms of what is served."
@@ -109,7 +109,7 @@ class BudgetPolicy(_Part):
 
 
 class GatePolicy(_Part):
-    """What a version has to prove before it is promoted."""
+    """The requirements for a version to be promoted."""
 
     gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = Field(
         default=("Production",), description="Stages into which only a passed version may move."
@@ -263,7 +263,7 @@ def require_mlflow_artifact(dataset: str) -> None:
 
 @dataclass(frozen=True)
 class Permissions:
-    """What the judging process may do. The command line may do everything, a server that judges for others may not.
+    """The permissions of a process that judges a version; a server that judges for its clients may not do everything.
 
     Attributes:
         code: load versions without an ONNX form, which runs code of their own.

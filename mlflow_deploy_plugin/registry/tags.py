@@ -1,4 +1,4 @@
-"""What onnxserve writes on a model version in MLflow: its tags, and a section of its description."""
+"""The tags of a model version in MLflow, and onnxserve's section of its description."""
 
 import re
 from collections.abc import Mapping

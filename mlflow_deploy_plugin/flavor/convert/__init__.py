@@ -1,10 +1,11 @@
-"""Trained models → ONNX: one small module per framework, chosen by a table.
+"""Trained models → ONNX: one small module for each framework, chosen by a table.
 
 The next framework is one module with the two functions below, and one line in `_MODULES`:
 
-    read_batch(model, data) -> Batch  the user's example or data, as the model takes it
+    read_batch(model, data) -> Batch  returns the user's example or data as the model takes it
     forms(model, batch, predict_fn) -> list[Callable[[], ConvertedModel]]
-                                      ways to make its ONNX form, the preferred one first; tried until one is proven
+                                      returns functions that make an ONNX form, the preferred one first; they are called
+                                      until one form is proven
 """
 
 from importlib import import_module
@@ -21,7 +22,7 @@ _MODULES = {
 
 
 def converter_for(model: Any) -> Any:
-    """The module that converts `model`: that of the first class in its ancestry whose package we know.
+    """Return the module that converts `model`: that of the first class in its ancestry with a known package.
 
     Raises:
         ConversionError: no module knows the model's framework, or the framework's converter is not installed.

@@ -1,7 +1,7 @@
-"""What keeps a model from having an ONNX form, in words for whoever trained it, and the way that is left.
+"""Errors of a conversion in words for the user who trained the model, and the alternative that is left.
 
-A converter speaks of its own shape calculators, inputs and issue tracker. Here the part of the model that it stopped at
-is found, with its place and its option, and the rest of what it says is put plainly.
+A converter's message is about its own shape calculators, inputs and issue tracker. This module finds the part of the
+model at which it stopped, with its place and its option, and says the rest plainly.
 """
 
 import re
@@ -23,8 +23,8 @@ _LOG_WITH = {
         )
     },
 }
-"""MLflow's own flavor by the package of a model's class. What it serializes by default refuses functions and graphs
-with control flow (scikit-learn: skops, torch: an exported program)."""
+"""MLflow's own flavor by the package of a model's class. Its default serialization refuses functions and graphs with
+control flow (scikit-learn: skops, torch: an exported program)."""
 
 _ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
 _URL = re.compile(r"\s*\(?https?://\S+")
@@ -37,7 +37,7 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
 def pyfunc_alternative(model: Any) -> str:
-    """How a model without an ONNX form is served all the same; empty for what is ONNX already."""
+    """Return how to serve a model without an ONNX form; empty for an ONNX model."""
     if is_onnx(model):
         return ""
     packages = _packages(model)
@@ -48,7 +48,7 @@ def pyfunc_alternative(model: Any) -> str:
 
 
 def is_onnx(model: Any) -> bool:
-    """An ONNX model, or the path of its file."""
+    """Return True for an ONNX model, or the path of its file."""
     return isinstance(model, str | PathLike) or "onnx" in _packages(model)
 
 
@@ -57,7 +57,7 @@ def _packages(model: Any) -> list[str]:
 
 
 def explain_failure(error: BaseException, model: Any) -> str:
-    """Why a model is not converted, or its graph not loaded: the step, its option, the reason."""
+    """Return the message if a model is not converted, or its graph not loaded: the step, its option, the reason."""
     options = list(_options(model))
     part = _operator_of(error) or _named_in(error, model)
     if options and (part is None or all(type(one) is not type(part) for one, *_ in options)):
@@ -71,7 +71,7 @@ def explain_failure(error: BaseException, model: Any) -> str:
 
 
 def plain_reason(text: str) -> str:
-    """What a converter or ONNX Runtime says, in one line, without the pointers to its own developers."""
+    """Return the message of a converter or ONNX Runtime in one line, without the pointers to its own developers."""
     text = _CLASS.sub(r"\1", " ".join(text.split()))
     if match := _NO_CONVERTER.search(text):
         return f"there is no converter for {match['kind']}"
@@ -92,7 +92,7 @@ def plain_reason(text: str) -> str:
 
 
 def _operator_of(error: BaseException) -> Any:
-    """The estimator that skl2onnx was dealing with when it raised; None: it had not come to any."""
+    """Return the estimator that skl2onnx was converting when it raised, or None."""
     found, trace = None, error.__traceback__
     while trace is not None:
         operator = trace.tb_frame.f_locals.get("operator")
@@ -102,14 +102,14 @@ def _operator_of(error: BaseException) -> Any:
 
 
 def _named_in(error: BaseException, model: Any) -> Any:
-    """The part whose class the error names; the innermost that is no pipeline."""
+    """Return the part whose class the error names, the innermost one that is no pipeline."""
     words = set(re.findall(r"\w+", str(error)))
     named = [part for _, part in _parts(model) if type(part).__name__ in words]
     return next((part for part in named if type(part).__name__ != "Pipeline"), None)
 
 
 def _place(part: Any, model: Any) -> str:
-    """`its step 'columns → scale' (StandardScaler)`."""
+    """Return a phrase such as `its step 'columns → scale' (StandardScaler)`."""
     names = next((name for name, one in _parts(model) if type(one) is type(part)), "")
     if not names:
         return f"its {type(part).__name__}"
@@ -117,7 +117,7 @@ def _place(part: Any, model: Any) -> str:
 
 
 def _parts(model: Any) -> Iterator[tuple[str, Any]]:
-    """The estimators within an estimator by the names of their parameters, and the estimator itself."""
+    """Yield the estimators within an estimator by the names of their parameters, and the estimator itself."""
     if hasattr(model, "get_params"):
         for name, value in model.get_params(deep=True).items():
             if hasattr(value, "get_params") and not isinstance(value, type):
@@ -126,7 +126,7 @@ def _parts(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _options(model: Any) -> Iterator[tuple[Any, str]]:
-    """Options that no converter knows, with their parts."""
+    """Yield the parts with options that no converter supports."""
     for _, part in _parts(model):
         for option, is_obstacle, reason in _OBSTACLES.get(type(part).__name__, ()):
             value = getattr(part, option, None)

@@ -1,4 +1,4 @@
-"""ConvertedModel: what every framework's module gives."""
+"""A converted model, as every framework's module returns it."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,18 +10,20 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 OriginalModel = Callable[[Batch], dict[str, Array]]
-"""The original model's answers for a batch, by ONNX output name; it raises what it raises for rows it refuses."""
+"""A function that returns the original model's predictions for a batch, by ONNX output name; its errors are its own."""
 
 
 @dataclass(frozen=True)
 class BoundaryValues:
-    """What a fitted model itself knows of its inputs, by signature column (by position, as text, for a matrix).
+    """The inputs at which a fitted model may change its prediction, by signature column.
+
+    A column of a matrix has its position as its name.
 
     Attributes:
-        edges: numbers at which something in the model decides ([T] float64): thresholds, edges of bins.
+        edges: numbers at which the model decides ([T] float64): thresholds, edges of bins.
         categories: values that an encoder has learned.
         texts: terms of a vocabulary.
-        rows: sets of rows that answers are computed from (neighbours, centres, support vectors), each as [K] by column.
+        rows: sets of learned rows (neighbours, centres, support vectors), each as [K] by column.
     """
 
     edges: Mapping[str, Array] = field(default_factory=dict)
@@ -32,17 +34,17 @@ class BoundaryValues:
 
 @dataclass(frozen=True)
 class ConvertedModel:
-    """A model's ONNX form, and what is needed to prove it.
+    """A model's ONNX form, and the means to prove it.
 
     Attributes:
-        proto: the `onnx.ModelProto`, with its weights inline; never one that the caller still holds.
-        inputs / outputs: the graph's, bound to the signature by column (or tensor) name.
-        prediction: names of the outputs that `predict` answers.
-        original: None where there is nothing to compare with (a ready ONNX model).
+        proto: the `onnx.ModelProto`, with its weights inline; a copy if the caller has one.
+        inputs, outputs: the graph's, bound to the signature by column (or tensor) name.
+        prediction: names of the outputs that `predict` returns.
+        original: None if there is nothing to compare with (a ready ONNX model).
         classes: labels in the order of the columns of the probabilities.
-        boundary_values: what the proof has to ask about, beside what the example shows.
-        margin: for classifiers that have one: the decision function, [N] or [N, C], from which ties are told.
-        repair: what was done so that 32-bit floats do not change the answers; empty for the plain conversion.
+        boundary_values: inputs for the proof that the example does not show.
+        margin: the decision function of a classifier, [N] or [N, C], from which ties are found.
+        repair: the change that keeps 32-bit floats from changing the predictions; empty for the plain conversion.
     """
 
     proto: Any
@@ -59,14 +61,16 @@ class ConvertedModel:
 
 
 def call_original(original: OriginalModel, batch: Batch, argument: str = "input_example") -> dict[str, Array]:
-    """The original's answers for rows that the user has given.
+    """Return the original's predictions for the user's rows.
 
     Raises:
-        InvalidConfig: the model itself refuses them; the message names the argument and has the model's reason.
+        InvalidConfig: the model refuses the rows; the message has the argument's name and the model's reason.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of unseen categories and the like, which generated rows hold on purpose
+            warnings.simplefilter(
+                "ignore"
+            )  # about unseen categories and the like, which generated rows have on purpose
             return original(batch)
     except OnnxserveError:
         raise

@@ -1,4 +1,4 @@
-"""Small surgery on ONNX graphs: names, shapes and types of the outputs as the original model has them."""
+"""Changes of ONNX graphs: their outputs, and new nodes in a graph that skl2onnx is making."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ _DTYPES = {
 
 
 def dtype_and_shape(value: Any) -> tuple[str, tuple[int, ...]]:
-    """numpy dtype (`str` for strings) and shape of a graph input or output; -1 for free dimensions."""
+    """Return the numpy dtype (`str` for strings) and shape of a graph input or output; -1 for free dimensions."""
     tensor = value.type.tensor_type
     sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
     return _DTYPES.get(tensor.elem_type, ""), tuple(max(size, -1) for size in sizes)
 
 
 def finish_output(graph: Any, old: str, new: str, dtype: str, shape: tuple[int, ...]) -> None:
-    """Makes the output `old` come out as `new`, cast to `dtype` and reshaped to `shape` (-1: the batch)."""
+    """Rename the output `old` to `new`, cast it to `dtype` and reshape it to `shape` (-1: the batch)."""
     output = next(value for value in graph.output if value.name == old)
     for taken in {old, new}:
         _rename(graph, taken, f"onnxserve_raw_{taken}")
@@ -50,7 +50,7 @@ def finish_output(graph: Any, old: str, new: str, dtype: str, shape: tuple[int, 
 
 
 def keep_outputs(graph: Any, names: list[str]) -> None:
-    """Drops the graph's outputs that are not named, and orders the rest."""
+    """Drop the graph's outputs that are not named, and order the rest."""
     by_name = {value.name: value for value in graph.output}
     kept = [by_name[name] for name in names]
     del graph.output[:]
@@ -58,7 +58,7 @@ def keep_outputs(graph: Any, names: list[str]) -> None:
 
 
 def _rename(graph: Any, old: str, new: str) -> None:
-    """Renames a tensor wherever a node makes or takes it."""
+    """Rename a tensor in all nodes."""
     for node in graph.node:
         for names in (node.input, node.output):
             for position, name in enumerate(names):
@@ -74,7 +74,7 @@ def _append(graph: Any, operator: str, inputs: list[str], output: str, **attribu
 def add_node(
     scope: Any, container: Any, operator: str, inputs: list[str], version: int, output: str = "", **attributes: Any
 ) -> str:
-    """Adds a node with one output, and gives that output's name."""
+    """Add a node with one output, and return the output's name."""
     result = output or str(scope.get_unique_variable_name(f"onnxserve_{operator.lower()}"))
     name = scope.get_unique_operator_name(operator)
     container.add_node(operator, inputs, [result], op_version=version, name=name, **attributes)
@@ -82,7 +82,7 @@ def add_node(
 
 
 def add_constant(scope: Any, container: Any, kind: int, shape: list[int], values: list[Any]) -> str:
-    """Adds an initializer of an ONNX type, and gives its name."""
+    """Add an initializer of an ONNX type, and return its name."""
     name = str(scope.get_unique_variable_name("onnxserve_constant"))
     container.add_initializer(name, kind, shape, values)
     return name

@@ -1,4 +1,4 @@
-"""Ready ONNX models and files: nothing to convert, and no original to compare with."""
+"""ONNX models and files: nothing to convert, and no original to compare with."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 
 def read_batch(model: Any, data: Any) -> Batch:
-    """A table, tensors by name, or one tensor for a graph with one input."""
+    """Return a table, tensors by name, or one tensor for a graph with one input."""
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, dict):
@@ -27,10 +27,10 @@ def read_batch(model: Any, data: Any) -> Batch:
 
 
 def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[], ConvertedModel]]:
-    """The graph itself.
+    """Return one form, the graph itself.
 
     Raises:
-        InvalidConfig: `predict_proba` was asked for; which output that were, a graph does not say.
+        InvalidConfig: `predict_proba` is requested; a graph does not say which output that is.
     """
     if predict_fn != "predict":
         raise InvalidConfig("pyfunc_predict_fn: an ONNX graph answers all its outputs; only 'predict' is possible")
@@ -55,7 +55,7 @@ def _bind(model: Any, batch: Batch | None) -> ConvertedModel:
 
 
 def _read(model: Any) -> Any:
-    """A model of our own with its weights inline; what the caller holds is never touched.
+    """Return a copy of the model with its weights inline.
 
     Raises:
         ConversionError: not an ONNX file, or a graph that breaks ONNX's rules.
@@ -80,7 +80,7 @@ def _known(value: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _input(name: str, dtype: str, shape: tuple[int, ...], nodes: list[Any], batch: Batch | None) -> Input:
-    """Bound to the table's columns: by name, or all of them stacked into the only input."""
+    """Bind an input to the table's columns: by name, or all of them stacked into the only input."""
     if not isinstance(batch, pd.DataFrame):
         _check_tensors(nodes, batch)
         return Input(name, dtype, shape)

@@ -1,4 +1,4 @@
-"""torch modules, by torch's dynamo exporter."""
+"""torch modules, converted by torch's dynamo exporter."""
 
 import inspect
 import io
@@ -21,12 +21,12 @@ from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
 from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 _EXAMPLE_ROWS = 3
-"""Rows of the traced example. One row would fix the batch at 1 for LSTM and Transformer without a word; two, and the
+"""Rows of the traced example. One row would silently fix the batch of an LSTM or Transformer at 1; with two rows the
 exporter may take an inner size of 2 for the batch."""
 
 
 def read_batch(model: Any, data: Any) -> Batch:
-    """A table of numbers, one array or tensor, a tuple in the order of `forward`, or a mapping by its names."""
+    """Return a table of numbers, or tensors by name from an array, a tuple in the order of `forward`, or a mapping."""
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, dict):
@@ -37,7 +37,7 @@ def read_batch(model: Any, data: Any) -> Batch:
 
 
 def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[], ConvertedModel]]:
-    """The exported module.
+    """Return one form, the exported module.
 
     Raises:
         InvalidConfig: no example (its shapes and types are needed), or `predict_proba`, which a module does not have.
@@ -51,9 +51,10 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
 
 def _export(module: torch.nn.Module, batch: Batch) -> ConvertedModel:
     names = _input_names(module, batch)
-    some = batches.take_rows(batch, _some_rows(batch))
+    # the example is repeated if it is shorter
+    some = batches.take_rows(batch, np.arange(_EXAMPLE_ROWS) % batches.row_count(batch))
     answers = call_original(_original(module), some)
-    with _answering(module):
+    with _eval_mode(module):
         proto = _to_onnx(module, _tensors(module, some), names, list(answers))
     return ConvertedModel(
         proto=proto,
@@ -67,7 +68,7 @@ def _export(module: torch.nn.Module, batch: Batch) -> ConvertedModel:
 
 
 def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str], outputs: list[str]) -> Any:
-    """The ModelProto, its weights inline.
+    """Return the ModelProto, its weights inline.
 
     Raises:
         ConversionError: the exporter refuses the module; the message has its first line.
@@ -90,7 +91,7 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
 
 
 def _reason(error: Exception) -> str:
-    """Why the exporter stops: its first line, or what that means."""
+    """Return the first line of the exporter's message, or its meaning."""
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     reason = plain_reason(lines[0]) if lines else type(error).__name__
     if "data-dependent" in reason:
@@ -100,7 +101,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints its progress, and warns of every optional library that is not there."""
+    """Silence the exporter, which prints its progress and warns of each missing optional library."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -112,8 +113,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _answering(module: torch.nn.Module) -> Iterator[None]:
-    """In `eval` mode; afterwards each layer is in its own mode again, because some may be frozen in training."""
+def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Switch to `eval` mode, and afterwards each layer to its own mode again: some may be frozen in training."""
     modes = [(layer, layer.training) for layer in module.modules()]
     with suppress(NotImplementedError):  # a traced graph, as MLflow's format pt2 holds, has no modes but its own
         module.eval()
@@ -126,20 +127,15 @@ def _answering(module: torch.nn.Module) -> Iterator[None]:
 
 def _original(module: torch.nn.Module) -> OriginalModel:
     def original(batch: Batch) -> dict[str, Array]:
-        with _answering(module):
-            answers = _named(_forward(module, _tensors(module, batch)))
+        with _eval_mode(module), torch.no_grad():
+            answers = _named(module(*_tensors(module, batch)))
         return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
 
     return original
 
 
-def _forward(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> Any:
-    with torch.no_grad():
-        return module(*arguments)
-
-
 def _named(answer: Any) -> dict[str, torch.Tensor]:
-    """A module's answer, however nested, by output names: `output`, `output_1`, the keys of a mapping."""
+    """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping."""
     flat: dict[str, torch.Tensor] = {}
 
     def walk(value: Any, name: str) -> None:
@@ -159,7 +155,7 @@ def _named(answer: Any) -> dict[str, torch.Tensor]:
 
 
 def _tensors(module: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
-    """The arguments of `forward`, in its order, on the module's device."""
+    """Return the arguments of `forward`, in its order, on the module's device."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     if isinstance(batch, pd.DataFrame):
         return (torch.from_numpy(batch.to_numpy(dtype=np.float32)).to(device),)
@@ -190,7 +186,7 @@ def _input(value: Any, batch: Batch) -> Input:
 
 
 def _free(value: Any) -> tuple[str, tuple[int, ...]]:
-    """dtype and shape.
+    """Return dtype and shape.
 
     Raises:
         ConversionError: the first dimension is fixed, so that only batches of one size could be answered.
@@ -201,11 +197,6 @@ def _free(value: Any) -> tuple[str, tuple[int, ...]]:
             f"{value.name!r} has the fixed shape {list(shape)}: the module must treat its first dimension as the batch"
         )
     return dtype, shape
-
-
-def _some_rows(batch: Batch) -> Array:
-    """Row numbers for the traced example, repeated where the example is shorter."""
-    return np.arange(_EXAMPLE_ROWS) % batches.row_count(batch)
 
 
 def _array(values: Any) -> Array:

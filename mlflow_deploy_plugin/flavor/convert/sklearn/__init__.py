@@ -43,13 +43,13 @@ _HEAD = slice(0, 3)
 
 
 def read_batch(model: Any, data: Any) -> Batch:
-    """A DataFrame, one [N, k] array, or one column of texts, as a Series, a list or an array of [N].
+    """Return a DataFrame for a table or a column of texts (a Series, a list, an array of [N]), or one [N, k] array.
 
     Raises:
-        InvalidConfig: the data is neither.
+        InvalidConfig: the data is none of these.
     """
     if isinstance(data, pd.DataFrame):
-        # a table without names is one matrix to scikit-learn, and to us
+        # scikit-learn treats a table without names as a matrix
         named = any(isinstance(name, str) for name in data.columns)
         return data if named else {"": _numbers(data.to_numpy())}
     if isinstance(data, dict):
@@ -68,13 +68,13 @@ def read_batch(model: Any, data: Any) -> Batch:
 
 
 def _are_texts(data: Any) -> bool:
-    """A list, a tuple, an index or an array of [N] texts: numpy's own are of a fixed width, or objects."""
+    """Return True for a list, a tuple, an index or an array of [N] texts, of a fixed width or objects."""
     is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
     return is_flat and all(isinstance(entry, str) for entry in data)
 
 
 def _numbers(array: Array) -> Array:
-    """An array of objects without any text as numbers, as scikit-learn reads it; others as they are."""
+    """Return an array of objects without any text as numbers, as scikit-learn reads it; others as they are."""
     if array.dtype.kind != "O" or any(isinstance(value, str) for value in array.flat):
         return array
     try:
@@ -84,14 +84,13 @@ def _numbers(array: Array) -> Array:
 
 
 def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[], ConvertedModel]]:
-    """32-bit floats; where they change answers: 64 bits up to the last step; 64 bits throughout.
+    """Return three forms: 32-bit floats; if they change predictions, 64 bits up to the last step; 64 bits throughout.
 
     A scaler in 32-bit floats moves rows across the thresholds of the trees behind it: measured, up to 653 of 4,000.
-    64 bits throughout are no general answer, because ONNX Runtime has no such kernels for most that predicts.
+    64 bits throughout are no general solution: for most predictors ONNX Runtime has no such kernels.
 
     Raises:
-        InvalidConfig: there is no example; skl2onnx needs to know the columns and their types.
-        InvalidConfig: the model is not fitted.
+        InvalidConfig: there is no example (skl2onnx needs the columns and their types), or the model is not fitted.
         ConversionError: the model has no `predict`.
     """
     try:
@@ -106,7 +105,7 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
 
 
 def _original(model: Any, predict_fn: str) -> OriginalModel:
-    """The estimator's own answers: `label` and, where it has them, `probabilities`; else `prediction`."""
+    """Return the estimator's own predictions: `label` and, if it has them, `probabilities`; else `prediction`."""
     if not hasattr(model, "predict"):
         raise ConversionError(f"{type(model).__name__} has no predict, so there is nothing that a server could answer")
     classifier = is_classifier(model)
@@ -131,11 +130,17 @@ def _convert(
     answers = call_original(original, batches.take_rows(batch, _HEAD))
     inputs = bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
-    # skl2onnx rewrites names that are not identifiers; the order stays
+    # skl2onnx rewrites names that are not identifiers, and keeps the order
     nodes = zip(inputs, proto.graph.input, strict=True)
     inputs = tuple(replace(entry, name=node.name) for entry, node in nodes)
     outputs = _finish_outputs(proto.graph, answers)
-    names = [str(name) for name in batch.columns] if isinstance(batch, pd.DataFrame) else _positions(batch)
+    names = [str(name) for name in (batch.columns if isinstance(batch, pd.DataFrame) else range(batch[""].shape[1]))]
+    repairs: dict[Precision, str] = {
+        "single": "",
+        "double_until_last_step": "32-bit floats changed answers; inputs are read in 64 bits, and rounded only before "
+        f"{type(last_step(fitted)).__name__}",
+        "double": "32-bit floats changed answers; everything is computed in 64 bits",
+    }
     classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None
     return ConvertedModel(
         proto=proto,
@@ -148,12 +153,12 @@ def _convert(
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
         boundary_values=boundary_values_of(fitted, names),
         margin=_margin(model) if "label" in answers else None,
-        repair=_repair(fitted, precision),
+        repair=repairs[precision],
     )
 
 
 def _finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
-    """Names, shapes and label types of the outputs as the original answers; skl2onnx's other outputs are dropped."""
+    """Give the outputs the names, shapes and label types of the original's; skl2onnx's other outputs are dropped."""
     produced = [value.name for value in graph.output]
     outputs = []
     for (name, answer), old in zip(answers.items(), produced, strict=False):
@@ -170,7 +175,7 @@ def _finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]
 
 
 def _margin(model: Any) -> Callable[[Batch], Array] | None:
-    """How far the best label leads by more than its probability, which may be rounded to 1: [N], or scores [N, C]."""
+    """Return a function of the lead of the best label, [N] or scores [N, C]; a probability may be rounded to 1."""
 
     def decision(batch: Batch) -> Array:
         return np.asarray(model.decision_function(estimator_input(model, batch)))
@@ -184,23 +189,8 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
     return of_several_targets if isinstance(getattr(model, "classes_", None), list) else None
 
 
-def _repair(fitted: Any, precision: Precision) -> str:
-    name = type(last_step(fitted)).__name__
-    said = {
-        "single": "",
-        "double_until_last_step": f"32-bit floats changed answers; inputs are read in 64 bits, and rounded only "
-        f"before {name}",
-        "double": "32-bit floats changed answers; everything is computed in 64 bits",
-    }
-    return said[precision]
-
-
-def _positions(batch: dict[str, Array]) -> list[str]:
-    return [str(position) for position in range(batch[""].shape[1])]
-
-
 _OWN = (categories, elementwise, texts, trees)
-"""Modules with converters that skl2onnx lacks, or has wrong."""
+"""The modules with converters that skl2onnx lacks, or has wrong."""
 
 # Said explicitly: with the defaults IsolationForest is not converted, and newer opsets need a newer runtime.
 _OPSET = {"": 21, "ai.onnx.ml": 3}
@@ -208,7 +198,7 @@ _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int6
 
 
 def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any:
-    """The ModelProto of a fitted estimator.
+    """Return the ModelProto of a fitted estimator.
 
     Raises:
         ConversionError: a step has no converter; the message names it.
@@ -219,11 +209,11 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     last = last_step(copy)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # skl2onnx's own use of onnx and of scikit-learn
+            warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
             proto = convert_sklearn(
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
-                # probabilities as a matrix, not as a list of mappings, which are the default without an entry
+                # probabilities as a matrix; the default is a list of mappings
                 options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
                 custom_conversion_functions=_merged("CONVERTERS"),
                 custom_shape_calculators=_merged("SHAPES"),
@@ -243,7 +233,7 @@ def _merged(table: str) -> dict[type, Any]:
 
 
 def _set_locale(graph: Any) -> None:
-    """Without en_US on the machine a graph that wants it (the default) does not load; C.UTF-8 is everywhere."""
+    """Set the locale C.UTF-8, which every machine has. A graph with the default, en_US, does not load without it."""
     for node in graph.node:
         if node.op_type == "StringNormalizer":
             others = [attribute for attribute in node.attribute if attribute.name != "locale"]

@@ -1,7 +1,7 @@
-"""What a fitted estimator knows of its inputs: from there, the proof draws the rows that an example does not show.
+"""The boundary values of a fitted estimator: the proof draws rows from them that an example does not show.
 
-Each step tells what it knows of its own inputs (`_own`); what a later step knows is carried back through those before
-it, as far as they turn one column into one column (`_back`): scalers, imputers, selections, ColumnTransformers.
+Each step has the boundary values of its own inputs (`_own`). Those of a later step are traced back through the steps
+before it, if these turn one column into one column (`_back`): scalers, imputers, selections, ColumnTransformers.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,41 +31,41 @@ from mlflow_deploy_plugin.runtime import Array
 
 _SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 _ROWS = ("_fit_X", "cluster_centers_", "support_vectors_", "X_train_", "centroids_")
-"""Attributes with rows that answers are computed from."""
+"""Attributes with rows from which predictions are computed."""
 
-_MOST = 1_000  # edges, categories and terms of a column, and learned rows, that are kept: spread over all of them
-_MOST_SETS = 3
+_MAX_VALUES = 1_000  # of the edges, categories and terms of a column, and of the learned rows, evenly spread
+_MAX_ROW_SETS = 3
 
 
 @dataclass
-class _Found:
-    """Knowledge by the position of the input column, as it is collected."""
+class _Collected:
+    """Boundary values by the position of the input column, while they are collected."""
 
     edges: dict[int, list[Array]] = field(default_factory=dict)
     categories: dict[int, list[Any]] = field(default_factory=dict)
     texts: dict[int, list[str]] = field(default_factory=dict)
     rows: list[dict[int, Array]] = field(default_factory=list)
 
-    def add(self, other: "_Found") -> None:
+    def add(self, other: "_Collected") -> None:
         for mine, theirs in ((self.edges, other.edges), (self.categories, other.categories), (self.texts, other.texts)):
             for position, values in theirs.items():
                 mine.setdefault(position, []).extend(values)  # type: ignore[arg-type]
-        self.rows.extend(other.rows[: _MOST_SETS - len(self.rows)])
+        self.rows.extend(other.rows[: _MAX_ROW_SETS - len(self.rows)])
 
-    def at(self, positions: Any) -> "_Found":
-        """The same for a table in which column p stands at positions[p]; what has no place there is dropped."""
+    def at(self, positions: Any) -> "_Collected":
+        """Return the same for a table in which column p is at positions[p]; columns without a position are dropped."""
 
         def moved(values: dict[int, Any]) -> dict[int, Any]:
             return {int(positions[p]): value for p, value in values.items() if p < len(positions)}
 
         moved_rows = [moved(rows) for rows in self.rows]
-        return _Found(
+        return _Collected(
             moved(self.edges), moved(self.categories), moved(self.texts), [rows for rows in moved_rows if rows]
         )
 
 
 def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
-    """What the estimator knows of the columns with these names, as far as it can be traced back to them."""
+    """Return the boundary values of the columns with these names, as far as they can be traced back."""
     found = _known(fitted)
 
     def named(values: dict[int, Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
     )
 
 
-def _known(estimator: Any) -> _Found:
+def _known(estimator: Any) -> _Collected:
     estimator = best_estimator(estimator)
     if isinstance(estimator, Pipeline):
         found = _known(estimator.steps[-1][1])
@@ -95,7 +95,7 @@ def _known(estimator: Any) -> _Found:
 
 
 def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
-    """The estimators within one, each with the positions of its columns; None where it reads them all."""
+    """Yield the estimators within one, each with the positions of its columns, or None if it reads all."""
     if isinstance(estimator, ColumnTransformer):
         names = list(getattr(estimator, "feature_names_in_", range(estimator.n_features_in_)))
         for _, step, columns in estimator.transformers_:
@@ -103,7 +103,7 @@ def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
-        # within boosting the trees stand in an array; some of a bag read some of the columns
+        # boosting has its trees in an array; a member of a bag may read only some of the columns
         members = list(np.ravel(np.array(getattr(estimator, "estimators_", []), dtype=object)))
         features = getattr(estimator, "estimators_features_", [None] * len(members))
         yield from zip(members, features, strict=False)
@@ -112,9 +112,9 @@ def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
             yield estimator.estimator_, None
 
 
-def _own(estimator: Any) -> _Found:
-    """What one estimator knows by itself."""
-    found = _Found()
+def _own(estimator: Any) -> _Collected:
+    """Return the boundary values of one estimator itself."""
+    found = _Collected()
     if hasattr(estimator, "tree_"):
         inner = estimator.tree_.feature >= 0
         features, values = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
@@ -148,7 +148,7 @@ _EDGES: dict[type, Callable[[Any], Any]] = {
 
 
 def _deciding(thresholds: Array) -> Array:
-    """A tree's thresholds, and the 64-bit numbers at which their comparison with a 32-bit rounding turns."""
+    """Return a tree's thresholds, and the 64-bit numbers at which the comparison with a 32-bit rounding changes."""
     thresholds = _finite(thresholds)
     lower = thresholds.astype(np.float32)
     lower = np.where(lower > thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
@@ -156,8 +156,8 @@ def _deciding(thresholds: Array) -> Array:
     return np.concatenate([thresholds, lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2])
 
 
-def _back(step: Any, found: _Found) -> _Found:
-    """Knowledge of a step's output as knowledge of its input."""
+def _back(step: Any, found: _Collected) -> _Collected:
+    """Turn boundary values of a step's output into those of its input."""
     if isinstance(step, Pipeline):
         for _, part in reversed(step.steps):
             found = _back(part, found)
@@ -170,48 +170,48 @@ def _back(step: Any, found: _Found) -> _Found:
         return found.at(np.flatnonzero(step.get_support()))
     same = step in ("passthrough", None) or isinstance(step, SimpleImputer)
     identity = isinstance(step, FunctionTransformer) and step.func is None
-    return found if same or identity else _Found()
+    return found if same or identity else _Collected()
 
 
-def _unscaled(scaler: Any, found: _Found) -> _Found:
+def _unscaled(scaler: Any, found: _Collected) -> _Collected:
     def inverse(position: int, values: Array) -> Array:
         matrix = np.zeros((len(values), scaler.n_features_in_))
         matrix[:, position] = values
         return np.asarray(scaler.inverse_transform(matrix)[:, position])
 
     edges = {p: [inverse(p, np.concatenate(parts))] for p, parts in found.edges.items()}
-    return _Found(edges=edges, rows=[{p: inverse(p, values) for p, values in rows.items()} for rows in found.rows])
+    return _Collected(edges=edges, rows=[{p: inverse(p, values) for p, values in rows.items()} for rows in found.rows])
 
 
-def _back_columns(transformer: ColumnTransformer, found: _Found) -> _Found:
+def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collected:
     names = list(getattr(transformer, "feature_names_in_", range(transformer.n_features_in_)))
-    before = _Found()
+    before = _Collected()
     learned: list[dict[int, Array]] = [{} for _ in found.rows]
     for name, step, columns in transformer.transformers_:
         part = transformer.output_indices_[name]
         inputs = [names.index(column) for column in column_names(columns, names)]
         if part.stop - part.start != len(inputs):
             continue  # an encoder, which makes several columns of one
-        inside = _Found(
+        inside = _Collected(
             {p - part.start: values for p, values in found.edges.items() if part.start <= p < part.stop},
             rows=[{p - part.start: v for p, v in rows.items() if part.start <= p < part.stop} for rows in found.rows],
         )
         back = _back(step, inside).at(inputs)
         for rows, known in zip(learned, back.rows, strict=False):
             rows.update(known)
-        before.add(_Found(back.edges))
+        before.add(_Collected(back.edges))
     before.rows = [rows for rows in learned if rows]
     return before
 
 
 def _finite(values: Array) -> Array:
-    """Infinite thresholds part what is missing from what is not; no number stands at them."""
+    """Drop infinite thresholds, which separate missing values from all numbers."""
     return np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
 
 
 def _some(values: Any) -> Any:
-    """At most `_MOST` of them, spread evenly."""
-    if len(values) <= _MOST:
+    """Return at most `_MAX_VALUES` of the values, evenly spread."""
+    if len(values) <= _MAX_VALUES:
         return values
-    chosen = np.linspace(0, len(values) - 1, _MOST).astype(int)
+    chosen = np.linspace(0, len(values) - 1, _MAX_VALUES).astype(int)
     return values[chosen] if isinstance(values, np.ndarray) else [values[position] for position in chosen]

@@ -1,7 +1,7 @@
-"""Encoders of categories for skl2onnx: each category to a code, by one LabelEncoder a column.
+"""Converters for encoders of categories: one LabelEncoder a column maps each category to a code.
 
 skl2onnx's own converters give a missing text a number of its own (OrdinalEncoder), refuse numbers with fractions, and
-make graphs that fail on an unseen value where categories are grouped as infrequent (OneHotEncoder).
+make graphs that fail on an unseen value if categories are grouped as infrequent (OneHotEncoder).
 """
 
 from typing import Any
@@ -18,16 +18,16 @@ from mlflow_deploy_plugin.runtime import Array
 
 _KEYS = {StringTensorType: "keys_strings", Int64TensorType: "keys_int64s", FloatTensorType: "keys_floats"}
 _NO_COLUMN = -1.0
-"""The code of a category that is dropped, or unknown: it stands in no column."""
+"""The code of a category that is dropped, or unknown: it has no column."""
 
 
 def ordinal_shapes(operator: Any) -> None:
-    """One 32-bit float a column: the codes, which may be NaN."""
+    """Set the output type: a 32-bit float for each column, its code, which may be NaN."""
     operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.categories_)])
 
 
 def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
-    """The codes of all columns, side by side.
+    """Add the codes of all columns, side by side.
 
     Raises:
         NotImplementedError: infrequent categories.
@@ -45,14 +45,14 @@ def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
 
 
 def one_hot_shapes(operator: Any) -> None:
-    """A 32-bit float for each category that is not dropped or grouped."""
+    """Set the output type: a 32-bit float for each category that is not dropped or grouped."""
     encoder = operator.raw_operator
     width = sum(_one_hot_codes(encoder, position)[2] for position in range(len(encoder.categories_)))
     operator.outputs[0].type = FloatTensorType([None, width])
 
 
 def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
-    """1 where the code of a row's category is the column's."""
+    """Add a 1 in the column of the row's category, 0 in the others."""
     encoder: OneHotEncoder = operator.raw_operator
     parts = []
     columns = _columns(scope, operator, container)
@@ -66,12 +66,12 @@ def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
 
 
 def target_shapes(operator: Any) -> None:
-    """A 32-bit float for each column and, of more than two classes, for each class."""
+    """Set the output type: a 32-bit float for each column and, with more than two classes, each class."""
     operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.encodings_)])
 
 
 def convert_target(scope: Any, operator: Any, container: Any) -> None:
-    """What the target was on average where a row's category stood; of an unknown one, everywhere."""
+    """Add the mean of the target for a row's category; for an unknown one, the mean of all rows."""
     encoder: TargetEncoder = operator.raw_operator
     means = np.atleast_1d(encoder.target_mean_)
     parts = []
@@ -84,7 +84,7 @@ def convert_target(scope: Any, operator: Any, container: Any) -> None:
 
 
 def _one_hot_codes(encoder: OneHotEncoder, position: int) -> tuple[list[float], float, int]:
-    """The column of each category, that of an unknown one, and the number of columns; -1 for none."""
+    """Return the column of each category, that of an unknown one, and the number of columns; -1 for none."""
     count = len(encoder.categories_[position])
     grouped = encoder._default_to_infrequent_mappings[position] if encoder._infrequent_enabled else None
     codes = np.arange(count) if grouped is None else np.asarray(grouped)
@@ -99,7 +99,7 @@ def _one_hot_codes(encoder: OneHotEncoder, position: int) -> tuple[list[float], 
 
 
 def _columns(scope: Any, operator: Any, container: Any) -> list[tuple[str, type]]:
-    """Each column [N, 1] of all inputs, and its type."""
+    """Return each column [N, 1] of all inputs, and its type."""
     found = []
     for entry in operator.inputs:
         kind, source = type(entry.type), entry.full_name
@@ -112,7 +112,7 @@ def _columns(scope: Any, operator: Any, container: Any) -> list[tuple[str, type]
 def _encode(
     scope: Any, container: Any, column: tuple[str, type], categories: Array, codes: list[float], unknown: float
 ) -> str:
-    """[N, 1] 32-bit floats: the code of each row's category."""
+    """Return [N, 1] 32-bit floats, the code of each row's category."""
     source, kind = column
     texts = kind is StringTensorType
     present = [position for position, entry in enumerate(categories) if texts or not _is_missing(entry)]
@@ -142,7 +142,7 @@ def _encode(
 def _encode_doubles(
     scope: Any, container: Any, source: str, keys: list[Any], values: list[float], unknown: float
 ) -> str:
-    """[N, 1] codes of 64-bit numbers, which LabelEncoder does not take: a number beside a category is another one."""
+    """Return [N, 1] codes of 64-bit numbers, compared exactly; LabelEncoder does not take them."""
     keys, values = keys or [np.nan], values or [0.0]
     known = add_constant(scope, container, TensorProto.DOUBLE, [1, len(keys)], [float(key) for key in keys])
     codes = add_constant(scope, container, TensorProto.FLOAT, [len(keys), 1], values)

@@ -1,7 +1,8 @@
-"""Scalers and bins for skl2onnx: the same operations in the same order and precision as scikit-learn's.
+"""Converters for scalers, bins and SimpleImputer: the operations of scikit-learn, in its order and precision.
 
-skl2onnx multiplies by the inverse of a scale where scikit-learn divides by it, so that a number can end one step beside
-the original's, and on the other side of a tree's threshold. Here it ends on the same bits, in 32 and in 64.
+skl2onnx multiplies by the inverse of a scale while scikit-learn divides by it, so that a number can end one step beside
+the original's, and on the other side of a tree's threshold. Here the bits are the same, in 32 and in 64. skl2onnx's own
+converter of SimpleImputer refuses texts, indicators and 64-bit floats.
 """
 
 from collections.abc import Callable
@@ -58,12 +59,12 @@ _SCALERS: dict[type, Callable[[Any, Any], _Steps]] = {
 
 
 def same_shape(operator: Any) -> None:
-    """As many columns as the inputs have together; 64-bit floats stay what they are, all else becomes 32-bit floats."""
+    """Set the output type: as many columns as the inputs; 64-bit floats stay, all else becomes 32-bit floats."""
     operator.outputs[0].type = _kind(operator)([None, operator.raw_operator.n_features_in_])
 
 
 def convert_scaler(scope: Any, operator: Any, container: Any) -> None:
-    """Each step in the precision in which numpy makes it, rounded to the precision of the input."""
+    """Add each step in the precision of numpy, rounded to the precision of the input."""
     current, own = _source(scope, operator, container)
     dtype = np.float64 if own == TensorProto.DOUBLE else np.float32
     for name, values in _SCALERS[type(operator.raw_operator)](operator.raw_operator, dtype):
@@ -81,7 +82,7 @@ def convert_scaler(scope: Any, operator: Any, container: Any) -> None:
 
 
 def convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
-    """1 above the threshold."""
+    """Add 1 above the threshold, else 0."""
     current, own = _source(scope, operator, container)
     wide = add_node(scope, container, "Cast", [current], 19, to=TensorProto.DOUBLE)
     edge = add_constant(scope, container, TensorProto.DOUBLE, [1], [float(operator.raw_operator.threshold)])
@@ -90,7 +91,7 @@ def convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
 
 
 def convert_power(scope: Any, operator: Any, container: Any) -> None:
-    """Box-Cox or Yeo-Johnson in 64 bits: https://doi.org/10.1093/biomet/87.4.954, and their standardisation."""
+    """Add Box-Cox or Yeo-Johnson in 64 bits, https://doi.org/10.1093/biomet/87.4.954, and their standardisation."""
     power: PowerTransformer = operator.raw_operator
     current, own = _source(scope, operator, container)
 
@@ -104,7 +105,7 @@ def convert_power(scope: Any, operator: Any, container: Any) -> None:
     one, zero = constant([1.0]), constant([0.0])
 
     def powered(base: str, exponents: Array) -> str:
-        """(base ** exponent - 1) / exponent; the logarithm where the exponent is 0."""
+        """Return (base ** exponent - 1) / exponent; the logarithm if the exponent is 0."""
         none = np.abs(exponents) < np.spacing(1.0)
         bent = node("Sub", node("Pow", base, constant(exponents)), one)
         bent = node("Div", bent, constant(np.where(none, 1.0, exponents)))
@@ -126,14 +127,14 @@ def convert_power(scope: Any, operator: Any, container: Any) -> None:
 
 
 def bins_shapes(operator: Any) -> None:
-    """A code for each column, or one column for each bin."""
+    """Set the output type: a code for each column, or one column for each bin."""
     bins: KBinsDiscretizer = operator.raw_operator
     width = len(bins.n_bins_) if bins.encode == "ordinal" else int(np.sum(bins.n_bins_))
     operator.outputs[0].type = _kind(operator)([None, width])
 
 
 def convert_bins(scope: Any, operator: Any, container: Any) -> None:
-    """How many inner edges a number has reached."""
+    """Add the number of inner edges that a value has reached, as a code or one-hot."""
     bins: KBinsDiscretizer = operator.raw_operator
     current, own = _source(scope, operator, container)
     axis = add_constant(scope, container, TensorProto.INT64, [1], [1])
@@ -163,7 +164,7 @@ def _kind(operator: Any) -> Any:
 
 
 def _source(scope: Any, operator: Any, container: Any) -> tuple[str, int]:
-    """All columns [N, k] in the output's type, and that type."""
+    """Return all columns [N, k] in the output's type, and that type."""
     own = int(TensorProto.DOUBLE if _kind(operator) is DoubleTensorType else TensorProto.FLOAT)
     joined = concatenate_variables(scope, operator.inputs, container)
     source = joined if isinstance(joined, str) else joined[0]
@@ -171,14 +172,14 @@ def _source(scope: Any, operator: Any, container: Any) -> tuple[str, int]:
 
 
 def imputer_shapes(operator: Any) -> None:
-    """The output has the type of the input, as many columns, and one more for each that is marked as missing."""
+    """Set the output type: that of the input, with as many columns and one more for each that is marked as missing."""
     imputer = operator.raw_operator
     width = len(imputer.statistics_) + len(_marked(imputer))
     operator.outputs[0].type = type(operator.inputs[0].type)([None, width])
 
 
 def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
-    """IsNaN (for texts: equal to `MISSING`) and Where.
+    """Add IsNaN (for texts: equal to `MISSING`) and Where.
 
     Raises:
         NotImplementedError: an option that drops columns, or marks something else as missing.
@@ -213,7 +214,7 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
 
 
 def _marked(imputer: SimpleImputer) -> list[int]:
-    """Positions of the columns that `add_indicator` marks."""
+    """Return the positions of the columns that `add_indicator` marks."""
     return [int(position) for position in imputer.indicator_.features_] if imputer.add_indicator else []
 
 

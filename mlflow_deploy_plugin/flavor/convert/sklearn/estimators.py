@@ -1,4 +1,4 @@
-"""Looking into fitted scikit-learn estimators: their parts, and which columns an encoder reads."""
+"""The parts of fitted scikit-learn estimators, and the columns that an encoder reads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,14 +14,14 @@ _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 
 
 def best_estimator(model: Any) -> Any:
-    """The estimator that a search has found; skl2onnx knows GridSearchCV, but not its relatives."""
+    """Return the estimator that a search has found; skl2onnx supports GridSearchCV, but not its relatives."""
     while hasattr(model, "best_estimator_"):
         model = model.best_estimator_
     return model
 
 
 def sub_estimators(estimator: Any) -> Iterator[Any]:
-    """The estimator and everything in it that is one, however deep, each once."""
+    """Yield the estimator and all estimators within it, however deep, each once."""
     seen: set[int] = set()
     waiting = [estimator]
     while waiting:
@@ -47,21 +47,17 @@ def last_step(estimator: Any) -> Any:
 
 
 def column_transformer(estimator: Any) -> ColumnTransformer | None:
-    """The ColumnTransformer that reads the input, or None where the first step takes all columns alike."""
+    """Return the ColumnTransformer that reads the input, or None if the first step takes all columns alike."""
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[0][1]
     return estimator if isinstance(estimator, ColumnTransformer) else None
 
 
 def reads_text(estimator: Any) -> bool:
-    """Does the first step take one column of texts, not a table?"""
+    """Return True if the first step takes one column of texts, not a table."""
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[0][1]
     return isinstance(estimator, CountVectorizer | HashingVectorizer)
-
-
-def has_encoder(estimator: Any) -> bool:
-    return any(isinstance(part, _ENCODERS) for part in sub_estimators(estimator))
 
 
 def encoders(estimator: Any) -> list[Any]:
@@ -69,17 +65,17 @@ def encoders(estimator: Any) -> list[Any]:
 
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
-    """Names of the columns whose values are categories to some encoder."""
+    """Return the names of the columns that an encoder reads as categories."""
     names = list(getattr(transformer, "feature_names_in_", ()))
     found: set[str] = set()
     for _, step, columns in transformer.transformers_:
-        if has_encoder(step):
+        if encoders(step):
             found |= set(column_names(columns, names))
     return found
 
 
 def column_names(columns: Any, names: list[str]) -> list[str]:
-    """A ColumnTransformer's columns, however they were given, as names."""
+    """Return a ColumnTransformer's columns, however they were given, as names."""
     if isinstance(columns, str):
         return [columns]
     if isinstance(columns, slice):

@@ -1,7 +1,7 @@
-"""Which ONNX inputs a scikit-learn model gets, and the copy of the model that reads them.
+"""The ONNX inputs of a scikit-learn model, and the copy of the model that reads them.
 
 A matrix, and a table whose columns are all treated alike, become one input [N, k]: one array to fill for a request. A
-table from which a ColumnTransformer picks becomes one input [N, 1] a column, under the column's name.
+table from which a ColumnTransformer picks becomes one input [N, 1] for each column, under the column's name.
 """
 
 from copy import deepcopy
@@ -21,21 +21,20 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     column_transformer,
     encoded_columns,
     encoders,
-    has_encoder,
     reads_text,
     sub_estimators,
 )
 from mlflow_deploy_plugin.runtime import Array, Column, Input
 
 MISSING = "<missing>"
-"""Stands for a missing text in the graph, because ONNX strings have no missing value."""
+"""The value of a missing text in the graph: ONNX strings have no missing value."""
 
 MATRIX = "X"
 _NOTHING = (None, "passthrough")
 
 
 def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tuple[Input, ...]:
-    """The graph's inputs; numbers in `float_dtype`, save where an encoder reads integers or booleans as categories."""
+    """Return the graph's inputs: numbers in `float_dtype`, except integers and booleans that an encoder reads."""
     if not isinstance(batch, pd.DataFrame):
         array = batch[""]
         return (Input(MATRIX, "str" if array.dtype.kind in "OUT" else float_dtype, (-1, array.shape[1])),)
@@ -45,7 +44,7 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
     transformer = column_transformer(fitted)
     if transformer is None and len(texts) in (0, len(columns)):
         names = tuple(column.name for column in columns)
-        codes = not texts and has_encoder(fitted) and all(_is_code(column) for column in columns)
+        codes = not texts and bool(encoders(fitted)) and all(_is_code(column) for column in columns)
         dtype = "str" if texts else "int64" if codes else float_dtype
         return (
             Input(MATRIX, dtype, (-1, len(names)), names, MISSING if texts and len(missing) == len(texts) else None),
@@ -64,22 +63,22 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
 
 
 def estimator_input(model: Any, batch: Batch) -> Any:
-    """A batch as the estimator itself takes it: a table, a matrix, or a list of texts."""
+    """Return a batch as the estimator itself takes it: a table, a matrix, or a column of texts."""
     if not isinstance(batch, pd.DataFrame):
         return batch[""]
     return batch.iloc[:, 0] if reads_text(best_estimator(model)) else batch
 
 
 def convertible_copy(fitted: Any) -> Any:
-    """A copy that skl2onnx reads as it should: columns by name, booleans and missing texts as encoders' categories."""
-    copy = deepcopy(fitted)  # skl2onnx changes some estimators, and so do we
+    """Return a copy that skl2onnx reads correctly: columns by name, categories without booleans and missing texts."""
+    copy = deepcopy(fitted)  # skl2onnx changes some estimators, and so does this function
     for encoder in encoders(copy):
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
     for part in sub_estimators(copy):
         if isinstance(part, VotingClassifier):
-            part.flatten_transform = False  # matters to `transform` alone, and the default has no converter
-        if isinstance(part, Pipeline):  # skl2onnx knows no step that does nothing
+            part.flatten_transform = False  # only `transform` uses it, and the default has no converter
+        if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing
             part.steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING] + part.steps[-1:]
     transformer = column_transformer(copy)
     if transformer is not None and hasattr(transformer, "feature_names_in_"):
@@ -94,7 +93,7 @@ def convertible_copy(fitted: Any) -> Any:
 
 
 def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:
-    """Does the model itself answer for a row in which this text is missing?"""
+    """Return True if the model itself predicts a row in which this text is missing."""
     row = batch.head(1).copy()
     row[name] = pd.Series([np.nan], index=row.index).astype(batch[name].dtype)
     try:

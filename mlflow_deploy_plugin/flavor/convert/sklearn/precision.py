@@ -1,8 +1,10 @@
-"""Where 32-bit and 64-bit floats meet in one graph.
+"""The precision of a graph, and the casts between 32-bit and 64-bit floats.
 
-single                  32 bits throughout
-double_until_last_step  64 bits, rounded to 32 right before what predicts, where scikit-learn's trees do it too
-double                  64 bits throughout
+| precision                | floats                                                                              |
+|--------------------------|-------------------------------------------------------------------------------------|
+| `single`                 | 32 bits throughout                                                                  |
+| `double_until_last_step` | 64 bits, rounded to 32 right before the predictor, as scikit-learn's trees do it too |
+| `double`                 | 64 bits throughout                                                                  |
 """
 
 from typing import Any, Literal
@@ -27,11 +29,11 @@ _ALIKE = (
     *("Add", "Sub", "Mul", "Div", "Sum", "Concat", "Max", "Min", "Mean", "MatMul", "Gemm"),
     *("Where", "Pow", "Equal", "Greater", "Less"),
 )
-"""Operators whose inputs must have one type (of `Where`, but the first)."""
+"""Operators whose inputs must have one type (for `Where`, all but the first)."""
 
 
 def round_before_last_step(copy: Any) -> Any:
-    """Rounds to 32 bits right before what predicts, also within ensembles; boosting by histograms does not round."""
+    """Round to 32 bits right before the predictor, also within ensembles; boosting by histograms does not round."""
     if isinstance(copy, Pipeline):
         name, last = copy.steps[-1]
         rounded = round_before_last_step(last)
@@ -44,9 +46,9 @@ def round_before_last_step(copy: Any) -> Any:
 
 
 def widen(model: Any) -> None:
-    """Casts 32-bit inputs to 64 bits where a node takes both, and says the types that follow.
+    """Cast 32-bit inputs to 64 bits if a node takes both, and correct the types that follow.
 
-    skl2onnx takes what an estimator within an ensemble answers for as wide as the ensemble's input.
+    skl2onnx assumes that the prediction of an estimator within an ensemble is as wide as the ensemble's input.
     """
     graph = model.graph
     types = {value.name: value.type for value in graph.input}
@@ -67,7 +69,7 @@ def widen(model: Any) -> None:
 
 
 def _casts(node: Any, types: dict[str, Any]) -> list[Any]:
-    """A Cast for each 32-bit input of a node that has 64-bit ones beside it."""
+    """Return a Cast for each 32-bit input of a node that also has 64-bit inputs."""
     first = 1 if node.op_type == "Where" else 0
     kinds = [types[name].tensor_type.elem_type if name in types else 0 for name in node.input]
     if not {TensorProto.FLOAT, TensorProto.DOUBLE} <= set(kinds[first:]):
@@ -83,7 +85,7 @@ def _casts(node: Any, types: dict[str, Any]) -> list[Any]:
 
 
 def _outputs(node: Any, types: dict[str, Any], versions: dict[str, int]) -> dict[str, Any]:
-    """The types of a node's outputs, as far as ONNX knows its operator."""
+    """Return the types of a node's outputs, as far as ONNX knows its operator."""
     try:
         schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
         known = {name: types[name] for name in node.input if name in types}

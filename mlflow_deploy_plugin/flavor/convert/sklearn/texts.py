@@ -1,4 +1,4 @@
-"""CountVectorizer, TfidfVectorizer and TfidfTransformer for skl2onnx: tokens exactly as Python finds them.
+"""Converters for CountVectorizer, TfidfVectorizer and TfidfTransformer: tokens exactly as Python finds them.
 
 skl2onnx's own converters take `[a-zA-Z0-9_]+` for the default pattern, so that "wärm" becomes "w" and "rm", and have
 the logarithm of `sublinear_tf` wrong. Python lowers a text and then looks for tokens; ONNX Runtime cannot lower "İ",
@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, T
 
 from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
 
-_PAD = "\x00 \x00"  # stands where a text has no more tokens; no character is it, and no term that anyone counts
+_PAD = "\x00 \x00"  # fills up after the last token; it is no character and no term
 _DOTTED = "İ"  # the only character whose lower case is two: "i" and a dot
 _DOT = "\u0307"
 _ALL = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF]
@@ -31,11 +31,11 @@ _TOKENS = re.compile(
 
 @dataclass(frozen=True)
 class _Analysis:
-    """How the graph takes a text apart.
+    """The graph's way of splitting a text.
 
     Attributes:
-        expression: of a token, for RE2, in the text as it comes.
-        split: a term of the vocabulary as its tokens.
+        expression: a token in the original text, for RE2.
+        characters: a token is a character.
     """
 
     expression: str
@@ -46,15 +46,15 @@ class _Analysis:
 
 
 def vectorizer_shapes(operator: Any) -> None:
-    """A 32-bit float for each term of the vocabulary."""
+    """Set the output type: a 32-bit float for each term of the vocabulary."""
     operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.vocabulary_)])
 
 
 def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
-    """Tokenizer, StringNormalizer, TfIdfVectorizer; then what TF-IDF makes of the counts.
+    """Add Tokenizer, StringNormalizer, TfIdfVectorizer, and the weights of TF-IDF.
 
     Raises:
-        NotImplementedError: tokens are not found by one class of characters; the message says what is in the way.
+        NotImplementedError: tokens are not found by one class of characters; the message names the obstacle.
     """
     vectorizer: CountVectorizer = operator.raw_operator
     analysis = _analysis(vectorizer)
@@ -95,18 +95,18 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
 
 
 def transformer_shapes(operator: Any) -> None:
-    """As many columns as the input."""
+    """Set the output type: as many columns as the input."""
     operator.outputs[0].type = FloatTensorType([None, operator.inputs[0].type.shape[1]])
 
 
 def convert_transformer(scope: Any, operator: Any, container: Any) -> None:
-    """Weights for counts that another step has made."""
+    """Add the weights for counts that another step has made."""
     weighted = _weighted(scope, container, operator.raw_operator, operator.inputs[0].full_name)
     add_node(scope, container, "Identity", [weighted], 16, operator.outputs[0].full_name)
 
 
 def _weighted(scope: Any, container: Any, transformer: TfidfTransformer, counts: str) -> str:
-    """Counts [N, V] times their terms' weights, each row with the norm 1; in 64 bits, where no square vanishes."""
+    """Return counts [N, V] times the terms' weights, each row with norm 1; 64 bits, so that no square vanishes."""
     zero, one = (add_constant(scope, container, TensorProto.DOUBLE, [1], [value]) for value in (0.0, 1.0))
     counts = add_node(scope, container, "Cast", [counts], 19, to=TensorProto.DOUBLE)
     if transformer.sublinear_tf:
@@ -172,7 +172,7 @@ def _analysis(vectorizer: CountVectorizer) -> _Analysis:
 
 
 def _word_expression(vectorizer: CountVectorizer) -> str:
-    """A token in the text as it comes: so many characters of one class, as long a run as there is.
+    """Return the expression of a token in the original text: the longest run of characters of one class.
 
     Raises:
         NotImplementedError: the pattern is another.
@@ -206,7 +206,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
 
 
 def _least(count: str | None, doubled: bool) -> int:
-    """The shortest token: of `c+` 1, of `cc+` 2, of `c{3,}` 3."""
+    """Return the length of the shortest token: 1 for `c+`, 2 for `cc+`, 3 for `c{3,}`."""
     least = 1 if count in ("+", None) else int(str(count)[1:-2])
     return least + doubled
 
@@ -217,13 +217,13 @@ def _class(kind: str) -> str:
 
 @cache
 def _members(kind: str) -> tuple[str, ...]:
-    """The characters of a class, as this Python knows them."""
+    """Return the characters of a class, by the Unicode tables of this Python."""
     expression = re.compile(kind)
     return tuple(one for one in _ALL if expression.fullmatch(one))
 
 
 def _as_class(members: Any) -> str:
-    """The characters as a class for RE2, whose own tables of Unicode are of another version."""
+    """Return the characters as a class for RE2, whose own Unicode tables are of another version."""
     codes = np.array([ord(one) for one in members])
     parts = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
     return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"

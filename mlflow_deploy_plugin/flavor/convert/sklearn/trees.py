@@ -1,8 +1,9 @@
-"""Trees: where skl2onnx decides otherwise than the original.
+"""Trees that skl2onnx converts so that they decide otherwise than the original.
 
-HistGradientBoosting compares in 64 bits, where scikit-learn's other trees round their input to 32 before they compare.
-skl2onnx rounds its thresholds, so that a number between a threshold and its rounding would go the other way. Here it is
-converted as it is, and its sums over the trees are made in 64 bits too. In other trees, missing values get their way.
+HistGradientBoosting compares in 64 bits, while scikit-learn's other trees round their input to 32 before they compare.
+skl2onnx rounds its thresholds, so that a number between a threshold and its rounding would go the other way. Here the
+thresholds are converted as they are, and the sums over the trees are made in 64 bits too. In other trees, the direction
+of missing values is restored.
 """
 
 from typing import Any
@@ -19,7 +20,7 @@ from mlflow_deploy_plugin.runtime import Array
 
 
 def restore_missing_directions(graph: Any, fitted: Any) -> None:
-    """Says in the graph which way a missing value goes at each node of decision trees and forests.
+    """Set in the graph the direction of a missing value at each node of decision trees and forests.
 
     skl2onnx 1.20 sends it to the right everywhere; scikit-learn's trees keep the side that training preferred.
     """
@@ -33,7 +34,7 @@ def restore_missing_directions(graph: Any, fitted: Any) -> None:
         # the nodes of an IsolationForest, one for each tree, do not come in the trees' order
         starts = (start for start in range(len(trees) - count + 1) if _is_of(lists, trees[start : start + count]))
         if (start := next(starts, None)) is None:
-            continue  # gradient boosting, which says it itself, or an arrangement that we do not know
+            continue  # gradient boosting, which has the directions itself, or an unknown arrangement
         used = trees[start : start + count]
         del trees[start : start + count]
         left = [int(used[owner].missing_go_to_left[at]) for owner, at in zip(owners, positions, strict=True)]
@@ -43,7 +44,7 @@ def restore_missing_directions(graph: Any, fitted: Any) -> None:
 
 
 def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
-    """Whether a node of the graph holds these trees: as many nodes in each, deciding by the same features."""
+    """Return True if a node of the graph holds these trees: as many nodes in each, deciding by the same features."""
     for owner, tree in enumerate(trees):
         mine = lists["nodes_treeids"] == owner
         if mine.sum() != tree.node_count:
@@ -55,12 +56,12 @@ def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
 
 
 def regressor_shapes(operator: Any) -> None:
-    """One 32-bit float."""
+    """Set the output type: one 32-bit float."""
     operator.outputs[0].type = FloatTensorType([None, 1])
 
 
 def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
-    """The trees' sum, through the inverse of the loss's link.
+    """Add the sum of the trees, through the inverse of the loss's link.
 
     Raises:
         NotImplementedError: trees that split by categories, or another link.
@@ -75,14 +76,14 @@ def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
 
 
 def classifier_shapes(operator: Any) -> None:
-    """The label, and a 32-bit float for each class."""
+    """Set the output types: the label, and a 32-bit float for each class."""
     classes = operator.raw_operator.classes_
     operator.outputs[0].type = (StringTensorType if classes.dtype.kind in "OU" else Int64TensorType)([None])
     operator.outputs[1].type = FloatTensorType([None, len(classes)])
 
 
 def convert_classifier(scope: Any, operator: Any, container: Any) -> None:
-    """Probabilities from the trees' sums, and the class of the largest; with two classes, of a positive sum."""
+    """Add the probabilities from the trees' sums, and the class of the largest; with two classes, of a positive sum."""
     boosting: HistGradientBoostingClassifier = operator.raw_operator
     classes = boosting.classes_
     label, probabilities = (output.full_name for output in operator.outputs)
@@ -114,7 +115,7 @@ def _labels(scope: Any, container: Any, classes: Array) -> str:
 
 
 def _scores(scope: Any, operator: Any, container: Any) -> str:
-    """[N, trees an iteration] 32-bit floats: the sums of the trees' leaves."""
+    """Return [N, trees an iteration] 32-bit floats, the sums of the trees' leaves."""
     boosting = operator.raw_operator
     joined = concatenate_variables(scope, operator.inputs, container)
     source = joined if isinstance(joined, str) else joined[0]
@@ -128,7 +129,7 @@ def _scores(scope: Any, operator: Any, container: Any) -> str:
 
 
 def _trees(trees: list[Array], width: int) -> dict[str, Any]:
-    """The attributes of TreeEnsembleRegressor; the trees take turns in adding to the `width` targets."""
+    """Return the attributes of TreeEnsembleRegressor; the trees add in turn to the `width` targets."""
     if any(tree["is_categorical"].any() for tree in trees):
         raise NotImplementedError("trees that split by categories (categorical_features)")
     nodes = np.concatenate(trees)
