@@ -250,9 +250,10 @@ def test_a_window_that_the_controller_is_at_is_left_to_it(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow_deploy_plugin.controller.monitors import manual_runs
+    from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 
     monkeypatch.setattr(manual_runs, "PATIENCE_SECONDS", 0.0)
-    lease = store.acquire_lease(manual_runs.lease_name("flights", "daily"), "controller@here", 3600)
+    lease = store.acquire_lease(lease_name("flights", "daily"), "controller@here", 3600)
     assert lease is not None
 
     result = invoke("run", "flights", "--window", "2013-07-01/1d")

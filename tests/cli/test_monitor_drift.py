@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
@@ -21,7 +23,7 @@ TIME = pa.timestamp("us", tz="UTC")
 
 
 @pytest.fixture
-def home(tmp_path, new_database, monkeypatch):
+def home(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An endpoint `flights` with a calm day and a shifted one in its log."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -48,7 +50,7 @@ def home(tmp_path, new_database, monkeypatch):
         yield tmp_path / "home"
 
 
-def write_day(log, day, values):
+def write_day(log: Path, day: datetime, values: np.ndarray) -> None:
     rows = len(values)
     folder = log / f"endpoint=flights/date={day:%Y-%m-%d}/hour=00"
     folder.mkdir(parents=True)
@@ -64,11 +66,11 @@ def write_day(log, day, values):
     pq.write_table(pa.table(table), folder / "a-0.parquet")
 
 
-def invoke(*arguments):
+def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["drift", "run", *arguments])
 
 
-def test_it_prints_the_verdict_its_reason_and_the_run(home):
+def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
     drifted = invoke("flights")
     calm = invoke("flights", "--window", "2013-07-01/1d")
     refused = invoke("flights", "--min-rows", "300", "--monitor", "nightly")
@@ -115,7 +117,7 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home):
         (["flights", "--min-rows", "0"], 2, "is not in the range x>=1"),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(home, arguments, code, message):
+def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], code: int, message: str) -> None:
     result = invoke(*arguments)
 
     assert result.exit_code == code
@@ -123,7 +125,7 @@ def test_what_cannot_be_is_one_clear_line(home, arguments, code, message):
     assert "Traceback" not in result.output
 
 
-def test_a_file_beside_a_file_needs_no_endpoint(home, tmp_path):
+def test_a_file_beside_a_file_needs_no_endpoint(home: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name, shift, count in (("training.csv", 0, 2000), ("recent.csv", 2, 250)):
         values = "\n".join(map(str, rng.normal(shift, 1, count)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli import main
@@ -16,11 +16,11 @@ from mlflow_deploy_plugin.store import open_store
 from tests.support.gated import registered_toy
 from tests.support.tracking import tracking_at
 
+Command = Callable[..., Result]
+
 
 @pytest.fixture(scope="module")
-def toy(
-    tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
-) -> Iterator[Callable[..., object]]:
+def toy(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Command]:
     """The command, on a registry whose `toy` 1 is in Production; 2 is as good, and 3 was not proven."""
     folder = tmp_path_factory.mktemp("gate")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
@@ -31,7 +31,7 @@ def toy(
         yield lambda *arguments: CliRunner().invoke(main, list(arguments))
 
 
-def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy):
+def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy: Command) -> None:
     done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -48,7 +48,7 @@ def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy):
     assert "fetching version 2 and version 1" in done.stderr
 
 
-def test_a_failed_gate_is_exit_status_1(toy):
+def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
     done = toy("gate", "toy", "3", "--policy", "cheap.yaml", "-o", "json")
     assert done.exit_code == 1
     document = json.loads(done.stdout)
@@ -71,7 +71,7 @@ def test_a_failed_gate_is_exit_status_1(toy):
         (("toy", "2", "--against", "models:/toy"), "Error: 'models:/toy' names no version"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message, toy):
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, toy: Command) -> None:
     done = toy("gate", *arguments)
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(message)
@@ -79,7 +79,9 @@ def test_a_mistake_is_one_line(arguments, message, toy):
 
 
 @pytest.mark.parametrize("arguments", [("gate", "toy", "2"), ("promote", "toy", "2", "--to", "Production")])
-def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(arguments, toy, monkeypatch):
+def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(
+    arguments: tuple[str, ...], toy: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "")
         del os.environ[f"MLFLOW_HTTP_REQUEST_{name}"]
@@ -91,7 +93,7 @@ def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(arguments
     assert line.endswith(" does not answer as it should: connection refused")
 
 
-def test_promote_says_what_happened_and_who_follows(toy):
+def test_promote_says_what_happened_and_who_follows(toy: Command) -> None:
     done = toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -100,7 +102,7 @@ def test_promote_says_what_happened_and_who_follows(toy):
     assert lines[-1] == "  no deployment of this machine follows models:/toy/Production"
 
 
-def test_promote_of_what_is_there_already_is_one_line(toy):
+def test_promote_of_what_is_there_already_is_one_line(toy: Command) -> None:
     toy("promote", "toy", "2", "--to", "@same")
     done = toy("promote", "toy", "2", "--to", "@same")
     assert done.exit_code == 0
@@ -109,7 +111,7 @@ def test_promote_of_what_is_there_already_is_one_line(toy):
     ]
 
 
-def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy):
+def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy: Command) -> None:
     toy("promote", "toy", "2", "--to", "Production", "--policy", "cheap.yaml")
     done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
     assert done.exit_code == 0
@@ -119,7 +121,7 @@ def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy):
     assert (known["version"], known["stands"], known["state"]) == ("2", "Production", "passed")
 
 
-def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy):
+def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Command) -> None:
     store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("sleeping", "models:/toy/staging"))
     store.add_endpoint("onnxserve", new_endpoint("pinned", "models:/toy/1"))
@@ -134,7 +136,7 @@ def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy):
     store.close()
 
 
-def test_promote_that_is_refused_is_exit_status_1(toy):
+def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
     done = toy("promote", "toy", "3", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 does not go to Production")

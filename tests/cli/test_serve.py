@@ -124,7 +124,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
     assert again.version() == "1"
     model.promote(3)
     wait_until(lambda: again.version() == "3", 10, "version 3 is served")
-    wait_until(lambda: read_state(served.state_dir / AGENT, AgentState).error == "", 5, "no error any more")
+    wait_until(lambda: error() == "", 5, "no error any more")
 
 
 def test_no_follow_stays_with_what_it_resolved(

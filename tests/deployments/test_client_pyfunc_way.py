@@ -32,7 +32,7 @@ def turning() -> tuple[Any, Any, list[Any]]:
     """A torch module whose answer depends on its values, by Python's own `if`, rows, and its answers."""
     torch = pytest.importorskip("torch")
 
-    class Turning(torch.nn.Module):  # type: ignore[misc]  # here, it is pickled by value as one of a notebook
+    class Turning(torch.nn.Module):  # type: ignore[misc,name-defined]  # here, it is pickled by value as one of a notebook
         def forward(self, x: Any) -> Any:
             return x * 2 if bool(x.sum() > 0) else -x
 

@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import new_endpoint
 
 
-def test_a_time_zone_has_to_be_known_where_it_is_said():
+def test_a_time_zone_has_to_be_known_where_it_is_said() -> None:
     spec = configure(new_endpoint("flights", "models:/X/1"), {"monitors.daily.time_zone": "Europe/Berlin"})
 
     assert spec.monitors["daily"].time_zone == "Europe/Berlin"

@@ -74,7 +74,7 @@ def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(
         client.update_deployment("d", config={"capture.mask": "no_such_column"})
 
     assert answers(client) == ONCE
-    assert "no_such_column" not in open_store(load_settings().store_url).endpoint("d").spec.capture.mask
+    assert "no_such_column" not in open_store(load_settings().store_url).require_endpoint("d").spec.capture.mask
 
 
 def test_a_deployment_is_created_changed_while_it_serves_and_deleted(

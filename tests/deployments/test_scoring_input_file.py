@@ -71,7 +71,7 @@ def test_the_file_of_another_command_is_not_read_in_its_stead(echo: BaseDeployme
     @click.command()
     @click.option("--input-path", type=Path)
     def own(input_path: Path) -> None:
-        frame = pd.read_json(input_path, dtype=str, convert_dates=False)
+        frame = pd.read_json(input_path, dtype=str, convert_dates=False)  # type: ignore[call-overload]
         answered.extend(echo.predict("echo", frame[:1])["predictions"]["y"])
 
     assert CliRunner().invoke(own, ["--input-path", str(tmp_path / "rows.json")]).exit_code == 0

@@ -80,7 +80,9 @@ def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
 
     two_days.mlflow.start()
     (waiting,) = Monitors(two_days.store).windows("flights", "answers")
-    wait_until(lambda: datetime.now(UTC) > waiting.not_before, SECONDS, "the pause is over")
+    not_before = waiting.not_before
+    assert not_before is not None
+    wait_until(lambda: datetime.now(UTC) > not_before, SECONDS, "the pause is over")
     assert cluster.job("mended", manifest) == "Complete", cluster.logs("mended")
     assert two_days.verdicts("answers") == ["no drift", "drift"]
 

@@ -184,7 +184,7 @@ def _install(environment: Path, requirement: str) -> None:
 def _install_torch(environment: Path) -> None:
     """Its pinned CPU build, by pip, which finds it where uv does not; what PyPI has brings gigabytes of CUDA."""
     version = _torch_version()
-    pip = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
     if subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode != 0:
         pytest.skip(f"no CPU build of torch {version} is found for this Python")
 
