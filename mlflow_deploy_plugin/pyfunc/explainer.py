@@ -27,9 +27,9 @@ from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server.models.explainable import (
     ExplainedFeature,
     explained_features,
+    explained_names,
+    explained_numbers,
     explained_outputs,
-    names_of,
-    numbers_of,
 )
 from mlflow_deploy_plugin.server.models.loading import EXAMPLE
 from mlflow_deploy_plugin.server.models.side_messages import SideMessage
@@ -223,13 +223,13 @@ class _Numbers:
         if time.monotonic() > self._deadline:
             raise _TimeIsUp
         outputs = self._model.run(self._codes.feeds(matrix), self._wanted)
-        numbers = numbers_of(self._explained, outputs)
+        numbers = explained_numbers(self._explained, outputs)
         if len(numbers) != len(matrix):
             raise RequestRefused(
                 "request", f"the model answers {len(numbers)} rows to {len(matrix)}, and cannot be explained"
             )
         if not self.names:
-            self.names = names_of(self._model.artifact, self._explained, outputs)
+            self.names = explained_names(self._model.artifact, self._explained, outputs)
         return numbers
 
 

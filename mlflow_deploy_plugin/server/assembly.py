@@ -73,9 +73,9 @@ def open_server(state_dir: Path) -> Server:
         device=spec.device,
         intra_op_num_threads=threads,
         policy=_batch_policy(spec),
-        kept_graphs=state_dir / _KEPT_GRAPHS,
-        asks_for_randomness=spec.response_cache_bytes > 0,
-        answer_seconds=float(spec.request_timeout_seconds),
+        graph_cache=state_dir / _KEPT_GRAPHS,
+        check_determinism=spec.response_cache_bytes > 0,
+        timeout_seconds=float(spec.request_timeout_seconds),
     )
     memory = MemoryLimit(worker_limit(spec.max_worker_memory_bytes, spec.workers))
 

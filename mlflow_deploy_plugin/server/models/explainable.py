@@ -1,6 +1,6 @@
-"""What of a model can be explained: the features that are given, and the numbers that are answered.
+"""The parts of a model that can be explained: features that it is given, and numbers that it answers with.
 
-Shared by the worker, which refuses early what cannot be, and the process that explains (`pyfunc/explainer.py`).
+The worker uses it to refuse early, and the process that explains (`pyfunc/explainer.py`) to compute.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, Input, Output
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, Output
 from mlflow_deploy_plugin.server.models.loading import EXAMPLE
 
 MAX_COLUMNS = 1000
 MAX_OUTPUTS = 100
 
-_NUMBERS = "iuf"
+_NUMERIC_KINDS = "iufb"
 Name = str | int | float | bool
 """A class keeps its type, so that a predicted label is found among the names."""
 
@@ -32,21 +32,21 @@ class ExplainedFeature:
     places: tuple[tuple[str, int], ...]
 
     def values(self, feeds: Mapping[str, Array]) -> Array:
-        """[N], as the graph is fed with them."""
+        """Return [N], the values that the graph is fed with."""
         name, position = self.places[0]
         return feeds[name].reshape(len(feeds[name]), -1)[:, position]
 
 
 def check_explainable(artifact: Artifact) -> None:
-    """Refuses a model of which nothing can be explained, as far as that is told without its rows.
+    """Check, as far as that is possible without rows, that the model can be explained.
 
     Raises:
-        InvalidRequest
+        InvalidRequest: it cannot; the message says why.
     """
     if artifact.flavor == PYTHON_FUNCTION:
         raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model is explained here")
     for entry in artifact.inputs:
-        if entry.shape:  # else nobody knows
+        if entry.shape:  # an empty one says nothing
             _check_rank(entry.name, len(entry.shape))
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
@@ -69,7 +69,7 @@ def is_explainable(artifact: Artifact) -> bool:
 
 
 def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
-    """The features in the order of the signature; how many a tensor has is told by `feeds`.
+    """Return the features in the order of the signature; `feeds` show how many a tensor has.
 
     Raises:
         InvalidRequest: the rows are not made of single values, or of too many.
@@ -83,34 +83,25 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
                 places[name].append((entry.name, position))
         features = [ExplainedFeature(name, tuple(where)) for name, where in places.items() if where]
     else:
-        features = [feature for entry in artifact.inputs for feature in _of_tensor(artifact, entry, feeds[entry.name])]
+        features = []
+        for entry in artifact.inputs:
+            array = feeds[entry.name]
+            if array.ndim == 1:
+                features.append(ExplainedFeature(entry.name, ((entry.name, 0),)))
+                continue
+            for position in range(array.shape[1]):  # those of the only tensor are numbered, as unnamed columns are
+                name = str(position) if len(artifact.inputs) == 1 else f"{entry.name}[{position}]"
+                features.append(ExplainedFeature(name, ((entry.name, position),)))
     if len(features) > MAX_COLUMNS:
         raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} are explained")
     return features
 
 
-def _check_rank(name: str, rank: int) -> None:
-    if rank not in (1, 2):
-        raise InvalidRequest(
-            f"the input {name!r} has {rank} dimensions; what is explained is a table: columns, or tensors with one row "
-            "of single values a prediction (not images, texts or sequences)"
-        )
-
-
-def _of_tensor(artifact: Artifact, entry: Input, array: Array) -> list[ExplainedFeature]:
-    """The only tensor's are numbered, as columns without names are."""
-    is_only = len(artifact.inputs) == 1
-    if array.ndim == 1:
-        return [ExplainedFeature(entry.name, ((entry.name, 0),))]
-    names = [str(i) if is_only else f"{entry.name}[{i}]" for i in range(array.shape[1])]
-    return [ExplainedFeature(name, ((entry.name, position),)) for position, name in enumerate(names)]
-
-
 def explained_outputs(artifact: Artifact) -> list[Output]:
-    """The outputs that are explained: the probabilities of the classes, else scores, else the numbers of `predict`.
+    """Return the outputs to explain: probabilities of the classes, else scores, else the numbers of `predict`.
 
     Raises:
-        InvalidRequest: there is none.
+        InvalidRequest: the model has none of them.
     """
     for role in ("probabilities", "scores"):
         if found := [output for output in artifact.outputs if output.role == role]:
@@ -124,13 +115,23 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
     )
 
 
-def numbers_of(explained: Sequence[Output], outputs: Mapping[str, Array]) -> Array:
-    """What is explained of an answer: [N, K] float64.
+def explained_numbers(explained: Sequence[Output], outputs: Mapping[str, Array]) -> Array:
+    """Return the numbers to explain: [N, K] float64.
 
     Raises:
-        InvalidRequest: an output has not one row of numbers for each row, or there are too many of them.
+        InvalidRequest: an output does not have one row of numbers for each row, or there are too many of them.
     """
-    parts = [_table(output, outputs[output.name]) for output in explained]
+    parts = []
+    for output in explained:
+        array = outputs[output.name]
+        if output.dtype == "map":
+            array = np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
+        elif array.ndim not in (1, 2) or array.dtype.kind not in _NUMERIC_KINDS:
+            raise InvalidRequest(
+                f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, "
+                "are explained"
+            )
+        parts.append(array.astype(np.float64).reshape(len(array), -1))
     if len({len(part) for part in parts}) > 1:
         raise InvalidRequest("the model's outputs have different numbers of rows, and cannot be explained")
     numbers = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
@@ -139,8 +140,8 @@ def numbers_of(explained: Sequence[Output], outputs: Mapping[str, Array]) -> Arr
     return numbers
 
 
-def names_of(artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]) -> list[Name]:
-    """The name of each column of `numbers_of`: its class, its place among several, or the only output's name."""
+def explained_names(artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]) -> list[Name]:
+    """Return the name of each column of `explained_numbers`: its class, its position, or the name of the output."""
     if len(explained) == 1:
         return _labels(artifact, explained[0], outputs[explained[0].name]) or [explained[0].name]
     names: list[Name] = []
@@ -151,7 +152,7 @@ def names_of(artifact: Artifact, explained: Sequence[Output], outputs: Mapping[s
 
 
 def _labels(artifact: Artifact, output: Output, array: Array) -> list[Name]:
-    """What tells the numbers of one output from each other; empty: there is one alone."""
+    """Return the names of the numbers of one output; empty if it has a single number."""
     if output.dtype == "map":
         return [key.item() if isinstance(key, np.generic) else key for key in array[0]]
     width = array.shape[1] if array.ndim > 1 else 1
@@ -160,12 +161,9 @@ def _labels(artifact: Artifact, output: Output, array: Array) -> list[Name]:
     return list(range(width)) if width > 1 else []
 
 
-def _table(output: Output, array: Array) -> Array:
-    if output.dtype == "map":
-        return np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
-    if array.ndim not in (1, 2) or array.dtype.kind not in _NUMBERS + "b":
+def _check_rank(name: str, rank: int) -> None:
+    if rank not in (1, 2):
         raise InvalidRequest(
-            f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, are "
-            "explained"
+            f"the input {name!r} has {rank} dimensions; what is explained is a table: columns, or tensors with one row "
+            "of single values a prediction (not images, texts or sequences)"
         )
-    return array.astype(np.float64).reshape(len(array), -1)

@@ -1,4 +1,4 @@
-"""Loading a version so that its first request is not its slowest, and finding out how it is best computed."""
+"""Loading a version: warm-up, so that its first request is not its slowest, and how it is best run."""
 
 import logging
 import mmap
@@ -42,13 +42,7 @@ _RANDOM = re.compile(rb'"[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Be
 
 @dataclass(frozen=True, eq=False)
 class WarmVersion:
-    """A version that is ready to answer.
-
-    Attributes:
-        batcher: joins its requests; None: each is computed alone.
-        seconds_per_row: what computing one row alone took; infinite where that is not known.
-        is_deterministic: the same question is known to have the same answer.
-    """
+    """A version that is ready to answer. Its attributes are those of `LoadedVersion`."""
 
     predictor: Predictor
     batcher: Batcher | None = None
@@ -56,98 +50,11 @@ class WarmVersion:
     is_deterministic: bool = False
 
 
-def load_warm(
-    folder: Path,
-    device: Device,
-    intra_op_num_threads: int,
-    policy: BatchPolicy | None = None,
-    asks_for_randomness: bool = False,
-    answer_seconds: float = 60.0,
-    kept_graphs: Path | None = None,
-) -> WarmVersion:
-    """Loads the MLmodel folder and lets it answer: its own example, or a row of zeros where it has none.
-
-    Args:
-        policy: how its requests are joined, if they can be; None: they are not.
-        asks_for_randomness: whether the graph is searched for random nodes, which takes a second for a gigabyte.
-        answer_seconds: what the first answer may take, and every one of a pyfunc, whose process is killed then, and
-            started anew.
-        kept_graphs: the folder in which optimised graphs are kept for the next time.
-
-    Raises:
-        InvalidArtifact: the model cannot be used, or cannot answer its own example.
-        DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
-    """
-    artifact = read_served_artifact(folder)
-    if artifact.flavor == PYTHON_FUNCTION:
-        return WarmVersion(PyfuncPredictor.load(artifact, answer_seconds))
-    model = OnnxModel.load(folder, device, intra_op_num_threads, kept_graphs)
-    is_deterministic = asks_for_randomness and not has_random_nodes(model.artifact.onnx_file)
-    feeds = _answered(model, folder, answer_seconds)
-    if feeds is None:
-        if policy is not None:
-            logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
-        return WarmVersion(model, is_deterministic=is_deterministic)
-    batcher = None if policy is None else _warm_batcher(model, folder, feeds, policy)
-    return WarmVersion(model, batcher, _seconds_per_row(model, feeds), is_deterministic)
-
-
-def has_random_nodes(onnx_file: Path) -> bool:
-    """Whether the graph may draw random numbers, told from its bytes; a constant may look like it, never the reverse.
-
-    A graph of 100 MB takes 0.1 s; parsing it would take its size in memory.
-    """
-    with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _RANDOM.search(content) is not None
-
-
-def _answered(model: OnnxModel, folder: Path, seconds: float) -> Feeds | None:
-    """Feeds that the model has computed once, its own example if it has one."""
-    example = folder / EXAMPLE
-    if example.is_file():
-        try:
-            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
-            model.try_out(feeds, seconds)
-        except OnnxserveError as error:
-            raise InvalidArtifact(f"the model cannot answer its own example ({EXAMPLE}): {error.message}") from None
-        return feeds
-    feeds = model.example_feeds()
-    try:
-        model.try_out(feeds, seconds)
-    except InferenceError as error:
-        # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
-        logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
-        return None
-    return feeds
-
-
-def _seconds_per_row(model: OnnxModel, feeds: Feeds) -> float:
-    """The fastest of a few runs of the first row, or of the fixed batch."""
-    timed = feeds if no_batch_dimension_reason(model.artifact) else repeat_row(feeds, 0)
-    rows = model.schema.count_rows(timed)
-    best = float("inf")
-    for _ in range(_TIMED_RUNS):
-        began = time.perf_counter()
-        model.run(timed)
-        best = min(best, time.perf_counter() - began)
-    return best / max(rows, 1)
-
-
-def _warm_batcher(model: OnnxModel, folder: Path, feeds: Feeds, policy: BatchPolicy) -> Batcher | None:
-    """A batcher, every size of a batch computed once; None, and a line in the log, where rows cannot be joined."""
-    if reason := unbatchable_reason(model, feeds):
-        logger.warning("%s: requests are not joined: %s", folder.name, reason)
-        return None
-    for size in policy.sizes:
-        model.run(repeat_row(feeds, 0, size))
-    return Batcher(model.run, policy)
-
-
 def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant) -> LoadedVersion:
-    """Loads and warms the version; while that lasts, its folder stands in the state folder, should the worker die.
+    """Load and warm the version. Meanwhile a state file names its folder, for the case that the worker dies of it.
 
     Raises:
-        OnnxserveError: it cannot be loaded; the message may be shown to whoever asks for it.
+        OnnxserveError: it cannot be loaded; the message may be shown to clients.
     """
     try:
         with mark_loading(state_dir, want.folder):
@@ -179,3 +86,80 @@ def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: Wan
         weakref.finalize(loaded, warm.batcher.close).atexit = False
     weakref.finalize(loaded, logger.info, "dropped %s %s", want.model, want.version).atexit = False
     return loaded
+
+
+def load_warm(
+    folder: Path,
+    device: Device,
+    intra_op_num_threads: int,
+    policy: BatchPolicy | None = None,
+    check_determinism: bool = False,
+    timeout_seconds: float = 60.0,
+    graph_cache: Path | None = None,
+) -> WarmVersion:
+    """Load the MLmodel folder and run the model once: on its own example, or on a row of zeros if it has none.
+
+    Args:
+        policy: how its requests are run together, if that is possible; None if they are not.
+        check_determinism: search the graph for random nodes, which takes a second for a gigabyte.
+        timeout_seconds: for the first run, and for every run of a pyfunc, whose process is then killed and restarted.
+        graph_cache: the folder that keeps optimised graphs for the next start.
+
+    Raises:
+        InvalidArtifact: the model cannot be used, or cannot answer its own example.
+        DeviceUnavailable, RuntimeMissing: see `runtime.session.open_session`.
+    """
+    artifact = read_served_artifact(folder)
+    if artifact.flavor == PYTHON_FUNCTION:
+        return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds))
+    model = OnnxModel.load(folder, device, intra_op_num_threads, graph_cache)
+    is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
+    feeds = _run_example(model, folder, timeout_seconds)
+    if feeds is None:
+        if policy is not None:
+            logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
+        return WarmVersion(model, is_deterministic=is_deterministic)
+    batcher = None
+    if policy is not None:
+        if reason := unbatchable_reason(model, feeds):
+            logger.warning("%s: requests are not joined: %s", folder.name, reason)
+        else:
+            for size in policy.sizes:
+                model.run(repeat_row(feeds, 0, size))
+            batcher = Batcher(model.run, policy)
+    timed = feeds if no_batch_dimension_reason(model.artifact) else repeat_row(feeds, 0)
+    fastest = float("inf")
+    for _ in range(_TIMED_RUNS):
+        began = time.perf_counter()
+        model.run(timed)
+        fastest = min(fastest, time.perf_counter() - began)
+    return WarmVersion(model, batcher, fastest / max(model.schema.count_rows(timed), 1), is_deterministic)
+
+
+def has_random_nodes(onnx_file: Path) -> bool:
+    """Return whether the graph may draw random numbers, from its bytes: a constant may look like such a node.
+
+    A graph of 100 MB takes 0.1 s. Parsing it would take its size in memory.
+    """
+    with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return _RANDOM.search(content) is not None
+
+
+def _run_example(model: OnnxModel, folder: Path, seconds: float) -> Feeds | None:
+    """Run the model once and return the feeds: its own example if it has one; None if it refuses a row of zeros."""
+    example = folder / EXAMPLE
+    if example.is_file():
+        try:
+            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+            model.try_out(feeds, seconds)
+        except OnnxserveError as error:
+            raise InvalidArtifact(f"the model cannot answer its own example ({EXAMPLE}): {error.message}") from None
+        return feeds
+    feeds = model.example_feeds()
+    try:
+        model.try_out(feeds, seconds)
+    except InferenceError as error:
+        # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
+        logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
+        return None
+    return feeds

@@ -1,10 +1,10 @@
-"""Commands: how a request to a worker has an endpoint loaded into, or unloaded from, the memory of all workers.
+"""Model control: a request to a worker loads an endpoint into the memory of all workers, or unloads it.
 
 The wanted state has one writer, the agent. So a worker leaves a command file in the state folder and waits, for a
-bounded time, until the agent has answered it; the agent (`agent/control.py`) answers once every worker has dealt with
-the change. Files are named by the time of their making, so that they are taken in their order; the worker removes both
-files, and the agent those that nobody waits for any more. All times are of the machine's monotonic clock, which every
-process of it shares and which nobody sets.
+bounded time, for the agent's answer. The agent (`agent/control.py`) answers once every worker has applied the change.
+Files are named by the time they were made, so that they are taken in order. The worker removes both files, the agent
+those that nobody waits for any more. All times are of the machine's monotonic clock, which its processes share and
+nobody sets.
 """
 
 import os
@@ -38,13 +38,13 @@ from mlflow_deploy_plugin.statedir import (
 )
 
 MAX_WAITING = 64
-"""Commands of one server that may wait at the same time."""
+"""The commands of one server that may wait at the same time."""
 MAX_COMMAND_BYTES = 256 * 1024
 COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
-"""After this time nobody waits for the answer to a command any more."""
+"""Nobody waits for the answer to an older command."""
 _AGENT_SECONDS = 10.0
-"""A crashed agent is started anew after a second, and takes some more to import MLflow."""
+"""A crashed agent is restarted after a second, and takes some more to import MLflow."""
 _POLL_SECONDS = 0.05
 
 _ERRORS: dict[str, type[OnnxserveError]] = {
@@ -53,49 +53,49 @@ _ERRORS: dict[str, type[OnnxserveError]] = {
 
 
 class ModelControl:
-    """The commands of one worker.
+    """Loads and unloads endpoints on behalf of the requests to one worker.
 
     Args:
-        mode: only in "explicit" anything may be loaded or unloaded.
-        most_waiting: requests of this worker that may wait for an answer at the same time, each in its thread.
-        patience_seconds: what a command may take.
-        agent_seconds: for how long the agent may be away (it is started anew when it crashes).
+        mode: only "explicit" allows it.
+        max_waiting: requests of this worker that may wait for an answer at the same time, each in its thread.
+        timeout_seconds: the longest wait for a command.
+        agent_seconds: how long the agent may be down (it is restarted when it crashes).
     """
 
     def __init__(
         self,
         state_dir: Path,
         mode: ModelControlMode,
-        most_waiting: int,
-        patience_seconds: float = COMMAND_TIMEOUT_SECONDS,
+        max_waiting: int,
+        timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
         agent_seconds: float = _AGENT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state_dir = state_dir
         self._mode = mode
-        self._waiting = threading.BoundedSemaphore(most_waiting)
-        self._patience_seconds = patience_seconds
+        self._waiting = threading.BoundedSemaphore(max_waiting)
+        self._timeout_seconds = timeout_seconds
         self._agent_seconds = agent_seconds
         self._clock = clock
 
     def load(self, endpoint: str, added: EndpointSpec | None = None) -> None:
-        """Has the endpoint in the memory of every worker; one that is there is looked up anew.
+        """Load the endpoint into every worker; resolve its versions again if it is loaded.
 
         Args:
-            added: what the endpoint is, where the server's spec does not have it.
+            added: the endpoint, if the server's spec does not have it.
 
         Raises:
-            InvalidConfig: nothing may be loaded here, or the spec has an endpoint of the name of `added`.
+            InvalidConfig: model control is off, or the spec has an endpoint of the name of `added`.
             NotFound: there is no such endpoint, or no such model.
             ModelError: the model cannot be served.
             NotReady, RegistryUnavailable: the agent, or the registry, does not answer.
             TooManyRequests: too many commands are under way.
-            DeadlineExceeded: it takes longer than a request can wait; it goes on.
+            DeadlineExceeded: it takes longer than a request can wait, and goes on.
         """
         self._run(Command(action="load", endpoint=endpoint, added=added, created_at=self._clock()))
 
     def unload(self, endpoint: str) -> None:
-        """Has the endpoint out of the memory of every worker.
+        """Unload the endpoint from every worker.
 
         Raises:
             InvalidConfig, NotFound, NotReady, TooManyRequests, DeadlineExceeded: as `load`.
@@ -108,7 +108,7 @@ class ModelControl:
                 f"this server lets nobody {command.action} endpoints; it was to be started with "
                 "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)"
             )
-        with self._admitted():
+        with self._admit():
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
             file, answer_file = self._state_dir / COMMANDS / name, self._state_dir / ANSWERS / name
             try:
@@ -124,8 +124,8 @@ class ModelControl:
             raise _ERRORS.get(answer.kind, OnnxserveError)(answer.error)
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Leaves threads of this worker to answer predictions, and bounds the files of all workers."""
+    def _admit(self) -> Iterator[None]:
+        """Bound the waiting requests of this worker, to leave threads for predictions, and the files of all workers."""
         if not self._waiting.acquire(blocking=False):
             raise TooManyRequests("other endpoints are being loaded or unloaded; ask again in a moment", 1)
         try:
@@ -139,25 +139,22 @@ class ModelControl:
         began = agent_seen = time.monotonic()
         while (answer := read_state(answer_file, CommandAnswer)) is None:
             now = time.monotonic()
-            if self._agent_lives():
+            agent = read_state(self._state_dir / AGENT, AgentState)
+            if agent is not None and is_alive(agent.pid):
                 agent_seen = now
             if now - agent_seen > self._agent_seconds:
                 raise NotReady(f"the agent that would {command.action} it does not run; it is started anew in a while")
-            if now - began > self._patience_seconds:
+            if now - began > self._timeout_seconds:
                 raise DeadlineExceeded(
-                    f"to {command.action} {command.endpoint!r} takes longer than {self._patience_seconds:.0f} s and "
+                    f"to {command.action} {command.endpoint!r} takes longer than {self._timeout_seconds:.0f} s and "
                     "goes on; /v2/repository/index says how it ends"
                 )
             time.sleep(_POLL_SECONDS)
         return answer
 
-    def _agent_lives(self) -> bool:
-        state = read_state(self._state_dir / AGENT, AgentState)
-        return state is not None and is_alive(state.pid)
-
 
 def command_answer(error: OnnxserveError | None) -> CommandAnswer:
-    """What the agent writes for a command that went well (None) or ended in this error."""
+    """Return the answer to a command that succeeded (None) or failed with this error."""
     if error is None:
         return CommandAnswer()
     kinds = [kind.__name__ for kind in type(error).__mro__]
@@ -165,5 +162,5 @@ def command_answer(error: OnnxserveError | None) -> CommandAnswer:
 
 
 def command_files(state_dir: Path) -> list[Path]:
-    """The files of the commands that somebody waits for, the oldest first."""
+    """Return the files of the waiting commands, oldest first."""
     return sorted((state_dir / COMMANDS).glob("[!.]*.json"))

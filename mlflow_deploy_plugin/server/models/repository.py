@@ -1,9 +1,9 @@
-"""The versions held in this process: load → warm → atomic swap → drop the old when its last request has left.
+"""The versions in a worker's memory: load, warm, swap in one assignment, free the old ones.
 
-`Repository` follows `wanted.json`. What it serves is an immutable `Table`, replaced in one assignment: a request takes
-one `ServedVariant` out of it and keeps that object until it has answered, so that it is answered by exactly one
-version; a version that no table names any more is freed by CPython's reference counting when the last such request
-lets go. Whatever fails on the way to a new version leaves the old one serving and is told in this worker's state file.
+`Repository` follows `wanted.json`. It serves an immutable `ServedTable` that it replaces in one assignment. A request
+takes one `ServedVariant` out of the table and holds it until it is answered, so that exactly one version answers it. A
+version that is in no table any more is freed by reference counting when the last such request ends. If anything fails
+on the way to a new version, the old one goes on serving and this worker's state file says why.
 """
 
 import logging
@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -45,8 +45,10 @@ from mlflow_deploy_plugin.statedir import (
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-_MOST_SHOWN = 20
-_NONE: Mapping[str, str] = MappingProxyType({})
+_MAX_LISTED = 20
+_MAX_RETIRING_SECONDS, _RETIRING_POLL_SECONDS = 5.0, 0.02
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NOT_LOADED = "no model is loaded yet; ask again in a moment"
 
 
 class Repository:
@@ -58,8 +60,11 @@ class Repository:
         on_change: called with the new table after every change.
 
     Attributes:
-        state_dir: as it was given.
-        has_pyfuncs: some version in memory answers from a side process; one in the shadow keeps nobody waiting.
+        state_dir: the server's state folder.
+        table: what is served now.
+        unloaded: endpoints that a command has unloaded and another may load again.
+        has_pyfuncs: a side process answers for some version in memory; shadows do not count, since nobody waits for
+            them.
     """
 
     def __init__(
@@ -69,55 +74,48 @@ class Repository:
         on_change: Callable[[ServedTable], None] = lambda table: None,
     ) -> None:
         self.state_dir = state_dir
+        self.table: ServedTable = {}
+        self.unloaded: tuple[str, ...] = ()
+        self.has_pyfuncs = False
         self._load = load
         self._on_change = on_change
-        self._table: ServedTable = {}
-        self.has_pyfuncs = False
         self._applied: dict[str, WantedEndpoint] = {}
-        self._unloaded: tuple[str, ...] = ()
         self._errors: dict[str, dict[str, str]] = {}
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
         self._state_file = WorkerStateFile(state_dir)
         self._retiring = RetiringVersions()
         self._stopping = threading.Event()
-        self._has_dealt = threading.Event()
+        self._has_applied = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
 
-    @property
-    def table(self) -> ServedTable:
-        return self._table
-
-    @property
-    def unloaded(self) -> tuple[str, ...]:
-        """Endpoints that a command has taken out of memory, and another may bring back."""
-        return self._unloaded
-
     def start(self) -> None:
-        """Follows `wanted.json` in a thread of its own, until `stop`."""
+        """Follow `wanted.json` in a thread of its own, until `stop`."""
         self._follower.start()
 
     def wait_until_applied(self, seconds: float) -> bool:
-        """Whether, after `seconds` at most, what was wanted at the start is loaded, or could not be, or is nothing."""
-        return self._has_dealt.wait(seconds)
+        """Wait until what was wanted at the start is loaded, or cannot be; return False after `seconds`."""
+        return self._has_applied.wait(seconds)
 
     def stop(self) -> None:
-        """Ends the thread, lets go of the versions and removes this worker's state file."""
+        """End the thread, free the versions and remove this worker's state file."""
         self._stopping.set()
         if self._follower.is_alive():
             self._follower.join()
-        self._table = {}
+        self.table = {}
         self._state_file.remove()
 
     def select_variant(
-        self, endpoint: str | None, draw: float, version: str | None = None, headers: Mapping[str, str] = _NONE
+        self, endpoint: str | None, draw: float, version: str | None = None, headers: Mapping[str, str] = _NO_HEADERS
     ) -> ServedVariant:
-        """The variant that answers a request; where a column's value chooses it, one to decode with and to `keep` by.
+        """Return the variant for a request.
+
+        If a column's value chooses the variant, this one only decodes the request; `sticky_variant` returns the other.
 
         Args:
-            endpoint: None: the only endpoint, or the first of several.
-            version: the loaded version that is to answer, whatever its weight; None: the header that the endpoint's
-                callers stick by decides, else `draw`.
+            endpoint: None for the only endpoint, or the first of several.
+            version: the loaded version that is to answer, whatever its weight. If it is None, the endpoint's sticky
+                header decides, else `draw`.
             headers: by their names in lower case.
 
         Raises:
@@ -139,10 +137,10 @@ class Repository:
         return weighted_variant(served.answering, draw)
 
     def sticky_variant(self, variant: ServedVariant, key: str) -> ServedVariant:
-        """The variant that answers a request in which `variant`, that of the lease, has read `key`.
+        """Return the variant for a request in which `variant` has read `key`.
 
         Raises:
-            NotReady, NotFound: as `lease`.
+            NotReady, NotFound: as `select_variant`.
         """
         served = self.find(variant.endpoint)[1]
         if not served.answering:
@@ -150,46 +148,58 @@ class Repository:
         return sticky_variant(served.answering, variant.endpoint, key)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:
-        """The versions of an endpoint that are in memory.
+        """Return the versions of an endpoint that are in memory.
 
         Raises:
-            NotReady, NotFound: as `lease`.
+            NotReady, NotFound: as `select_variant`.
         """
         return self.find(endpoint)[1].versions
 
     def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
-        """The endpoint and its name; None: the default one.
+        """Return the name of the endpoint and the endpoint; None for the default one.
 
         Raises:
-            NotReady, NotFound: as `lease`.
+            NotReady, NotFound: as `select_variant`.
         """
-        table = self._table
+        table = self.table
         name = next(iter(table), None) if endpoint is None else endpoint
         served = table.get(name) if name is not None else None
         if name is None or served is None:
             if endpoint is None or self._generation is None:
-                raise NotReady("no model is loaded yet; ask again in a moment")
-            if endpoint in self._unloaded:
+                raise NotReady(_NOT_LOADED)
+            if endpoint in self.unloaded:
                 raise NotFound(
                     f"endpoint {endpoint!r} is unloaded; POST /v2/repository/models/{endpoint}/load loads it"
                 )
-            raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {_some(table)}")
+            names = list(table)
+            listed = ", ".join(map(repr, names[:_MAX_LISTED])) or "none"
+            if len(names) > _MAX_LISTED:
+                listed += f" and {len(names) - _MAX_LISTED} more"
+            raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {listed}")
         return name, served
 
     def not_ready_reason(self) -> str:
-        """Why this worker answers for nobody yet; empty: it does, or nothing is to be served.
+        """Return why this worker answers no requests yet; empty if it does, or if nothing is to be served.
 
-        One of many endpoints that has no version says so for itself, and keeps no other from being asked.
+        Of several endpoints one without a version does not make the worker unready.
         """
         if self._generation is None:
-            return "no model is loaded yet; ask again in a moment"
-        table = self._table
+            return _NOT_LOADED
+        table = self.table
         if not table or any(not one.loaded.unavailable_reason for served in table.values() for one in served.answering):
             return ""
         return self.unavailable_reason(next(iter(table)))
 
+    def unavailable_reason(self, endpoint: str) -> str:
+        """Return why no version of the endpoint answers."""
+        applied, served = self._applied.get(endpoint), self.table.get(endpoint)
+        reasons = {name: one.loaded.unavailable_reason for name, one in served.variants.items()} if served else {}
+        reasons |= (applied.errors if applied else {}) | self._errors.get(endpoint, {})
+        listed = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
+        return f"endpoint {endpoint!r} has no version that answers" + (f": {listed}" if listed else "")
+
     def poll(self) -> None:
-        """Deals with `wanted.json` if it is another one than at the last look."""
+        """Apply `wanted.json` if it has changed since the last call."""
         try:
             status = (self.state_dir / WANTED).stat()
         except FileNotFoundError:
@@ -210,33 +220,31 @@ class Repository:
                 self.poll()
             except Exception:
                 logger.exception("dealing with %s failed; what is served stays as it is", WANTED)
-            self._has_dealt.set()
+            self._has_applied.set()
             if self._stopping.wait(POLL_SECONDS):
                 return
 
     def _apply(self, wanted: Wanted) -> None:
-        for name in [name for name in self._table if name not in wanted.endpoints]:
-            self._publish({key: served for key, served in self._table.items() if key != name})
+        for name in [name for name in self.table if name not in wanted.endpoints]:
+            self._swap({key: served for key, served in self.table.items() if key != name})
             self._errors.pop(name, None)
             self._applied.pop(name, None)
         for name, endpoint in wanted.endpoints.items():
             if endpoint == self._applied.get(name) and not self._errors[name]:
                 continue
-            served, self._errors[name] = self._serve(name, endpoint)
+            served, self._errors[name] = self._load_endpoint(name, endpoint)
             self._applied[name] = endpoint
-            self._publish({**self._table, name: served})
-        if list(self._table) != list(wanted.endpoints):
-            self._publish({name: self._table[name] for name in wanted.endpoints})  # the first one is the default
-        self._unloaded = wanted.unloaded
+            self._swap({**self.table, name: served})
+        if list(self.table) != list(wanted.endpoints):
+            self._swap({name: self.table[name] for name in wanted.endpoints})  # the first one is the default
+        self.unloaded = wanted.unloaded
         self._generation = wanted.generation
-        self._state_file.publish(self._table, self._errors, wanted.generation)
+        self._state_file.publish(self.table, self._errors, wanted.generation)
 
-    def _serve(self, endpoint: str, wanted: WantedEndpoint) -> tuple[ServedEndpoint, dict[str, str]]:
-        """The endpoint as wanted, as far as its versions can be loaded, and what went wrong by variant."""
-        before = self._table[endpoint].variants if endpoint in self._table else {}
-        held = {
-            _identity(one.loaded): one.loaded for served in self._table.values() for one in served.variants.values()
-        }
+    def _load_endpoint(self, endpoint: str, wanted: WantedEndpoint) -> tuple[ServedEndpoint, dict[str, str]]:
+        """Return the endpoint as far as its versions can be loaded, and the errors by variant."""
+        before = self.table[endpoint].variants if endpoint in self.table else {}
+        held = {_identity(one.loaded): one.loaded for served in self.table.values() for one in served.variants.values()}
         variants, errors = {}, {}
         for name, want in wanted.variants.items():
             loaded = held.get(_identity(want))
@@ -256,7 +264,7 @@ class Repository:
                 captured = exclude_columns(loaded.captured, capture.drop, capture.mask)
                 if capture.mask:
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-            except InvalidConfig as error:  # to go on without it would write down what is to be left out
+            except InvalidConfig as error:  # serving it all the same would capture what has to be left out
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
                 if name in before:
@@ -272,110 +280,90 @@ class Repository:
                 logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
         return served, errors
 
-    def _publish(self, table: ServedTable) -> None:
+    def _swap(self, table: ServedTable) -> None:
         variants = (variant for served in table.values() for variant in served.variants.values())
         answering = (one.loaded for one in variants if not one.shadow)
         self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
-        self._retiring.add_replaced(self._table, table)
-        self._table = table
+        self._retiring.add_replaced(self.table, table)
+        self.table = table
         self._on_change(table)
-
-    def unavailable_reason(self, endpoint: str) -> str:
-        """Why no version of the endpoint answers."""
-        applied = self._applied.get(endpoint)
-        told = (applied.errors if applied else {}) | self._errors.get(endpoint, {})
-        return unavailable_reason(endpoint, self._table.get(endpoint), told)
-
-
-def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
-    """What makes two variants share one version in memory."""
-    return version.model, version.version, version.folder
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few names, as an error shows them."""
-    listed = list(names)
-    shown = ", ".join(map(repr, listed[:_MOST_SHOWN])) or "none"
-    return f"{shown} and {len(listed) - _MOST_SHOWN} more" if len(listed) > _MOST_SHOWN else shown
-
-
-Errors = Mapping[str, Mapping[str, str]]
-"""Endpoint → variant → why the wanted version could not be loaded."""
 
 
 class WorkerStateFile:
-    """The state file of this worker."""
+    """The state file of this worker: what it has loaded, and what it could not load."""
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._untold: WorkerState | None = None
+        self._unwritten: WorkerState | None = None
         self._failure = ""
 
-    def publish(self, table: ServedTable, errors: Errors, generation: int) -> None:
-        """Writes down what is served from now on, which is how this worker has dealt with that generation."""
+    def publish(self, table: ServedTable, errors: Mapping[str, Mapping[str, str]], generation: int) -> None:
+        """Write what is served from now on.
+
+        Args:
+            errors: endpoint → variant → why the wanted version could not be loaded.
+            generation: the one that this worker has applied.
+        """
+
+        def state_of(variant: ServedVariant | None, error: str) -> LoadedVariant:
+            if variant is None:
+                return LoadedVariant(error=error)
+            no_batch = no_batch_dimension_reason(variant.loaded.predictor.artifact)
+            return LoadedVariant(version=variant.loaded.version, error=error, no_batch=no_batch)
+
         endpoints = {
             name: {
-                variant: _told(served.variants.get(variant), errors.get(name, {}).get(variant, ""))
+                variant: state_of(served.variants.get(variant), errors.get(name, {}).get(variant, ""))
                 for variant in dict.fromkeys([*served.variants, *errors.get(name, {})])
             }
             for name, served in table.items()
         }
-        self._untold = WorkerState(pid=os.getpid(), generation=generation, endpoints=endpoints)
+        self._unwritten = WorkerState(pid=os.getpid(), generation=generation, endpoints=endpoints)
         self.retry()
 
     def retry(self) -> None:
-        """Writes what could not be written, on a disk that was full."""
-        if self._untold is None:
+        """Write what could not be written because the disk was full."""
+        if self._unwritten is None:
             return
         try:
-            write_state(worker_file(self._state_dir, self._untold.pid), self._untold)
+            write_state(worker_file(self._state_dir, self._unwritten.pid), self._unwritten)
         except OSError as error:
             if (reason := str(error.strerror)) != self._failure:
                 logger.error("the state of this worker cannot be written: %s", reason)
             self._failure = reason
             return
-        self._untold, self._failure = None, ""
+        self._unwritten, self._failure = None, ""
 
     def remove(self) -> None:
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
 
 
-def _told(variant: ServedVariant | None, error: str) -> LoadedVariant:
-    if variant is None:
-        return LoadedVariant(error=error)
-    loaded = variant.loaded
-    return LoadedVariant(
-        version=loaded.version, error=error, no_batch=no_batch_dimension_reason(loaded.predictor.artifact)
-    )
-
-
-def unavailable_reason(endpoint: str, served: ServedEndpoint | None, told: Mapping[str, str]) -> str:
-    """Why nobody answers for the endpoint: what keeps its variants away, and what was told of them."""
-    away = {name: variant.loaded.unavailable_reason for name, variant in served.variants.items()} if served else {}
-    reasons = "; ".join(f"{variant}: {error}" for variant, error in {**away, **told}.items() if error)
-    return f"endpoint {endpoint!r} has no version that answers" + (f": {reasons}" if reasons else "")
-
-
-_LONGEST_SECONDS, _POLL_SECONDS = 5.0, 0.02
-
-
 class RetiringVersions:
-    """Keeps a third version of a model from being loaded while the first is still in memory."""
+    """Replaced versions that requests still hold. A third version of a model is not loaded beside two of them.
+
+    The wait is bounded: a request that hangs must not keep a promoted version from being served. Whether there is
+    memory for a third version is then decided by `memory.py`.
+    """
 
     def __init__(self) -> None:
         self._versions: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
 
     def add_replaced(self, before: ServedTable, after: ServedTable) -> None:
-        """What `before` names and `after` does not is leaving."""
-        self._versions.update(_loaded(before) - _loaded(after))
+        """Add the versions that are in `before` and not in `after`."""
+        self._versions.update(_loaded_versions(before) - _loaded_versions(after))
 
     def wait(self, model: str, stopping: threading.Event) -> None:
-        """Returns when no version of the model is leaving, after some seconds at most, or on `stopping`."""
-        deadline = time.monotonic() + _LONGEST_SECONDS
+        """Wait until no version of the model is retiring, for some seconds at most, or until `stopping`."""
+        deadline = time.monotonic() + _MAX_RETIRING_SECONDS
         while any(one.model == model for one in self._versions) and time.monotonic() < deadline:
-            if stopping.wait(_POLL_SECONDS):
+            if stopping.wait(_RETIRING_POLL_SECONDS):
                 return
 
 
-def _loaded(table: ServedTable) -> set[LoadedVersion]:
+def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
     return {variant.loaded for served in table.values() for variant in served.variants.values()}
+
+
+def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
+    """Return what two variants have in common if they share one version in memory."""
+    return version.model, version.version, version.folder

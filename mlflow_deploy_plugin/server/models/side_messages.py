@@ -1,8 +1,8 @@
-"""The messages between a worker and the side process of a pyfunc: JSON, then arrays and bytes as they lie in memory.
+"""The messages between a worker and a side process: JSON, then arrays and bytes as they lie in memory.
 
 A frame is a magic number, the length of the JSON, the length of what follows it, and both. The JSON names the message,
-its plain fields and its arrays in order. Nothing in it is code: what a side process sends cannot make a worker run
-anything, as a pickle could. Lengths are checked before anything is read.
+its plain fields and its arrays in order. Nothing in it is code: unlike a pickle, a side process's message cannot make a
+worker run anything. Lengths are checked before anything is read.
 """
 
 import json
@@ -27,7 +27,7 @@ _CHUNK = 1024 * 1024
 
 
 class MalformedMessage(Exception):
-    """What came is no message, or the other side has gone in the middle of one."""
+    """The bytes are no message, or the other side has gone in the middle of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class SideMessage:
     """One message.
 
     Attributes:
-        fields: whatever JSON can say.
+        fields: values that JSON has.
         arrays: by group and name; numbers, booleans, or strings in object arrays.
     """
 
@@ -46,29 +46,29 @@ class SideMessage:
 
 
 def send(connection: socket.socket, message: SideMessage, deadline: float | None = None) -> None:
-    """Sends the message whole; `deadline` in monotonic seconds.
+    """Send the whole message; `deadline` in monotonic seconds.
 
     Raises:
-        TimeoutError: not until the deadline.
+        TimeoutError: the deadline has passed.
         OSError: the other side has gone.
         ValueError: the message is too large.
     """
-    head, blobs = _pack(message)
+    head, blobs = _encode(message)
     following = sum(map(len, blobs))
     if len(head) > MAX_JSON_BYTES or following > MAX_BYTES:
         raise ValueError(f"a message of {len(head) + following} bytes is too large")
-    _limit(connection, deadline)
-    connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # its timeout is that of the whole
+    _set_timeout(connection, deadline)
+    connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # the timeout is that of the whole call
     for blob in blobs:
-        _limit(connection, deadline)
+        _set_timeout(connection, deadline)
         connection.sendall(blob)
 
 
 def receive(connection: socket.socket, deadline: float | None = None) -> SideMessage | None:
-    """The next message, or None where the other side has gone; `deadline` in monotonic seconds.
+    """Receive the next message, or None if the other side has gone; `deadline` in monotonic seconds.
 
     Raises:
-        TimeoutError: not until the deadline.
+        TimeoutError: the deadline has passed.
         BrokenFrame: no message, or half of one.
         OSError: the connection cannot be read.
     """
@@ -84,12 +84,12 @@ def receive(connection: socket.socket, deadline: float | None = None) -> SideMes
     if len(head) < length or len(rest) < following:
         raise MalformedMessage("half a message")
     try:
-        return _unpack(json.loads(head), memoryview(rest))
+        return _decode(json.loads(head), memoryview(rest))
     except (ValueError, KeyError, TypeError) as error:
         raise MalformedMessage(f"no message: {error}") from None
 
 
-def _limit(connection: socket.socket, deadline: float | None) -> None:
+def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
     if deadline is None:
         connection.settimeout(None)
         return
@@ -100,10 +100,10 @@ def _limit(connection: socket.socket, deadline: float | None) -> None:
 
 
 def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes:
-    """`size` bytes, or fewer where the other side has gone."""
+    """Read `size` bytes, or fewer if the other side has gone."""
     parts, left = [], size
     while left:
-        _limit(connection, deadline)
+        _set_timeout(connection, deadline)
         part = connection.recv(min(left, _CHUNK))
         if not part:
             break
@@ -112,21 +112,21 @@ def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes
     return b"".join(parts)
 
 
-def _pack(message: SideMessage) -> tuple[bytes, list[bytes]]:
+def _encode(message: SideMessage) -> tuple[bytes, list[bytes]]:
     layout: dict[str, list[tuple[str, str, tuple[int, ...], int]]] = {}
     blobs: list[bytes] = []
     for group, arrays in message.arrays.items():
         layout[group] = []
         for name, array in arrays.items():
             is_text = array.dtype.kind == "O"
-            # not orjson: a text that came as JSON may hold half a surrogate pair
+            # not orjson: a text that came as JSON may hold a lone surrogate
             blobs.append(json.dumps(array.reshape(-1).tolist()).encode() if is_text else array.tobytes())
             layout[group].append((name, "str" if is_text else array.dtype.str, array.shape, len(blobs[-1])))
     blobs.append(message.body)
     return json.dumps({"kind": message.kind, "fields": message.fields, "arrays": layout}).encode(), blobs
 
 
-def _unpack(head: Any, blobs: memoryview) -> SideMessage:
+def _decode(head: Any, blobs: memoryview) -> SideMessage:
     arrays: dict[str, dict[str, Array]] = {}
     position = 0
     for group, entries in head["arrays"].items():

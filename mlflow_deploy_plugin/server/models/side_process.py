@@ -1,10 +1,11 @@
-"""A process beside the worker that runs the code of one pyfunc version, or explains, so that the worker has neither
-mlflow nor pandas nor shap in memory, and outlives whatever that code does.
+"""A process beside the worker that runs the code of one pyfunc version, or explains.
 
-A keeper thread starts the process, waits for its end, and starts it anew, with a pause that grows while it does not
-last. A question that finds no process is refused at once; one that takes longer than it may ends the process. The
-process ends with its worker, however that ends: its connection is closed (which it watches), and the kernel kills it
-when the keeper, that is its parent thread, has gone. It leads a process group, which is killed with it.
+So the worker has neither mlflow nor pandas nor shap in memory, and outlives whatever that code does. A keeper thread
+starts the process, waits for its end, and restarts it, after a pause that grows while it keeps ending. A request that
+finds no process is refused at once; one that takes too long ends the process.
+
+The process ends with its worker, however that ends: its connection is closed, which it watches, and the kernel kills it
+when its parent thread, the keeper, has gone. It leads a process group, which is killed with it.
 """
 
 import contextlib
@@ -35,19 +36,29 @@ logger = logging.getLogger(__name__)
 
 READY, FAILED = "ready", "failed"
 _LOAD_SECONDS: Final = 600.0
-_LONGEST_PAUSE_SECONDS: Final = 30.0
+_MAX_PAUSE_SECONDS: Final = 30.0
 _STABLE_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
-_FOR_METRICS = "PROMETHEUS_MULTIPROC_DIR"  # the model's own counters have no place among the worker's
+"""A process that has closed its connection is about to end. It is killed later, so that its own exit status is seen."""
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the model's own counters must not be among the worker's
+
+_REMOTE_ERRORS: dict[str, type[OnnxserveError]] = {
+    "request": InvalidRequest,
+    "schema": SchemaMismatch,
+    "media type": UnsupportedMediaType,
+    "model": InferenceError,
+    "time": DeadlineExceeded,
+}
+"""The errors that a side process reports (`pyfunc/`), by the name in its message."""
 
 
-class _Running:
-    """One process and the connection to it."""
+class _ProcessRun:
+    """One run of the process and the connection to it."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.connection, theirs = socket.socketpair()
-        environment = {name: value for name, value in os.environ.items() if name != _FOR_METRICS}
+        environment = {name: value for name, value in os.environ.items() if name != _METRICS_VARIABLE}
         with theirs:
             self.child = Child(
                 [*command, str(theirs.fileno())],
@@ -56,15 +67,11 @@ class _Running:
                 environment=environment,
             )
 
-    def kill_soon(self) -> None:
-        """Kill a process that has closed its connection and is about to end, so that its own exit status is seen."""
-        self.child.kill_later(_GRACE_SECONDS)
-
     def wait(self) -> None:
-        """Return when the process has ended and nothing of its group is left.
+        """Wait until the process has ended and nothing of its group is left.
 
-        The connection is shut down here, and closed by whoever knows that nobody reads from it: a number that is free
-        would be given to the connection of the next process while a thread still waits on it.
+        The connection is shut down here, and closed once nobody reads from it: otherwise the connection of the next
+        process could get its number while a thread still waits on it.
         """
         self.child.wait()
         with contextlib.suppress(OSError):
@@ -77,73 +84,76 @@ class _Running:
 
 
 class SideProcess:
-    """Keeps one process of `command` running until `close`, and asks it one question at a time.
+    """Keeps one process of `command` running until `close`, and sends it one request at a time.
 
     Args:
-        command: is given the descriptor of its socket as its last argument; says `ready` or `failed` first.
-        answer_seconds: what one answer may take; then the process is killed.
-        what: what it is called where it is told why it does not answer.
+        command: gets the descriptor of its socket as its last argument; its first message is `ready` or `failed`.
+        timeout_seconds: for one request; then the process is killed.
+        label: its name in messages.
     """
 
-    def __init__(self, command: Sequence[str], answer_seconds: float, what: str = "model") -> None:
+    def __init__(self, command: Sequence[str], timeout_seconds: float, label: str = "model") -> None:
         self._command = command
-        self._what = what
-        self._answer_seconds = answer_seconds
-        self._asking = threading.Lock()
-        self._asked = threading.local()
-        self._running: _Running | None = None
-        self._starting: _Running | None = None
+        self._label = label
+        self._timeout_seconds = timeout_seconds
+        self._turn = threading.Lock()
+        self._local = threading.local()
+        self._running: _ProcessRun | None = None
+        self._starting: _ProcessRun | None = None
         self._closed = threading.Event()
         self._first: SideMessage | None = None
         self._looked = threading.Event()
-        self._why = "is being started"
-        self._keeper = threading.Thread(target=self._keep, name="onnxserve-side-process", daemon=True)
+        self._state = "is being started"
+        self._keeper = threading.Thread(target=self._keep_running, name="onnxserve-side-process", daemon=True)
 
-    def start(self, patience: float | None = None) -> SideMessage:
-        """Starts the process, and gives what it says when it is ready.
+    def start(self, wait_seconds: float | None = None) -> SideMessage:
+        """Start the process and return its first message.
 
         Raises:
-            InvalidArtifact: it cannot be; the message says why.
-            NotReady: it is not after `patience` seconds (None: as long as it takes); it is being started all the same.
+            InvalidArtifact: it cannot be started; the message says why.
+            NotReady: it is not ready after `wait_seconds` (None to wait as long as it takes), but still starting.
         """
         self._keeper.start()
-        if not self._looked.wait(patience):
-            raise NotReady(self._told(), 1)
+        if not self._looked.wait(wait_seconds):
+            raise NotReady(self._unavailable(), 1)
         first = self._first
         if first is None or first.kind != READY:
             self.close()
             raise InvalidArtifact(
-                str(first.fields["message"]) if first else f"the process of this {self._what} {self._why}"
+                str(first.fields["message"]) if first else f"the process of this {self._label} {self._state}"
             )
         return first
 
-    def request(self, question: SideMessage, deadline: float = math.inf) -> SideMessage:
-        """The answer of the process; by `deadline`, in `time.perf_counter()`, its turn has to have come.
+    def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
+        """Send a message and return the answer. Its turn has to come by `deadline`, in `time.perf_counter()`.
 
         Raises:
-            NotReady: it is being started, or has ended over this question.
-            DeadlineExceeded: its turn did not come in time; or it did not answer in time, and is killed.
-            TooManyRequests: others have been asking all that time.
+            NotReady: the process is being started, or has ended over this request.
+            DeadlineExceeded: the turn did not come in time, or the process did not answer in time and is killed.
+            TooManyRequests: other requests have kept the process busy all that time.
+            InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports it.
         """
-        patience = max(0.0, min(self._answer_seconds, deadline - time.perf_counter()))
+        wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))
         began = time.perf_counter()
-        if not self._asking.acquire(timeout=patience):
-            if patience < self._answer_seconds:
+        if not self._turn.acquire(timeout=wait_seconds):
+            if wait_seconds < self._timeout_seconds:
                 raise DeadlineExceeded(
-                    f"the request's time was up before the {self._what} was free; nothing was computed"
+                    f"the request's time was up before the {self._label} was free; nothing was computed"
                 )
-            raise TooManyRequests(f"the {self._what} was busy with other requests for {self._answer_seconds:.0f} s", 1)
-        self._asked.queue_seconds = time.perf_counter() - began
+            raise TooManyRequests(
+                f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s", 1
+            )
+        self._local.queue_seconds = time.perf_counter() - began
         try:
             running = self._running
             if running is None:
-                raise NotReady(self._told(), 1)
-            return self._exchange(running, question)
+                raise NotReady(self._unavailable(), 1)
+            return self._exchange(running, message)
         finally:
-            self._asking.release()
+            self._turn.release()
 
     def close(self) -> None:
-        """Ends the process for good; nothing waits."""
+        """End the process for good, without waiting."""
         self._closed.set()
         for running in (self._starting, self._running):
             if running is not None:
@@ -151,117 +161,97 @@ class SideProcess:
 
     @property
     def queue_seconds(self) -> float:
-        """The seconds that this thread's last question waited for its turn."""
-        return getattr(self._asked, "queue_seconds", 0.0)
+        """The seconds that this thread's last request waited for its turn."""
+        return getattr(self._local, "queue_seconds", 0.0)
 
     @property
     def unavailable_reason(self) -> str:
-        """Why there is no process to ask; empty: there is one."""
-        return "" if self._running else self._told()
+        """Why there is no process; empty if there is one."""
+        return "" if self._running else self._unavailable()
 
     @property
     def pid(self) -> int | None:
-        """The process that answers now; None: there is none."""
+        """The id of the running process, or None."""
         running = self._running
         return running.child.pid if running else None
 
-    def _told(self) -> str:
-        return f"the process of this {self._what} {self._why}; ask again in a moment"
+    def _unavailable(self) -> str:
+        return f"the process of this {self._label} {self._state}; ask again in a moment"
 
-    def _exchange(self, running: _Running, question: SideMessage) -> SideMessage:
-        deadline = time.monotonic() + self._answer_seconds
+    def _exchange(self, running: _ProcessRun, message: SideMessage) -> SideMessage:
+        deadline = time.monotonic() + self._timeout_seconds
         try:
-            send(running.connection, question, deadline)
+            send(running.connection, message, deadline)
             answer = receive(running.connection, deadline)
         except TimeoutError:
             self._running = None
             running.child.kill()
-            message = (
-                f"the {self._what} did not answer within {self._answer_seconds:.0f} s; its process is started anew"
-            )
-            raise DeadlineExceeded(message) from None
+            text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s; its process is started anew"
+            raise DeadlineExceeded(text) from None
         except (OSError, MalformedMessage) as error:
             logger.debug("asking process %d failed: %s", running.child.pid, error)
             answer = None
         if answer is None:
             self._running = None
-            running.kill_soon()
-            told = f"the process of this {self._what} {running.exit_reason()} over this request; it is started anew"
-            raise NotReady(told, 1)
+            running.child.kill_later(_GRACE_SECONDS)
+            text = f"the process of this {self._label} {running.exit_reason()} over this request; it is started anew"
+            raise NotReady(text, 1)
+        if answer.kind == "refused":
+            raise _REMOTE_ERRORS[answer.fields["what"]](answer.fields["message"])
         return answer
 
-    def _keep(self) -> None:
-        """Starts the process again and again, until `close`."""
+    def _keep_running(self) -> None:
+        """Start the process again and again, until `close`."""
         crashes = 0
         while not self._closed.is_set():
             try:
-                running = _Running(self._command)
+                running = _ProcessRun(self._command)
             except OSError as error:
-                self._why = f"cannot be started: {error.strerror}"
-                logger.error("the process of this %s %s", self._what, self._why)
+                self._state = f"cannot be started: {error.strerror}"
+                logger.error("the process of this %s %s", self._label, self._state)
             else:
-                self._live_through(running)
+                self._serve(running)
                 crashes = 0 if time.monotonic() - running.child.started_at > _STABLE_SECONDS else crashes + 1
             self._looked.set()
             if self._first is None or self._first.kind != READY:
-                return  # it never was ready: whoever wanted it is told
-            pause = min(2.0 ** (crashes - 1), _LONGEST_PAUSE_SECONDS) if crashes > 1 else 0.0
+                return  # it never was ready: `start` raises
+            pause = min(2.0 ** (crashes - 1), _MAX_PAUSE_SECONDS) if crashes > 1 else 0.0
             self._closed.wait(pause)
 
-    def _live_through(self, running: _Running) -> None:
-        """From the start of a process to its end."""
+    def _serve(self, running: _ProcessRun) -> None:
+        """Follow a process from its start to its end."""
         self._starting = running
         if self._closed.is_set():
             running.child.kill()
-        said = self._hear(running)
+        first = self._receive_first(running)
         if self._first is None:
-            self._first = said
-        if said is not None and said.kind == READY:
+            self._first = first
+        if first is not None and first.kind == READY:
             self._running = running
             self._looked.set()
-        elif said is None:
-            running.kill_soon()
+        elif first is None:
+            running.child.kill_later(_GRACE_SECONDS)
         else:
             running.child.kill()
         self._starting = None
         running.wait()
         self._running = None
-        with self._asking:
+        with self._turn:
             running.connection.close()
-        if said is None:
-            self._why = f"{running.exit_reason()} before it was ready"
-        elif said.kind == FAILED:
-            self._why = f"cannot be started: {said.fields['message']}"
+        if first is None:
+            self._state = f"{running.exit_reason()} before it was ready"
+        elif first.kind == FAILED:
+            self._state = f"cannot be started: {first.fields['message']}"
         else:
-            self._why = f"{running.exit_reason()} and is started anew"
-        if not self._closed.is_set() and self._looked.is_set():  # else it is told to whoever has started it
-            logger.error("the process %d of this %s %s", running.child.pid, self._what, self._why)
+            self._state = f"{running.exit_reason()} and is started anew"
+        if not self._closed.is_set() and self._looked.is_set():  # else `start` raises
+            logger.error("the process %d of this %s %s", running.child.pid, self._label, self._state)
 
-    def _hear(self, running: _Running) -> SideMessage | None:
-        """What it says when it is ready, or why it cannot be; None: it said nothing."""
+    def _receive_first(self, running: _ProcessRun) -> SideMessage | None:
+        """Return the first message, or one that says why there is none; None if the process has gone."""
         try:
             return receive(running.connection, running.child.started_at + _LOAD_SECONDS)
         except TimeoutError:
-            return SideMessage(FAILED, {"message": f"the {self._what} was not loaded within {_LOAD_SECONDS:.0f} s"})
+            return SideMessage(FAILED, {"message": f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"})
         except (OSError, MalformedMessage):
             return None
-
-
-_REFUSALS: dict[str, type[OnnxserveError]] = {
-    "request": InvalidRequest,
-    "schema": SchemaMismatch,
-    "media type": UnsupportedMediaType,
-    "model": InferenceError,
-    "time": DeadlineExceeded,
-}
-
-
-def unless_refused(answer: SideMessage) -> SideMessage:
-    """The answer of a side process.
-
-    Raises:
-        InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError, DeadlineExceeded: it is a refusal.
-    """
-    if answer.kind == "refused":
-        raise _REFUSALS[answer.fields["what"]](answer.fields["message"])
-    return answer

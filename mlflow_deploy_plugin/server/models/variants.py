@@ -1,4 +1,4 @@
-"""What is in memory, as plain values: loaded versions in their places. Immutable, replaced as a whole by a swap."""
+"""The variants of the served endpoints as immutable values, and the choice of the variant that answers a request."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from mlflow_deploy_plugin.spec import CaptureSpec, StickySpec
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """One version in memory. `eq=False`: two loads of one version are two.
+    """One version in memory. `eq=False`: a version that is loaded twice is two objects.
 
     Attributes:
-        batcher: joins its requests; None: each is computed alone.
-        seconds_per_row: what computing one row alone took at warm-up; infinite where that is not known.
-        is_deterministic: the same question is known to have the same answer.
+        batcher: runs requests together; None if each is run alone.
+        seconds_per_row: measured with one row at warm-up; infinite if that is not known.
+        is_deterministic: the graph is known to compute the same outputs from the same feeds.
     """
 
     model: str
@@ -32,25 +32,20 @@ class LoadedVersion:
     is_deterministic: bool = False
 
     @property
-    def is_batched(self) -> bool:
-        return self.batcher is not None
-
-    @property
     def unavailable_reason(self) -> str:
-        """Why it cannot answer just now, though it is loaded; empty: it can."""
+        """Why the version, though loaded, cannot answer just now; empty if it can."""
         return self.predictor.unavailable_reason if isinstance(self.predictor, RemotePredictor) else ""
 
 
 @dataclass(frozen=True)
 class ServedVariant:
-    """A loaded version in its place: what one request is answered by. Several may have the same one.
+    """A variant that answers requests with a loaded version, which other variants may share.
 
     Attributes:
-        captured: what is kept of its requests, as `capture` says.
-        shadows: those that get a copy of what it has answered: the endpoint's, without any of the very same version.
-        key: the input column whose value chooses among the variants that answer; None: no column does, or there is
-            no choice.
-        has_others: the endpoint has other variants, so that an answer says by which it was given.
+        captured: says which columns of its requests are kept, by `capture`.
+        shadows: the endpoint's shadows, which get a copy of each request, but for those of the very same version.
+        key: the input column whose value chooses the answering variant; None if no column does.
+        has_others: the endpoint has other variants, so that a response names the one that gave it.
     """
 
     endpoint: str
@@ -68,7 +63,7 @@ class ServedVariant:
 
 @dataclass(frozen=True)
 class ServedEndpoint:
-    """The variants of an endpoint that are in memory, those among them that may answer, and what chooses one."""
+    """The variants of an endpoint that are in memory, those that answer, and the stickiness of their clients."""
 
     variants: Mapping[str, ServedVariant]
     answering: tuple[ServedVariant, ...]
@@ -80,12 +75,12 @@ class ServedEndpoint:
 
     @property
     def unavailable_reasons(self) -> dict[str, str]:
-        """By version: why it cannot answer just now; empty: it can."""
+        """By version, why it cannot answer just now; empty if it can."""
         return {variant.loaded.version: variant.loaded.unavailable_reason for variant in self.variants.values()}
 
 
 def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
-    """The endpoint of these variants, each with what it has to know of the others."""
+    """Return the endpoint of these variants; tell each of them about the others."""
     shadows = [variant for variant in variants.values() if variant.shadow]
     if len(answering_variants(tuple(variants.values()))) < 2:
         sticky = None
@@ -103,10 +98,11 @@ def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySp
 
 
 ServedTable = Mapping[str, ServedEndpoint]
+"""The endpoints by name; the first one is the default."""
 
 
 class Weighted(Protocol):
-    """What routing needs to know of a variant."""
+    """A variant as far as routing needs it."""
 
     @property
     def name(self) -> str: ...
@@ -122,12 +118,12 @@ WeightedT = TypeVar("WeightedT", bound=Weighted)
 
 
 def answering_variants(variants: Sequence[WeightedT]) -> tuple[WeightedT, ...]:
-    """The variants that may answer: with a weight, and not in the shadow."""
+    """Return the variants that may answer: they have a weight and are no shadows."""
     return tuple(variant for variant in variants if variant.weight > 0 and not variant.shadow)
 
 
 def weighted_variant(variants: Sequence[WeightedT], draw: float) -> WeightedT:
-    """The variant whose share of the weights `draw`, in [0, 1), falls into; `variants` are those of `answering`."""
+    """Return the variant whose share of the weights contains `draw`, a number in [0, 1)."""
     if len(variants) == 1:
         return variants[0]
     mark = draw * sum(variant.weight for variant in variants)
@@ -139,34 +135,34 @@ def weighted_variant(variants: Sequence[WeightedT], draw: float) -> WeightedT:
 
 
 def sticky_variant(variants: Sequence[WeightedT], endpoint: str, key: str) -> WeightedT:
-    """The variant that `key` always comes to, in every worker and after every restart, with the shares of the weights.
+    """Return the variant of `key`: the same in every worker and after every restart, in the shares of the weights.
 
     Each variant has a number from a hash of endpoint, variant and key, exponentially distributed with its weight as the
-    rate; the smallest wins (weighted rendezvous hashing). A variant whose weight grows only gains keys and no other
-    pair exchanges any, whatever the order of the variants is: of all ways without a memory this moves the fewest
-    (Bavarian et al., "The Optimality of Correlated Sampling", 2016).
+    rate. The smallest wins (weighted rendezvous hashing). A variant whose weight grows only gains keys, and no other
+    pair exchanges any, whatever the order of the variants. No method without a memory moves fewer keys (Bavarian et
+    al., "The Optimality of Correlated Sampling", 2016).
     """
     if len(variants) == 1:
         return variants[0]
-    return min(variants, key=lambda variant: _waiting_time(endpoint, variant, key))
 
+    def waiting_time(variant: WeightedT) -> float:
+        text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
+        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # as many bits as a float has
+        return -math.log((number + 0.5) / 2**53) / variant.weight
 
-def _waiting_time(endpoint: str, variant: Weighted, key: str) -> float:
-    text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
-    number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # as many bits as a float has
-    return -math.log((number + 0.5) / 2**53) / variant.weight
+    return min(variants, key=waiting_time)
 
 
 def has_sticky_column(schema: Schema, column: str) -> bool:
-    """Whether `key_of` can find it in a request."""
+    """Return whether `sticky_key` can find the column in a request."""
     return any(column in (entry.columns or (entry.name,)) for entry in schema.inputs)
 
 
 def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
-    """The first row's value of a column (of a tensor: its first number) as text; None: there is none, or it is missing.
+    """Return the first row's value of a column (of a tensor its first number) as text; None if it is missing.
 
-    A whole number has the same text in every type, so that a version that takes it as another type knows its callers;
-    so has a boolean, which is 1 or 0.
+    A whole number has the same text in every type, so that a version that takes it as another type keeps its clients.
+    So has a boolean, which is 1 or 0.
     """
     arrays = sent_arrays(feeds)
     for entry in schema.sent_inputs:

@@ -60,7 +60,7 @@ def sample(server: Server, name: str, **labels: str) -> float:
 def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
     server = serve()
     loaded = server.dataplane.select_variant("e").loaded
-    assert not loaded.is_batched
+    assert loaded.batcher is None
     assert 0 < loaded.seconds_per_row < 0.1
     assert ask(server).status == 200
     assert sample(server, "onnxserve_batch_rows_count", endpoint="e") == 1
@@ -68,7 +68,7 @@ def test_by_default_a_cpu_batches_nothing(serve: Serve) -> None:
 
 def test_many_callers_are_joined_and_each_has_its_own_answer(serve: Serve) -> None:
     server = serve(max_batch_size=16, max_queue_delay_microseconds=20_000)
-    assert server.dataplane.select_variant("e").loaded.is_batched
+    assert server.dataplane.select_variant("e").loaded.batcher is not None
 
     def one(number: int) -> Any:
         return orjson.loads(ask(server, {"dataframe_records": [{**ROW, "a": float(number)}]}).body)

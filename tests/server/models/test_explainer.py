@@ -79,7 +79,7 @@ def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., Explain
     ask(asked)
     with ThreadPoolExecutor(2) as pool:
         hanging = [pool.submit(ask, asked, HANGS) for _ in range(2)]
-        wait_until(lambda: asked._asked == 2, 60, "two that wait")
+        wait_until(lambda: asked._active == 2, 60, "two that wait")
         with pytest.raises(TooManyRequests, match="2 requests are being explained") as caught:
             ask(asked)
         assert caught.value.retry_after == 1
@@ -113,10 +113,10 @@ def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Calla
 def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable[..., ExplainerClient]) -> None:
     asked = explainer(answer_seconds=20.0)
     ask(asked)
-    asked._answer_seconds = 0.2  # the process is up: only the waiting is short
+    asked._timeout_seconds = 0.2  # the process is up: only the waiting is short
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(ask, asked, HANGS)
-        wait_until(lambda: asked._process is not None and asked._process._asking.locked(), 60, "the first question")
+        wait_until(lambda: asked._process is not None and asked._process._turn.locked(), 60, "the first question")
         with pytest.raises(DeadlineExceeded, match="before the explainer was free"):
             ask(asked)
         asked.close()

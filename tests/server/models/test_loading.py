@@ -23,7 +23,7 @@ endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go
 
 def test_a_graph_that_does_not_come_to_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact, match=r"it has not computed its first answer within 0\.3 s"):
-        load_warm(write_model(tmp_path / "model", ENDLESS), "cpu", 1, answer_seconds=0.3)
+        load_warm(write_model(tmp_path / "model", ENDLESS), "cpu", 1, timeout_seconds=0.3)
 
 
 def test_a_version_is_timed_and_batched(model_folders: dict[str, Path]) -> None:
@@ -52,5 +52,5 @@ def test_random_nodes_are_found_in_the_bytes(tmp_path: Path, graph: str, is_rand
     folder = write_model(tmp_path / "model", graph)
 
     assert has_random_nodes(next(folder.glob("**/*.onnx"))) == is_random
-    warm = load_warm(folder, "cpu", 1, asks_for_randomness=True)
+    warm = load_warm(folder, "cpu", 1, check_determinism=True)
     assert warm.is_deterministic == (not is_random)

@@ -38,7 +38,7 @@ from tests.support.waiting import wait_until
 
 
 def commands(state_dir: Path, most_waiting: int = 2, patience: float = 30.0) -> ModelControl:
-    return ModelControl(state_dir, "explicit", most_waiting, patience_seconds=patience, agent_seconds=0.3)
+    return ModelControl(state_dir, "explicit", most_waiting, timeout_seconds=patience, agent_seconds=0.3)
 
 
 def agent_lives(state_dir: Path) -> None:

@@ -174,7 +174,7 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
     feeds = variant.loaded.predictor.schema.from_columns({"do": ["ok"]})
     with ThreadPoolExecutor() as pool:
         hanging = pool.submit(ask, path, trouble("hang"))
-        wait_until(variant.loaded.predictor._process._asking.locked, what="the first request")
+        wait_until(variant.loaded.predictor._process._turn.locked, what="the first request")
         for body in (OpaqueBody("application/json", json.dumps(trouble("ok")).encode()), None):
             request = InferRequest("r", "troubled", feeds, parameters={"timeout": 50_000}, body=body)
             with pytest.raises(DeadlineExceeded, match="nothing was computed"):

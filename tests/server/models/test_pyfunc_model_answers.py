@@ -133,7 +133,7 @@ def test_waiting_for_the_model_is_no_computing(ask: Callable[..., Any], server: 
     row = tensors("a") if "infer" in path else {"dataframe_records": [{"name": "a", "wait": 0.0}]}
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, "/v2/models/names/infer", tensors("a", wait=1.5))
-        wait_until(process._asking.locked, what="the first request")
+        wait_until(process._turn.locked, what="the first request")
         ask(path, row)
         first.result(60)
     assert seconds("queue") - queued > 0.1

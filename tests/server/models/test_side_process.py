@@ -172,7 +172,7 @@ def test_a_question_whose_time_is_up_before_its_turn_is_not_asked(new_process: S
     process.start()
     with ThreadPoolExecutor() as pool:
         hanging = pool.submit(process.request, SideMessage("hang"))
-        wait_until(process._asking.locked, what="the first question")
+        wait_until(process._turn.locked, what="the first question")
         with pytest.raises(DeadlineExceeded, match="nothing was computed"):
             process.request(SideMessage("echo"), time.perf_counter() + 0.05)
         process.close()
