@@ -9,8 +9,10 @@ from mlflow_deploy_plugin.processes.child import (
     die_with_parent,
     end_own_group,
     exit_reason,
+    read_log_tail,
     requests_of_parent,
     signal_group,
+    signal_process,
 )
 from mlflow_deploy_plugin.processes.supervised import (
     SupervisedChild,
@@ -32,7 +34,9 @@ __all__ = [
     "die_with_parent",
     "end_own_group",
     "exit_reason",
+    "read_log_tail",
     "requests_of_parent",
     "signal_group",
+    "signal_process",
     "watched_signals",
 ]

@@ -106,6 +106,11 @@ class Child:
                 self.exit_status = self._process.wait()
         return self.exit_status
 
+    def detach(self) -> int:
+        """Leave the child to itself: it outlives this object, which must not be used any more. Return its id."""
+        self._process.returncode = 0  # without this, Popen warns of a child that still runs
+        return self.pid
+
     def _has_ended(self, blocking: bool) -> bool:
         """Return True if the child has ended. It is not reaped here, so that its id still belongs to it."""
         options = os.WEXITED | os.WNOWAIT | (0 if blocking else os.WNOHANG)
@@ -113,6 +118,15 @@ class Child:
             return os.waitid(os.P_PID, self.pid, options) is not None
         except ChildProcessError:  # another thread has reaped it
             return True
+
+
+def signal_process(pid: int, number: int) -> bool:
+    """Send a signal to one process. Return False if it has ended."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def signal_group(leader: int, number: int) -> bool:
@@ -133,6 +147,17 @@ def exit_reason(status: int) -> str:
     except ValueError:  # one of the real-time signals, which have no names
         name = f"signal {-status}"
     return f"was killed by {name}"
+
+
+def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
+    """Return the last lines of a child's log without blank ones; none if it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            text = file.read().decode(errors="replace").replace("\0", "")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlflow_deploy_plugin.processes import Child, exit_reason, signal_group
+from mlflow_deploy_plugin.processes import Child, exit_reason, read_log_tail, signal_group, signal_process
 from tests.support.waiting import wait_until
 
 SLEEP = "import time; time.sleep(600)"
@@ -188,3 +188,21 @@ def test_nothing_is_left_of_a_group_that_nobody_leads() -> None:
 )
 def test_how_it_ended_is_said_in_words(status: int, said: str) -> None:
     assert exit_reason(status) == said
+
+
+def test_one_that_is_left_to_itself_runs_on(new_child: New) -> None:
+    child = new_child(SLEEP, own_session=True)
+    pid = child.detach()
+    del child
+    assert signal_process(pid, 0)
+    assert signal_process(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert not signal_process(pid, 0)
+
+
+def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"first\n\n" + b"x" * 100 + b"\n  second \xff\0\n\n")
+    assert read_log_tail(log, 30) == ["x" * 16, "second \N{REPLACEMENT CHARACTER}"]
+    assert read_log_tail(log)[0] == "first"
+    assert read_log_tail(tmp_path / "none") == []

@@ -24,6 +24,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.controller.retraining import tracking
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.registry import child_environment, redact_credentials, set_service_timeouts
 from mlflow_deploy_plugin.store import utc_now
 
@@ -34,10 +35,10 @@ _MODULE = "mlflow_deploy_plugin.controller.retraining.process"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.1
-_MAX_LINE, _TAIL_BYTES = 300, 64 * 1024
+_MAX_LINE = 300
 
 _log = logging.getLogger(__name__)
-_started: dict[str, "subprocess.Popen[bytes]"] = {}
+_started: dict[str, Child] = {}
 
 
 def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
@@ -50,14 +51,7 @@ def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder:
     # `--env-manager local` runs `python`, which is to be this one
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     with (folder / LOG).open("ab") as log:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+        child = Child(command, stdout=log, stderr=log, environment=environment, own_session=True, kills_group=False)
     _started[run_id] = child
     return child.pid
 
@@ -74,13 +68,13 @@ def host() -> str:
 def has_failed(run_id: str) -> bool:
     """Return True if the training was started by this process and has ended by itself with an error."""
     child = _started.get(run_id)
-    return child is not None and (child.poll() or 0) > 0
+    return child is not None and (child.wait(0) or 0) > 0
 
 
 def is_alive(run_id: str) -> bool:
     """Return True if any process of the training runs on this machine."""
     child = _started.get(run_id)
-    if child is not None and child.poll() is None:
+    if child is not None and child.wait(0) is None:
         return True
     return any(_processes(run_id))
 
@@ -89,24 +83,18 @@ def end(run_id: str) -> None:
     """End all processes of the training: by SIGTERM, and soon after by SIGKILL."""
     deadline = time.monotonic() + _GRACE_SECONDS
     for pid in _processes(run_id):
-        _signal(pid, signal.SIGTERM)
+        signal_process(pid, signal.SIGTERM)
     while is_alive(run_id) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     for pid in _processes(run_id):
-        _signal(pid, signal.SIGKILL)
+        signal_process(pid, signal.SIGKILL)
     if (child := _started.pop(run_id, None)) is not None:
         child.wait()
 
 
 def last_line(folder: Path) -> str:
     """Return the last line of the training's log, or its last line that names an error."""
-    try:
-        with (folder / LOG).open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = log.read().decode(errors="replace").replace("\0", "").splitlines()[-50:]
-    except OSError:
-        return ""
-    lines = [line.strip() for line in lines if line.strip() and " mlflow.cli: === " not in line]
+    lines = [line for line in read_log_tail(folder / LOG)[-50:] if " mlflow.cli: === " not in line]
     lines = [line for line in lines if "mlflow.projects" not in line] or lines
     errors = [line for line in lines if line.startswith(("Error", "error"))]
     return redact_credentials((errors or lines or [""])[-1])[:_MAX_LINE]
@@ -123,11 +111,6 @@ def _processes(run_id: str) -> Iterator[int]:
                 yield int(entry.name)
         except OSError:  # ended just now, or somebody else's
             continue
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:

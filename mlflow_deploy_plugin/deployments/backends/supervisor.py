@@ -9,7 +9,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.statedir import LOG, SPEC, write_atomically
 
@@ -27,7 +27,6 @@ _SQLITE = "sqlite:///"
 _POLL_SECONDS = 0.05
 _KILL_SECONDS = 5.0
 _EXEC_SECONDS = 0.2
-_TAIL_BYTES = 64 * 1024
 _ERRORS = (r"^Error: ", r"\b(ERROR|CRITICAL)\b", r"^\w+(\.\w+)*(Error|Exception)\b")
 _STAMP = re.compile(
     r"^((\[[^\]]*\]|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d[\d.,Z+]*|ERROR:?|CRITICAL:?|\d+ mlflow_deploy_plugin[\w.]*:)\s*)+"
@@ -39,17 +38,10 @@ def start(state_dir: Path, environment: Mapping[str, str]) -> int:
     with suppress(FileNotFoundError):
         (state_dir / LOG).replace(state_dir / EARLIER_LOG)
     with (state_dir / LOG).open("wb") as log:
-        process = subprocess.Popen(
-            command(state_dir),
-            cwd=state_dir,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+        child = Child(
+            command(state_dir), folder=state_dir, environment=environment, stdout=log, stderr=log, own_session=True
         )
-    process.returncode = 0  # it is not ours to wait for: without this, Popen warns of a child that still runs
-    return process.pid
+    return child.detach()
 
 
 def command(state_dir: Path) -> list[str]:
@@ -90,21 +82,21 @@ def find(state_dir: Path) -> int | None:
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
     """Ask the supervisor to finish; kill what is left of its session after `patience_seconds`."""
     if is_alive(state_dir, pid):
-        _signal(pid, signal.SIGTERM)
+        signal_process(pid, signal.SIGTERM)
         _wait(lambda: not is_alive(state_dir, pid), patience_seconds)
     for left in _session(state_dir, pid):
-        _signal(left, signal.SIGKILL)
+        signal_process(left, signal.SIGKILL)
     _wait(lambda: not _session(state_dir, pid), _KILL_SECONDS)
 
 
 def final_error(state_dir: Path) -> str:
     """Return the last line of the log if it is an error; empty if the server was killed in the middle of its work."""
-    return _best_line(_log_tail(state_dir)[-1:], _ERRORS)
+    return _best_line(read_log_tail(state_dir / LOG)[-1:], _ERRORS)
 
 
 def last_error(state_dir: Path) -> str:
     """Return the line of the log that says best why the server ended; empty if there is none."""
-    return _best_line(_log_tail(state_dir), (*_ERRORS, r"."))
+    return _best_line(read_log_tail(state_dir / LOG), (*_ERRORS, r"."))
 
 
 def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
@@ -151,11 +143,6 @@ def _has_folder(process: psutil.Process, folder: Path) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
 def _reap(pid: int) -> None:
     """Wait for a supervisor that this very process started (in a notebook): it stays a zombie until then."""
     with suppress(ChildProcessError):
@@ -173,16 +160,6 @@ def _best_line(lines: list[str], patterns: tuple[str, ...]) -> str:
         if found := [line for line in lines if re.search(pattern, line)]:
             return _STAMP.sub("", found[-1]).removeprefix("Error: ")
     return ""
-
-
-def _log_tail(state_dir: Path) -> list[str]:
-    try:
-        with (state_dir / LOG).open("rb") as log:
-            log.seek(max(0, log.seek(0, 2) - _TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _absolute(uri: str) -> str:
