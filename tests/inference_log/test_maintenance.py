@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.inference_log import maintenance
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, compact, expire, maintain
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.storage import write_file
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from tests.support.inference_log import LogWriter
 
@@ -109,7 +110,6 @@ def test_a_file_that_its_agent_writes_again_meanwhile_stays(
     log: InferenceLog, writer: LogWriter, many: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = writer.root / FOLDER / f"{many[1]}-0.parquet"
-    write_file = maintenance.write_file
 
     def write_and_ship_again(*arguments: Any) -> None:
         write_file(*arguments)

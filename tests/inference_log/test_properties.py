@@ -1,20 +1,23 @@
 """Whatever comes in whatever order: the log gives the same rows, and the last label of each."""
 
 import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.inference_log import maintenance
-from mlflow_deploy_plugin.inference_log.labels import Label, as_text
+from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, open_log
 from mlflow_deploy_plugin.inference_log.windows import Window
+from mlflow_deploy_plugin.runtime import as_text
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -72,13 +75,9 @@ def _compact_and_die(log: InferenceLog, after: int) -> None:
             raise Died
         return delete(*arguments)
 
-    maintenance._delete = dying
-    try:
+    with pytest.MonkeyPatch.context() as patch, suppress(Died):
+        patch.setattr(maintenance, "_delete", dying)
         compact(log, "flights", LATER)
-    except Died:
-        pass
-    finally:
-        maintenance._delete = delete
 
 
 def _rows(log: InferenceLog) -> list[tuple[str, int]]:

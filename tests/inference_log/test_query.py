@@ -3,6 +3,7 @@
 import resource
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -195,11 +196,7 @@ def test_a_broken_file_is_left_out_and_named(flights: InferenceLog, writer: LogW
 
 
 def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> Any:
-        raise OnnxserveError("the inference log is down")
-        yield
-
-    monkeypatch.setattr(view, "scan_hour", fail)
+    monkeypatch.setattr(view, "scan_hour", Mock(side_effect=OnnxserveError("the inference log is down")))
     with pytest.raises(OnnxserveError, match="the inference log is down"):
         ask(flights)
 

@@ -1,53 +1,60 @@
 """Reading the log: the rows of a window, each once, in bounded memory."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, InferenceLog, WindowRows, open_log
 from mlflow_deploy_plugin.inference_log.windows import parse_window
+from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 WINDOW = parse_window("2013-07-01/1d")
 
 
-def columns(*times, **values):
+def columns(*times: datetime, **values: Any) -> dict[str, Any]:
     return {"_event_time": list(times), "x": np.arange(len(times), dtype=np.float64), **values}
 
 
-@pytest.fixture
-def log(writer):
-    return open_log(str(writer.root))
+def read(log: InferenceLog, max_rows: int = MAX_ROWS) -> WindowRows:
+    rows = log.read("flights", WINDOW, max_rows)
+    assert rows is not None
+    return rows
 
 
-def test_a_window_is_half_open(log, writer):
+def test_a_window_is_half_open(log: InferenceLog, writer: LogWriter) -> None:
     tick = timedelta(microseconds=1)
     writer.write(columns(DAY - tick, DAY, DAY + timedelta(days=1) - tick, DAY + timedelta(days=1)))
 
-    rows = log.read("flights", WINDOW)
+    rows = read(log)
 
     assert (rows.model, rows.version, rows.rows, rows.is_sampled) == ("flight-delay", "1", 2, False)
     assert sorted(rows.table.column("x").to_pylist()) == [1, 2]
 
 
-def test_rows_that_were_shipped_twice_count_once_and_rows_of_the_same_request_id_do_not_collide(log, writer):
+def test_rows_that_were_shipped_twice_count_once_and_rows_of_the_same_request_id_do_not_collide(
+    log: InferenceLog, writer: LogWriter
+) -> None:
     times = [DAY + timedelta(minutes=minute) for minute in range(90)]
     segment = writer.write(columns(*times))
     writer.write(columns(*times), segment=segment, suffix="-again")
     writer.write(columns(*times), segment=segment, offset=4096)
 
-    assert log.read("flights", WINDOW).rows == 180
+    assert read(log).rows == 180
 
 
-def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_time(log, writer):
+def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_time(
+    log: InferenceLog, writer: LogWriter
+) -> None:
     for number in range(10):
         times = [DAY + timedelta(hours=number, seconds=second) for second in range(1000)]
         segment = writer.write(columns(*times))
         writer.write(columns(*times), segment=segment, suffix="-again")
 
-    rows, again = (log.read("flights", WINDOW, max_rows=900) for _ in range(2))
+    rows, again = (read(log, max_rows=900) for _ in range(2))
 
     assert (len(rows.table), rows.is_sampled) == (900, True)
     assert rows.rows == pytest.approx(10_000, rel=0.15)
@@ -58,33 +65,35 @@ def test_a_window_that_is_larger_than_the_bound_is_sampled_the_same_way_each_tim
     assert len(keys) == 900
 
 
-def test_the_version_that_answered_most_is_read_and_the_others_are_counted(log, writer):
+def test_the_version_that_answered_most_is_read_and_the_others_are_counted(
+    log: InferenceLog, writer: LogWriter
+) -> None:
     writer.write(columns(DAY, DAY), version="1")
     writer.write(columns(DAY, DAY, DAY, tag=["a", "b", "c"]), version="2")
 
-    rows = log.read("flights", WINDOW)
+    rows = read(log)
 
     assert (rows.version, rows.rows, rows.other_versions) == ("2", 3, {"flight-delay version 1": 2})
     assert sorted(rows.table.column("tag").to_pylist()) == ["a", "b", "c"]
 
 
-def test_a_file_without_values_in_a_column_and_one_with_join(log, writer):
+def test_a_file_without_values_in_a_column_and_one_with_join(log: InferenceLog, writer: LogWriter) -> None:
     writer.write(columns(DAY, tag=[None]))
     writer.write(columns(DAY, tag=["a"]))
 
-    assert sorted(map(str, log.read("flights", WINDOW).table.column("tag").to_pylist())) == ["None", "a"]
+    assert sorted(map(str, read(log).table.column("tag").to_pylist())) == ["None", "a"]
 
 
-def test_large_tensors_are_summarised_while_they_are_read(log, writer):
+def test_large_tensors_are_summarised_while_they_are_read(log: InferenceLog, writer: LogWriter) -> None:
     writer.write(columns(DAY, DAY, image=[[[1.0, 3.0]], [[2.0, 2.0]]]))
 
-    table = log.read("flights", WINDOW).table
+    table = read(log).table
 
     assert "image" not in table.column_names
     assert sorted(table.column("image.mean").to_pylist()) == [2, 2]
 
 
-def test_the_latest_whole_window_is_the_last_one_that_is_over(log, writer):
+def test_the_latest_whole_window_is_the_last_one_that_is_over(log: InferenceLog, writer: LogWriter) -> None:
     writer.write(columns(DAY))
     writer.write(columns(DAY + timedelta(days=9, hours=5, minutes=10)))
 
@@ -97,7 +106,7 @@ def test_the_latest_whole_window_is_the_last_one_that_is_over(log, writer):
         log.latest_window("flights", "1d", DAY + timedelta(hours=1))
 
 
-def test_where_nothing_was_captured_there_is_no_window(log, writer):
+def test_where_nothing_was_captured_there_is_no_window(log: InferenceLog, writer: LogWriter) -> None:
     assert (log.endpoints(), log.read("flights", WINDOW)) == ([], None)
     with pytest.raises(NotFound, match="nothing was captured of endpoint 'flights'"):
         log.latest_window("flights", "1d", DAY)
@@ -105,15 +114,15 @@ def test_where_nothing_was_captured_there_is_no_window(log, writer):
     assert (log.endpoints(), log.read("flights", WINDOW)) == (["other"], None)
 
 
-def test_a_broken_file_is_passed_over_and_named(log, writer):
+def test_a_broken_file_is_passed_over_and_named(log: InferenceLog, writer: LogWriter) -> None:
     writer.write(columns(DAY))
     broken = writer.root / "endpoint=flights/date=2013-07-01/hour=00/broken.parquet"
     broken.write_bytes(b"PAR1 not really")
 
-    assert log.read("flights", WINDOW).rows == 1
+    assert read(log).rows == 1
     assert list(log.unreadable) == [str(broken)]
 
 
-def test_a_log_of_another_kind_is_refused():
+def test_a_log_of_another_kind_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="neither a folder nor s3"):
         open_log("ftp://host/log")

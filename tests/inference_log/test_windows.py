@@ -19,7 +19,7 @@ JULY = datetime(2013, 7, 1, tzinfo=UTC)
         ("2013-07-01T02:00+02:00/2013-07-01T01:00Z", JULY, JULY + timedelta(hours=1)),
     ],
 )
-def test_a_window_is_read_in_utc(text, start, end):
+def test_a_window_is_read_in_utc(text: str, start: datetime, end: datetime) -> None:
     window = parse_window(text)
 
     assert (window.start, window.end) == (start, end)
@@ -38,12 +38,12 @@ def test_a_window_is_read_in_utc(text, start, end):
         ("0001-01-01T00:00+10:00/1d", "is not within the years 1 to 9999"),
     ],
 )
-def test_what_is_no_window_is_refused_by_name(text, message):
+def test_what_is_no_window_is_refused_by_name(text: str, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         parse_window(text)
 
 
-def test_windows_are_counted_from_1970_so_that_days_begin_at_midnight():
+def test_windows_are_counted_from_1970_so_that_days_begin_at_midnight() -> None:
     window = window_at(microseconds(JULY + timedelta(hours=23, minutes=59)), "1d")
 
     assert str(window) == "2013-07-01/2013-07-02"
