@@ -1,8 +1,8 @@
-"""Whether the device that a server is to run on is really there, found out before anything is fetched or started.
+"""A check that the device of a server is really there, made before anything is fetched or started.
 
-A process of its own computes one addition on it: ONNX Runtime writes a page of its own words to stderr where a library
-is missing, and CUDA takes hundreds of megabytes of a process that only wants to know. `python -m …server.device cuda`
-answers with its exit status, and with one line on stdout when it is 1.
+A process of its own computes one addition on the device: ONNX Runtime writes a page of text to stderr if a library is
+missing, and CUDA takes hundreds of megabytes of a process that only wants to know. `python -m …server.device cuda`
+answers with its exit status, and with one line on stdout if that is 1.
 """
 
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, OnnxserveError
+from mlflow_deploy_plugin.processes import exit_reason
 from mlflow_deploy_plugin.spec import Device
 
 # The ONNX graph y = x + x, float32 of shape (1).
@@ -20,11 +21,11 @@ _ADDITION = bytes.fromhex(
     "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02"
     "080142040a00100d"
 )
-_PATIENCE_SECONDS = 120  # TensorRT compiles even an addition
+_TIMEOUT_SECONDS = 120  # TensorRT compiles even an addition
 
 
 def require_device(device: Device) -> None:
-    """Returns where ONNX Runtime computes on `device`.
+    """Return if ONNX Runtime computes on `device`.
 
     Raises:
         DeviceUnavailable: it does not; the message says what is missing.
@@ -36,21 +37,21 @@ def require_device(device: Device) -> None:
             [sys.executable, "-m", __name__, device],
             capture_output=True,
             text=True,
-            timeout=_PATIENCE_SECONDS,
+            timeout=_TIMEOUT_SECONDS,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise DeviceUnavailable(f"--device {device} did not compute one addition in {_PATIENCE_SECONDS} s") from None
+        raise DeviceUnavailable(f"--device {device} did not compute one addition in {_TIMEOUT_SECONDS} s") from None
     if probe.returncode == 0:
         return
     if probe.returncode == 1 and (lines := probe.stdout.strip().splitlines()):
         library = re.search(r"with error: (\S+: cannot open shared object file)", probe.stderr)
         raise DeviceUnavailable(lines[-1] + (f" ({library[1]})" if library else ""))
-    raise DeviceUnavailable(f"--device {device}: the process that tried it ended with status {probe.returncode}")
+    raise DeviceUnavailable(f"--device {device}: the process that tried it {exit_reason(probe.returncode)}")
 
 
 def _compute_on(device: Device) -> None:
-    # here, so that the supervisor, which only asks, stays without numpy
+    # imported here, so that the supervisor, which only asks, stays without numpy
     import numpy as np
 
     from mlflow_deploy_plugin.runtime import check_device_libraries, import_onnxruntime, open_session

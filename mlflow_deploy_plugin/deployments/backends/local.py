@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.deployments.backends.readiness import (
 )
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, server_environment
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.processes import exit_reason
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec
 from mlflow_deploy_plugin.statedir import (
@@ -211,7 +212,7 @@ def serve_in_foreground(spec: EndpointSpec, progress: Callable[[str], None]) -> 
         progress(f"{spec.name}: serving at {server_url(spec.server)}, Ctrl-C stops it")
         status = _run_to_end(supervisor.command(Path(folder)))
     if status not in (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
-        raise DeploymentFailed(f"{spec.name}: the server ended with status {status}; its log above says why")
+        raise DeploymentFailed(f"{spec.name}: the server {exit_reason(status)}; its log above says why")
 
 
 def _run_to_end(command: list[str]) -> int:
