@@ -1,4 +1,4 @@
-"""gunicorn for one server: its command line, and the hooks of its configuration (`-c python:…gunicorn_conf`)."""
+"""The command line of gunicorn for one server, and the hooks of its configuration (`-c python:…gunicorn_conf`)."""
 
 import contextlib
 import os
@@ -18,28 +18,30 @@ from mlflow_deploy_plugin.statedir import METRICS, worker_file
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
-_LONGEST_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
+_MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _SHARED_MEMORY = Path("/dev/shm")
 _HTTP = f"{__package__}.http"
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
     "fast": ("workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
     "gthread": ("workers.gthread_worker.GracefulThreadWorker", "app:create_app"),
 }
-"""The class of the worker and what makes its application."""
+"""The class of each worker, and the function that makes its application."""
 
 
 def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: int | None = None) -> list[str]:
-    """The command that serves the state folder on `port`; run it in any folder, it goes on until SIGTERM.
-
-    `listener` is the file descriptor, inherited by the command, of a socket that is bound already.
+    """Return the command that serves the state folder on `port`, run in any folder, until SIGTERM.
 
     SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. Nothing is preloaded: each worker
     makes its application, and loads its models, after the fork, since ONNX Runtime's threads do not survive one.
+
+    Args:
+        listener: the file descriptor, inherited by the command, of a socket that is bound already.
     """
     worker, application = _WORKERS[server.worker_class]
+    host = f"[{server.host}]" if ":" in server.host and not server.host.startswith("[") else server.host  # IPv6
     options = {
         "--config": f"python:{__name__}",
-        "--bind": f"{_bracketed(server.host)}:{port}" if listener is None else f"fd://{listener}",
+        "--bind": f"{host}:{port}" if listener is None else f"fd://{listener}",
         "--workers": server.workers,
         "--worker-class": f"{_HTTP}.{worker}",
         "--threads": server.threads,
@@ -55,18 +57,13 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
     command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
     for name, value in options.items():
         command += [name, str(value)]
-    return [
-        *command,
-        "--env",
-        f"{STATE_DIR}={state_dir}",
-        f"{_HTTP}.{application}({str(state_dir)!r})",
-    ]
+    return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]
 
 
 def on_starting(arbiter: Any) -> None:
-    """Before the first fork: nothing of an earlier run counts.
+    """Remove what an earlier run has left, before the first fork.
 
-    The metrics lie in files that are mapped into memory: on a full disk, writing to them is the worker's end (SIGBUS).
+    The metrics lie in files that are mapped into memory: on a full disk, a write would kill the worker (SIGBUS).
     So they are in shared memory, with a link from the state folder to find those that a killed server has left.
     """
     configure_logging(load_settings(), "gunicorn")
@@ -80,44 +77,37 @@ def on_starting(arbiter: Any) -> None:
 
 
 def on_exit(arbiter: Any) -> None:
-    """After the last worker."""
+    """Remove the metrics after the last worker has ended."""
     _remove_metrics(Path(os.environ[STATE_DIR]))
 
 
 def post_worker_init(worker: Any) -> None:
-    """The application stands: it is heard when it has loaded, and gRPC answers beside it where the spec has a port.
+    """Wait until the versions are loaded, and open the gRPC listener if the spec has a port.
 
-    The worker's class calls `grpc.drain()` when it is told to end, so that both drain at the same time.
+    The kernel keeps new clients until some worker accepts them, so that nobody gets a 503 from a worker that replaces a
+    dead one. After `_MAX_LOAD_SECONDS` it accepts all the same: then `/ping` can say what is wrong. The worker's class
+    calls `grpc.drain()` when it is told to end, so that both drain at the same time.
     """
-    _wait_until_loaded(worker)
+    deadline = time.monotonic() + _MAX_LOAD_SECONDS
+    while worker.alive and time.monotonic() < deadline:
+        if worker.server.repository.wait_until_applied(_NOTIFY_SECONDS):
+            break
+        worker.notify()
     spec = worker.server.spec
     if spec.grpc_port is not None:
-        from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # only where it is asked for
+        from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # only if it is asked for
 
         worker.grpc = GrpcServer(worker.server, spec)
 
 
-def _wait_until_loaded(worker: Any) -> None:
-    """Waits until the repository has dealt with what is wanted, and tells the arbiter meanwhile that the worker lives.
-
-    The kernel keeps new clients until some worker accepts them, so that nobody gets a 503 from a worker that takes the
-    place of a dead one. After `_LONGEST_LOAD_SECONDS` it accepts all the same: then `/ping` can say what is the matter.
-    """
-    deadline = time.monotonic() + _LONGEST_LOAD_SECONDS
-    while worker.alive and time.monotonic() < deadline:
-        if worker.server.repository.wait_until_applied(_NOTIFY_SECONDS):
-            return
-        worker.notify()
-
-
 def worker_exit(arbiter: Any, worker: Any) -> None:
-    """The worker has answered everything over HTTP; what is in flight over gRPC is finished too."""
+    """Wait for the gRPC calls in flight; those over HTTP are answered by now."""
     if getattr(worker, "grpc", None) is not None:
         worker.grpc.wait()
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:
-    """A worker has ended, perhaps killed: it serves nothing any more."""
+    """Remove the state of a worker that has ended or was killed."""
     from prometheus_client.multiprocess import mark_process_dead  # reads the environment that is set above
 
     with contextlib.suppress(OSError):
@@ -135,8 +125,3 @@ def _remove_metrics(state_dir: Path) -> None:
 
 def _shared_memory() -> Path | None:
     return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
-
-
-def _bracketed(host: str) -> str:
-    """gunicorn wants an IPv6 address in brackets."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -1,4 +1,4 @@
-"""A request seen from outside: its span, and its line in the log; None of it where neither is asked for."""
+"""The trace span and the access log line of a request, each if it is asked for."""
 
 import logging
 import time
@@ -10,26 +10,26 @@ from mlflow_deploy_plugin.server.observability.tracing import RequestSpan, Trace
 
 logger = logging.getLogger("mlflow_deploy_plugin.request")
 
-_NAMES = {
+_FIELDS = {
     "X-Prediction-Id": "onnxserve.prediction_id",
     "X-Model-Name": "onnxserve.model",
     "X-Model-Version": "onnxserve.version",
     "X-Model-Variant": "onnxserve.variant",
     "X-Request-Id": "http.request.id",
 }
-"""What an answer says of itself, by the names of log fields and span attributes (ECS where it has one)."""
+"""The log field and span attribute of each header of a response (ECS's name if it has one)."""
 
 
 def observe_request(
-    request: RawRequest, answer: Callable[[], RawResponse], tracer: Tracer | None, logs_requests: bool
+    request: RawRequest, handle: Callable[[], RawResponse], tracer: Tracer | None, logs_requests: bool
 ) -> RawResponse:
-    """The answer, its span ended and its line written; with a tracer it carries `traceparent`."""
+    """Handle the request within a span, and log it. With a tracer the response has `traceparent`."""
     path = request.path[:500]
     attributes = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
     begun = time.perf_counter()
     with tracer.request(_span_name(request), request.headers, attributes) if tracer else nullcontext() as span:
-        response = answer()
-        named = {field: response.headers[header] for header, field in _NAMES.items() if header in response.headers}
+        response = handle()
+        named = {field: response.headers[header] for header, field in _FIELDS.items() if header in response.headers}
         if span:
             response.headers["traceparent"] = span.traceparent
             span.set_status(response.status, named)
@@ -39,7 +39,7 @@ def observe_request(
 
 
 def _span_name(request: RawRequest) -> str:
-    """The method and the route without the names in it, as HTTP's conventions ask for: few distinct ones."""
+    """Return the method and the route with placeholders for names: few distinct ones, as the HTTP conventions ask."""
     parts = request.path.split("/")[:8]
     for position in range(2, len(parts)):
         if parts[position - 1] in ("models", "versions", "endpoints"):
@@ -50,7 +50,7 @@ def _span_name(request: RawRequest) -> str:
 def _log(
     request: RawRequest, response: RawResponse, seconds: float, fields: dict[str, str], span: RequestSpan | None
 ) -> None:
-    """One line: in ECS fields for JSON, in words for people."""
+    """Log one line, with ECS fields for JSON."""
     extra = {
         **fields,
         "http.response.status_code": response.status,

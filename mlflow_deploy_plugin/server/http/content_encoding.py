@@ -1,7 +1,7 @@
-"""Content-Encoding in both directions: bodies that come compressed, answers that are asked for compressed.
+"""Content-Encoding: compressed requests are decompressed, and responses compressed if Accept-Encoding asks for it.
 
-gzip (RFC 1952) and zstd (RFC 8878). What a body may take after decompression is what an uncompressed one may take:
-`server.max_body_bytes`; no more memory than that is given to it, however much it promises.
+The encodings are gzip (RFC 1952) and zstd (RFC 8878). A body may have `server.max_body_bytes` when it is decompressed,
+as an uncompressed one. No more memory than that is given to it, whatever size it declares.
 """
 
 import zlib
@@ -16,16 +16,16 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.negotiation import quality_values
 
 COMPRESSED_FROM_BYTES = 16 * 1024
-"""Smaller answers are sent as they are: they fit into the first packets of a connection anyway."""
+"""Smaller responses are sent as they are: they fit into the first packets of a connection anyway."""
 
 _GZIP = zlib.MAX_WBITS + 16
-_PIECE = 16 * 1024
-"""What zlib is given at once: it copies the rest of it at the end of every member."""
+_PIECE_BYTES = 16 * 1024
+"""Bytes that zlib is given at once: it copies the rest of them at the end of every member."""
 _MOST_MEMBERS = 10_000
 _ZSTD_WINDOW = 8 * 1024 * 1024
 """The window that RFC 9659 allows for the content encoding `zstd`."""
 _LEVEL = 1
-"""Both are several times faster at it than at their default, for answers that are a few per cent larger."""
+"""The level of both encodings: several times faster than their default, for responses a few per cent larger."""
 
 _COMPRESSIBLE = (
     "application/json",
@@ -37,10 +37,10 @@ _COMPRESSIBLE = (
 
 
 def decode_body(request: RawRequest, limit: int) -> RawRequest:
-    """The request with its Content-Encoding undone.
+    """Return the request with its body decompressed.
 
-    A gzip body may have several members, as RFC 1952 says; a zstd body is one frame. An encoding upon another is
-    refused: nothing sends it but an attempt to multiply the compression.
+    A gzip body may have several members, as RFC 1952 says; a zstd body is one frame. Several encodings are refused:
+    only an attempt to multiply the compression sends them.
 
     Raises:
         UnsupportedMediaType: another encoding than gzip, zstd and identity, or several.
@@ -53,29 +53,29 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
     name = given.strip().lower()
     if name in ("identity", ""):
         return request
-    undo = _DECODERS.get(name)
-    if undo is None:
+    decompress = _DECODERS.get(name)
+    if decompress is None:
         what = "only one encoding is undone" if "," in name else "it is not known here"
         raise UnsupportedMediaType(f"the Content-Encoding is {given[:60]!r}; {what}: send gzip, zstd or identity")
-    return replace(request, body=undo(request.body, limit))
+    return replace(request, body=decompress(request.body, limit))
 
 
 def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
-    """The answer, compressed if it is large and the caller's Accept-Encoding asks for it.
+    """Return the response, compressed if it is large and Accept-Encoding asks for it.
 
-    What could be compressed says `Vary`, also where it is not, so that no cache gives it to the wrong caller.
+    A response that could be compressed has `Vary` even if it is not, so that no cache gives it to the wrong client.
     """
     if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(_COMPRESSIBLE):
         return response
     headers = {**response.headers, "Vary": "Accept-Encoding"}
-    name = _preferred(request.headers)
+    name = _preferred_encoding(request.headers)
     if not name:
         return replace(response, headers=headers)
     return replace(response, body=_ENCODERS[name](response.body), headers={**headers, "Content-Encoding": name})
 
 
-def _gunzipped(body: bytes, limit: int) -> bytes:
-    """RFC 1952: members one after the other; only as much is decompressed as the limit leaves room for."""
+def _gunzip(body: bytes, limit: int) -> bytes:
+    """Decompress the members of a gzip body (RFC 1952), one after the other, up to the limit."""
     view, position, left = memoryview(body), 0, limit
     pieces: list[bytes] = []
     members = 0
@@ -83,18 +83,18 @@ def _gunzipped(body: bytes, limit: int) -> bytes:
         members += 1
         if members > _MOST_MEMBERS:
             raise InvalidRequest(f"the gzip body has more than {_MOST_MEMBERS} members")
-        position, left = _member(view, position, left, pieces, limit)
+        position, left = _gunzip_member(view, position, left, pieces, limit)
     return b"".join(pieces)
 
 
-def _member(view: memoryview, position: int, left: int, pieces: list[bytes], limit: int) -> tuple[int, int]:
-    """Decompresses the member at `position` onto `pieces`: where it ends, and how many bytes may still come."""
+def _gunzip_member(view: memoryview, position: int, left: int, pieces: list[bytes], limit: int) -> tuple[int, int]:
+    """Decompress the member at `position` onto `pieces`. Return its end, and how many bytes may still come."""
     stream = zlib.decompressobj(_GZIP)
     rest: bytes | memoryview = b""
     try:
         while not stream.eof:
             if not rest:
-                rest = view[position : position + _PIECE]
+                rest = view[position : position + _PIECE_BYTES]
                 position += len(rest)
             if not rest:
                 raise InvalidRequest("the gzip body ends too early")
@@ -110,7 +110,7 @@ def _member(view: memoryview, position: int, left: int, pieces: list[bytes], lim
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
-    """RFC 8878, one frame. A size that the frame declares is believed only as far as the limit goes."""
+    """Decompress one zstd frame (RFC 8878). The size that it declares is trusted only up to the limit."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
         size = zstandard.get_frame_parameters(body).content_size
@@ -125,7 +125,7 @@ def _unzstd(body: bytes, limit: int) -> bytes:
 
 
 def _is_longer(decompressor: zstandard.ZstdDecompressor, body: bytes, limit: int) -> bool:
-    """Whether a frame that did not come to its end within `limit` bytes has more of them."""
+    """Return True if a frame that has not ended within `limit` bytes has more of them."""
     read = 0
     try:
         with decompressor.stream_reader(body) as stream:
@@ -140,26 +140,22 @@ def _too_large(limit: int) -> str:
     return f"the body is larger than this server's limit of {limit} bytes when decompressed"
 
 
-def _preferred(headers: Mapping[str, str]) -> str:
-    """The encoding that the caller likes best, zstd before gzip where both are liked as much; empty: none.
+def _preferred_encoding(headers: Mapping[str, str]) -> str:
+    """Return the encoding that the client prefers, zstd before gzip if both have one weight; empty if it wants none.
 
-    RFC 9110, 12.5.3: `gzip;q=0` refuses, `*` stands for what is not named.
+    RFC 9110, 12.5.3: `gzip;q=0` refuses it, and `*` stands for the encodings that are not named.
     """
     accepted = headers.get("accept-encoding")
     if not accepted:
         return ""
-    liking = quality_values(accepted)
-    best = max(_ENCODERS, key=lambda name: liking.get(name, liking.get("*", 0.0)))
-    quality = liking.get(best, liking.get("*", 0.0))
-    return best if quality > 0 and quality >= liking.get("identity", 0.0) else ""
+    weights = quality_values(accepted)
+    best = max(_ENCODERS, key=lambda name: weights.get(name, weights.get("*", 0.0)))
+    weight = weights.get(best, weights.get("*", 0.0))
+    return best if weight > 0 and weight >= weights.get("identity", 0.0) else ""
 
 
-def _zstd(body: bytes) -> bytes:
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(body)
-
-
-_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": _gunzipped, "x-gzip": _gunzipped, "zstd": _unzstd}
+_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": _gunzip, "x-gzip": _gunzip, "zstd": _unzstd}
 _ENCODERS: dict[str, Callable[[bytes], bytes]] = {
-    "zstd": _zstd,
+    "zstd": lambda body: zstandard.ZstdCompressor(level=_LEVEL).compress(body),
     "gzip": partial(zlib.compress, level=_LEVEL, wbits=_GZIP),
 }

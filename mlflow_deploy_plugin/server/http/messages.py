@@ -1,4 +1,4 @@
-"""A request and an answer without a framework, and what their headers mean."""
+"""HTTP requests and responses as plain values, what their headers mean, and a response as bytes."""
 
 import logging
 import re
@@ -16,25 +16,28 @@ from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPat
 from mlflow_deploy_plugin.server.inference.ids import new_id
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
 
+logger = logging.getLogger(__name__)
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
-"""Every reader of the inference log can hold it; pandas' nanoseconds begin in 1677."""
+"""The earliest event time that every reader of the inference log can hold; pandas' nanoseconds begin in 1677."""
 _MOST_AHEAD = timedelta(days=1)
-"""A clock may be wrong, and a zone; no monitor judges a row before its time has come."""
+"""A clock may be wrong, and a time zone; no monitor judges a row before its time has come."""
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-"""What the value of a header, or of gRPC's metadata, may hold as it is."""
+"""The characters that the value of a header, or of gRPC's metadata, may hold as they are."""
 
 
 @dataclass(slots=True)
 class RawRequest:
-    """One HTTP request, its body read; names of headers in lower case.
+    """One whole HTTP request; names of headers in lower case.
 
-    Nothing changes it; to be frozen would cost half a microsecond a request, for each of this and of the answer.
+    Nobody changes it. A frozen class would cost half a microsecond a request, and as much for the response.
 
     Attributes:
         client: the address that it came from.
-        arrived: when it was whole, in `time.perf_counter()`: what it waits for a thread counts towards its deadline.
+        arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
     """
 
     method: str
@@ -47,7 +50,7 @@ class RawRequest:
 
 @dataclass(slots=True)
 class RawResponse:
-    """One HTTP answer."""
+    """One HTTP response."""
 
     status: int
     body: bytes
@@ -56,35 +59,32 @@ class RawResponse:
 
 
 def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """The headers of an answer as they may be sent: percent-encoded is % and whatever is no visible ASCII.
+    """Return the headers of a response with % and everything but visible ASCII percent-encoded.
 
-    So a line end in a value, wherever it came from, begins no header of its own. A caller's id comes back as it came.
+    So a line end in a value, wherever it came from, begins no header of its own. A caller's id is returned as it came.
     """
     text = "".join(headers.values())
     if text.isascii() and text.isprintable() and "%" not in text:
         return headers
-    return {name: value if _is_id(name, value) else _encoded(value) for name, value in headers.items()}
-
-
-def _is_id(name: str, value: str) -> bool:
-    return name == "X-Request-Id" and _REQUEST_ID.fullmatch(value) is not None
-
-
-def _encoded(value: str) -> str:
-    return quote(value, safe=_VISIBLE, errors="replace")
+    return {
+        name: value
+        if name == "X-Request-Id" and _REQUEST_ID.fullmatch(value)
+        else quote(value, safe=_VISIBLE, errors="replace")
+        for name, value in headers.items()
+    }
 
 
 def error_response(
     path: str, status: int, error_code: str, message: str, headers: dict[str, str] | None = None
 ) -> RawResponse:
-    """An error in the form of the protocol that the path belongs to: V2's, TensorFlow's, or else MLflow's."""
+    """Return an error in the form of the path's protocol: V2's, TensorFlow's, or else MLflow's."""
     is_short = path == "/v2" or path.startswith(("/v2/", "/v1/models/"))
     document = {"error": message} if is_short else {"error_code": error_code, "message": message}
     return RawResponse(status, dump_json(document), headers=headers or {})
 
 
 def exception_response(path: str, error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
-    """The answer to a request for this path that ended in one of our errors."""
+    """Return the response to a request for this path that has ended in one of our errors."""
     if isinstance(error, UnfitPath):
         path = error.path
     if error.retry_after is not None:
@@ -93,13 +93,13 @@ def exception_response(path: str, error: OnnxserveError, headers: dict[str, str]
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    """The caller's `X-Request-Id` where it is fit to be sent back (1–128 visible ASCII characters), else a new one."""
+    """Return the caller's `X-Request-Id`, or a new one if it is not 1–128 visible ASCII characters."""
     given = headers.get("x-request-id", "")
     return given if given and _REQUEST_ID.fullmatch(given) else new_id()
 
 
 def event_time(headers: Mapping[str, str]) -> int | None:
-    """`X-Event-Time` in microseconds since 1970 (UTC), or None where there is none.
+    """Return `X-Event-Time` in microseconds since 1970 (UTC), or None if the header is missing.
 
     Raises:
         InvalidRequest: it is not a time of RFC 3339 with its offset, or lies too far back or ahead.
@@ -126,36 +126,45 @@ def event_time(headers: Mapping[str, str]) -> int | None:
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-# An answer as the bytes of HTTP/1.1.
-
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-def serialize_response(response: RawResponse, keeps_alive: bool, with_body: bool = True) -> bytes:
-    """Head and body, to be sent in one write.
+def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool = True) -> bytes:
+    """Return the head and the body, to be sent in one write.
 
     Args:
-        keeps_alive: the connection stays open; else the answer says that it ends.
-        with_body: False: the answer to a HEAD.
+        keep_alive: False if the response has to say that the connection ends.
+        with_body: False for the response to a HEAD.
     """
     if response.status == 204:
-        return _head(response, keeps_alive, "")  # it has no body, and may not say how long that is (RFC 9110, 8.6)
-    head = _head(
-        response, keeps_alive, f"\r\nContent-Type: {response.content_type}\r\nContent-Length: {len(response.body)}"
-    )
+        return _serialize_head(response, keep_alive, "")  # no body, nor its length (RFC 9110, 8.6)
+    content = f"\r\nContent-Type: {response.content_type}\r\nContent-Length: {len(response.body)}"
+    head = _serialize_head(response, keep_alive, content)
     return head + response.body if with_body else head
 
 
-def serialize_chunked_head(response: RawResponse, keeps_alive: bool) -> bytes:
-    """The head of an answer whose body follows in chunks."""
-    return _head(response, keeps_alive, f"\r\nContent-Type: {response.content_type}\r\nTransfer-Encoding: chunked")
+def serialize_chunked_head(response: RawResponse, keep_alive: bool) -> bytes:
+    """Return the head of a response whose body follows in chunks."""
+    content = f"\r\nContent-Type: {response.content_type}\r\nTransfer-Encoding: chunked"
+    return _serialize_head(response, keep_alive, content)
 
 
-def _head(response: RawResponse, keeps_alive: bool, content: str) -> bytes:
+def parse_error_response(error: Exception) -> bytes:
+    """Return the threaded worker's last response on a connection on which no request could be read.
+
+    An error that is neither ours nor of TLS is logged, and answered without its details.
+    """
+    if isinstance(error, ssl.SSLError):
+        error = InvalidRequest(f"the request is not HTTP/1.1 as it is spoken here: {error}")
+    if isinstance(error, OnnxserveError):
+        return serialize_response(exception_response("", error), False)
+    logger.error("answering failed", exc_info=error)
+    message = "the server failed to answer; its log says why"
+    return serialize_response(error_response("", 500, "INTERNAL_ERROR", message), False)
+
+
+def _serialize_head(response: RawResponse, keep_alive: bool, content: str) -> bytes:
     fields = "\r\n".join([*map(": ".join, safe_headers(response.headers).items()), "\r\n"])
     return (
         f"{_status_line(response.status)}\r\nDate: {_date(int(time.time()))}"
-        f"\r\nConnection: {'keep-alive' if keeps_alive else 'close'}"
+        f"\r\nConnection: {'keep-alive' if keep_alive else 'close'}"
         f"{content}\r\n{fields}"
     ).encode("latin-1")
 
@@ -171,19 +180,3 @@ def _status_line(status: int) -> str:
 @lru_cache(maxsize=1)
 def _date(second: int) -> str:
     return formatdate(second, usegmt=True)
-
-
-# What is no request, or breaks the connection of one, answered by the threaded worker as the accelerated one does.
-
-logger = logging.getLogger(__name__)
-
-
-def parse_error_response(refusal: Exception) -> bytes:
-    """The last answer on a connection; what is no refusal of a request is logged, and answered without its details."""
-    if isinstance(refusal, ssl.SSLError):
-        refusal = InvalidRequest(f"the request is not HTTP/1.1 as it is spoken here: {refusal}")
-    if isinstance(refusal, OnnxserveError):
-        return serialize_response(exception_response("", refusal), False)
-    logger.error("answering failed", exc_info=refusal)
-    message = "the server failed to answer; its log says why"
-    return serialize_response(error_response("", 500, "INTERNAL_ERROR", message), False)

@@ -1,8 +1,8 @@
-"""The head of an HTTP/1.1 request: bytes → `Head`, strictly; the rules for targets and hosts that every front shares.
+"""The parser of HTTP/1.1 requests that both workers share: bytes → `RequestHead`, and the body piece by piece.
 
-Nothing ambiguous passes (RFC 9112, sections 2 to 6, and what gunicorn refuses): what two readers of the same bytes
-could read differently is how requests are smuggled. A head that has come once is not read a second time: a client sends
-the same one with every request of a connection. Measured on one core: 0.6 µs from memory, 5 µs read here, 4.5 µs by
+Nothing ambiguous passes (RFC 9112, sections 2 to 7, and what gunicorn refuses): bytes that two readers could read
+differently are how requests are smuggled. A head that has come once is not parsed a second time: a client sends the
+same one with every request of a connection. Measured on one core: 0.6 µs from memory, 5 µs parsed here, 4.5 µs by
 httptools, whose parser leaves Host, the limits and the form of the target to its caller, and cannot pause.
 """
 
@@ -27,7 +27,7 @@ REQUEST_LINE_BYTES, FIELD_BYTES, FIELDS = 8190, 8190, 100
 _HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
 CHUNKED = -1
 EMPTY_LINE = b"\r\n"
-"""Before a request it is passed over: some clients end a body with one (RFC 9112, 2.2)."""
+"""Skipped before a request: some clients end a body with one (RFC 9112, 2.2)."""
 MISSING_HOST = "the request has no Host header; HTTP/1.1 wants one"
 _REMEMBERED_HEADS, _REMEMBERED_BYTES = 512, 2048
 _LINE = re.compile(rb"([A-Z0-9!$&'*+.^_`|~-]{3,20}) ([^ ]+) HTTP/1\.([01])")
@@ -37,19 +37,27 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST = re.compile(r"([A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{0,5})?")
 _SINGLE = ("host", "content-type", "content-length", "transfer-encoding")
 
+SLOWEST_BYTES_PER_SECOND = 1024
+"""A slower request counts as idle if other clients want its place."""
+_CHUNK_LINE_BYTES = 1024
+_STEPS = 1000
+"""Steps of one `feed`: 256 KiB of the smallest chunks would hold the event loop for a tenth of a second."""
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What a request says before its body.
+    """The request line and the header fields.
 
     Attributes:
+        target: the path and the query, as they were sent.
         path: decoded, without the query.
         headers: names in lower case; the values of a name that comes several times are joined by commas.
-        length: bytes of the body; `CHUNKED`: it says itself where it ends.
-        keeps_alive: the client wants to ask again on this connection.
-        target: the path and the query, as they were sent.
-        waits: the client waits for a 100 before it sends the body.
-        takes_chunks: the answer may come in chunks (HTTP/1.1).
+        length: bytes of the body; `CHUNKED` if the body says itself where it ends.
+        keep_alive: True if the client wants to reuse the connection.
+        expects_continue: True if the client waits for a 100 before it sends the body.
+        is_http_1_1: False for HTTP/1.0, whose responses cannot come in chunks.
     """
 
     method: str
@@ -57,18 +65,18 @@ class RequestHead:
     path: str
     headers: Mapping[str, str]
     length: int
-    keeps_alive: bool
-    waits: bool
-    takes_chunks: bool
+    keep_alive: bool
+    expects_continue: bool
+    is_http_1_1: bool
 
 
 def parse_head(data: bytes) -> tuple[RequestHead | None, bytes]:
-    """The head that what has come begins with, and the rest; None and all of it: the head has not come whole.
+    """Return the head at the beginning of the data, and the rest; or None and all of it if the head is incomplete.
 
-    It does not matter in which pieces it comes.
+    The result does not depend on the pieces in which the data comes.
 
     Raises:
-        TargetTooLong, HeadersTooLarge, InvalidRequest: as `read_head`, and as soon as it is seen.
+        TargetTooLong, HeadersTooLarge, InvalidRequest: see `read_head`; raised as soon as it shows.
     """
     begin = 2 if data.startswith(EMPTY_LINE) else 0
     end = data.find(b"\r\n\r\n", begin)
@@ -78,23 +86,12 @@ def parse_head(data: bytes) -> tuple[RequestHead | None, bytes]:
     return None, data
 
 
-def _check_beginning(head: bytes) -> None:
-    """What can be said of a head before it has come whole."""
-    if len(head) > REQUEST_LINE_BYTES + 1 and b"\r\n" not in head[: REQUEST_LINE_BYTES + 2]:
-        if b"\n" not in head[:REQUEST_LINE_BYTES]:
-            raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
-    elif len(head) > _HEAD_BYTES + 3:  # three bytes of its end
-        raise HeadersTooLarge(f"the header fields together are more than this server's limit of {_HEAD_BYTES} bytes")
-    if head.count(b"\n") != head.count(b"\r\n"):
-        raise InvalidRequest("a line of the request's head ends without CR; lines of HTTP/1.1 end with CR LF")
-
-
 def read_head(head: bytes) -> RequestHead:
-    """The head of a request: the bytes up to, and without, the empty line.
+    """Parse the head of a request: the bytes up to, and without, the empty line.
 
     Raises:
         TargetTooLong, HeadersTooLarge: it is beyond a limit.
-        UnknownTransferCoding, ExpectationFailed: it asks for what is not done here.
+        UnknownTransferCoding, ExpectationFailed: it asks for what is not supported.
         InvalidRequest: it is not HTTP/1.1, or can be read in two ways.
     """
     return _remembered(head) if len(head) <= _REMEMBERED_BYTES else _read(head)
@@ -107,52 +104,31 @@ def _read(head: bytes) -> RequestHead:
     if not match:
         raise InvalidRequest(f"the request line {_shown(line)} is not of HTTP/1.1, as in 'POST /invocations HTTP/1.1'")
     headers = _fields(lines)
-    is_first_minor = match[3] == b"1"
-    if is_first_minor and "host" not in headers:
+    is_http_1_1 = match[3] == b"1"
+    if is_http_1_1 and "host" not in headers:
         raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
-    length = _length(headers, is_first_minor)
+    length = _length(headers, is_http_1_1)
     options = {option.strip() for option in headers.get("connection", "").lower().split(",")}
-    keeps_alive = "close" not in options if is_first_minor else "keep-alive" in options
-    waits = _expects(headers) and is_first_minor and length != 0
+    keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
+    expects_continue = _expects(headers) and is_http_1_1 and length != 0
     target = match[2].decode("latin-1")
-    return RequestHead(
-        match[1].decode(), target, decode_path(target), headers, length, keeps_alive, waits, is_first_minor
-    )
+    path = decode_path(target)
+    return RequestHead(match[1].decode(), target, path, headers, length, keep_alive, expects_continue, is_http_1_1)
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)
 
 
-def decode_path(target: str) -> str:
-    """The path of a request target (its bytes as latin-1), decoded as WSGI and Flask decode it.
-
-    Raises:
-        UnfitPath: the target is no path of this server: absolute, with dot segments, empty segments or characters that
-            no path has.
-    """
-    if not _TARGET.fullmatch(target):
-        message = f"the target {target[:200]!r} is not a path and a query in ASCII, as in '/invocations'"
-        raise UnfitPath(message, target)
-    path = target.partition("?")[0]
-    if "%" in path:
-        path = unquote_to_bytes(path).decode("utf-8", "replace")
-        if _CONTROL.search(path):
-            raise UnfitPath(f"the path {path[:200]!r} has a control character", path)
-    if "//" in path:
-        raise UnfitPath(f"the path {path[:200]!r} has an empty segment; there is no // in a path here", path)
-    if "/." in path and not {".", ".."}.isdisjoint(path.split("/")):
-        raise UnfitPath(f"the path {path[:200]!r} has a segment . or ..; say the path itself", path)
-    return path
-
-
-def check_host(host: str) -> None:
-    """
-    Raises:
-        InvalidRequest: it is no host with an optional port.
-    """
-    if not _HOST.fullmatch(host):
-        raise InvalidRequest(f"the Host header {host[:100]!r} is not a host and a port")
+def _check_beginning(head: bytes) -> None:
+    """Check the limits and the line ends of a head that may be incomplete."""
+    if len(head) > REQUEST_LINE_BYTES + 1 and b"\r\n" not in head[: REQUEST_LINE_BYTES + 2]:
+        if b"\n" not in head[:REQUEST_LINE_BYTES]:
+            raise TargetTooLong(f"the request line is longer than this server's limit of {REQUEST_LINE_BYTES} bytes")
+    elif len(head) > _HEAD_BYTES + 3:  # three bytes of its end
+        raise HeadersTooLarge(f"the header fields together are more than this server's limit of {_HEAD_BYTES} bytes")
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise InvalidRequest("a line of the request's head ends without CR; lines of HTTP/1.1 end with CR LF")
 
 
 def _fields(lines: list[bytes]) -> dict[str, str]:
@@ -176,12 +152,12 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
     return headers
 
 
-def _length(headers: Mapping[str, str], is_first_minor: bool) -> int:
+def _length(headers: Mapping[str, str], is_http_1_1: bool) -> int:
     coding, length = headers.get("transfer-encoding"), headers.get("content-length")
     if coding is not None:
         if length is not None:
             raise InvalidRequest("the request has both Content-Length and Transfer-Encoding; send one")
-        if not is_first_minor:
+        if not is_http_1_1:
             raise InvalidRequest("HTTP/1.0 has no Transfer-Encoding; send Content-Length")
         if coding.lower() != "chunked":
             raise UnknownTransferCoding(f"the Transfer-Encoding {coding[:100]!r} is not understood; send chunked")
@@ -204,19 +180,40 @@ def _shown(line: bytes) -> str:
     return repr(line[:100].decode("latin-1"))
 
 
-# Bodies that arrive piece by piece: by their declared length, or in chunks (RFC 9112, section 7.1).
+def decode_path(target: str) -> str:
+    """Return the path of a request target (its bytes as latin-1), decoded as WSGI and Flask decode it.
 
-SLOWEST_BYTES_PER_SECOND = 1024
-"""A request that comes more slowly is as good as silent, where others want its place."""
-_CHUNK_LINE_BYTES = 1024
-_STEPS = 1000
-"""Of one `feed`: 256 KiB of the smallest chunks would hold the event loop for a tenth of a second."""
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+    Raises:
+        UnfitPath: the target is no path of this server: absolute, with dot segments, empty segments or characters that
+            no path has.
+    """
+    if not _TARGET.fullmatch(target):
+        message = f"the target {target[:200]!r} is not a path and a query in ASCII, as in '/invocations'"
+        raise UnfitPath(message, target)
+    path = target.partition("?")[0]
+    if "%" in path:
+        path = unquote_to_bytes(path).decode("utf-8", "replace")
+        if _CONTROL.search(path):
+            raise UnfitPath(f"the path {path[:200]!r} has a control character", path)
+    if "//" in path:
+        raise UnfitPath(f"the path {path[:200]!r} has an empty segment; there is no // in a path here", path)
+    if "/." in path and not {".", ".."}.isdisjoint(path.split("/")):
+        raise UnfitPath(f"the path {path[:200]!r} has a segment . or ..; say the path itself", path)
+    return path
+
+
+def check_host(host: str) -> None:
+    """Check that a Host header is a host with an optional port.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
+    if not _HOST.fullmatch(host):
+        raise InvalidRequest(f"the Host header {host[:100]!r} is not a host and a port")
 
 
 class BodyParser(Protocol):
-    """Collects one body; `pieces`, joined, are its bytes as soon as `is_whole`."""
+    """The parser of one body. `pieces`, joined, are the body once `is_whole` is True."""
 
     is_whole: bool
 
@@ -227,35 +224,35 @@ class BodyParser(Protocol):
     def pieces(self) -> Sequence[bytes | bytearray]: ...
 
     def feed(self, data: bytes) -> bytes:
-        """Takes what belongs to the body, gives back what it has not used; perhaps not all that it could use.
+        """Take bytes of the body, and return those that are not used, perhaps not all that could be used.
 
         Raises:
-            InvalidRequest, BodyTooLarge: see `open_body`.
+            InvalidRequest, BodyTooLarge: see `body_parser`.
         """
 
     def take(self) -> bytes:
-        """What has come since the last time, and is not kept any more."""
+        """Return the content that has come since the last call, and forget it."""
 
     def missing(self) -> str:
-        """What has come, for the error that says that the rest did not."""
+        """Return the message for a body whose rest did not come."""
 
 
 def body_parser(length: int, limit: int) -> BodyParser:
-    """The collector of a body that is to come.
+    """Return the parser of a body that is to come.
 
     Args:
-        length: its bytes, or `CHUNKED`.
-        limit: what it may have at most, in bytes.
+        length: the bytes of the body, or `CHUNKED`.
+        limit: the bytes that it may have at most.
 
     Raises:
-        BodyTooLarge: its length is above the limit; of chunks, `feed` says so.
+        BodyTooLarge: the length is above the limit. For chunks, `feed` raises it.
     """
     if length > limit:
         raise _too_large(limit)
-    return _Chunks(limit) if length == CHUNKED else _Sized(length)
+    return _ChunkedBody(limit) if length == CHUNKED else _SizedBody(length)
 
 
-class _Sized:
+class _SizedBody:
     def __init__(self, length: int) -> None:
         self.pieces: list[bytes] = []
         self.is_whole = length == 0
@@ -281,8 +278,11 @@ class _Sized:
         return f"only {self.received} of the {self._length} bytes of the body arrived in time"
 
 
-class _Chunks:
-    """Within a chunk `_left` bytes are to come; after it, its line end; `_trailers` are counted after the last one."""
+class _ChunkedBody:
+    """A body in chunks (RFC 9112, 7.1). `_left` bytes of a chunk are to come, then its line end, if `_ends_chunk`.
+
+    `_trailers` counts the fields after the last chunk; it is -1 before.
+    """
 
     def __init__(self, limit: int) -> None:
         self.is_whole = False
@@ -335,7 +335,7 @@ class _Chunks:
         return "the body broke off, did not arrive in time, or is not in valid chunks"
 
     def _line_end(self, data: bytes, position: int) -> int:
-        """Where the line that begins here ends; -1: its end has not come yet."""
+        """Return the end of the line that begins at `position`, or -1 if it has not come yet."""
         most = _CHUNK_LINE_BYTES if self._trailers < 0 else FIELD_BYTES
         end = data.find(b"\r\n", position, position + most + 2)
         if (end < 0 and len(data) - position > most + 1) or b"\n" in data[position : end if end >= 0 else None]:

@@ -1,9 +1,11 @@
-"""JSON Lines that are answered while they come: no body and no answer is ever held whole.
+"""JSON Lines that are answered while they come: neither the body nor the response is ever held whole.
 
 One version answers all of a stream, in pieces of up to a thousand lines, each of which is captured as a request of its
-own. Where the first piece cannot be answered, the answer is an error like any other. After that its status has been
-sent: the last line is then an object with `error_code` and `message`, and the connection ends without the chunk that
-would end the answer, so that no reader takes it for a whole one.
+own. If the first piece fails, the response is an error like any other. Later the status has been sent: the last line is
+then an object with `error_code` and `message`, and the connection ends without the last chunk, so that no client takes
+the response for a whole one.
+
+`stream_predictions` blocks its thread. `StreamedExchange` runs it in a thread for a connection on the event loop.
 """
 
 import asyncio
@@ -13,9 +15,9 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 
 from mlflow_deploy_plugin.errors import OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Feeds, Schema
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.access_log import observe_request
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, event_time, request_id
@@ -28,21 +30,26 @@ from mlflow_deploy_plugin.server.protocols import jsonlines
 from mlflow_deploy_plugin.server.protocols.content import media_name, media_type
 from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS
 
+LAST_CHUNK = b"0\r\n\r\n"
+MAX_STREAMS = 4
+"""Streams of one worker at the same time, each in a thread of its own."""
+_AHEAD_BYTES = 1024 * 1024
+"""Bytes that may have come and wait for the thread; with more, reading is paused."""
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
-_GONE = 499
-"""The status that is counted where the client has left: nginx' word for it."""
+_CLIENT_CLOSED_REQUEST = 499
+"""The status that is counted if the client has left, as in nginx."""
 
 
 class BrokenResponse(Exception):
-    """The answer ended in an error after its beginning was sent: it must not look whole."""
+    """The response ended in an error after its beginning was sent: it must not look whole."""
 
 
 class ClientDisconnected(Exception):
-    """Nobody reads the answer any more."""
+    """Nobody reads the response any more."""
 
 
 def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
-    """Whether a request is one that may be answered while it comes."""
+    """Return True if the request may be answered while it comes."""
     if method != "POST" or not _PATH.fullmatch(path) or "content-encoding" in headers:
         return False
     media = media_name(headers.get("content-type"))
@@ -52,14 +59,14 @@ def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
 def stream_predictions(
     server: Server, request: RawRequest, pieces: Iterable[bytes]
 ) -> tuple[RawResponse, Generator[bytes, None, None] | None]:
-    """The answer's head and its pieces; or, with None, the whole answer.
+    """Return the head of the response and its pieces; or the whole response, and None.
 
     Args:
         request: without its body.
-        pieces: of the body, as they come; what they raise ends the answer.
+        pieces: the body, as it comes. An error that they raise ends the response.
 
-    The pieces raise:
-        BrokenAnswer: after the last one, where it tells of an error.
+    The returned pieces raise:
+        BrokenResponse: after the last one, if that holds an error.
     """
     begun: list[Generator[bytes, None, None]] = []
     begin = partial(_begin, server, request, pieces, begun.append)
@@ -74,40 +81,44 @@ def _begin(
     pieces: Iterable[bytes],
     go_on: Callable[[Generator[bytes, None, None]], None],
 ) -> RawResponse:
-    """The head of the answer, once its first lines are computed; `go_on` is given these and the others."""
+    """Return the head of the response once its first piece is computed. `go_on` is given that and the others."""
     headers = {"X-Request-Id": request_id(request.headers)}
     variant: ServedVariant | None = None
-    is_let_in = False
+    is_admitted = False
     try:
         server.limits.acquire(request.headers, request.client)
-        is_let_in = True
-        found = _PATH.fullmatch(request.path)
-        media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
-        variant = server.dataplane.select_variant(found[1] if found else None, None, request.headers)
+        is_admitted = True
+        match = _PATH.fullmatch(request.path)
+        media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
+        variant = server.dataplane.select_variant(match[1] if match else None, None, request.headers)
         set_version_headers(headers, variant)
-        answers = _answers(server, request, variant, headers, pieces)
-        first = next(answers)
+        predictions = _predict(server, request, variant, headers["X-Request-Id"], pieces)
+        first = next(predictions)
     except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        has_left = isinstance(error, ClientDisconnected)
-        response = RawResponse(_GONE, b"", headers=headers) if has_left else failure_response(request, error, headers)
-        if is_let_in:
+        if isinstance(error, ClientDisconnected):
+            response = RawResponse(_CLIENT_CLOSED_REQUEST, b"", headers=headers)
+        else:
+            response = failure_response(request, error, headers)
+        if is_admitted:
             server.limits.release()
         _count(server, request, variant, response.status)
         return response
-    go_on(_rest(server, request, variant, headers, first, answers))
-    return RawResponse(200, b"", media_name(request.headers.get("content-type")), headers)
+    go_on(_send(server, request, variant, headers, first, predictions))
+    return RawResponse(200, b"", media, headers)
 
 
-def _answers(
-    server: Server, request: RawRequest, variant: ServedVariant, headers: Mapping[str, str], pieces: Iterable[bytes]
+def _predict(
+    server: Server, request: RawRequest, variant: ServedVariant, identity: str, pieces: Iterable[bytes]
 ) -> Iterator[bytes]:
+    """Yield the predictions of each piece of up to a thousand lines."""
     moment = event_time(request.headers)
     predictor = variant.loaded.predictor
+    reader = jsonlines.LineReader(predictor.schema, server.max_body_bytes)
     is_empty = True
-    for feeds in _feeds(predictor.schema, server.max_body_bytes, pieces):
+    for feeds in chain(chain.from_iterable(map(reader.feed, pieces)), reader.end()):
         is_empty = False
-        asked = InferRequest(headers["X-Request-Id"], variant.endpoint, feeds, event_time=moment)
-        outputs = server.dataplane.infer(variant, asked).outputs
+        infer_request = InferRequest(identity, variant.endpoint, feeds, event_time=moment)
+        outputs = server.dataplane.infer(variant, infer_request).outputs
         for label, rows in predicted_labels(predictor.artifact, outputs):
             server.metrics.count_prediction(variant.loaded.version, label, rows)
         yield jsonlines.encode(predictor.prediction(outputs, of_table=True))
@@ -115,25 +126,19 @@ def _answers(
         raise SchemaMismatch(jsonlines.NO_LINES)
 
 
-def _feeds(schema: Schema, most_bytes: int, pieces: Iterable[bytes]) -> Iterator[Feeds]:
-    reader = jsonlines.LineReader(schema, most_bytes)
-    for piece in pieces:
-        yield from reader.feed(piece)
-    yield from reader.end()
-
-
-def _rest(
+def _send(
     server: Server,
     request: RawRequest,
     variant: ServedVariant,
     headers: dict[str, str],
     first: bytes,
-    answers: Iterator[bytes],
+    predictions: Iterator[bytes],
 ) -> Generator[bytes, None, None]:
-    status = _GONE
+    """Yield the predictions, and an error as the last line; count the response when it ends."""
+    status = _CLIENT_CLOSED_REQUEST
     try:
         yield first
-        yield from answers
+        yield from predictions
         status = 200
     except ClientDisconnected:
         return
@@ -151,33 +156,27 @@ def _count(server: Server, request: RawRequest, variant: ServedVariant | None, s
     count_response(server.metrics, variant, INVOCATIONS.name, str(status), time.perf_counter() - request.arrived)
 
 
-# A streamed request on the event loop: what comes goes to a thread, what the thread answers goes out, both bounded.
-# A client may read its answer while it sends, or only afterwards, as most do. So the answer may lie here, up to the
-# limit that a whole body has; only beyond it the thread waits for the client to take something.
-
-LAST_CHUNK = b"0\r\n\r\n"
-MAX_STREAMS = 4
-"""Of one worker at the same time, each in a thread of its own."""
-_AHEAD_BYTES = 1024 * 1024
-"""What may have come and wait for the thread."""
-
-
 class StreamedExchange:
-    """One streamed request and its answer. `receive`, `fail` and `make_room` are called on the loop, `run` in a thread.
+    """One streamed request and its response, between a connection on the loop and the thread that answers.
+
+    A client may read its response while it sends, or only afterwards, as most do. So the response may wait here, up to
+    the limit of a whole body; only beyond it the thread waits for the client to take something.
+
+    `receive`, `fail` and `resume_sending` are called on the loop, `run` in a thread. All callbacks run on the loop.
 
     Args:
-        body: collects what comes.
-        most_unsent: bytes of the answer that the client has not taken yet.
-        write: on the loop: sends a part of the answer.
-        begin: on the loop: sends the head of an answer in chunks.
-        end: on the loop: sends an answer without chunks, or what ends one in chunks: whole (True) or broken off.
+        body: the parser of the request's body.
+        max_unsent_bytes: bytes of the response that the client may not have taken yet.
+        write: sends a part of the response.
+        begin: sends the head of a response in chunks.
+        end: sends a response that is not in chunks, or the end of one in chunks: whole (True) or broken off (False).
     """
 
     def __init__(
         self,
         body: BodyParser,
         transport: asyncio.Transport,
-        most_unsent: int,
+        max_unsent_bytes: int,
         write: Callable[[bytes], None],
         begin: Callable[[RawResponse], None],
         end: Callable[[RawResponse | bool], None],
@@ -185,61 +184,53 @@ class StreamedExchange:
         self._loop = asyncio.get_running_loop()
         self._body = body
         self._transport = transport
-        self._most_unsent = most_unsent
-        self._send, self._begin, self._end = write, begin, end
+        self._max_unsent_bytes = max_unsent_bytes
+        self._write, self._begin, self._end = write, begin, end
         self._condition = threading.Condition()
-        self._waiting = bytearray()
+        self._received = bytearray()  # and not taken by the thread
         self._error: OnnxserveError | ClientDisconnected | None = None
-        self._is_idle = False
-        self._is_paused = False
-        self._room = threading.Event()
+        self._may_send = threading.Event()
         self._is_gone = False
+        self.awaits_client = False
+        """True while everything that has come is answered."""
+        self.is_paused = False
+        """True while reading is paused, since much waits for the thread. The connection has to resume it at the end."""
 
     @property
     def is_whole(self) -> bool:
-        """Nothing more of the request is to come."""
+        """True if nothing more of the request is to come."""
         return self._body.is_whole or self._error is not None
 
-    @property
-    def awaits_client(self) -> bool:
-        """All that has come is answered."""
-        return self._is_idle
-
-    @property
-    def is_paused(self) -> bool:
-        """Nothing is read, since much waits for the thread. Once that has ended, its connection has to read on."""
-        return self._is_paused
-
     def receive(self, data: bytes) -> bytes:
-        """Takes what belongs to the body, gives back the rest; perhaps not all that it could take.
+        """Take bytes of the body, and return those that are not used, perhaps not all that could be used.
 
         Raises:
             InvalidRequest: it is no valid body; `fail` has to follow.
         """
         with self._condition:  # the thread must not find the end of the body before what came with it
             data = self._body.feed(data)
-            self._waiting += self._body.take()
+            self._received += self._body.take()
             self._condition.notify()
-            if len(self._waiting) > _AHEAD_BYTES and not self._is_paused:
-                self._is_paused = True
+            if len(self._received) > _AHEAD_BYTES and not self.is_paused:
+                self.is_paused = True
                 self._transport.pause_reading()
         return data
 
     def fail(self, error: OnnxserveError | ClientDisconnected) -> None:
-        """No more will come, for this reason."""
+        """End the request with an error: no more of it will come."""
         with self._condition:
             self._error = self._error or error
             self._condition.notify()
 
-    def make_room(self, is_gone: bool = False) -> None:
-        """The client has taken what there was, or has gone."""
+    def resume_sending(self, is_gone: bool = False) -> None:
+        """Let the thread go on, since the client has taken what there was, or is gone."""
         self._is_gone = self._is_gone or is_gone
-        self._room.set()
+        self._may_send.set()
         if is_gone:
             self.fail(ClientDisconnected())
 
     def run(self, server: Server, request: RawRequest) -> None:
-        """Answers; in a thread of its own, from the first byte to the last."""
+        """Answer the request, in a thread of its own, from the first byte to the last."""
         response, pieces = stream_predictions(server, request, self._pieces())
         with suppress(RuntimeError):  # the loop has ended, and with it the connection
             if pieces is None:
@@ -249,9 +240,9 @@ class StreamedExchange:
             is_whole = True
             try:
                 for piece in filter(None, pieces):  # a chunk without bytes would be the last one
-                    self._room.clear()
-                    self._loop.call_soon_threadsafe(self._write, b"%X\r\n%b\r\n" % (len(piece), piece))
-                    self._room.wait()
+                    self._may_send.clear()
+                    self._loop.call_soon_threadsafe(self._send, b"%X\r\n%b\r\n" % (len(piece), piece))
+                    self._may_send.wait()
                     if self._is_gone:
                         break
             except BrokenResponse:
@@ -260,32 +251,32 @@ class StreamedExchange:
                 pieces.close()
             self._loop.call_soon_threadsafe(self._end, is_whole)
 
-    def _write(self, chunk: bytes) -> None:
+    def _send(self, chunk: bytes) -> None:
         if self._transport.is_closing():
-            self.make_room(is_gone=True)
+            self.resume_sending(is_gone=True)
             return
-        self._send(chunk)
-        if self._transport.get_write_buffer_size() <= self._most_unsent:
-            self._room.set()
+        self._write(chunk)
+        if self._transport.get_write_buffer_size() <= self._max_unsent_bytes:
+            self._may_send.set()
 
     def _pieces(self) -> Iterator[bytes]:
-        """All that has come since the last look, until the end."""
+        """Yield what has come since the last piece, until the end of the body."""
         while True:
             with self._condition:
-                self._is_idle = not self._waiting
-                self._condition.wait_for(lambda: self._waiting or self.is_whole)
-                self._is_idle = False
-                piece = bytes(self._waiting)
-                self._waiting.clear()
-                if self._is_paused:
-                    self._is_paused = False
-                    self._loop.call_soon_threadsafe(self._read_on)
+                self.awaits_client = not self._received
+                self._condition.wait_for(lambda: self._received or self.is_whole)
+                self.awaits_client = False
+                piece = bytes(self._received)
+                self._received.clear()
+                if self.is_paused:
+                    self.is_paused = False
+                    self._loop.call_soon_threadsafe(self._resume_reading)
                 if not piece:
                     if self._error is not None:
                         raise self._error
                     return
             yield piece
 
-    def _read_on(self) -> None:
-        if not self._is_paused and not self._transport.is_closing():
+    def _resume_reading(self) -> None:
+        if not self.is_paused and not self._transport.is_closing():
             self._transport.resume_reading()

@@ -1,1 +1,1 @@
-"""Bytes and headers ↔ named arrays, one module a protocol; none sees a socket, none sees a session."""
+"""Bytes and headers ↔ named arrays, one module a protocol, and one table of them (`protocol_table.py`)."""

@@ -1,4 +1,4 @@
-"""What every protocol over HTTP shares: the content type, and JSON in both directions."""
+"""Content types, JSON in both directions, and outputs as rows: shared by all protocols over HTTP."""
 
 import codecs
 import contextlib
@@ -19,9 +19,9 @@ JSON, CSV = "application/json", "text/csv"
 MOST_CONTAINERS = 1_000_000
 """Arrays and objects in one document: each takes 56 to 232 bytes of memory for two in the body."""
 _SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
-"""What has no more of them holds no more of those."""
+"""A body of at most so many bytes cannot hold more containers."""
 _PIECE_BYTES = 128 * 1024
-"""What is counted at once, so that what numpy makes of it stays in the processor's cache."""
+"""Bytes whose brackets are counted at once, so that numpy's arrays stay in the processor's cache."""
 DEEPEST = 500
 """Levels of a document that Python's `json` reads or writes; orjson itself takes 1,024, and simdjson as many."""
 _TOO_DEEP = f"the JSON is nested more than {DEEPEST} levels deep"
@@ -30,7 +30,7 @@ _CONTAINERS = (list, dict)
 
 @lru_cache(maxsize=256)
 def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
-    """The media type of a `Content-Type` header, one of `accepted`, in lower case.
+    """Return the media type of a `Content-Type` header, one of `accepted`, in lower case.
 
     Raises:
         UnsupportedMediaType: no header, another type, or a charset that is not UTF-8.
@@ -49,15 +49,15 @@ def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
 
 
 def media_name(content_type: str | None) -> str:
-    """The name in a `Content-Type`, in lower case and without its parameters; empty where there is none."""
+    """Return the media type of a `Content-Type` header, in lower case without parameters; empty if it is missing."""
     return content_type.partition(";")[0].strip().lower() if content_type else ""
 
 
 def load_json(body: bytes) -> Any:
-    """The document in `body`. orjson bounds the depth itself (1,024 levels).
+    """Return the document in `body`. orjson bounds its depth (1,024 levels).
 
     The bare words NaN and Infinity are no JSON, but MLflow's own clients and input examples write them, and its server
-    reads them: so does this one. It takes a byte order mark before the document as well.
+    reads them; so does this one. A byte order mark before the document is accepted as well.
 
     Raises:
         InvalidRequest: not JSON; the message says where. Or more than `MOST_CONTAINERS` arrays and objects.
@@ -76,13 +76,14 @@ def load_json(body: bytes) -> Any:
 
 
 def _load_with_nan(body: bytes) -> Any:
-    """
+    """Return the document, in which NaN and Infinity may stand.
+
     Raises:
-        ValueError: not JSON, NaN and Infinity taken for it.
-        InvalidRequest: nested too deeply.
+        ValueError: it is no JSON even so.
+        InvalidRequest: it is nested too deeply.
     """
     try:
-        document = json.loads(body, parse_int=_whole)
+        document = json.loads(body, parse_int=_parse_int)
         check_depth(document)
         if b"\\u" in body:  # half a pair of surrogates is no text: this raises a ValueError
             json.dumps(document, ensure_ascii=False).encode()
@@ -92,8 +93,9 @@ def _load_with_nan(body: bytes) -> Any:
 
 
 def check_depth(document: Any) -> None:
-    """Refuses a document that Python's own `json` could not read or write in every version: how deep that goes depends
-    on the interpreter, on the stack of its thread, and on who calls it.
+    """Check that Python's own `json` can read and write the document in every version.
+
+    How deep it can go depends on the interpreter, on the stack of its thread, and on its caller.
 
     Raises:
         InvalidRequest: it is nested more than `DEEPEST` levels deep.
@@ -108,7 +110,7 @@ def check_depth(document: Any) -> None:
 
 
 def check_containers(body: bytes) -> int:
-    """How many arrays open in a JSON text; those in a text within it count as well.
+    """Return how many arrays open in a JSON text. Brackets within its strings count as well.
 
     Raises:
         InvalidRequest: more than `MOST_CONTAINERS` arrays and objects do: they would take hundreds of megabytes.
@@ -127,14 +129,14 @@ def check_containers(body: bytes) -> int:
     return arrays
 
 
-def _whole(digits: str) -> int | float:
-    """As orjson: what 64 bits do not hold is a float."""
+def _parse_int(digits: str) -> int | float:
+    """Return a float for an integer that 64 bits do not hold, as orjson does."""
     number = int(digits)
     return number if -(2**63) <= number < 2**64 else float(digits)
 
 
 def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`.
+    """Return the JSON object in `body`.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
@@ -145,7 +147,7 @@ def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """As `load_json_object`, where the content type is known to be JSON."""
+    """Return the JSON object in `body`, whose content type is known to be JSON."""
     document = load_json(body)
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
@@ -153,21 +155,21 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def dump_json(document: Any) -> bytes:
-    """JSON with arrays as nested lists; NaN and infinity, which JSON does not know, become null."""
-    return orjson.dumps(document, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    """Return JSON with arrays as nested lists. NaN and infinity, which JSON does not know, become null."""
+    return orjson.dumps(document, default=_plain_value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls the type of a decoded value."""
+    """Return JSON's name for the type of a decoded value."""
     if value is None:
         return "null"
     names: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
     return names.get(type(value), "object")
 
 
-def _plain(value: Any) -> Any:
-    """What orjson does not take by itself: arrays of strings or not contiguous, and ONNX Runtime's 64-bit integers,
-    which are numpy.longlong, one by one. A float of 32 bits has its own shortest text, wherever it lies."""
+def _plain_value(value: Any) -> Any:
+    """Convert values that orjson does not take: arrays of strings, arrays that are not contiguous, and ONNX Runtime's
+    64-bit integers, which are numpy.longlong. A float of 32 bits keeps its own shortest text."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not value.flags.c_contiguous:
         return np.ascontiguousarray(value)
     if isinstance(value, np.ndarray | np.generic):
@@ -175,14 +177,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-# Several outputs row by row, for the forms that know only rows.
-
-
 def check_row_aligned(outputs: Mapping[str, Array]) -> None:
-    """Whether each output has one value, or array of values, for each of the same rows.
+    """Check that each output has one value, or array of values, for each of the same rows.
 
     Raises:
-        SchemaMismatch: one has not.
+        SchemaMismatch: an output has not.
     """
     lengths = {len(array) if getattr(array, "ndim", 0) else -1 for array in outputs.values()}
     if len(lengths) != 1 or -1 in lengths:
@@ -190,10 +189,10 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
-    """One mapping a row, from output to its value.
+    """Return one mapping a row, from each output to its value.
 
     Raises:
-        SchemaMismatch: see `check_rows`.
+        SchemaMismatch: see `check_row_aligned`.
     """
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

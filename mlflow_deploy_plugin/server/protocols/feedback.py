@@ -1,4 +1,4 @@
-"""`/feedback`: labels of earlier predictions, one or many in a JSON document.
+"""The body of `/feedback`: labels of earlier predictions, one or many in a JSON document.
 
 {"prediction_id": "…", "row": 0, "label": 1}        a row of an answer, by its X-Prediction-Id; without row: all
 {"key": {"flight": 7, "day": "…"}, "label": 1}      the row that has these values in these columns
@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.server.protocols.content import load_json_object
 
 MOST_ENTRIES = 10_000
 MOST_KEY_COLUMNS = 16
-_MOST_KINDS = 16
-"""A reader of the log makes a key of each row for each of them."""
+_MOST_KEYS = 16
+"""Different sets of key columns in a body; a reader of the log makes a key of each row for each of them."""
 _MOST_CHARACTERS = 1000
 _MOST_ID_CHARACTERS = 128
 _MOST_ROW = 2**31 - 1
@@ -27,11 +27,11 @@ _BATCH = "feedback"
 
 
 def decode(content_type: str | None, body: bytes) -> list[Feedback]:
-    """What a body says.
+    """Return the entries of a body.
 
     Raises:
         UnsupportedMediaType: it is not JSON.
-        InvalidRequest: it says nothing, too much, or something that is no feedback; the message says which entry.
+        InvalidRequest: it has no entries, too many, or an invalid one; the message says which.
     """
     document = load_json_object(content_type, body)
     if _BATCH not in document:
@@ -44,8 +44,8 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
     if not 0 < len(entries) <= MOST_ENTRIES:
         raise InvalidRequest(f"feedback holds {len(entries)} entries; 1 to {MOST_ENTRIES} are expected")
     decoded = [_entry(entry, f"feedback[{place}]") for place, entry in enumerate(entries)]
-    if len({frozenset(entry.key) for entry in decoded if entry.key}) > _MOST_KINDS:
-        raise InvalidRequest(f"feedback names rows by more than {_MOST_KINDS} different sets of key columns")
+    if len({frozenset(entry.key) for entry in decoded if entry.key}) > _MOST_KEYS:
+        raise InvalidRequest(f"feedback names rows by more than {_MOST_KEYS} different sets of key columns")
     return decoded
 
 
@@ -54,10 +54,10 @@ def encode(accepted: int) -> bytes:
 
 
 def check_columns(entries: Collection[Feedback], columns: Collection[str], endpoint: str) -> None:
-    """Refuses a key of columns that no row in the log can have.
+    """Check that the keys name columns of the log.
 
     Args:
-        columns: what a captured row has.
+        columns: the columns of a captured row.
 
     Raises:
         SchemaMismatch: a column is not among them; the message names the nearest one.
@@ -82,14 +82,14 @@ def _entry(entry: Any, where: str) -> Feedback:
     prediction_id, key = entry.get("prediction_id"), entry.get("key")
     if (prediction_id is None) == (key is None):
         raise InvalidRequest(f"{where or 'the feedback'} needs a prediction_id or a key, and not both")
-    label = _value(entry["label"], f"{dot}label")
+    label = _checked_value(entry["label"], f"{dot}label")
     if label != label:
         raise InvalidRequest(f"{dot}label is nan; null takes an earlier one back")
     row = entry.get("row")
     if key is not None:
         if row is not None:
             raise InvalidRequest(f"{dot}row goes with a prediction_id; a key names its row itself")
-        return Feedback(None, None, _key(key, f"{dot}key"), label)
+        return Feedback(None, None, _checked_key(key, f"{dot}key"), label)
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer")
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
@@ -97,14 +97,14 @@ def _entry(entry: Any, where: str) -> Feedback:
     return Feedback(prediction_id, row, None, label)
 
 
-def _key(key: Any, where: str) -> Mapping[str, Value]:
+def _checked_key(key: Any, where: str) -> Mapping[str, Value]:
     if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
         raise InvalidRequest(f"{where} is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected")
-    values = {name: _value(value, f"{where}.{name[:60]}") for name, value in key.items()}
-    return {name: None if value != value else value for name, value in values.items()}  # NaN: it is missing
+    values = {name: _checked_value(value, f"{where}.{name[:60]}") for name, value in key.items()}
+    return {name: None if value != value else value for name, value in values.items()}  # NaN is a missing value
 
 
-def _value(value: Any, where: str) -> Value:
+def _checked_value(value: Any, where: str) -> Value:
     if not isinstance(value, str | int | float | bool | None):
         raise InvalidRequest(f"{where} is {short_repr(value)}; a text, a number, true, false or null is expected")
     if isinstance(value, float) and math.isinf(value):

@@ -1,7 +1,7 @@
 """JSON Lines (https://jsonlines.org, also NDJSON): a record or a row a line, answered by one prediction a line.
 
-The lines become arrays a thousand at a time, so that a large body never stands as Python objects all at once. Each line
-stands for itself: it has every column that the model requires, whatever the others have.
+The lines become arrays a thousand at a time, so that a large body is never held as Python objects all at once. Each
+line has every column that the model requires, whatever the others have.
 """
 
 import io
@@ -21,14 +21,14 @@ _CHUNK = 1000
 _MOST_BLANK = 100_000
 
 _Line = tuple[int, Any]
-"""The number of a line, from 1, and the document in it."""
+"""The number of a line, from 1, and its document."""
 
 
 class LineReader:
-    """Lines as they come: pieces of a body in, feeds of up to a thousand lines out.
+    """A reader of lines as they come: it takes pieces of a body and yields feeds of up to a thousand lines.
 
     Args:
-        most_bytes: of one line.
+        most_bytes: the bytes that one line may have.
 
     Every method raises:
         InvalidRequest: a line is not JSON, or of another kind than the first.
@@ -39,26 +39,26 @@ class LineReader:
     def __init__(self, schema: Schema, most_bytes: int = sys.maxsize) -> None:
         self._schema = schema
         self._most_bytes = most_bytes
-        self._begun = bytearray()
+        self._unfinished = bytearray()
         self._number = 0
         self._blank = 0
         self._kind: str | None = None
 
     def feed(self, piece: bytes) -> Iterator[Feeds]:
-        """Those of the lines that are whole with this piece."""
+        """Yield the feeds of the lines that this piece completes."""
         whole, end, rest = piece.rpartition(b"\n")
         if end:
-            yield from self.read(b"".join((self._begun, whole, end)))
-            self._begun.clear()
-        self._begun += rest
-        self._check(self._number + 1, len(self._begun))
+            yield from self.read(b"".join((self._unfinished, whole, end)))
+            self._unfinished.clear()
+        self._unfinished += rest
+        self._check_size(self._number + 1, len(self._unfinished))
 
     def end(self) -> Iterator[Feeds]:
-        """The last line, which nothing needs to end."""
-        yield from self.read(bytes(self._begun))
+        """Yield the feeds of the last line, which needs no line end."""
+        yield from self.read(bytes(self._unfinished))
 
     def read(self, whole: bytes) -> Iterator[Feeds]:
-        """Lines that are whole."""
+        """Yield the feeds of complete lines."""
         lines = self._lines(whole)
         while chunk := list(islice(lines, _CHUNK)):
             self._kind = self._kind or json_type(chunk[0][1])
@@ -67,7 +67,7 @@ class LineReader:
     def _lines(self, whole: bytes) -> Iterator[_Line]:
         for line in io.BytesIO(whole):
             self._number += 1
-            self._check(self._number, len(line))
+            self._check_size(self._number, len(line))
             if line.isspace():
                 self._blank += 1
                 if self._blank > _MOST_BLANK:
@@ -79,16 +79,16 @@ class LineReader:
                     message = error.message.replace("the body", "it", 1)
                     raise InvalidRequest(f"line {self._number}: {message}") from None
 
-    def _check(self, number: int, size: int) -> None:
+    def _check_size(self, number: int, size: int) -> None:
         if size > self._most_bytes:
             raise BodyTooLarge(f"line {number} is larger than this server's limit of {self._most_bytes} bytes")
 
 
 def decode(body: bytes, schema: Schema) -> Feeds:
-    """The feeds in a body of objects, arrays, or (for a model of one column) bare values, all of one kind.
+    """Return the feeds in a body of objects, arrays, or (for a model of one column) bare values, all of one kind.
 
     Raises:
-        InvalidRequest, SchemaMismatch: as `LineReader`; or there are no lines.
+        InvalidRequest, SchemaMismatch: see `LineReader`; or there are no lines.
     """
     parts = list(LineReader(schema).read(body))
     if not parts:
@@ -102,7 +102,7 @@ def decode(body: bytes, schema: Schema) -> Feeds:
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
-    """One prediction a line: a value, a list of them, or an object of the outputs by name.
+    """Return one prediction a line: a value, a list of them, or an object of the outputs by name.
 
     Raises:
         SchemaMismatch: an output has not one value, or list of values, for each row.
@@ -112,7 +112,7 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
 
 
 def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
-    """The feeds of some lines; where they do not fit, the first line that does not is looked for."""
+    """Return the feeds of some lines. If they do not fit the signature, the error names the first wrong line."""
     required = {column.name for column in schema.columns if column.required} if kind == "object" else set()
     for number, document in chunk:
         if json_type(document) != kind and "object" in (kind, json_type(document)):

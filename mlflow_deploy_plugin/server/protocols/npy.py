@@ -1,7 +1,7 @@
-"""numpy's file format (`application/x-npy`), which SageMaker's NumpySerializer writes and its NumpyDeserializer reads.
+"""numpy's file format (`application/x-npy`), as SageMaker's NumpySerializer writes and its NumpyDeserializer reads it.
 
 https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html. Nothing is unpickled, and nothing is allocated
-for what a header says: the shape is compared with the bytes that came.
+for the shape in a header: it is compared with the bytes that came.
 """
 
 import io
@@ -19,21 +19,21 @@ MEDIA_TYPES = ("application/x-npy",)
 
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}
-"""How many bytes tell the length of the header, by the format's version."""
+"""The number of bytes of the header's length, by the format's version."""
 _LONGEST_HEADER = 1_000
 _NUMBERS = rb"[<>](?:f[248]|[iu][248])|\|(?:[iu]1|b1)"
 _HEADER = re.compile(
     rb"\{'descr': '(?P<dtype>" + _NUMBERS + rb")', 'fortran_order': (?P<order>True|False), "
     rb"'shape': \((?P<shape>(?:[0-9]{1,12}, ){0,31}(?:[0-9]{1,12},?)?)\), \} *\n"
 )
-"""What np.save writes. numpy's own reader evaluates the header as Python, and fails in a dozen ways."""
+"""The header that np.save writes. numpy's own reader evaluates it as Python, and fails in a dozen ways."""
 
 
 def decode(body: bytes, schema: Schema) -> Feeds:
-    """The feeds in one array of numbers: the columns of [N, columns] in the signature's order, or the only tensor.
+    """Return the feeds in one array of numbers: [N, columns] in the signature's order, or the only tensor.
 
     Raises:
-        InvalidRequest: the body is none, or has other bytes than its header says.
+        InvalidRequest: the body is no array, or has another size than its header says.
         SchemaMismatch: the array does not fit the signature.
     """
     array = _read(body)
@@ -47,7 +47,7 @@ def decode(body: bytes, schema: Schema) -> Feeds:
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
-    """The one output as an array; text as numpy's fixed-width text.
+    """Return the only output as an array; strings as numpy's fixed-width strings.
 
     Raises:
         SchemaMismatch: several outputs, or records: they have no form as one array.
@@ -71,7 +71,7 @@ def _read(body: bytes) -> Array:
 
 
 def _header(body: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order, dtype, and where the data begins."""
+    """Return shape, order, dtype, and the position of the data."""
     size = _LENGTH_BYTES.get(body[6:8], 0) if body.startswith(_MAGIC) else 0
     start = 8 + size + int.from_bytes(body[8 : 8 + size], "little")
     found = _HEADER.fullmatch(body[8 + size : start]) if size and start - size <= _LONGEST_HEADER else None

@@ -10,9 +10,9 @@ from mlflow_deploy_plugin.server.protocols.mlflow import read_csv
 
 
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """One record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
+    """Return the feeds in one record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
 
-    To a graph without rows a record is the whole of its tensors.
+    For a graph without rows, a record is the whole of its tensors.
 
     Raises:
         UnsupportedMediaType: not JSON.
@@ -30,10 +30,10 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
 
 
 def decode_batch(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Many records: a list of objects or of rows, or whatever `/invocations` takes: `{"instances": […]}`, CSV.
+    """Return the feeds in many records: a list of objects or of rows, or a body of `/invocations`.
 
     Raises:
-        UnsupportedMediaType, InvalidRequest, SchemaMismatch: as `decode`.
+        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `decode`.
     """
     if media_type(content_type, (JSON, CSV)) == CSV:
         return read_csv(body, schema)
@@ -46,9 +46,12 @@ def decode_batch(content_type: str | None, body: bytes, schema: Schema) -> Feeds
 
 
 def encode(artifact: Artifact, model: str, version: str, outputs: dict[str, Array], has_rows: bool = True) -> bytes:
-    """`{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of a graph without rows."""
-    predictions = _predictions(artifact, outputs)
-    answer: dict[str, Any] = {"prediction": _first(predictions) if has_rows else predictions}
+    """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of all without rows."""
+    prediction: Any = _predictions(artifact, outputs)
+    if has_rows:
+        is_one = not isinstance(prediction, dict)
+        prediction = prediction[0] if is_one else {name: array[0] for name, array in prediction.items()}
+    answer: dict[str, Any] = {"prediction": prediction}
     if has_rows and (probabilities := _probabilities(artifact, outputs)) is not None:
         answer["probabilities"] = probabilities[0]
     return dump_json({**answer, "model": model, "model_version": version})
@@ -57,7 +60,7 @@ def encode(artifact: Artifact, model: str, version: str, outputs: dict[str, Arra
 def encode_batch(
     artifact: Artifact, model: str, version: str, outputs: dict[str, Array], has_rows: bool = True
 ) -> bytes:
-    """`{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
+    """Return `{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
     answer: dict[str, Any] = {"predictions": _predictions(artifact, outputs)}
     if (probabilities := _probabilities(artifact, outputs)) is not None:
         answer["probabilities"] = probabilities
@@ -66,7 +69,7 @@ def encode_batch(
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
-    """The label where the model has one, also where its `predict` answers probabilities: those stand beside it."""
+    """Return the label if the model has one, even if its `predict` returns probabilities: they have a field."""
     roles = {output.name: output.role for output in artifact.outputs}
     names = artifact.prediction
     if [roles.get(name) for name in names] == ["probabilities"]:
@@ -74,14 +77,8 @@ def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[
     return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
 
-def _first(predictions: Array | dict[str, Array]) -> Any:
-    if isinstance(predictions, dict):
-        return {name: array[0] for name, array in predictions.items()}
-    return predictions[0]
-
-
 def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[Any, float]] | None:
-    """Class → probability for each row, where the model says which columns belong to which class."""
+    """Return class → probability for each row, or None if the model does not name the class of each column."""
     for output in artifact.outputs:
         array = outputs.get(output.name)
         if output.role == "probabilities" and array is not None and array.shape[1:] == (len(artifact.classes),):

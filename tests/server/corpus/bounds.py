@@ -91,16 +91,16 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         ),
     ),
     "seconds of a head": (
-        "http/workers/connection.py: sweep; http/workers/gthread_worker.py: murder_pending",
+        "http/workers/connection.py: check_deadline; http/workers/gthread_worker.py: murder_pending",
         _both(
-            {"workers.connection.HttpConnection.sweep": _NOTHING},
+            {"workers.connection.HttpConnection.check_deadline": _NOTHING},
             {"workers.gthread_worker.GracefulThreadWorker.murder_pending": _NOTHING},
         ),
     ),
     "seconds of a body": (
-        "http/workers/connection.py: sweep; http/workers/gthread_worker.py: murder_pending",
+        "http/workers/connection.py: check_deadline; http/workers/gthread_worker.py: murder_pending",
         _both(
-            {"workers.connection.HttpConnection.sweep": _NOTHING},
+            {"workers.connection.HttpConnection.check_deadline": _NOTHING},
             {"workers.gthread_worker.GracefulThreadWorker.murder_pending": _NOTHING},
         ),
     ),

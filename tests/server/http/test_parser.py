@@ -23,7 +23,9 @@ def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
     )
     headers = {"host": "x:80", "content-length": "007", "accept": "a,b", "name": "café", "expect": "100-Continue"}
     target = "/v2/models/a%20b/infer?x=%2F"
-    assert got == RequestHead("POST", target, "/v2/models/a b/infer", headers, 7, True, waits=True, takes_chunks=True)
+    assert got == RequestHead(
+        "POST", target, "/v2/models/a b/infer", headers, 7, True, expects_continue=True, is_http_1_1=True
+    )
 
 
 @pytest.mark.parametrize("before", [b"", b"\r\n"])
@@ -36,8 +38,8 @@ def test_a_head_that_has_not_come_whole_is_waited_for_wherever_it_is_cut(before:
 
 
 def test_what_waits_for_nothing_is_not_told_to_go_on() -> None:
-    assert not read_head(b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue").waits
-    assert not read_head(b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue").waits
+    assert not read_head(b"GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue").expects_continue
+    assert not read_head(b"POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: 100-continue").expects_continue
 
 
 def test_chunks_say_themselves_where_they_end() -> None:

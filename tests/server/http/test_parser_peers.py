@@ -53,7 +53,7 @@ def read_ours(segments: list[bytes]) -> Reading:
                         data = body.feed(data)
                     if body.is_whole:
                         requests.append((head.method.encode(), head.target.encode("latin-1"), b"".join(body.pieces)))
-                        if not head.keeps_alive:
+                        if not head.keep_alive:
                             return Reading(requests, "closed")
                         head, body = None, None
                         continue

@@ -91,12 +91,12 @@ class Listener:
         """So much later."""
         self.front.now += seconds
         for connection in list(self.connections):
-            connection.sweep(self.front.now)
+            connection.check_deadline(self.front.now)
 
     async def close(self) -> None:
         for client in self._clients:
             client.close()
-        await until(lambda: not self.front.exchanges and not self.connections)
+        await until(lambda: not self.front.streams and not self.connections)
         self._server.close()
 
 
@@ -177,7 +177,7 @@ def test_a_client_that_takes_its_answer_slowly_is_not(server: Server) -> None:
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE * 8_000) + chunk())
             content = await opened.read(client, at_least=12_000)
-            await until(lambda: not opened.front.exchanges)
+            await until(lambda: not opened.front.streams)
             content += await opened.read(client, at_least=12_000)
             opened.tick(11)
             content += await opened.read(client, LAST)
@@ -195,7 +195,7 @@ def test_time_runs_for_the_client_only_while_the_model_is_done(
     async def talk() -> None:
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE))
-            await until(lambda: opened.front.exchanges)
+            await until(lambda: opened.front.streams)
             opened.tick(11)
             await opened.read(client, chunk(ANSWER))
             await opened.send(client, chunk())
@@ -233,7 +233,7 @@ def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in
             await asyncio.sleep(0.1)  # most likely the thread waits for the next line
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
             client.close()
-            await until(lambda: not opened.front.exchanges)
+            await until(lambda: not opened.front.streams)
             client = await opened.connect(HEAD + chunk(LINE) + chunk())
             assert b" 200 OK" in await opened.read(client, LAST)
 
@@ -291,13 +291,13 @@ def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Se
 
     async def talk() -> None:
         async with listener(server) as here:
-            here.front.costs = InlinePolicy(lambda: False)
+            here.front.inline_policy = InlinePolicy(lambda: False)
             here.front.limits = ConnectionLimits(request_seconds=10.0, connections=1)
             here.front.pool.submit(answering.wait)  # its only thread
             row = LINE.strip()
             head = FIELDS.replace(b"jsonl", b"json") + b"Content-Length: %d\r\n\r\n" % len(b'{"inputs":[%s]}' % row)
             first = await here.connect(head + b'{"inputs":[%s]}' % row)
-            await until(lambda: [one.silent_since for one in here.connections] == [math.inf])
+            await until(lambda: [one.idle_since for one in here.connections] == [math.inf])
             second = await here.connect(b"")
             refused = await here.read(second)
             second.close()

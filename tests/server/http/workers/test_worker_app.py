@@ -29,7 +29,7 @@ def test_bodies_of_all_connections_together_are_bounded(
         first, second = [await asyncio.open_connection(*address) for _ in range(2)]
         body = b'{"inputs": [[1, 2, 3]]}' + b" " * 70_000
         first[1].write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
-        while front.held_bytes < len(body) - 1:
+        while front.buffered_bytes < len(body) - 1:
             await asyncio.sleep(0.01)
         second[1].write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
         refused = await second[0].readuntil(b"\r\n\r\n")
@@ -42,4 +42,4 @@ def test_bodies_of_all_connections_together_are_bounded(
         server.close()
 
     asyncio.run(asyncio.wait_for(talk(), 30))
-    assert front.held_bytes == 0
+    assert front.buffered_bytes == 0

@@ -31,7 +31,7 @@ def took(clock: list[float]) -> Callable[..., None]:
             clock[0] += seconds
             return RawResponse(status, b"", headers={"X-Prediction-Id": "p"} if predicts else {})
 
-        costs.measured(slowly, request)
+        costs.run_in_thread(slowly, request)
 
     return answer
 
