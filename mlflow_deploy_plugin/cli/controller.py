@@ -47,7 +47,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
     from mlflow_deploy_plugin.controller.service import run_controller
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+    from mlflow_deploy_plugin.deployments import open_deployments
 
     ended = threading.Event()
 

@@ -39,7 +39,7 @@ def list_(output: str) -> None:
     with opened_deployments() as deployments:
         # here: MLflow and pandas take a second that `--help` should not wait for
         from mlflow_deploy_plugin.controller.monitors.overview import overviews
-        from mlflow_deploy_plugin.deployments.description import describe_endpoints
+        from mlflow_deploy_plugin.deployments import describe_endpoints
 
         found = describe_endpoints(deployments)
         monitors = overviews(deployments.store)

@@ -115,7 +115,7 @@ def list_(output: str) -> None:
 
     `onnxserve list` shows their deployments and monitors, too.
     """
-    from mlflow_deploy_plugin.deployments.description import summarize_endpoints
+    from mlflow_deploy_plugin.deployments import summarize_endpoints
 
     with opened_deployments() as deployments:
         found = summarize_endpoints(deployments)
@@ -136,7 +136,7 @@ def list_(output: str) -> None:
 
 
 def _show(observed: Any, output: str) -> None:
-    from mlflow_deploy_plugin.deployments.description import describe_endpoint
+    from mlflow_deploy_plugin.deployments import describe_endpoint
 
     shown = describe_endpoint(observed)
     if output == "json":

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.inference_log import Watermark
     from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
     from mlflow_deploy_plugin.store import MonitorWindow

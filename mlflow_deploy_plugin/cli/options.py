@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.cli.output.terminal import show_progress
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.store import Store
 
 output_option = click.option(
@@ -49,7 +49,7 @@ def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
 @contextmanager
 def opened_deployments(quiet: bool = False) -> Iterator["Deployments"]:
     """Open the user's deployments; long steps report on standard error, unless `quiet`."""
-    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+    from mlflow_deploy_plugin.deployments import open_deployments
 
     with open_deployments((lambda line: None) if quiet else show_progress) as deployments:
         yield deployments

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.cli.output.terminal import show_progress
 from mlflow_deploy_plugin.registry import parse_model_uri
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
+    from mlflow_deploy_plugin.deployments import Deployment, Deployments
     from mlflow_deploy_plugin.gate import GateRun, Promotion
 
 

@@ -10,7 +10,7 @@ import click
 from mlflow_deploy_plugin.cli.options import opened_deployments, why_option
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.store import Rollout
 
 

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
 from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.monitoring.alerts import GROUPING_DELAY, send_due
 from mlflow_deploy_plugin.store import Rollout
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.deployments.backends import DeploymentState
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.server_client import ServerSession
+from mlflow_deploy_plugin.deployments import DeploymentState, ObservedEndpoint, ServerSession
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 

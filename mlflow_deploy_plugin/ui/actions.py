@@ -72,7 +72,7 @@ def _reachable(servers: tuple[str, ...]) -> str:
 
 
 def _traffic(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.ui.blockers import server_blocker
 
     endpoint, weights = job.arguments["endpoint"], job.arguments["weights"]
@@ -84,7 +84,7 @@ def _traffic(job: Job, store: Store, settings: Settings) -> str:
 
 def _rollback(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.ui.blockers import server_blocker
 
     endpoint, deployments = job.arguments["endpoint"], Deployments(store, settings, print)
@@ -94,7 +94,7 @@ def _rollback(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _promote(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.gate import Permissions, promote
 
     model, version, to = job.arguments["model"], job.arguments["version"], job.arguments["to"]

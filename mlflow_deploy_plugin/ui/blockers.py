@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_refusal
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import rollout_traffic_refusal
+from mlflow_deploy_plugin.deployments import ObservedEndpoint, rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.registry import StageOrAlias, gate_status_of, redact_addresses, rolled_back_refusal

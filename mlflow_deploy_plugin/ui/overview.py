@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_deploy_plugin.deployments.backends import Observation
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
 from mlflow_deploy_plugin.errors import StoreUnavailable
 from mlflow_deploy_plugin.registry import parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.settings import Settings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.deployments.server_client import ServerSession
+from mlflow_deploy_plugin.deployments import ServerSession
 
 _TIMEOUT_SECONDS = 1.5
 _AT_ONCE = 8

@@ -4,10 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments import Deployment, Observation, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployment
 from mlflow_deploy_plugin.spec import add_variant, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, RefusedVersion, WorkerState
 from mlflow_deploy_plugin.store import Endpoint

@@ -14,7 +14,7 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.store.tables import EndpointRow
 

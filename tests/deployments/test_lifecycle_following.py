@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 from tests.support.tracking import tracking_at

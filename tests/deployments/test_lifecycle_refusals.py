@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.deployments import Deployments, open_deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec import new_endpoint
 

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, count_labels, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import Watermark, locate_log, write_watermark
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import MonitorResult

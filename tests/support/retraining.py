@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import try_step
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.service import retraining_context
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import LABELS, Label, Window, labels_table
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun

@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
-from mlflow_deploy_plugin.deployments.backends import Observation
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate import GatePolicy, promote
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, StageOrAlias, redact_addresses

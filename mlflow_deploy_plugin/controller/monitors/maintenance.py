@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
 from mlflow_deploy_plugin.controller.monitors.judging_pool import IDLE_SECONDS, judging_worker
 from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import (
     GONE_AFTER,

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
     unsaved_window,
     window_summary,
 )
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window, open_log
 from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest

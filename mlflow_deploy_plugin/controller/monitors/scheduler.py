@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
     WindowRunner,
 )
 from mlflow_deploy_plugin.controller.work import WorkRunner
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.monitoring.request import WindowRequest

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
     readiness,
 )
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
 from mlflow_deploy_plugin.monitoring.alerts import record_failure, record_result

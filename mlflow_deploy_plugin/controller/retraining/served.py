@@ -1,8 +1,7 @@
 """The model and version that an endpoint serves now; both may change while a retraining takes minutes to days."""
 
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve
 

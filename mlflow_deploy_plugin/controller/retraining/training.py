@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.controller.retraining import process, tracking
 from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_of, run_event, version_event
 from mlflow_deploy_plugin.controller.retraining.training_data import collect_training_data
-from mlflow_deploy_plugin.deployments.monitor_checks import check_project
+from mlflow_deploy_plugin.deployments import check_project
 from mlflow_deploy_plugin.inference_log import open_log
 from mlflow_deploy_plugin.store import Retraining
 

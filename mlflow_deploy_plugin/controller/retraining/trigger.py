@@ -20,8 +20,7 @@ from mlflow_deploy_plugin.controller.retraining.plan import (
 )
 from mlflow_deploy_plugin.controller.retraining.served import served_model, served_version
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
-from mlflow_deploy_plugin.deployments.monitor_checks import check_project
+from mlflow_deploy_plugin.deployments import Deployments, check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.alerts import announce

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.controller.locality import is_local, rollouts_lease_na
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.state_machine import Progress, RolloutAction, step_weights
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snapshot
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, parse_model_uri, repoint, tag_version
 from mlflow_deploy_plugin.spec import VariantSpec

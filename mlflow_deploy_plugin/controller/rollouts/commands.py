@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     rollout_summary,
     with_progress,
 )
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
 from mlflow_deploy_plugin.store import Rollout, Store, current_actor, utc_now
 

@@ -15,8 +15,7 @@ from mlflow_deploy_plugin.controller.snapshot import (
     take_snapshot,
     versions_by_last_answer,
 )
-from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
+from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,

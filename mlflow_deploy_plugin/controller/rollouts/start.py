@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.controller.rollouts.plan import (
 )
 from mlflow_deploy_plugin.controller.rollouts.state_machine import started_event
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
 from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, read_gate_status, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds

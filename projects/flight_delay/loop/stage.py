@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import child_environment
 from projects.demo.place import CHECKOUT

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.controller.monitors.maintenance import (
     retained_windows,
 )
 from mlflow_deploy_plugin.controller.monitors.schedule import next_due_window
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.drift.references.log_reference import rolling_windows
 from mlflow_deploy_plugin.monitoring.request import WindowRequest

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.controller.monitors import manual_runs
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.controller.monitors.overview import overviews
 from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.request import WindowRequest

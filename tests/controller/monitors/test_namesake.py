@@ -7,7 +7,7 @@ import pytest
 from mlflow_deploy_plugin.controller.monitors import manual_runs
 from mlflow_deploy_plugin.controller.monitors.evaluation import endpoint_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log import View, Window, compact, log_stats, open_log
 from mlflow_deploy_plugin.inference_log.query import Query, run_query

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.controller.rollouts.commands import (
     require_controller,
     stall_reason,
 )
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Store, open_store

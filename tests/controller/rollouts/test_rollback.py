@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
