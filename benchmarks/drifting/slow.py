@@ -28,7 +28,7 @@ from benchmarks.drifting.worlds import (
     rolling_reference_of,
     walking_days,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import needed_windows
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows
 from mlflow_deploy_plugin.refused import Refused
 
 _DAYS, _LATER, _ROWS = 90, 45, 60

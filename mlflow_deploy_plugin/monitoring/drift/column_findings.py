@@ -10,8 +10,8 @@ from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, Kind
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import ColumnGroup, NullDistribution
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import DISTANCE, FIGURES, MISSING
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import DISTANCE, FIGURES, MISSING, ColumnGroup
 from mlflow_deploy_plugin.monitoring.result import Check, Finding
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
@@ -133,7 +133,7 @@ def not_judged_findings(columns: Sequence[str], reason: str, segment: str = "") 
 
 
 def judge_columns(
-    groups: Sequence[ColumnGroup], pool: NullDistribution, window: Array, standardised: Array, limit: float
+    groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, standardised: Array, limit: float
 ) -> tuple[list[ColumnVerdict], list[Finding]]:
     """What is found in every column of every group.
 
@@ -141,7 +141,7 @@ def judge_columns(
         window: [F, FIGURES] the window's own figures; standardised: the same in deviations above the reference's own.
         limit: the threshold of all of them.
     """
-    usual, spread = (part * pool.scales for part in pool.mean_and_deviation())
+    usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     features = []
     findings = []

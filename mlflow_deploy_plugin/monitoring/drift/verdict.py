@@ -1,22 +1,22 @@
 """The verdict: does this window differ from the reference more than the reference's own windows differ from it?
 
-1. The null (`null/windows.py`) says which windows the reference's own are: contiguous ones where there are enough.
-2. Each column has up to four figures (`null/comparing.py`): the distance of its known values, the change of its missing
-   share, the shares of unseen categories and of numbers out of range. Every side has the same number of rows.
-3. Over the pool of the M windows and the judged one, each member's figure is standardised by the mean and the
-   deviation of all others; the statistic of a member is the largest of them, over all columns and segments.
-4. p = (1 + #{windows with a statistic >= the judged one's}) / (M + 1), of the bootstrap 1.5 times that; drift if p <=
+1. The null (`threshold/null.py`) says which windows the reference's own are: contiguous ones if there are enough.
+2. Each column has up to four figures (`threshold/figures.py`): the distance of its known values, the change of its
+   missing share, the shares of unseen categories and of numbers out of range. Every side has the same number of rows.
+3. Over the M windows of the null distribution and the judged one, each window's figure is standardised by the mean and
+   the deviation of all others. The statistic of a window is the largest of them, over all columns and segments.
+4. p = (1 + #{windows with a statistic >= the judged one's}) / (M + 1), for the bootstrap 1.5 times that; drift if p <=
    the false-alarm rate. The threshold, in standard deviations, is the statistic of the window at that rank: it holds
    for the family of all columns, so a column above it and the verdict always agree.
 
-Every member of the pool is treated alike, so that for a window that is exchangeable with the reference's own the rate
-of false alarms is at most the stated one, whatever the distributions are and however the columns depend on each other
-(conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). It holds for a trend within
-the reference no more than for any method: the windows are taken as a fair sample of calm. Whether they are one, the
-reference itself tells, forward in time (`null/measuring.py`). Measured in `benchmarks/drift.py`. Ranks instead of
-standard deviations lose all power as columns multiply, logarithms and robust scales lose a part of it.
+All windows are treated alike. So for a window that is exchangeable with the reference's own the rate of false alarms is
+at most the stated one, whatever the distributions are and however the columns depend on each other (conformal p-value:
+Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). It holds for a trend within the reference no
+more than for any method: the windows are taken as a fair sample of calm. Whether they are one, the reference itself
+tells, forward in time (`threshold/hold_out.py`). Measured in `benchmarks/drift.py`. Ranks instead of standard
+deviations lose all power as columns multiply; logarithms and robust scales lose a part of it.
 
-A column that is gone, new or of another type is drift by itself (`outcomes.py`).
+A column that is gone, new or of another type is drift by itself (`column_findings.py`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,20 +37,12 @@ from mlflow_deploy_plugin.monitoring.drift.column_findings import (
 )
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
-from mlflow_deploy_plugin.monitoring.drift.threshold.choose import null_distribution
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
-    ColumnGroup,
-    NullDistribution,
-    judged_figures,
-)
+from mlflow_deploy_plugin.monitoring.drift.threshold.choose import NULLS, null_distribution
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution, NullKind
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup, judged_figures
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms, needed_windows
 from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import compared_rows, too_few_rows
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
-    HoldOutAlarms,
-    NullKind,
-    needed_windows,
-)
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import MonitorSpec
@@ -62,21 +54,20 @@ _NOTHING_JUDGED = Refused("nothing is judged")
 
 @dataclass(frozen=True)
 class DriftVerdict:
-    """The judgement of one window.
+    """The verdict on one window.
 
     Attributes:
         reason: why it is in this state, in a sentence.
         rows: rows of the window; compared_rows: those of every side of every comparison.
-        null: which windows of the reference the threshold comes from; blocks: how many.
-        worth: how many independent windows they stand for, since some depend on those before them.
-        p_value, statistic, threshold: None where it is not judged; the latter two in standard deviations.
+        null: which windows of the reference the threshold comes from; windows: how many.
+        effective_n: how many independent windows they stand for, since some depend on those before them.
+        p_value, statistic, threshold: None if nothing is judged; the latter two in standard deviations.
         false_alarm_rate: the stated rate.
-        measured: how many of the reference's later windows are called drifted by its earlier ones; a text says why that
-            is not known.
-        features: by falling score.
+        held_out: how many of the reference's later windows are called drifted by its earlier ones.
+        features: the columns by falling score.
         findings: the worst first; every column has its outcome, or why it was not judged.
         figures: names of metrics and their values.
-        notes: what the reader has to know beside the verdict.
+        notes: lines that the reader has to know beside the verdict.
     """
 
     state: State
@@ -109,7 +100,7 @@ class DriftVerdict:
 
 @dataclass(frozen=True, eq=False)
 class SegmentProfiles:
-    """The rows of one segment."""
+    """The rows of one segment, in the reference and in the window."""
 
     reference: DriftReference
     window: Profile
@@ -123,12 +114,12 @@ def judge_profile(
     cache: Path | None,
     segments: Mapping[str, SegmentProfiles] | None = None,
 ) -> DriftVerdict:
-    """Judges one window.
+    """Judge the profile of one window.
 
     Args:
-        reference: whose blocks are of the window's length and phase.
+        reference: its windows are of the judged window's length and phase.
         window: over the bins of the reference.
-        start_us: of the window; chooses the rows where it has more than are compared.
+        start_us: of the window; chooses the rows if it has more than are compared.
         spec: its min_rows, false_alarm_rate, independent_rows and columns.
         cache: a folder for what the next window of the same length and size needs, too; None: nothing is kept.
         segments: by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
@@ -142,117 +133,99 @@ def judge_profile(
         # too few rows say nothing at all, not even about the columns that they have
         exact = [] if window.rows < spec.min_rows else schema
         return _unjudged(base, reason, exact, [*unjudged, *not_judged_findings(columns, reason)])
-    whole = ColumnGroup("", reference, window, columns, compared)
-    parts, left_out = _segments(segments or {}, spec)
-    pool = null_distribution([whole, *parts], spec.false_alarm_rate, spec.independent_rows, cache)
-    if isinstance(pool, Refused):
-        return _unjudged(base, pool.reason, schema, [*unjudged, *not_judged_findings(columns, pool.reason)])
-    return _conclude(base, [whole, *parts], pool, start_us, [*schema, *unjudged, *left_out])
-
-
-def _segments(segments: Mapping[str, SegmentProfiles], spec: MonitorSpec) -> tuple[list[ColumnGroup], list[Finding]]:
-    """The segments that are judged, and why others are not."""
-    groups: list[ColumnGroup] = []
+    groups = [ColumnGroup("", reference, window, columns, compared)]
     left_out: list[Finding] = []
-    for name, part in segments.items():
-        columns, unjudged = judgeable_columns(part.reference, part.window, spec.columns, name)
+    for name, part in (segments or {}).items():
+        part_columns, part_unjudged = judgeable_columns(part.reference, part.window, spec.columns, name)
         compared = compared_rows(part.reference, part.window.rows, spec)
-        reason = too_few_rows(part.reference, part.window.rows, columns, compared, spec)
+        reason = too_few_rows(part.reference, part.window.rows, part_columns, compared, spec)
         if reason:
-            left_out.extend(not_judged_findings(columns, reason, name))
+            left_out.extend(not_judged_findings(part_columns, reason, name))
         else:
-            groups.append(ColumnGroup(name, part.reference, part.window, columns, compared))
-        left_out.extend(unjudged)
-    return groups, left_out
+            groups.append(ColumnGroup(name, part.reference, part.window, part_columns, compared))
+        left_out.extend(part_unjudged)
+    null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
+    if isinstance(null, Refused):
+        return _unjudged(base, null.reason, schema, [*unjudged, *not_judged_findings(columns, null.reason)])
+    return _conclude(base, groups, null, start_us, [*schema, *unjudged, *left_out])
 
 
 def _unjudged(base: DriftVerdict, reason: str, schema: Sequence[Finding], others: Sequence[Finding]) -> DriftVerdict:
-    """No verdict on distributions; a column that is gone, new or of another type is drift all the same."""
+    """Return no verdict on distributions; a column that is gone, new or of another type is drift all the same."""
     alarms = [finding for finding in schema if finding.is_alarm]
     findings = sort_findings([*schema, *others])
     figures = {"rows": float(base.rows), "reference_rows": float(base.reference_rows)}
     if not alarms:
         return replace(base, reason=reason, findings=findings, figures=figures)
-    named = describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
-    said = f"{named}; distributions are not judged: {reason}"
+    worst = describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
     figures["is_drift"] = 1.0
-    return replace(base, state="drift", reason=said, findings=findings, figures=figures)
+    reason = f"{worst}; distributions are not judged: {reason}"
+    return replace(base, state="drift", reason=reason, findings=findings, figures=figures)
 
 
 def _conclude(
-    base: DriftVerdict, groups: Sequence[ColumnGroup], pool: NullDistribution, start_us: int, others: Sequence[Finding]
+    base: DriftVerdict, groups: Sequence[ColumnGroup], null: NullDistribution, start_us: int, others: Sequence[Finding]
 ) -> DriftVerdict:
-    window = _window_figures(groups, start_us)
-    standing = pool.test(window, base.false_alarm_rate)
-    features, findings = judge_columns(groups, pool, window, standing.scores, standing.threshold)
-    is_drift = standing.is_drifted or any(finding.is_alarm for finding in others)
+    window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
+    test = null.test(window, base.false_alarm_rate)
+    features, findings = judge_columns(groups, null, window, test.scores, test.threshold)
+    is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
     verdict = replace(
         base,
         state="drift" if is_drift else "no drift",
         compared_rows=groups[0].compared,
-        null=pool.kind,
-        windows=len(pool.figures),
-        effective_n=pool.effective_n / pool.persistence,
-        p_value=standing.p_value,
-        statistic=standing.statistic,
-        threshold=standing.threshold,
-        held_out=pool.held_out,
+        null=null.kind,
+        windows=len(null.figures),
+        effective_n=null.independent_n,
+        p_value=test.p_value,
+        statistic=test.statistic,
+        threshold=test.threshold,
+        held_out=null.held_out,
         features=tuple(sorted(features, key=lambda feature: -feature.score)),
         findings=sort_findings([*others, *findings]),
-        notes=tuple(_notes(pool, base.false_alarm_rate, groups[0].reference.pieces)),
+        notes=tuple(_notes(null, base.false_alarm_rate, groups[0].reference.pieces)),
     )
-    return replace(verdict, reason=_reason(verdict), figures=dict(_figures(verdict)))
+    return replace(verdict, reason=_reason(verdict, null), figures=dict(_figures(verdict)))
 
 
-def _window_figures(groups: Sequence[ColumnGroup], start_us: int) -> Array:
-    """[F, FIGURES]: the judged window's own figures."""
-    return np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
-
-
-def _reason(verdict: DriftVerdict) -> str:
+def _reason(verdict: DriftVerdict, null: NullDistribution) -> str:
     alarms = [finding for finding in verdict.findings if finding.is_alarm]
-    worth = (
-        f", worth {_few(verdict.effective_n)} independent ones"
-        if verdict.effective_n < needed_windows(verdict.false_alarm_rate)
-        else ""
-    )
-    told = f"p = {verdict.p_value:.3g} beside {verdict.windows} {_NULLS[verdict.null or 'contiguous']}{worth}"
+    is_fewer = null.independent_n < needed_windows(verdict.false_alarm_rate)
+    worth = f", worth {_few(null.independent_n)} independent ones" if is_fewer else ""
+    test = f"p = {verdict.p_value:.3g} beside {NULLS[null.kind].describe(len(null.figures))}{worth}"
     if not alarms:
-        return f"no column differs from the reference more than its own windows do ({told})"
+        return f"no column differs from the reference more than its own windows do ({test})"
     subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
-    return f"{describe_worst(subjects, alarms[0].reason)} ({told})"
+    return f"{describe_worst(subjects, alarms[0].reason)} ({test})"
 
 
-_NULLS: Mapping[NullKind, str] = {
-    "contiguous": "windows of the reference",
-    "overlapping": "overlapping windows of the reference",
-    "bootstrap": "windows drawn by the stationary bootstrap",
-    "lagged": "windows of the reference, each with the one so long before it",
-    "rows": "samples of rows",
-}
-
-
-def _notes(pool: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
-    """Yield where the threshold comes from; and what makes more alarms than were asked for, with what would help."""
-    count, independent = len(pool.figures), pool.effective_n / pool.persistence
-    is_fewer = pool.kind in ("overlapping", "bootstrap") or pool.persistence > 1
+def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
+    """Yield where the threshold comes from; then what makes more alarms than were asked for, with what would help."""
+    kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
+    is_fewer = kind.counts_fewer or null.persistence > 1
     worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
-    drawn = f" in stretches of {pool.block_length / 3600:.1f} h on average" if pool.block_length else ""
-    told = f"nominal {rate:g}, from {count} {_NULLS[pool.kind]}{drawn}{worth}"
-    yield f"false-alarm rate: {told}; {_measured(pool.held_out, rate)}"
-    is_whole = pool.kind not in ("lagged", "rows")
-    advice = f"; reference {_rolling(pieces)} compares a window with a recent one" if is_whole else ""
+    drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
+    held_out = null.held_out
+    yield (
+        f"false-alarm rate: nominal {rate:g}, from {kind.describe(count)}{drawn}{worth}; "
+        f"{_describe_held_out(held_out, rate)}"
+    )
+    advice = ""
+    if kind.compares_with_whole:
+        # in figures of `rolling:` there is neither a week's cycle nor what changes slowly
+        seconds = pieces.step_seconds * pieces.window_steps
+        rolling = "rolling:7d" if _WEEK_SECONDS % seconds == 0 else f"rolling:{seconds}s"
+        advice = f"; reference {rolling} compares a window with a recent one"
     if independent < needed_windows(rate):
         yield (
             f"more windows than {rate:.1%} may be called drifted: those of the reference depend on each other, most in "
-            f"{pool.slowest_column}, and {count} that are worth {_few(independent)} support no rate below "
+            f"{null.slowest_column}, and {count} that are worth {_few(independent)} support no rate below "
             f"{1 / (1 + independent):.1%}{advice}"
         )
-    measured = pool.held_out
-    if not isinstance(measured, Refused) and measured.is_beyond:
+    if not isinstance(held_out, Refused) and held_out.is_beyond:
         yield (
-            f"more windows than {rate:.1%} are called drifted: {measured.share:.1%} of the reference's own, mostly by "
-            f"{', '.join(measured.columns)}; by chance so many come with a probability of {measured.p_value:.1g}"
+            f"more windows than {rate:.1%} are called drifted: {held_out.share:.1%} of the reference's own, mostly by "
+            f"{', '.join(held_out.columns)}; by chance so many come with a probability of {held_out.p_value:.1g}"
             f"{advice}"
         )
 
@@ -261,19 +234,13 @@ def _few(windows: float) -> str:
     return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
 
 
-def _measured(measured: HoldOutAlarms | Refused, rate: float) -> str:
-    if isinstance(measured, Refused):
-        return f"not measured: {measured.reason}"
-    supports = f", at {measured.rate:.3g}, the next rate that these support" if measured.rate > rate + 1e-9 else ""
-    low, high = measured.interval
-    share = f"{measured.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
-    return f"measured {measured.how}{supports}: {measured.alarms} of {measured.windows} ({share})"
-
-
-def _rolling(pieces: ReferencePieces) -> str:
-    """The reference that a week's cycle, and what changes slowly, is in no figure of."""
-    seconds = pieces.step_seconds * pieces.window_steps
-    return "rolling:7d" if _WEEK_SECONDS % seconds == 0 else f"rolling:{seconds}s"
+def _describe_held_out(held_out: HoldOutAlarms | Refused, rate: float) -> str:
+    if isinstance(held_out, Refused):
+        return f"not measured: {held_out.reason}"
+    supports = f", at {held_out.rate:.3g}, the next rate that these support" if held_out.rate > rate + 1e-9 else ""
+    low, high = held_out.interval
+    share = f"{held_out.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
+    return f"measured {held_out.how}{supports}: {held_out.alarms} of {held_out.windows} ({share})"
 
 
 def _figures(verdict: DriftVerdict) -> Iterator[tuple[str, float]]:

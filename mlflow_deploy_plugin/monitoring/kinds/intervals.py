@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import dependence
+from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import dependence
 
 Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 

@@ -56,6 +56,19 @@ class ReferencePieces:
         """What the judged window is compared with."""
         return self.total if self.lagged is None else self.lagged
 
+    @property
+    def step_starts_us(self) -> range:
+        step_us = self.step_seconds * 1_000_000
+        return range(self.steps_start_us, self.steps_start_us + len(self.steps) * step_us, step_us)
+
+    def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
+        """Return the windows that begin at these times; an empty profile for each that is not there."""
+        return _profiles_at(starts_us, self.window_starts_us, self.windows)
+
+    def steps_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
+        """Return the steps that begin at these times, as `windows_at`."""
+        return _profiles_at(starts_us, self.step_starts_us, self.steps)
+
     def pairs(self) -> tuple[Array, Array]:
         """[P] and [P] int64: the blocks that have one so long before them, and these."""
         if not self.windows:
@@ -64,6 +77,11 @@ class ReferencePieces:
         numbers = (np.array(self.window_starts_us) - self.window_starts_us[0]) // length_us
         _, later, earlier = np.intersect1d(numbers - self.lag_windows, numbers, return_indices=True)
         return later, earlier
+
+
+def _profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Iterable[Profile]) -> tuple[Profile, ...]:
+    by_start = dict(zip(known_us, profiles, strict=True))
+    return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
 
 
 @dataclass(frozen=True, eq=False)

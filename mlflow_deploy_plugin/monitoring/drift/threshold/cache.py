@@ -1,4 +1,4 @@
-"""Keeps pools on disk, so that an hourly monitor's second judgement costs its window and not its reference."""
+"""Null distributions on disk, so that the second window of an hourly monitor costs its window and not its reference."""
 
 import hashlib
 import json
@@ -10,26 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import ColumnGroup, NullDistribution
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import HoldOutAlarms
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms
 from mlflow_deploy_plugin.refused import Refused
 
 _METHOD = 6
-"""Part of every key: to be raised when figures or nulls are worked out in another way."""
+"""Part of every key: raise it when figures or nulls are computed in another way."""
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
 _SUFFIX = ".npz"
-_PLAIN = ("kind", "effective_n", "block_length", "persistence", "slowest_column", "length")
+_PLAIN = ("kind", "effective_n", "widening", "block_length", "persistence", "slowest_column", "length")
 
 
 @dataclass(frozen=True)
 class DistributionCache:
-    """A folder of pools; the least recently used ones are removed, beyond 200 files or 256 MB."""
+    """A folder of null distributions; beyond 200 files or 256 MB the least recently used ones are removed."""
 
     folder: Path
 
     def get_or_build(self, key: str, build: Callable[[], NullDistribution | Refused]) -> NullDistribution | Refused:
-        """What is kept under the key, else what `build` gives, which is kept from now on.
+        """Return what is kept under the key, else what `build` returns, which is kept from now on.
 
         A file that cannot be read is made anew; a folder that cannot be written costs time, not the verdict.
         """
@@ -79,26 +80,25 @@ class DistributionCache:
 
 
 def key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
-    """40 hexadecimal digits that name the pool of these groups.
+    """Return 40 hexadecimal digits that name the distribution of these groups.
 
     Args:
         parts: what else it depends on, each with a plain repr.
     """
     digest = hashlib.sha256(repr((_METHOD, *parts)).encode())
     for group in groups:
-        reference = group.reference
-        digest.update(repr((group.segment, group.compared, group.columns, reference.bins_key)).encode())
-        digest.update(
-            repr(
-                (reference.pieces.steps_start_us, reference.pieces.step_seconds, reference.pieces.window_steps)
-            ).encode()
-        )
-        digest.update(repr((reference.pieces.window_starts_us, reference.pieces.total.rows)).encode())
-        digest.update(repr(reference.pieces.lag_windows).encode())
-        for profile in (*reference.pieces.windows, *reference.pieces.steps):
+        pieces = group.reference.pieces
+        for part in (
+            (group.segment, group.compared, group.columns, group.reference.bins_key),
+            (pieces.steps_start_us, pieces.step_seconds, pieces.window_steps),
+            (pieces.window_starts_us, pieces.total.rows),
+            pieces.lag_windows,
+        ):
+            digest.update(repr(part).encode())
+        for profile in (*pieces.windows, *pieces.steps):
             digest.update(profile.rows.to_bytes(8, "little"))
         for name in group.columns:
-            column = reference.pieces.total.columns.get(name)
+            column = pieces.total.columns.get(name)
             if column is not None:
                 digest.update(column.counts.tobytes())
     return digest.hexdigest()[:40]

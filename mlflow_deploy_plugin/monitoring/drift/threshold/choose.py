@@ -1,45 +1,33 @@
-"""Chooses the null distribution that supports the asked rate, and builds its pool; or refuses, with the smallest rate
-that can be had."""
+"""The choice of the null distribution: the first that supports the asked rate, or a refusal with the smallest rate that
+can be had."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.cache import DistributionCache, key_of
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
-    ColumnGroup,
-    NullDistribution,
-    build_distribution,
-    column_counts,
-)
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import hold_out_rows, hold_out_windows
-from mlflow_deploy_plugin.monitoring.drift.threshold.row_samples import (
-    MAX_DRAWS,
-    build_row_distribution,
-    contradiction,
-)
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution, NullKind
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup, column_counts
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows, show_rate
+from mlflow_deploy_plugin.monitoring.drift.threshold.independent_rows import IndependentRows
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import MAX_WINDOWS, Null, WindowNull, row_counts
+from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import (
     FEWEST_WINDOWS,
-    MAX_WINDOWS,
     MOST_WINDOWS,
-    NullWindows,
-    bootstrap,
+    StationaryBootstrap,
     can_bootstrap,
-    contiguous,
     dependence_of,
-    lagged,
-    needed_windows,
-    overlapping,
-    slowest_column,
 )
+from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE
 
+NULLS: Mapping[NullKind, type[Null]] = {
+    null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
+}
 _SEED = 0
 _MAX_CELLS = 20_000_000
 """So many counts are compared at most: of a thousand columns some sixty windows, in seconds."""
@@ -48,7 +36,7 @@ _MAX_CELLS = 20_000_000
 def null_distribution(
     groups: Sequence[ColumnGroup], rate: float, independent_rows: bool, cache: Path | None
 ) -> NullDistribution | Refused:
-    """The pool of the first null that supports the rate, from the cache where it is there.
+    """Return the distribution of the first null that supports the rate, from the cache if it is there.
 
     Args:
         groups: all rows first, then the segments.
@@ -56,25 +44,25 @@ def null_distribution(
     """
 
     def build() -> NullDistribution | Refused:
-        if independent_rows:
-            return _row_pool(groups, rate)
-        null = choose_null(groups[0], rate)
+        null = IndependentRows.cut(groups[0], rate) if independent_rows else choose_null(groups[0], rate)
         if isinstance(null, Refused):
             return null
-        longest, slowest = _persistence(groups[0], null)
-        measured = hold_out_windows(groups, null, rate, longest, _SEED)
-        return replace(
-            build_distribution(groups, null, _SEED), persistence=longest, slowest_column=slowest, held_out=measured
-        )
+        persistence, slowest_column = null.persistence(groups[0])
+        held_out = null.hold_out(groups, rate, persistence, _SEED)
+        distribution = null.compare(groups, _SEED)
+        return replace(distribution, persistence=persistence, slowest_column=slowest_column, held_out=held_out)
 
     if cache is None:
         return build()
     return DistributionCache(cache).get_or_build(key_of(groups, rate, independent_rows), build)
 
 
-def choose_null(group: ColumnGroup, rate: float) -> NullWindows | Refused:
-    """Pairs so long apart where such are compared, and contiguous windows, else overlapping ones, else the stationary
-    bootstrap where a window is compared with all others; else a refusal."""
+def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
+    """Return the first null that supports the rate.
+
+    A `rolling:` reference has pairs of windows. Others have contiguous windows, else overlapping ones, else the
+    stationary bootstrap.
+    """
     needed = needed_windows(rate)
     supported = []
     for null in _candidates(group, needed):
@@ -82,79 +70,51 @@ def choose_null(group: ColumnGroup, rate: float) -> NullWindows | Refused:
             return null
         supported.append(null.effective_n)
     most = int(max(supported, default=0))
-    return Refused(_reason(group, rate, needed, most))
+    if group.reference.pieces.lag_windows:
+        return Refused(_too_few_pairs(group, rate, needed, most))
+    return Refused(_too_few_windows(group, rate, needed, most))
 
 
-def _candidates(group: ColumnGroup, needed: int) -> Iterator[NullWindows]:
-    reference = group.reference
-    most = max(needed, _MAX_CELLS // _cells(group))
-    if reference.pieces.lag_windows:
-        yield lagged(_rows(reference.pieces.windows), *reference.pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
+def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
+    pieces, bins = group.reference.pieces, group.reference.bins
+    cells = max(sum(bins[name].size for name in group.columns), 1)
+    most = max(needed, _MAX_CELLS // cells)
+    if pieces.lag_windows:
+        yield Lagged.cut(row_counts(pieces.windows), *pieces.pairs(), group.compared, min(most, MAX_WINDOWS))
         return
-    yield contiguous(_rows(reference.pieces.windows), group.compared, most)
-    steps, length = _rows(reference.pieces.steps), reference.pieces.window_steps
+    yield Contiguous.cut(row_counts(pieces.windows), group.compared, most)
+    steps, length = row_counts(pieces.steps), pieces.window_steps
     if length < 2 or not steps.any():
         return
-    yield overlapping(steps, length, group.compared)
+    yield Overlapping.cut(steps, length, group.compared)
     if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
         return
-    counts = {name: column_counts(reference.pieces.steps, name, reference.bins[name]) for name in group.columns}
-    found = dependence_of(counts, reference.bins)
+    found = dependence_of({name: column_counts(pieces.steps, name, bins[name]) for name in group.columns}, bins)
     if can_bootstrap(steps, length, found):
-        yield bootstrap(steps, length, found.block_length, _SEED)
+        yield StationaryBootstrap.cut(steps, length, found.block_length, _SEED)
 
 
-def _cells(group: ColumnGroup) -> int:
-    return max(sum(group.reference.bins[name].size for name in group.columns), 1)
-
-
-def _row_pool(groups: Sequence[ColumnGroup], rate: float) -> NullDistribution | Refused:
-    if needed_windows(rate) > MAX_DRAWS:
-        return Refused(
-            f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the smallest "
-            f"rate that can be had is {_shown(1 / (MAX_DRAWS + 1))}"
-        )
-    why_not = contradiction(groups[0], rate)
-    if why_not:
-        return Refused(why_not)
-    return replace(build_row_distribution(groups, rate, _SEED), held_out=hold_out_rows(groups, rate, _SEED))
-
-
-def _persistence(group: ColumnGroup, null: NullWindows) -> tuple[float, str]:
-    """Return `slowest_of` of the windows of a null; what is drawn is drawn in stretches as long as they need to be."""
-    if null.kind == "bootstrap":
-        return 1.0, ""
-    blocks, bins = group.reference.pieces.windows, group.reference.bins
-    counts = {name: column_counts(blocks, name, bins[name]) for name in group.columns}
-    if null.kind == "lagged":
-        sides = ({name: side @ one for name, one in counts.items()} for side in (null.windows, null.complements))
-        return slowest_column(next(sides), bins, next(sides))
-    return slowest_column(counts, bins)
-
-
-def _reason(group: ColumnGroup, rate: float, needed: int, most: int) -> str:
-    if group.reference.pieces.lag_windows:
-        return _reason_of_pairs(group, rate, needed, most)
-    blocks = int(contiguous(_rows(group.reference.pieces.windows), group.compared).effective_n)
+def _too_few_windows(group: ColumnGroup, rate: float, needed: int, most: int) -> str:
+    windows = int(Contiguous.cut(row_counts(group.reference.pieces.windows), group.compared).effective_n)
     length = _length(group.reference)
     smallest = (
-        f"the smallest rate that it supports is {_shown(1 / (most + 1))}" if most else "it supports no rate at all"
+        f"the smallest rate that it supports is {show_rate(1 / (most + 1))}" if most else "it supports no rate at all"
     )
-    worth = f", worth {most} with overlapping and resampled ones" if most > blocks else ""
+    worth = f", worth {most} with overlapping and resampled ones" if most > windows else ""
     return (
         f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
-        f"{blocks}{worth}; {smallest}: ask for that, judge shorter windows, or take a reference over a longer time"
+        f"{windows}{worth}; {smallest}: ask for that, judge shorter windows, or take a reference over a longer time"
     )
 
 
-def _reason_of_pairs(group: ColumnGroup, rate: float, needed: int, most: int) -> str:
+def _too_few_pairs(group: ColumnGroup, rate: float, needed: int, most: int) -> str:
     pieces = group.reference.pieces
     has, instead = f"the log has {most}", "wait until it is older"
     if rate < SMALLEST_ROLLING_RATE:  # no age of the log, and no choice of columns helps
         has, instead = f"at most {pieces.max_pairs} are kept", f"ask {SMALLEST_ROLLING_RATE:g} of an older log"
     elif needed > pieces.max_pairs:
         has, instead = f"of so many columns at most {pieces.max_pairs} are kept", "judge fewer columns"
-    smallest = f"the smallest rate that they support is {_shown(1 / (most + 1))}: ask for that, or " if most else ""
+    smallest = f"the smallest rate that they support is {show_rate(1 / (most + 1))}: ask for that, or " if most else ""
     return (
         f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one {pieces.lag_windows} "
         f"windows of {_length(group.reference)} before it, and {has}; {smallest}{instead}"
@@ -167,12 +127,3 @@ def _length(reference: DriftReference) -> str:
         if seconds % size == 0:
             return f"{seconds // size}{unit}"
     return f"{seconds}s"
-
-
-def _shown(rate: float) -> str:
-    """Rounded up, so that it can be asked for."""
-    return f"{np.ceil(rate * 10_000) / 10_000:g}"
-
-
-def _rows(profiles: Sequence[Profile]) -> Array:
-    return np.array([profile.rows for profile in profiles], dtype=np.int64)

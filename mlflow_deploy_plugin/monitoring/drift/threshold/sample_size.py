@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import needed_windows
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 MIN_COMPARED_ROWS = 30

@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.monitoring.drift.references import load_reference, loa
 from mlflow_deploy_plugin.monitoring.drift.references.log_reference import rolling_windows
 from mlflow_deploy_plugin.monitoring.drift.references.windows import window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import merge
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows
 from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import too_few_rows
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import needed_windows
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE, MonitorSpec, rolling_span

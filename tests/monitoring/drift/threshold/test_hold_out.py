@@ -19,7 +19,7 @@ from benchmarks.drifting.worlds import (
     rolling_reference_of,
     walking_days,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import HoldOutAlarms
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms
 from mlflow_deploy_plugin.refused import Refused
 
 DAYS, ROWS = 90, 60

@@ -5,16 +5,16 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import scores, threshold
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import out_of_reference, subsample
-from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import Dependence, dependence, draw
-from mlflow_deploy_plugin.monitoring.drift.threshold.windows import (
-    bootstrap,
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows
+from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import (
+    StationaryBootstrap,
     can_bootstrap,
-    contiguous,
-    needed_windows,
-    overlapping,
+    draw,
 )
+from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Overlapping
 
 
 def autoregressive(coefficient, count, seed=0):
@@ -82,8 +82,8 @@ def test_drawn_series_consist_of_stretches_of_the_mean_length():
 
 
 def test_windows_of_the_reference_stand_for_as_many_as_they_are_worth():
-    blocks = contiguous(np.array([100, 100, 10, 90, 60]), 100)
-    steps = overlapping(np.full(60, 10), 6, 60)
+    blocks = Contiguous.cut(np.array([100, 100, 10, 90, 60]), 100)
+    steps = Overlapping.cut(np.full(60, 10), 6, 60)
 
     assert (blocks.effective_n, blocks.windows.argmax(axis=1).tolist()) == (4, [0, 1, 3, 4])
     assert (steps.effective_n, len(steps.windows)) == (15, 55)
@@ -100,7 +100,7 @@ def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depe
     assert not can_bootstrap(steps, 50, calm)  # less than two windows
     assert not can_bootstrap(np.full(400, 10), 30, calm)  # so many windows speak for themselves
 
-    drawn = bootstrap(steps, 30, 2.0, 0)
+    drawn = StationaryBootstrap.cut(steps, 30, 2.0, 0)
     assert drawn.effective_n == 45
     assert (drawn.windows.sum(axis=1) == 30).all()
     assert (drawn.complements.sum(axis=1) == 90).all()

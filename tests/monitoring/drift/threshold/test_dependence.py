@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import persistence
+from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
 
 
 def series(coefficient, count, seed):

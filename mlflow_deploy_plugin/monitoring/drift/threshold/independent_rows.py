@@ -1,0 +1,263 @@
+"""The null distribution of independent rows: samples of rows instead of windows.
+
+It is used only if the monitor's spec says that rows are independent. Two samples of rows, one of the window's size and
+one as large as what it is compared with (the reference; for `rolling:` one window of it), are drawn from the
+reference's sample with replacement (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16).
+
+Columns of one row stay together, so that the distribution is joint over columns. A category that occurs once is as good
+as an unseen one: how many unseen ones are to be expected follows from them (Good, The Population Frequencies of Species
+and the Estimation of Population Parameters, Biometrika 40, 1953).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+from scipy.stats import chi2, norm
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues, read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import FLOORS, NullDistribution, NullKind
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
+    DISTANCE,
+    FIGURES,
+    ColumnGroup,
+    WindowCounts,
+    column_counts,
+    column_rng,
+    count_windows,
+    out_of_reference,
+    subsample,
+)
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import (
+    FEWEST_HELD_OUT,
+    HoldOutAlarms,
+    count_alarms,
+    needed_windows,
+    show_rate,
+)
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import Null, column_names
+from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import MIN_COMPARED_ROWS
+from mlflow_deploy_plugin.refused import Refused
+
+MAX_DRAWS = 2_000
+_DRAWS = 400
+_RANKS = 20
+"""So many samples lie beyond the threshold, as long as there are no more than `MAX_DRAWS`."""
+_MAX_ROWS = 5_000
+_MAX_CELLS = 200_000_000
+_UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
+_SHARED = 1.5
+"""Of pairs of windows each shares one with two others, with whose chi-square its own has a correlation of 1/4."""
+_ROW_FLOOR = 1e-6
+"""Rows are a fair sample, so that every deviation is believed."""
+
+
+@dataclass(frozen=True)
+class IndependentRows(Null):
+    """Samples of the reference's rows.
+
+    Attributes:
+        draws: how many samples are drawn.
+    """
+
+    draws: int
+
+    kind: ClassVar[NullKind] = "rows"
+    description: ClassVar[str] = "samples of rows"
+    compares_with_whole: ClassVar[bool] = False
+
+    @classmethod
+    def cut(cls, group: ColumnGroup, rate: float) -> "IndependentRows | Refused":
+        """Return the null of a rate; refused if so many samples are not drawn, or if the reference's own windows
+        contradict independent rows."""
+        if needed_windows(rate) > MAX_DRAWS:
+            return Refused(
+                f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the "
+                f"smallest rate that can be had is {show_rate(1 / (MAX_DRAWS + 1))}"
+            )
+        return contradiction(group, rate) or cls(min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS))
+
+    def compare(self, groups: Sequence[ColumnGroup], seed: int) -> NullDistribution:
+        """Return the figures of samples as large as the window beside samples as large as what it is compared with.
+
+        Many columns get fewer different rows, so that the time is bounded.
+        """
+        columns = sum(len(group.columns) for group in groups)
+        rows = min(_MAX_ROWS, max(_MAX_CELLS // (columns * self.draws), 500))
+        parts = [
+            _group_figures(group, self.draws, rows, np.random.default_rng([seed, 2, number]))
+            for number, group in enumerate(groups)
+        ]
+        figures = np.concatenate(parts, axis=1)
+        floors = np.full(FIGURES, _ROW_FLOOR)
+        floors[2:] = FLOORS[2:]
+        return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), floors, float(self.draws))
+
+    def hold_out(
+        self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
+    ) -> HoldOutAlarms | Refused:
+        """Judge all windows of the reference by samples of its rows: where rows are independent, each is such a
+        sample."""
+        pieces = groups[0].reference.pieces
+        now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.windows)), None)
+        if len(now) < FEWEST_HELD_OUT:
+            return Refused("the reference has too few windows with event times, by which it could be told")
+        sized, columns = [], []
+        for group in groups:
+            windows = group.reference.pieces.windows_at(pieces.window_starts_us)
+            rows = np.array([window.rows for window in windows])
+            rows = rows[now] if before is None else np.minimum(rows[now], rows[before])
+            size = min(group.compared, int(np.median(rows)))
+            if size < MIN_COMPARED_ROWS:
+                if not group.segment:
+                    return Refused(f"the reference's own windows have fewer than {MIN_COMPARED_ROWS} rows")
+                continue
+            sized.append(replace(group, compared=size))
+            for name in group.columns:
+                figures = _window_figures(sized[-1], name, windows, now, before, seed)
+                figures[rows < size] = np.nan
+                columns.append(figures)
+        distribution = self.compare(sized, seed)
+        judged = np.stack(columns, axis=1)
+        judged = judged[np.isfinite(judged[..., DISTANCE]).any(axis=1)]
+        tests = [distribution.test(window, rate) for window in judged]
+        how = f"on its own {len(judged)} windows, judged by samples of {sized[0].compared:,} independent rows"
+        return count_alarms(tests, column_names(sized), rate, float(self.draws), len(judged), 1.0, how)
+
+
+def _window_figures(
+    group: ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None, seed: int
+) -> Array:
+    """Return [M, FIGURES] of the reference's own windows, each beside what a window is compared with."""
+    bins = group.reference.bins[name]
+    rng = column_rng(group.segment + name, seed)
+    windows = count_windows([profiles[place] for place in now], name, bins)
+    if before is None:
+        complements = np.maximum(column_counts([group.reference.pieces.total], name, bins) - windows.counts, 0)
+    else:
+        earlier = column_counts([profiles[place] for place in before], name, bins)
+        complements = subsample(earlier, group.compared, rng)
+    return windows.subsampled(group.compared, rng).figures(bins, complements)
+
+
+def _group_figures(group: ColumnGroup, draws: int, rows: int, rng: np.random.Generator) -> Array:
+    """Return [draws, columns, FIGURES]."""
+    sample = group.reference.sample
+    if len(sample) > rows:
+        sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
+    features = read_columns(sample)[0]
+    even = np.full(len(sample), 1 / max(len(sample), 1))
+    windows = rng.multinomial(group.compared, even, size=draws).astype(np.float32)
+    others = [rng.multinomial(group.reference.pieces.total.rows, even, size=draws).astype(np.float32)]
+    if group.reference.pieces.lag_windows:
+        others.insert(0, rng.multinomial(group.compared, even, size=draws).astype(np.float32))
+    figures = [_column(group, features[name], windows, others, column_rng(name, draws)) for name in group.columns]
+    return np.stack(figures, axis=1)
+
+
+def _column(
+    group: ColumnGroup, feature: ColumnValues, windows: Array, others: Sequence[Array], rng: np.random.Generator
+) -> Array:
+    """Return [draws, FIGURES].
+
+    Args:
+        others: weights of the rows that the windows are compared with; the last are the whole reference's, which says
+            what is out of range.
+    """
+    bins = group.reference.bins[feature.name]
+    codes = _codes(bins, feature)
+    counts, *compared_with = (_histograms(side, codes, bins.size + 1) for side in (windows, *others))
+    outside = out_of_reference(bins, counts, compared_with[-1]).outside
+    unseen = rng.binomial(group.compared, _share_of_single(feature), len(counts)).astype(np.float64)
+    if feature.kind == "number":
+        unseen = np.zeros(len(counts))
+    return WindowCounts(counts, unseen, outside).figures(bins, compared_with[0])
+
+
+def _codes(bins: Bins, feature: ColumnValues) -> Array:
+    """Return [N] int64: the bin of each value, the missing ones behind all others."""
+    codes = bins.encode(feature)
+    return np.where(codes < 0, bins.size, codes)
+
+
+def _histograms(weights: Array, codes: Array, size: int) -> Array:
+    """Return [M, size] float64: the weights [M, N] of the rows, summed by their codes [N]."""
+    order = np.argsort(codes, kind="stable")
+    present, starts = np.unique(codes[order], return_index=True)
+    counts = np.zeros((len(weights), size))
+    counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
+    return counts
+
+
+def _share_of_single(feature: ColumnValues) -> float:
+    """Return the share of rows whose category no other row has."""
+    if feature.kind != "category":
+        return 0.0
+    known = feature.values[[value is not None for value in feature.values]]
+    amounts = np.unique(known.astype(str), return_counts=True)[1]
+    return float(np.count_nonzero(amounts == 1) / max(len(feature.values), 1))
+
+
+def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
+    """Return what the reference's own windows say against independent rows, or None.
+
+    Where rows of a window are alike, by an intraclass correlation c, its counts vary 1 + (n - 1) c times as much as
+    those of n independent rows (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window beside
+    the others says how much they do at the size that the reference's windows have (Cochran, Some Methods for
+    Strengthening the Common Chi-Square Tests, Biometrics 10, 1954), and so how much at the size of the judged one. It
+    is enough where it brings twice the false alarms, and chance explains it with less than `_UNLIKELY`.
+    """
+    pieces = group.reference.pieces
+    now, before = pieces.pairs() if pieces.lag_windows else (np.arange(len(pieces.windows)), None)
+    enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
+    found = []
+    for name in group.columns:
+        counts = column_counts(pieces.windows, name, group.reference.bins[name])
+        coarse = counts @ _coarse(counts.sum(axis=0))
+        windows = coarse[now]
+        others = coarse.sum(axis=0) - windows if before is None else coarse[before]
+        effect, chance = _dispersion(windows, others, group.compared, 1.0 if before is None else _SHARED)
+        if effect >= enough and chance * len(group.columns) < _UNLIKELY:
+            found.append((effect, name))
+    if not found:
+        return None
+    named = ", ".join(f"{name} {effect:.3g}" for effect, name in sorted(found, reverse=True)[:_NAMED])
+    return Refused(
+        f"the reference contradicts independent_rows: its own {len(now)} windows vary more than windows of independent "
+        f"rows do, those of {group.compared:,} rows by so many times the variance: {named}; so calm ones would be "
+        "called drifted; say independent_rows: false, with which a window is compared with the reference's own windows"
+    )
+
+
+def _coarse(total: Array) -> Array:
+    """Return [K + 1, G] of 0 and 1: a column's bins in at most four groups of about as many rows, neighbours together,
+    and the missing values: rare bins tell little of dependence, and spoil the distribution of a chi-square."""
+    known = total[:-1]
+    middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
+    place = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
+    groups: Array = np.eye(5)[place][:, np.bincount(place, total, minlength=5) > 0]
+    return groups
+
+
+def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
+    """Return how many times as much windows of `size` rows vary as of independent ones, and the chance of what is seen.
+
+    Args:
+        windows, others: [M, G] counts of each window and of what it is compared with.
+        shared: so many times the variance of their sum is that of independent chi-squares.
+    """
+    rows, beside = windows.sum(axis=1), others.sum(axis=1)
+    kept = (rows >= 2) & (beside >= 2)
+    windows, others, rows, beside = windows[kept], others[kept], rows[kept], beside[kept]
+    both = windows + others
+    freedom = int(np.maximum(np.count_nonzero(both, axis=1) - 1, 0).sum())
+    if not freedom:
+        return 1.0, 1.0
+    weights = np.sqrt(beside / rows)[:, None]
+    total = float((np.square(weights * windows - others / weights) / np.maximum(both, 1)).sum())
+    alike = max(total / freedom - 1, 0) / max(float(np.minimum(rows, beside).mean()) - 1, 1)
+    return 1 + (size - 1) * alike, float(chi2.sf(total / shared, freedom / shared))
