@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2 over gRPC: messages ↔ arrays, methods, and the listener of a worker.
+"""The Open Inference Protocol V2 over gRPC: messages ↔ arrays, methods, and the server of a worker.
 
-Where no `grpc_port` is set nothing but `port.py` is imported: grpcio costs memory and start-up.
+Nothing here is imported unless `grpc_port` is set: grpcio costs memory and start-up.
 """

@@ -1,102 +1,126 @@
-"""What is asked about models and the server: method → the view of V2's REST form that answers it.
+"""The methods about models and the server: metadata, readiness, configuration, statistics, repository and health.
 
-The views' documents have the fields of the messages, since Triton made both so; where REST has a bare array or a bare
-object, the message has it in a field.
+The views of V2's REST form answer them: their documents have the fields of the messages, since Triton made both so.
+Where REST has a bare array or object, the message has it in a field.
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
+from mlflow_deploy_plugin.server.grpc.calls import OpenCalls
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+_WATCH_SECONDS = 0.5
+_STATUS = messages.HealthCheckResponse.ServingStatus
 
 ManagementMethod = Callable[[Server, RawRequest, Any], RawResponse]
-"""What answers a method: given the server, the request and its message, an answer whose body is JSON."""
+"""Answers a method, given the server, the request and its message; the body of the response is JSON."""
 
 
-def health(server: Server, request: RawRequest, asked: messages.HealthCheckRequest) -> RawResponse:
-    """gRPC's own health check, of the whole server or of one of its services."""
-    if asked.service not in ("", INFERENCE, HEALTH):
-        message = f"there is no service {asked.service[:100]!r}"
-        return error_response(request.path, 404, "RESOURCE_DOES_NOT_EXIST", message)
-    return RawResponse(200, dump_json({"status": "NOT_SERVING" if server.repository.not_ready_reason() else "SERVING"}))
+def check_health(server: Server, request: RawRequest, message: messages.HealthCheckRequest) -> RawResponse:
+    """Answer `grpc.health.v1.Health/Check`, for the whole server or one of its services."""
+    status = _health_status(server, message.service)
+    if status == _STATUS.SERVICE_UNKNOWN:
+        text = f"there is no service {message.service[:100]!r}"
+        return error_response(request.path, 404, "RESOURCE_DOES_NOT_EXIST", text)
+    return RawResponse(200, dump_json({"status": _STATUS.Name(status)}))
 
 
-def _live(server: Server, request: RawRequest, asked: messages.ServerLiveRequest) -> RawResponse:
-    return views.v2_live(server, request)
+def watch_health(
+    server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
+) -> Iterator[bytes]:
+    """Answer `grpc.health.v1.Health/Watch` with the status now and after every change.
+
+    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status like another, and a
+    server that ends says NOT_SERVING first. A watcher takes a place among the streams of its worker.
+    """
+    with calls.stream(context):
+        try:
+            service = messages.HealthCheckRequest.FromString(calls.receive_one(context, bodies) or b"").service
+        except DecodeError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
+            raise
+        sent, is_draining = None, False
+        while context.is_active() and not is_draining:
+            status = _health_status(server, service)
+            if status != sent:
+                yield messages.HealthCheckResponse(status=status).SerializeToString()
+                sent = status
+            is_draining = calls.wait_for_drain(_WATCH_SECONDS)
+        if is_draining and sent == _STATUS.SERVING:
+            yield messages.HealthCheckResponse(status=_STATUS.NOT_SERVING).SerializeToString()
 
 
-def _ready(server: Server, request: RawRequest, asked: messages.ServerReadyRequest) -> RawResponse:
-    return RawResponse(200, dump_json({"ready": not server.repository.not_ready_reason()}))
+def _health_status(server: Server, service: str) -> messages.HealthCheckResponse.ServingStatus:
+    if service not in ("", INFERENCE, HEALTH):
+        return _STATUS.SERVICE_UNKNOWN
+    return _STATUS.NOT_SERVING if server.repository.not_ready_reason() else _STATUS.SERVING
 
 
-def _metadata(server: Server, request: RawRequest, asked: messages.ServerMetadataRequest) -> RawResponse:
-    return views.v2_server(server, request)
+def _endpoint_view(view: Callable[..., RawResponse]) -> ManagementMethod:
+    """Return the method of a view of one endpoint, or of one version of it if the message has one."""
+    return lambda server, request, message: view(
+        server, request, endpoint=message.name, version=message.version or None
+    )
 
 
-def _of_endpoint(view: Callable[..., RawResponse]) -> ManagementMethod:
-    """A view of one endpoint, or of one version of it where the message says which."""
-    return lambda server, request, asked: view(server, request, endpoint=asked.name, version=asked.version or None)
-
-
-def _model_ready(server: Server, request: RawRequest, asked: messages.ModelReadyRequest) -> RawResponse:
-    """A model that is not there is not ready either, as in Triton: its clients' `is_model_ready` would raise else."""
+def _model_ready(server: Server, request: RawRequest, message: messages.ModelReadyRequest) -> RawResponse:
+    """Call a missing model not ready, as Triton does: otherwise its clients' `is_model_ready` would raise."""
     try:
-        return views.v2_model_ready(server, request, endpoint=asked.name, version=asked.version or None)
+        return views.v2_model_ready(server, request, endpoint=message.name, version=message.version or None)
     except (NotFound, NotReady):
         return RawResponse(200, dump_json({"ready": False}))
 
 
-def _config(server: Server, request: RawRequest, asked: messages.ModelConfigRequest) -> RawResponse:
-    told = views.v2_model_config(server, request, endpoint=asked.name, version=asked.version or None)
-    return RawResponse(200, b'{"config":' + told.body + b"}")
+def _config(server: Server, request: RawRequest, message: messages.ModelConfigRequest) -> RawResponse:
+    response = views.v2_model_config(server, request, endpoint=message.name, version=message.version or None)
+    return RawResponse(200, b'{"config":' + response.body + b"}")
 
 
-def _statistics(server: Server, request: RawRequest, asked: messages.ModelStatisticsRequest) -> RawResponse:
-    return views.v2_statistics(server, request, endpoint=asked.name or None, version=asked.version or None)
+def _index(server: Server, request: RawRequest, message: messages.RepositoryIndexRequest) -> RawResponse:
+    response = views.v2_repository_index(server, replace(request, body=dump_json({"ready": message.ready})))
+    return RawResponse(200, b'{"models":' + response.body + b"}")
 
 
-def _index(server: Server, request: RawRequest, asked: messages.RepositoryIndexRequest) -> RawResponse:
-    told = views.v2_repository_index(server, _with_body(request, {"ready": asked.ready}))
-    return RawResponse(200, b'{"models":' + told.body + b"}")
+def _model_control(view: Callable[..., RawResponse]) -> ManagementMethod:
+    """Return the method of a load or unload; parameters that are bytes (files) are sent in base64, as over REST."""
 
-
-def _changed(view: Callable[..., RawResponse]) -> ManagementMethod:
-    """A load or an unload: parameters that are bytes (files) go in base64, as over REST."""
-
-    def ask(server: Server, request: RawRequest, asked: Any) -> RawResponse:
+    def method(server: Server, request: RawRequest, message: Any) -> RawResponse:
         parameters: dict[str, Any] = {}
-        for name, parameter in asked.parameters.items():
+        for name, parameter in message.parameters.items():
             kind = parameter.WhichOneof("parameter_choice")
             value = getattr(parameter, kind) if kind else None
             parameters[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
-        view(server, _with_body(request, {"parameters": parameters}), endpoint=asked.model_name)
+        view(server, replace(request, body=dump_json({"parameters": parameters})), endpoint=message.model_name)
         return RawResponse(200, b"{}")
 
-    return ask
-
-
-def _with_body(request: RawRequest, document: dict[str, Any]) -> RawRequest:
-    return replace(request, body=dump_json(document))
+    return method
 
 
 METHODS: dict[str, ManagementMethod] = {
-    "ServerLive": _live,
-    "ServerReady": _ready,
-    "ServerMetadata": _metadata,
+    "ServerLive": lambda server, request, message: views.v2_live(server, request),
+    "ServerReady": lambda server, request, message: RawResponse(
+        200, dump_json({"ready": not server.repository.not_ready_reason()})
+    ),
+    "ServerMetadata": lambda server, request, message: views.v2_server(server, request),
     "ModelReady": _model_ready,
-    "ModelMetadata": _of_endpoint(views.v2_model),
+    "ModelMetadata": _endpoint_view(views.v2_model),
     "ModelConfig": _config,
-    "ModelStatistics": _statistics,
+    "ModelStatistics": lambda server, request, message: views.v2_statistics(
+        server, request, endpoint=message.name or None, version=message.version or None
+    ),
     "RepositoryIndex": _index,
-    "RepositoryModelLoad": _changed(views.v2_repository_load),
-    "RepositoryModelUnload": _changed(views.v2_repository_unload),
+    "RepositoryModelLoad": _model_control(views.v2_repository_load),
+    "RepositoryModelUnload": _model_control(views.v2_repository_unload),
 }

@@ -16,23 +16,23 @@ from mlflow_deploy_plugin.spec import ServerSpec
 
 logger = logging.getLogger(__name__)
 
-_STREAMS = 32
-"""Open at once in a worker; each has a thread of its own beside those that unary calls are answered in."""
+_MAX_STREAMS = 32
+"""The streams of a worker; each has a thread of its own beside those of unary calls."""
 
-_WAITING = 128
-"""Calls that wait for a thread; above it gRPC answers RESOURCE_EXHAUSTED."""
+_MAX_WAITING = 128
+"""Calls that may wait for a thread; gRPC answers more with RESOURCE_EXHAUSTED."""
 
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 1.0
-"""A drained server without a call is ended after it: one that has come is with a thread by then."""
+"""A drained server is ended after so long without a call: one that has come has a thread by then."""
 
 _FRAMING_BYTES = 64 * 1024
-"""What names, shapes and parameters of a message may take beside tensors of `max_body_bytes`."""
+"""Room for the names, shapes and parameters of a message beside tensors of `max_body_bytes`."""
 
 _OPTIONS = {
     "grpc.so_reuseport": 1,
     "grpc.max_send_message_length": -1,
-    # A client that is gone without a word is noticed; clients that ask for the same every 10 s are not sent away.
+    # A client that has silently gone is noticed; clients that ping every 10 s are not sent away.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
     "grpc.keepalive_permit_without_calls": 1,
@@ -40,47 +40,47 @@ _OPTIONS = {
 }
 
 _BOUNDED_SINCE = (1, 84)
-"""Before it, grpcio holds a message in memory whole, and decompressed, before it finds it beyond the limit. Tried with
+"""Older grpcio holds a whole message in memory, decompressed, before it finds that it exceeds the limit. Measured with
 300 MB and a limit of 16 MB: 1.67, 1.73, 1.76, 1.80 and 1.83 took more than 300 MB, 1.84 and 1.85 took 20 MB."""
 
 
 class GrpcServer:
-    """Answers on `grpc_port` until `drain`.
+    """Serves on `grpc_port` until `drain`.
 
     Raises:
         InvalidConfig: the port cannot be bound, or the certificate cannot be read.
     """
 
     def __init__(self, server: Server, spec: ServerSpec) -> None:
-        self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # then gunicorn kills
-        self._calls = OpenCalls(_STREAMS, spec.request_timeout_seconds)
-        threads = request_threads(spec) + _STREAMS
+        self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # after that gunicorn kills
+        self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
+        threads = request_threads(spec) + _MAX_STREAMS
         options = {**_OPTIONS, "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES}
         if tuple(map(int, grpc.__version__.split(".")[:2])) < _BOUNDED_SINCE:
             logger.warning(
                 "grpcio %s takes memory for messages of any size; from 1.84 on it does not", grpc.__version__
             )
-            options["grpc.compression_enabled_algorithms_bitset"] = 1  # no 1 MB that becomes 1 GB
+            options["grpc.compression_enabled_algorithms_bitset"] = 1  # else 1 MB may become 1 GB
         self._grpc = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-grpc"),
             handlers=handlers(server, self._calls),
             options=list(options.items()),
-            maximum_concurrent_rpcs=threads + _WAITING,
+            maximum_concurrent_rpcs=threads + _MAX_WAITING,
         )
         self._bind(spec)
         self._grpc.start()
         self._ended: threading.Event | None = None
 
     def drain(self) -> None:
-        """Refuses new calls and finishes those in flight, for `graceful_timeout_seconds` at most; returns at once."""
-        self._calls.end()
+        """Refuse new calls and finish those in flight, for `graceful_timeout_seconds` at most; return at once."""
+        self._calls.drain()
         self._ended = self._grpc.stop(self._grace)
 
     def wait(self) -> None:
-        """Waits until everything is answered, after `drain`.
+        """Wait until everything is answered, after `drain`.
 
-        gRPC itself goes on waiting, for as long as 20 s, for each client to say that it has heard of the end: one that
-        is stopped, or whose machine is gone, does not.
+        gRPC itself goes on waiting, for as long as 20 s, until each client has acknowledged the end, which one that is
+        stopped or whose machine is gone does not.
         """
         quiet = 0.0
         while self._ended is not None and not self._ended.wait(_LOOK_SECONDS):

@@ -1,8 +1,8 @@
-"""The messages of an infer call ↔ named arrays; what REST checks is checked by the same functions of `protocols`.
+"""The messages of an infer call ↔ named arrays, checked by the functions of `protocols` that REST uses.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md: the tensors of a
-request come all as bytes (`raw_input_contents`) or all as typed values (`contents`); the answer is in the form of the
-request. FP16 has no typed form: an answer that holds it is in bytes, whatever the request was.
+request come all as bytes (`raw_input_contents`) or all as typed values (`contents`), and the response has the form of
+the request. FP16 has no typed form: a response that holds it is in bytes, whatever the request was.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,15 +39,15 @@ _FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""Where the typed values of a datatype stand; FP16 has no field."""
+"""The field with the typed values of a datatype; FP16 has none."""
 
 MAX_FIELDS = 100_000
-_MOST_PARAMETERS = 1_000
+_MAX_PARAMETERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class GrpcInferRequest:
-    """What an infer request asks for; `id` is empty where it gives none."""
+    """A decoded infer request; `id` is empty if it has none."""
 
     id: str
     feeds: Feeds
@@ -71,7 +71,7 @@ def read_message(kind: type[Message], body: bytes) -> Any:
 
 
 def _check_fields(view: memoryview) -> None:
-    """https://protobuf.dev/programming-guides/encoding; what is no message is left to protobuf."""
+    """Count the fields (https://protobuf.dev/programming-guides/encoding); malformed bytes are left to protobuf."""
     at = fields = 0
     try:
         while at < len(view):
@@ -96,11 +96,11 @@ def _check_fields(view: memoryview) -> None:
 
 
 def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> GrpcInferRequest:
-    """What the message asks for.
+    """Decode an infer request.
 
     Raises:
-        InvalidRequest: it is no infer request, or asks for what is not supported.
-        SchemaMismatch: a tensor is unknown, missing, doubled, or not what its shape, its datatype or the model says.
+        InvalidRequest: it is malformed, or needs what is not supported.
+        SchemaMismatch: a tensor is unknown, missing, doubled, or does not fit its shape, its datatype or the model.
     """
     parameters = v2.parameters_of("the request", {"parameters": _values(request.parameters)})
     wanted = [{"name": output.name, "parameters": _values(output.parameters)} for output in request.outputs]
@@ -114,32 +114,30 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
 
 
 def encode(
-    question: GrpcInferRequest, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+    request: GrpcInferRequest, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> messages.ModelInferResponse:
-    """The answer of `version` of the endpoint; its id is the question's, or else `request_id`."""
-    response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=question.id or request_id)
-    arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.resolve_outputs(question.outputs, outputs)]
-    is_raw = question.is_raw or any(array.dtype == np.float16 for _, array in arrays)
+    """Encode the response of a version; its id is the request's, else `request_id`."""
+    response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=request.id or request_id)
+    arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.resolve_outputs(request.outputs, outputs)]
+    is_raw = request.is_raw or any(array.dtype == np.float16 for _, array in arrays)
     for name, array in arrays:
         datatype = datatype_of(array.dtype.name)
-        told = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if is_raw:
             response.raw_output_contents.append(to_binary(array))
         else:
-            getattr(told.contents, _FIELDS[datatype]).extend(_typed(array))
+            getattr(tensor.contents, _FIELDS[datatype]).extend(_typed(array))
     return response
 
 
 def _values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, Any]:
-    """The parameters as Python values; None where a parameter has no value.
+    """Return the parameters as Python values; None for a parameter without a value.
 
     Raises:
         InvalidRequest: there are too many.
     """
-    if len(parameters) > _MOST_PARAMETERS:
-        raise InvalidRequest(
-            f"there are {len(parameters)} parameters in one place; at most {_MOST_PARAMETERS} are read"
-        )
+    if len(parameters) > _MAX_PARAMETERS:
+        raise InvalidRequest(f"there are {len(parameters)} parameters in one place; at most {_MAX_PARAMETERS} are read")
     kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
     return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
 
@@ -167,12 +165,12 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
 
 
 def _from_contents(head: TensorHeader, contents: messages.InferTensorContents) -> Array:
-    """The array of a tensor whose elements came as typed values, each checked to be in the field of its datatype."""
+    """Return the array of a tensor from its typed values, which must be in the field of its datatype."""
     wanted = _FIELDS.get(head.datatype)
     if wanted is None:
         raise SchemaMismatch(f"{head} has no typed contents; send it in raw_input_contents")
     filled = [field.name for field, _ in contents.ListFields()]
-    if filled != [wanted] and (filled or 0 not in head.shape):  # what is empty is not sent
+    if filled != [wanted] and (filled or 0 not in head.shape):  # an empty field is not sent
         found = ", ".join(filled) or "no contents"
         raise SchemaMismatch(f"{head} has {found}; its elements are expected in {wanted}")
     values = getattr(contents, wanted)
@@ -184,7 +182,7 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents) -
 
 
 def _narrowed(head: TensorHeader, values: Sequence[Any]) -> Array:
-    """Numbers in the datatype's own width: INT8 and INT16 come as 32 bits, and so do their unsigned kin."""
+    """Return numbers in the width of the datatype: signed and unsigned ones of 8 and 16 bits come as 32 bits."""
     dtype = dtype_of(head.datatype)
     if dtype.itemsize >= 4 or dtype.kind not in "iu":
         return np.fromiter(values, dtype, len(values))
