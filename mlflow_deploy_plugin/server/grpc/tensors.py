@@ -57,10 +57,10 @@ class GrpcInferRequest:
 
 
 def read_message(kind: type[Message], body: bytes) -> Any:
-    """The message in a body. Its fields are counted before protobuf makes messages of them: two bytes make one of 80.
+    """Parse a message. Its fields are counted first, since protobuf makes an object of 80 bytes from two bytes.
 
     Raises:
-        InvalidRequest: it is no such message, or has more than `MOST_FIELDS` fields.
+        InvalidRequest: it is no such message, or has more than `MAX_FIELDS` fields.
     """
     if len(body) > MAX_FIELDS:
         _check_fields(memoryview(body))
