@@ -1,1 +1,1 @@
-"""The side process that answers for a model without an ONNX form: mlflow and pandas live here, not in the worker."""
+"""The side processes of a worker: mlflow, pandas and shap live here, not in the worker."""

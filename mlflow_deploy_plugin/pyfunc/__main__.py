@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 
 _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-"""The first as MLflow's own scoring server sets it: models may ask for it."""
+"""MLflow's own scoring server sets the first, too: models may read it."""
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def _start(folder: Path) -> tuple[SideMessage, Answer]:
 
 
 def _load(folder: Path) -> "Scorer":
-    """The model, ready to answer.
+    """Load the model.
 
     Raises:
         CannotStart: it cannot be loaded.

@@ -1,4 +1,4 @@
-"""Named arrays ↔ what an MLflow model takes and gives: frames, arrays, mappings of them, lists."""
+"""Named arrays ↔ the inputs and outputs of an MLflow model: frames, arrays, mappings of them, lists."""
 
 import base64
 import binascii
@@ -13,18 +13,18 @@ from mlflow_deploy_plugin.runtime import COLUMN_TYPES, UNNAMED_OUTPUT, Array, Ar
 
 
 class NotRepresentable(Exception):
-    """Something has no form as named arrays."""
+    """A value has no form as named arrays."""
 
 
 def to_model_input(feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], is_named: bool) -> Any:
-    """What `predict` takes, from arrays that fit the signature.
+    """Return the input of `predict` for arrays that fit the signature.
 
     Args:
         types: MLflow's type of each column, by name.
-        is_named: whether the signature's columns have names; without, they are numbered.
+        is_named: true if the columns of the signature have names. If not, they are numbered.
 
     Raises:
-        Refusal: a text is no date, or no base64.
+        RequestRefused: a text is no date, or no base64.
     """
     if artifact.columns:
         frame = pd.DataFrame({name: _column(name, np.array(array), types[name]) for name, array in feeds.items()})
@@ -46,10 +46,10 @@ def _column(name: str, array: Array, kind: str) -> Any:
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
-    """The named arrays of what `predict` gave.
+    """Return the result of `predict` as named arrays.
 
     Raises:
-        Unsayable: it holds what no array of numbers, booleans or strings can.
+        NotRepresentable: it holds values that are neither numbers, booleans nor strings.
     """
     if isinstance(prediction, pd.DataFrame):
         named = {str(name): _array(prediction.iloc[:, place]) for place, name in enumerate(prediction.columns)}
@@ -62,14 +62,20 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
-    """The arrays that the inference log keeps of what MLflow has read from a body: the way back from `to_data`.
+    """Return the arrays that the inference log keeps of the data that MLflow read from a body.
+
+    This is the inverse of `to_model_input`.
 
     Raises:
-        Unsayable: it is not what the signature describes.
+        NotRepresentable: the signature describes other data.
     """
     try:
         if artifact.columns:
-            frame = _frame(data)
+            # MLflow makes a table of `inputs` and `instances` for a model of columns
+            if isinstance(data, Mapping) and all(np.ndim(value) == 0 for value in data.values()):
+                data = [data]
+            frame = pd.DataFrame(data)
+            frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
             kinds = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.name in frame}
             return {name: _typed(frame[name], kind, types[name]) for name, kind in kinds.items()}
         if artifact.tensors and isinstance(data, Mapping):
@@ -80,14 +86,6 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise NotRepresentable(str(error)) from None
     raise NotRepresentable("the body is not what the signature describes")
-
-
-def _frame(data: Any) -> pd.DataFrame:
-    """The table that MLflow makes of `inputs` and `instances` for a model of columns."""
-    if isinstance(data, Mapping) and all(np.ndim(value) == 0 for value in data.values()):
-        data = [data]
-    frame = pd.DataFrame(data)
-    return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
 def _typed(column: Any, dtype: str, kind: str) -> Array:
@@ -106,7 +104,7 @@ def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
 
 
 def _is_missing(value: Any) -> bool:
-    """None, NaN and pandas' own."""
+    """Return True for None, NaN and the missing values of pandas."""
     return bool(np.ndim(value) == 0 and pd.isna(value))
 
 
@@ -128,7 +126,7 @@ _AS_TEXT: dict[str, Callable[[Any], str]] = {"datetime": _iso, "binary": _base64
 
 
 def _array(value: Any) -> Array:
-    """One output, the rows first; a single value is one row."""
+    """Return one output with its rows first. A single value is one row."""
     if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         array = _of_pandas(value)
     else:

@@ -1,9 +1,9 @@
-"""SHAP's permutation explainer on ONNX models, one question at a time.
+"""SHAP's permutation explainer on ONNX models, one request at a time.
 
-The explainer works on a matrix of numbers. So each cell of a row is replaced by the number of its value among all that
-its column has in the background and in the rows of the request; texts, dates in numbers, booleans and missing values
-are told apart like that, and no number is rounded on its way to the graph. (shap 0.51, `explainers/_permutation.py`;
-it compares cells by `np.isclose`, which is exact for numbers below 100,000.)
+shap works on a matrix of numbers. So each cell of a row is replaced by a code: the index of its value among all values
+that its column has in the background and in the rows of the request. Texts, dates, booleans and missing values are
+told apart by their codes, and no number is rounded on its way to the graph. (shap 0.51, `explainers/_permutation.py`,
+compares cells by `np.isclose`, which is exact for numbers below 100,000.)
 
 Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; permutations in antithetic pairs:
 https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.server.protocols.content import JSON
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """Rows in the form in which the graph is fed.
+    """The rows that predictions are explained against, as the graph is fed with them.
 
     Attributes:
         source: `reference` or `input_example`.
@@ -50,10 +50,10 @@ class Background:
 
 
 def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
-    """At most `most_rows` of the model's own rows; the same for the same seed.
+    """Return at most `most_rows` of the model's reference sample or input example; the same for the same seed.
 
     Raises:
-        InvalidArtifact: there are none, they cannot be read, or do not fit the signature.
+        InvalidArtifact: it has neither, or they cannot be read, or do not fit the signature.
     """
     artifact = model.artifact
     try:
@@ -95,24 +95,25 @@ _RUN_ROWS = 2048
 _SEED = 0
 
 
-class Explainer:
-    """Answers questions about models, of which it keeps the last few in memory."""
+class ShapExplainer:
+    """Explains predictions of models, of which it keeps the last few in memory."""
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, OnnxModel] = OrderedDict()
         self._backgrounds: dict[tuple[str, int], Background] = {}
 
     def answer(self, question: SideMessage) -> SideMessage:
-        """The contributions of the columns of each row.
+        """Return the contributions of the columns of each row.
 
         Args:
-            question: `folder` of the model, `max_evals`, `seed`, `seconds` that it may take; the rows are `feeds`.
+            question: has the `folder` of the model, `max_evals`, `seed`, the `seconds` that it may take, and the rows
+                as `feeds`.
 
         Returns:
             `values` [N, columns, outputs] and `base_values` [outputs] in float64; the names of both.
 
         Raises:
-            Refusal: the model cannot be explained, or not within the time.
+            RequestRefused: the model cannot be explained, or not within the time.
         """
         fields = question.fields
         deadline = time.monotonic() + fields["seconds"]
@@ -157,17 +158,17 @@ class Explainer:
 
 
 class _TimeIsUp(Exception):
-    """The deadline of a question has passed."""
+    """The deadline of a request has passed."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Codes:
-    """Rows as numbers of values.
+    """Rows as codes of their values.
 
     Attributes:
-        values: by feature: each value that it has, once.
-        background / rows: [N, features] float64, positions in `values`.
-        like: the arrays that the graph is fed with, for their shapes and types.
+        values: by feature, its distinct values.
+        background / rows: [N, features] float64, indices into `values`.
+        like: feeds of the graph, for their shapes and types.
     """
 
     features: list[ExplainedFeature]
@@ -189,7 +190,7 @@ class _Codes:
         return cls(features, values, matrix[:split], matrix[split:], rows)
 
     def feeds(self, matrix: Array) -> Feeds:
-        """The way back."""
+        """Return the feeds of a matrix of codes."""
         places = matrix.astype(np.intp)
         feeds = {
             name: np.empty((len(matrix), *array.shape[1:]), dtype=array.dtype) for name, array in self.like.items()
@@ -202,10 +203,10 @@ class _Codes:
 
 
 class _Numbers:
-    """The model as SHAP asks it: a matrix of codes in, a matrix of numbers out.
+    """The model as shap calls it: a matrix of codes in, a matrix of numbers out.
 
     Attributes:
-        names: of the columns of what it answers; known once it has answered.
+        names: the names of the columns of its result, known after the first call.
     """
 
     def __init__(self, model: OnnxModel, codes: _Codes, deadline: float) -> None:
@@ -234,7 +235,7 @@ class _Numbers:
 
 
 def _explained(numbers: Callable[[Array], Array], codes: _Codes, max_evals: int, seed: int) -> tuple[Array, Array]:
-    """Each row by itself, so that its contributions do not depend on the rows beside it."""
+    """Explain each row by itself, so that its contributions do not depend on the rows beside it."""
     masker = shap.maskers.Independent(codes.background, max_samples=len(codes.background))
     values = []
     for row in codes.rows:

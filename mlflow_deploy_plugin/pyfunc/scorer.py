@@ -1,8 +1,8 @@
-"""One loaded pyfunc: what MLflow's scoring server does with a body, and predictions for named arrays.
+"""A loaded pyfunc: it answers bodies as MLflow's scoring server does, and predicts for named arrays.
 
-The body of `/invocations` is read, and its answer written, by MLflow's own functions
-(`mlflow/pyfunc/scoring_server/__init__.py`, 3.17), so that whatever that server takes is taken here. Only refusals are
-ours: what MLflow answers with a 5xx for bad input is a 400, and no answer holds a traceback.
+MLflow's own functions read the body of `/invocations` and write its answer
+(`mlflow/pyfunc/scoring_server/__init__.py`, 3.17), so that this server takes whatever that one takes. Only refusals are
+ours: bad input that MLflow answers with a 5xx is a 400, and no answer holds a traceback.
 """
 
 import json
@@ -15,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import load_model, scoring_server
 
 from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_model_input, to_outputs
-from mlflow_deploy_plugin.pyfunc.refusal import RefusalKind, RequestRefused, clean_message, one_line
-from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, read_served_artifact
+from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, clean_message, one_line
+from mlflow_deploy_plugin.runtime import Array, Artifact, read_served_artifact
 from mlflow_deploy_plugin.server.models.loading import EXAMPLE
 from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 
@@ -26,7 +26,7 @@ _JSON = "application/json"
 
 
 class _Recorder:
-    """The model as MLflow's `invocations` calls it; what goes in and comes out is kept."""
+    """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -43,12 +43,12 @@ class _Recorder:
             raise
         except (Exception, SystemExit) as error:
             self.error = error
-            raise RuntimeError from error  # MLflow's server catches what is an Exception, and tells nothing of it
+            raise RuntimeError from error  # MLflow's server would catch an Exception and hide it
         return self.prediction
 
 
 class Scorer:
-    """A loaded model. Both ways of asking it raise `Refusal`."""
+    """A loaded model. `invoke` and `predict` raise `RequestRefused`."""
 
     def __init__(self, model: Any, artifact: Artifact) -> None:
         self._model = model
@@ -60,15 +60,15 @@ class Scorer:
             kinds = [kind.name for kind in self._schema.input_types()]
             self._types = dict(zip((column.name for column in artifact.columns), kinds, strict=True))
             self._is_named = self._schema.has_input_names()
-        self._is_told = False
+        self._has_warned = False
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
-        """Loads the MLmodel folder as `mlflow.pyfunc.load_model` does, with whatever that raises."""
+        """Load the MLmodel folder as `mlflow.pyfunc.load_model` does; raises whatever that raises."""
         return cls(load_model(str(folder)), read_served_artifact(folder))
 
     def warm_up(self) -> list[tuple[str, str, list[int]]]:
-        """Answers the model's own example, if it has one; name, dtype and shape of the outputs that it gave."""
+        """Answer the model's own example, if it has one, and return name, dtype and shape of each output."""
         example = self._artifact.folder / EXAMPLE
         if not example.is_file():
             return []
@@ -83,7 +83,7 @@ class Scorer:
         ]
 
     def invoke(self, content_type: str | None, body: bytes) -> SideMessage:
-        """The answer to a body of `/invocations`, and, where they can be said, the arrays in it."""
+        """Answer a body of `/invocations`; the message also has its arrays, as far as they are representable."""
         if not content_type:
             raise RequestRefused("media type", f"the request has no Content-Type; this route takes {_JSON} or text/csv")
         recorder = _Recorder(self._model)
@@ -93,14 +93,18 @@ class Scorer:
             raise self._refusal(recorder, error) from None
         except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over
             _log.info("a body could not be read", exc_info=True)
-            kind: RefusalKind = "model" if recorder.prediction is not None else "request"
-            raise RequestRefused(kind, f"{_STUMBLED[kind]}: {one_line(error)}") from None
+            if recorder.prediction is not None:
+                raise RequestRefused("model", f"the model's answer has no form as JSON: {one_line(error)}") from None
+            raise RequestRefused("request", f"the body cannot be read: {one_line(error)}") from None
         if answer.status != 200:
             raise RequestRefused("media type" if answer.status == 415 else "request", clean_message(answer.response))
-        return SideMessage("answer", arrays=self._sayable(recorder), body=_standard_json(answer.response))
+        text = answer.response
+        if "NaN" in text or "Infinity" in text:  # MLflow writes them, but they are not JSON: null here
+            text = json.dumps(json.loads(text, parse_constant=lambda word: None))
+        return SideMessage("answer", arrays=self._log_arrays(recorder), body=text.encode())
 
     def predict(self, feeds: Mapping[str, Array]) -> SideMessage:
-        """Named outputs for named arrays that fit the signature."""
+        """Return named outputs for named arrays that fit the signature."""
         data = to_model_input(feeds, self._artifact, self._types, self._is_named)
         recorder = _Recorder(self._model)
         try:
@@ -119,37 +123,22 @@ class Scorer:
         is_read = recorder.data is not None
         return RequestRefused("schema" if is_read else "request", clean_message(str(getattr(error, "message", error))))
 
-    def _sayable(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """What the inference log keeps; a model whose rows cannot be said is told of once."""
-        if self._artifact.undescribed:
-            self._tell("its signature has no columns that the inference log knows")
-            feeds: Feeds = {}
-        else:
-            try:
-                feeds = to_feeds(recorder.data, self._artifact, self._types)
-            except NotRepresentable as error:
-                self._tell(str(error))
-                feeds = {}
+    def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
+        """Return the arrays that the inference log keeps, and warn once if rows are not representable."""
+        arrays: dict[str, Mapping[str, Array]] = {"feeds": {}}
         try:
-            return {"feeds": feeds, "outputs": to_outputs(recorder.prediction)}
+            if self._artifact.undescribed:
+                raise NotRepresentable("its signature has no columns that the inference log knows")
+            arrays["feeds"] = to_feeds(recorder.data, self._artifact, self._types)
         except NotRepresentable as error:
-            self._tell(str(error))
-            return {"feeds": feeds}
+            self._warn_once(error)
+        try:
+            arrays["outputs"] = to_outputs(recorder.prediction)
+        except NotRepresentable as error:
+            self._warn_once(error)
+        return arrays
 
-    def _tell(self, reason: str) -> None:
-        if not self._is_told:
+    def _warn_once(self, reason: NotRepresentable) -> None:
+        if not self._has_warned:
             _log.warning("rows of this model, or parts of them, are not captured: %s", reason)
-            self._is_told = True
-
-
-_STUMBLED: dict[RefusalKind, str] = {
-    "model": "the model's answer has no form as JSON",
-    "request": "the body cannot be read",
-}
-
-
-def _standard_json(text: str) -> bytes:
-    """MLflow writes NaN and Infinity, which are no JSON: null here."""
-    if "NaN" in text or "Infinity" in text:
-        text = json.dumps(json.loads(text, parse_constant=lambda word: None))
-    return text.encode()
+            self._has_warned = True

@@ -30,9 +30,9 @@ FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = Reduce
 def explainer() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUMBA_DISABLE_JIT", "1")  # as pyfunc/explain.py, which says why
-        from mlflow_deploy_plugin.pyfunc.explainer import Explainer
+        from mlflow_deploy_plugin.pyfunc.explainer import ShapExplainer
 
-        return Explainer()
+        return ShapExplainer()
 
 
 def model(folder: Path, graph: str, width: int = 2, rows: list[list[float]] | None = None) -> Path:
