@@ -106,7 +106,7 @@ def rollout(
                 if not wait:
                     commands.require_controller(deployments.store, lease())
 
-            click.echo(commands.describe_rollout(start_rollout(deployments, name, request, before_it_begins=check)))
+            click.echo(commands.describe_rollout(start_rollout(deployments, name, request, before_it_starts=check)))
         elif asked == "status":
             last = commands.last_rollout(deployments.store, name)
             click.echo(commands.describe_rollout(last))

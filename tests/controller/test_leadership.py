@@ -48,7 +48,12 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
     begun = store.lease(STORE_LEASE)
     assert begun is not None
     start("second")
-    wait_until(lambda: store.lease(STORE_LEASE).expires_at > begun.expires_at, SECONDS, "the lease is renewed")
+
+    def is_renewed() -> bool:
+        view = store.lease(STORE_LEASE)
+        return view is not None and view.expires_at > begun.expires_at
+
+    wait_until(is_renewed, SECONDS, "the lease is renewed")
     assert {*worked} == {"first"}
 
     first.set()

@@ -2,8 +2,8 @@
 
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ from tests.support.waiting import free_port, wait_until
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 FIRST = datetime(2013, 7, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
+Read = Callable[[], dict[tuple[str, ...], float]]
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
@@ -41,7 +42,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def store(store_url: str) -> Iterator[Store]:
     opened = open_store(store_url, lambda: NOW)
-    monitors = {name: {} for name in ("daily", "hourly", "hits", "new", "off", "broken")}
+    monitors: dict[str, Any] = {name: {} for name in ("daily", "hourly", "hits", "new", "off", "broken")}
     document = {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": monitors}
     opened.add_endpoint("onnxserve", EndpointSpec.model_validate(document))
     yield opened
@@ -49,12 +50,12 @@ def store(store_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def read(store: Store) -> Iterator:
+def read(store: Store) -> Iterator[Read]:
     """The value of a metric by its labels, as they are served now."""
     port = free_port()
     server = start_metrics_server(store, port, "127.0.0.1")
 
-    def ask() -> dict:
+    def ask() -> dict[tuple[str, ...], float]:
         text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
         return {
             (sample.name, *(value for key, value in sorted(sample.labels.items()) if key != "endpoint")): sample.value
@@ -67,7 +68,7 @@ def read(store: Store) -> Iterator:
     server.server_close()
 
 
-def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Store, read) -> None:
+def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Store, read: Read) -> None:
     monitors = Monitors(store)
     for day, (verdict, share) in enumerate([("no drift", 0.0), ("drift", 0.4)]):
         window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
@@ -109,16 +110,12 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
 ) -> None:
     go_on = threading.Event()
 
-    @contextmanager
-    def down() -> Iterator[None]:
+    def down() -> AbstractContextManager[None]:
         raise StoreUnavailable("the database is gone")
-        yield
 
-    @contextmanager
-    def silent() -> Iterator[None]:
+    def silent() -> AbstractContextManager[None]:
         go_on.wait(60)
         raise StoreUnavailable("no answer")
-        yield
 
     transaction, asked = store.transaction, []
 
@@ -153,7 +150,7 @@ def values(gauges: StoreMetrics) -> dict:
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, read) -> None:
+def test_of_windows_nothing_but_an_index_is_read_for_the_counts(store: Store, read: Read) -> None:
     asked: list[str] = []
 
     def keep(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -175,7 +172,7 @@ def test_a_taken_port_is_one_clear_line(store: Store, taken_port: int) -> None:
         start_metrics_server(store, taken_port, "127.0.0.1")
 
 
-def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it(store: Store, read) -> None:
+def test_the_guide_names_what_is_served_and_the_rules_ask_for_nothing_else_of_it(store: Store, read: Read) -> None:
     root = Path(__file__).parents[2]
     documented = set(re.findall(r"\| `(onnxserve_[a-z_]+)", (root / "docs" / "alerts.md").read_text()))
     window = Monitors(store).add("flights", "daily", FIRST, FIRST + DAY)

@@ -116,7 +116,12 @@ class MonitoredWorld:
         """Runs a scheduler beside the test; the event that is given ends it, and so does the test's end."""
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
-        given = {"judge": self.answer, "count": count_rows, "count_labels": count_labels, "look_seconds": 0.1}
+        given: dict[str, Any] = {
+            "judge": self.answer,
+            "count": count_rows,
+            "count_labels": count_labels,
+            "look_seconds": 0.1,
+        }
         given |= {"lease_seconds": lease_seconds, "on_alarm": retrain_on_alarm, **more}
         scheduler = MonitorScheduler(deployments, "the test", self.said.append, **given)
         lease = store.acquire_lease(f"lease-{len(self.threads)}", "the test", lease_seconds)

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.service import retraining_context
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import LABELS, Label, Window, labels_table
-from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.monitoring.result import MonitorResult, State
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, new_endpoint
@@ -128,7 +128,7 @@ class RetrainingWorld:
         assert stored is not None
         self.deployments.store.replace_spec(apply_config(stored.spec, config))
 
-    def result(self, state: str = "violated", version: str = "1", window: Window = DAY) -> MonitorResult:
+    def result(self, state: State = "violated", version: str = "1", window: Window = DAY) -> MonitorResult:
         return MonitorResult(
             ENDPOINT,
             "accuracy",
@@ -140,7 +140,7 @@ class RetrainingWorld:
             1,
             state,
             "accuracy is 0.5",
-            1000,  # type: ignore[arg-type]
+            1000,
         )
 
     def run(self) -> LoggedRun:

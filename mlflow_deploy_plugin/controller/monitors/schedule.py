@@ -152,7 +152,7 @@ def window_of(spec: MonitorSpec, time: datetime) -> Window:
 
 @dataclass(frozen=True)
 class Readiness:
-    """How far an endpoint's log is complete, as its agents say.
+    """The completeness of an endpoint's log, as its agents say.
 
     Attributes:
         complete_until: every earlier row is in the log; None if no agent is waited for.

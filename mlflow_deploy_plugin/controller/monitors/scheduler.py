@@ -44,7 +44,7 @@ Key = tuple[str, str]
 
 @dataclass
 class _Watched:
-    """What this controller remembers of a monitor; nothing is lost with it.
+    """A monitor as this controller remembers it; nothing is lost with it.
 
     Attributes:
         looked_for_late: when late rows and labels were last looked for (monotonic).

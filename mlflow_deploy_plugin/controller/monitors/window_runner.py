@@ -58,7 +58,7 @@ OnAlarm = Callable[[Deployments, MonitorResult, LoggedRun, MonitorSpec], object]
 
 
 class Idle(Enum):
-    """Why no window of a monitor was judged."""
+    """The reasons why no window of a monitor was judged."""
 
     NOTHING_DUE = "nothing due"
     WAITS_FOR_ROWS = "waits for rows"

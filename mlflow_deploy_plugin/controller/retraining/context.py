@@ -1,4 +1,4 @@
-"""What the steps of a retraining share: they write it down, wait, end it, and announce its end."""
+"""The context of a retraining's steps: they write it down, wait, end it, and announce its end through it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a retraining is to do, decided once when it is asked for and never changed, and what caused it."""
+"""The plan of a retraining, made once when it is asked for and never changed; its cause, and its audit events."""
 
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Does what a rollout decides: adds and removes its deployments, sets the traffic, moves the registry.
+"""The actions of a rollout: add and remove its deployments, set the traffic, move the registry.
 
 Every action looks first whether it is done already, so that it may be done again after a crash in the middle of it.
 """
@@ -19,11 +19,11 @@ from mlflow_deploy_plugin.spec import VariantSpec
 
 @dataclass(frozen=True)
 class RolloutActions:
-    """The hands of a rollout.
+    """Does the actions of rollouts.
 
     Attributes:
-        actor: who stands in the audit trail for what is done.
-        say: is told in one line each what was moved.
+        actor: stands in the audit trail for what is done.
+        say: takes one line for each move in the registry.
     """
 
     deployments: Deployments
@@ -31,7 +31,7 @@ class RolloutActions:
     say: Callable[[str], None]
 
     def lease_name(self) -> str:
-        """Under which rollouts are taken further here; empty where no server stands."""
+        """Return the name of the lease for the rollouts of this machine; empty if it has no server."""
         return rollouts_lease_name(self.deployments.settings)
 
     def is_local(self, endpoint: str) -> bool:
@@ -44,7 +44,7 @@ class RolloutActions:
             return EndpointSnapshot(None)
 
     def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
-        """Raises what `Deployments` and the registry do; nothing is lost by that."""
+        """Do the action. It raises what `Deployments` and the registry raise, and may be done again then."""
         match action:
             case "prepare":
                 self._prepare(plan)
@@ -62,7 +62,7 @@ class RolloutActions:
                 pass
 
     def roll_back(self, plan: RolloutPlan, why: str) -> None:
-        """Back to what was served before: the traffic first, then the registry."""
+        """Go back to what was served before: the traffic first, then the registry."""
         self._clear(plan, why)
         reference = parse_model_uri(plan.before_uri)
         main = self._variants(plan)[plan.main]
@@ -92,7 +92,7 @@ class RolloutActions:
             self._point(plan, before, plan.version, why)
 
     def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
-        """Gives the place of the version `before`, empty where nothing stands there, to `version`."""
+        """Move the stage, alias or tag from the version `before`, empty if there is none, to `version`."""
         reference = parse_model_uri(plan.before_uri)
         repoint(reference, version)
         self.deployments.poll_registry(reference.name)
@@ -110,7 +110,7 @@ class RolloutActions:
         )
 
     def _clear(self, plan: RolloutPlan, why: str) -> None:
-        """The main deployment alone again."""
+        """Leave the main deployment alone with all traffic."""
         self._set_weights(plan, {plan.main: 100}, why)
         for name in (plan.candidate, plan.shadow):
             if name and name in self._variants(plan):

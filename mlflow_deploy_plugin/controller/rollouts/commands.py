@@ -1,4 +1,4 @@
-"""What a person may say of a rollout that is under way, and what can be told of it."""
+"""Commands to a rollout: pause, resume, abort; and its description for people."""
 
 import time
 from collections.abc import Callable
@@ -28,30 +28,32 @@ _DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
 
 
 def last_rollout(store: Store, endpoint: str) -> Rollout:
-    """The live rollout of an endpoint, else its last one. Raises NotFound where there was none."""
+    """Return the live rollout of an endpoint, or else its last one. Raises NotFound if there was none."""
     found = store.rollouts(endpoint)
     if not found:
         raise NotFound(f"endpoint {endpoint!r} has had no rollout")
     return found[-1]
 
 
-def command_rollout(deployments: Deployments, endpoint: str, word: str, why: str = "", actor: str | None = None) -> str:
-    """Pauses, resumes or aborts the live rollout; gives where it is then.
+def command_rollout(
+    deployments: Deployments, endpoint: str, command: str, why: str = "", actor: str | None = None
+) -> str:
+    """Pause, resume or abort the live rollout, and return its state in one line.
 
     Raises:
         NotFound: there is none.
-        InvalidConfig: it is not in a state in which that could be.
+        InvalidConfig: its state does not allow the command.
     """
     actor = actor or current_actor()
-    said = f"{_DONE[word]} by {actor}" + (f": {why}" if why else "")
-    if word == "abort":
-        return rollout_summary(abort_rollout(deployments, endpoint, said, actor))
-    change = {"pause": lambda progress: paused(progress, said), "resume": resumed}[word]
-    return rollout_summary(_change(deployments.store, endpoint, word, change, actor))
+    reason = f"{_DONE[command]} by {actor}" + (f": {why}" if why else "")
+    if command == "abort":
+        return rollout_summary(abort_rollout(deployments, endpoint, reason, actor))
+    change = {"pause": lambda progress: paused(progress, reason), "resume": resumed}[command]
+    return rollout_summary(_change(deployments.store, endpoint, command, change, actor))
 
 
 def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
-    """Ends the live rollout and goes back to what was served before; no controller is needed for it.
+    """End the live rollout and go back to what was served before. This needs no controller.
 
     Raises:
         NotFound: there is none.
@@ -67,7 +69,7 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
 
 
 def describe_rollout(rollout: Rollout) -> str:
-    """Where it is, and what it is judged by, in a few lines."""
+    """Return the rollout's state and the evidence of each criterion, in a few lines."""
     lines = [rollout_summary(rollout)]
     for text, judged in rollout.figures.get("criteria", {}).items():
         share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
@@ -76,14 +78,14 @@ def describe_rollout(rollout: Rollout) -> str:
 
 
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
-    """Returns when a controller has the lease, which one that was started just now is given a moment for.
+    """Return when a controller has the lease. One that was started just now is waited for.
 
     Raises:
-        NotReady: none has; a rollout would stand still, and be in the way of others.
+        NotReady: none has it; a rollout would stand still, and block others.
     """
     first, deadline = store.lease(lease), time.monotonic() + patience
     view = first
-    # one whose machine's clock is behind ours is known by its renewing
+    # a controller whose machine's clock is behind ours is known by its renewals
     while view is None or (view.expires_at < utc_now() and (first is None or view.expires_at == first.expires_at)):
         if time.monotonic() > deadline:
             raise NotReady(
@@ -95,7 +97,7 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
 
 
 def controller_status(store: Store, lease: str) -> str:
-    """Whether a controller that has this lease runs, as far as the store knows."""
+    """Say if a controller that has this lease runs, as far as the store knows."""
     view = store.lease(lease)
     if view is None:
         return "no controller runs: start one with `onnxserve controller`, or say --wait"
@@ -105,7 +107,7 @@ def controller_status(store: Store, lease: str) -> str:
 
 
 def stall_reason(deployments: Deployments, endpoint: str) -> str:
-    """Why the rollout of an endpoint stands still, as far as can be told from here; empty where it does not."""
+    """Say why the rollout of an endpoint stands still, as far as this machine knows; empty if it does not."""
     if not is_local(endpoint, deployments.settings):
         return "only a controller on the machine of its server takes it further: whether one runs is told there"
     view = deployments.store.lease(rollouts_lease_name(deployments.settings))
@@ -115,7 +117,7 @@ def stall_reason(deployments: Deployments, endpoint: str) -> str:
 
 
 def _change(
-    store: Store, endpoint: str, word: str, change: Callable[[Progress], Progress | None], actor: str
+    store: Store, endpoint: str, command: str, change: Callable[[Progress], Progress | None], actor: str
 ) -> Rollout:
     for _ in range(_ATTEMPTS):
         live = store.rollouts(endpoint, live=True)
@@ -123,7 +125,7 @@ def _change(
             raise NotFound(f"endpoint {endpoint!r} has no rollout under way")
         changed = change(progress_of(live[0]))
         if changed is None:
-            raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[word]}: it is {live[0].state}")
+            raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}")
         written = _write(store, live[0], changed, actor)
         if written is not None:  # else the controller has written in between
             return written

@@ -1,31 +1,43 @@
-"""What a rollout is to do, decided once when it is asked for and never changed."""
+"""The plan of a rollout, made once when it is asked for and never changed; and the criteria that it is aborted on.
+
+A person writes the criteria as `error_rate>1%,p99>2x,disagreement>20%`. Each criterion limits a share of the
+candidate's requests:
+
+- `error_rate>1%`: more than 1 % of its requests fail, and more than of the current version's.
+- `p99>2x`: more than 1 % take longer than twice the current version's p99, and more than of its own requests do. Also
+  `p50`, `p90`, `p95`, and in absolute terms `p99>250ms`, `p99>1s`.
+- `disagreement>20%`: in its shadow the candidate answers more than 20 % of the rows otherwise than the current version.
+"""
 
 import math
 import re
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import Condition, parse_condition
+from mlflow_deploy_plugin.spec import parse_condition
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]
+PromotionKind = Literal["stage", "alias", "tag", "pinned"]
 
-DEFAULT = "error_rate>1%,p99>2x"
+LEVEL = 0.05
+MIN_REQUESTS = 100
+DEFAULT_CRITERIA = "error_rate>1%,p99>2x"
 _FORMS = "error_rate>1%, p99>2x (or p50, p90, p95; or p99>250ms), disagreement>20%"
 _SHARES: dict[str, CriterionKind] = {"error_rate": "error_rate", "disagreement": "disagreement"}
 _LATENCIES = {"p50": 0.5, "p90": 0.1, "p95": 0.05, "p99": 0.01}
-"""By name the share of requests that is slower than this quantile."""
+"""The share of requests that is slower than each quantile."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One of them.
+    """One criterion.
 
     Attributes:
         text: as it was written, without blanks.
         share: the share of requests, or of rows, that may have the event.
-        factor: for a latency, how many times the current version's quantile is slow; None: `seconds` says it.
+        factor: of a latency: a request is slow from so many times the current version's quantile; None: from `seconds`.
     """
 
     text: str
@@ -40,7 +52,7 @@ class Criterion:
 
 
 def parse_criteria(text: str) -> tuple[Criterion, ...]:
-    """The criteria of a comma-separated text.
+    """Return the criteria of a comma-separated text.
 
     Raises:
         InvalidConfig: one is unknown, or stands twice; the message says how they are written.
@@ -56,58 +68,22 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
     return criteria
 
 
-def _parse(text: str) -> Criterion:
-    condition = parse_condition(text)
-    if condition is None or condition.sign != ">" or condition.of or condition.number < 0:
-        return _unknown(text)
-    if condition.name in _SHARES and condition.unit in ("", "%"):
-        value = condition.number / (100 if condition.unit else 1)
-        if not 0 < value < 1:
-            raise InvalidConfig(f"--abort-on: {text}: the share must lie between 0% and 100%, both excluded")
-        return Criterion(text, _SHARES[condition.name], value)
-    if condition.name in _LATENCIES and condition.unit in ("x", "ms", "s"):
-        return _latency(text, condition)
-    return _unknown(text)
-
-
-def _latency(text: str, condition: Condition) -> Criterion:
-    slow = _LATENCIES[condition.name]
-    if condition.unit == "x":
-        if condition.number < 1:
-            raise InvalidConfig(f"--abort-on: {text}: the candidate would have to be faster; say at least 1x")
-        return Criterion(text, "latency", slow, factor=condition.number)
-    seconds = condition.number / (1000 if condition.unit == "ms" else 1)
-    if seconds <= 0 or math.isinf(seconds):
-        raise InvalidConfig(f"--abort-on: {text}: say a time above 0")
-    return Criterion(text, "latency", slow, seconds=seconds)
-
-
-def _unknown(text: str) -> NoReturn:
-    raise InvalidConfig(f"--abort-on: {text!r} is no criterion; what there is: {_FORMS}")
-
-
-PromotionKind = Literal["stage", "alias", "tag", "pinned"]
-
-LEVEL = 0.05
-MIN_REQUESTS = 100
-
-
 @dataclass(frozen=True)
 class RolloutPlan:
-    """One rollout: from what, to what, in which steps, and what it is aborted on.
+    """The plan of one rollout.
 
     Attributes:
         main: the variant that answers now, and is promoted in the end.
-        candidate / shadow: the variants that the rollout adds; `shadow` is empty where nothing asks for it.
-        to_uri / model / version: what the candidate serves; the version is the registry's number.
-        before_uri / before_version: what `main` serves now, as the spec has it and as it was resolved.
-        kind / selector: how `main` is moved: by its stage, its alias or its tag, or by changing its model.
-        steps: shares of the traffic in percent, ascending; the last one is followed by the promotion.
-        every: seconds that a step lasts at least.
+        candidate / shadow: the variants that the rollout adds; `shadow` is empty if no criterion needs it.
+        to_uri / model / version: the model that the candidate serves; the version is the registry's number.
+        before_uri / before_version: the model that `main` serves now, as the spec has it and as it was resolved.
+        kind / selector: `main` is moved by its stage, alias or tag, or by changing its model.
+        steps: shares of the traffic in percent, ascending; after the last one comes the promotion.
+        every: the least seconds of a step.
         abort_on: the criteria, as they were written.
         level: the probability that a rollout of a version no worse than allowed is aborted.
         min_requests: a step is neither judged nor over before the candidate has answered so many.
-        actor / why: who asked for it.
+        actor / why: the user who asked for it, and the reason.
     """
 
     endpoint: str
@@ -135,7 +111,7 @@ class RolloutPlan:
 
     @property
     def level_of_a_test(self) -> float:
-        """Each step of each criterion may err by as much, so that all of them together keep to `level`."""
+        """Return the level of one step's test of one criterion, so that all of them together keep to `level`."""
         return self.level / (len(self.steps) * len(self.criteria))
 
     def to_json(self) -> dict[str, Any]:
@@ -147,7 +123,7 @@ class RolloutPlan:
 
 
 def parse_steps(text: str) -> tuple[int, ...]:
-    """`"1,10,50,100"`, in percent.
+    """Return the steps of a text like `"1,10,50,100"`, in percent.
 
     Raises:
         InvalidConfig: not whole numbers from 1 to 100, or not ascending.
@@ -159,3 +135,23 @@ def parse_steps(text: str) -> tuple[int, ...]:
     if steps[0] < 1 or steps[-1] > 100 or any(low >= high for low, high in pairwise(steps)):
         raise InvalidConfig(f"--steps {text}: they must rise, from at least 1 to at most 100")
     return steps
+
+
+def _parse(text: str) -> Criterion:
+    condition = parse_condition(text)
+    if condition is not None and condition.sign == ">" and not condition.of and condition.number >= 0:
+        if condition.name in _SHARES and condition.unit in ("", "%"):
+            value = condition.number / (100 if condition.unit else 1)
+            if not 0 < value < 1:
+                raise InvalidConfig(f"--abort-on: {text}: the share must lie between 0% and 100%, both excluded")
+            return Criterion(text, _SHARES[condition.name], value)
+        if condition.name in _LATENCIES and condition.unit == "x":
+            if condition.number < 1:
+                raise InvalidConfig(f"--abort-on: {text}: the candidate would have to be faster; say at least 1x")
+            return Criterion(text, "latency", _LATENCIES[condition.name], factor=condition.number)
+        if condition.name in _LATENCIES and condition.unit in ("ms", "s"):
+            seconds = condition.number / (1000 if condition.unit == "ms" else 1)
+            if seconds <= 0 or math.isinf(seconds):
+                raise InvalidConfig(f"--abort-on: {text}: say a time above 0")
+            return Criterion(text, "latency", _LATENCIES[condition.name], seconds=seconds)
+    raise InvalidConfig(f"--abort-on: {text!r} is no criterion; what there is: {_FORMS}")

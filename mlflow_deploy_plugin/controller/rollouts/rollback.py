@@ -1,4 +1,4 @@
-"""Back to what was served before: one call, the registry and the serving together."""
+"""Rollback: one call brings back what an endpoint served before, in the registry and in service together."""
 
 import re
 import time
@@ -9,7 +9,6 @@ from typing import Any
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.snapshot import (
-    EndpointSnapshot,
     fetch_metrics_page,
     main_variant,
     take_snapshot,
@@ -45,17 +44,17 @@ def rollback(
     to: str | None = None,
     deployments: Deployments | None = None,
 ) -> dict[str, str]:
-    """Brings back what `endpoint` served before, and returns when it answers.
+    """Bring back what `endpoint` served before, and return when it answers.
 
-    A live rollout is aborted, and that is all. Else the stage, alias or tag that the endpoint follows is given back to
-    the earlier version, and the newer one archived; an endpoint that follows nothing gets its earlier model. The
-    version that is taken back gets a tag, so that no later rollback takes it for what was served before.
+    If a rollout is live, it is aborted, and that is all. Otherwise the stage, alias or tag that the endpoint follows
+    moves to the earlier version, and the newer one is archived. An endpoint that follows nothing gets its
+    earlier model. The version that is taken back gets a tag, so that no later rollback takes it for the earlier one.
 
     Args:
-        to: the version (or, where nothing is followed, the model URI) to go back to; None: what was served before.
+        to: the version to go back to, or the model URI if nothing is followed; None: what was served before.
 
     Returns:
-        What was done: model, from, to, source (how it is known what was served before), seconds.
+        The figures of the rollback: model, from, to, source (how the earlier version is known), seconds.
 
     Raises:
         NotFound: there is no such endpoint or version, or nothing tells what was served before.
@@ -133,12 +132,12 @@ def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to:
 
 
 def _aborted(deployments: Deployments, endpoint: str, why: str, actor: str) -> RolloutPlan | None:
-    """The rollout that was under way and is no more; None: there was none, or it has just ended by itself."""
+    """Abort the live rollout and return its plan; None if there was none, or it has just ended by itself."""
     if not deployments.store.rollouts(endpoint, live=True):
         return None
-    said = f"rolled back by {actor}{f': {why}' if why else ''}"
+    reason = f"rolled back by {actor}{f': {why}' if why else ''}"
     try:
-        return RolloutPlan.from_json(abort_rollout(deployments, endpoint, said, actor).spec)
+        return RolloutPlan.from_json(abort_rollout(deployments, endpoint, reason, actor).spec)
     except NotFound:
         if deployments.store.rollouts(endpoint, live=True):
             raise
@@ -148,7 +147,7 @@ def _aborted(deployments: Deployments, endpoint: str, why: str, actor: str) -> R
 def _pinned_back(
     deployments: Deployments, observed: ObservedEndpoint, main: str, why: str, actor: str, to: str | None
 ) -> dict[str, str]:
-    """Gives a deployment that follows nothing its earlier model."""
+    """Give a deployment that follows nothing its earlier model."""
     begun = time.monotonic()
     name = observed.endpoint.name
     current = observed.endpoint.spec.variants[main].model
@@ -166,14 +165,14 @@ def _pinned_back(
 
 
 def _current(observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None) -> str:
-    """The version that is followed now, or else served; empty where there is none."""
+    """Return the version that is followed now, or else served; empty if there is none."""
     return current_version(reference, registry) or take_snapshot(observed, with_counters=False).versions.get(main, "")
 
 
 def _current_and_earlier(
     store: Store, observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None
 ) -> tuple[str, PreviousVersion]:
-    """The version of now, and the one that was served before it, from the truest source that knows it."""
+    """Return the current version, and the one that was served before it, from the most reliable source."""
     current = _current(observed, main, reference, registry)
     for earlier in _known(store, observed, main, reference, current, registry):
         try:
@@ -211,7 +210,7 @@ def _known(
 
 
 def _moves(store: Store, endpoint: str, reference: ModelURI) -> list[AuditEvent]:
-    """What the audit trail has of the place that is followed, the newest first, as far as the model is the same."""
+    """Return the audit events about the stage, alias or tag, the newest first, as far as the model is the same."""
     moves = []
     for event in reversed(store.events(model=reference.name)):
         if not event.endpoint and event.action in ("rename", "delete"):
@@ -240,8 +239,9 @@ def _is_about(event: AuditEvent, endpoint: str, reference: ModelURI) -> bool:
 
 
 def _stood(moves: Sequence[AuditEvent]) -> list[str]:
-    """Return the versions that had the place, the last one first: each that was brought there, and the one whose place
-    it took. A move into an empty place names no such version; the moves before it do.
+    """Return the versions that were followed, the last one first: each that was moved there, and the one before it.
+
+    A move into an empty stage names no version before it; the earlier moves do.
     """
     versions: list[str] = []
     for event in moves:
@@ -252,8 +252,9 @@ def _stood(moves: Sequence[AuditEvent]) -> list[str]:
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
-    """The model that the deployment had before, by the audit trail since the endpoint was made; what failed, or was
-    taken back and not given to it again, does not count.
+    """Return the model that the deployment had before, by the audit trail since the endpoint was created.
+
+    A model that failed does not count, nor one that was rolled back and not given to it again.
     """
     taken_back: set[str] = set()
     models: list[str] = []
@@ -280,7 +281,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
 
 
 def _version_asked_for(to: str, reference: ModelURI) -> str:
-    """`--to 6`, or `--to models:/X/6` where X is followed."""
+    """Return the version of `--to 6`, or of `--to models:/X/6` if X is followed."""
     if to.isdecimal():
         return str(int(to))
     asked = parse_model_uri(to)
@@ -292,7 +293,7 @@ def _version_asked_for(to: str, reference: ModelURI) -> str:
 
 
 def _model_asked_for(to: str, served: ModelURI) -> str:
-    """`--to models:/X/6`, or `--to 6` where a version of X is served."""
+    """Return the model of `--to models:/X/6`, or of `--to 6` if a version of X is served."""
     if not to.isdecimal():
         return to
     if served.kind not in ("version", "latest"):
@@ -302,7 +303,9 @@ def _model_asked_for(to: str, served: ModelURI) -> str:
 
 def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
     deadline = time.monotonic() + _SERVED_SECONDS
-    while (snapshot := _look(deployments, endpoint)).versions.get(main) != version:
+    while (snapshot := take_snapshot(deployments.get_endpoint(endpoint), with_counters=False)).versions.get(
+        main
+    ) != version:
         if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):
             raise DeploymentFailed(f"{endpoint}: version {version} does not come back: {error}")
         if time.monotonic() > deadline:
@@ -311,10 +314,6 @@ def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> N
                 f"served: {snapshot.reason or 'no reason is known'}"
             )
         time.sleep(_POLL_SECONDS)
-
-
-def _look(deployments: Deployments, endpoint: str) -> EndpointSnapshot:
-    return take_snapshot(deployments.get_endpoint(endpoint), with_counters=False)
 
 
 def _figures(model: str, before: str, after: str, source: str, begun: float) -> dict[str, str]:

@@ -99,7 +99,7 @@ class SequentialTest:
     above_current: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))
 
     def look(self, events: Any, trials: Any, current_events: Any = 0, current_trials: Any = 0) -> None:
-        """Takes in what happened since the last look."""
+        """Take in what happened since the last look."""
         self.above_threshold = self.above_threshold + growth(events, trials, self.threshold)
         if self.against_current:
             all_trials = np.asarray(trials, float) + current_trials
@@ -109,12 +109,12 @@ class SequentialTest:
 
     @property
     def log_evidence(self) -> Floats:
-        """Of the weaker of the two rejections that are both needed."""
+        """Return the log evidence of the weaker of the two rejections that are both needed."""
         evidence = log_evidence(self.above_threshold)
         return np.minimum(evidence, log_evidence(self.above_current)) if self.against_current else evidence
 
     @property
     def rejects(self) -> NDArray[np.bool_]:
-        """Whether the candidate is worse than allowed."""
+        """Return True if the candidate is worse than allowed."""
         rejected: NDArray[np.bool_] = self.log_evidence >= math.log(1 / self.level)
         return rejected

@@ -1,10 +1,10 @@
-"""Begins a rollout: works out from what is served now what is to be done, and writes it down."""
+"""Starts a rollout: makes its plan from what is served now, and writes it down."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.controller.rollouts.plan import (
-    DEFAULT,
+    DEFAULT_CRITERIA,
     MIN_REQUESTS,
     PromotionKind,
     RolloutPlan,
@@ -35,7 +35,7 @@ class RolloutRequest:
     to: str
     steps: str = DEFAULT_STEPS
     every: str = DEFAULT_EVERY
-    abort_on: str = DEFAULT
+    abort_on: str = DEFAULT_CRITERIA
     min_requests: int = MIN_REQUESTS
     why: str = ""
 
@@ -43,28 +43,21 @@ class RolloutRequest:
 def start_rollout(
     deployments: Deployments,
     endpoint: str,
-    wish: RolloutRequest,
+    request: RolloutRequest,
     actor: str | None = None,
-    before_it_begins: Callable[[], None] = lambda: None,
+    before_it_starts: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """Writes the rollout down; a controller does the rest.
+    """Write the rollout down; a controller does the rest.
 
     Args:
-        before_it_begins: is called when all is found good; what it raises leaves nothing begun.
+        before_it_starts: is called when the request is found valid; if it raises, nothing is started.
 
     Raises:
         NotFound: there is no such endpoint or version.
-        InvalidConfig: it cannot be; the message says what could.
+        InvalidConfig: the request is not possible; the message says what is.
         NotReady: the endpoint's server does not answer.
         AlreadyExists: the endpoint has a live rollout.
     """
-    plan = _planned(deployments, endpoint, wish, actor or current_actor())
-    before_it_begins()
-    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started_event(plan, utc_now()))
-
-
-def _planned(deployments: Deployments, endpoint: str, wish: RolloutRequest, actor: str) -> RolloutPlan:
-    """The whole of it, from what is served now. Raises as `begin_rollout`, but for the live rollout."""
     observed = deployments.get_endpoint(endpoint)
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
@@ -73,14 +66,14 @@ def _planned(deployments: Deployments, endpoint: str, wish: RolloutRequest, acto
             f"{endpoint}: {snapshot.state}; {snapshot.reason or 'its workers answer with different versions'}"
         )
     reference = parse_model_uri(spec.variants[main].model)
-    resolved = _resolved(wish.to, reference)
+    resolved = _resolve(request.to, reference)
     _check(spec, reference, resolved, before)
-    criteria = parse_criteria(wish.abort_on)
-    if wish.min_requests < 1:
+    criteria = parse_criteria(request.abort_on)
+    if request.min_requests < 1:
         raise InvalidConfig("--min-requests: at least 1 is expected")
     candidate = _free_name(CANDIDATE, spec.variants)
     is_compared = any(one.kind == "disagreement" for one in criteria)
-    return RolloutPlan(
+    plan = RolloutPlan(
         endpoint=endpoint,
         main=main,
         candidate=candidate,
@@ -92,17 +85,19 @@ def _planned(deployments: Deployments, endpoint: str, wish: RolloutRequest, acto
         before_version=before,
         kind=_kind(reference),
         selector=reference.selector,
-        steps=parse_steps(wish.steps),
-        every=float(_seconds(wish.every)),
+        steps=parse_steps(request.steps),
+        every=float(_seconds(request.every)),
         abort_on=",".join(one.text for one in criteria),
-        min_requests=wish.min_requests,
-        actor=actor,
-        why=wish.why,
+        min_requests=request.min_requests,
+        actor=actor or current_actor(),
+        why=request.why,
     )
+    before_it_starts()
+    return deployments.store.add_rollout(endpoint, plan.to_json(), "starting", started_event(plan, utc_now()))
 
 
-def _resolved(to: str, main: ModelURI) -> ResolvedModel:
-    """The version that is meant; a number is one of the model that is served."""
+def _resolve(to: str, main: ModelURI) -> ResolvedModel:
+    """Return the version that is asked for; a number is a version of the model that is served."""
     if not to.isdecimal():
         return resolve(to)
     if main.kind in ("path", "remote", "run", "logged_model"):

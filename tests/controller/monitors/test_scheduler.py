@@ -1,11 +1,13 @@
 """The scheduler on a real store and log, its clock set by hand: what is judged, in which order, and what never is."""
 
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 
 import pytest
+from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
@@ -106,6 +108,7 @@ def test_a_failing_monitor_is_tried_again_given_up_and_harms_no_other(world: Mon
     for attempts in range(1, 5):
         window = world.wait_for_attempt(attempts, "broken")
         assert window.reason == "the reference cannot be read"
+        assert window.not_before is not None
         pauses.append((window.not_before - world.now).total_seconds())
         world.now = window.not_before
     (failed,) = world.wait_for(1, "broken", "failed")
@@ -132,6 +135,7 @@ def test_where_mlflow_is_down_a_window_is_tried_until_it_is_back(world: Monitore
     world.start()
     for attempts in range(1, 9):
         window = world.wait_for_attempt(attempts)
+        assert window.not_before is not None
         world.now = window.not_before
 
     is_down = False
@@ -403,11 +407,17 @@ def test_two_hundred_monitors_of_fifty_endpoints_are_judged_once_each_and_then_c
     wait_until(lambda: over() > 20, SECONDS, "nothing is left to do")
     assert len({(asked.endpoint, asked.monitor) for asked in world.asked}) == len(world.asked) == 200
 
-    transaction, asked = world.store.transaction, []
-    monkeypatch.setattr(world.store, "transaction", lambda: asked.append(1) or transaction())
+    transaction, asked = world.store.transaction, 0
+
+    def counted() -> AbstractContextManager[Session]:
+        nonlocal asked
+        asked += 1
+        return transaction()
+
+    monkeypatch.setattr(world.store, "transaction", counted)
     looked = world.count_looks()
     wait_until(lambda: looked() > 20, SECONDS, "it has looked again and again")
-    assert len(asked) < 20 * looked()
+    assert asked < 20 * looked()
 
 
 def test_two_schedulers_never_judge_a_window_twice(world: MonitoredWorld) -> None:

@@ -5,22 +5,21 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retraining import process as child
 from mlflow_deploy_plugin.controller.retraining import tracking
-from mlflow_deploy_plugin.controller.retraining.process import beat_until_ended
+from mlflow_deploy_plugin.controller.retraining.process import MARK, beat_until_ended
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
 
 
 @pytest.fixture
-def run_id(tmp_path: Path, new_database, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def run_id(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
         yield MlflowClient().create_run(MlflowClient().create_experiment("trainings")).info.run_id
@@ -30,7 +29,7 @@ def run_id(tmp_path: Path, new_database, monkeypatch: pytest.MonkeyPatch) -> Ite
 def training(run_id: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A process of the run that goes on until it is ended."""
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
-    process = subprocess.Popen(command, env=os.environ | {child.MARK: run_id})
+    process = subprocess.Popen(command, env=os.environ | {MARK: run_id})
     try:
         yield process
     finally:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 from mlflow import MlflowClient
@@ -24,6 +25,10 @@ def start_controller(world: RetrainingWorld) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ.copy())
 
 
+def _has_come_to(world: RetrainingWorld, state: str) -> bool:
+    return world.latest().state == state or not world.latest().is_live
+
+
 @pytest.mark.long
 def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_nothing_doubled(
     world: RetrainingWorld,
@@ -35,7 +40,7 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
         controller = start_controller(world)
         try:
             wait_until(
-                lambda state=state: world.latest().state == state or not world.latest().is_live,
+                partial(_has_come_to, world, state),
                 PATIENCE,
                 f"the retraining is {state}; {(world.folder / 'controller.log').read_text()[-2000:]}",
             )

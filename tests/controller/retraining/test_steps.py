@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 
 import psutil
 import pytest
@@ -72,6 +73,10 @@ def test_a_run_that_registers_nothing_has_failed(world: RetrainingWorld) -> None
     assert world.until("failed").reason == f"the run has registered no version of {MODEL}, and has logged no model"
 
 
+def _is_gone(run_id: str) -> bool:
+    return not process.is_alive(run_id)
+
+
 @pytest.mark.long
 def test_a_run_that_is_killed_is_begun_once_more(world: RetrainingWorld) -> None:
     begin(world, "hang")
@@ -81,7 +86,7 @@ def test_a_run_that_is_killed_is_begun_once_more(world: RetrainingWorld) -> None
         wait_until(lambda: said(world), 90, "the project runs")
         for pid in process._processes(run_id):
             os.kill(pid, signal.SIGKILL)
-        wait_until(lambda run_id=run_id: not process.is_alive(run_id), 30, "it is gone")
+        wait_until(partial(_is_gone, run_id), 30, "it is gone")
         killed.append(run_id)
         world.take()
     failed = world.latest()
