@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 
-from mlflow_deploy_plugin.controller.crontab import crontab_trigger
 from mlflow_deploy_plugin.controller.monitors.schedule import (
     due_at,
     jitter,
@@ -14,8 +13,6 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
     window_from,
     windows_between,
 )
-from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, backoff
-from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import Watermark
 from mlflow_deploy_plugin.spec import MonitorSpec
 
@@ -63,35 +60,6 @@ def test_a_schedule_is_looked_at_after_the_grace_only() -> None:
     assert due(MIDNIGHT, schedule="5 0 * * *", grace="5m") == MIDNIGHT + timedelta(minutes=5)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "days"),
-    [
-        ("0 6 * * 0", ["Sun"]),
-        ("0 6 * * 7", ["Sun"]),
-        ("0 6 * * 1-5", ["Mon", "Tue", "Wed", "Thu", "Fri"]),
-        ("0 6 * * 5-7", ["Fri", "Sat", "Sun"]),
-        ("0 6 * * mon,3", ["Mon", "Wed"]),
-        ("0 6 * * 1-5/2", ["Mon", "Wed", "Fri"]),
-        ("0 6 * NOV-12 Sun-tue", ["Mon", "Sun", "Tue"]),
-        ("0 6 * * fri-sun", ["Fri", "Sat", "Sun"]),
-        ("0 6 23 * 5", ["Mon", "Fri"]),  # 2026-11-23 is a Monday: either will do
-    ],
-)
-def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -> None:
-    trigger, time, found = crontab_trigger(schedule, "UTC"), datetime(2026, 11, 22, 12, tzinfo=UTC), []
-    while (fires := trigger.get_next_fire_time(None, time)) <= datetime(2026, 11, 29, 12, tzinfo=UTC):
-        found.append(fires.strftime("%a"))
-        time = fires + timedelta(minutes=1)
-
-    assert sorted(found) == sorted(days)
-
-
-@pytest.mark.parametrize("zone", ["Europe/Berlinn", "../etc/passwd", "Europe"])
-def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
-    with pytest.raises(InvalidConfig, match=f"time_zone '{zone}' is not known"):
-        crontab_trigger("15 6 * * *", zone)
-
-
 def test_monitors_do_not_all_begin_at_once_and_one_always_at_the_same_time() -> None:
     spec = MonitorSpec(every="1h")
     jitters = {name: jitter("flights", name, spec) for name in map(str, range(20))}
@@ -113,12 +81,6 @@ def test_windows_lie_on_their_grid() -> None:
         "2026-11-20T12:00:00/2026-11-20T18:00:00",
     ]
     assert all(window.end == after.start for window, after in pairwise(windows))
-
-
-def test_pauses_grow_to_ten_minutes() -> None:
-    pauses = [backoff(attempts).total_seconds() for attempts in (1, 2, 3, 4, 1000)]
-
-    assert pauses == [15, 30, 60, 120, MAX_BACKOFF.total_seconds()]
 
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
