@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -20,28 +22,28 @@ CASES = {
 
 
 @pytest.mark.parametrize(("role", "want", "got", "excess"), CASES.values(), ids=CASES.keys())
-def test_error_is_measured_in_tolerances(role, want, got, excess):
+def test_error_is_measured_in_tolerances(role: Any, want: Any, got: Any, excess: Any) -> None:
     measured = compare_output(role, np.array(want), np.array(got), spread=0.0)
 
     np.testing.assert_allclose(measured.excess, excess, rtol=1e-6)
 
 
-def test_values_near_zero_are_measured_on_the_spread():
+def test_values_near_zero_are_measured_on_the_spread() -> None:
     measured = compare_output("values", np.array([0.0]), np.array([1e-3]), spread=10.0)
 
     assert measured.excess[0] == pytest.approx(1.0)
 
 
-def test_another_shape_is_beyond_every_tolerance():
+def test_another_shape_is_beyond_every_tolerance() -> None:
     assert np.isinf(compare_output("values", np.zeros(2), np.zeros((2, 1)), 1.0).excess).all()
 
 
-def test_margin_is_the_lead_of_the_best_label():
+def test_margin_is_the_lead_of_the_best_label() -> None:
     np.testing.assert_allclose(top_margins(np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])), [0.2, 0.0])
     np.testing.assert_allclose(top_margins(np.array([-0.3, 0.1])), [0.3, 0.1])
 
 
-def test_spread_is_that_of_each_value_of_a_row():
+def test_spread_is_that_of_each_value_of_a_row() -> None:
     answers = np.c_[np.arange(100.0), np.arange(100.0) / 10, np.full(100, 7.0)]
 
     by_value = answer_spread(answers)
@@ -50,7 +52,7 @@ def test_spread_is_that_of_each_value_of_a_row():
     assert by_value[2] == pytest.approx(np.std(answers) / 1000)  # no finer than 32 bits resolve beside the others
 
 
-def test_spread_of_few_rows_is_that_of_all_their_values():
+def test_spread_of_few_rows_is_that_of_all_their_values() -> None:
     assert answer_spread(np.array([[1.0, 3.0]])) == 1.0
     assert answer_spread(np.array([np.nan, np.inf])) == 0.0
     assert answer_spread(np.array(["a", "b"])) == 0.0

@@ -1,5 +1,7 @@
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,7 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["a", "b"])
 
 
-def _saved(model, table, folder):
+def _saved(model: Any, table: Any, folder: Any) -> tuple[Any, ...]:
     converted = forms(model, table, "predict")[0]()
     signature = signature_of(table, model.predict(table))
     write_mlmodel(folder, Model(signature=signature), converted, "predict", {})
@@ -29,16 +31,18 @@ def _saved(model, table, folder):
 
 
 @pytest.fixture
-def regressor(table, tmp_path):
+def regressor(table: pd.DataFrame, tmp_path: Path) -> tuple[OnnxModel, Any]:
     return _saved(LinearRegression().fit(table, table.a * 3), table, tmp_path)
 
 
 @pytest.fixture
-def classifier(table, tmp_path):
+def classifier(table: pd.DataFrame, tmp_path: Path) -> tuple[OnnxModel, Any]:
     return _saved(LogisticRegression().fit(table, table.a > 0), table, tmp_path)
 
 
-def test_faithful_model_is_proven_in_batches_of_one_two_and_many(regressor, table):
+def test_faithful_model_is_proven_in_batches_of_one_two_and_many(
+    regressor: tuple[OnnxModel, Any], table: pd.DataFrame
+) -> None:
     report = prove_parity(*regressor, [RowGroup("example", table, generated=False)])
 
     assert report.state == "proven"
@@ -46,7 +50,7 @@ def test_faithful_model_is_proven_in_batches_of_one_two_and_many(regressor, tabl
     assert report.rows == 50
 
 
-def test_wrong_rows_are_counted_and_shown_worst_first(regressor, table):
+def test_wrong_rows_are_counted_and_shown_worst_first(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     model, converted = regressor
     wrong = replace(converted, original=lambda batch: {"prediction": batch.a.to_numpy() * 4})
 
@@ -61,7 +65,7 @@ def test_wrong_rows_are_counted_and_shown_worst_first(regressor, table):
     json.dumps(report.as_dict(), allow_nan=False)
 
 
-def test_refusal_shows_the_worst_rows_as_a_table(regressor, table):
+def test_refusal_shows_the_worst_rows_as_a_table(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     model, converted = regressor
     wrong = replace(converted, original=lambda batch: {"prediction": batch.a.to_numpy() * 4})
 
@@ -72,10 +76,10 @@ def test_refusal_shows_the_worst_rows_as_a_table(regressor, table):
     assert all(line.startswith("  example  prediction  ") and "a=" in line for line in lines[2:7])
 
 
-def test_label_without_a_margin_is_a_tie(classifier, table):
+def test_label_without_a_margin_is_a_tie(classifier: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     model, converted = classifier
 
-    def undecided(batch):
+    def undecided(batch: Any) -> dict[str, Any]:
         count = len(batch)
         return {"label": np.zeros(count, bool), "probabilities": np.full((count, 2), 0.5)}
 
@@ -89,7 +93,7 @@ def test_label_without_a_margin_is_a_tie(classifier, table):
     assert (decided.ties, decided.beyond_tolerance) == (0, label.ties)  # by its scores the original knows which
 
 
-def test_another_shape_is_a_problem_that_names_both(regressor, table):
+def test_another_shape_is_a_problem_that_names_both(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     model, converted = regressor
     wide = replace(converted, original=lambda batch: {"prediction": np.zeros((len(batch), 2))})
 
@@ -99,10 +103,12 @@ def test_another_shape_is_a_problem_that_names_both(regressor, table):
     assert "(50, 2)" in parity_error(report).message
 
 
-def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor, table):
+def test_blocks_that_the_original_refuses_are_found_and_dropped(
+    regressor: tuple[OnnxModel, Any], table: pd.DataFrame
+) -> None:
     model, converted = regressor
 
-    def picky(batch):
+    def picky(batch: Any) -> Any:
         if (batch.a > 100).any():
             raise ValueError("too much")
         return converted.original(batch)
@@ -114,7 +120,7 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor, table
     assert report.sources == {"unseen": 8}
 
 
-def test_metrics_have_names_that_mlflow_takes(classifier, table):
+def test_metrics_have_names_that_mlflow_takes(classifier: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     metrics = prove_parity(*classifier, [RowGroup("example", table, generated=False)]).metrics()
 
     assert metrics["onnxserve.parity.rows"] == 50
@@ -122,7 +128,7 @@ def test_metrics_have_names_that_mlflow_takes(classifier, table):
     assert "onnxserve.parity.probabilities.max_relative_error" in metrics
 
 
-def test_infinite_error_is_still_json(regressor, table):
+def test_infinite_error_is_still_json(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     model, converted = regressor
     missing = replace(converted, original=lambda batch: {"prediction": np.full(len(batch), np.nan)})
 
@@ -132,10 +138,10 @@ def test_infinite_error_is_still_json(regressor, table):
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["outputs"][0]["max_absolute_error"] == "inf"
 
 
-def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table, tmp_path):
+def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table: pd.DataFrame, tmp_path: Path) -> None:
     model, converted = _saved(LinearRegression().fit(table, np.c_[table.a * 1e6, table.b]), table, tmp_path)
 
-    def another(batch):
+    def another(batch: Any) -> dict[str, Any]:
         return {"prediction": converted.original(batch)["prediction"] * [1, 1.5]}
 
     many = pd.concat([table] * 4, ignore_index=True)
@@ -145,7 +151,7 @@ def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table, 
     assert report.outputs[0].beyond_tolerance > 150
 
 
-def test_scores_that_are_all_small_are_no_ties(classifier, table):
+def test_scores_that_are_all_small_are_no_ties(classifier: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     model, converted = classifier
     scored = replace(
         converted,
@@ -159,11 +165,11 @@ def test_scores_that_are_all_small_are_no_ties(classifier, table):
     assert report.outputs[0].beyond_tolerance > 40
 
 
-def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table, tmp_path):
+def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table: pd.DataFrame, tmp_path: Path) -> None:
     both = np.c_[table.a > 0, table.b > 0].astype(np.int64)
     model, converted = _saved(MLPClassifier((3,), max_iter=5).fit(table, both), table, tmp_path)
 
-    def sure_of_both(batch):
+    def sure_of_both(batch: Any) -> dict[str, Any]:
         answers = converted.original(batch)
         return {"label": 1 - answers["label"], "probabilities": np.ones_like(answers["probabilities"])}
 
@@ -174,10 +180,10 @@ def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table, tmp_path):
     assert report.outputs[0].ties == 0
 
 
-def test_too_few_rows_prove_nothing(regressor, table):
+def test_too_few_rows_prove_nothing(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     model, converted = regressor
 
-    def never_many(batch):
+    def never_many(batch: Any) -> Any:
         if len(batch) > 100:
             raise ValueError("too many rows")
         return converted.original(batch)

@@ -1,4 +1,5 @@
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,13 +22,13 @@ def table() -> pd.DataFrame:
     )
 
 
-def _by_source(example, edges=None, parity_data=None, **known):
+def _by_source(example: Any, edges: Any = None, parity_data: Any = None, **known: Any) -> dict[str, Any]:
     boundary_values = BoundaryValues(edges=edges or {}, **known)
     return {group.source: group for group in parity_rows(example, parity_data, boundary_values)}
 
 
-def test_few_rows_become_a_thousand_and_more(table):
-    counts = Counter()
+def test_few_rows_become_a_thousand_and_more(table: pd.DataFrame) -> None:
+    counts: Counter[str] = Counter()
     for group in parity_rows(table, None, BoundaryValues()):
         counts[group.source] += batches.row_count(group.batch)
 
@@ -35,14 +36,14 @@ def test_few_rows_become_a_thousand_and_more(table):
     assert counts["example"] == 4
 
 
-def test_parity_data_counts_as_given(table):
+def test_parity_data_counts_as_given(table: pd.DataFrame) -> None:
     groups = _by_source(table, parity_data=table.head(2))
 
     assert not groups["parity_data"].generated
     assert batches.row_count(groups["parity_data"].batch) == 2
 
 
-def test_generated_rows_keep_columns_types_and_ranges(table):
+def test_generated_rows_keep_columns_types_and_ranges(table: pd.DataFrame) -> None:
     rows = _by_source(table)["ranges"].batch
 
     assert rows.dtypes.to_dict() == table.dtypes.to_dict()
@@ -51,7 +52,7 @@ def test_generated_rows_keep_columns_types_and_ranges(table):
     assert rows.temperature.nunique() <= 4  # so few distinct numbers are codes
 
 
-def test_numbers_are_drawn_between_the_observed():
+def test_numbers_are_drawn_between_the_observed() -> None:
     random = np.random.default_rng(0)
     example = pd.DataFrame({"a": random.normal(size=100), "n": np.arange(100)})
 
@@ -62,7 +63,7 @@ def test_numbers_are_drawn_between_the_observed():
     assert rows.n.dtype == np.int64
 
 
-def test_rows_stand_on_an_edge_and_one_step_beside_it_in_both_precisions(table):
+def test_rows_stand_on_an_edge_and_one_step_beside_it_in_both_precisions(table: pd.DataFrame) -> None:
     edge = 0.1
 
     rows = _by_source(table, {"temperature": np.array([edge])})["thresholds"]
@@ -74,7 +75,7 @@ def test_rows_stand_on_an_edge_and_one_step_beside_it_in_both_precisions(table):
     assert not rows.may_tie
 
 
-def test_numbers_far_outside_of_their_range_come_alone_and_together(table):
+def test_numbers_far_outside_of_their_range_come_alone_and_together(table: pd.DataFrame) -> None:
     groups = _by_source(table)
 
     alone, together = groups["far"].batch, groups["far together"].batch
@@ -85,7 +86,7 @@ def test_numbers_far_outside_of_their_range_come_alone_and_together(table):
     assert together.hour.dtype == np.int64
 
 
-def test_learned_rows_come_as_they_are_and_by_halves(table):
+def test_learned_rows_come_as_they_are_and_by_halves(table: pd.DataFrame) -> None:
     learned = {"temperature": np.array([2.0, 4.0]), "hour": np.array([2.0, 4.0])}
 
     groups = _by_source(table, rows=(learned,))
@@ -95,7 +96,7 @@ def test_learned_rows_come_as_they_are_and_by_halves(table):
     assert (groups["halfway"].may_tie, groups["learned"].may_tie) == (True, False)
 
 
-def test_categories_come_all_and_beside_them_what_only_looks_like_one(table):
+def test_categories_come_all_and_beside_them_what_only_looks_like_one(table: pd.DataFrame) -> None:
     numbers = _by_source(table, categories={"temperature": (1.5, np.nan)})
     texts = _by_source(table, categories={"city": ("rome", "łódź")})
     assert set(texts["categories"].batch.city) == {"rome", "łódź"}
@@ -103,7 +104,7 @@ def test_categories_come_all_and_beside_them_what_only_looks_like_one(table):
     assert np.nextafter(1.5, 2) in set(numbers["near categories"].batch.temperature)
 
 
-def test_texts_are_made_of_the_vocabulary_and_of_what_may_belong_to_a_word(table):
+def test_texts_are_made_of_the_vocabulary_and_of_what_may_belong_to_a_word(table: pd.DataFrame) -> None:
     rows = _by_source(table, texts={"city": ("wärm", "kind")})["vocabulary"]
 
     texts = set(rows.batch.city)
@@ -114,13 +115,13 @@ def test_texts_are_made_of_the_vocabulary_and_of_what_may_belong_to_a_word(table
     assert any("kindé" in text for text in texts)
 
 
-def test_integers_stand_on_both_sides_of_a_threshold(table):
+def test_integers_stand_on_both_sides_of_a_threshold(table: pd.DataFrame) -> None:
     rows = _by_source(table, {"hour": np.array([7.5])})["thresholds"].batch
 
     assert {7, 8} <= set(rows.hour)
 
 
-def test_each_column_that_can_is_missing_and_each_text_unseen(table):
+def test_each_column_that_can_is_missing_and_each_text_unseen(table: pd.DataFrame) -> None:
     groups = _by_source(table)
 
     missing = groups["missing"]
@@ -133,13 +134,13 @@ def test_each_column_that_can_is_missing_and_each_text_unseen(table):
     assert (groups["unseen"].batch.city == "never seen").sum() == groups["unseen"].block
 
 
-def test_same_seed_gives_the_same_rows(table):
+def test_same_seed_gives_the_same_rows(table: pd.DataFrame) -> None:
     first, second = _by_source(table)["ranges"].batch, _by_source(table)["ranges"].batch
 
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_matrix_keeps_its_dtype():
+def test_matrix_keeps_its_dtype() -> None:
     example = {"": np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)}
 
     for group in parity_rows(example, None, BoundaryValues(edges={"1": np.array([0.5])})):
@@ -147,7 +148,7 @@ def test_matrix_keeps_its_dtype():
         assert group.batch[""].shape[1] == 3
 
 
-def test_tensors_are_drawn_within_their_range():
+def test_tensors_are_drawn_within_their_range() -> None:
     example = {"ids": np.array([[1, 5], [3, 9]]), "image": np.ones((2, 4, 4), np.float32)}
 
     groups = [group for group in parity_rows(example, None, BoundaryValues()) if group.source == "ranges"]
@@ -158,7 +159,7 @@ def test_tensors_are_drawn_within_their_range():
 
 
 @pytest.mark.parametrize("largest", [np.inf, 1.5e308])
-def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest):
+def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest: Any) -> None:
     example = pd.DataFrame({"a": [-largest, largest, *np.linspace(0, 1, 50)]})
 
     rows = _by_source(example)["ranges"].batch
@@ -169,7 +170,7 @@ def test_numbers_that_span_more_than_a_float_are_drawn_all_the_same(largest):
     assert len(tensors["x"]) > 0
 
 
-def test_thresholds_without_a_number_are_left_out():
+def test_thresholds_without_a_number_are_left_out() -> None:
     example = pd.DataFrame({"a": np.arange(50.0), "n": pd.array([None, *range(49)], dtype="Int64")})
 
     rows = _by_source(example, {"a": np.array([5.5, np.inf]), "n": np.array([5.5, np.inf])})["thresholds"].batch
@@ -178,7 +179,7 @@ def test_thresholds_without_a_number_are_left_out():
     assert rows.n.dtype == "Int64"
 
 
-def test_rows_with_gaps_are_bounded_in_wide_tables():
+def test_rows_with_gaps_are_bounded_in_wide_tables() -> None:
     example = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 1500))).rename(columns=str)
 
     missing = _by_source(example)["missing"].batch
@@ -188,7 +189,7 @@ def test_rows_with_gaps_are_bounded_in_wide_tables():
     assert missing.isna().any().sum() > 50  # some of the columns, each by itself
 
 
-def test_uint64_tensors_are_drawn_in_their_range():
+def test_uint64_tensors_are_drawn_in_their_range() -> None:
     example = {"x": np.array([[[0, 2**63 + 5]]], dtype=np.uint64)}
 
     assert _by_source(example)["ranges"].batch["x"].dtype == np.uint64

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -20,7 +21,7 @@ from mlflow_deploy_plugin.flavor import _load_pyfunc
 
 
 @pytest.fixture(scope="module")
-def classifier(weather, tmp_path_factory):
+def classifier(weather: tuple[pd.DataFrame, pd.Series], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """The original, its folder, and rows."""
     table, labels = weather
     table = table.drop(columns="temperature")
@@ -35,7 +36,7 @@ def classifier(weather, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def regressor(matrix, tmp_path_factory):
+def regressor(matrix: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """Two targets, trained on an array."""
     rows, target = matrix
     model = LinearRegression().fit(rows, np.column_stack([target, -target]))
@@ -56,7 +57,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("change", FRAMES.values(), ids=FRAMES.keys())
-def test_table_is_answered_by_the_labels_of_the_original(change, classifier):
+def test_table_is_answered_by_the_labels_of_the_original(change: Any, classifier: Any) -> None:
     model, folder, table = classifier
     table = change(table)
 
@@ -66,7 +67,7 @@ def test_table_is_answered_by_the_labels_of_the_original(change, classifier):
     assert found.tolist() == model.predict(table).tolist()
 
 
-def test_mapping_and_records_are_answered_alike(classifier):
+def test_mapping_and_records_are_answered_alike(classifier: Any) -> None:
     model, folder, table = classifier
     loaded = mlflow.pyfunc.load_model(str(folder))
 
@@ -74,7 +75,7 @@ def test_mapping_and_records_are_answered_alike(classifier):
     assert loaded.predict(table.to_dict("records")).tolist() == model.predict(table).tolist()
 
 
-def test_missing_column_is_named(classifier):
+def test_missing_column_is_named(classifier: Any) -> None:
     _, folder, table = classifier
 
     with pytest.raises(Exception, match="city"):
@@ -86,7 +87,7 @@ def test_missing_column_is_named(classifier):
     [lambda rows: rows, pd.DataFrame],
     ids=["array", "table without names"],
 )
-def test_several_targets_keep_their_shape(change, regressor):
+def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
     model, folder, rows = regressor
 
     found = mlflow.pyfunc.load_model(str(folder)).predict(change(rows))
@@ -95,7 +96,7 @@ def test_several_targets_keep_their_shape(change, regressor):
     np.testing.assert_allclose(found, model.predict(rows), rtol=1e-4, atol=1e-4)
 
 
-def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(classifier, regressor):
+def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(classifier: Any, regressor: Any) -> None:
     """MLflow takes no list for a tensor, and no 64-bit integers or categories by itself; our own reading does."""
     model, folder, table = classifier
     other = table.assign(humidity=table.humidity.astype(int)).astype({"city": "category"})
@@ -104,7 +105,7 @@ def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(classifie
     assert _load_pyfunc(str(regressor[1])).predict(regressor[2].tolist()).shape == (3, 2)
 
 
-def test_model_config_sets_threads_and_device(regressor):
+def test_model_config_sets_threads_and_device(regressor: Any) -> None:
     _, folder, rows = regressor
 
     loaded = mlflow.pyfunc.load_model(str(folder), model_config={"intra_op_num_threads": 1, "device": "cpu"})
@@ -114,8 +115,8 @@ def test_model_config_sets_threads_and_device(regressor):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
     module = torch.nn.Linear(2, 1)
     table = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]}, index=[7, 9])
     onnxserve.save_model(module, tmp_path / "table", input_example=table)
@@ -130,11 +131,11 @@ def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_several_outputs_are_a_mapping_of_arrays(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_several_outputs_are_a_mapping_of_arrays(tmp_path: Path) -> None:
+    torch: Any = pytest.importorskip("torch")
 
-    class Two(torch.nn.Module):
-        def forward(self, x):
+    class Two(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> dict[str, Any]:
             return {"all": x * 2, "sum": x.sum(1)}
 
     onnxserve.save_model(Two(), tmp_path / "model", input_example=np.ones((4, 3), np.float32))
@@ -143,7 +144,7 @@ def test_several_outputs_are_a_mapping_of_arrays(tmp_path):
     assert {name: array.shape for name, array in found.items()} == {"all": (2, 3), "sum": (2,)}
 
 
-def test_mlflow_models_serve_answers(classifier, free_port: int, tmp_path: Path):
+def test_mlflow_models_serve_answers(classifier: Any, free_port: int, tmp_path: Path) -> None:
     model, folder, table = classifier
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "-p", str(free_port)]
     with (tmp_path / "log").open("wb") as log:

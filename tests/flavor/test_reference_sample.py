@@ -17,25 +17,27 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def model(table):
+def model(table: pd.DataFrame) -> LinearRegression:
     return LinearRegression().fit(table[["a", "b"]], table.a + table.b)
 
 
-def test_times_of_a_column_are_kept_in_utc_and_are_no_input(model, table):
+def test_times_of_a_column_are_kept_in_utc_and_are_no_input(model: LinearRegression, table: pd.DataFrame) -> None:
     wrapped = wrap(model, table, event_time="when")
 
     assert wrapped.reference.column_names == ["a", "b", "prediction", "_event_time"]
     assert wrapped.reference["_event_time"][0].as_py().isoformat() == "2013-01-01T05:00:00+00:00"
 
 
-def test_reference_data_of_its_own(model, table):
+def test_reference_data_of_its_own(model: LinearRegression, table: pd.DataFrame) -> None:
     wrapped = wrap(model, table[["a", "b"]].head(50), reference_data=table, event_time="when")
 
     assert wrapped.reference.num_rows == 400
     assert len(wrapped.example) == 5
 
 
-def test_large_data_is_sampled_in_order(model, table, monkeypatch):
+def test_large_data_is_sampled_in_order(
+    model: LinearRegression, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reference_sample, "MAX_ROWS", 100)
 
     sample = wrap(model, table, event_time="when").reference
@@ -46,7 +48,7 @@ def test_large_data_is_sampled_in_order(model, table, monkeypatch):
     assert times[-1] > table.when.iloc[200]
 
 
-def test_large_tensors_are_bounded_by_their_numbers(monkeypatch):
+def test_large_tensors_are_bounded_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference_sample, "MAX_VALUES", 160)
     random = np.random.default_rng(0)
     rows = random.normal(size=(50, 4))
@@ -55,27 +57,27 @@ def test_large_tensors_are_bounded_by_their_numbers(monkeypatch):
     assert wrap(model, rows).reference.num_rows == 40
 
 
-def test_missing_column_of_the_reference_is_named(model, table):
+def test_missing_column_of_the_reference_is_named(model: LinearRegression, table: pd.DataFrame) -> None:
     with pytest.raises(InvalidConfig, match="reference_data: 'b' is missing; the example has it"):
         wrap(model, table[["a", "b"]], reference_data=table[["a"]])
 
 
-def test_missing_time_is_refused(model, table):
+def test_missing_time_is_refused(model: LinearRegression, table: pd.DataFrame) -> None:
     with pytest.raises(InvalidConfig, match="event_time has missing values"):
         wrap(model, table.assign(when=table.when.where(table.index > 3)), event_time="when")
 
 
-def test_numbers_are_no_times(model, table):
+def test_numbers_are_no_times(model: LinearRegression, table: pd.DataFrame) -> None:
     with pytest.raises(InvalidConfig, match=r"event_time: 1380000000 is a number; .*pandas\.to_datetime"):
         wrap(model, table[["a", "b"]], event_time=1_380_000_000 + np.arange(400))
 
 
-def test_times_without_rows_are_refused(model):
+def test_times_without_rows_are_refused(model: LinearRegression) -> None:
     with pytest.raises(InvalidConfig, match="event_time: there are no rows"):
         wrap(model, event_time=["2013-01-01"])
 
 
-def test_wide_answers_are_kept_without_a_python_object_for_each_number():
+def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None:
     column = reference_sample._arrow(np.arange(24, dtype=np.float32).reshape(4, 3, 2))
 
     assert column.to_pylist()[1] == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]

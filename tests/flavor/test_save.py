@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import mlflow.onnx
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow.models import Model, infer_signature
+from mlflow.models.model import ModelInfo
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import TunedThresholdClassifierCV
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
@@ -27,12 +29,12 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def model(table: pd.DataFrame):
+def model(table: pd.DataFrame) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression()).fit(table, np.where(table.a > 0, "up", "down"))
 
 
 @pytest.fixture(scope="module")
-def logged(tracking: Path, model, table):
+def logged(tracking: Path, model: Pipeline, table: pd.DataFrame) -> ModelInfo:
     """A registered version, with a dataset in its run and event times in its reference."""
     times = pd.date_range("2013-01-01", periods=len(table), freq="h")
     with mlflow.start_run():
@@ -49,11 +51,11 @@ def logged(tracking: Path, model, table):
 
 
 @pytest.fixture(scope="module")
-def folder(logged) -> Path:
+def folder(logged: ModelInfo) -> Path:
     return Path(mlflow.artifacts.download_artifacts("models:/updown/1"))
 
 
-def test_parity_shows_on_run_model_and_version(logged):
+def test_parity_shows_on_run_model_and_version(logged: ModelInfo) -> None:
     client = mlflow.MlflowClient()
     run = client.get_run(logged.run_id)
 
@@ -65,7 +67,7 @@ def test_parity_shows_on_run_model_and_version(logged):
     assert run.data.metrics["onnxserve.parity.probabilities.max_absolute_error"] < 1e-4
 
 
-def test_parity_stands_in_the_folder(folder):
+def test_parity_stands_in_the_folder(folder: Path) -> None:
     report = json.loads((folder / "parity.json").read_text())
 
     assert report["state"] == "proven"
@@ -78,7 +80,7 @@ def test_parity_stands_in_the_folder(folder):
     assert read_artifact(folder).parity["rows"] == report["rows"]
 
 
-def test_flavors_and_requirements(folder):
+def test_flavors_and_requirements(folder: Path) -> None:
     document = yaml.safe_load((folder / "MLmodel").read_text())
     requirements = (folder / "requirements.txt").read_text().split()
 
@@ -90,7 +92,7 @@ def test_flavors_and_requirements(folder):
     assert not any(line.startswith("scikit-learn") for line in requirements)
 
 
-def test_signature_and_example_come_from_the_data(folder):
+def test_signature_and_example_come_from_the_data(folder: Path) -> None:
     model = Model.load(folder)
     example = json.loads((folder / "serving_input_example.json").read_text())
 
@@ -103,7 +105,7 @@ def test_signature_and_example_come_from_the_data(folder):
     assert len(example["dataframe_split"]["data"]) == 5
 
 
-def test_provenance_names_commit_dataset_and_environment(folder, logged):
+def test_provenance_names_commit_dataset_and_environment(folder: Path, logged: ModelInfo) -> None:
     provenance = read_artifact(folder).provenance
     dataset = mlflow.get_run(logged.run_id).inputs.dataset_inputs[0].dataset
 
@@ -113,8 +115,9 @@ def test_provenance_names_commit_dataset_and_environment(folder, logged):
     assert f"onnxruntime=={onnxruntime.__version__}" in (folder / provenance["environment"]).read_text()
 
 
-def test_reference_holds_inputs_predictions_and_times(folder, model, table):
+def test_reference_holds_inputs_predictions_and_times(folder: Path, model: Pipeline, table: pd.DataFrame) -> None:
     artifact = read_artifact(folder)
+    assert artifact.reference is not None
     reference = pq.read_table(folder / artifact.reference)
 
     assert reference.column_names == ["a", "b", "c", "prediction", "output.probabilities", "_event_time"]
@@ -123,7 +126,7 @@ def test_reference_holds_inputs_predictions_and_times(folder, model, table):
     assert reference["_event_time"][1].as_py().isoformat() == "2013-01-01T01:00:00+00:00"
 
 
-def test_stock_onnx_flavor_loads_the_same_model(logged, model, table):
+def test_stock_onnx_flavor_loads_the_same_model(logged: ModelInfo, model: Pipeline, table: pd.DataFrame) -> None:
     proto = mlflow.onnx.load_model(logged.model_uri)
 
     session = onnxruntime.InferenceSession(proto.SerializeToString())
@@ -131,14 +134,14 @@ def test_stock_onnx_flavor_loads_the_same_model(logged, model, table):
     assert labels.tolist() == model.predict(table).tolist()
 
 
-def test_load_model_gives_the_ready_model(logged, model, table):
+def test_load_model_gives_the_ready_model(logged: ModelInfo, model: Pipeline, table: pd.DataFrame) -> None:
     loaded = onnxserve.load_model("models:/updown/1")
 
-    answers = loaded.run(loaded.schema.from_columns({name: table[name].to_numpy() for name in table}))
+    answers = loaded.run(loaded.schema.from_columns({str(name): table[name].to_numpy() for name in table}))
     np.testing.assert_allclose(answers["probabilities"], model.predict_proba(table), atol=1e-6)
 
 
-def test_probabilities_as_prediction(model, table, tmp_path):
+def test_probabilities_as_prediction(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
     onnxserve.save_model(model, tmp_path / "model", input_example=table, pyfunc_predict_fn="predict_proba")
 
     found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(table)
@@ -146,13 +149,13 @@ def test_probabilities_as_prediction(model, table, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def unfaithful(table):
+def unfaithful(table: pd.DataFrame) -> Any:
     """Its tuned threshold is silently lost in the conversion."""
     rare = (table.a > 1.2).astype(int)
     return TunedThresholdClassifierCV(LogisticRegression(C=0.01), scoring="balanced_accuracy", cv=2).fit(table, rare)
 
 
-def test_unfaithful_model_leaves_nothing_in_mlflow(tracking, unfaithful, table):
+def test_unfaithful_model_leaves_nothing_in_mlflow(tracking: Path, unfaithful: Any, table: pd.DataFrame) -> None:
     before = len(mlflow.search_logged_models(output_format="list"))
 
     with mlflow.start_run(), pytest.raises(ParityError):
@@ -162,7 +165,9 @@ def test_unfaithful_model_leaves_nothing_in_mlflow(tracking, unfaithful, table):
     assert mlflow.MlflowClient().search_registered_models("name = 'lossy'") == []
 
 
-def test_unfaithful_model_is_logged_as_warned_on_request(tracking, unfaithful, table, caplog):
+def test_unfaithful_model_is_logged_as_warned_on_request(
+    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
     with mlflow.start_run():
         info = onnxserve.log_model(
             unfaithful, name="model", input_example=table, registered_model_name="lossy", parity="warn"
@@ -172,13 +177,15 @@ def test_unfaithful_model_is_logged_as_warned_on_request(tracking, unfaithful, t
     assert onnxserve.load_model(info.model_uri).artifact.parity_state == "warned"
 
 
-def test_without_a_run_the_model_itself_carries_the_parity(tracking, model, table):
+def test_without_a_run_the_model_itself_carries_the_parity(
+    tracking: Path, model: Pipeline, table: pd.DataFrame
+) -> None:
     info = onnxserve.log_model(model, name="model", input_example=table)
 
     assert mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.parity"] == "proven"
 
 
-def test_given_signature_decides_order_and_types(model, table, tmp_path):
+def test_given_signature_decides_order_and_types(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
     signature = infer_signature(table.astype(np.float32), model.predict(table))
 
     onnxserve.save_model(model, tmp_path / "model", input_example=table[["c", "b", "a"]], signature=signature)
@@ -191,7 +198,9 @@ def test_given_signature_decides_order_and_types(model, table, tmp_path):
     ]
 
 
-def test_the_signature_that_mlflow_infers_from_an_array_is_taken(model, table, tmp_path):
+def test_the_signature_that_mlflow_infers_from_an_array_is_taken(
+    model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
     rows = table.to_numpy()
     model.fit(rows, model.predict(table))
     signature = infer_signature(rows, model.predict(rows))
@@ -203,7 +212,9 @@ def test_the_signature_that_mlflow_infers_from_an_array_is_taken(model, table, t
 
 
 @pytest.mark.parametrize("name", ["prediction", "output.label", "_row"])
-def test_a_column_whose_name_the_log_needs_is_refused(name, model, table, tmp_path):
+def test_a_column_whose_name_the_log_needs_is_refused(
+    name: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
     example = table.rename(columns={table.columns[0]: name})
     with pytest.raises(InvalidConfig, match=f"the name '{name}' is taken"):
         onnxserve.save_model(model, tmp_path / "model", input_example=example)
@@ -219,6 +230,8 @@ def test_a_column_whose_name_the_log_needs_is_refused(name, model, table, tmp_pa
         ({"event_time": ["x"] * 300}, "event_time: "),
     ],
 )
-def test_wrong_argument_is_named(arguments, message, model, table, tmp_path):
+def test_wrong_argument_is_named(
+    arguments: dict[str, Any], message: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
     with pytest.raises(InvalidConfig, match=message):
         onnxserve.save_model(model, tmp_path / "model", input_example=table, **arguments)

@@ -1,4 +1,6 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -10,21 +12,21 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.dataset import load_dataset, reference_rows
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
-from mlflow_deploy_plugin.runtime import Column, Tensor, read_artifact
+from mlflow_deploy_plugin.runtime import Artifact, Column, Tensor, read_artifact
 from tests.support.gated import labelled, write_classifier, write_rows
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 
 @pytest.fixture
-def artifact(tmp_path):
+def artifact(tmp_path: Path) -> Artifact:
     return read_artifact(write_classifier(tmp_path / "model"))
 
 
-def load(dataset, artifact, target="y", **fields):
+def load(dataset: Any, artifact: Artifact, target: str = "y", **fields: Any) -> Any:
     return load_dataset(EvaluationPolicy(dataset=str(dataset), target=target, **fields), artifact, seed=7)
 
 
-def test_a_csv_is_read_as_pandas_does(tmp_path, artifact):
+def test_a_csv_is_read_as_pandas_does(tmp_path: Path, artifact: Artifact) -> None:
     (tmp_path / "d.csv").write_text("a,city,y\n1.5,rome,late\n,,on time\n3,oslo,\n")
     found = load(tmp_path / "d.csv", artifact)
     assert found.truth.tolist() == ["late", "on time"]  # a row whose truth is unknown is left out
@@ -34,7 +36,7 @@ def test_a_csv_is_read_as_pandas_does(tmp_path, artifact):
     assert "y" not in found.rows
 
 
-def test_parquet_with_categories_and_lists_is_read(tmp_path, artifact):
+def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Artifact) -> None:
     table = pd.DataFrame({"c": pd.Categorical(["x", "y", None]), "v": [[1.0, 2.0]] * 3, "y": [1, 0, 1]})
     table.to_parquet(tmp_path / "d.parquet")
     found = load(tmp_path / "d.parquet", artifact)
@@ -43,7 +45,7 @@ def test_parquet_with_categories_and_lists_is_read(tmp_path, artifact):
     assert found.truth.dtype.kind == "i"
 
 
-def test_the_seed_chooses_the_rows(tmp_path, artifact):
+def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
     file = write_rows(tmp_path / "d.parquet", labelled(200))
     one, again = (load(file, artifact, "label", max_rows=30) for _ in range(2))
     assert len(one.truth) == 30
@@ -61,43 +63,50 @@ def test_the_seed_chooses_the_rows(tmp_path, artifact):
         ("d.csv", "a,y\n1,\n", "has no row whose 'y' is known"),
     ],
 )
-def test_a_dataset_that_cannot_be_used_is_named(name, content, message, tmp_path, artifact):
+def test_a_dataset_that_cannot_be_used_is_named(
+    name: str, content: str | None, message: str, tmp_path: Path, artifact: Artifact
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(InvalidConfig, match=message):
         load(tmp_path / name, artifact)
 
 
-def test_a_reference_is_without_the_models_own_answers(tmp_path):
+def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
     rows = {**labelled(50), "prediction": [1] * 50, "output.p": [0.5] * 50}
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
-    assert set(reference_rows(artifact, 20, 7).rows) == {"a", "b", "label", "value"}
-    assert len(reference_rows(artifact, 20, 7).rows["a"]) == 20
-    assert load("reference", artifact, "label").truth.tolist() == rows["label"].tolist()
+    found = reference_rows(artifact, 20, 7)
+    assert found is not None
+    assert set(found.rows) == {"a", "b", "label", "value"}
+    assert len(found.rows["a"]) == 20
+    assert load("reference", artifact, "label").truth.tolist() == np.asarray(rows["label"]).tolist()
     with pytest.raises(InvalidConfig, match="has no column 'prediction'"):
         load("reference", artifact, "prediction")
 
 
-def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_signature_says(tmp_path):
+def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_signature_says(tmp_path: Path) -> None:
     rows = {name: np.array(values, "float32") for name, values in labelled(50).items()}
     rows["value"] = np.arange(50) % 2 * np.float32(1)
     rows["label"] = np.full(50, np.nan, "float32")
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
-    types = {"a": "double", "value": "boolean", "label": "long", "b": "datetime"}
+    types: dict[str, Any] = {"a": "double", "value": "boolean", "label": "long", "b": "datetime"}
     artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in types.items()))
-    found = reference_rows(artifact, 50, 7).rows
-    assert {name: str(values.dtype) for name, values in found.items()} == {
+    found = reference_rows(artifact, 50, 7)
+    assert found is not None
+    assert {name: str(values.dtype) for name, values in found.rows.items()} == {
         "a": "float64",
         "b": "float32",
         "value": "bool",
         "label": "float32",  # nothing says what a missing one is
     }
     artifact = replace(artifact, columns=(Column("value", "long", True),))
-    assert reference_rows(artifact, 50, 7).rows["value"].tolist() == [0, 1] * 25
+    again = reference_rows(artifact, 50, 7)
+    assert again is not None
+    assert again.rows["value"].tolist() == [0, 1] * 25
 
 
-def test_logged_rows_come_in_the_signatures_types(tmp_path, artifact):
-    kinds = {"hour": "long", "rain": "boolean", "temp": "double", "gust": "float"}
+def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Artifact) -> None:
+    kinds: dict[str, Any] = {"hour": "long", "rain": "boolean", "temp": "double", "gust": "float"}
     artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in kinds.items()))
     logged = {name: np.array([1, 0, 1], "float32") for name in kinds} | {"y": [1, 0, 1]}
     found = load(write_rows(tmp_path / "log.parquet", logged), artifact)
@@ -106,14 +115,14 @@ def test_logged_rows_come_in_the_signatures_types(tmp_path, artifact):
     assert found.rows["hour"].tolist() == [1, 0, 1]
 
 
-def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(tmp_path, artifact):
+def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(tmp_path: Path, artifact: Artifact) -> None:
     file = write_rows(tmp_path / "log.parquet", {"image": [[0.0, 1.0], [2.0, 3.0]], "y": [1, 0]})
     for name in ("image", ""):
         tensors = replace(artifact, columns=(), tensors=(Tensor(name, "float32", (-1, 2)),))
         assert load(file, tensors).rows["image"].dtype == np.float32
 
 
-def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path, artifact):
+def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path: Path, artifact: Artifact) -> None:
     image = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0, 3.0]), 2)  # as the log has tensors
     logged = {"input": image, "_event_time": [1, 2], "output.scores": [0.5, 0.5], "prediction": [1, 0], "y": [1, 0]}
     tensors = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
@@ -122,13 +131,13 @@ def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path,
     assert found.rows["input"].shape == (2, 2)
 
 
-def test_a_model_without_a_reference_has_no_sample(artifact):
+def test_a_model_without_a_reference_has_no_sample(artifact: Artifact) -> None:
     assert reference_rows(artifact, 20, 7) is None
     with pytest.raises(InvalidConfig, match="the model has no reference"):
         load("reference", artifact)
 
 
-def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path, artifact, registry: MlflowClient):
+def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path: Path, artifact: Artifact, registry: MlflowClient) -> None:
     file = write_rows(tmp_path / "holdout.parquet", labelled(60))
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT) as run:
         mlflow.log_artifact(str(file), "data")
@@ -146,7 +155,7 @@ def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path, artifact, registry
         load(f"runs:/{run_id}/none.csv", artifact, "label")
 
 
-def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact, tmp_path):
+def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact: Artifact, tmp_path: Path) -> None:
     rows = labelled(3)
     file = write_rows(tmp_path / "many.parquet", {**rows, "y": [[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]]})
     assert load(file, artifact).truth.tolist() == [[1.0, 2.0], [5.0, 6.0]]
@@ -155,7 +164,9 @@ def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact, t
         load(file, artifact)
 
 
-def test_what_would_not_fit_into_memory_is_not_read(artifact, tmp_path, monkeypatch):
+def test_what_would_not_fit_into_memory_is_not_read(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
     monkeypatch.setattr("mlflow_deploy_plugin.gate.dataset._MAX_VALUES", 1000)
     with pytest.raises(InvalidConfig, match=r"large\.parquet holds 1,050 values; name a sample of it"):

@@ -1,12 +1,15 @@
+from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import CodeRefused, InvalidConfig
-from mlflow_deploy_plugin.gate.judge import judge
+from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
-from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
+from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from tests.support.gated import write_classifier, write_rows
 from tests.support.models import write_model
 
@@ -14,18 +17,22 @@ NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def policy(folders):
+def policy(folders: dict[str, Path]) -> GatePolicy:
     evaluation = EvaluationPolicy(dataset=str(folders["holdout"]), target="label", resamples=200)
     return GatePolicy(evaluation=evaluation, skip=("budget",))
 
 
-def judged(candidate, current, policy):
-    said = []
+def judged(
+    candidate: ResolvedModel, current: ResolvedModel | None, policy: GatePolicy
+) -> tuple[GateVerdict, dict[str, CheckResult], EvaluationData | None, list[str]]:
+    said: list[str] = []
     verdict, evaluated = judge(candidate, current, policy, "a test", said.append, clock=lambda: NOON)
     return verdict, {check.name: check for check in verdict.checks}, evaluated, said
 
 
-def test_a_version_that_is_as_good_passes_every_check(version, policy):
+def test_a_version_that_is_as_good_passes_every_check(
+    version: Callable[[str], ResolvedModel], policy: GatePolicy
+) -> None:
     verdict, checks, evaluated, said = judged(version("equal"), version("good"), policy)
     states = {name: check.state for name, check in checks.items()}
     assert states == {
@@ -46,10 +53,11 @@ def test_a_version_that_is_as_good_passes_every_check(version, policy):
         "checking evaluation",
         "checking robustness",
     ]
+    assert evaluated is not None
     assert evaluated.current is not None
 
 
-def test_a_worse_one_fails_with_the_figures(version, policy):
+def test_a_worse_one_fails_with_the_figures(version: Callable[[str], ResolvedModel], policy: GatePolicy) -> None:
     verdict, checks, _, _ = judged(version("worse"), version("good"), policy)
     assert verdict.state == "failed"
     assert verdict.reason.startswith("evaluation: worse by more than the margin of 0.0100; accuracy 0.")
@@ -57,28 +65,32 @@ def test_a_worse_one_fails_with_the_figures(version, policy):
     assert checks["robustness"].state == "passed"
 
 
-def test_without_anything_served_it_is_judged_alone(version, policy):
+def test_without_anything_served_it_is_judged_alone(
+    version: Callable[[str], ResolvedModel], policy: GatePolicy
+) -> None:
     verdict, checks, _, _ = judged(version("worse"), None, policy)
     assert verdict.passed
     assert verdict.against == ""
     assert checks["signature"].reason == "nothing is served that it could be compared with"
 
 
-def test_without_a_dataset_the_reference_is_disturbed(version):
+def test_without_a_dataset_the_reference_is_disturbed(version: Callable[[str], ResolvedModel]) -> None:
     _, checks, evaluated, _ = judged(version("equal"), version("good"), GatePolicy(skip=("budget",)))
     assert (checks["evaluation"].state, checks["evaluation"].reason) == ("skipped", "the policy names no dataset")
     assert checks["robustness"].figures["rows"] == 400
     assert evaluated is None
 
 
-def test_costs_are_measured_beside_what_is_served(version):
+def test_costs_are_measured_beside_what_is_served(version: Callable[[str], ResolvedModel]) -> None:
     policy = parse_policy("skip: [signature, evaluation, robustness]\nbudget: {batch: 8}", "it")
     _, checks, _, _ = judged(version("equal"), version("good"), policy)
     assert checks["budget"].figures["row_p50_ms_ratio"] > 0
     assert "memory_mb_ratio" in checks["budget"].figures
 
 
-def test_a_version_that_does_not_load_fails_with_the_reason(version, policy, tmp_path):
+def test_a_version_that_does_not_load_fails_with_the_reason(
+    version: Callable[[str], ResolvedModel], policy: GatePolicy, tmp_path: Path
+) -> None:
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
     verdict, checks, _, _ = judged(resolve(str(folder)), version("good"), policy)
@@ -86,7 +98,9 @@ def test_a_version_that_does_not_load_fails_with_the_reason(version, policy, tmp
     assert verdict.reason.startswith("load: ONNX Runtime cannot load model.onnx")
 
 
-def test_a_served_version_that_does_not_load_keeps_no_better_one_out(version, policy, tmp_path):
+def test_a_served_version_that_does_not_load_keeps_no_better_one_out(
+    version: Callable[[str], ResolvedModel], policy: GatePolicy, tmp_path: Path
+) -> None:
     folder = write_classifier(tmp_path / "broken")
     (folder / "model.onnx").write_bytes(b"not a graph")
     verdict, checks, _, _ = judged(version("good"), resolve(str(folder)), policy)
@@ -94,7 +108,7 @@ def test_a_served_version_that_does_not_load_keeps_no_better_one_out(version, po
     assert "which is served, cannot be loaded" in checks["signature"].notes[0]
 
 
-def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version):
+def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version: Callable[[str], ResolvedModel]) -> None:
     policy = GatePolicy(evaluation=EvaluationPolicy(dataset="/gone.csv", target="y"), skip=("budget", "robustness"))
     _, checks, _, _ = judged(version("good"), None, policy)
     assert (checks["evaluation"].state, checks["evaluation"].reason) == (
@@ -103,7 +117,7 @@ def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version):
     )
 
 
-def test_noise_on_whole_numbers_stays_within_their_type(tmp_path):
+def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
     """Pixels of 8 bits, which a Parquet file holds as lists of longer ones."""
     graph = """g (uint8[N,4] pixels) => (float[N] y) <int64[1] axes = {1}> {
         wide = Cast <to = 1> (pixels)
@@ -124,14 +138,18 @@ def test_noise_on_whole_numbers_stays_within_their_type(tmp_path):
     assert checks["robustness"].figures["noise_refused"] == 0
 
 
-def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(version, policy, tmp_path):
+def test_where_no_code_may_run_a_version_without_an_onnx_form_gets_no_verdict(
+    version: Callable[[str], ResolvedModel], policy: GatePolicy, tmp_path: Path
+) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}\n")
     for candidate, current in ((resolve(str(tmp_path)), None), (version("good"), resolve(str(tmp_path)))):
         with pytest.raises(CodeRefused, match="onnxserve gate"):
             judge(candidate, current, policy, "a test", allowed=Permissions(code=False))
 
 
-def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(version, policy):
+def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(
+    version: Callable[[str], ResolvedModel], policy: GatePolicy
+) -> None:
     with pytest.raises(InvalidConfig, match=r"holdout\.parquet may not be read here, where only artifacts of MLflow"):
         judge(version("equal"), None, policy, "a test", allowed=Permissions(files=False))
     skipped = policy.model_copy(update={"skip": ("evaluation", "robustness", "budget")})

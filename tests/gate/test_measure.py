@@ -1,6 +1,7 @@
 import os
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ def many_open_files() -> Iterator[None]:
     """A process whose next files have numbers above 1,023, as a server with a thousand connections is one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
-    opened = []
+    opened: list[int] = []
     try:
         while not opened or opened[-1] < 1024:
             opened.append(os.open(os.devnull, os.O_RDONLY))
@@ -26,7 +27,7 @@ def many_open_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_two_versions_are_measured_in_turns(tmp_path):
+def test_two_versions_are_measured_in_turns(tmp_path: Path) -> None:
     small = write_classifier(tmp_path / "small")
     slow = write_classifier(
         tmp_path / "slow",
@@ -44,14 +45,14 @@ def test_two_versions_are_measured_in_turns(tmp_path):
     assert costly.memory - plain.memory > 10e6  # 32 MB of random numbers
 
 
-def test_a_model_that_cannot_answer_says_why(tmp_path):
+def test_a_model_that_cannot_answer_says_why(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model")
     with pytest.raises(InferenceError, match=r"the model cannot be measured: .*column 'b' is missing"):
         measure_costs([folder], {"a": np.zeros(3)}, 8, rounds=1)
 
 
 @pytest.mark.usefixtures("many_open_files")
-def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(tmp_path):
+def test_a_model_is_measured_by_a_process_with_more_than_a_thousand_open_files(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model")
     rows = {name: values for name, values in labelled(3).items() if name in COLUMNS}
     (cost,) = measure_costs([folder], rows, 8, rounds=1)

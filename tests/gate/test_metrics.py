@@ -1,15 +1,19 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn import metrics
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.metrics import default_metric, paired_bootstrap, weighted_metric
+from mlflow_deploy_plugin.gate.metrics import MetricComparison, default_metric, paired_bootstrap, weighted_metric
 from mlflow_deploy_plugin.gate.model import Predictions
+from mlflow_deploy_plugin.gate.policy import MetricName
+from mlflow_deploy_plugin.runtime import Array
 
 ROWS = 300
 
 
-def classifier(classes, seed=0, certainty=1.0):
+def classifier(classes: Any, seed: int = 0, certainty: float = 1.0) -> tuple[Array, Predictions]:
     """Truth and answers that are right more often than not; scores have ties."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(classes, ROWS)
@@ -19,13 +23,13 @@ def classifier(classes, seed=0, certainty=1.0):
     return truth, Predictions(np.array(classes)[probabilities.argmax(axis=1)], True, probabilities, tuple(classes))
 
 
-def regressor(seed=0, noise=1.0):
+def regressor(seed: int = 0, noise: float = 1.0) -> tuple[Array, Predictions]:
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=ROWS)
     return truth, Predictions(truth + rng.normal(size=ROWS) * noise, False)
 
 
-def of_sklearn(metric, truth, answers, weights):
+def of_sklearn(metric: MetricName, truth: Array, answers: Predictions, weights: Array) -> Any:
     labels, probabilities = np.unique(truth), answers.probabilities
     several = len(labels) > 2
     match metric:
@@ -37,6 +41,7 @@ def of_sklearn(metric, truth, answers, weights):
         case "log_loss":
             return metrics.log_loss(truth, probabilities, sample_weight=weights, labels=labels)
         case "roc_auc":
+            assert probabilities is not None
             scores = [
                 metrics.roc_auc_score(truth == label, probabilities[:, place], sample_weight=weights)
                 for place, label in enumerate(labels)
@@ -51,7 +56,7 @@ def of_sklearn(metric, truth, answers, weights):
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "log_loss", "roc_auc"])
 @pytest.mark.parametrize("classes", [[0, 1], ["late", "on time"], [1, 2, 5]])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_classifiers_metric_is_scikit_learns(metric, classes, weighted):
+def test_a_classifiers_metric_is_scikit_learns(metric: MetricName, classes: list[Any], weighted: bool) -> None:
     truth, answers = classifier(classes)
     weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float) if weighted else np.ones(ROWS)
     assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
@@ -60,7 +65,7 @@ def test_a_classifiers_metric_is_scikit_learns(metric, classes, weighted):
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
-def test_a_regressors_metric_is_scikit_learns(metric):
+def test_a_regressors_metric_is_scikit_learns(metric: MetricName) -> None:
     truth, answers = regressor()
     weights = np.random.default_rng(1).integers(0, 4, ROWS).astype(float)
     assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
@@ -68,7 +73,7 @@ def test_a_regressors_metric_is_scikit_learns(metric):
     )
 
 
-def test_the_default_is_that_of_what_the_model_answers():
+def test_the_default_is_that_of_what_the_model_answers() -> None:
     assert default_metric(*classifier([0, 1])) == "accuracy"
     assert default_metric(*regressor()) == "rmse"
 
@@ -105,30 +110,34 @@ def test_the_default_is_that_of_what_the_model_answers():
         ),
     ],
 )
-def test_a_metric_that_does_not_fit_is_refused_with_the_reason(metric, truth, answers, message):
+def test_a_metric_that_does_not_fit_is_refused_with_the_reason(
+    metric: MetricName, truth: Any, answers: Any, message: str
+) -> None:
     with pytest.raises(InvalidConfig, match=message):
         weighted_metric(metric, truth, answers)
 
 
-def compared(metric, truth, candidate, current, seed=0, resamples=300):
+def compared(
+    metric: MetricName, truth: Array, candidate: Predictions, current: Predictions, seed: int = 0, resamples: int = 300
+) -> MetricComparison:
     pair = weighted_metric(metric, truth, candidate), weighted_metric(metric, truth, current)
     return paired_bootstrap(metric, *pair, len(truth), 0.95, resamples, seed)
 
 
-def test_equal_answers_differ_by_nothing():
+def test_equal_answers_differ_by_nothing() -> None:
     truth, answers = classifier([0, 1])
     same = compared("roc_auc", truth, answers, answers)
     assert (same.difference, same.low, same.high) == (0, 0, 0)
 
 
-def test_the_same_seed_gives_the_same_bounds():
+def test_the_same_seed_gives_the_same_bounds() -> None:
     truth, answers = classifier([0, 1])
     _, other = classifier([0, 1], certainty=0.8)
     assert compared("accuracy", truth, answers, other) == compared("accuracy", truth, answers, other)
     assert compared("accuracy", truth, answers, other) != compared("accuracy", truth, answers, other, seed=1)
 
 
-def test_a_smaller_error_is_better_and_counts_as_a_share():
+def test_a_smaller_error_is_better_and_counts_as_a_share() -> None:
     truth, current = regressor(noise=1.0)
     halved = Predictions(truth + (current.prediction - truth) / 2, False)
     found = compared("rmse", truth, halved, current)
@@ -137,7 +146,7 @@ def test_a_smaller_error_is_better_and_counts_as_a_share():
     assert compared("rmse", truth, current, halved).difference == pytest.approx(-1.0)
 
 
-def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for():
+def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
     """Two models that differ by nothing on average: in about 5 % of 200 samples the lower bound lies above that."""
     missed = 0
     for seed in range(200):
@@ -148,7 +157,7 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for():
     assert 2 <= missed <= 22
 
 
-def test_scores_of_classes_are_the_label_of_the_highest():
+def test_scores_of_classes_are_the_label_of_the_highest() -> None:
     truth, scores = np.array([0.0, 2.0, 1.0, 1.0]), np.eye(3)[[0, 2, 1, 0]] * 9 - 4
     answers = Predictions(scores, False)
     assert default_metric(truth, answers) == "accuracy"

@@ -1,4 +1,6 @@
 import threading
+from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -15,31 +17,33 @@ from tests.support.models import write_model
 ROWS = labelled(12_000)
 
 
-def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path):
+def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path: Path) -> None:
     answers = load_version(write_classifier(tmp_path / "model")).predict(ROWS)  # in several parts
     assert answers.is_label
     assert (answers.prediction == ROWS["label"]).mean() > 0.9
+    assert answers.probabilities is not None
     assert answers.probabilities.shape == (12_000, 2)
     assert answers.classes == (0, 1)
 
 
-def test_a_regressor_gives_a_number_a_row(tmp_path):
+def test_a_regressor_gives_a_number_a_row(tmp_path: Path) -> None:
     answers = load_version(write_regressor(tmp_path / "model")).predict(ROWS)
     assert not answers.is_label
     assert answers.prediction.tolist() == pytest.approx((2 * ROWS["a"] - ROWS["b"]).tolist())
 
 
-def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path):
+def test_the_stock_onnx_flavor_is_read_by_its_types(tmp_path: Path) -> None:
     graph = """g (float[N,1] x) => (int64[N] y, float[N,2] p) <int64[1] last = {1}> {
         p = Concat <axis = 1> (x, x)
         s = Squeeze(x, last)
         y = Cast <to = 7> (s) }"""
     answers = load_version(write_model(tmp_path / "model", graph)).predict({"x": np.ones((3, 1), dtype=np.float32)})
     assert answers.is_label
+    assert answers.probabilities is not None
     assert answers.probabilities.shape == (3, 2)
 
 
-def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path):
+def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path: Path) -> None:
     table = pd.DataFrame({name: ROWS[name][:500] for name in COLUMNS})
     model = LogisticRegression().fit(table, ROWS["label"][:500])
     mlflow.sklearn.save_model(
@@ -59,19 +63,21 @@ def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path):
         loaded.predict({"a": ROWS["a"][:2], "b": np.array(["x", "y"], dtype=object)})
 
 
-def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path):
+def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SchemaMismatch, match="none of the model's columns is in the rows; it needs a, b"):
         load_version(write_classifier(tmp_path / "model")).predict({"z": np.zeros(3)})
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact):
         load_version(tmp_path)
 
 
-def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(tmp_path, monkeypatch):
+def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Hanging(mlflow.pyfunc.PythonModel):
-        def predict(self, context, model_input):
+        def predict(self, context: Any, model_input: Any) -> list[Any]:
             if len(model_input) > 1:
                 threading.Event().wait()
             return [0]

@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.policy import GatePolicy, parse_policy, read_policy, read_policy_file
 
 
-def test_an_empty_policy_gates_production_and_asks_for_proof():
+def test_an_empty_policy_gates_production_and_asks_for_proof() -> None:
     policy = parse_policy("{}", "it")
     assert policy == GatePolicy()
     assert policy.gates_stage("production")
@@ -17,7 +17,7 @@ def test_an_empty_policy_gates_production_and_asks_for_proof():
     assert policy.parity == "proven"
 
 
-def test_yaml_and_json_say_the_same():
+def test_yaml_and_json_say_the_same() -> None:
     yaml = parse_policy("gated_aliases: [champion]\nevaluation: {dataset: d.csv, target: y}", "it")
     json = parse_policy('{"gated_aliases": ["champion"], "evaluation": {"dataset": "d.csv", "target": "y"}}', "it")
     assert yaml == json
@@ -40,12 +40,12 @@ def test_yaml_and_json_say_the_same():
         ("fresh_hours: .inf", "fresh_hours: Input should be less than or equal to 87600"),
     ],
 )
-def test_a_wrong_policy_is_named_with_its_field(text, message):
+def test_a_wrong_policy_is_named_with_its_field(text: str, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         parse_policy(text, "the policy")
 
 
-def test_the_guide_shows_every_field_with_its_default():
+def test_the_guide_shows_every_field_with_its_default() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "gate.md").read_text()
     (shown,) = re.findall(r"<!-- every field -->\n+```yaml\n(.*?)```", guide, re.DOTALL)
     policy = parse_policy(shown, "the guide")
@@ -54,12 +54,12 @@ def test_the_guide_shows_every_field_with_its_default():
         assert all(f"{name}:" in shown for name in type(part).model_fields)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"the policy .*gate\.yaml does not exist"):
         read_policy_file(tmp_path / "gate.yaml")
 
 
-def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowClient):
+def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowClient) -> None:
     assert read_policy("toy") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "gated_stages: [Staging]")
     policy = read_policy("toy")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from mlflow import MlflowClient
 
@@ -16,11 +18,11 @@ def toy(registry: MlflowClient) -> MlflowClient:
     return registry
 
 
-def stages(client):
+def stages(client: MlflowClient) -> dict[int, str]:
     return {v.version: v.current_stage for v in client.search_model_versions("name='toy'")}
 
 
-def actions():
+def actions() -> list[tuple[str, str, str]]:
     store = open_store(load_settings().store_url)
     try:
         return [(event.action, event.version, event.actor) for event in store.events(model="toy")]
@@ -28,8 +30,8 @@ def actions():
         store.close()
 
 
-def test_what_passes_takes_the_place_of_what_was_there(toy):
-    said = []
+def test_what_passes_takes_the_place_of_what_was_there(toy: MlflowClient) -> None:
+    said: list[str] = []
     found = promote("toy", "2", "production", actor="eva", progress=said.append)
     assert (found.to, found.before, found.gate, found.uri) == ("Production", "1", "passed", "models:/toy/Production")
     assert stages(toy) == {1: "Archived", 2: "Production", 3: "None", 4: "None"}
@@ -37,14 +39,14 @@ def test_what_passes_takes_the_place_of_what_was_there(toy):
     assert said[-1] == "moving version 2 to Production"
 
 
-def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy):
+def test_what_does_not_is_refused_with_the_figures_and_nothing_moves(toy: MlflowClient) -> None:
     with pytest.raises(GateRefused, match=r"toy version 4 does not go to Production.*form is warned.*report: "):
         promote("toy", "4", "Production", actor="eva")
     assert stages(toy) == {1: "Production", 2: "None", 3: "None", 4: "None"}
     assert actions() == [("gate", "4", "eva"), ("refused", "4", "eva")]
 
 
-def test_force_moves_it_and_everybody_can_see_that(toy):
+def test_force_moves_it_and_everybody_can_see_that(toy: MlflowClient) -> None:
     with pytest.raises(InvalidConfig, match="a forced promotion needs its reason"):
         promote("toy", "4", "Production", force=True)
     found = promote("toy", "4", "Production", force=True, why="the old one is broken", actor="eva")
@@ -62,14 +64,14 @@ def test_force_moves_it_and_everybody_can_see_that(toy):
     assert event.detail["forced"] is True
 
 
-def test_what_passes_is_not_called_forced(toy):
+def test_what_passes_is_not_called_forced(toy: MlflowClient) -> None:
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nparity: any")
     assert promote("toy", "4", "Production", force=True, why="why").gate == "passed"
 
 
-def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy):
+def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> None:
     run_gate("toy", "2")
-    said = []
+    said: list[str] = []
     promote("toy", "2", "Production", progress=said.append)
     assert said[0].startswith("the gate said of version 2 at ")
     promote("toy", "1", "Production", progress=said.append)  # judged beside 2, which is there now
@@ -84,7 +86,7 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy):
     assert said[0].startswith("fetching")
 
 
-def test_an_alias_can_be_gated_too(toy):
+def test_an_alias_can_be_gated_too(toy: MlflowClient) -> None:
     toy.set_registered_model_alias("toy", "champion", "1")
     with pytest.raises(GateRefused, match="toy version 4 does not go to @champion"):
         promote("toy", "4", "@champion")
@@ -94,7 +96,7 @@ def test_an_alias_can_be_gated_too(toy):
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
 
-def test_a_place_that_is_not_gated_is_free(toy):
+def test_a_place_that_is_not_gated_is_free(toy: MlflowClient) -> None:
     found = promote("toy", "4", "Staging")
     assert (found.gate, found.reason) == ("not asked", "the policy does not gate Staging")
     assert promote("toy", "4", "@shadow").gate == "not asked"
@@ -102,7 +104,7 @@ def test_a_place_that_is_not_gated_is_free(toy):
     assert actions() == [("promote", "4", this := actions()[0][2]), ("promote", "4", this)]
 
 
-def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy):
+def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: MlflowClient) -> None:
     toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
     again = r"version 2 does not go to Production, it was rolled back \(flights: too slow\).*--force --why TEXT"
     with pytest.raises(GateRefused, match=again):
@@ -113,7 +115,7 @@ def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy):
     assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
 
 
-def test_of_what_is_there_already_nothing_is_done(toy):
+def test_of_what_is_there_already_nothing_is_done(toy: MlflowClient) -> None:
     moved = promote("toy", "2", "Production", actor="eva")
     again = promote("toy", "2", "Production", actor="eva")
     assert (moved.is_moved, again.is_moved, again.gate, again.stands) == (True, False, "passed", "is in Production")
@@ -121,7 +123,7 @@ def test_of_what_is_there_already_nothing_is_done(toy):
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
 
 
-def test_what_is_there_without_a_verdict_gets_one(toy):
+def test_what_is_there_without_a_verdict_gets_one(toy: MlflowClient) -> None:
     assert promote("toy", "1", "Production").is_moved
     assert toy.get_model_version("toy", "1").tags["onnxserve.gate"] == "passed"
 
@@ -133,12 +135,14 @@ def test_what_is_there_without_a_verdict_gets_one(toy):
         ("9", "Production", NotFound, "model toy has no version 9"),
     ],
 )
-def test_what_cannot_be_meant_is_named(version, to, error, message, toy):
+def test_what_cannot_be_meant_is_named(
+    version: str, to: str, error: type[Exception], message: str, toy: MlflowClient
+) -> None:
     with pytest.raises(error, match=message):
         promote("toy", version, to)
 
 
-def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy, tmp_path):
+def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient, tmp_path: Path) -> None:
     (tmp_path / "easy.yaml").write_text("skip: [evaluation, robustness, budget]")
     with pytest.raises(InvalidConfig, match="model toy has a policy of its own"):
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")

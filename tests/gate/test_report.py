@@ -12,7 +12,7 @@ FIGURES = {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0, "
 
 
 @pytest.fixture
-def verdict():
+def verdict() -> GateVerdict:
     return GateVerdict(
         model="toy",
         version="2",
@@ -31,7 +31,7 @@ def verdict():
     )
 
 
-def test_the_page_stands_alone_and_says_what_failed(verdict):
+def test_the_page_stands_alone_and_says_what_failed(verdict: GateVerdict) -> None:
     page = verdict_as_html(verdict)
     assert not re.search(r"(?i)<script|<link|src=|https?://", page)
     assert "<h1>toy version 2: <span class='failed'>failed</span></h1>" in page
@@ -41,13 +41,13 @@ def test_the_page_stands_alone_and_says_what_failed(verdict):
     assert "gated_stages: Production" in page
 
 
-def test_an_interval_without_ends_is_not_drawn(verdict):
+def test_an_interval_without_ends_is_not_drawn(verdict: GateVerdict) -> None:
     figures = {**FIGURES, "difference_low": float("-inf")}
     checks = (CheckResult("evaluation", "failed", "no", figures),)
     assert "<svg" not in verdict_as_html(GateVerdict(**{**vars(verdict), "checks": checks}))
 
 
-def test_the_json_has_the_verdict_and_every_figure(verdict):
+def test_the_json_has_the_verdict_and_every_figure(verdict: GateVerdict) -> None:
     document = json.loads(json.dumps(verdict_as_json(verdict)))
     assert (document["state"], document["reason"]) == ("failed", "evaluation: worse, <b>much</b>")
     assert document["at"] == "2026-11-20T12:00:00+00:00"

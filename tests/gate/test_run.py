@@ -10,18 +10,18 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
 from mlflow_deploy_plugin.registry import read_gate_status
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store import AuditEvent, open_store
 
 
 @pytest.fixture
-def policy(folders, registry: MlflowClient) -> None:
+def policy(folders: dict[str, Path], registry: MlflowClient) -> None:
     """The policy of `toy`, in its tag: everything that needs no process of its own."""
     evaluation = f"{{dataset: {folders['holdout']}, target: label, resamples: 200}}"
     text = f"evaluation: {evaluation}\nskip: [budget]\n"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
 
 
-def events():
+def events() -> list[AuditEvent]:
     store = open_store(load_settings().store_url)
     try:
         return store.events(model="toy")
@@ -29,7 +29,7 @@ def events():
         store.close()
 
 
-def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: None, registry: MlflowClient):
+def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: None, registry: MlflowClient) -> None:
     gated = run_gate("toy", "2", actor="eva")
     run = registry.get_run(gated.run.run_id)
     assert run.info.run_name == "gate toy v2"
@@ -52,7 +52,7 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(policy: No
     assert event.detail["checks"]["evaluation"]["difference"] == 0
 
 
-def test_a_failed_one_says_why(policy: None, registry: MlflowClient):
+def test_a_failed_one_says_why(policy: None, registry: MlflowClient) -> None:
     run_gate("toy", "3")
     found = read_gate_status("toy", "3")
     assert (found.passed, found.state) == (False, "failed")
@@ -60,7 +60,9 @@ def test_a_failed_one_says_why(policy: None, registry: MlflowClient):
     assert read_gate_status("toy", "2").reason == "it has not been through the gate"
 
 
-def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(registry: MlflowClient, tmp_path: Path):
+def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
+    registry: MlflowClient, tmp_path: Path
+) -> None:
     own = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", own)
     (tmp_path / "easy.yaml").write_text(f"parity: any\n{own}")
@@ -73,7 +75,9 @@ def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(re
     assert read_gate_status("toy", "4").state == "failed"
 
 
-def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(registry: MlflowClient, tmp_path: Path):
+def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
+    registry: MlflowClient, tmp_path: Path
+) -> None:
     (tmp_path / "p.yaml").write_text("skip: [evaluation, robustness, budget]")
     registry.transition_model_version_stage("toy", "2", "Production")
     assert run_gate("toy", "2", policy_file=tmp_path / "p.yaml").verdict.against == "models:/toy/1"
@@ -84,7 +88,7 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(regist
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
 
-def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: MlflowClient):
+def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: MlflowClient) -> None:
     policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
     assert verdict_of_served("toy", "1") is None  # it is served without a verdict
@@ -105,6 +109,8 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
         ("toy", "Production", InvalidConfig, "'Production' is no version of toy; give its number"),
     ],
 )
-def test_a_version_that_is_not_there_is_named(model, version, error, message, registry: MlflowClient):
+def test_a_version_that_is_not_there_is_named(
+    model: str, version: str, error: type[Exception], message: str, registry: MlflowClient
+) -> None:
     with pytest.raises(error, match=message):
         run_gate(model, version)

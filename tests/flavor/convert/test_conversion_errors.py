@@ -1,5 +1,8 @@
 """A model that is not converted: what in it is the obstacle, and how it is served all the same."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -77,7 +80,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
-def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model, data, words):
+def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model: Any, data: Any, words: Any) -> None:
     fitted = model.fit(data, TARGET if data is not TEXTS else [0, 1] * 30)
 
     with pytest.raises(ModelError) as refused:
@@ -100,14 +103,14 @@ def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model, data,
         (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model(python_model=…)"),
     ],
 )
-def test_an_object_of_another_framework_has_a_way_too(model, called):
+def test_an_object_of_another_framework_has_a_way_too(model: Any, called: str) -> None:
     with pytest.raises(ConversionError) as refused:
         wrap(model, NUMBERS)
 
     assert f"Log it with {called}" in refused.value.message
 
 
-def test_what_is_onnx_already_has_no_other_way(tmp_path):
+def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
     assert pyfunc_alternative(tmp_path / "model.onnx") == ""
 
 
@@ -123,6 +126,6 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path):
         ("during initialization: size_t onnxruntime::Grams(int) [with K = std::string]", "during initialization"),
     ],
 )
-def test_a_converters_words_are_put_plainly(said, plainly):
+def test_a_converters_words_are_put_plainly(said: str, plainly: str) -> None:
     assert plain_reason(said).startswith(plainly)
     assert "://" not in plain_reason(said)

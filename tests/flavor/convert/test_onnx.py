@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import mlflow
 import numpy as np
 import onnx
@@ -34,7 +37,7 @@ def proto() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def test_ready_model_is_saved_without_an_example_and_left_as_it_was(proto, tmp_path):
+def test_ready_model_is_saved_without_an_example_and_left_as_it_was(proto: onnx.ModelProto, tmp_path: Path) -> None:
     before = proto.SerializeToString()
 
     save_model(proto, tmp_path / "model")
@@ -46,7 +49,7 @@ def test_ready_model_is_saved_without_an_example_and_left_as_it_was(proto, tmp_p
     assert proto.SerializeToString() == before
 
 
-def test_file_with_external_weights_is_saved_whole_and_twice(proto, tmp_path):
+def test_file_with_external_weights_is_saved_whole_and_twice(proto: onnx.ModelProto, tmp_path: Path) -> None:
     file = tmp_path / "sums.onnx"
     onnx.save(proto, str(file), save_as_external_data=True, location="sums.data", size_threshold=0)
 
@@ -57,19 +60,19 @@ def test_file_with_external_weights_is_saved_whole_and_twice(proto, tmp_path):
     assert model.run(model.schema.from_array([[1, 2, 3]]))["total"].tolist() == [6]
 
 
-def test_table_is_bound_by_position_to_the_only_input(proto):
+def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) -> None:
     wrapped = wrap(proto, pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
 
     assert wrapped.converted.inputs[0].columns == ("a", "b", "c")
     assert wrapped.reference.column("output.total").to_pylist() == [6]
 
 
-def test_table_of_another_width_is_refused(proto):
+def test_table_of_another_width_is_refused(proto: onnx.ModelProto) -> None:
     with pytest.raises(InvalidConfig, match=r"columns \['a'\] are not the graph's inputs \['x'\]"):
         wrap(proto, pd.DataFrame({"a": [1.0]}))
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("not a model")
 
     with pytest.raises(ConversionError, match="not a valid ONNX model"):
@@ -85,7 +88,9 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(("graph", "example", "answer"), WHOLE.values(), ids=WHOLE)
-def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(graph, example, answer, tmp_path):
+def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
+    graph: Any, example: Any, answer: Any, tmp_path: Path
+) -> None:
     arrays = {name: np.array(values, np.float32) for name, values in example.items()}
 
     save_model(parse_graph(graph), tmp_path / "model", input_example=arrays)
@@ -99,12 +104,12 @@ def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(graph, ex
     np.testing.assert_array_equal(found, np.array(answer, np.float32))
 
 
-def test_a_graph_without_rows_has_no_reference_data():
+def test_a_graph_without_rows_has_no_reference_data() -> None:
     with pytest.raises(InvalidConfig, match=r"reference_data: this graph has no batch dimension.*fixed first size 7"):
         wrap(parse_graph(WHOLE["a fixed size"][0]), np.zeros(7, np.float32), reference_data=np.zeros(7, np.float32))
 
 
-def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(tmp_path):
+def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(tmp_path: Path) -> None:
     save_model(
         parse_graph("g (float[N,T] x) => (float[N,T] y) { y = Neg(x) }"),
         tmp_path / "model",
@@ -115,7 +120,7 @@ def test_sizes_that_the_graph_leaves_free_stay_free_whatever_the_example_has(tmp
     assert model.run(model.schema.from_array([[1.0, 2.0, 3.0]]))["y"].tolist() == [[-1.0, -2.0, -3.0]]
 
 
-def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_path):
+def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_path: Path) -> None:
     texts = np.array(["a", "bc"])
 
     for number, example in enumerate((texts, texts.astype(object), None)):
@@ -126,6 +131,6 @@ def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_pa
             assert mlflow.pyfunc.load_model(str(folder)).predict(named).tolist() == ["a", "bc"]
 
 
-def test_unknown_framework_is_named_with_the_known_ones():
+def test_unknown_framework_is_named_with_the_known_ones() -> None:
     with pytest.raises(ConversionError, match=r"builtins\.dict is of no framework .* known are onnx, sklearn, torch"):
         wrap({})

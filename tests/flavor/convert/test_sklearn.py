@@ -1,3 +1,7 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import mlflow
 import numpy as np
 import onnx
@@ -73,7 +77,7 @@ MIXED = {
 
 
 @pytest.mark.parametrize("make", MIXED.values(), ids=MIXED.keys())
-def test_mixed_table_is_proven(make, weather):
+def test_mixed_table_is_proven(make: Any, weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
 
     wrapped = wrap(make().fit(table, labels), table)
@@ -86,7 +90,7 @@ def test_mixed_table_is_proven(make, weather):
 
 
 @pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
-def test_missing_texts_are_answered_as_the_original_does(impute, weather):
+def test_missing_texts_are_answered_as_the_original_does(impute: bool, weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     table = table.copy()
     table.loc[::7, "city"] = np.nan
@@ -110,13 +114,13 @@ ONE_HOT = {
 
 
 @pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
-def test_one_hot_encoder_is_proven_with_every_option(options):
+def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
     """On texts and fractions with gaps, integers and booleans; unseen ones where the encoder takes them."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {
             "text": random.choice(list("aaaaaabbbbcd"), 400),
-            "gaps": random.choice(["x", "y", None], 400),
+            "gaps": random.choice(np.array(["x", "y", None]), 400),
             "fraction": random.choice([1.5, 2.5, np.nan], 400),
             "integer": random.integers(0, 3, 400),
             "flag": random.random(400) < 0.5,
@@ -131,7 +135,9 @@ def test_one_hot_encoder_is_proven_with_every_option(options):
 
 
 @pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
-def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(code, weather):
+def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
+    code: Any, weather: tuple[pd.DataFrame, pd.Series]
+) -> None:
     table, labels = weather
     table = table[["city", "hour"]].copy()
     table.loc[::7, "city"] = np.nan
@@ -144,7 +150,7 @@ def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(code, weathe
     assert wrapped.report.refused_by_original == {}
 
 
-def test_gaps_are_marked_by_the_imputer_s_indicator(weather):
+def test_gaps_are_marked_by_the_imputer_s_indicator(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     numbers = table[["temperature", "humidity"]]
     model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(numbers, labels)
@@ -152,7 +158,7 @@ def test_gaps_are_marked_by_the_imputer_s_indicator(weather):
     assert wrap(model, numbers).report.state == "proven"
 
 
-def test_columns_may_be_unused_and_have_any_name(weather):
+def test_columns_may_be_unused_and_have_any_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     table = table.rename(columns={"city": "where (from/to)", "humidity": "label"})
     columns = make_column_transformer((StandardScaler(), ["label"]), (OneHotEncoder(), ["where (from/to)"]))
@@ -163,7 +169,7 @@ def test_columns_may_be_unused_and_have_any_name(weather):
     assert [entry.columns[0] for entry in wrapped.converted.inputs] == list(table.columns)
 
 
-def test_boosted_trees_that_split_by_categories_are_refused_by_name(weather):
+def test_boosted_trees_that_split_by_categories_are_refused_by_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     numbers = table[["humidity", "code"]]
     model = HistGradientBoostingClassifier(max_iter=5, categorical_features=["code"]).fit(numbers, labels)
@@ -172,7 +178,7 @@ def test_boosted_trees_that_split_by_categories_are_refused_by_name(weather):
         wrap(model, numbers)
 
 
-def test_what_the_original_refuses_is_dropped_and_counted(weather):
+def test_what_the_original_refuses_is_dropped_and_counted(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     strict = make_column_transformer((OneHotEncoder(), ["city"]), (StandardScaler(), ["hour"]))
 
@@ -200,7 +206,7 @@ NUMERIC = {
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("labels", [int, str, bool, float], ids=lambda kind: f"{kind.__name__} labels")
 @pytest.mark.parametrize("make", [NUMERIC["forest"], NUMERIC["no probabilities"]], ids=["forest", "no probabilities"])
-def test_labels_keep_their_type(make, labels, matrix):
+def test_labels_keep_their_type(make: Any, labels: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     wanted = (target > 3).astype(int).astype(labels)
 
@@ -213,7 +219,7 @@ def test_labels_keep_their_type(make, labels, matrix):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("make", NUMERIC.values(), ids=NUMERIC.keys())
-def test_classifier_of_numbers_is_proven(make, matrix):
+def test_classifier_of_numbers_is_proven(make: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
 
     wrapped = wrap(make().fit(rows, target > 3), rows)
@@ -233,7 +239,7 @@ REGRESSORS = {
 
 
 @pytest.mark.parametrize(("make", "targets", "shape"), REGRESSORS.values(), ids=REGRESSORS.keys())
-def test_regressor_keeps_its_shape(make, targets, shape, matrix):
+def test_regressor_keeps_its_shape(make: Any, targets: Any, shape: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     wanted = np.column_stack([target * (n + 1) for n in range(targets)]) if targets else target
 
@@ -244,7 +250,7 @@ def test_regressor_keeps_its_shape(make, targets, shape, matrix):
 
 
 @pytest.mark.parametrize("make", [lambda: KMeans(3, n_init=1), lambda: IsolationForest(n_estimators=5)])
-def test_models_without_target_answer_labels(make, matrix):
+def test_models_without_target_answer_labels(make: Callable[..., Any], matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, _ = matrix
 
     wrapped = wrap(make().fit(rows), rows)
@@ -256,7 +262,7 @@ def test_models_without_target_answer_labels(make, matrix):
 @pytest.mark.parametrize(
     "trees", [RandomForestRegressor(10, random_state=0), HistGradientBoostingRegressor(max_iter=20)], ids=str
 )
-def test_scaler_before_trees_is_repaired_by_itself(trees, matrix):
+def test_scaler_before_trees_is_repaired_by_itself(trees: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows, columns=list("abcde"))
 
@@ -268,7 +274,7 @@ def test_scaler_before_trees_is_repaired_by_itself(trees, matrix):
     assert wrapped.report.sources["thresholds"] > 0
 
 
-def test_trees_without_a_scaler_stay_in_32_bits(matrix):
+def test_trees_without_a_scaler_stay_in_32_bits(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
 
     wrapped = wrap(RandomForestRegressor(5).fit(rows, target), rows)
@@ -276,7 +282,7 @@ def test_trees_without_a_scaler_stay_in_32_bits(matrix):
     assert (wrapped.report.repair, wrapped.converted.inputs[0].dtype) == ("", "float32")
 
 
-def test_integers_too_large_for_32_bits_are_computed_in_64():
+def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame({"a": random.integers(10**9, 10**9 + 1000, 300), "b": random.normal(size=300)})
 
@@ -286,7 +292,7 @@ def test_integers_too_large_for_32_bits_are_computed_in_64():
     assert "64 bits" in wrapped.report.repair
 
 
-def test_threshold_that_the_converter_ignores_is_refused(matrix):
+def test_threshold_that_the_converter_ignores_is_refused(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     rare = (target > 25).astype(int)
     model = TunedThresholdClassifierCV(LogisticRegression(C=0.001), scoring="balanced_accuracy", cv=2).fit(rows, rare)
@@ -298,14 +304,14 @@ def test_threshold_that_the_converter_ignores_is_refused(matrix):
     assert 'parity="warn"' in refused.value.message
 
 
-def test_estimator_without_converter_is_named(matrix):
+def test_estimator_without_converter_is_named(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
 
     with pytest.raises(ConversionError, match="DummyClassifier cannot be converted to ONNX"):
         wrap(DummyClassifier().fit(rows, target > 0), rows)
 
 
-def test_the_reason_below_the_converters_wrapping_is_said(matrix):
+def test_the_reason_below_the_converters_wrapping_is_said(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     labels = np.where(target > 0, 2**63, 0).astype(np.uint64)
 
@@ -316,12 +322,14 @@ def test_the_reason_below_the_converters_wrapping_is_said(matrix):
 
 
 @pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
-def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(trees, matrix, monkeypatch):
+def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
+    trees: Any, matrix: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever protobuf is installed: 6 turns booleans into integers without a word."""
     rows, target = matrix
-    booleans = []
+    booleans: list[str] = []
 
-    def make_node(*arguments, **attributes):
+    def make_node(*arguments: Any, **attributes: Any) -> Any:
         lists = {name: value for name, value in attributes.items() if isinstance(value, list)}
         booleans.extend(name for name, value in lists.items() if any(isinstance(one, bool) for one in value))
         return onnx.helper.make_node(*arguments, **attributes)
@@ -335,17 +343,17 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
 
 
 @pytest.mark.parametrize("model", [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())])
-def test_a_model_that_is_not_fitted_is_said(model, matrix):
+def test_a_model_that_is_not_fitted_is_said(model: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(InvalidConfig, match="is not fitted: call its fit before it is logged"):
         wrap(model, matrix[0])
 
 
-def test_example_is_needed(matrix):
+def test_example_is_needed(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(InvalidConfig, match="input_example: a scikit-learn model needs one"):
         wrap(Ridge().fit(*matrix))
 
 
-def test_example_that_the_model_refuses_is_said(matrix):
+def test_example_that_the_model_refuses_is_said(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
 
     with pytest.raises(InvalidConfig, match=r"input_example: the model itself refuses it: ValueError: .*3 features"):
@@ -361,14 +369,16 @@ def test_example_that_the_model_refuses_is_said(matrix):
     ],
     ids=["empty", "doubled", "vector"],
 )
-def test_example_without_a_meaning_is_refused(change, message, matrix):
+def test_example_without_a_meaning_is_refused(
+    change: Callable[..., Any], message: str, matrix: tuple[np.ndarray, np.ndarray]
+) -> None:
     rows, target = matrix
 
     with pytest.raises(InvalidConfig, match=message):
         wrap(Ridge().fit(rows, target), change(rows))
 
 
-def test_column_that_no_graph_can_take_is_named(weather):
+def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     model = make_pipeline(_columns(), LogisticRegression()).fit(table, labels)
 
@@ -376,7 +386,7 @@ def test_column_that_no_graph_can_take_is_named(weather):
         wrap(model, table.assign(when=pd.Timestamp("2013-01-01")))
 
 
-def test_pandas_categories_and_nullable_numbers_are_read(weather):
+def test_pandas_categories_and_nullable_numbers_are_read(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     table = table.astype({"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"})
 
@@ -394,7 +404,7 @@ def test_pandas_categories_and_nullable_numbers_are_read(weather):
 
 
 @pytest.mark.parametrize("in_table", [False, True], ids=["alone", "as a column"])
-def test_texts_are_read_without_the_machine_s_locale(in_table):
+def test_texts_are_read_without_the_machine_s_locale(in_table: bool) -> None:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(["alpha", "beta", "gamma"], 4)) for _ in range(200)]
     labels = ["alpha" in text for text in texts]
@@ -407,7 +417,7 @@ def test_texts_are_read_without_the_machine_s_locale(in_table):
     assert wrapped.report.state == "proven"
 
 
-def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix):
+def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, _ = matrix
     wrapped = wrap(
         IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200]
@@ -417,7 +427,7 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix)
     assert wrapped.report.sources["missing"] > 0
 
 
-def test_numbers_in_an_array_of_objects_are_numbers(matrix):
+def test_numbers_in_an_array_of_objects_are_numbers(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     mixed = pd.DataFrame({0: rows[:, 0], 1: rows[:, 1] > 0, 2: [None, *rows[1:, 2]]}, dtype=object)
 
@@ -427,7 +437,7 @@ def test_numbers_in_an_array_of_objects_are_numbers(matrix):
     assert wrapped.converted.inputs[0].dtype != "str"
 
 
-def test_example_of_another_form_is_refused_by_its_kind(matrix):
+def test_example_of_another_form_is_refused_by_its_kind(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     model = Ridge().fit(rows, target)
 
@@ -452,7 +462,7 @@ WORDS = ["hello world", "foo bar baz"] * 50
         pytest.param(pd.Series(WORDS, name="text"), id="a series"),
     ],
 )
-def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(texts, tmp_path):
+def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(texts: Any, tmp_path: Path) -> None:
     model = make_pipeline(TfidfVectorizer(token_pattern="[a-zA-Z]+"), LogisticRegression()).fit(WORDS, [0, 1] * 50)
 
     save_model(model, tmp_path / "model", input_example=texts, parity_data=texts, reference_data=texts)
@@ -465,7 +475,7 @@ def test_texts_of_one_dimension_are_one_column_wherever_rows_are_given(texts, tm
 
 
 @pytest.mark.parametrize("dtype", ["U1", object])
-def test_a_matrix_of_texts_answers_arrays_of_its_own_kind(dtype, tmp_path):
+def test_a_matrix_of_texts_answers_arrays_of_its_own_kind(dtype: Any, tmp_path: Path) -> None:
     matrix = np.array([["a", "b"], ["c", "d"]] * 30, dtype=dtype)
     model = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression()).fit(matrix, [0, 1] * 30)
 

@@ -1,6 +1,8 @@
 """Conversions of scikit-learn that decide on the same bits as the original."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +49,7 @@ BEFORE = {
 }
 
 
-def _saved(model, example, folder) -> OnnxModel:
+def _saved(model: Any, example: Any, folder: Any) -> OnnxModel:
     save_model(model, folder / "model", input_example=example)
     return OnnxModel.load(folder / "model")
 
@@ -64,7 +66,9 @@ def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
     [HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=6), DecisionTreeRegressor(max_depth=3)],
     ids=["boosting", "tree"],
 )
-def test_trees_decide_on_the_same_bits(trees, before, matrix, tmp_path):
+def test_trees_decide_on_the_same_bits(
+    trees: Any, before: Any, matrix: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows[:300, :2], columns=["a", "b"])
     first = before()
@@ -80,12 +84,14 @@ def test_trees_decide_on_the_same_bits(trees, before, matrix, tmp_path):
 
     saved = _saved(model, table, tmp_path)
 
-    got = saved.run(saved.schema.from_columns({name: asked[name].to_numpy() for name in table}))["prediction"]
+    got = saved.run(saved.schema.from_columns({str(name): asked[name].to_numpy() for name in table}))["prediction"]
     np.testing.assert_allclose(got, model.predict(asked[["a", "b"]]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_scaled_numbers_of_either_precision_are_proven_before_boosting(dtype, matrix):
+def test_scaled_numbers_of_either_precision_are_proven_before_boosting(
+    dtype: Any, matrix: tuple[np.ndarray, np.ndarray]
+) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows[:300].astype(dtype), columns=list("abcde"))
 
@@ -97,7 +103,7 @@ def test_scaled_numbers_of_either_precision_are_proven_before_boosting(dtype, ma
     assert wrapped.report.outputs[0].ties == 0
 
 
-def test_tree_that_splits_by_what_is_missing_is_proven_behind_a_scaler(matrix):
+def test_tree_that_splits_by_what_is_missing_is_proven_behind_a_scaler(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     table = pd.DataFrame(rows[:400, :2], columns=["a", "b"])
     gone = np.random.default_rng(0).random(400) < 0.3
@@ -122,14 +128,14 @@ ENSEMBLES = {
 
 
 @pytest.mark.parametrize("make", ENSEMBLES.values(), ids=ENSEMBLES.keys())
-def test_parts_of_an_ensemble_keep_their_own_precision(make, matrix):
+def test_parts_of_an_ensemble_keep_their_own_precision(make: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
 
     assert wrap(make().fit(rows[:400], target[:400]), rows[:400]).report.state == "proven"
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_boosted_classes_are_proven_under_a_calibration(classes, matrix):
+def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     labels = np.array(["a", "b", "c"])[np.digitize(target, [0, 15][: classes - 1])]
     boosted = HistGradientBoostingClassifier(max_iter=5)
@@ -166,7 +172,7 @@ VECTORIZERS = {
 
 
 @pytest.mark.parametrize("make", VECTORIZERS.values(), ids=VECTORIZERS.keys())
-def test_texts_are_taken_apart_as_python_does_it(make, tmp_path):
+def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     texts = [" ".join(random.choice(WORDS, random.integers(1, 5))) for _ in range(150)]
     model = make_pipeline(make(), LogisticRegression()).fit(texts, ["good" in text for text in texts])
@@ -192,7 +198,7 @@ def test_texts_are_taken_apart_as_python_does_it(make, tmp_path):
         (HashingVectorizer(n_features=8), "HashingVectorizer"),
     ],
 )
-def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(vectorizer, obstacle):
+def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(vectorizer: Any, obstacle: str) -> None:
     texts = ["a good bc", "bc bad", "good a"] * 4
     model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, [True, False, True] * 4)
 
@@ -200,7 +206,7 @@ def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(vectorizer
         wrap(model, texts)
 
 
-def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins():
+def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins() -> None:
     random = np.random.default_rng(0)
     grid = pd.DataFrame(random.integers(0, 4, (120, 2)).astype(float), columns=["a", "b"])
 
@@ -208,7 +214,7 @@ def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins():
         wrap(KNeighborsRegressor(3).fit(grid, random.normal(size=120)), grid)
 
 
-def test_radius_in_which_far_rows_have_no_neighbour_is_refused(matrix):
+def test_radius_in_which_far_rows_have_no_neighbour_is_refused(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
 
     with pytest.raises(ParityError, match="far rows: the model cannot compute"):
@@ -216,7 +222,7 @@ def test_radius_in_which_far_rows_have_no_neighbour_is_refused(matrix):
 
 
 @pytest.mark.parametrize("method", ["yeo-johnson", "box-cox"])
-def test_powers_are_computed_in_64_bits_where_32_overflow(method, matrix):
+def test_powers_are_computed_in_64_bits_where_32_overflow(method: str, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     table = pd.DataFrame(np.abs(rows[:300, :2]) ** 0.2 + 0.1, columns=["a", "b"])
 
@@ -225,7 +231,7 @@ def test_powers_are_computed_in_64_bits_where_32_overflow(method, matrix):
     assert wrapped.report.state == "proven"
 
 
-def test_number_beside_a_category_is_another_one():
+def test_number_beside_a_category_is_another_one() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame({"a": random.choice([0.1, 0.2, 0.7], 200)})
     target = table.a * 3 + random.normal(size=200) * 0.01
@@ -239,7 +245,9 @@ def test_number_beside_a_category_is_another_one():
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_target_encoder_is_proven_for_two_and_more_classes(classes, weather):
+def test_target_encoder_is_proven_for_two_and_more_classes(
+    classes: int, weather: tuple[pd.DataFrame, pd.Series]
+) -> None:
     table, _ = weather
     labels = np.array(["x", "y", "z"])[(table.hour + (table.city == "rome")) % classes]
     model = make_pipeline(TargetEncoder(random_state=0), LogisticRegression()).fit(table[["city"]], labels)

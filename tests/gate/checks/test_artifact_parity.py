@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Literal
+
 import pytest
 
 from mlflow_deploy_plugin.gate.checks.artifact import check_parity
@@ -17,7 +20,9 @@ from tests.support.gated import write_classifier
         ("no-original", "any", "passed"),
     ],
 )
-def test_the_policy_says_how_much_has_to_be_known(state, wanted, verdict, tmp_path):
+def test_the_policy_says_how_much_has_to_be_known(
+    state: str, wanted: Literal["proven", "warned", "any"], verdict: str, tmp_path: Path
+) -> None:
     artifact = read_artifact(write_classifier(tmp_path / "model", parity=state))
     result = check_parity(artifact, GatePolicy(parity=wanted))
     assert result.state == verdict
@@ -25,7 +30,7 @@ def test_the_policy_says_how_much_has_to_be_known(state, wanted, verdict, tmp_pa
     assert ("the policy asks for" in result.reason) == (verdict == "failed")
 
 
-def test_what_has_no_onnx_form_answers_for_itself(tmp_path):
+def test_what_has_no_onnx_form_answers_for_itself(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}")
     result = check_parity(read_served_artifact(tmp_path), GatePolicy())
     assert (result.state, result.reason) == ("skipped", "it has no ONNX form: the original itself answers")

@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def columns(*given: Column) -> Artifact:
         (replace(SERVED, undescribed="objects"), "skipped", "the new version has no signature"),
     ],
 )
-def test_what_callers_would_notice(candidate, state, said):
+def test_what_callers_would_notice(candidate: Any, state: str, said: str) -> None:
     result = check_signature(candidate, SERVED)
     assert result.state == state
     assert re.search(said, result.reason), result.reason
@@ -67,11 +68,11 @@ def tensors(*given: Tensor) -> Artifact:
         (Tensor("picture", "float32", (-1, 8, 8)), "failed"),
     ],
 )
-def test_tensors_are_told_apart_by_name_type_and_shape(new, state):
+def test_tensors_are_told_apart_by_name_type_and_shape(new: Any, state: str) -> None:
     assert check_signature(tensors(new), tensors(Tensor("image", "float32", (-1, 8, 8)))).state == state
 
 
-def test_every_change_is_in_the_table():
+def test_every_change_is_in_the_table() -> None:
     result = check_signature(columns(A, Column("d", "long")), SERVED)
     assert result.table is not None
     lines = {(line[0], line[1], line[4]) for line in result.table.lines}

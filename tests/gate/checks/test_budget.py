@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,7 @@ from mlflow_deploy_plugin.gate.measure import MeasuredCost
 from mlflow_deploy_plugin.gate.policy import BudgetPolicy
 
 
-def cost(row_ms=1.0, batch_ms=10.0, memory_mb=100.0):
+def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) -> MeasuredCost:
     rounds = range(1, 4)  # a machine that gets busier from round to round
     return MeasuredCost(
         memory_mb * 1e6,
@@ -29,13 +31,13 @@ def cost(row_ms=1.0, batch_ms=10.0, memory_mb=100.0):
         (cost(), {"max_memory_mb": 50}, "failed", "the loaded model takes 100 MB; the policy allows 50"),
     ],
 )
-def test_what_it_may_cost_beside_what_is_served(candidate, policy, state, said):
+def test_what_it_may_cost_beside_what_is_served(candidate: Any, policy: dict[str, Any], state: str, said: str) -> None:
     result = check_budget(candidate, cost(), BudgetPolicy(**policy))
     assert result.state == state
     assert said in result.reason
 
 
-def test_with_nothing_served_only_absolute_bounds_count():
+def test_with_nothing_served_only_absolute_bounds_count() -> None:
     result = check_budget(cost(row_ms=500), None, BudgetPolicy())
     assert result.state == "passed"
     assert "ratio" not in " ".join(result.figures)

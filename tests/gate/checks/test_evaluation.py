@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def wrong_in(count: int) -> Predictions:
     return Predictions(answers, True)
 
 
-def policy(**fields):
+def policy(**fields: Any) -> EvaluationPolicy:
     return EvaluationPolicy(dataset="d.csv", target="y", **fields)
 
 
@@ -32,7 +34,7 @@ def policy(**fields):
         (200, "failed", "worse by more than the margin of 0.0100; accuracy 0.8000, served now 0.9000: 0.1000 worse"),
     ],
 )
-def test_it_may_not_be_worse_by_more_than_the_margin(wrong, state, said):
+def test_it_may_not_be_worse_by_more_than_the_margin(wrong: int, state: str, said: str) -> None:
     result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), seed=7)
     assert result.state == state
     assert said in result.reason
@@ -41,11 +43,11 @@ def test_it_may_not_be_worse_by_more_than_the_margin(wrong, state, said):
     assert result.figures["difference_low"] <= result.figures["difference"] <= result.figures["difference_high"]
 
 
-def test_a_wider_margin_lets_it_pass():
+def test_a_wider_margin_lets_it_pass() -> None:
     assert check_evaluation(TRUTH, wrong_in(200), wrong_in(100), policy(margin=0.15), seed=7).state == "passed"
 
 
-def test_the_floor_holds_whatever_is_served():
+def test_the_floor_holds_whatever_is_served() -> None:
     result = check_evaluation(TRUTH, wrong_in(300), None, policy(at_least=0.8), seed=7)
     assert (result.state, result.reason) == (
         "failed",
@@ -55,7 +57,7 @@ def test_the_floor_holds_whatever_is_served():
     assert check_evaluation(TRUTH, wrong_in(100), None, policy(at_least=0.8), seed=7).state == "passed"
 
 
-def test_few_rows_prove_nothing():
+def test_few_rows_prove_nothing() -> None:
     result = check_evaluation(
         TRUTH[:50], Predictions(TRUTH[:50], True), Predictions(TRUTH[:50], True), policy(), seed=7
     )
@@ -65,7 +67,7 @@ def test_few_rows_prove_nothing():
     )
 
 
-def test_the_margin_of_an_error_is_a_share():
+def test_the_margin_of_an_error_is_a_share() -> None:
     values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
     served, near = Predictions(values - 1.0, False), Predictions(values - 1.005, False)
     assert check_evaluation(values, near, served, policy(), seed=7).state == "passed"
@@ -74,17 +76,17 @@ def test_the_margin_of_an_error_is_a_share():
     assert "rmse 1.5000, served now 1.0000: 50.0% worse" in result.reason
 
 
-def test_answers_that_are_no_numbers_fail():
+def test_answers_that_are_no_numbers_fail() -> None:
     result = check_evaluation(TRUTH.astype(float), Predictions(np.full(ROWS, np.nan), False), None, policy(), seed=7)
     assert (result.state, result.reason) == ("failed", "rmse of the new version is nan: it answers no numbers")
 
 
-def test_a_metric_of_probabilities_asks_for_them():
+def test_a_metric_of_probabilities_asks_for_them() -> None:
     with pytest.raises(InvalidConfig, match="roc_auc is of probabilities"):
         check_evaluation(TRUTH, wrong_in(1), None, policy(metric="roc_auc"), seed=7)
 
 
-def test_served_answers_of_another_kind_cannot_be_compared_with():
+def test_served_answers_of_another_kind_cannot_be_compared_with() -> None:
     result = check_evaluation(TRUTH, wrong_in(1), Predictions(TRUTH.astype(float), False), policy(), seed=7)
     assert result.state == "failed"
     assert "what is served cannot be compared with: accuracy is of labels" in result.reason

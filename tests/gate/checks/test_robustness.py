@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ from mlflow_deploy_plugin.gate.checks.robustness import (
 )
 from mlflow_deploy_plugin.gate.metrics import weighted_metric
 from mlflow_deploy_plugin.gate.model import load_version
-from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
+from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
 from tests.support.gated import COLUMNS, labelled, write_classifier, write_regressor
 
 ROWS = labelled(500)
@@ -18,11 +21,11 @@ INPUT = {name: ROWS[name] for name in COLUMNS}
 
 
 @pytest.fixture
-def rng():
+def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng):
+def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng: np.random.Generator) -> None:
     rows = {
         "wide": rng.normal(0, 100, 5000),
         "narrow": rng.normal(0, 1, 5000).astype(np.float32),
@@ -39,7 +42,7 @@ def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng):
     assert found["flag"] is rows["flag"]
 
 
-def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng):
+def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng: np.random.Generator) -> None:
     rows = {"x": np.ones(5000), "n": np.ones(5000, dtype=int), "t": np.array(["x"] * 5000, dtype=object)}
     found = with_missing(rows, 0.2, rng)
     assert np.isnan(found["x"]).mean() == pytest.approx(0.2, abs=0.03)
@@ -47,8 +50,8 @@ def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng):
         assert np.mean([value is None for value in found[name]]) == pytest.approx(0.2, abs=0.03)
 
 
-def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng):
-    rows = {
+def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng: np.random.Generator) -> None:
+    rows: dict[str, Any] = {
         "x": np.linspace(0, 1, 5000),
         "n": np.array([-(2**31), 2**31 - 1] * 2500, dtype=np.int32),
         "t": np.array(["x"] * 5000, dtype=object),
@@ -62,7 +65,7 @@ def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng):
     assert np.isnan(found["empty"]).all()
 
 
-def test_a_smooth_model_holds(tmp_path):
+def test_a_smooth_model_holds(tmp_path: Path) -> None:
     model = load_version(write_classifier(tmp_path / "model"))
     result = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
     assert result.state == "passed"
@@ -72,7 +75,7 @@ def test_a_smooth_model_holds(tmp_path):
     assert result == check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
 
 
-def test_the_table_tells_which_columns_matter(tmp_path):
+def test_the_table_tells_which_columns_matter(tmp_path: Path) -> None:
     model = load_version(
         write_classifier(tmp_path / "model", (3.0, 0.5, 0.0), columns=("a", "b", "c"), types=("double",) * 3)
     )
@@ -85,7 +88,7 @@ def test_the_table_tells_which_columns_matter(tmp_path):
     assert "noise in c" not in changed
 
 
-def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
+def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path: Path) -> None:
     """The fraction of a thousandfold: every little noise makes it another one."""
     extra = """k = Constant <value = double[1] {1000.0}> ()
         m = Mul(x, k)
@@ -100,7 +103,7 @@ def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path):
     assert result.figures["noise_flips"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path):
+def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path: Path) -> None:
     model = load_version(write_classifier(tmp_path / "model"))
     with_labels = LabelledMetric("accuracy", lambda answers: weighted_metric("accuracy", ROWS["label"], answers))
     lenient = RobustnessPolicy(noise=3.0, max_flips=1.0)
@@ -111,13 +114,15 @@ def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path):
     assert check_robustness(model, INPUT, lenient, seed=7).state == "passed"
 
 
-def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path):
+def test_numbers_have_moved_when_they_did_by_a_quarter_of_their_spread(tmp_path: Path) -> None:
     model = load_version(write_regressor(tmp_path / "model"))
     assert check_robustness(model, INPUT, RobustnessPolicy(noise=0.05), seed=7).figures["noise_flips"] == 0
     assert check_robustness(model, INPUT, RobustnessPolicy(noise=0.5), seed=7).figures["noise_flips"] > 0.5
 
 
-def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where_the_policy_says(tmp_path):
+def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where_the_policy_says(
+    tmp_path: Path,
+) -> None:
     model = load_version(write_regressor(tmp_path / "model"))
     told = check_robustness(model, INPUT, RobustnessPolicy(), seed=7)
     assert told.state == "passed"
@@ -127,7 +132,7 @@ def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where
     assert "of the answers to missing values are no numbers" in strict.reason
 
 
-def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path):
+def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path: Path) -> None:
     model = load_version(write_classifier(tmp_path / "model", types=("long", "long")))
     rows = {name: np.arange(100) for name in COLUMNS}
     told = check_robustness(model, rows, RobustnessPolicy(max_flips=1.0), seed=7)
@@ -139,7 +144,7 @@ def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path):
 
 
 @pytest.mark.parametrize("metric", ["rmse", "mae"])
-def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path, metric):
+def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path: Path, metric: MetricName) -> None:
     model = load_version(write_regressor(tmp_path / "model"))
     truth = model.predict(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
     labels = LabelledMetric(metric, lambda answers: weighted_metric(metric, truth, answers))
@@ -148,7 +153,7 @@ def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path
     assert 0.01 < result.figures["noise_loss"] < 0.05
 
 
-def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(tmp_path):
+def test_what_is_served_is_measured_by_the_same_noise_and_need_not_be_outdone(tmp_path: Path) -> None:
     model, better = (
         load_version(write_classifier(tmp_path / "model")),
         load_version(write_classifier(tmp_path / "other", (1.0, 0.0))),

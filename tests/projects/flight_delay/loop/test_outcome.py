@@ -1,5 +1,7 @@
 """What a replay shows, of a few flights."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -42,7 +44,9 @@ def test_accuracy_by_month_is_told_with_the_loop_and_without(played: pd.DataFram
     assert "injected" not in table
 
 
-def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(played, tmp_path, monkeypatch) -> None:
+def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
+    played: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     injection = parse_injection("concept:7")
     assert injection is not None
     assert by_month(played, injection)["injected"].tolist() == ["", "", "concept"]
