@@ -1,7 +1,6 @@
-"""Puts one worker's server together from its state folder."""
+"""Assembles the server of one worker from its state folder."""
 
 import atexit
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,12 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import SPEC, SPOOL
 
-_KEPT_GRAPHS = "graphs"
+_GRAPH_CACHE = "graphs"
 
 
 @dataclass(frozen=True)
 class Server:
-    """What answers requests in this process; every transport is handed this."""
+    """The parts that answer requests in this process; every transport gets this object."""
 
     dataplane: DataPlane
     repository: Repository
@@ -47,7 +46,7 @@ class Server:
     cloud: Cloud = field(default_factory=Cloud)
 
     def close(self) -> None:
-        """Stops following, and lets go of the spool's segment and of the worker's state file."""
+        """Stop following, release the spool's segment and remove the worker's state file."""
         self.repository.stop()
         self.shadows.close()
         self.capture.close()
@@ -57,10 +56,10 @@ class Server:
 
 
 def open_server(state_dir: Path) -> Server:
-    """The server of the state folder; it begins to load at once, in a thread of its own.
+    """Open the server of the state folder; it begins to load at once, in a thread of its own.
 
     Raises:
-        InvalidConfig: spec.yaml is there and is not a spec.
+        InvalidConfig: spec.yaml is malformed.
     """
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or max(1, available_cores() // spec.workers)
@@ -68,12 +67,16 @@ def open_server(state_dir: Path) -> Server:
     open_capture = partial(CaptureWriter, state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
     capture = open_capture(metrics.count_capture)
     shadows = Shadows(open_capture(metrics.count_shadow_capture), ShadowMetrics(metrics.folder))
+    rows = max_batch_rows(spec)
+    policy = None  # running each request alone is best for tiny models on a CPU
+    if rows > 1:
+        policy = BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)
     load = partial(
         load_warm,
         device=spec.device,
         intra_op_num_threads=threads,
-        policy=_batch_policy(spec),
-        graph_cache=state_dir / _KEPT_GRAPHS,
+        policy=policy,
+        graph_cache=state_dir / _GRAPH_CACHE,
         check_determinism=spec.response_cache_bytes > 0,
         timeout_seconds=float(spec.request_timeout_seconds),
     )
@@ -100,7 +103,13 @@ def open_server(state_dir: Path) -> Server:
         ExplainerClient(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
         open_tracer(),
         settings.log_requests,
-        _limits(spec, settings.redis_url, partial(metrics.count_refused, "")),
+        RequestLimits(
+            spec.max_concurrent_requests,
+            open_rate_limiter(spec.rate_limit, settings.redis_url) if spec.rate_limit else None,
+            spec.rate_limit or "",
+            spec.rate_limit_header,
+            partial(metrics.count_refused, ""),
+        ),
         read_cloud(),
     )
     repository.start()
@@ -108,24 +117,11 @@ def open_server(state_dir: Path) -> Server:
     return server
 
 
-def _batch_policy(spec: ServerSpec) -> BatchPolicy | None:
-    """How requests are joined; None: not at all, which is best for tiny models on a CPU."""
-    rows = max_batch_rows(spec)
-    if rows == 1:
-        return None
-    return BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)
-
-
-def _limits(spec: ServerSpec, redis_url: str, refused: Callable[[str], None]) -> RequestLimits:
-    rate = open_rate_limiter(spec.rate_limit, redis_url) if spec.rate_limit else None
-    return RequestLimits(spec.max_concurrent_requests, rate, spec.rate_limit or "", spec.rate_limit_header, refused)
-
-
 def read_server_spec(state_dir: Path) -> ServerSpec:
-    """The `server:` part of spec.yaml (of its first endpoint, where there are several), or the defaults.
+    """Return the `server:` part of spec.yaml (of its first endpoint if it has several), or the defaults.
 
     Raises:
-        InvalidConfig: spec.yaml is there and is not a spec.
+        InvalidConfig: spec.yaml is malformed.
     """
     try:
         text = (state_dir / SPEC).read_text()

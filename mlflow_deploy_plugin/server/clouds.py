@@ -1,10 +1,10 @@
-"""What a cloud says to a container that serves a model: environment variables, read once at start.
+"""The clouds that run a container with a model, and their environment variables, which are read once at start.
 
-| cloud | said by | port | routes |
+| cloud | recognised by | port | routes |
 |---|---|---|---|
-| Vertex AI | `AIP_HTTP_PORT`, `AIP_HEALTH_ROUTE`, `AIP_PREDICT_ROUTE`, `AIP_STORAGE_URI` | as said (8080) | as said |
-| SageMaker | a model in /opt/ml/model, `SAGEMAKER_BIND_TO_PORT` | as said (8080) | `/ping`, `/invocations` |
-| Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness and readiness as the deployment says |
+| Vertex AI | `AIP_HTTP_PORT`, `AIP_HEALTH_ROUTE`, `AIP_PREDICT_ROUTE`, `AIP_STORAGE_URI` | as given (8080) | as given |
+| SageMaker | a model in /opt/ml/model, `SAGEMAKER_BIND_TO_PORT` | as given (8080) | `/ping`, `/invocations` |
+| Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness and readiness as the deployment has them |
 
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements,
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html,
@@ -28,11 +28,11 @@ _MLMODEL = "MLmodel"
 
 @dataclass(frozen=True)
 class Cloud:
-    """What this process was told; empty outside of a cloud.
+    """The settings from the cloud; empty outside of one.
 
     Attributes:
-        port: where the cloud will ask; None: it does not say.
-        model_uri: what to serve where no model is named; empty: it does not say.
+        port: the port that the cloud sends requests to, if it names one.
+        model_uri: the model to serve if the command line names none; empty if the cloud names none either.
         health_route / predict_route: Vertex AI's; empty elsewhere. They win over a route of ours at the same path.
     """
 
@@ -48,10 +48,10 @@ class Cloud:
 
 
 def read_cloud(environment: Mapping[str, str] = os.environ, sagemaker_model: Path = _SAGEMAKER_MODEL) -> Cloud:
-    """What the environment says, and the folder that SageMaker unpacks its model into.
+    """Read the environment, and look for the folder that SageMaker unpacks its model into.
 
     Raises:
-        InvalidConfig: a port or a route that is none; the message names the variable.
+        InvalidConfig: a port or a route is malformed; the message names the variable.
     """
     if "AIP_HTTP_PORT" in environment or "AIP_PREDICT_ROUTE" in environment:
         return Cloud(
@@ -61,16 +61,13 @@ def read_cloud(environment: Mapping[str, str] = os.environ, sagemaker_model: Pat
             _route(environment, "AIP_PREDICT_ROUTE"),
         )
     if "AZUREML_MODEL_DIR" in environment:
-        return Cloud(_AZURE_PORT, str(_model_folder(Path(environment["AZUREML_MODEL_DIR"]))))
+        folder = Path(environment["AZUREML_MODEL_DIR"])
+        inner = list(folder.glob(f"*/{_MLMODEL}"))  # Azure puts the registered folder into the folder that it names
+        is_nested = len(inner) == 1 and not (folder / _MLMODEL).exists()
+        return Cloud(_AZURE_PORT, str(inner[0].parent if is_nested else folder))
     if "SAGEMAKER_BIND_TO_PORT" in environment or (sagemaker_model / _MLMODEL).exists():
         return Cloud(_port(environment, "SAGEMAKER_BIND_TO_PORT", 8080), str(sagemaker_model))
     return Cloud()
-
-
-def _model_folder(folder: Path) -> Path:
-    """Azure puts the folder that was registered into the folder that it names."""
-    inner = list(folder.glob(f"*/{_MLMODEL}"))
-    return inner[0].parent if len(inner) == 1 and not (folder / _MLMODEL).exists() else folder
 
 
 def _port(environment: Mapping[str, str], name: str, default: int) -> int:

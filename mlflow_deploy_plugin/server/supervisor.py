@@ -1,10 +1,11 @@
 """`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
 
-Order of things: take the state folder and the port, start the agent, wait until it has resolved and fetched, start
-gunicorn on the socket, say so when every worker is ready. An agent that crashes is started anew. So is a gunicorn that
-was killed after it had been ready: on the same socket, which keeps new clients meanwhile, once no worker of the old one
-lives. One that leaves in good order takes everything along, and so does one that is killed again and again. On SIGTERM
-gunicorn finishes what is in flight, then the agent ships what was captured and ends.
+It takes the state folder and the port, starts the agent, waits until that has resolved and fetched, starts gunicorn on
+the socket, and announces the server when every worker is ready.
+
+An agent that crashes is restarted. A gunicorn that is killed after it was ready is restarted on the same socket, which
+keeps new clients waiting, as soon as none of its old workers lives. The server ends if gunicorn exits by itself, or is
+killed again and again. On SIGTERM gunicorn finishes the requests in flight; then the agent ships what was captured.
 """
 
 import fcntl
@@ -58,17 +59,17 @@ _LOCK = "server.lock"
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
-_LONGEST_RESTART_SECONDS = 30.0
+_MAX_RESTART_SECONDS = 30.0
 _STABLE_SECONDS = 60.0
 _MAX_DEATHS = 4
-"""Of gunicorn, each within `_STABLE_SECONDS` of its start; it is started anew at once, then after 0.5 and 1 s."""
+"""Deaths of gunicorn, each within `_STABLE_SECONDS` of its start; it is restarted at once, then after 0.5 and 1 s."""
 _ORPHAN_SECONDS = 2.0
-"""What the workers of a killed gunicorn have to finish the requests in flight, while nobody takes new ones."""
+"""The time for the workers of a killed gunicorn to finish the requests in flight; nobody takes new ones meanwhile."""
 
 
 @contextmanager
 def claim_state_dir(state_dir: Path) -> Iterator[None]:
-    """Holds the state folder for one server; the kernel lets go of it however the process ends.
+    """Hold the state folder for one server; the kernel releases it however the process ends.
 
     Raises:
         AlreadyExists: a server runs in it.
@@ -80,7 +81,10 @@ def claim_state_dir(state_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise InvalidConfig(f"the state folder {state_dir} cannot be written: {error.strerror}") from None
     try:
-        _lock(lock, state_dir)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
         yield
     except OSError as error:
         raise InvalidConfig(f"no server can run in the state folder {state_dir}: {error.strerror or error}") from None
@@ -88,20 +92,13 @@ def claim_state_dir(state_dir: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _lock(lock: int, state_dir: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
-
-
 def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) -> None:
-    """Serves what `state_dir/spec.yaml` says until SIGTERM or SIGINT; returns after an orderly end.
+    """Serve what `state_dir/spec.yaml` says until SIGTERM or SIGINT; return after an orderly end.
 
-    Call it with the folder `claimed`, in a process without other threads.
+    Call it within `claim_state_dir`, in a process without other threads.
 
     Raises:
-        InvalidConfig: the spec is none, or one of its ports cannot be used.
+        InvalidConfig: the spec is malformed, or one of its ports cannot be used.
         RuntimeMissing: it asks for gRPC, and grpcio is not installed.
         DeploymentFailed: the server did not become ready (the message says why), or gunicorn is gone for good.
     """
@@ -153,16 +150,16 @@ class _Supervisor:
         self._restart_gunicorn_at = math.inf
         self._kill_orphans_at = math.inf
         self._restarts = 0
-        self._is_ready = False  # it was, once
+        self._is_ready = False  # true from the first time on
         self._phase: Phase = "starting"
 
     def run(self) -> None:
         self._write("starting")
-        # an earlier agent's account could pass for this one's: in a container the process ids are the same every time
+        # an earlier agent's state could pass for this one's: in a container the process ids are the same every time
         (self._state_dir / AGENT).unlink(missing_ok=True)
         try:
             self._start_agent()
-            self._wait_until(self._agent_has_looked)
+            self._wait_until(lambda: (state := self._agent_state()) is not None and not state.fatal)
             self._start_gunicorn()
             self._wait_until(self._answers)
             self._is_ready = True
@@ -177,7 +174,7 @@ class _Supervisor:
             self._end()
 
     def _wait_until(self, done: Callable[[], bool]) -> None:
-        """Waits for signals and minds the children, until `done`.
+        """Wait for signals and check the children, until `done`.
 
         Raises:
             _Stop, DeploymentFailed
@@ -187,28 +184,30 @@ class _Supervisor:
             if received is not None and received.si_signo != signal.SIGCHLD:
                 raise _Stop
             self._children.reap()
-            self._mind_gunicorn()
-            self._mind_agent()
+            self._check_gunicorn()
+            self._check_agent()
 
-    def _mind_gunicorn(self) -> None:
+    def _check_gunicorn(self) -> None:
         if self._gunicorn is None:
             return
         if self._restart_gunicorn_at < math.inf:
-            self._restart_gunicorn(self._gunicorn)
+            if not self._has_orphans(self._gunicorn) and time.monotonic() >= self._restart_gunicorn_at:
+                self._start_gunicorn()
         elif self._gunicorn.exit_status is not None:
-            self._mourn_gunicorn(self._gunicorn, self._gunicorn.exit_status)
+            self._handle_gunicorn_exit(self._gunicorn, self._gunicorn.exit_status)
         elif self._is_ready and self._phase == "starting" and self._answers():
             with suppress(OSError):
                 self._write("serving")
 
-    def _mourn_gunicorn(self, dead: SupervisedChild, exit_status: int) -> None:
-        """
+    def _handle_gunicorn_exit(self, dead: SupervisedChild, exit_status: int) -> None:
+        """Schedule the restart of gunicorn.
+
         Raises:
-            DeploymentFailed: it is not to be started anew.
+            DeploymentFailed: it is not restarted.
         """
         if not self._is_ready:
             raise DeploymentFailed(f"gunicorn {dead.exit_reason} before a worker was ready; the log says why")
-        if exit_status == 0:  # somebody has told it to
+        if exit_status == 0:  # somebody has stopped it
             raise DeploymentFailed(f"gunicorn {dead.exit_reason} while serving; the log says why")
         now = time.monotonic()
         self._gunicorn_deaths = 1 if now - self._gunicorn_started > _STABLE_SECONDS else self._gunicorn_deaths + 1
@@ -221,16 +220,11 @@ class _Supervisor:
         dead.signal_group(signal.SIGTERM)
         self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
         self._restarts += 1
-        with suppress(OSError):  # a full disk keeps nobody from being served
+        with suppress(OSError):  # a full disk does not stop the serving
             self._write("starting")
 
-    def _restart_gunicorn(self, dead: SupervisedChild) -> None:
-        """As soon as it is due, and nothing of the one before lives."""
-        if not self._has_orphans(dead) and time.monotonic() >= self._restart_gunicorn_at:
-            self._start_gunicorn()
-
     def _has_orphans(self, dead: SupervisedChild) -> bool:
-        """Whether a worker of it lives; those whose time is up are killed."""
+        """Return whether a worker of the dead gunicorn lives; kill those whose time is up."""
         return dead.signal_group(signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
 
     def _end_orphans(self, dead: SupervisedChild) -> None:
@@ -238,7 +232,7 @@ class _Supervisor:
             signal.sigtimedwait(self._signals, _TICK_SECONDS)
             self._children.reap()
 
-    def _mind_agent(self) -> None:
+    def _check_agent(self) -> None:
         if self._agent is None:
             if time.monotonic() >= self._restart_agent_at:
                 self._start_agent()
@@ -253,7 +247,7 @@ class _Supervisor:
         how = self._agent.exit_reason
         if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
-        pause = min(2.0 ** min(self._agent_crashes - 1, 10), _LONGEST_RESTART_SECONDS)
+        pause = min(2.0 ** min(self._agent_crashes - 1, 10), _MAX_RESTART_SECONDS)
         _log.error("the agent %s; it is started anew in %.0f s, and serving goes on", how, pause)
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause
@@ -269,28 +263,32 @@ class _Supervisor:
         self._gunicorn_started = time.monotonic()
         self._restart_gunicorn_at = math.inf
 
-    def _agent_has_looked(self) -> bool:
-        state = self._agent_state()
-        return state is not None and not state.fatal
-
     def _agent_state(self) -> AgentState | None:
-        """What the agent that runs (or just ended) has written; an earlier one's account does not count."""
+        """Return the state that the running (or just ended) agent has written, not that of an earlier one."""
         state = read_state(self._state_dir / AGENT, AgentState)
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
     def _answers(self) -> bool:
-        """The HTTP side answers, and every worker has dealt with what is wanted, so that something of it is served."""
+        """Return whether HTTP answers and every worker has applied the wanted state and serves something of it."""
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
-        accounts = read_workers(self._state_dir)  # those of a killed gunicorn's workers too
-        workers = [worker for worker in accounts if worker.generation == wanted.generation and is_alive(worker.pid)]
+        states = read_workers(self._state_dir)  # also of a killed gunicorn's workers
+        workers = [worker for worker in states if worker.generation == wanted.generation and is_alive(worker.pid)]
         loaded = [
             w for w in workers if not w.endpoints or any(v.version for e in w.endpoints.values() for v in e.values())
         ]
         return len(loaded) >= self._server.workers and self._pings()
 
     def _pings(self) -> bool:
-        """Whether /ping answers 200; over TLS whoever answers is trusted, since it answers on our own socket."""
-        connection = self._connection()
+        """Return whether /ping answers 200. Over TLS any certificate is trusted: the socket is our own."""
+        host = reachable_host(self._server.host)
+        if self._server.certfile:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, self._port, timeout=5, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(host, self._port, timeout=5)
         try:
             connection.request("GET", "/ping")
             return connection.getresponse().status == 200
@@ -299,39 +297,31 @@ class _Supervisor:
         finally:
             connection.close()
 
-    def _connection(self) -> http.client.HTTPConnection:
-        host = reachable_host(self._server.host)
-        if not self._server.certfile:
-            return http.client.HTTPConnection(host, self._port, timeout=5)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return http.client.HTTPSConnection(host, self._port, timeout=5, context=context)
-
     def _end(self) -> None:
-        """gunicorn first, so that the agent ships what the last requests left; nobody is left behind."""
-        self._listener.close()  # gunicorn's alone now: when it lets go, connections are refused
+        """End gunicorn first, so that the agent ships what the last requests have left; leave no process behind."""
+        self._listener.close()  # it is gunicorn's alone now: when that closes it, connections are refused
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
-            if self._restart_gunicorn_at < math.inf:  # it was killed, and its workers may write to the spool still
+            if self._restart_gunicorn_at < math.inf:  # it was killed, and its workers may still write to the spool
                 self._end_orphans(self._gunicorn)
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self._state_dir / SPOOL).glob("*.seg")):
-            # it was killed, or had not yet begun: the disk that the rows lie on may go with this process
-            self._outlast(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
+            # it was killed, or had not begun: the disk with the rows may go with this process
+            self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
 
-    def _end_child(self, child: SupervisedChild, patience: float) -> None:
+    def _end_child(self, child: SupervisedChild, seconds: float) -> None:
         self._children.reap()
         child.signal(signal.SIGTERM)
-        self._outlast(child, patience)
+        self._wait_or_kill(child, seconds)
 
-    def _outlast(self, child: SupervisedChild, patience: float) -> None:
-        deadline = time.monotonic() + patience
+    def _wait_or_kill(self, child: SupervisedChild, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while child.exit_status is None and time.monotonic() < deadline:
             signal.sigtimedwait(self._signals, _TICK_SECONDS)
             self._children.reap()
         if child.exit_status is None:
-            _log.error("process %d does not end within %.0f s and is killed", child.pid, patience)
+            _log.error("process %d does not end within %.0f s and is killed", child.pid, seconds)
             child.signal_group(signal.SIGKILL)
             while child.exit_status is None:
                 signal.sigtimedwait(self._signals, _TICK_SECONDS)
@@ -349,15 +339,13 @@ class _Supervisor:
         )
 
     def _write(self, phase: Phase) -> None:
-        state = ServerState.model_validate(
-            {
-                "pid": os.getpid(),
-                "host": self._server.host,
-                "port": self._port,
-                "started_at": self._started_at,
-                "phase": phase,
-                "restarts": self._restarts,
-            }
+        state = ServerState(
+            pid=os.getpid(),
+            host=self._server.host,
+            port=self._port,
+            started_at=self._started_at,
+            phase=phase,
+            restarts=self._restarts,
         )
         write_state(self._state_dir / SERVER, state)
         self._phase = phase
