@@ -89,7 +89,7 @@ def _reference(model: OnnxModel, file: str, most_rows: int, seed: int) -> Feeds:
 BACKGROUND_ROWS = 100
 _FEWEST_ROWS = 10
 _MATRIX_BYTES = 128 * 1024 * 1024
-"""What the matrix of all masked rows of one permutation may take; a wide model is explained against fewer rows."""
+"""The limit of the matrix of all masked rows of one permutation; a wide model is explained against fewer rows."""
 _MODELS = 4
 _RUN_ROWS = 2048
 _SEED = 0

@@ -10,7 +10,7 @@ _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol")
 
 
 RefusalKind = Literal["request", "schema", "media type", "model", "time"]
-"""What is at fault: the body, its data, its type, the model, or the time that it takes."""
+"""The part at fault: the body, its data, its type, the model, or the time that it takes."""
 
 
 class RequestRefused(Exception):

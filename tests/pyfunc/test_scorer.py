@@ -30,7 +30,7 @@ def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> No
 
 
 def test_what_cannot_be_kept_is_told_of_once(scorers: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    scorers["anything"]._is_told = False
+    scorers["anything"]._has_warned = False
     with caplog.at_level(logging.WARNING, "mlflow_deploy_plugin.pyfunc"):
         for _ in range(2):
             assert not scorers["anything"].invoke(JSON, b'{"inputs": {"a": {"b": 1}}}').arrays["feeds"]
