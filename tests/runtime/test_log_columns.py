@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import cast_columns, cast_columns_losslessly
+from mlflow_deploy_plugin.runtime import Array, cast_columns, cast_columns_losslessly
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.runtime import cast_columns, cast_columns_losslessly
         (np.array([1.0, 2.0]), "str", "float64"),
     ],
 )
-def test_numbers_come_in_the_signatures_type_where_none_is_lost(values, wanted, found):
+def test_numbers_come_in_the_signatures_type_where_none_is_lost(values: Array, wanted: str, found: str) -> None:
     typed = cast_columns({"x": wanted, "gone": "int64"}, {"x": values, "other": values})
     assert str(typed["x"].dtype) == found
     assert np.array_equal(typed["x"], values.astype(found), equal_nan=found.startswith("float"))

@@ -377,7 +377,8 @@ def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_nam
 def test_tensors_whose_dimensions_share_no_name_have_any_sizes_and_none_at_all() -> None:
     tensors = (Tensor("b", "float32", (-1,)), Tensor("a", "int64", (-1, 2)), Tensor("s", "float32", ()))
     schema = compile_schema((), tensors, tuple(Input(one.name, one.dtype, one.shape) for one in tensors))
-    for s in (2.5, np.array(2.5, np.float32)):
+    scalars: list[Any] = [2.5, np.array(2.5, np.float32)]
+    for s in scalars:
         feeds = schema.from_columns({"b": np.zeros(0, np.float32), "a": np.array([[1, 2]]), "s": s})
         assert as_lists(feeds) == {"b": [], "a": [[1, 2]], "s": 2.5}
 

@@ -33,11 +33,21 @@ def postgresql_server(host: str = "127.0.0.1") -> Iterator[str]:
         password.write_text("s3cr:t/@")
         password.chmod(0o644)
         data = folder / "data"
-        initdb = [programs / "initdb", "-D", data, "-U", "onnx", "-A", "scram-sha-256", f"--pwfile={password}", "-N"]
+        initdb = [
+            str(programs / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "onnx",
+            "-A",
+            "scram-sha-256",
+            f"--pwfile={password}",
+            "-N",
+        ]
         subprocess.run([*as_server, *initdb], check=True, capture_output=True, cwd=folder)
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write("host all all samenet scram-sha-256\n")
-        control = [*as_server, programs / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
+        control = [*as_server, str(programs / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")]
         options = f"-p {port} -c listen_addresses={host} -c unix_socket_directories={folder} -c fsync=off"
         subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
         try:

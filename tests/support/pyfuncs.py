@@ -22,7 +22,7 @@ HANG_SECONDS = 3600
 class Days(PythonModel):
     """Dates and texts in, a table out; a param."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         print("the model speaks on stdout")  # noqa: T201 - models do
         days = model_input["when"].dt.dayofyear.astype("int64") + (params or {}).get("plus", 0)
         return pd.DataFrame({"day": days, "name": model_input["name"].str.upper()})
@@ -31,7 +31,7 @@ class Days(PythonModel):
 class Troubled(PythonModel):
     """Does what it is told."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         what = model_input["do"].iloc[0]
         if what == "hang":
             time.sleep(HANG_SECONDS)
@@ -49,7 +49,7 @@ class Troubled(PythonModel):
 class Anything(PythonModel):
     """Without a signature: says what it was given, and gives what has no form as JSON numbers."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         if isinstance(model_input, pd.DataFrame):
             return model_input.assign(gap=np.nan, none=None)
         return model_input
@@ -58,7 +58,7 @@ class Anything(PythonModel):
 class Nested(PythonModel):
     """Objects and arrays in, a list of mappings out."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return [
             {"sum": sum(row.points), "name": row.place["name"], "tags": list(row.tags)}
             for row in model_input.itertuples()
@@ -68,14 +68,14 @@ class Nested(PythonModel):
 class Bytes(PythonModel):
     """Bytes in, numbers out; an optional column and an optional param."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return [len(blob) for blob in model_input["blob"]]
 
 
 class Tensors(PythonModel):
     """Two named tensors in, two out."""
 
-    def predict(self, context, model_input, params=None):
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return {"sum": model_input["a"].sum(axis=1) + model_input["b"], "twice": model_input["a"] * 2}
 
 

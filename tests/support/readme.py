@@ -49,7 +49,7 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
 def run_smallest_example(environment: Path, folder: Path) -> None:
     """Runs the example in that virtual environment and an empty folder; it has to predict."""
     (code,) = blocks("python", section("The smallest example"))
-    command = [environment / "bin" / "python", "-c", code]
+    command = [str(environment / "bin" / "python"), "-c", code]
     result = subprocess.run(
         command, check=False, cwd=folder, env=shell(environment, folder), capture_output=True, text=True, timeout=200
     )

@@ -83,10 +83,12 @@ def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecor
                 length = prod(shape) * np.dtype(dtype).itemsize
                 arrays[name] = np.frombuffer(packed[position : position + length], dtype=dtype).reshape(shape)
             position += length
+    request_id, prediction_id = ids
     record = RequestRecord(
         layout["endpoint"],
         layout["variant"],
-        *ids,
+        request_id,
+        prediction_id,
         event_time,
         received_time,
         latency,
