@@ -47,8 +47,10 @@ def list_(output: str) -> None:
     if output == "json":
         from mlflow_deploy_plugin.cli.output.monitor import monitor_document
 
-        shown = [{**one, "monitors": [monitor_document(mine) for mine in of_endpoint[one["name"]]]} for one in found]
-        click.echo(json.dumps(shown))
+        documents = [
+            {**one, "monitors": [monitor_document(mine) for mine in of_endpoint[one["name"]]]} for one in found
+        ]
+        click.echo(json.dumps(documents))
         return
     if not found:
         click.echo(f"there are no deployments: `{_CREATE}` makes one")

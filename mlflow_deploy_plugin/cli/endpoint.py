@@ -138,25 +138,25 @@ def list_(output: str) -> None:
 def _show(observed: Any, output: str) -> None:
     from mlflow_deploy_plugin.deployments import describe_endpoint
 
-    shown = describe_endpoint(observed)
+    described = describe_endpoint(observed)
     if output == "json":
-        click.echo(json.dumps(shown))
+        click.echo(json.dumps(described))
         return
-    click.echo(f"{shown['name']}: {shown['state']}{' at ' + shown['url'] if shown['url'] else ''}")
+    click.echo(f"{described['name']}: {described['state']}{' at ' + described['url'] if described['url'] else ''}")
     rows = []
-    for name, one in shown["deployments"].items():
+    for name, one in described["deployments"].items():
         share = "shadow" if one["shadow"] else str(one["weight"])
         version = f"version {one['version']}" if one["version"] else ""
         rows.append((f"  {name}", share, one["model_uri"], version, one["state"], one["error"]))
     for line in align_columns(rows):
         click.echo(line)
     for key in ("reason", "error", "shipping_error", "require"):
-        if shown[key]:
-            click.echo(f"  {key}: {shown[key]}")
-    for key, value in shown["sticky"].items():
+        if described[key]:
+            click.echo(f"  {key}: {described[key]}")
+    for key, value in described["sticky"].items():
         click.echo(f"  sticky by {key}: {value}")
-    for pid, versions in shown["workers"].items():
+    for pid, versions in described["workers"].items():
         served = ", ".join(f"{name} {version or 'nothing'}" for name, version in versions.items())
         click.echo(f"  worker {pid}: {served}")
-    if shown["log"]:
-        click.echo(f"  log: {shown['log']}")
+    if described["log"]:
+        click.echo(f"  log: {described['log']}")

@@ -120,15 +120,15 @@ def query(
             require_endpoint(rows, name)
             click.echo(f"no request of {name} is known to have failed", err=True)
             return
-    asked = Query(view, select, where, order_by, sql, bound)
-    with limit_memory(_MEMORY_BYTES), run_query(opened, asked) as answer:
+    request = Query(view, select, where, order_by, sql, bound)
+    with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
         if is_table:
             from mlflow_deploy_plugin.cli.output.log import table_lines
 
-            for line in table_lines(answer, shown):
+            for line in table_lines(result, shown):
                 click.echo(line)
         else:
-            _write(answer, cast(FileFormat, output), file)
+            _write(result, cast(FileFormat, output), file)
     _warn_of_unreadable(opened)
 
 
@@ -231,10 +231,10 @@ def _open(since: datetime | None = None) -> "InferenceLog":
     return open_log(load_settings().inference_log, since)
 
 
-def _write(answer: "QueryResult", form: FileFormat, file: str) -> None:
+def _write(result: "QueryResult", form: FileFormat, file: str) -> None:
     rows = 0
-    with open_output(file, sys.stdout.buffer) as target, table_writer(form, answer.schema, target) as write:
-        for batch in answer.batches:
+    with open_output(file, sys.stdout.buffer) as target, table_writer(form, result.schema, target) as write:
+        for batch in result.batches:
             write(batch)
             rows += len(batch)
     if file != "-":

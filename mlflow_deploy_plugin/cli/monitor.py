@@ -324,22 +324,22 @@ def _judge_window(
         parsed = parse_window(window) if window is not None else None
         found = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
-        def judge(question: "WindowRequest") -> "EvaluatedWindow":
-            show_progress(f"judging {question.window} of {name}: {question.spec.kind}")  # before seconds of imports
-            return judge_and_log(replace(question, progress=show_progress))
+        def judge(request: "WindowRequest") -> "EvaluatedWindow":
+            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # before seconds of imports
+            return judge_and_log(replace(request, progress=show_progress))
 
-        written, answer = run_window(deployments, found, parsed, judge, engine)
-    _show_result(written, answer, output)
+        stored, evaluated = run_window(deployments, found, parsed, judge, engine)
+    _show_result(stored, evaluated, output)
 
 
-def _show_result(written: "MonitorWindow", answer: "EvaluatedWindow", output: str) -> None:
+def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: str) -> None:
     """Print the result in lines or as JSON."""
     from mlflow_deploy_plugin.cli.output.monitor import result_document, result_lines
 
     if output == "json":
-        click.echo(json.dumps(result_document(written, answer)))
+        click.echo(json.dumps(result_document(stored, evaluated)))
         return
-    for line in result_lines(written, answer):
+    for line in result_lines(stored, evaluated):
         click.echo(line)
 
 
@@ -355,7 +355,7 @@ def _judge_files(name: str, rows: str, reference: str, output: str, **bounds: fl
             rows,
             reference,
             load_settings(),
-            lambda question: judge_and_log(replace(question, progress=show_progress)),
+            lambda request: judge_and_log(replace(request, progress=show_progress)),
             **bounds,
         ),
         output,

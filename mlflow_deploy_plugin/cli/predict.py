@@ -82,23 +82,23 @@ def predict(
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")
     wanted = cast(FileFormat, output_type or output_format(output_path, given))
-    shown = "standard input" if input_path == "-" else input_path
+    input_name = "standard input" if input_path == "-" else input_path
     count = 0
     with ExitStack() as held:
         file = held.enter_context(open_input(input_path, sys.stdin.buffer))
-        rows = read_rows(file, shown, given, batch_rows)
+        rows = read_rows(file, input_name, given, batch_rows)
         batches = held.enter_context(_with_progress(rows))
         first = next(batches, None)
         if first is None:
-            raise InvalidRequest(f"{shown} has no rows")
-        ask = held.enter_context(_answerer(model_uri, name))
+            raise InvalidRequest(f"{input_name} has no rows")
+        predictor = held.enter_context(_open_predictor(model_uri, name))
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(wanted, target, "prediction"))
         batch: RowBatch | None = first
         while batch is not None:
-            answered = predict_batch(ask, shown, batch)
-            write(answered)
-            count += len(answered)
+            predictions = predict_batch(predictor, input_name, batch)
+            write(predictions)
+            count += len(predictions)
             batch = next(batches, None)
     if output_path != "-":
         click.echo(f"{count:,} predictions in {output_path}", err=True)
@@ -122,7 +122,7 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
         yield with_bar()
 
 
-def _answerer(model_uri: str | None, name: str | None) -> "AbstractContextManager[Predictor]":
+def _open_predictor(model_uri: str | None, name: str | None) -> "AbstractContextManager[Predictor]":
     from mlflow_deploy_plugin.deployments.batch import predictor
     from mlflow_deploy_plugin.deployments.scoring import scoring_target
 

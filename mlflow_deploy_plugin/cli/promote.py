@@ -180,18 +180,18 @@ def _follows(deployment: "Deployment", promotion: "Promotion") -> bool:
 
 def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[ServingState, str]:
     """Return how far a deployment is with the version, and the reason."""
-    seen = deployment.observation
-    if seen.state in ("stopped", "failed"):
-        return "stopped", seen.reason
+    observation = deployment.observation
+    if observation.state in ("stopped", "failed"):
+        return "stopped", observation.reason
     endpoint = deployment.endpoint.name
-    loaded = [worker.endpoints.get(endpoint, {}).get(deployment.name) for worker in seen.workers]
+    loaded = [worker.endpoints.get(endpoint, {}).get(deployment.name) for worker in observation.workers]
     if loaded and all(one is not None and one.version == promotion.version for one in loaded):
         return "serves it", ""
-    for one in seen.refused:
+    for one in observation.refused:
         is_meant = (one.endpoint, one.variant, one.version) == (endpoint, deployment.name, promotion.version)
         if is_meant and one.cause in _PERMANENT_CAUSES:
             return "refused", one.reason
-    return "waiting", seen.errors.get(deployment.name) or seen.registry_error or seen.reason
+    return "waiting", observation.errors.get(deployment.name) or observation.registry_error or observation.reason
 
 
 def _show_promotion(promotion: "Promotion", served: list[ServedAfterPromotion]) -> None:
@@ -215,8 +215,8 @@ def _show_promotion(promotion: "Promotion", served: list[ServedAfterPromotion]) 
 
 def _show_verdict(gated: "GateRun") -> None:
     verdict = gated.verdict
-    beside = f", compared with {verdict.against}" if verdict.against else ""
-    click.echo(f"{verdict.model} version {verdict.version}: {verdict.state}{beside}")
+    compared = f", compared with {verdict.against}" if verdict.against else ""
+    click.echo(f"{verdict.model} version {verdict.version}: {verdict.state}{compared}")
     width = max(len(check.name) for check in verdict.checks)
     for check in verdict.checks:
         click.echo(f"  {check.state:7}  {check.name:{width}}  {check.reason}")

@@ -119,7 +119,7 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
     from mlflow_deploy_plugin.store import Retrainings
 
     runner = RetrainingRunner(retraining_context(deployments, controller_name()))
-    shown, retrainings, keeper = "", Retrainings(deployments.store), None
+    last_line, retrainings, keeper = "", Retrainings(deployments.store), None
     with ExitStack() as held:
         while True:
             if keeper is None or not keeper.is_held:
@@ -128,9 +128,9 @@ def _wait(deployments: "Deployments", begun: "Retraining") -> None:
             if keeper is not None:
                 runner.advance()
             current = next(one for one in retrainings.find(begun.endpoint) if one.id == begun.id)
-            if (line := retraining_summary(current)) != shown:
+            if (line := retraining_summary(current)) != last_line:
                 click.echo(line)
-                shown = line
+                last_line = line
             if not current.is_live or current.state == "rolling_out":
                 break
             time.sleep(_POLL_SECONDS)

@@ -57,10 +57,10 @@ _QUIET_SECONDS = 5.0
 )
 @why_option
 @click.option("--wait", is_flag=True, help="Show the progress until it has ended; run it here if no controller does.")
-@click.option("--status", "asked", flag_value="status", help="Show where the last rollout is.")
-@click.option("--pause", "asked", flag_value="pause", help="Keep the traffic of the step; still rolled back if bad.")
-@click.option("--resume", "asked", flag_value="resume", help="Go on after --pause.")
-@click.option("--abort", "asked", flag_value="abort", help="Go back to what was served before.")
+@click.option("--status", "action", flag_value="status", help="Show where the last rollout is.")
+@click.option("--pause", "action", flag_value="pause", help="Keep the traffic of the step; still rolled back if bad.")
+@click.option("--resume", "action", flag_value="resume", help="Go on after --pause.")
+@click.option("--abort", "action", flag_value="abort", help="Go back to what was served before.")
 def rollout(
     name: str,
     to: str | None,
@@ -70,7 +70,7 @@ def rollout(
     min_requests: int,
     why: str,
     wait: bool,
-    asked: str | None,
+    action: str | None,
 ) -> None:
     """Bring a new version by steps, and back if it is bad.
 
@@ -84,7 +84,7 @@ def rollout(
           --abort-on 'error_rate>1%,p99>2x,disagreement>20%'
       onnxserve rollout flights --status
     """
-    if (to is None) == (asked is None) and not (to is None and wait):
+    if (to is None) == (action is None) and not (to is None and wait):
         raise click.UsageError("say one of --to MODEL, --status, --pause, --resume, --abort, --wait")
     # here and below: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
     from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
@@ -107,16 +107,16 @@ def rollout(
                     commands.require_controller(deployments.store, lease())
 
             click.echo(commands.describe_rollout(start_rollout(deployments, name, request, before_it_starts=check)))
-        elif asked == "status":
+        elif action == "status":
             last = commands.last_rollout(deployments.store, name)
             click.echo(commands.describe_rollout(last))
             if last.is_live and (missing := commands.stall_reason(deployments, name)):
                 click.echo(missing, err=True)
-        elif asked is not None:
-            click.echo(commands.command_rollout(deployments, name, asked, why))
+        elif action is not None:
+            click.echo(commands.command_rollout(deployments, name, action, why))
         if wait:
             _wait(deployments, commands.last_rollout(deployments.store, name))
-        elif to is not None or asked == "resume":
+        elif to is not None or action == "resume":
             click.echo(commands.controller_status(deployments.store, lease()), err=True)
 
 

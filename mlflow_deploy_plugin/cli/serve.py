@@ -116,9 +116,9 @@ def _defaults(spec: EndpointSpec, cloud: Cloud) -> dict[str, str | int]:
     """
     settings = load_settings()
     is_asked_from_outside = cloud.port is not None and "host" not in settings.model_fields_set
-    said = {"host": "0.0.0.0" if is_asked_from_outside else settings.host, "port": cloud.port or settings.port}
-    silent = said.keys() - spec.server.model_fields_set
-    return {f"server.{name}": value for name in silent if (value := said[name]) is not None}
+    defaults = {"host": "0.0.0.0" if is_asked_from_outside else settings.host, "port": cloud.port or settings.port}
+    unset = defaults.keys() - spec.server.model_fields_set
+    return {f"server.{name}": value for name in unset if (value := defaults[name]) is not None}
 
 
 @contextmanager

@@ -27,20 +27,20 @@ def summarize(deployment: Deployment) -> dict[str, Any]:
 
 def describe(deployment: Deployment) -> dict[str, Any]:
     """Return everything that is known of a deployment."""
-    endpoint, seen = deployment.endpoint, deployment.observation
+    endpoint, observation = deployment.endpoint, deployment.observation
     variant = endpoint.spec.variants[deployment.name]
-    wanted = seen.wanted.variants.get(deployment.name) if seen.wanted is not None else None
+    wanted = observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None
     loaded = {pid: variants.get(deployment.name, LoadedVariant()) for pid, variants in _loaded(deployment).items()}
     versions = sorted({one.version for one in loaded.values() if one.version})
-    error = seen.errors.get(deployment.name) or _registry_error(seen, endpoint.name, deployment.name)
-    state, reason = _deployment_state(seen, all(one.version for one in loaded.values()), error)
+    error = observation.errors.get(deployment.name) or _registry_error(observation, endpoint.name, deployment.name)
+    state, reason = _deployment_state(observation, all(one.version for one in loaded.values()), error)
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
         "target": endpoint.target,
         "state": state,
         "reason": reason,
-        "url": seen.url,
+        "url": observation.url,
         "model_uri": variant.model,
         "model": wanted.model if wanted is not None else "",
         "version": ", ".join(versions),
@@ -49,14 +49,14 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "weight": variant.weight,
         "shadow": variant.shadow,
         "error": error,
-        "shipping_error": seen.shipping_error,
-        "pid": seen.pid or "",
+        "shipping_error": observation.shipping_error,
+        "pid": observation.pid or "",
         "workers": {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()},
-        "started": _iso_time(seen.started_at),
-        "restarts": "" if seen.restarts is None else seen.restarts,
+        "started": _iso_time(observation.started_at),
+        "restarts": "" if observation.restarts is None else observation.restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
-        "log": seen.log,
+        "log": observation.log,
     }
 
 
@@ -77,32 +77,32 @@ def describe_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
 
 def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
     """Return everything that is known of an endpoint; `deployments` has the main fields of each."""
-    endpoint, seen = observed.endpoint, observed.observation
+    endpoint, observation = observed.endpoint, observed.observation
     spec = endpoint.spec
-    deployments = {name: describe(Deployment(name, endpoint, seen)) for name in spec.variants}
+    deployments = {name: describe(Deployment(name, endpoint, observation)) for name in spec.variants}
     return {
         "name": endpoint.name,
         "target": endpoint.target,
-        "state": seen.state,
-        "reason": seen.reason,
-        "url": seen.url,
+        "state": observation.state,
+        "reason": observation.reason,
+        "url": observation.url,
         "traffic": traffic_weights(spec),
         "shadows": [name for name, variant in spec.variants.items() if variant.shadow],
         "sticky": spec.sticky.model_dump(exclude_none=True) if spec.sticky is not None else {},
         "require": spec.require or "",
         "deployments": {name: {key: one[key] for key in _IN_ENDPOINT} for name, one in deployments.items()},
-        "error": seen.registry_error,
-        "shipping_error": seen.shipping_error,
-        "pid": seen.pid or "",
+        "error": observation.registry_error,
+        "shipping_error": observation.shipping_error,
+        "pid": observation.pid or "",
         "workers": {
             pid: {name: variants.get(name, LoadedVariant()).version for name in spec.variants}
             for pid, variants in _loaded(observed).items()
         },
-        "started": _iso_time(seen.started_at),
-        "restarts": "" if seen.restarts is None else seen.restarts,
+        "started": _iso_time(observation.started_at),
+        "restarts": "" if observation.restarts is None else observation.restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
-        "log": seen.log,
+        "log": observation.log,
     }
 
 
@@ -111,17 +111,17 @@ def _loaded(observed: Deployment | ObservedEndpoint) -> dict[int, dict[str, Load
     return {worker.pid: worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers}
 
 
-def _registry_error(seen: Observation, endpoint: str, variant: str) -> str:
+def _registry_error(observation: Observation, endpoint: str, variant: str) -> str:
     """Return the agent's error, unless it is only about versions of other deployments."""
-    is_refused = any((one.endpoint, one.variant) == (endpoint, variant) for one in seen.refused)
-    return seen.registry_error if is_refused or not seen.refused else ""
+    is_refused = any((one.endpoint, one.variant) == (endpoint, variant) for one in observation.refused)
+    return observation.registry_error if is_refused or not observation.refused else ""
 
 
-def _deployment_state(seen: Observation, is_loaded: bool, error: str) -> tuple[str, str]:
+def _deployment_state(observation: Observation, is_loaded: bool, error: str) -> tuple[str, str]:
     """Return state and reason of one deployment: those of its server, unless the server runs without it."""
-    if seen.state != "running" or is_loaded:
-        return seen.state, seen.reason
-    return ("failed", error) if error else ("starting", seen.reason or "it is being loaded")
+    if observation.state != "running" or is_loaded:
+        return observation.state, observation.reason
+    return ("failed", error) if error else ("starting", observation.reason or "it is being loaded")
 
 
 def _provenance(wanted: WantedVariant | None) -> dict[str, str]:

@@ -309,19 +309,19 @@ class Deployments:
         """Return the error, with the nearest name and all names. Raises if the endpoint is unreadable."""
         namesake = self.store.endpoint(endpoint or name)
         where = f" in endpoint {endpoint!r}" if endpoint else ""
-        said = f"there is no deployment {name!r}{where}"
+        message = f"there is no deployment {name!r}{where}"
         if endpoint is not None and namesake is None:
-            return NotFound(f"{said}; {unknown_endpoint(endpoint, self.store.names()).message}")
+            return NotFound(f"{message}; {unknown_endpoint(endpoint, self.store.names()).message}")
         if endpoint is None and namesake is not None:
-            return NotFound(f"{said}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
+            return NotFound(f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
         names = [one for e in self.store.endpoints() if endpoint in (None, e.name) for one in e.spec.variants]
         known = list(dict.fromkeys(names))
         if not known:
-            return NotFound(f"{said}; there is none yet")
+            return NotFound(f"{message}; there is none yet")
         hint = did_you_mean(name, known)
         if hint and len(known) == 1:
-            return NotFound(f"{said}{hint}")
-        return NotFound(f"{said}{hint}{' The' if hint else '; the'} deployments are: {join_names(known, name)}")
+            return NotFound(f"{message}{hint}")
+        return NotFound(f"{message}{hint}{' The' if hint else '; the'} deployments are: {join_names(known, name)}")
 
     def _nothing_deleted(self, error: NotFound) -> bool:
         self.progress(f"nothing was deleted: {error.message}")

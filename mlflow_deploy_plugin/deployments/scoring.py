@@ -53,10 +53,10 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
         observed = deployments.get_endpoint(endpoint)
     else:
         raise InvalidConfig("say which deployment or which endpoint is asked")
-    seen = observed.observation
-    if not seen.url:
-        raise NotReady(f"{observed.endpoint.name}: {seen.state}; {seen.reason}")
-    return ScoringTarget(seen.url, observed.endpoint.spec.server.request_timeout_seconds)
+    observation = observed.observation
+    if not observation.url:
+        raise NotReady(f"{observed.endpoint.name}: {observation.state}; {observation.reason}")
+    return ScoringTarget(observation.url, observed.endpoint.spec.server.request_timeout_seconds)
 
 
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: Any) -> dict[str, Any]:

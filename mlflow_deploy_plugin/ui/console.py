@@ -106,12 +106,12 @@ class _Console:
         who = caller()
         pages = MlflowPages(handlers._get_tracking_store(), self._prefix)
         try:
-            seen = build_overview(self._trail.store(), self._settings, handlers._get_model_registry_store(), pages)
+            overview = build_overview(self._trail.store(), self._settings, handlers._get_model_registry_store(), pages)
         except OnnxserveError as failure:
-            seen, error = None, error or failure.message
+            overview, error = None, error or failure.message
         html = render_template(
             "onnxserve_console.html",
-            seen=seen,
+            overview=overview,
             job=job,
             error=error,
             who=who,

@@ -52,8 +52,8 @@ def _guarded(
             change = read(trail)
         except MlflowException as error:  # no such version, no such stage, not JSON, a database that is busy
             if must_be_known:
-                answer = {"Content-Type": "application/json"}
-                return make_response(error.serialize_as_json(), error.get_http_status_code(), answer)
+                headers = {"Content-Type": "application/json"}
+                return make_response(error.serialize_as_json(), error.get_http_status_code(), headers)
             change = None
         if change is not None and change.refusal:
             _record(trail, change, "refused")

@@ -105,15 +105,15 @@ def build_overview(store: Store, settings: Settings, registry: Any, pages: Mlflo
 def _card(
     one: ObservedEndpoint, scrape: Scrape | None, pages: MlflowPages, store: Store, registry: Any
 ) -> EndpointCard:
-    spec, seen = one.endpoint.spec, one.observation
+    spec, observation = one.endpoint.spec, one.observation
     may_act = may_act_on(registered_model_names(spec))
     is_silent = scrape is not None and bool(scrape.error)  # the rollback would ask it again, and wait
-    health, reason = _health(seen, scrape)
+    health, reason = _health(observation, scrape)
     return EndpointCard(
         name=spec.name,
         health=health,
         reason=reason,
-        url=seen.url,
+        url=observation.url,
         variants=tuple(_row(one, name, scrape or Scrape(), pages) for name in spec.variants),
         verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
         may_act=may_act,
@@ -123,27 +123,27 @@ def _card(
     )
 
 
-def _health(seen: Observation, scrape: Scrape | None) -> tuple[str, str]:
+def _health(observation: Observation, scrape: Scrape | None) -> tuple[str, str]:
     """Return one word, and why it is not `healthy`."""
-    reason = seen.reason or "; ".join(seen.errors.values()) or seen.registry_error
-    if seen.state != "running":
-        return seen.state, reason
+    reason = observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
+    if observation.state != "running":
+        return observation.state, reason
     if scrape is not None and scrape.error:
-        return "silent", f"{seen.url}: {scrape.error}"
+        return "silent", f"{observation.url}: {scrape.error}"
     return ("degraded" if reason else "healthy"), reason
 
 
 def _row(one: ObservedEndpoint, name: str, scrape: Scrape, pages: MlflowPages) -> VariantRow:
-    spec, seen = one.endpoint.spec.variants[name], one.observation
-    wanted = seen.wanted.variants.get(name) if seen.wanted is not None else None
+    spec, observation = one.endpoint.spec.variants[name], one.observation
+    wanted = observation.wanted.variants.get(name) if observation.wanted is not None else None
     loaded = {
         worker.endpoints[one.endpoint.name][name].version
-        for worker in seen.workers
+        for worker in observation.workers
         if name in worker.endpoints.get(one.endpoint.name, {})
     }
     version = ", ".join(sorted(loaded - {""})) or "–"
     model = wanted.model if wanted is not None else parse_model_uri(spec.model).name
     figures = scrape.of(name, model, version)
     page = pages.version(model, version) if version.isdigit() else ""
-    error = seen.errors.get(name, "")
+    error = observation.errors.get(name, "")
     return VariantRow(name, spec.model, model, version, spec.weight, spec.shadow, error, figures, page)

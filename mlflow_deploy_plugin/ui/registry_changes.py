@@ -62,20 +62,20 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
 
     fields = ("name", "version", "stage")
-    asked = _request_message(TransitionModelVersionStage(), fields, ("archive_existing_versions",))
-    known = registry()
-    model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
-    stage = get_canonical_stage(asked.stage)
+    message = _request_message(TransitionModelVersionStage(), fields, ("archive_existing_versions",))
+    store = registry()
+    model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
+    stage = get_canonical_stage(message.stage)
     is_unserved = stage in _UNSERVED_STAGES
-    holders = [] if is_unserved else [str(one.version) for one in known.get_latest_versions(asked.name, [stage])]
+    holders = [] if is_unserved else [str(one.version) for one in store.get_latest_versions(message.name, [stage])]
     decision = _decide(trail, model, version, stage, holders[0] if holders else "")
     figures: dict[str, Any] = {}
     if others := [other for other in holders if other != str(version.version)]:
-        figures = {"stood_there": others[0], "archived": bool(asked.archive_existing_versions)}
+        figures = {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
     again = StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags
     return RegistryChange(
         "transition",
-        asked.name,
+        message.name,
         str(version.version),
         version.current_stage,
         stage,
@@ -89,18 +89,18 @@ def _transition(trail: AuditTrail) -> RegistryChange:
 def _alias(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import SetRegisteredModelAlias
 
-    asked, known = _request_message(SetRegisteredModelAlias(), ("name", "alias", "version")), registry()
-    model, version = known.get_registered_model(asked.name), known.get_model_version(asked.name, asked.version)
+    message, store = _request_message(SetRegisteredModelAlias(), ("name", "alias", "version")), registry()
+    model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
     if _is_only_a_prompt(model):
         return None
-    holder = model.aliases.get(asked.alias)
-    decision = _decide(trail, model, version, f"@{asked.alias}", str(holder or ""))
+    holder = model.aliases.get(message.alias)
+    decision = _decide(trail, model, version, f"@{message.alias}", str(holder or ""))
     return RegistryChange(
         "alias",
-        asked.name,
+        message.name,
         str(version.version),
-        _alias_shown(asked.alias, holder),
-        _alias_shown(asked.alias, version.version),
+        _alias_shown(message.alias, holder),
+        _alias_shown(message.alias, version.version),
         decision.why,
         decision.refusal,
         is_served_again=ROLLED_BACK_TAG in version.tags,
@@ -110,13 +110,13 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
 def _no_alias(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelAlias
 
-    asked = _request_message(DeleteRegisteredModelAlias())
-    model = registry().get_registered_model(asked.name)
-    holder = model.aliases.get(asked.alias)
+    message = _request_message(DeleteRegisteredModelAlias())
+    model = registry().get_registered_model(message.name)
+    holder = model.aliases.get(message.alias)
     if _is_only_a_prompt(model) or holder is None:
         return None
     return RegistryChange(
-        "alias", asked.name, str(holder), _alias_shown(asked.alias, holder), _alias_shown(asked.alias, None)
+        "alias", message.name, str(holder), _alias_shown(message.alias, holder), _alias_shown(message.alias, None)
     )
 
 
@@ -124,74 +124,74 @@ def _deleted(trail: AuditTrail) -> RegistryChange | None:
     """Read the deletion of a version: the one before it in its stage is served again."""
     from mlflow.protos.model_registry_pb2 import DeleteModelVersion
 
-    asked = _request_message(DeleteModelVersion())
-    version = registry().get_model_version(asked.name, asked.version)
+    message = _request_message(DeleteModelVersion())
+    version = registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
         return None
-    return RegistryChange("transition", asked.name, str(version.version), version.current_stage, "deleted")
+    return RegistryChange("transition", message.name, str(version.version), version.current_stage, "deleted")
 
 
 def _version_tag(trail: AuditTrail) -> RegistryChange | None:
     """Read a change of the verdict or its policy: a person who writes it by hand is named in the trail."""
     from mlflow.protos.model_registry_pb2 import SetModelVersionTag
 
-    asked = _request_message(SetModelVersionTag())
-    return _tagged(asked, asked.value) if asked.key in _VERDICT else None
+    message = _request_message(SetModelVersionTag())
+    return _tagged(message, message.value) if message.key in _VERDICT else None
 
 
 def _no_version_tag(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import DeleteModelVersionTag
 
-    asked = _request_message(DeleteModelVersionTag())
-    return _tagged(asked, "") if asked.key in (*_VERDICT, ROLLED_BACK_TAG) else None
+    message = _request_message(DeleteModelVersionTag())
+    return _tagged(message, "") if message.key in (*_VERDICT, ROLLED_BACK_TAG) else None
 
 
-def _tagged(asked: Any, after: str) -> RegistryChange:
-    version = registry().get_model_version(asked.name, asked.version)
-    before = version.tags.get(asked.key, "")
-    return RegistryChange("tag", asked.name, str(version.version), before, after, figures={"tag": asked.key})
+def _tagged(message: Any, after: str) -> RegistryChange:
+    version = registry().get_model_version(message.name, message.version)
+    before = version.tags.get(message.key, "")
+    return RegistryChange("tag", message.name, str(version.version), before, after, figures={"tag": message.key})
 
 
 def _model_created(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import CreateRegisteredModel
 
-    asked = _request_message(CreateRegisteredModel())
-    given = {tag.key: tag.value for tag in asked.tags}.get(GATE_POLICY_TAG, "")
-    return RegistryChange("tag", asked.name, "", "", given, figures={"tag": GATE_POLICY_TAG})
+    message = _request_message(CreateRegisteredModel())
+    given = {tag.key: tag.value for tag in message.tags}.get(GATE_POLICY_TAG, "")
+    return RegistryChange("tag", message.name, "", "", given, figures={"tag": GATE_POLICY_TAG})
 
 
 def _model_renamed(trail: AuditTrail) -> RegistryChange | None:
     """Read a rename: endpoints that follow the new name serve this model's stages, by its policy."""
     from mlflow.protos.model_registry_pb2 import RenameRegisteredModel
 
-    asked = _request_message(RenameRegisteredModel())
-    if _is_only_a_prompt(registry().get_registered_model(asked.name)):
+    message = _request_message(RenameRegisteredModel())
+    if _is_only_a_prompt(registry().get_registered_model(message.name)):
         return None
-    return RegistryChange("rename", asked.name, "", asked.name, asked.new_name, also_of=(asked.new_name,))
+    return RegistryChange("rename", message.name, "", message.name, message.new_name, also_of=(message.new_name,))
 
 
 def _model_deleted(trail: AuditTrail) -> RegistryChange | None:
     """Read a deletion: the policy goes with the model, and a new one of its name has none."""
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModel
 
-    asked = _request_message(DeleteRegisteredModel())
-    if _is_only_a_prompt(registry().get_registered_model(asked.name)):
+    message = _request_message(DeleteRegisteredModel())
+    if _is_only_a_prompt(registry().get_registered_model(message.name)):
         return None
-    return RegistryChange("delete", asked.name, "", asked.name, "")
+    return RegistryChange("delete", message.name, "", message.name, "")
 
 
 def _model_tag(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import SetRegisteredModelTag
 
-    asked = _request_message(SetRegisteredModelTag())
-    return _policy(asked.name, asked.value) if asked.key == GATE_POLICY_TAG else None
+    message = _request_message(SetRegisteredModelTag())
+    return _policy(message.name, message.value) if message.key == GATE_POLICY_TAG else None
 
 
 def _no_model_tag(trail: AuditTrail) -> RegistryChange | None:
     from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelTag
 
-    asked = _request_message(DeleteRegisteredModelTag())
-    return _policy(asked.name, "") if asked.key == GATE_POLICY_TAG else None
+    message = _request_message(DeleteRegisteredModelTag())
+    return _policy(message.name, "") if message.key == GATE_POLICY_TAG else None
 
 
 def _policy(model: str, after: str) -> RegistryChange:

@@ -19,12 +19,12 @@ _SHOWN_TIMES = 24
 _BAR = 30
 
 
-def table_lines(answer: QueryResult, bound: int | None) -> Iterator[str]:
+def table_lines(result: QueryResult, bound: int | None) -> Iterator[str]:
     """Yield at most `bound` rows as a table; the first rows give the widths."""
-    numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in answer.schema]
-    rows = (row for batch in answer.batches for row in zip(*_cells(batch), strict=True))
+    numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in result.schema]
+    rows = (row for batch in result.batches for row in zip(*_cells(batch), strict=True))
     first = list(islice(rows, _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)))
-    names = [printable(name) for name in answer.schema.names]
+    names = [printable(name) for name in result.schema.names]
     widths = [max(map(len, column)) for column in zip(names, *first, strict=True)]
     yield _line(names, widths, numeric)
     count = 0

@@ -58,33 +58,33 @@ def _window_document(window: MonitorWindow) -> dict[str, Any]:
     }
 
 
-def result_document(window: MonitorWindow, answer: EvaluatedWindow) -> dict[str, Any]:
+def result_document(window: MonitorWindow, evaluated: EvaluatedWindow) -> dict[str, Any]:
     """Return the result of a window as JSON, with the window as the store has it."""
-    judgement = answer.result
+    result = evaluated.result
     return {
-        "endpoint": judgement.endpoint,
-        "monitor": judgement.monitor,
-        "kind": judgement.kind,
-        "model": judgement.model,
-        "version": judgement.version,
+        "endpoint": result.endpoint,
+        "monitor": result.monitor,
+        "kind": result.kind,
+        "model": result.model,
+        "version": result.version,
         **_window_document(window),
-        "findings": to_document(judgement)["findings"],
+        "findings": to_document(result)["findings"],
         "figures": dict(window.figures),
-        "notes": list(judgement.notes),
+        "notes": list(result.notes),
     }
 
 
-def result_lines(window: MonitorWindow, answer: EvaluatedWindow) -> Iterator[str]:
+def result_lines(window: MonitorWindow, evaluated: EvaluatedWindow) -> Iterator[str]:
     """Yield the lines of `monitor run`: the verdict, the worst findings, and the report's address."""
-    judgement = answer.result
+    result = evaluated.result
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
-    yield f"{judgement.endpoint} {judgement.monitor} {judgement.window}{revision}: {judgement.state}"
-    answered = f"model {judgement.model} version {judgement.version}, " if judgement.model else ""
-    yield f"  {answered}{judgement.rows:,} rows"
-    if judgement.reason:
-        yield f"  {judgement.reason}"
+    yield f"{result.endpoint} {result.monitor} {result.window}{revision}: {result.state}"
+    model = f"model {result.model} version {result.version}, " if result.model else ""
+    yield f"  {model}{result.rows:,} rows"
+    if result.reason:
+        yield f"  {result.reason}"
     rows = []
-    own = [finding for finding in judgement.findings if finding.reason != judgement.reason]
+    own = [finding for finding in result.findings if finding.reason != result.reason]
     for finding in own[:_SHOWN]:
         subject = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
         value = "" if finding.value is None else f"{finding.value:.4g}"
@@ -96,6 +96,6 @@ def result_lines(window: MonitorWindow, answer: EvaluatedWindow) -> Iterator[str
         yield from align_columns(rows)
     if len(own) > _SHOWN:
         yield f"  and {len(own) - _SHOWN} more findings, in the report"
-    for note in judgement.notes:
+    for note in result.notes:
         yield f"  note: {note}"
-    yield f"  report: {answer.run.url or f'run {answer.run.run_id} in experiment {answer.run.experiment}'}"
+    yield f"  report: {evaluated.run.url or f'run {evaluated.run.run_id} in experiment {evaluated.run.experiment}'}"

@@ -133,7 +133,7 @@ def wait_until_served(
         DeploymentFailed: it cannot become ready, or has not in `seconds`; the message says why.
     """
     deadline = time.monotonic() + seconds
-    shown = ""
+    last_line = ""
     while True:
         is_alive = supervisor.is_alive(state_dir, pid)  # asked first: the end of the log is read after its end
         applied = read_applied_spec(state_dir, spec)
@@ -150,9 +150,9 @@ def wait_until_served(
                 f"{spec.name}: not ready after {seconds:g} s, still {pending} "
                 "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
             )
-        if pending != shown:
+        if pending != last_line:
             progress(f"{spec.name}: {pending}")
-            shown = pending
+            last_line = pending
         time.sleep(_POLL_SECONDS)
 
 

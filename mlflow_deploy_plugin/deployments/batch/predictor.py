@@ -69,7 +69,7 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[Any]:
 def _onnx_predictor(folder: Path) -> Predictor:
     loaded = OnnxModel.load(folder, "cpu", available_cores())
 
-    def answer(content_type: str, body: bytes) -> Any:
+    def predict(content_type: str, body: bytes) -> Any:
         is_parquet = content_type == arrow.PARQUET
         if is_parquet:
             feeds: Feeds = arrow.decode(content_type, body, loaded.schema, _LARGEST_TABLE_BYTES)
@@ -79,7 +79,7 @@ def _onnx_predictor(folder: Path) -> Predictor:
         prediction = loaded.prediction(outputs, of_table=is_parquet or mlflow.is_table(content_type, body))
         return orjson.loads(mlflow.encode(prediction))["predictions"]
 
-    return answer
+    return predict
 
 
 def _pyfunc_predictor(folder: Path) -> Predictor:
@@ -92,26 +92,26 @@ def _pyfunc_predictor(folder: Path) -> Predictor:
     except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
         raise OnnxserveError(f"MLflow cannot load the model: {one_line(error)}") from None
 
-    def answer(content_type: str, body: bytes) -> Any:
+    def predict(content_type: str, body: bytes) -> Any:
         try:
             with redirect_stdout(sys.stderr):
-                answered = scorer.invoke(content_type, body).body
+                response = scorer.invoke(content_type, body).body
         except RequestRefused as refusal:
             raise InvalidRequest(refusal.message) from None
-        return orjson.loads(answered)["predictions"]
+        return orjson.loads(response)["predictions"]
 
-    return answer
+    return predict
 
 
-def _split_by_row(answer: Any, count: int, where: str) -> list[Any]:
+def _split_by_row(predictions: Any, count: int, where: str) -> list[Any]:
     """Return predictions by row; the server gives a list, or a mapping of lists by output."""
-    if isinstance(answer, dict) and all(isinstance(values, list) for values in answer.values()):
-        lengths = {len(values) for values in answer.values()}
+    if isinstance(predictions, dict) and all(isinstance(values, list) for values in predictions.values()):
+        lengths = {len(values) for values in predictions.values()}
         if lengths == {count}:
-            return [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
-    if isinstance(answer, list) and len(answer) == count:
-        return answer
-    given = f"{len(answer)} predictions" if isinstance(answer, list) else f"a {type(answer).__name__}"
+            return [dict(zip(predictions, row, strict=True)) for row in zip(*predictions.values(), strict=True)]
+    if isinstance(predictions, list) and len(predictions) == count:
+        return predictions
+    given = f"{len(predictions)} predictions" if isinstance(predictions, list) else f"a {type(predictions).__name__}"
     raise OnnxserveError(f"{where}: the model answers {count} rows with {given}; one prediction a row is needed")
 
 
