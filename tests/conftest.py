@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mlflow_server import MlflowServer
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.serving import Served, servers_below
 from tests.support.tracking import create_database
 from tests.support.waiting import free_port as find_free_port

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from tests.support.following import Case, World
+from tests.support.fake_registry import Case, World
 from tests.support.models import write_model
 from tests.support.shipping import Clock
 

@@ -2,7 +2,7 @@
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
 from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, AgentState, ShippingState, read_state
-from tests.support.following import STAGE, Case, Later
+from tests.support.fake_registry import STAGE, Case, Later
 
 
 def test_what_the_registry_names_is_wanted_and_a_move_is_noticed_at_the_next_poll(case: Case) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.following import STAGE, Case
+from tests.support.fake_registry import STAGE, Case
 
 
 def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Case) -> None:

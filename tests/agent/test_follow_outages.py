@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.statedir import (
     read_state,
     write_state,
 )
-from tests.support.following import STAGE, Case, Later
+from tests.support.fake_registry import STAGE, Case, Later
 
 
 def test_an_outage_is_told_and_the_version_stays_while_the_polls_become_rare(case: Case) -> None:

@@ -4,7 +4,7 @@ import subprocess
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
 from mlflow_deploy_plugin.statedir import LOADING, SPEC, LoadedVariant, LoadingState, write_state
-from tests.support.following import STAGE, Case
+from tests.support.fake_registry import STAGE, Case
 
 
 def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has(case: Case) -> None:

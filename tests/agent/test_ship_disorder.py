@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.feedback import Feedback
 from mlflow_deploy_plugin.server.capture.frames import FRAME, MAGIC
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from tests.support.s3 import s3_server
+from tests.support.services.s3 import s3_server
 from tests.support.shipping import NOON, TABULAR, files, rows, write
 from tests.support.spool import read_segment
 

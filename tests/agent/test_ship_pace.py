@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from tests.support.s3 import s3_server
+from tests.support.services.s3 import s3_server
 from tests.support.shipping import Clock, rows, write
 
 

@@ -12,9 +12,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 
-from tests.support.deploying import Models, empty_home, save_models
-from tests.support.mlflow_server import MlflowServer
+from tests.support.deployments import Models, empty_home, save_models
 from tests.support.models import adder, parse_graph
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 _numbers = itertools.count(1)

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
-from tests.support.deploying import Models
+from tests.support.deployments import Models
 
 
 def listed(*arguments: str) -> Result:

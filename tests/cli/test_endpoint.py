@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
-from tests.support.deploying import Models
+from tests.support.deployments import Models
 
 
 def endpoint(*arguments: str) -> Result:

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
 from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
-from tests.support.deploying import Models
+from tests.support.deployments import Models
 from tests.support.inference_log import LogWriter
 from tests.support.waiting import wait_until
 

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
-from tests.support.judged import CALM, DAY, SHIFTED, capture, make_endpoint
+from tests.support.monitored_endpoint import CALM, DAY, SHIFTED, capture, make_endpoint
 from tests.support.tracking import tracking_at
 
 

@@ -21,7 +21,7 @@ from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.tabular import FILE_FORMATS, open_output, value_writer
-from tests.support.deploying import Models
+from tests.support.deployments import Models
 from tests.support.pyfuncs import Days
 
 ROWS = 2500

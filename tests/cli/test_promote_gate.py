@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
-from tests.support.gated import registered_toy
+from tests.support.classifiers import registered_toy
 from tests.support.tracking import tracking_at
 
 Command = Callable[..., Result]

@@ -12,8 +12,8 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.statedir import AGENT, AgentState, read_state
-from tests.support.mlflow_server import MlflowServer
-from tests.support.proxy import proxy_to
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import proxy_to
 from tests.support.waiting import wait_until
 
 

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
-from tests.support.postgresql import postgresql_server
+from tests.support.services.postgresql import postgresql_server
 from tests.support.waiting import free_port, wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

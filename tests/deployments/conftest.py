@@ -7,7 +7,7 @@ import psutil
 import pytest
 from mlflow.deployments import BaseDeploymentClient
 
-from tests.support.deploying import Models, empty_home, save_models, working_in
+from tests.support.deployments import Models, empty_home, save_models, working_in
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments import client as plugin
-from tests.support.deploying import SIGNATURE, weighted_sum
+from tests.support.deployments import SIGNATURE, weighted_sum
 
 SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
 ROWS = [[1, 2], [3, 4.5]]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from mlflow.deployments import BaseDeploymentClient
 
-from tests.support.page import run_page
+from tests.support.guides import run_page
 
 
 @pytest.mark.long

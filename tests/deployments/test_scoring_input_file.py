@@ -15,7 +15,7 @@ from mlflow.deployments.cli import commands
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
-from tests.support.deploying import empty_home
+from tests.support.deployments import empty_home
 from tests.support.models import parse_graph
 
 RECORDS = [{"code": "007", "date": "2013-07-01"}, {"code": "1e3", "date": "7"}]

@@ -20,12 +20,12 @@ import onnx
 import pytest
 from mlflow.models import infer_signature
 
-from tests.support.mlflow_server import MlflowServer
+from tests.support.captured_days import TwoDays, two_captured_days
 from tests.support.models import parse_graph
-from tests.support.postgresql import postgresql_server
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.postgresql import postgresql_server
 from tests.support.serving import Served
 from tests.support.tracking import tracking_at
-from tests.support.two_days import TwoDays, two_captured_days
 
 ROOT = Path(__file__).parents[2]
 BASE_IMAGE = "python:3.11-slim-bookworm"  # as docker/Dockerfile says

@@ -10,8 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.store.monitors import Monitors
-from tests.support.real_s3 import NEEDS_S3
-from tests.support.two_days import BEGIN, DAY, TwoDays
+from tests.support.captured_days import BEGIN, DAY, TwoDays
+from tests.support.services.s3 import NEEDS_S3
 
 pytestmark = [*NEEDS_S3, pytest.mark.docker, pytest.mark.postgresql, pytest.mark.long, pytest.mark.timeout(1800)]
 

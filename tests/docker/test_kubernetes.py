@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 from mlflow_deploy_plugin.store.monitors import Monitors
-from tests.support.cluster import Cluster, Manifest, own_namespace
-from tests.support.real_s3 import NEEDS_S3
-from tests.support.two_days import TwoDays
+from tests.support.captured_days import TwoDays
+from tests.support.services.cluster import Cluster, Manifest, own_namespace
+from tests.support.services.s3 import NEEDS_S3
 from tests.support.waiting import wait_until
 
 MANIFESTS = Path(__file__).parents[2] / "docker" / "kubernetes"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mlflow_server import MlflowServer
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
 

@@ -12,10 +12,10 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from tests.support.judged import capture, make_endpoint
-from tests.support.mlflow_server import MlflowServer
-from tests.support.receiver import Receiver
-from tests.support.receiver import receiver as a_receiver
+from tests.support.monitored_endpoint import capture, make_endpoint
+from tests.support.services.alert_receiver import Receiver
+from tests.support.services.alert_receiver import receiver as a_receiver
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import free_port, wait_until
 
 SECONDS = 240.0

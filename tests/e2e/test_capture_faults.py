@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.inference_log import Watermark, open_log, parse_window
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.statedir import SPOOL, read_workers
 from tests.support.models import write_model
-from tests.support.s3 import Bucket, s3_server
+from tests.support.services.s3 import Bucket, s3_server
 from tests.support.serving import Served
 from tests.support.waiting import wait_until
 

@@ -21,9 +21,9 @@ from mlflow import MlflowClient
 from benchmarks.serving.load import post
 from benchmarks.serving.timeline import Answers, OpenLoop
 from mlflow_deploy_plugin.statedir import AGENT, WANTED, AgentState, Wanted, read_state, read_workers
-from tests.support.mlflow_server import MlflowServer
 from tests.support.models import parse_graph
-from tests.support.proxy import Proxy, proxy_to
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import Proxy, proxy_to
 from tests.support.serving import Served
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until

@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_deploy_plugin.cli import main
-from tests.support.deploying import empty_home
-from tests.support.gated import COLUMNS, labelled, write_classifier, write_rows
-from tests.support.mlflow_server import MlflowServer
+from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
+from tests.support.deployments import empty_home
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
 

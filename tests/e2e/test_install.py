@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.readme import ROOT, run_smallest_example, section, shell, walk_by_hand
+from tests.support.guides import ROOT, run_smallest_example, section, shell, walk_by_hand
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # the first installation fetches everything
 

@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
 from projects.flight_delay.loop.stage import Setting
 from projects.flight_delay.replay import replay
-from tests.support.deploying import empty_home
-from tests.support.mlflow_server import MlflowServer
+from tests.support.deployments import empty_home
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]

@@ -21,8 +21,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
-from tests.support.mlflow_server import MlflowServer
 from tests.support.models import adder
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
 

@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.support.readme import ROOT, blocks, run_smallest_example, section, walk_by_hand
+from tests.support.guides import ROOT, blocks, run_smallest_example, section, walk_by_hand
 
 ENVIRONMENT = Path(sys.prefix)
 

@@ -14,8 +14,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, ReportData
-from tests.support.mlflow_server import MlflowServer
 from tests.support.results import result_of
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 
 CHROMIUM = shutil.which("chromium")

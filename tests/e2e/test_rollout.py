@@ -25,8 +25,8 @@ from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
-from tests.support.mlflow_server import MlflowServer
 from tests.support.models import adder, parse_graph
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
 

@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.inference_log import open_log, parse_window
-from tests.support.mlflow_server import MlflowServer
 from tests.support.models import adder, write_model
-from tests.support.real_s3 import NEEDS_S3, own_bucket
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.s3 import NEEDS_S3, own_bucket
 from tests.support.serving import Served
 
 COLUMN = {"name": "x", "type": "float", "required": True}

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.dataset import load_dataset, reference_rows
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.runtime import Artifact, Column, Tensor, read_artifact
-from tests.support.gated import labelled, write_classifier, write_rows
+from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from tests.support.gated import write_classifier, write_rows
+from tests.support.classifiers import write_classifier, write_rows
 from tests.support.models import write_model
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)

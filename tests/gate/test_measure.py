@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.gate.measure import measure_costs, median_ratio
-from tests.support.gated import COLUMNS, labelled, write_classifier
+from tests.support.classifiers import COLUMNS, labelled, write_classifier
 
 
 @pytest.fixture

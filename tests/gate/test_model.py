@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, SchemaMismatch
 from mlflow_deploy_plugin.gate.model import load_version
-from tests.support.gated import COLUMNS, labelled, write_classifier, write_regressor
+from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
 
 ROWS = labelled(12_000)

@@ -8,7 +8,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.storage import PART_BYTES, write_file
-from tests.support.s3 import Bucket, s3_server
+from tests.support.services.s3 import Bucket, s3_server
 
 KEY_ARN = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
 

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.inference_log.stats import log_stats
 from mlflow_deploy_plugin.inference_log.view import View
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from tests.support.inference_log import LogWriter
-from tests.support.real_s3 import NEEDS_S3, own_bucket
+from tests.support.services.s3 import NEEDS_S3, own_bucket
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 LATER = datetime.now(UTC) + timedelta(hours=1)

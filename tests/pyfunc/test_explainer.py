@@ -13,7 +13,7 @@ import yaml
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
 from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from tests.support.models import write_model
-from tests.support.pages import with_example
+from tests.support.page_models import with_example
 
 MISSING = """
 missing (float[N,2] X) => (float[N,1] y) <float nine = {9.0}, int64[1] axis = {1}> {

@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.registry.resolution import BatchResolver, Resolution, ResolvedModel
-from tests.support.mlflow_server import MlflowServer
-from tests.support.proxy import Proxy, proxy_to
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.proxy import Proxy, proxy_to
 from tests.support.tracking import tracking_at
 
 

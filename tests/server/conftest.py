@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_state
 from tests.support.models import write_model
-from tests.support.redis_server import redis_server
+from tests.support.services.redis_server import redis_server
 from tests.support.waiting import free_port, wait_until
 
 COLUMN_TYPES = {"double": "float64", "long": "int64", "boolean": "bool", "string": "str", "float": "float32"}

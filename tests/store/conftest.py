@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.postgresql import postgresql_server
+from tests.support.services.postgresql import postgresql_server
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, ne
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
-from tests.support.gated import COLUMNS, TRUTH, labelled, write_classifier
+from tests.support.classifiers import COLUMNS, TRUTH, labelled, write_classifier
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 from tests.support.waiting import wait_until
 

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
-from tests.support.mlflow_server import MlflowServer
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
 
 pytest.importorskip("flask_wtf", reason="MLflow's basic auth needs Flask-WTF (pip install mlflow[auth])")

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.support.deploying import empty_home
-from tests.support.page import run_page
+from tests.support.deployments import empty_home
+from tests.support.guides import run_page
 from tests.support.tracking import tracking_at
 
 

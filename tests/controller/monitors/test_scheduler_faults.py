@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors, MonitorWindow
-from tests.support.judged import capture, make_endpoint
-from tests.support.mlflow_server import MlflowServer
+from tests.support.monitored_endpoint import capture, make_endpoint
+from tests.support.services.mlflow_server import MlflowServer
 from tests.support.waiting import wait_until
 
 SECONDS = 240.0

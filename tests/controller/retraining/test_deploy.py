@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining
 from mlflow_deploy_plugin.store.tables import EndpointRow
-from tests.support.gated import labelled
+from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import RetrainingWorld
 from tests.support.tracking import tracking_at

@@ -13,7 +13,7 @@ from mlflow.entities import LoggedModelOutput
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, retrain_on_alarm
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.retrainings import Retraining
-from tests.support.gated import labelled
+from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import RetrainingWorld
 

@@ -6,7 +6,7 @@ import pytest
 from mlflow_deploy_plugin.gate.checks.artifact import check_parity
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.runtime import read_artifact, read_served_artifact
-from tests.support.gated import write_classifier
+from tests.support.classifiers import write_classifier
 
 
 @pytest.mark.parametrize(

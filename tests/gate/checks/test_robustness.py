@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.gate.checks.robustness import (
 from mlflow_deploy_plugin.gate.metrics import weighted_metric
 from mlflow_deploy_plugin.gate.model import load_version
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
-from tests.support.gated import COLUMNS, labelled, write_classifier, write_regressor
+from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 
 ROWS = labelled(500)
 INPUT = {name: ROWS[name] for name in COLUMNS}

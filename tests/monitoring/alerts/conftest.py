@@ -9,8 +9,8 @@ import pytest
 
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Store, open_store
-from tests.support.receiver import Receiver
-from tests.support.receiver import receiver as a_receiver
+from tests.support.services.alert_receiver import Receiver
+from tests.support.services.alert_receiver import receiver as a_receiver
 
 
 @dataclass

@@ -11,8 +11,8 @@ import requests
 from tritonclient.utils import InferenceServerException
 
 from mlflow_deploy_plugin.server.capture.frames import segments
-from tests.support.collector import attributes, collector
 from tests.support.pyfuncs import save_pyfuncs
+from tests.support.services.collector import attributes, collector
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import pages
+from tests.support import page_models
 
 FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"], "data": [["AA", 1400.5, 7, False]]}}
 
@@ -17,12 +17,12 @@ def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[s
     root = tmp_path_factory.mktemp("pages")
     state_dir = root / "state"
     state_dir.mkdir()
-    flights = pages.with_example(tools.mixed_model(root / "flights"), FLIGHTS)
+    flights = page_models.with_example(tools.mixed_model(root / "flights"), FLIGHTS)
     aspects = {"stage": "Production", "run_id": "r-1"}
     folders = {
         "flights": flights,
-        "digits": pages.digits_model(root / "digits"),
-        "hostile": pages.hostile_model(root / "hostile"),
+        "digits": page_models.digits_model(root / "digits"),
+        "hostile": page_models.hostile_model(root / "hostile"),
         "tensor": model_folders["tensor"],
         "stock": model_folders["stock"],
     }

@@ -17,7 +17,7 @@ import yaml
 
 from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_state
-from tests.support import pages
+from tests.support import page_models
 from tests.support.waiting import wait_until
 
 WEIGHTS = (2.0, -3.0, 0.5)
@@ -78,10 +78,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
     folders = {
         "flights": with_reference(tools.mixed_model(root / "flights"), FLIGHTS),
         "linear": with_reference(numbers_model(tools, root / "linear", LINEAR, number), NUMBERS),
-        "wide": pages.with_example(numbers_model(tools, root / "wide", WIDE, wide), example),
-        "labels": pages.with_example(numbers_model(tools, root / "labels", LABELS, label), example),
+        "wide": page_models.with_example(numbers_model(tools, root / "wide", WIDE, wide), example),
+        "labels": page_models.with_example(numbers_model(tools, root / "labels", LABELS, label), example),
         "bare": tools.mixed_model(root / "bare"),
-        "stock": pages.with_example(tools.write_model(root / "stock", LINEAR), {"inputs": [[1.0, 2.0, 3.0]]}),
+        "stock": page_models.with_example(tools.write_model(root / "stock", LINEAR), {"inputs": [[1.0, 2.0, 3.0]]}),
         "images": model_folders["tensor"],
     }
     wanted = {name: {"v": tools.variant(folder)} for name, folder in folders.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.observability.tracing import tracing_is_on
-from tests.support.collector import attributes, collector
+from tests.support.services.collector import attributes, collector
 from tests.support.waiting import wait_until
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
 from tests.monitoring.conftest import ENDPOINT, FIRST_DAY, MODEL, day_of_rows, event_table
-from tests.support.s3 import s3_server
+from tests.support.services.s3 import s3_server
 
 from .test_sketch import assert_same
 

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.openapi.document import MOST_ENDPOINTS
 from mlflow_deploy_plugin.server.http.pages import site
 from mlflow_deploy_plugin.server.http.routes import handle_request, list_routes
-from tests.support import pages
+from tests.support import page_models
 from tests.support.waiting import wait_until
 
 
@@ -43,9 +43,9 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], tm
         "data": [["AA", None, 7, False], ["UA", 2.5, 8, True]],
     }
     folders = {
-        "flights": pages.with_example(tools.mixed_model(tmp_path / "flights"), {"dataframe_split": flights}),
-        "digits": pages.digits_model(tmp_path / "digits"),
-        "hostile": pages.hostile_model(tmp_path / "hostile"),
+        "flights": page_models.with_example(tools.mixed_model(tmp_path / "flights"), {"dataframe_split": flights}),
+        "digits": page_models.digits_model(tmp_path / "digits"),
+        "hostile": page_models.hostile_model(tmp_path / "hostile"),
         "tensor": model_folders["tensor"],
         "single": model_folders["single"],
         "stock": model_folders["stock"],

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import pytest
 import requests
 
-from tests.support.pages import HOSTILE, QUOTED
+from tests.support.page_models import HOSTILE, QUOTED
 
 CHROMIUM = shutil.which("chromium")
 playwright_api = pytest.importorskip("playwright.sync_api")

@@ -5,14 +5,20 @@ it was asked, with the headers, can be looked at. Signatures are not checked.
 """
 
 import hashlib
+import os
 import re
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+import boto3
+import pytest
 
 
 @dataclass
@@ -152,3 +158,18 @@ def s3_server() -> Iterator[Bucket]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+NEEDS_S3 = [
+    pytest.mark.s3,
+    pytest.mark.skipif(not os.environ.get("AWS_ENDPOINT_URL"), reason="no S3 API is named by AWS_ENDPOINT_URL"),
+]
+
+
+@contextmanager
+def own_bucket() -> Iterator[Any]:
+    """A bucket that is gone, with all that is in it, at the end of the `with`."""
+    made = boto3.resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
+    yield made
+    made.objects.all().delete()
+    made.delete()

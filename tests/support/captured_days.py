@@ -17,8 +17,8 @@ import mlflow_deploy_plugin
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
-from tests.support.mlflow_server import MlflowServer
-from tests.support.real_s3 import own_bucket
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.services.s3 import own_bucket
 from tests.support.serving import Served
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
