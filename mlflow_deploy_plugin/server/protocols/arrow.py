@@ -1,14 +1,18 @@
 """Tables as Arrow IPC streams and files, and as Parquet: bodies ↔ feeds and predictions.
 
 Columns go from the body's buffers into the graph's input without a Python object a value. pyarrow is imported on the
-first such request (75 ms, 33 MB) and by no other; it works in the thread that asks, and never reaches pandas.
+first such request (75 ms, 33 MB) and by no other; it works in the thread of the request, and never reaches pandas.
 
-https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format, https://www.iana.org/assignments/media-types
+Arrow's reader is safe against torn and hostile bodies, but it trusts sizes: a compressed buffer of a record batch says
+how large it is, and that much memory is taken. So the headers are read first, with the reader's own framing, and the
+sizes in them have to fit the server's limit (`check_stream_size`; for Parquet `parquet_metadata.py`).
+
+https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.iana.org/assignments/media-types
 """
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,11 +45,14 @@ MEDIA_TYPES = (STREAM, FILE, PARQUET, X_PARQUET)
 
 _FILE_MAGIC = b"ARROW1\0\0"
 _MOST_LISTED = 100_000
-"""Entries of a list in a Parquet footer (columns, row groups): each takes hundreds of bytes once it is counted."""
+"""Entries of a list in a Parquet footer (columns, row groups). Each takes hundreds of bytes once it is counted."""
+_MOST_MESSAGES = 10_000
+_RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
+_I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<q")
 
 
 def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
-    """The feeds in a body of one of `MEDIA_TYPES`; columns that the model does not take are not read.
+    """Return the feeds in a body of one of `MEDIA_TYPES`. Columns that the model does not take are not read.
 
     A null is NaN in a floating-point column and a missing string in a string column. Strings may be encoded as a
     dictionary. A tensor is a column of lists, of any one length, or, of rank 2, all columns as they come.
@@ -54,7 +61,7 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
         limit: bytes that the columns may take when decompressed, and values that they may have.
 
     Raises:
-        InvalidRequest: the body is none of `media`.
+        InvalidRequest: the body is not of the format `media`.
         BodyTooLarge: it takes more than `limit`.
         SchemaMismatch: the table does not fit the signature.
     """
@@ -67,11 +74,12 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
         return _feeds(table, schema, limit)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidRequest(f"the body is not a valid {_called(media)}: {reason[:200]}") from None
+        name = "Parquet file" if media in (PARQUET, X_PARQUET) else "Arrow stream"
+        raise InvalidRequest(f"the body is not a valid {name}: {reason[:200]}") from None
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
-    """The prediction as a table of N rows.
+    """Return the prediction as a table of N rows.
 
     One output is the column `prediction`, several are columns by their names, so are the fields of records. [N] and
     [N, 1] are plain columns, [N, k] a column of lists of k (`pyarrow.fixed_size_list`), and so on.
@@ -85,17 +93,19 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
     check_row_aligned(columns)
     table = pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
     sink = pa.BufferOutputStream()
-    _WRITERS[media](sink, table)
+    if media in (PARQUET, X_PARQUET):
+        from pyarrow import parquet
+
+        parquet.write_table(table, sink)
+    else:
+        with (pa.ipc.new_stream if media == STREAM else pa.ipc.new_file)(sink, table.schema) as writer:
+            writer.write_table(table)
     encoded: bytes = sink.getvalue().to_pybytes()
     return encoded
 
 
-def _called(media: str) -> str:
-    return "Parquet file" if media in (PARQUET, X_PARQUET) else "Arrow stream"
-
-
 def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
-    """The table in an Arrow stream, or in a file, which is one between a magic word and a footer that is not needed."""
+    """Return the table in an Arrow stream, or in a file, which is a stream between a magic word and a footer."""
     import pyarrow as pa
 
     stream = pa.py_buffer(body)
@@ -103,12 +113,12 @@ def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
         stream = stream.slice(len(_FILE_MAGIC))
     check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
     reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
-    _choose(reader.schema, schema)
+    _select_columns(reader.schema, schema)
     return reader.read_all()
 
 
 def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
-    """The columns that the model takes; strings stay in their dictionaries, where a few stand for many."""
+    """Return the columns that the model takes. Strings stay in their dictionaries, where one stands for many rows."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -118,20 +128,20 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
         raise SchemaMismatch(NO_ROWS)
     file = parquet.ParquetFile(
         pa.BufferReader(body),
-        read_dictionary=_texts(groups, schema),
+        read_dictionary=_dictionary_paths(groups, schema),
         thrift_container_size_limit=_MOST_LISTED,
         pre_buffer=False,
     )
-    names = _choose(file.schema_arrow, schema)
+    names = _select_columns(file.schema_arrow, schema)
     if rows * max(1, len(names)) > limit:
-        raise BodyTooLarge(_too_many(rows, len(names), limit))
+        raise BodyTooLarge(_too_many_values(rows, len(names), limit))
     paths = [column.path for column in file.schema]
-    check_pages(body, groups, _leaves(paths, set(names)) if schema.columns else range(len(paths)), limit)
+    check_pages(body, groups, _leaf_indices(paths, set(names)) if schema.columns else range(len(paths)), limit)
     return file.read(columns=names, use_threads=False)
 
 
-def _leaves(paths: Sequence[str], names: set[str]) -> list[int]:
-    """The leaves of a Parquet file that belong to one of these columns, whose names may hold dots themselves."""
+def _leaf_indices(paths: Sequence[str], names: set[str]) -> list[int]:
+    """Return the leaves of a Parquet file that belong to these columns, whose names may hold dots themselves."""
     lengths = sorted({len(name) for name in names})
     return [
         leaf
@@ -140,10 +150,10 @@ def _leaves(paths: Sequence[str], names: set[str]) -> list[int]:
     ]
 
 
-def _texts(groups: Sequence[Struct], schema: Schema) -> list[str]:
-    """The leaves that are read as dictionaries, as they lie in the file: a word that stands in all rows is there once.
+def _dictionary_paths(groups: Sequence[Struct], schema: Schema) -> list[str]:
+    """Return the leaves that are read as dictionaries, as they lie in the file: a string of all rows is there once.
 
-    All that hold text where a tensor of text is made of them, since any column may be one. pyarrow takes no name that
+    For a tensor of strings these are all leaves of byte arrays, since any column may be one. pyarrow takes no name that
     is not in the file.
     """
     if "str" not in schema.dtypes.values():
@@ -151,18 +161,18 @@ def _texts(groups: Sequence[Struct], schema: Schema) -> list[str]:
     return [path for path in byte_array_paths(groups) if not schema.columns or schema.dtypes.get(path) == "str"]
 
 
-def _choose(given: Any, schema: Schema) -> list[str]:
-    """The columns that are read of a table with this Arrow schema, by its header alone.
+def _select_columns(given: Any, schema: Schema) -> list[str]:
+    """Return the columns to read of a table with this Arrow schema, before any value is read.
 
     Raises:
         BodyTooLarge: it has too many columns.
-        SchemaMismatch: one is missing, stands twice, or is of a type that the model does not take.
+        SchemaMismatch: a column is missing, stands twice, or is of a type that the model does not take.
     """
     if len(given.names) > MOST_COLUMNS:
         raise BodyTooLarge(f"the table has {len(given.names)} columns; at most {MOST_COLUMNS} are taken")
     counts = Counter(given.names)
-    if absence := schema.missing_columns(counts):
-        raise SchemaMismatch(absence)
+    if missing := schema.missing_columns(counts):
+        raise SchemaMismatch(missing)
     names = [name for name in given.names if name in schema.dtypes] if schema.columns else given.names
     if doubled := next((name for name in names if counts[name] > 1), None):
         raise SchemaMismatch(f"column {doubled[:100]!r} stands twice")
@@ -178,25 +188,25 @@ def _choose(given: Any, schema: Schema) -> list[str]:
 
 
 def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
-    chosen = _choose(table.schema, schema)
+    chosen = _select_columns(table.schema, schema)
     if table.num_rows * max(1, len(chosen)) > limit:
-        raise BodyTooLarge(_too_many(table.num_rows, len(chosen), limit))
-    words = StringBudget(limit)
-    arrays = {name: _column(name, table.column(name), limit, words) for name in chosen}
+        raise BodyTooLarge(_too_many_values(table.num_rows, len(chosen), limit))
+    budget = StringBudget(limit)
+    arrays = {name: _column(name, table.column(name), limit, budget) for name in chosen}
     if table.num_rows == 0:
         raise SchemaMismatch(NO_ROWS)
     return _from_columns(arrays, schema) if schema.columns else _from_tensors(arrays, schema)
 
 
-def _column(name: str, chunks: Any, limit: int, words: StringBudget) -> Array:
-    """One column of a table, whose chunks lie one after the other."""
+def _column(name: str, chunks: Any, limit: int, budget: StringBudget) -> Array:
+    """Return one column of a table, whose chunks are concatenated."""
     import pyarrow as pa
 
     is_joined = chunks.num_chunks > 1 and pa.types.is_primitive(chunks.type)  # thousands of batches of a few rows
     pieces = [chunks.combine_chunks()] if is_joined else chunks.chunks
     cast: dict[tuple[int, ...], Any] = {}
     try:
-        parts = [to_numpy(_plain(chunk, words, cast), limit, words) for chunk in pieces]
+        parts = [to_numpy(_without_views(chunk, budget, cast), limit, budget) for chunk in pieces]
     except UnsupportedColumn as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     if len(parts) == 1:
@@ -204,23 +214,24 @@ def _column(name: str, chunks: Any, limit: int, words: StringBudget) -> Array:
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
 
 
-def _plain(array: Any, words: StringBudget, cast: dict[tuple[int, ...], Any]) -> Any:
-    """Views of strings (polars writes them) as strings, once it is known that they do not overlap into terabytes.
+def _without_views(array: Any, budget: StringBudget, cast: dict[tuple[int, ...], Any]) -> Any:
+    """Return string views (polars writes them) as strings, once it is known that they do not overlap into terabytes.
 
-    A dictionary of them is cast once for all batches that share it; `cast` keeps it, as `Words` are known by address.
+    A dictionary of them is cast once for all batches that share it. `cast` keeps it by its address, as `StringBudget`
+    keeps decoded dictionaries.
     """
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type) and array.type.value_type == pa.string_view():
         place = address(array.dictionary)
         if place not in cast:
-            cast[place] = _plain(array.dictionary, words, cast)
+            cast[place] = _without_views(array.dictionary, budget, cast)
         return pa.DictionaryArray.from_arrays(array.indices, cast[place])
     if array.type != pa.string_view():
         return array
     array.validate(full=True)
     views = np.frombuffer(array.buffers()[1], "<i4").reshape(-1, 4)[array.offset :][: len(array)]
-    words.take(int(views[:, 0].sum(dtype=np.int64)))
+    budget.take(int(views[:, 0].sum(dtype=np.int64)))
     return array.cast(pa.large_string())
 
 
@@ -236,7 +247,7 @@ def _from_columns(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
 
 
 def _from_tensors(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
-    """Columns as tensors: by name, the only column for the only tensor, or all columns as a matrix."""
+    """Return the feeds of tensors: by name, the only column for the only tensor, or all columns as a matrix."""
     if len(schema.tensors) == 1 and len(arrays) == 1:
         arrays = {schema.tensors[0].name: next(iter(arrays.values()))}
     if all(tensor.name in arrays for tensor in schema.tensors):
@@ -251,7 +262,7 @@ def _from_tensors(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
 
 
 def _shaped(array: Array, inner: tuple[int, ...]) -> Array:
-    """A column in the shape of its tensor's rows where it has as many values; others are left to be refused."""
+    """Return a column in the shape of its tensor's rows. If its values do not fit, the schema refuses it."""
     if array.shape[1:] == inner or not len(array):
         return array
     values = array.size // len(array)
@@ -270,7 +281,7 @@ def _output_columns(prediction: Array | dict[str, Array]) -> dict[str, Array]:
 
 
 def _to_arrow(array: Array) -> Any:
-    """An array of [N, …] as an Arrow array of N, around the same memory where it is contiguous."""
+    """Return an array of [N, …] as an Arrow array of N, around the same memory if that is contiguous."""
     import pyarrow as pa
 
     if array.ndim == 2 and array.shape[1] == 1:
@@ -288,59 +299,19 @@ def _to_arrow(array: Array) -> Any:
     return pa.Array.from_buffers(kind, len(array), buffers)
 
 
-def _write_stream(sink: Any, table: Any) -> None:
-    import pyarrow as pa
-
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def _write_file(sink: Any, table: Any) -> None:
-    import pyarrow as pa
-
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def _write_parquet(sink: Any, table: Any) -> None:
-    from pyarrow import parquet
-
-    parquet.write_table(table, sink)
-
-
-_WRITERS: dict[str, Callable[[Any, Any], None]] = {
-    STREAM: _write_stream,
-    FILE: _write_file,
-    PARQUET: _write_parquet,
-    X_PARQUET: _write_parquet,
-}
-
-
-def _too_many(rows: int, columns: int, limit: int) -> str:
+def _too_many_values(rows: int, columns: int, limit: int) -> str:
     return f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values"
 
 
-# What an Arrow stream will take when it is read, from its own headers, before anything of it is decompressed.
-# Arrow's reader is safe against torn and hostile bodies, but it believes sizes: a compressed buffer of a record batch
-# says how large it is, and that much memory is taken. So the headers are read here first, with the reader's own
-# framing, and what they say has to fit the server's limit.
-# https://arrow.apache.org/docs/format/Columnar.html, Message.fbs.
-
-_I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H"), struct.Struct("<q")
-
-_RECORD_BATCH, _DICTIONARY_BATCH = 3, 2
-_MOST_MESSAGES = 10_000
-
-
 def check_stream_size(messages: Iterable[Any], limit: int) -> None:
-    """Whether the record batches of an Arrow stream fit `limit` bytes when decompressed.
+    """Check that the record batches of an Arrow stream have at most `limit` bytes when decompressed.
 
     Args:
         messages: those of `pyarrow.ipc.MessageReader`.
 
     Raises:
-        BodyTooLarge: they do not.
-        InvalidRequest: a message is not what the format says.
+        BodyTooLarge: they have more.
+        InvalidRequest: a message is torn.
     """
     left = limit
     for number, message in enumerate(messages):
@@ -348,19 +319,19 @@ def check_stream_size(messages: Iterable[Any], limit: int) -> None:
             raise BodyTooLarge(f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger ones")
         body = memoryview(message.body) if message.body is not None and message.body.size else memoryview(b"")
         try:
-            left -= _bytes_of(memoryview(message.metadata), body)
+            left -= _message_bytes(memoryview(message.metadata), body)
         except (struct.error, IndexError):
             raise InvalidRequest("the body is not a valid Arrow stream: a message is torn") from None
         if left < 0:
             raise BodyTooLarge(f"the table is larger than this server's limit of {limit} bytes when decompressed")
 
 
-def _bytes_of(metadata: memoryview, body: memoryview) -> int:
-    """What the buffers of one message will take: what lies there, or, where they are compressed, what they say.
+def _message_bytes(metadata: memoryview, body: memoryview) -> int:
+    """Return the bytes that the buffers of one message take: their own or, if they are compressed, those they declare.
 
     Message: header type (1), header (2). DictionaryBatch: data (1), is a delta (2; the pieces are joined anew for every
     batch). RecordBatch: buffers (2), compression (3). The numbers are the positions of the fields in Message.fbs. A
-    compressed buffer begins with its length in 8 bytes, -1 if it is not compressed after all.
+    compressed buffer begins with its length in 8 bytes, which is -1 if it is not compressed after all.
     """
     message = _U32.unpack_from(metadata, 0)[0]
     kind = _flatbuffers_field(metadata, message, 1)
@@ -384,7 +355,7 @@ def _bytes_of(metadata: memoryview, body: memoryview) -> int:
 
 
 def _flatbuffers_field(data: memoryview, table: int, position: int) -> int:
-    """Where a field of a flatbuffers table lies; 0: it is not there."""
+    """Return the position of a field of a flatbuffers table, or 0 if it is missing."""
     vtable = table - _I32.unpack_from(data, table)[0]
     slot = 4 + 2 * position
     if vtable < 0 or slot >= _U16.unpack_from(data, vtable)[0]:
@@ -394,6 +365,6 @@ def _flatbuffers_field(data: memoryview, table: int, position: int) -> int:
 
 
 def _flatbuffers_table(data: memoryview, table: int, position: int) -> int:
-    """Where the table or vector lies that a field points to; 0: there is none."""
+    """Return the position of the table or vector that a field points to, or 0 if it is missing."""
     field = _flatbuffers_field(data, table, position)
     return field + int(_U32.unpack_from(data, field)[0]) if field else 0

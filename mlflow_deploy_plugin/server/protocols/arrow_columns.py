@@ -1,9 +1,10 @@
 """One Arrow array as a numpy array and back, by its buffers.
 
-pyarrow's own `to_numpy` and `array` import pandas as soon as it is installed (pyarrow 25: 100 MB and a second in a
-worker that answers requests), and make objects of what has nulls. The buffers have neither fault; numbers without
-nulls are not even copied. The format: https://arrow.apache.org/docs/format/Columnar.html. Whatever the buffers hold,
-numpy and Python look only within their bounds.
+pyarrow's own `to_numpy` and `array` import pandas if it is installed (pyarrow 25: 100 MB and a second in a worker that
+answers requests), and make objects of arrays with nulls. The buffers have neither fault; numbers without nulls are not
+even copied. Whatever the buffers hold, numpy and Python read only within their bounds.
+
+The format: https://arrow.apache.org/docs/format/Columnar.html.
 """
 
 from collections.abc import Callable
@@ -37,26 +38,29 @@ _TEXTS = frozenset({"string", "large_string", "string_view"})
 
 
 class UnsupportedColumn(Exception):
-    """The array is of an Arrow type that no model takes, or holds a null where none can be said; why, and where."""
+    """An array has an Arrow type that no model takes, or a null that its type cannot hold; the message says which."""
 
 
 @dataclass
 class StringBudget:
-    """What the columns of one table share while they are read.
+    """The characters that the strings of one table may still take, and its dictionaries.
+
+    A dictionary's string counts for each of its rows.
 
     Attributes:
-        left: the characters that may still be made of words that stand for many rows.
-        known: dictionaries by where their buffers lie: their words, and the length of each. The batches of a stream
-            share one.
+        left: the characters that are left.
+        dictionaries: the strings of a dictionary, and the length of each, by its address. The batches of a stream share
+            one.
     """
 
     left: int
-    known: dict[tuple[int, ...], tuple[Array, Array]] = field(default_factory=dict)
+    dictionaries: dict[tuple[int, ...], tuple[Array, Array]] = field(default_factory=dict)
 
     def take(self, characters: int) -> None:
-        """
+        """Take characters from the budget.
+
         Raises:
-            BodyTooLarge: so many are not left.
+            BodyTooLarge: fewer are left.
         """
         self.left -= characters
         if self.left < 0:
@@ -64,13 +68,13 @@ class StringBudget:
 
 
 def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
-    """Whether values of an Arrow type may become what the model takes: decided before anything of them is read.
+    """Check that values of an Arrow type can become those that the model takes, before any value is read.
 
     Args:
         dtype: the numpy dtype that the model takes (`str`: strings).
 
     Raises:
-        Unreadable: they may not.
+        UnsupportedColumn: they cannot.
     """
     inner = kind
     while str(inner).partition("<")[0] in _LISTS:
@@ -84,21 +88,20 @@ def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
         raise UnsupportedColumn(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model takes {dtype}")
 
 
-def to_numpy(array: Any, limit: int, words: StringBudget) -> Array:
-    """The values of an Arrow array of N: [N], of lists of equal length [N, length, …].
+def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
+    """Return the values of an Arrow array of N: [N], of lists of equal length [N, length, …].
 
-    Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nothing but nulls.
+    Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nulls only.
 
     Args:
-        limit: how many values there may be, and how many characters in strings; those of a dictionary count as often
-            as they stand in the rows.
-        words: those of this array are added.
+        limit: how many values there may be.
+        budget: the characters of this array's dictionaries are taken from it.
 
     Raises:
-        Unreadable: another type than numbers, booleans, strings, lists of numbers, dictionaries of those; a null
+        UnsupportedColumn: another type than numbers, booleans, strings, lists of numbers, dictionaries of those; a null
             boolean, a null within a list, lists of different lengths.
         InvalidRequest: the buffers contradict each other.
-        BodyTooLarge: the strings of dictionaries take more than `words` has left.
+        BodyTooLarge: the strings of dictionaries take more than is left in the budget.
     """
     name = str(array.type)
     if len(array) > limit:
@@ -111,16 +114,16 @@ def to_numpy(array: Any, limit: int, words: StringBudget) -> Array:
     read = _READERS.get(kind)
     if read is None:
         raise UnsupportedColumn(f"has Arrow's type {name[:60]}")
-    return read(array, limit, words)
+    return read(array, limit, budget)
 
 
 def address(array: Any) -> tuple[int, ...]:
-    """Where an array lies; no other lies there as long as both are held."""
+    """Return the address of an array, which no other has as long as both are held."""
     return (*(buffer.address if buffer else 0 for buffer in array.buffers()), array.offset, len(array))
 
 
 def _valid(array: Any) -> Array | None:
-    """Which of the values are no nulls; None: all of them."""
+    """Return True for each value that is not null; None if no value is null."""
     bitmap = array.buffers()[0]
     if bitmap is None or array.null_count == 0:
         return None
@@ -133,7 +136,7 @@ def _bits(buffer: Any, offset: int, count: int) -> Array:
 
 
 def _view(buffer: Any, dtype: np.dtype[Any], offset: int, count: int) -> Array:
-    """`count` elements of a buffer from the element `offset` on, without a copy where they lie as numpy wants them."""
+    """Return `count` elements of a buffer from the element `offset` on, without a copy if they are aligned."""
     if count == 0:
         return np.empty(0, dtype)
     try:
@@ -153,14 +156,14 @@ def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
     return filled
 
 
-def _booleans(array: Any, limit: int, known: StringBudget) -> Array:
+def _booleans(array: Any, limit: int, budget: StringBudget) -> Array:
     valid = _valid(array)
     if valid is not None:
         raise UnsupportedColumn(f"is null in row {int(np.argmin(valid))}; true or false is expected")
     return _bits(array.buffers()[1], array.offset, len(array))
 
 
-def _strings(array: Any, limit: int, known: StringBudget) -> Array:
+def _strings(array: Any, limit: int, budget: StringBudget) -> Array:
     _, positions, buffer = array.buffers()
     offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
     data = b"" if buffer is None else buffer.to_pybytes()
@@ -178,8 +181,8 @@ def _strings(array: Any, limit: int, known: StringBudget) -> Array:
     return texts
 
 
-def _dictionary(array: Any, limit: int, words_of_rows: StringBudget) -> Array:
-    words, lengths = _words(array.dictionary, limit, words_of_rows)
+def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
+    words, lengths = _dictionary_words(array.dictionary, limit, budget)
     if words.ndim > 1:
         raise UnsupportedColumn(f"has Arrow's type {str(array.type)[:60]}")
     valid = _valid(array)
@@ -190,7 +193,7 @@ def _dictionary(array: Any, limit: int, words_of_rows: StringBudget) -> Array:
             words, lengths = np.full(1, None if words.dtype.kind == "O" else np.nan, words.dtype), np.zeros(1, np.int64)
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(words):
         raise InvalidRequest("the Arrow data is not valid: an index lies outside of its dictionary")
-    words_of_rows.take(int(lengths[indices].sum()))
+    budget.take(int(lengths[indices].sum()))
     values = words[indices]
     if valid is None or valid.all():
         return values
@@ -201,18 +204,19 @@ def _dictionary(array: Any, limit: int, words_of_rows: StringBudget) -> Array:
     return values
 
 
-def _words(dictionary: Any, limit: int, read: StringBudget) -> tuple[Array, Array]:
-    key, known = address(dictionary), read.known
+def _dictionary_words(dictionary: Any, limit: int, budget: StringBudget) -> tuple[Array, Array]:
+    """Return the values of a dictionary, and the length of each if they are strings."""
+    key, known = address(dictionary), budget.dictionaries
     if key not in known:
-        words = to_numpy(dictionary, limit, read)
+        words = to_numpy(dictionary, limit, budget)
         texts = words if words.dtype.kind == "O" and words.ndim == 1 else ()
         lengths = np.array([len(word or "") for word in texts], dtype=np.int64)
         known[key] = words, lengths if len(lengths) == len(words) else np.zeros(len(words), np.int64)
     return known[key]
 
 
-def _lists(array: Any, limit: int, known: StringBudget) -> Array:
-    """Lists of equal length as the rows of a tensor."""
+def _lists(array: Any, limit: int, budget: StringBudget) -> Array:
+    """Return lists of equal length as the rows of a tensor."""
     if array.null_count:
         raise UnsupportedColumn("holds a null where a list is expected")
     kind = str(array.type).partition("<")[0]
@@ -223,7 +227,7 @@ def _lists(array: Any, limit: int, known: StringBudget) -> Array:
         size = int(lengths[0]) if len(lengths) else 0
     else:
         size = array.type.list_size
-    values = to_numpy(array.flatten(), limit, known)
+    values = to_numpy(array.flatten(), limit, budget)
     if len(values) != len(array) * size:
         raise InvalidRequest("the Arrow data is not valid: a list column has another length than its values")
     return values.reshape(len(array), size, *values.shape[1:])
@@ -241,7 +245,7 @@ _READERS: dict[str, Callable[[Any, int, StringBudget], Array]] = {
 
 
 def packed_strings(values: Array) -> tuple[Array, bytes]:
-    """Offsets and bytes of an Arrow string array."""
+    """Return the offsets and the bytes of an Arrow string array."""
     texts = [str(value).encode() for value in values]
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(text) for text in texts], out=offsets[1:])

@@ -30,14 +30,18 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """What a `:predict` asks for, and whether it is answered row by row."""
+    """The body of a `:predict`.
+
+    Attributes:
+        is_by_row: True if it has `instances`, which are answered row by row; False if it has `inputs`.
+    """
 
     feeds: Feeds
     is_by_row: bool
 
 
 def decode(body: bytes, schema: Schema) -> PredictRequest:
-    """What the body of a `:predict` asks for.
+    """Decode the body of a `:predict`.
 
     Raises:
         InvalidRequest: not JSON, not exactly one of `instances` and `inputs`, another signature.
@@ -54,29 +58,29 @@ def decode(body: bytes, schema: Schema) -> PredictRequest:
     if ("instances" in document) == ("inputs" in document):
         raise InvalidRequest("the JSON object must hold either instances (row format) or inputs (column format)")
     if "instances" in document:
-        return PredictRequest(_from_rows(document["instances"], schema), True)
-    return PredictRequest(_from_named(document["inputs"], schema), False)
+        return PredictRequest(_instances_feeds(document["instances"], schema), True)
+    return PredictRequest(_inputs_feeds(document["inputs"], schema), False)
 
 
-def encode(question: PredictRequest, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
-    """`{"predictions": …}` for rows, `{"outputs": …}` for columns; without names where there is one output.
+def encode(request: PredictRequest, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
+    """Return `{"predictions": …}` for rows, `{"outputs": …}` for columns; without names if there is one output.
 
     Raises:
-        SchemaMismatch: rows are asked for, and an output has not one value for each.
+        SchemaMismatch: the request is by row, and an output has not one value for each.
     """
     named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES}
     named = named or dict(outputs)
     only = next(iter(named.values())) if len(named) == 1 else None
-    if not question.is_by_row:
+    if not request.is_by_row:
         return dump_json({"outputs": named if only is None else only})
     return dump_json({"predictions": rows_of(named) if only is None else only})
 
 
 def decode_base64(value: Any, depth: int = 0) -> Any:
-    """A JSON document in which every `{"b64": …}` is the text that it holds.
+    """Return a JSON document in which every `{"b64": …}` is replaced by its text.
 
     Raises:
-        InvalidRequest: it is not base64, or not UTF-8, or nested too deeply.
+        InvalidRequest: a text is not base64, or not UTF-8, or the document is nested too deeply.
     """
     if depth > _DEEPEST:
         raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
@@ -93,20 +97,20 @@ def decode_base64(value: Any, depth: int = 0) -> Any:
 
 
 def status(versions: Sequence[str]) -> bytes:
-    """The body of `GET /v1/models/NAME`, of versions that are all loaded."""
-    told = {"error_code": "OK", "error_message": ""}
-    return dump_json({"model_version_status": [{"version": v, "state": "AVAILABLE", "status": told} for v in versions]})
+    """Return the body of `GET /v1/models/NAME` for versions that are all loaded."""
+    ok = {"error_code": "OK", "error_message": ""}
+    return dump_json({"model_version_status": [{"version": v, "state": "AVAILABLE", "status": ok} for v in versions]})
 
 
 def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) -> bytes:
-    """The body of `GET /v1/models/NAME/metadata`: what `:predict` takes and gives."""
+    """Return the body of `GET /v1/models/NAME/metadata`: the inputs and outputs of `:predict`."""
     if schema.columns:
-        inputs = {column.name: _tensor(column.name, COLUMN_TYPES[column.type], (-1,)) for column in schema.columns}
+        inputs = {column.name: _tensor_info(column.name, COLUMN_TYPES[column.type], (-1,)) for column in schema.columns}
     else:
         named = {tensor.name or schema.inputs[0].name: tensor for tensor in schema.tensors}
-        inputs = {name: _tensor(name, tensor.dtype, tensor.shape) for name, tensor in named.items()}
+        inputs = {name: _tensor_info(name, tensor.dtype, tensor.shape) for name, tensor in named.items()}
     outputs = {
-        output.name: _tensor(output.name, output.dtype, output.shape)
+        output.name: _tensor_info(output.name, output.dtype, output.shape)
         for output in artifact.outputs
         if output.dtype in _DTYPES
     }
@@ -119,8 +123,8 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
     )
 
 
-def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
-    """A TensorInfo in protobuf's JSON, in which 64-bit integers are strings."""
+def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    """Return a TensorInfo in protobuf's JSON, in which 64-bit integers are strings."""
     dimensions = [{"size": str(size), "name": ""} for size in shape]
     return {
         "dtype": _DTYPES.get(dtype, "DT_INVALID"),
@@ -129,7 +133,7 @@ def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _from_rows(instances: Any, schema: Schema) -> Feeds:
+def _instances_feeds(instances: Any, schema: Schema) -> Feeds:
     if not isinstance(instances, list):
         raise InvalidRequest(f"instances is a JSON {json_type(instances)}; an array is expected")
     if not instances or not isinstance(instances[0], dict):
@@ -142,7 +146,7 @@ def _from_rows(instances: Any, schema: Schema) -> Feeds:
     return schema.from_columns({name: [instance[name] for instance in instances] for name in instances[0]})
 
 
-def _from_named(inputs: Any, schema: Schema) -> Feeds:
+def _inputs_feeds(inputs: Any, schema: Schema) -> Feeds:
     if isinstance(inputs, dict):
         return schema.from_columns(inputs)
     if not isinstance(inputs, list):

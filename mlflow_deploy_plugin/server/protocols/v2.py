@@ -4,7 +4,7 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 
 The inputs of a request are those of the graph or, for a column-based signature, its columns as [N] or [N, 1]. All
-outputs are computed, whichever are asked for: the inference log keeps them all.
+outputs are computed, whichever are requested: the inference log has them all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,17 +42,17 @@ OCTETS = "application/octet-stream"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-"""Those of https://github.com/triton-inference-server/server/tree/main/docs/protocol that are spoken here."""
+"""The extensions of https://github.com/triton-inference-server/server/tree/main/docs/protocol that are supported."""
 
 _CURL = "application/x-www-form-urlencoded"
-"""What `curl -d` says where it is told nothing; the protocol's examples are written so."""
+"""The default content type of `curl -d`, as in the protocol's examples."""
 
 _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """An output of the answer, as bytes behind the JSON or within it; one without a name stands for all of them."""
+    """An output of the response, as bytes behind the JSON or within it. One without a name stands for all of them."""
 
     name: str
     is_binary: bool = False
@@ -60,7 +60,7 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class V2Request:
-    """What the body of an infer request asks for; `id` is empty where it gives none."""
+    """The body of an infer request; `id` is empty if it has none."""
 
     id: str
     feeds: Feeds
@@ -69,9 +69,9 @@ class V2Request:
 
 
 def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> V2Request:
-    """What the body of an infer request asks for; names of headers in lower case.
+    """Decode the body of an infer request; names of headers in lower case.
 
-    `tritonclient` sends no Content-Type; one that is there must be JSON's, that of bytes, or what curl says by itself.
+    `tritonclient` sends no Content-Type. One that is sent must be that of JSON, of bytes, or curl's default.
 
     Raises:
         UnsupportedMediaType: another content type.
@@ -80,14 +80,14 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     """
     if content_type := headers.get("content-type"):
         media_type(content_type, (JSON, OCTETS, _CURL))
-    text, binary = _parts(headers.get(HEADER_LENGTH.lower()), body)
+    text, binary = _split_body(headers.get(HEADER_LENGTH.lower()), body)
     if (large := load_infer_request(text)) is not None:
-        with suppress(OnnxserveError):  # what is wrong is said below, of the elements as they came
-            return _question(large, binary, artifact, schema)
-    return _question(load_json(text), binary, artifact, schema)
+        with suppress(OnnxserveError):  # the message is made below, of the elements as they came
+            return _decode_document(large, binary, artifact, schema)
+    return _decode_document(load_json(text), binary, artifact, schema)
 
 
-def _question(document: Any, binary: memoryview, artifact: Artifact, schema: Schema) -> V2Request:
+def _decode_document(document: Any, binary: memoryview, artifact: Artifact, schema: Schema) -> V2Request:
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
     arrays = _read_inputs(document.get("inputs"), binary, schema)
@@ -100,14 +100,14 @@ def _question(document: Any, binary: memoryview, artifact: Artifact, schema: Sch
 
 
 def encode(
-    question: V2Request, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+    request: V2Request, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> tuple[bytes, dict[str, str]]:
-    """The answer of `version` of the endpoint; its id is the question's, or else `request_id`.
+    """Return the response of `version` of the endpoint, and the headers that its format needs.
 
-    Beside the body, the headers that tell how to read it: none if it is JSON, the length of the JSON if bytes follow.
+    Its id is the request's, or else `request_id`. JSON needs no headers; with bytes, a header has the JSON's length.
     """
     entries, blobs = [], []
-    for wanted in resolve_outputs(question.outputs, outputs):
+    for wanted in resolve_outputs(request.outputs, outputs):
         array = outputs[wanted.name]
         entry: dict[str, Any] = {"name": wanted.name, "shape": array.shape, "datatype": datatype_of(array.dtype.name)}
         if wanted.is_binary:
@@ -119,7 +119,7 @@ def encode(
     document = {
         "model_name": endpoint,
         "model_version": version,
-        "id": question.id or request_id,
+        "id": request.id or request_id,
         "outputs": entries,
     }
     text = dump_json(document)
@@ -129,14 +129,14 @@ def encode(
 
 
 def server_metadata() -> bytes:
-    """The body of `GET /v2`."""
+    """Return the body of `GET /v2`."""
     return dump_json({"name": "onnxserve", "version": __version__, "extensions": EXTENSIONS})
 
 
 def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> bytes:
-    """The body of `GET /v2/models/NAME`: the versions that are loaded, inputs and outputs of the graph, -1 for free.
+    """Return the body of `GET /v2/models/NAME`: the loaded versions, and the inputs and outputs of the graph.
 
-    A graph without a batch dimension says so, and why, in `parameters`.
+    A free dimension is -1. For a graph without a batch dimension, `parameters` has the reason.
     """
     inputs, outputs = (
         [
@@ -153,17 +153,17 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
 
 
 def platform(artifact: Artifact) -> str:
-    """Triton's word for what computes the model; it has none for MLflow's pyfunc."""
+    """Return Triton's name for the runtime of the model. It has none for MLflow's pyfunc."""
     return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
 
 
 def model_ready(endpoint: str) -> bytes:
-    """The body of `GET /v2/models/NAME/ready` where it is ready."""
+    """Return the body of `GET /v2/models/NAME/ready` for a model that is ready."""
     return dump_json({"name": endpoint, "ready": True})
 
 
-def _parts(header_length: str | None, body: bytes) -> tuple[bytes, memoryview]:
-    """The JSON at the beginning of a body, and the bytes behind it."""
+def _split_body(header_length: str | None, body: bytes) -> tuple[bytes, memoryview]:
+    """Return the JSON at the beginning of a body, and the bytes behind it."""
     if header_length is None:
         return body, memoryview(b"")
     if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 12:
@@ -175,7 +175,7 @@ def _parts(header_length: str | None, body: bytes) -> tuple[bytes, memoryview]:
 
 
 def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
-    """The request's tensors by name; those without `data` take their bytes from `binary`, one after the other."""
+    """Return the tensors by name. Those without `data` take their bytes from `binary`, one after the other."""
     if not isinstance(entries, list):
         raise InvalidRequest(f"inputs is a JSON {json_type(entries)}; an array of tensors is expected")
     if len(entries) > MANY_TENSORS:
@@ -203,7 +203,7 @@ def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, 
 
 
 def read_id(given: Any) -> str:
-    """The id of a request; empty where it has none.
+    """Return the id of a request, or an empty string if it has none.
 
     Raises:
         InvalidRequest: it is no string, or not printable.
@@ -215,12 +215,10 @@ def read_id(given: Any) -> str:
 
 
 def parameters_of(owner: TensorHeader | str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `parameters` of a request, an input or an output; those that would change the answer are refused.
-
-    Here as everywhere in a request, some clients write null for what they leave out.
+    """Return the `parameters` of a request, an input or an output. Null counts as missing, as everywhere in a request.
 
     Raises:
-        InvalidRequest: they are no object, or one of them is not supported.
+        InvalidRequest: they are no object, or a parameter that would change the response is not supported.
     """
     parameters = entry.get("parameters")
     parameters = {} if parameters is None else parameters
@@ -233,11 +231,13 @@ def parameters_of(owner: TensorHeader | str, entry: Mapping[str, Any]) -> Mappin
 
 
 def check_names(names: Sequence[Any], schema: Schema) -> None:
-    """Refuses more than `MANY_TENSORS` for their names alone, since `bind` would only after all values are read:
-    100,000 tensors of one number, a body of 6 MB, took 3 s. A name that is no string is left to `read_head`.
+    """Check the names of many tensors before their values are read.
+
+    `bind_tensors` would refuse them only after that: 100,000 tensors of one number, a body of 6 MB, took 3 s. A name
+    that is no string is left to `read_tensor_header`.
 
     Raises:
-        SchemaMismatch: one is unknown, or stands twice.
+        SchemaMismatch: a name is unknown, or stands twice.
     """
     known = _known_names(schema)
     seen: set[str] = set()
@@ -252,12 +252,12 @@ def check_names(names: Sequence[Any], schema: Schema) -> None:
 
 
 def _known_names(schema: Schema) -> dict[str, None]:
-    """Those of the graph's inputs, and of the signature's columns."""
+    """Return the names of the graph's inputs, and of the signature's columns."""
     return dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
 
 
 def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
-    """What feeds the graph, from tensors that are its inputs, or the signature's columns.
+    """Return the feeds of the graph, from tensors that are its inputs, or the signature's columns.
 
     Raises:
         SchemaMismatch: a tensor is unknown, missing, or not what the model says.
@@ -282,12 +282,12 @@ def _column(head: TensorHeader, array: Array) -> Array:
 
 
 def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[RequestedOutput, ...]:
-    """The outputs that a request asks for, or else all that have a datatype in V2.
+    """Return the outputs that a request names, or else all that have a datatype in V2.
 
-    Of a pyfunc that has not answered yet, and whose signature does not say them, any may be asked for.
+    The outputs of a pyfunc may be unknown until it has answered, so that any may be named.
 
     Raises:
-        InvalidRequest, SchemaMismatch: `outputs` are none, or one is unknown or stands twice.
+        InvalidRequest, SchemaMismatch: `outputs` is invalid, or a name is unknown or stands twice.
     """
     is_binary = _flag("the request", document, "binary_data_output", False)
     known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
@@ -309,10 +309,10 @@ def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[
 
 
 def resolve_outputs(wanted: Sequence[RequestedOutput], outputs: Mapping[str, Array]) -> Sequence[RequestedOutput]:
-    """What was asked for, by the names of the answer.
+    """Return the requested outputs by the names of the response.
 
     Raises:
-        SchemaMismatch: the answer has no such output.
+        SchemaMismatch: the response has no such output.
     """
     if len(wanted) == 1 and not wanted[0].name:
         return [RequestedOutput(name, wanted[0].is_binary) for name in outputs]

@@ -1,7 +1,13 @@
-"""Triton's model repository extension of V2: what stands in an index, and what a load or an unload asks for.
+"""Triton's extensions of V2: model repository, model configuration and statistics.
 
-https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_repository.md. A "model" is an
-endpoint here. Where Triton takes the parameter `config`, its ModelConfig, we take an endpoint as in our spec.
+| extension | document |
+|---|---|
+| model repository | docs/protocol/extension_model_repository.md |
+| model configuration | docs/protocol/extension_model_configuration.md, protobuf/model_config.proto |
+| statistics | docs/protocol/extension_statistics.md |
+
+The documents are those of https://github.com/triton-inference-server/server and `…/common`. A "model" is an endpoint
+here. For Triton's parameter `config`, its ModelConfig, we take an endpoint as in our spec.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,29 +16,39 @@ from typing import Any
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.runtime import Input, Output, check_yaml, no_batch_dimension_reason, short_repr
+from mlflow_deploy_plugin.runtime import (
+    PYTHON_FUNCTION,
+    Input,
+    Output,
+    check_yaml,
+    no_batch_dimension_reason,
+    short_repr,
+)
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
+from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.content import json_type, load_json
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
 
 LARGEST_CONFIG_BYTES = 64 * 1024
 _LONGEST_MESSAGE = 500
+_INT64_DIGITS = 18
+_NANOSECONDS = 1_000_000_000
 
 
 def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
-    """The versions in memory, the endpoints that have none, and those that a command has unloaded.
+    """Return the index: the versions in memory, the endpoints without one, and those that a command has unloaded.
 
-    What cannot answer just now says why.
+    An entry that is unavailable has the reason.
     """
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
-        for version, absence in served.unavailable_reasons.items():
-            if not (absence and only_ready):
-                state = "UNAVAILABLE" if absence else "READY"
-                entries.append({"name": name, "version": version, "state": state, "reason": absence})
+        for version, reason in served.unavailable_reasons.items():
+            if not (reason and only_ready):
+                state = "UNAVAILABLE" if reason else "READY"
+                entries.append({"name": name, "version": version, "state": state, "reason": reason})
         if not served.versions and not only_ready:
             entries.append({"name": name, "state": "UNAVAILABLE", "reason": repository.unavailable_reason(name)})
     unloaded = () if only_ready else repository.unloaded
@@ -40,34 +56,34 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
 
 
 def decode_index(body: bytes) -> bool:
-    """Whether the body of an index request asks for nothing but what is ready.
+    """Return True if the body of an index request asks only for models that are ready.
 
     Raises:
         InvalidRequest: it is no index request.
     """
-    ready = _object(body).get("ready")
+    ready = _optional_object(body).get("ready")
     if not isinstance(ready, bool | None):
         raise InvalidRequest(f"ready is {short_repr(ready)}; true or false is expected")
     return bool(ready)
 
 
 def decode_parameters(body: bytes) -> Mapping[str, Any]:
-    """The `parameters` in the body of a load or unload request; both may be missing.
+    """Return the `parameters` in the body of a load or unload request; both may be missing.
 
     Raises:
         InvalidRequest: it is no such request.
     """
-    parameters = _object(body).get("parameters")
+    parameters = _optional_object(body).get("parameters")
     if not isinstance(parameters, dict | None):
         raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
     return parameters or {}
 
 
 def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | None:
-    """What the parameters of a load say that the endpoint is; None: nothing, it is one that the server knows.
+    """Return the endpoint that the parameters of a load describe, or None for one that the server knows already.
 
     Raises:
-        InvalidRequest: a parameter that is not understood, or both that are.
+        InvalidRequest: a parameter is not understood, or both that are understood are given.
         InvalidConfig: they describe no endpoint of this name.
     """
     for key, value in parameters.items():
@@ -84,22 +100,22 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
     try:
         if model_uri is not None:
             return new_endpoint(name, model_uri)
-        return None if config is None else _endpoint(name, config)
+        return None if config is None else _parse_endpoint(name, config)
     except InvalidConfig as error:
         raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None
 
 
 def check_unload_parameters(parameters: Mapping[str, Any]) -> None:
-    """`unload_dependents` is taken, since Triton's clients always send it: no endpoint depends on another here.
+    """Check the parameters of an unload. Triton's clients always send `unload_dependents`, which has no effect here.
 
     Raises:
-        InvalidRequest: another parameter.
+        InvalidRequest: there is another parameter.
     """
     for key in parameters.keys() - {"unload_dependents"}:
         raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not understood; known is unload_dependents")
 
 
-def _endpoint(name: str, config: str) -> EndpointSpec:
+def _parse_endpoint(name: str, config: str) -> EndpointSpec:
     if len(config) > LARGEST_CONFIG_BYTES:
         raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
     try:
@@ -115,32 +131,25 @@ def _endpoint(name: str, config: str) -> EndpointSpec:
     return specs[0]
 
 
-def _object(body: bytes) -> Mapping[str, Any]:
+def _optional_object(body: bytes) -> Mapping[str, Any]:
     document = load_json(body) if body.strip() else {}
     if not isinstance(document, dict):
         raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
     return document
 
 
-# Triton's model configuration extension of V2: a version of an endpoint as Triton's ModelConfig describes it.
-# https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_model_configuration.md and
-# https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
-
-_INT64_DIGITS = 18
-
-
 def model_config(variant: ServedVariant, versions: Sequence[str], server: ServerSpec) -> dict[str, Any]:
-    """The document of `/config`.
+    """Return a version of an endpoint as Triton's ModelConfig.
 
-    As in Triton, the batch is left out of `dims` where requests are joined (`max_batch_size` above 0), and stands in
-    them where they are not. A graph without a batch dimension says so, and why, in `parameters`.
+    As in Triton, the batch is left out of `dims` if requests are batched (`max_batch_size` above 0). For a graph
+    without a batch dimension, `parameters` has the reason.
     """
     artifact = variant.loaded.predictor.artifact
     batcher = variant.loaded.batcher
-    is_onnx = artifact.flavor != "python_function"
+    is_onnx = artifact.flavor != PYTHON_FUNCTION
     document: dict[str, Any] = {
         "name": variant.endpoint,
-        "platform": "onnxruntime_onnx" if is_onnx else "python_function",
+        "platform": v2.platform(artifact),
         "backend": "onnxruntime" if is_onnx else "python",
         "version_policy": _version_policy(versions),
         "max_batch_size": batcher.policy.max_batch_size if batcher else 0,
@@ -170,7 +179,7 @@ def model_config(variant: ServedVariant, versions: Sequence[str], server: Server
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[str, Any]]:
-    """Tensors with a data type in V2; Triton calls text TYPE_STRING here, and BYTES everywhere else."""
+    """Return the tensors that have a datatype in V2. Triton calls text TYPE_STRING here, and BYTES elsewhere."""
     return [
         {
             "name": entry.name,
@@ -183,23 +192,15 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[s
 
 
 def _shape(dims: tuple[int, ...]) -> dict[str, Any]:
-    """Triton's `dims` are never empty: a tensor without any is said to be reshaped to nothing."""
+    """Return `dims`, which are never empty in Triton: a scalar is a tensor of one element that is reshaped."""
     return {"dims": list(dims)} if dims else {"dims": [1], "reshape": {"shape": []}}
 
 
 def _version_policy(versions: Sequence[str]) -> dict[str, Any]:
-    """Triton's versions are numbers; a model that is not registered has none."""
+    """Return the policy. Triton's versions are numbers, which a model that is not registered has not."""
     if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
         return {"specific": {"versions": [int(version) for version in versions]}}
     return {"latest": {"num_versions": len(versions)}}
-
-
-# Triton's statistics extension of V2.
-# https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_statistics.md. All workers are
-# summed up. What is not measured on its own is 0: decoding and encoding (`compute_input`, `compute_output`) and
-# failures have a count without a time, and `success.ns` is that of all requests; sizes of batches are in `/metrics`.
-
-_NANOSECONDS = 1_000_000_000
 
 
 def statistics(
@@ -208,13 +209,17 @@ def statistics(
     endpoint: str | None = None,
     version: str | None = None,
 ) -> dict[str, Any]:
-    """The document of `/stats`: each version in memory of every endpoint, of one, or one of its versions.
+    """Return the statistics of each version in memory: of every endpoint, of one, or of one of its versions.
+
+    All workers are summed up. Figures that are not measured are 0: decoding and encoding (`compute_input`,
+    `compute_output`) and failures have a count without a time, and `success.ns` is that of all requests; the sizes of
+    batches are in `/metrics`.
 
     Args:
-        counted: what `Metrics.statistics` gives.
+        counted: the result of `Metrics.statistics`.
 
     Raises:
-        NotFound, NotReady: see `Repository.lease`.
+        NotFound, NotReady: see `Repository`.
     """
     if version is not None:
         repository.select_variant(endpoint, 0.0, version)
@@ -223,14 +228,14 @@ def statistics(
     for name, served in endpoints:
         models = {variant.loaded.version: variant.loaded.model for variant in served.variants.values()}
         entries += [
-            _entry(name, held, counted.get((name, model, held), Statistics()))
+            _statistics_entry(name, held, counted.get((name, model, held), Statistics()))
             for held, model in models.items()
             if version in (None, held)
         ]
     return {"model_stats": entries}
 
 
-def _entry(name: str, version: str, counted: Statistics) -> dict[str, Any]:
+def _statistics_entry(name: str, version: str, counted: Statistics) -> dict[str, Any]:
     succeeded = counted.requests - counted.failures
     return {
         "name": name,

@@ -1,6 +1,6 @@
 """One tensor of the Open Inference Protocol V2: its datatype, its data in JSON or in Triton's binary form, its array.
 
-Nothing here takes memory for what a shape says: a shape is compared with the elements that came, and with nothing else.
+No memory is taken for a shape: it is only compared with the elements that came.
 """
 
 import struct
@@ -16,14 +16,14 @@ from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array, short_repr
 
 MAX_RANK = 32
-"""As many dimensions as anything takes; the product of a million sizes would be computed for hours."""
+"""The dimensions that numpy allows; the product of a million sizes would take hours."""
 
 MANY_TENSORS = 1_000
-"""Of more than so many in one request the names are looked at before any value is read."""
+"""If a request has more tensors, their names are checked before any value is read."""
 
 MAX_EMPTY_TENSOR_SIZE = 65_536
-"""What the sizes of a tensor without elements may multiply to without its zeros: a graph may make that many of nothing,
-as the sum over no rows."""
+"""The product of the other sizes of a tensor without elements: a graph may make that many elements of nothing, as the
+sum over no rows."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -34,7 +34,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }
-_NAMES = {dtype.name: name for name, dtype in _DTYPES.items()} | {"str": "BYTES"}
+_DATATYPES = {dtype.name: name for name, dtype in _DTYPES.items()} | {"str": "BYTES"}
 
 _JSON_TYPES: dict[str, frozenset[type]] = {
     "b": frozenset({bool}),
@@ -45,15 +45,15 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
 }
 """The types that JSON gives to the elements of an array of this numpy kind; a null is NaN, or a missing string."""
 
-_TAKEN = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
-"""The numpy kinds that an input of this kind takes: as elsewhere, integers go into floating point."""
+_ACCEPTED_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
+"""The numpy kinds that an input of a kind accepts: as elsewhere, integers become floating point."""
 
 _LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """What a request says of a tensor beside its data."""
+    """The name, shape and datatype of a tensor in a request."""
 
     name: str
     shape: tuple[int, ...]
@@ -64,35 +64,35 @@ class TensorHeader:
 
 
 def datatype_of(dtype: str) -> str:
-    """V2's name for a numpy dtype's (`str`: strings); empty: V2 has none (a mapping from class to probability)."""
-    return _NAMES.get(dtype, "")
+    """Return V2's name for a numpy dtype (`str`: strings), or an empty string if it has none (for a mapping)."""
+    return _DATATYPES.get(dtype, "")
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
-    """The numpy dtype of one of V2's datatypes, which `read_head` has checked."""
+    """Return the numpy dtype of one of V2's datatypes, which `read_tensor_header` has checked."""
     return _DTYPES[datatype]
 
 
 def kind_of(datatype: Any) -> str:
-    """The numpy kind of one of V2's datatypes; empty: it is none."""
+    """Return the numpy kind of one of V2's datatypes, or an empty string for anything else."""
     return _DTYPES[datatype].kind if isinstance(datatype, str) and datatype in _DTYPES else ""
 
 
 def check_datatype(head: TensorHeader, dtype: str) -> None:
-    """Whether the tensor is of a kind that an input of this numpy dtype takes; the values are not looked at.
+    """Check that an input of this numpy dtype accepts the tensor's datatype, without its values.
 
     Raises:
-        SchemaMismatch: it is not.
+        SchemaMismatch: it does not.
     """
-    if _DTYPES[head.datatype].kind not in _TAKEN[_DTYPES[datatype_of(dtype)].kind]:
+    if _DTYPES[head.datatype].kind not in _ACCEPTED_KINDS[_DTYPES[datatype_of(dtype)].kind]:
         raise SchemaMismatch(f"{head} is of the wrong datatype; {datatype_of(dtype)} is expected")
 
 
 def read_tensor_header(position: int, entry: Any) -> TensorHeader:
-    """The head of the request's tensor at `position`.
+    """Return the header of the request's tensor at `position`.
 
     Raises:
-        SchemaMismatch: name, shape or datatype is missing or is none.
+        SchemaMismatch: name, shape or datatype is missing or invalid.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise SchemaMismatch(
@@ -113,10 +113,10 @@ def read_tensor_header(position: int, entry: Any) -> TensorHeader:
 
 
 def from_json(head: TensorHeader, data: Any) -> Array:
-    """The array of a tensor whose elements came as a JSON array, flat in row-major order or nested as its shape.
+    """Return the array of a tensor whose elements came as a JSON array, flat in row-major order or nested as its shape.
 
     Args:
-        data: lists; or the array of what `v2_numbers.load_large` has read, which it refuses in other words.
+        data: lists; or an array that `large_json.load_infer_request` has read.
 
     Raises:
         SchemaMismatch: another number of elements than the shape says, or one that is not of the datatype.
@@ -156,7 +156,7 @@ def _from_array(head: TensorHeader, array: Array) -> Array:
 
 
 def from_binary(head: TensorHeader, data: memoryview) -> Array:
-    """The array of a tensor whose elements came as bytes: little-endian, each string behind its length in 4 bytes.
+    """Return the array of a tensor in bytes: little-endian, each string behind its length in 4 bytes.
 
     Raises:
         SchemaMismatch: another number of bytes than the shape says, a string that is cut off or is not UTF-8.
@@ -176,12 +176,12 @@ def from_binary(head: TensorHeader, data: memoryview) -> Array:
 
 
 def to_json(array: Array) -> Array:
-    """The elements of an array in row-major order, as `content.dump_json` takes them."""
+    """Return the elements of an array in row-major order, for `content.dump_json`."""
     return np.ravel(array)
 
 
 def to_binary(array: Array) -> bytes:
-    """The elements of an array as bytes, the way back from `from_binary`."""
+    """Return the elements of an array as bytes, which `from_binary` reads."""
     if array.dtype.kind != "O":
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     texts = [str(value).encode() for value in array.flat]
@@ -194,7 +194,7 @@ def _check_count(head: TensorHeader, count: int) -> None:
 
 
 def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[Any]:
-    """The elements of nested lists, level by level; a flat list is what it is."""
+    """Return the elements of nested lists; a flat list is returned as it is."""
     if list not in set(map(type, data)):
         return data
     level = [data]
