@@ -136,14 +136,14 @@ def _missing(task: tuple[str, str, int, int]) -> str:
         assert one.answers.probabilities is not None
         real = float((one.truth == one.answers.predicted).mean())
         has_label = rng.random(rows) < _SCHEMES[scheme](one.answers.probabilities[:, 1], one.truth)
-        answered = Predictions(one.answers, None, np.where(has_label, one.truth, -1))
-        labelled = weigh_labels(pa.table({"_event_time": moments}), answered, [], _RATE)
+        predictions = Predictions(one.answers, None, np.where(has_label, one.truth, -1))
+        labelled = weigh_labels(pa.table({"_event_time": moments}), predictions, [], _RATE)
         is_at_worst = False
         if labelled.is_selected:
             earlier = [answers_of(rng, rows, skill, sharper, odds=_ODDS) for _ in range(windows)]
             is_at_worst = labels_contradict(one.truth[has_label], one.answers.take(has_label), earlier, _CONFIDENCE)
         taken = labelled.at_worst if is_at_worst else labelled
-        now = weighted_metrics(answered, taken, everyone, ["accuracy"], sampling)["accuracy"]
+        now = weighted_metrics(predictions, taken, everyone, ["accuracy"], sampling)["accuracy"]
         plain = classification_metrics(one.truth[has_label], one.answers.take(has_label), ["accuracy"], sampling)[
             "accuracy"
         ]

@@ -10,8 +10,8 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.spec import MonitorKind
 
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""Of drift and prediction_drift the first two; of the kinds that have `require` the next three; of data_quality, which
-counts all rows and has no interval, all but `cannot tell`. `not judged` is of every kind."""
+"""drift and prediction_drift have the first two, kinds with `require` the next three. data_quality, which counts all
+rows and has no interval, has all but `cannot tell`. Every kind has `not judged`."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "range", "criterion"]
 EXACT: tuple[Check, ...] = ("presence", "type")
 """Checks without a threshold that others share: anything above 0 is an alarm."""
@@ -28,7 +28,7 @@ class Finding:
 
     Attributes:
         subject: the column, or the figure that a criterion speaks of (`accuracy`).
-        value / threshold: in the check's own units; None where it was not judged.
+        value / threshold: in the check's own units; None if it was not judged.
         reason: why it is so, or why it was not judged, in a sentence.
         segment: the rows that it speaks of, as `carrier=AA`; empty: all.
         change: from what to what it went, and where to: `mean 3.2 → 8.9, higher`, of a column that is an alarm, beside
@@ -83,7 +83,7 @@ class ReportData:
 
 @dataclass(frozen=True)
 class MonitorResult:
-    """What a monitor found in one window.
+    """The result of a monitor for one window.
 
     Attributes:
         revision: 1 at first; rows that came later make the next one.

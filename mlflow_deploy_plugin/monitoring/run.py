@@ -22,7 +22,7 @@ KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
 
 @dataclass(frozen=True)
 class LoggedResult:
-    """What was found, and the run in MLflow that shows it."""
+    """A result, and the run in MLflow that shows it."""
 
     result: MonitorResult
     run: LoggedRun

@@ -1,4 +1,4 @@
-"""Segments: the rows of a window by the values of a column, each judged apart."""
+"""Segments: the rows of a window by the values of a column, each judged by itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,8 @@ class Segment:
 def find_segments(
     table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array | None = None
 ) -> tuple[list[Segment], list[str]]:
-    """The largest segments of each column with at least `min_rows` rows, and what is left out, a line each.
+    """Return the largest segments of each column with at least `min_rows` rows, and a line for each thing that is
+    left out.
 
     Args:
         countable: [N] bool, the rows that count; None: all.
@@ -54,7 +55,8 @@ def find_segments(
 
 
 def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
-    """Of the values of a column those with the most rows that are judged apart, and what is left out, a line each.
+    """Return the values of a column with the most rows, which are judged by themselves, and a line for each thing
+    that is left out.
 
     Args:
         counts: rows of each value.
@@ -74,7 +76,7 @@ def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tup
 
 
 def count_texts(texts: pa.Array) -> dict[str, int]:
-    """Rows of each value that is not missing."""
+    """Return the rows of each value that is not missing."""
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(texts.drop_null()).to_pylist()}
 
 
@@ -83,7 +85,7 @@ def segment_name(column: str, value: str) -> str:
 
 
 def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
-    """[N] bool: the rows that have the value, as text; none of a table without the column."""
+    """Return [N] bool: the rows that have the value, as text; none of a table without the column."""
     texts = as_texts(table.column(column)) if column in table.column_names else None
     if texts is None:
         return pa.array(np.zeros(len(table), dtype=bool))

@@ -1,4 +1,4 @@
-"""Waits until what a server has captured is in the inference log: a window is to be judged with all of its rows."""
+"""Wait until a server's captured rows are in the inference log: a window is judged with all of its rows."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,8 @@ def wait_until_shipped(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Whether all that is in the spool now is in the log, after waiting at most `patience` seconds for the agent.
+    """Return True if all that is in the spool now is in the log, after waiting at most `patience` seconds for the
+    agent.
 
     Without a living agent nobody ships, and there is nothing to wait for.
     """
@@ -30,7 +31,7 @@ def wait_until_shipped(
 
 
 def _shipped(segment: Path) -> float:
-    """Bytes of the segment that are in the log; all, where the agent has deleted it."""
+    """Return the bytes of the segment that are in the log: all, if the agent has deleted it."""
     return shipped_bytes(segment) if segment.exists() else float("inf")
 
 

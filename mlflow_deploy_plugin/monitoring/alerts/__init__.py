@@ -3,12 +3,7 @@
 `record.py` writes into the store what is to be told, and `send.py` sends it over the channels of the configuration.
 """
 
-from mlflow_deploy_plugin.monitoring.alerts.record import (
-    announce,
-    record_failure,
-    record_result,
-    resolve_orphaned,
-)
+from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, record_result, resolve_orphaned
 from mlflow_deploy_plugin.monitoring.alerts.send import GROUPING_DELAY, send_due
 
 __all__ = ["GROUPING_DELAY", "announce", "record_failure", "record_result", "resolve_orphaned", "send_due"]

@@ -19,7 +19,7 @@ _SECONDS = 20.0
 
 @dataclass(frozen=True)
 class ChannelMessage:
-    """What a channel is sent, as plain text."""
+    """A message to a channel, as plain text."""
 
     title: str
     body: str
@@ -41,11 +41,11 @@ class Channel:
     _service: Any = field(repr=False, compare=False)
 
     def takes(self, tags: Sequence[str]) -> bool:
-        """Whether it is one of those that are told; without tags, all are."""
+        """Return True if the channel gets alerts with these tags; without tags every channel does."""
         return not tags or bool(self.tags & {*tags}) or "always" in self.tags
 
     def send(self, message: ChannelMessage) -> bool:
-        """Whether the service took it, within seconds. Raises nothing."""
+        """Return True if the service took the message within seconds. Raise nothing."""
         import apprise  # here: a third of a second, where somebody is to be told
 
         _shut_log()
@@ -65,7 +65,7 @@ class Channel:
 
 
 def read_channels(path: Path) -> list[Channel]:
-    """The channels of a file in one of Apprise's formats, YAML or text.
+    """Return the channels of a file in one of Apprise's formats, YAML or text.
 
     Raises:
         InvalidConfig: it cannot be read, or holds no channel; the message quotes nothing of it.

@@ -1,4 +1,4 @@
-"""What is said of each column: the checks that need no threshold, and the sentences of those that have one."""
+"""The findings of each column: checks that need no threshold, and the sentences of those that have one."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import DISTANCE, FI
 from mlflow_deploy_plugin.monitoring.result import Check, Finding
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
-"""Of the figures of `null/comparing.py`, in their order."""
+"""The checks of the figures in `threshold/figures.py`, in their order."""
 _SHOWN = 3
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
 """Types whose columns have a distance; without bins they are none that is asked for."""
@@ -44,7 +44,7 @@ class ColumnVerdict:
 
 
 def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
-    """Columns that are new, gone or of another type.
+    """Return a finding for each column that is new, gone or of another type.
 
     They are exact: none of the reference's own windows has such a column, so that they raise no false alarm as long as
     the reference is like the window. Where a window of the reference lacks the column, too, that is no drift.
@@ -65,7 +65,7 @@ def schema_findings(reference: DriftReference, window: Profile, columns: Sequenc
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
     expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
     if given is None or given.rows == 0:
-        some = sum(name not in block.columns for block in reference.pieces.windows)
+        some = sum(name not in window.columns for window in reference.pieces.windows)
         if some:
             reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.windows)} windows do"
             return Finding(name, "presence", "no drift", reason)
@@ -89,7 +89,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
 
 
 def _families(column: ColumnSketch) -> set[str]:
-    """Arrow's types without widths, units, zones, and what lists and structures are made of."""
+    """Return Arrow's types without widths, units, zones, and what lists and structures are made of."""
     return {re.split(r"[0-9\[<(]", one)[0] for one in column.arrow_type.split(" | ")}
 
 
@@ -100,7 +100,7 @@ def _type(expected: ColumnSketch, given: ColumnSketch) -> str:
 def judgeable_columns(
     reference: DriftReference, window: Profile, columns: Sequence[str], segment: str = ""
 ) -> tuple[tuple[str, ...], list[Finding]]:
-    """The columns whose distribution can be judged, and of the others the reason why not."""
+    """Return the columns whose distribution can be judged, and for each other one a finding with the reason."""
     kept: list[str] = []
     unjudged: list[Finding] = []
     for name in sorted({*reference.bins, *(reference.pieces.total.columns), *window.columns}):
@@ -127,7 +127,7 @@ def _why_not(bins: Bins | None, expected: ColumnSketch | None, given: ColumnSket
 
 
 def not_judged_findings(columns: Sequence[str], reason: str, segment: str = "") -> Iterator[Finding]:
-    """The same reason for every column."""
+    """Yield a finding with the same reason for every column."""
     for name in columns:
         yield Finding(name, "distribution", "not judged", reason, segment=segment)
 
@@ -135,7 +135,7 @@ def not_judged_findings(columns: Sequence[str], reason: str, segment: str = "") 
 def judge_columns(
     groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, standardised: Array, limit: float
 ) -> tuple[list[ColumnVerdict], list[Finding]]:
-    """What is found in every column of every group.
+    """Return the verdict on every column of every group, and the findings of its checks.
 
     Args:
         window: [F, FIGURES] the window's own figures; standardised: the same in deviations above the reference's own.
@@ -242,7 +242,7 @@ def _side(given: ColumnSketch) -> str:
 
 
 def _shown(figures: Array, reference_missing: float) -> Iterator[int]:
-    """The figures that there is something to say of."""
+    """Yield the figures that a finding is made of."""
     for figure in range(FIGURES):
         if figure == DISTANCE or figures[figure] > 0 or (figure == MISSING and reference_missing):
             yield figure
@@ -251,7 +251,7 @@ def _shown(figures: Array, reference_missing: float) -> Iterator[int]:
 def _sentence(
     check: Check, bins: Bins, given: ColumnSketch, expected: ColumnSketch, figures: Mapping[str, float]
 ) -> str:
-    """What a check of a column saw, in its own units.
+    """Return what a check of a column saw, in its own units.
 
     Args:
         figures: `value` of the window; `usual` and `spread`, the mean and the deviation of the reference's own windows;
@@ -274,7 +274,7 @@ def _sentence(
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:
-    """Rows that lack the column count as missing values."""
+    """Return the share of missing values. Rows that lack the column count as missing."""
     known = column.rows - column.missing if column else 0
     return (rows - known) / max(rows, 1)
 
@@ -284,7 +284,7 @@ def _share(part: int, column: ColumnSketch) -> str:
 
 
 def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Alarms first, each sort by falling value; then what was judged, then what was not."""
+    """Return alarms first, each sort by falling value; then what was judged, then what was not."""
 
     def place(finding: Finding) -> tuple[int, float, str, str]:
         order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1
@@ -296,7 +296,7 @@ def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def describe_worst(subjects: Sequence[str], reason: str) -> str:
-    """What is said of the worst of them, and then the names of others, of which it says nothing."""
+    """Return the reason of the worst subject, followed by the names of others."""
     worst, *others = dict.fromkeys(subjects)
     more = f" and {len(others) - _SHOWN + 1} more" if len(others) > _SHOWN - 1 else ""
     also = f"; also {', '.join(others[: _SHOWN - 1])}{more}" if others else ""

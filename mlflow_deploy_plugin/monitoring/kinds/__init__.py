@@ -1,1 +1,1 @@
-"""The kinds of monitor, one module each: `judge(question)` gives what was found in the window."""
+"""The kinds of monitor, one module each with `judge(request)`, which returns the result of the window."""

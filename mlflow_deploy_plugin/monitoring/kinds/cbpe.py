@@ -1,4 +1,4 @@
-"""How good a classifier's answers are before their labels are in, estimated from its own confidence (CBPE).
+"""Estimates of a classifier's metrics before its labels are in, from its own confidence (CBPE).
 
 A row whose answer has the probability p is right with the probability p, if probabilities mean what they say. So the
 expected number of hits, and with it every figure of the confusion matrix, is a sum of probabilities: confidence-based
@@ -85,7 +85,7 @@ class CbpeEstimate:
     is_corrected: bool
 
     def measure(self, name: str, rows: int, confidence: float) -> MetricInterval | Refused:
-        """The estimate with its prediction interval; a text says why it has none."""
+        """Return the estimate with its prediction interval."""
         value = self.values[name]
         if isinstance(value, Refused):
             return value
@@ -102,7 +102,7 @@ class CbpeEstimate:
 def estimate(
     answers: ClassPredictions, earlier: Sequence[LabelledWindow], names: Sequence[str] = CLASSIFICATION, seed: int = 0
 ) -> CbpeEstimate | Refused:
-    """The figures to expect of answers; a text says why none can be.
+    """Return the metrics to expect of predictions.
 
     Args:
         earlier: windows of the same version with labels; their classes are those of `answers`.
@@ -169,7 +169,7 @@ def labels_contradict(
 def expected_metrics(
     answers: ClassPredictions, chances: Array, names: Sequence[str] = CLASSIFICATION
 ) -> dict[str, "float | Refused"]:
-    """The expected figures of N answers of which row i is of class k with the probability chances[i, k]."""
+    """Return the expected metrics of N predictions of which row i is of class k with the probability chances[i, k]."""
     return {name: _EXPECTED[name](answers, chances) for name in names}
 
 
@@ -178,7 +178,7 @@ def _accuracy(answers: ClassPredictions, chances: Array) -> float:
 
 
 def _confusion(answers: ClassPredictions, chances: Array) -> tuple[Array, Array, Array]:
-    """Expected hits, true and called rows of each label that is asked for: [k] each."""
+    """Return the expected hits, true and called rows of each label that counts: [k] each."""
     classes = len(answers.classes)
     called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
     own = chances[np.arange(len(chances)), answers.predicted]
@@ -200,7 +200,7 @@ def _of_confusion(below: Callable[[Array, Array], Array]) -> Callable[[ClassPred
 
 
 def _roc_auc(answers: ClassPredictions, chances: Array) -> "float | Refused":
-    """The expected area: every row is positive and negative, with its chances as weights."""
+    """Return the expected area: every row is positive and negative, with its chances as weights."""
     assert answers.probabilities is not None
     asked = [1] if answers.is_binary else range(len(answers.classes) - answers.unknown)
     areas = [_area(answers.probabilities[:, place], chances[:, place]) for place in asked]
@@ -274,7 +274,7 @@ def _as_they_are(probabilities: Array) -> Array:
 
 
 def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
-    """Isotonic regression of what was true on the probability, for each class; rows sum to 1 afterwards."""
+    """Return the isotonic regression of what was true on the probability, for each class; rows sum to 1 afterwards."""
     if not windows:
         return _as_they_are
     truth = np.concatenate([one.truth for one in windows])
@@ -296,7 +296,7 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
 
 
 def _isotonic(given: Array, is_true: Array) -> tuple[Array, Array]:
-    """Points of the curve, the given probability ascending, equal ones taken together."""
+    """Return points of the curve, the given probability ascending, equal ones taken together."""
     values, inverse = np.unique(given, return_inverse=True)
     weights = np.bincount(inverse).astype(np.float64)
     shares = np.bincount(inverse, is_true.astype(np.float64)) / weights
@@ -304,7 +304,7 @@ def _isotonic(given: Array, is_true: Array) -> tuple[Array, Array]:
 
 
 def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
-    """The mean squared distance of the chances from what was true."""
+    """Return the mean squared distance of the chances from what was true."""
     total = sum(
         float(np.square(one - np.eye(one.shape[1])[w.truth]).sum()) for w, one in zip(windows, chances, strict=True)
     )
@@ -339,8 +339,8 @@ def _errors(
 
 
 def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
-    """The squared standard error of a window's estimate: no less than sampling alone makes of the earlier ones' errors,
-    which may happen to be small, and more where this window has fewer rows than they.
+    """Return the squared standard error of a window's estimate. It is no less than sampling alone makes of the
+    earlier windows' errors, which may happen to be small, and more if this window has fewer rows than they.
 
     Args:
         errors: [k, …] of the earlier windows; sampling: [k, …] their sampling variances; now: this window's.
@@ -373,7 +373,7 @@ def _sampling_variances(
 
 
 def _calibration_error(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
-    """Of the class that was called, over ten bins of as many rows each."""
+    """Return the calibration error of the class that was called, over ten bins of as many rows each."""
     own = np.concatenate(
         [used[np.arange(len(used)), one.answers.predicted] for one, used in zip(windows, chances, strict=True)]
     )

@@ -18,7 +18,7 @@ _MOST_COLUMNS = 20
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judges the quality of all columns, or of those of the spec.
+    """Judge the quality of all columns, or of those of the spec.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -37,7 +37,9 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def _silent(findings: tuple[Finding, ...], told: set[str]) -> Iterator[Finding]:
-    """Of columns that nothing was found of but their distribution, that nothing is wrong, or why it is not known."""
+    """Yield a finding for each column that only its distribution was judged of: nothing is wrong, or why it is not
+    known.
+    """
     for one in findings:
         if one.subject in told or one.check != "distribution" or one.segment:
             continue
@@ -58,7 +60,7 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
 
 
 def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[Finding]:
-    """Of each column that breaks it, or of the one that comes nearest to it."""
+    """Yield a finding for each column that breaks the requirement, or for the one that comes nearest to it."""
     profile, spec = compared.profile, compared.request.spec
     if profile.rows < spec.min_rows:
         reason = f"the window has {profile.rows:,} rows; min_rows is {spec.min_rows:,}"
@@ -111,7 +113,7 @@ def _asked(name: str, columns: tuple[str, ...]) -> bool:
 
 
 def _missing(profile: Profile, column: ColumnSketch | None) -> float:
-    """A row without the column lacks its value."""
+    """Return the share of missing values. A row without the column lacks its value."""
     present = (column.rows - column.missing) if column else 0
     return 1 - present / profile.rows
 

@@ -1,4 +1,4 @@
-"""What may be expected of a window without labels, of all rows and by segment: `estimate.py`, fed by the log."""
+"""Estimates of a window without labels, of all rows and by segment: `cbpe.py`, fed by the log."""
 
 import math
 from collections.abc import Iterator
@@ -10,12 +10,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log import EPOCH, Window, WindowRows, concat_tables
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
-    CbpeEstimate,
-    LabelledWindow,
-    estimate,
-    labels_contradict,
-)
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, labels_contradict
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import weigh_labels
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, read_predictions
@@ -35,7 +30,7 @@ _TICK = timedelta(microseconds=1)
 
 @dataclass(frozen=True)
 class SegmentEstimate:
-    """What is expected of some rows of the window.
+    """The estimate of some rows of the window.
 
     Attributes:
         segment: as `carrier=AA`; empty: all rows.
@@ -48,31 +43,31 @@ class SegmentEstimate:
 
 
 def estimate_window(
-    request: WindowRequest, rows: WindowRows, artifact: Artifact | None, answered: Predictions
+    request: WindowRequest, rows: WindowRows, artifact: Artifact | None, predictions: Predictions
 ) -> tuple[list[SegmentEstimate], list[str]] | Refused:
-    """The estimates of all rows and of each segment, each checked on the same rows of earlier windows of the version;
-    and what is left out, a line each. A text says why there are none.
+    """Return the estimates of all rows and of each segment, each checked on the same rows of earlier windows of the
+    version; and a line for each thing that is left out.
 
     Args:
         answered: the window's rows.
     """
-    why_not = _why_not(answered, artifact)
+    why_not = _why_not(predictions, artifact)
     if why_not:
         return Refused(why_not)
-    beside = _beside_earlier(request, rows, artifact)
-    if beside is None:
+    joined = _join_earlier_windows(request, rows, artifact)
+    if joined is None:
         return Refused("the rows of earlier windows do not fit")
     least = request.spec.min_rows
     names = [one.name for one in request.spec.requirements if one.name in CLASSIFICATION]
-    segments, notes = find_segments(beside.table, request.spec.segment_by, least, beside.number == 0)
+    segments, notes = find_segments(joined.table, request.spec.segment_by, least, joined.number == 0)
     found = []
-    for name, chosen in (("", np.ones(len(beside.table), bool)), *((one.name, one.rows) for one in segments)):
-        own = chosen & (beside.number == 0)
-        of_rows = estimate(beside.classified.take(own), beside.earlier(chosen, least), names)
+    for name, chosen in (("", np.ones(len(joined.table), bool)), *((one.name, one.rows) for one in segments)):
+        own = chosen & (joined.number == 0)
+        of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, least), names)
         if isinstance(of_rows, Refused):
             return of_rows
         found.append(SegmentEstimate(name, int(own.sum()), of_rows))
-    return found, [*beside.notes, *notes]
+    return found, [*joined.notes, *notes]
 
 
 def labels_contradict_model(
@@ -82,17 +77,19 @@ def labels_contradict_model(
 
     The probabilities are corrected by earlier windows whose rows have nearly all a label. None: there are none.
     """
-    beside = _beside_earlier(request, rows, artifact, _COMPLETE)
-    if beside is None or beside.classified.probabilities is None:
+    joined = _join_earlier_windows(request, rows, artifact, _COMPLETE)
+    if joined is None or joined.classified.probabilities is None:
         return None, []
-    own = (beside.number == 0) & beside.answered.is_labelled
-    earlier = beside.earlier(np.ones(len(beside.table), bool), request.spec.min_rows)
+    own = (joined.number == 0) & joined.predictions.is_labelled
+    earlier = joined.earlier(np.ones(len(joined.table), bool), request.spec.min_rows)
     confidence = 1 - request.spec.false_alarm_rate
-    return labels_contradict(beside.answered.truth[own], beside.classified.take(own), earlier, confidence), beside.notes
+    return labels_contradict(
+        joined.predictions.truth[own], joined.classified.take(own), earlier, confidence
+    ), joined.notes
 
 
 @dataclass(frozen=True, eq=False)
-class _Beside:
+class _JoinedWindows:
     """The rows of a window and the labelled ones of earlier windows, whose classes have the same places.
 
     Attributes:
@@ -100,7 +97,7 @@ class _Beside:
     """
 
     table: pa.Table
-    answered: Predictions
+    predictions: Predictions
     classified: ClassPredictions
     number: Array
     notes: list[str]
@@ -109,32 +106,32 @@ class _Beside:
         """Return the chosen rows, [N] bool, of each earlier window that has `least` labelled ones among them."""
         found = []
         for window in range(1, int(self.number.max()) + 1):
-            places = np.flatnonzero(chosen & (self.number == window) & self.answered.is_labelled)
+            places = np.flatnonzero(chosen & (self.number == window) & self.predictions.is_labelled)
             if len(places) >= least:
-                found.append(LabelledWindow(self.answered.truth[places], self.classified.take(places)))
+                found.append(LabelledWindow(self.predictions.truth[places], self.classified.take(places)))
         return found
 
 
-def _beside_earlier(
+def _join_earlier_windows(
     request: WindowRequest, rows: WindowRows, artifact: Artifact | None, least_share: float = 0.0
-) -> _Beside | None:
+) -> _JoinedWindows | None:
     notes: list[str] = []
     tables = [rows.table, *_earlier_tables(request, rows, artifact, notes, least_share)]
     together = concat_tables(tables)
-    answered = read_predictions(together, artifact)
-    if isinstance(answered, Refused) or answered.classified is None:
+    predictions = read_predictions(together, artifact)
+    if isinstance(predictions, Refused) or predictions.classified is None:
         return None
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    return _Beside(together, answered, answered.classified, number, notes)
+    return _JoinedWindows(together, predictions, predictions.classified, number, notes)
 
 
-def _why_not(answered: Predictions, artifact: Artifact | None) -> str:
-    if answered.classified is None:
+def _why_not(predictions: Predictions, artifact: Artifact | None) -> str:
+    if predictions.classified is None:
         return "the model answers numbers, and how far they are off cannot be seen from them"
     gives = artifact is not None and any(output.role == "probabilities" for output in artifact.outputs)
-    if answered.classified.probabilities is None and gives:
+    if predictions.classified.probabilities is None and gives:
         assert artifact is not None
-        labels = len(artifact.classes) or len(answered.classified.classes)
+        labels = len(artifact.classes) or len(predictions.classified.classes)
         return (
             "the probability of each label, from which it could be estimated, is not at hand: of at most 8 labels "
             f"they are read from the log, and the model has {labels:,}"
@@ -145,8 +142,8 @@ def _why_not(answered: Predictions, artifact: Artifact | None) -> str:
 def _earlier_tables(
     request: WindowRequest, rows: WindowRows, artifact: Artifact | None, notes: list[str], least_share: float
 ) -> Iterator[pa.Table]:
-    """The labelled rows of the latest windows of the same length that have enough of them, and whose labels are not
-    missing by what may be what they would say; `notes` gets how many such are left out.
+    """Yield the labelled rows of the latest windows of the same length that have enough of them. A window whose
+    labels may be missing by what they would say is left out; `notes` gets how many such there are.
 
     Args:
         least_share: of their rows that have a label.
@@ -157,15 +154,19 @@ def _earlier_tables(
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
-        answered = read_predictions(earlier.table, artifact)
-        if isinstance(answered, Refused) or answered.unfit or answered.is_labelled.sum() < spec.min_rows:
+        predictions = read_predictions(earlier.table, artifact)
+        if (
+            isinstance(predictions, Refused)
+            or predictions.label_mismatch
+            or predictions.is_labelled.sum() < spec.min_rows
+        ):
             continue
-        if answered.is_labelled.mean() < least_share:
+        if predictions.is_labelled.mean() < least_share:
             continue
-        if weigh_labels(earlier.table, answered, spec.segment_by, spec.false_alarm_rate).is_selected:
+        if weigh_labels(earlier.table, predictions, spec.segment_by, spec.false_alarm_rate).is_selected:
             selected += 1
             continue
-        yield earlier.table.filter(pa.array(answered.is_labelled))
+        yield earlier.table.filter(pa.array(predictions.is_labelled))
         found += 1
         if found == _EARLIER_WINDOWS:
             break
@@ -174,7 +175,7 @@ def _earlier_tables(
 
 
 def _earlier_windows(request: WindowRequest) -> list[Window]:
-    """Those that have rows and whose labels should be in, the latest first."""
+    """Return the earlier windows that have rows and whose labels should be in, the latest first."""
     length = request.window.length
     wait = timedelta(seconds=duration_seconds(request.spec.labels_within) if request.spec.labels_within else 0)
     until = request.window.start - max(math.ceil(wait / length) - 1, 0) * length

@@ -1,4 +1,4 @@
-"""How sure a figure of a window is: intervals in which the figure that its rows are a sample of lies.
+"""Intervals of a window's metrics, in which the figure lies that its rows are a sample of.
 
 Shares: Wilson's score interval (Wilson, JASA 1927). Figures that are made of the means of rows: the percentile
 bootstrap over rows (Efron, Tibshirani, An Introduction to the Bootstrap, 1993). Area under the curve: DeLong's variance
@@ -58,7 +58,7 @@ class MetricInterval:
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """How rows were drawn, and how sure to be of what they say.
+    """The way rows were drawn, and the confidence that is asked for.
 
     Attributes:
         times: [N] when each happened, in any unit; None: they do not depend on each other.
@@ -72,7 +72,7 @@ class Sampling:
     weights: Array | None = None
 
     def of(self, rows: Array) -> "Sampling":
-        """The same for some of them: [N] bool."""
+        """Return the same for some of the rows: [N] bool."""
         times = None if self.times is None else self.times[rows]
         return replace(self, times=times, weights=None if self.weights is None else self.weights[rows])
 
@@ -81,7 +81,7 @@ class Sampling:
         return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
     def effective_n(self, influence: Array) -> float:
-        """How many independent rows the rows are worth for a figure; at most as many as they are.
+        """Return how many independent rows the rows are worth for a figure; at most as many as they are.
 
         Args:
             influence: [N], of mean 0: what each row adds to the figure, in any unit.
@@ -102,13 +102,13 @@ class Sampling:
 
 
 def _sums(values: Array, parts: int) -> Array:
-    """[parts] of the values of consecutive parts, as equal in length as can be."""
+    """Return [parts]: the sums of consecutive parts, as equal in length as can be."""
     sums: Array = np.add.reduceat(values, np.arange(parts) * len(values) // parts)
     return sums
 
 
 def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterval:
-    """The share of rows that are hits: [N] bool, N > 0."""
+    """Return the share of rows that are hits: [N] bool, N > 0."""
     hits, count = is_hit.astype(np.float64), len(is_hit)
     weights = sampling.shares(count)
     part = min(float(weights @ hits) / count, 1.0)
@@ -128,7 +128,7 @@ def _evenness(weights: Array) -> float:
 def wilson_interval(
     name: str, hits: float, total: int, confidence: float, worth: float | None = None
 ) -> MetricInterval:
-    """A share of `total` > 0 rows that are worth so many independent ones; None: they are independent."""
+    """Return a share of `total` > 0 rows that are worth `effective_n` independent ones; None: they are independent."""
     z = float(norm.ppf((1 + confidence) / 2))
     part, count = hits / total, total if worth is None else worth
     centre = (part + z**2 / (2 * count)) / (1 + z**2 / count)
@@ -138,7 +138,7 @@ def wilson_interval(
 
 
 def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
-    """A figure of the means of rows; a resample has as many rows as they are worth.
+    """Return a figure of the means of rows; a resample has as many rows as they are worth.
 
     Args:
         rows: [N, k] float64, N > 0.
@@ -168,7 +168,7 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
 
 
 def _slopes(figure: Callable[[Array], Array], mean: Array, spread: Array) -> Array:
-    """[k]: by how much the figure grows with each of the means."""
+    """Return [k]: by how much the figure grows with each of the means."""
     if len(mean) == 1:
         return np.ones(1)
     steps = np.diag(np.maximum(1e-4 * spread, 1e-12))
@@ -179,7 +179,8 @@ def _slopes(figure: Callable[[Array], Array], mean: Array, spread: Array) -> Arr
 def bootstrap_counts_interval(
     name: str, counts: Array, figure: Callable[[Array], Array], worth: float, sampling: Sampling
 ) -> MetricInterval:
-    """A figure of the shares of [K] kinds of rows, whose weights sum to `counts`; `figure` of shares [.., K]: [..].
+    """Return a figure of the shares of [K] kinds of rows, whose weights sum to `counts`; `figure` of shares [.., K]:
+    [..].
 
     Args:
         worth: so many independent rows they are worth.
@@ -201,7 +202,7 @@ def _percentiles(
 
 
 def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
-    """The share of pairs of a positive and a negative row in which the positive one has the higher score.
+    """Return the share of pairs of a positive and a negative row in which the positive one has the higher score.
 
     Args:
         is_positive: [N, C] bool, for each of C curves, none all True or all False; scores: [N, C]. Of several curves
@@ -228,7 +229,7 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
 
 
 def _placements(is_positive: Array, scores: Array, weights: Array) -> tuple[float, Array]:
-    """The area, and the influence of each row on it: [N], of mean 0.
+    """Return the area, and the influence of each row on it: [N], of mean 0.
 
     Args:
         weights: [N], of mean 1.

@@ -10,7 +10,7 @@ between the worst and the best of these (Manski, American Economic Review 80, 19
 
 Weights help where labels are missing by what is compared, and not where they are missing by what they would say. That
 cannot be seen in the rows; but then the labels that are there do not fit the model's probabilities
-(`estimate.py: departs`), and `performance.py` takes the worst case of every row without a label.
+(`cbpe.labels_contradict`), and `performance.py` takes the worst case of every row without a label.
 """
 
 import math
@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10
-"""Of fewer rows without a label nothing can be compared; they move a figure of 200 rows by 5 % at most."""
+"""Fewer rows without a label cannot be compared; they move a figure of 200 rows by 5 % at most."""
 _FEWEST_LIKE = 5
 """Labelled rows that speak for others like them."""
 _LEAST_WORTH = 30
@@ -58,7 +58,7 @@ _RANGES = {
     "mape": (0.0, math.inf),
     "r2": (-math.inf, 1.0),
 }
-"""Of figures that are no shares."""
+"""Ranges of the metrics that are no shares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ class LabelWeights:
 
     @property
     def at_worst(self) -> "LabelWeights":
-        """The same where labels may be missing by what they would say: no row speaks for another."""
+        """The same if labels may be missing by what they would say: no row speaks for another."""
         return replace(self, weights=None, unknown=~self.rows)
 
     @property
@@ -93,18 +93,18 @@ class LabelWeights:
         return float(self.rows.sum()) if self.weights is None else _worth(self.weights[self.rows])
 
 
-def weigh_labels(table: pa.Table, answered: Predictions, columns: Sequence[str], rate: float) -> LabelWeights:
+def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[str], rate: float) -> LabelWeights:
     """Return what the rows with a label say of those without.
 
     Args:
         columns: of the segments; one that the rows lack is passed over.
         rate: at which rows whose labels are missing at random may be said to differ.
     """
-    labelled, nobody = answered.is_labelled, np.zeros(len(table), bool)
+    labelled, nobody = predictions.is_labelled, np.zeros(len(table), bool)
     missing = int((~labelled).sum())
     if missing < _FEWEST_UNLABELLED or not labelled.any():
         return LabelWeights(labelled, (), (), False, None, nobody)
-    traits = _traits(table, answered, columns, min(missing, int(labelled.sum())))
+    traits = _traits(table, predictions, columns, min(missing, int(labelled.sum())))
     differing, is_selected = [], False
     for name, codes in traits.items():
         found, strength = _association(codes, labelled)
@@ -115,7 +115,7 @@ def weigh_labels(table: pa.Table, answered: Predictions, columns: Sequence[str],
     return LabelWeights(labelled, tuple(traits), tuple(differing), is_selected, weights, unknown)
 
 
-def _traits(table: pa.Table, answered: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
+def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
     """Return by name [N] int64, to which part of the rows each belongs; what does not vary is left out.
 
     Args:
@@ -123,10 +123,10 @@ def _traits(table: pa.Table, answered: Predictions, columns: Sequence[str], rare
     """
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
-    classified = answered.classified
+    classified = predictions.classified
     if classified is None:
-        assert answered.numbers is not None
-        traits["answer"] = _cut(answered.numbers, bins)
+        assert predictions.numbers is not None
+        traits["answer"] = _cut(predictions.numbers, bins)
     else:
         if classified.probabilities is not None:
             said = classified.probabilities
@@ -151,7 +151,7 @@ def _cut(values: Array, bins: int) -> Array:
 
 
 def _largest(codes: Array) -> Array:
-    """The most frequent ones, and all others together."""
+    """Return the most frequent codes, and one for all others together."""
     _, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
     ranks = np.empty(len(counts), np.int64)
     ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
@@ -159,7 +159,7 @@ def _largest(codes: Array) -> Array:
 
 
 def _association(codes: Array, labelled: Array) -> tuple[float, float]:
-    """The p-value of the chi-square test, and Cramér's V. Parts with few rows are taken together."""
+    """Return the p-value of the chi-square test, and Cramér's V. Parts with few rows are taken together."""
     counts = np.stack([np.bincount(codes[labelled == side], minlength=codes.max() + 1) for side in (True, False)])
     expected = counts.sum(axis=0) * min(labelled.mean(), 1 - labelled.mean())
     rare = expected < _FEWEST_LIKE
@@ -235,43 +235,43 @@ def _worth(weights: Array) -> float:
 
 
 def weighted_metrics(
-    answered: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
+    predictions: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
-    """The figures of some rows, by their labels and what these say of the others.
+    """Return the metrics of some rows, by their labels and what these say of the others.
 
     Args:
         rows: [N] bool, at least one of them with a label; sampling: of all N rows.
     """
     chosen = rows & labelled.rows
     weighted = replace(sampling, weights=labelled.weights)
-    if answered.classified is not None:
+    if predictions.classified is not None:
         found = classification_metrics(
-            answered.truth[chosen], answered.classified.take(chosen), names, weighted.of(chosen)
+            predictions.truth[chosen], predictions.classified.take(chosen), names, weighted.of(chosen)
         )
     else:
-        assert answered.numbers is not None
-        chosen &= np.isfinite(answered.numbers)
+        assert predictions.numbers is not None
+        chosen &= np.isfinite(predictions.numbers)
         if not chosen.any():
             return dict.fromkeys(names, Refused("no labelled row has an answer that is a number"))
-        found = regression_metrics(answered.truth[chosen], answered.numbers[chosen], names, weighted.of(chosen))
+        found = regression_metrics(predictions.truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
     unknown = rows & labelled.unknown
-    return dict(_at_worst(answered, found, chosen, unknown, weighted)) if unknown.any() else found
+    return dict(_at_worst(predictions, found, chosen, unknown, weighted)) if unknown.any() else found
 
 
 def _at_worst(
-    answered: Predictions, found: Metrics, chosen: Array, unknown: Array, sampling: Sampling
+    predictions: Predictions, found: Metrics, chosen: Array, unknown: Array, sampling: Sampling
 ) -> Iterator[tuple[str, MetricInterval | Refused]]:
-    """The figures between the two ends that labels of the unknown rows could bring them to."""
+    """Yield the metrics between the two ends that labels of the unknown rows could bring them to."""
     both = chosen | unknown
     for name, one in found.items():
         if isinstance(one, Refused):
             yield name, one
             continue
         low, high = _RANGES.get(name, (0.0, 1.0))
-        ends = None if answered.classified is None else _ends(answered.classified, name)
-        if answered.classified is not None and ends is not None:
-            answers, drawn = answered.classified.take(both), sampling.of(both)
-            truths = [np.where(unknown, labels, answered.truth)[both] for labels in ends]
+        ends = None if predictions.classified is None else _ends(predictions.classified, name)
+        if predictions.classified is not None and ends is not None:
+            answers, drawn = predictions.classified.take(both), sampling.of(both)
+            truths = [np.where(unknown, labels, predictions.truth)[both] for labels in ends]
             measured = [classification_metrics(truth, answers, [name], drawn)[name] for truth in truths]
             bounds = [end for end in measured if isinstance(end, MetricInterval)]
             low, high = min(end.low for end in bounds), max(end.high for end in bounds)
@@ -279,7 +279,7 @@ def _at_worst(
 
 
 def _ends(answers: ClassPredictions, name: str) -> tuple[Array, Array] | None:
-    """Labels [N] that make the figure as bad, and as good, as it can be; None: of no such labels it is known."""
+    """Return labels [N] that make the metric as bad, and as good, as it can be; None if no such labels are known."""
     if name in _BY_PROBABILITY and answers.probabilities is not None:
         given = answers.probabilities[:, : len(answers.classes) - answers.unknown]
         return given.argmin(axis=1), given.argmax(axis=1)

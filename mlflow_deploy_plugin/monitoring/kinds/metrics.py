@@ -1,4 +1,4 @@
-"""The figures of labelled rows, each with its interval; their definitions are those of scikit-learn.
+"""The metrics of labelled rows, each with its interval; their definitions are those of scikit-learn.
 
 precision, recall and f1 are of the larger label where there are two, and the mean over the labels (macro) where there
 are more; roc_auc of two labels is that of the larger one, of more the mean of each against the rest; brier is the mean
@@ -54,7 +54,7 @@ class ClassPredictions:
         return len(self.classes) - self.unknown == 2
 
     def take(self, rows: Array) -> "ClassPredictions":
-        """Those of `rows`: numbers, or [N] bool."""
+        """Return the predictions of `rows`: numbers, or [N] bool."""
         probabilities = None if self.probabilities is None else self.probabilities[rows]
         return ClassPredictions(self.predicted[rows], probabilities, self.classes, self.unknown)
 
@@ -62,12 +62,12 @@ class ClassPredictions:
 def classification_metrics(
     truth: Array, answers: ClassPredictions, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
-    """The figures of N > 0 rows whose true classes are `truth` ([N] int64, places in `answers.classes`)."""
+    """Return the metrics of N > 0 rows whose true classes are `truth` ([N] int64, places in `answers.classes`)."""
     return {name: _CLASSIFICATION[name](truth, answers, sampling) for name in names}
 
 
 def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sampling: Sampling) -> Metrics:
-    """The figures of N > 0 rows, both sides [N] float64 and finite."""
+    """Return the metrics of N > 0 rows, both sides [N] float64 and finite."""
     if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
         return dict.fromkeys(names, Refused(f"labels or answers beyond {_LARGEST:g} have no square"))
     return {name: _REGRESSION[name](truth, predicted, sampling) for name in names}
@@ -104,7 +104,7 @@ def _f1(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricIn
 
 
 def _macro(name: str, truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
-    """Of the larger label of two, else the mean over the labels that there are."""
+    """Return the metric of the larger label of two, else the mean over the labels that there are."""
     classes = len(answers.classes)
     if classes > _MOST_CLASSES:
         return Refused(f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}")

@@ -1,4 +1,4 @@
-"""Performance: were the answers right, now that it is known? Before it is, how right they may be expected to be."""
+"""Performance: the metrics of labelled rows, and estimates of them before the labels are in."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -7,11 +7,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.inference_log import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate
-from mlflow_deploy_plugin.monitoring.kinds.estimates import (
-    SegmentEstimate,
-    estimate_window,
-    labels_contradict_model,
-)
+from mlflow_deploy_plugin.monitoring.kinds.estimates import SegmentEstimate, estimate_window, labels_contradict_model
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.log_rows import row_notes, version_artifact
@@ -37,7 +33,7 @@ _INFORMS = "an estimate informs and decides nothing, unless the monitor says `es
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """What is known of the window.
+    """The window's rows, predictions and labels.
 
     Attributes:
         labelled: which of the table's rows have a label, and for whom they speak.
@@ -46,7 +42,7 @@ class _Window:
     request: WindowRequest
     rows: WindowRows
     artifact: Artifact | None
-    answered: Predictions
+    predictions: Predictions
     labelled: LabelWeights
     notes: tuple[str, ...]
 
@@ -56,12 +52,12 @@ class _Window:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The figures that fit what the model answers."""
-        return CLASSIFICATION if self.answered.classified is not None else REGRESSION
+        """The metrics that fit what the model answers."""
+        return CLASSIFICATION if self.predictions.classified is not None else REGRESSION
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judges what is required on the labelled rows; with fewer than `min_rows` of them, on what may be expected.
+    """Judge the requirements on the labelled rows; with fewer than `min_rows` of them, on estimates.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -70,46 +66,48 @@ def judge(request: WindowRequest) -> MonitorResult:
     if rows is None:
         return request.not_judged("the window has no rows")
     artifact = version_artifact(request, rows.model, rows.version)
-    answered = read_predictions(rows.table, artifact)
+    predictions = read_predictions(rows.table, artifact)
     notes = tuple(row_notes(rows, request.log))
-    if isinstance(answered, Refused):
-        return request.not_judged(answered.reason, model=rows.model, version=rows.version, rows=rows.rows, notes=notes)
-    notes = (*notes, *_odd_labels(answered))
+    if isinstance(predictions, Refused):
+        return request.not_judged(
+            predictions.reason, model=rows.model, version=rows.version, rows=rows.rows, notes=notes
+        )
+    notes = (*notes, *_odd_labels(predictions))
     spec = request.spec
-    labelled = weigh_labels(rows.table, answered, spec.segment_by, spec.false_alarm_rate)
-    window = _Window(request, rows, artifact, answered, labelled, notes)
+    labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
+    window = _Window(request, rows, artifact, predictions, labelled, notes)
     if window.labels < spec.min_rows:
-        return _judged_by_estimate(window)
-    return _judged_by_nothing(window, answered.unfit) if answered.unfit else _judged_by_labels(window)
+        return _judge_by_estimate(window)
+    return _not_judged(window, predictions.label_mismatch) if predictions.label_mismatch else _judge_by_labels(window)
 
 
 def affordable_rows(request: WindowRequest) -> int:
-    """Rows are held with all of their columns, since labels may name them by any of these."""
+    """Return how many rows can be held with all of their columns, by any of which labels may name them."""
     first = next(request.log.batches(request.endpoint, request.window), None)
     return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
 
 
-def _judged_by_labels(window: _Window) -> MonitorResult:
+def _judge_by_labels(window: _Window) -> MonitorResult:
     spec, table = window.request.spec, window.rows.table
     segments, segment_notes = find_segments(table, spec.segment_by, spec.min_rows, window.labelled.rows)
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
     sampling = event_sampling(window.request, table, confidence)
-    labelled, label_notes = _trusted(window)
-    measured = weighted_metrics(window.answered, labelled, np.ones(len(table), bool), window.names, sampling)
+    labelled, label_notes = _usable_labels(window)
+    measured = weighted_metrics(window.predictions, labelled, np.ones(len(table), bool), window.names, sampling)
     findings = list(_findings(window, measured, confidence))
     for segment in segments:
         names = tuple(one.name for one in spec.requirements if one.name in window.names)
-        of_segment = weighted_metrics(window.answered, labelled, segment.rows, names, sampling)
+        of_segment = weighted_metrics(window.predictions, labelled, segment.rows, names, sampling)
         findings += _findings(window, of_segment, confidence, segment)
     figures = _figures(window, measured)
     if labelled.weights is not None:
         figures["effective_sample_size"] = labelled.effective_n
     notes = (*_label_notes(window), *label_notes, *segment_notes)
-    return _conclusion(window, findings, figures, notes)
+    return _result(window, findings, figures, notes)
 
 
-def _trusted(window: _Window) -> tuple[LabelWeights, list[str]]:
-    """The labels as far as they speak for rows without one, and what is said of that, a line each."""
+def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
+    """Return the labels as far as they speak for rows without one, and a line on each thing that limits them."""
     labelled, spec = window.labelled, window.request.spec
     if not labelled.differing:
         return labelled, []
@@ -138,24 +136,24 @@ def _trusted(window: _Window) -> tuple[LabelWeights, list[str]]:
     return labelled, [f"{unlike} ({tests}){said}", *notes]
 
 
-def _judged_by_nothing(window: _Window, reason: str) -> MonitorResult:
+def _not_judged(window: _Window, reason: str) -> MonitorResult:
     requirements = window.request.spec.requirements
     findings = [Finding(one.name, "criterion", "not judged", reason, None, one.value) for one in requirements]
-    return _conclusion(window, findings, _figures(window, {}), ())
+    return _result(window, findings, _figures(window, {}), ())
 
 
-def _judged_by_estimate(window: _Window) -> MonitorResult:
-    """What the labels cannot say yet."""
+def _judge_by_estimate(window: _Window) -> MonitorResult:
+    """Judge the requirements on what the model's own probabilities let expect."""
     spec = window.request.spec
     if window.rows.rows < spec.min_rows:
-        return _judged_by_nothing(window, f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}")
+        return _not_judged(window, f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}")
     missing = f"{window.labels:,} of {len(window.rows.table):,} rows have a label; min_rows is {spec.min_rows}"
-    if window.answered.unfit:
-        missing += f"; {window.answered.unfit}"
-    expected = estimate_window(window.request, window.rows, window.artifact, window.answered)
+    if window.predictions.label_mismatch:
+        missing += f"; {window.predictions.label_mismatch}"
+    expected = estimate_window(window.request, window.rows, window.artifact, window.predictions)
     figures = _figures(window, {})
     if isinstance(expected, Refused):
-        return _judged_by_nothing(window, f"{missing}; nothing is estimated before: {expected.reason}")
+        return _not_judged(window, f"{missing}; nothing is estimated before: {expected.reason}")
     expectations, notes = expected
     of_all = expectations[0].estimate
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
@@ -166,7 +164,7 @@ def _judged_by_estimate(window: _Window) -> MonitorResult:
         f"checked on {of_all.windows} earlier windows with labels"
     )
     figures = {**figures, **_estimated_figures(of_all, confidence)}
-    return _conclusion(window, findings, figures, (note, *notes))
+    return _result(window, findings, figures, (note, *notes))
 
 
 def _expected_findings(window: _Window, expected: SegmentEstimate, confidence: float) -> Iterator[Finding]:
@@ -174,7 +172,7 @@ def _expected_findings(window: _Window, expected: SegmentEstimate, confidence: f
     for requirement in spec.requirements:
         name = requirement.name
         known = name in expected.estimate.values
-        measured = expected.estimate.measure(name, expected.rows, confidence) if known else _unfit(window, name)
+        measured = expected.estimate.measure(name, expected.rows, confidence) if known else _wrong_metric(window, name)
         found = criterion_finding(requirement, measured, confidence, expected.segment, prefix="estimated ")
         if spec.estimate == "informs" and found.state != "not judged":
             found = replace(found, state="not judged", reason=f"{found.reason}; {_INFORMS}")
@@ -185,12 +183,12 @@ def _findings(
     window: _Window, measured: Metrics, confidence: float, segment: Segment | None = None
 ) -> Iterator[Finding]:
     for requirement in window.request.spec.requirements:
-        found = measured.get(requirement.name, _unfit(window, requirement.name))
+        found = measured.get(requirement.name, _wrong_metric(window, requirement.name))
         yield criterion_finding(requirement, found, confidence, segment.name if segment else "")
 
 
-def _unfit(window: _Window, name: str) -> Refused:
-    answers, needs = ("labels", "numbers") if window.answered.classified is not None else ("numbers", "labels")
+def _wrong_metric(window: _Window, name: str) -> Refused:
+    answers, needs = ("labels", "numbers") if window.predictions.classified is not None else ("numbers", "labels")
     return Refused(f"{name} is a figure of {needs}, and the model answers {answers}")
 
 
@@ -226,18 +224,18 @@ def _label_notes(window: _Window) -> Iterator[str]:
         yield f"{window.labels:,} of {rows:,} rows have a label{said}"
 
 
-def _odd_labels(answered: Predictions) -> Iterator[str]:
-    if answered.unusable:
-        yield f"{answered.unusable:,} labels are no numbers and are left out"
-    unknown, names = answered.unknown
-    if unknown and not answered.unfit:
+def _odd_labels(predictions: Predictions) -> Iterator[str]:
+    if predictions.unusable:
+        yield f"{predictions.unusable:,} labels are no numbers and are left out"
+    unknown, names = predictions.unknown
+    if unknown and not predictions.label_mismatch:
         yield (
             f"{unknown:,} labels name a class that the model does not know ({quote_names(names)}); each counts as a "
             "wrong answer"
         )
 
 
-def _conclusion(
+def _result(
     window: _Window, findings: list[Finding], figures: Mapping[str, float], notes: tuple[str, ...]
 ) -> MonitorResult:
     rows = window.rows

@@ -1,4 +1,4 @@
-"""What the rows of the log say a model has answered, and what turned out to be true, as classes or numbers.
+"""Predictions and labels of rows of the log, as classes or numbers.
 
 A classifier's answers are the places of its classes in ascending order; labels and answers are compared as text, so
 that 1, 1.0 and true mean one class where the model answers numbers or booleans. Everything else is numbers.
@@ -45,7 +45,7 @@ class Predictions:
     numbers: Array | None
     truth: Array
     unusable: int = 0
-    unfit: str = ""
+    label_mismatch: str = ""
 
     @property
     def is_labelled(self) -> Array:
@@ -63,7 +63,7 @@ class Predictions:
 
 
 def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions | Refused:
-    """The answers and labels of rows of the log, whose lists are summarised; a text says why there are none.
+    """Return the predictions and labels of rows of the log, whose lists are summarised.
 
     Args:
         table: may lack the columns of labels: then there are none.
@@ -95,7 +95,7 @@ class _Columns:
         self._classes = artifact.classes if artifact else ()
 
     def labels(self) -> pa.Array | None:
-        """[N] of any type: the label output, or a prediction that is no fraction."""
+        """Return [N] of any type: the label output, or a prediction that is no fraction."""
         for output in self._outputs:
             if output.role == "label" and (column := self._column(output)) is not None:
                 return column if _may_be_label(column.type) or pa.types.is_floating(column.type) else None
@@ -109,7 +109,7 @@ class _Columns:
         return found[0] if len(found) == 1 else None
 
     def probabilities(self) -> tuple[Array | None, tuple[Any, ...]]:
-        """[N, C] float64, and the classes of its columns (empty where they are not known)."""
+        """Return [N, C] float64, and the classes of its columns (empty if they are not known)."""
         for output in self._outputs:
             if output.role != "probabilities":
                 continue
@@ -121,7 +121,7 @@ class _Columns:
         return None, self._classes
 
     def numbers(self) -> Array | None:
-        """[N] float64: the prediction, or the only output of one number a row."""
+        """Return [N] float64: the prediction, or the only output of one number a row."""
         if self._named(PREDICTION) is not None:
             return _numbers(self._table, PREDICTION)
         found = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
@@ -142,7 +142,7 @@ class _Columns:
         return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
     def _parts(self, base: str) -> list[Array]:
-        """The components of a vector in their order, or the column itself."""
+        """Return the components of a vector in their order, or the column itself."""
         if base in self._table.column_names:
             return [_numbers(self._table, base)]
         pattern = re.compile(re.escape(base) + r"\.(\d+)$")
@@ -169,13 +169,15 @@ def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, 
     else:
         probabilities = None
     called, true = _places(predicted, places), _places(truth, places)
-    unfit = ""
+    label_mismatch = ""
     if _is_other_alphabet(called, true, np.array([places[name] for name in own], np.int64), bool(columns)):
-        unfit = (
+        label_mismatch = (
             f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}; "
             "they have to be the same"
         )
-    return Predictions(ClassPredictions(called, probabilities, tuple(classes), unknown), None, true, unfit=unfit)
+    return Predictions(
+        ClassPredictions(called, probabilities, tuple(classes), unknown), None, true, label_mismatch=label_mismatch
+    )
 
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
@@ -224,7 +226,7 @@ def _true_names(table: pa.Table, is_text: bool) -> pa.Array:
 
 
 def _names(values: pa.Array, is_text: bool) -> pa.Array:
-    """[N] text: each different value is named once."""
+    """Return [N] text; each different value is named once."""
     coded = values.dictionary_encode()
     named = pa.array([_name(value, is_text) for value in coded.dictionary.to_pylist()], pa.string())
     return named.take(coded.indices)

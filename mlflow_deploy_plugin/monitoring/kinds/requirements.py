@@ -1,5 +1,6 @@
-"""Requirements against what was measured: violated only where the whole interval is on the wrong side, kept only where
-it is on the right one; where it holds both sides, it cannot be told."""
+"""Requirements against measured figures: violated only if the whole interval is on the wrong side, kept only if it is
+on the right one. If it holds both sides, the state is "cannot tell".
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ from mlflow_deploy_plugin.spec import Requirement
 
 
 def bonferroni_confidence(rate: float, intervals: int) -> float:
-    """Of each interval, so that of all questions together no more than `rate` are called violated by chance.
+    """Return the confidence of each interval, so that of all of them together no more than `rate` are called violated
+    by chance.
 
     Bonferroni's inequality: the rate is shared among them, whatever they depend on. An interval has two sides, of which
     one violates and the other keeps: each is passed by chance in half of that share.
@@ -33,7 +35,7 @@ def event_sampling(request: WindowRequest, rows: pa.Table, confidence: float) ->
 def criterion_finding(
     requirement: Requirement, measured: MetricInterval | Refused, confidence: float, segment: str = "", prefix: str = ""
 ) -> Finding:
-    """What is found of a requirement; a text says why the figure could not be had.
+    """Return the finding of a requirement.
 
     Args:
         prefix: before the figure's name, as `estimated `.

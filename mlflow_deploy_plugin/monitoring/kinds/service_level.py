@@ -39,13 +39,13 @@ _COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")
 _SERVER_ERROR = 500
 _GROWTH = math.log(1.005)
 _BUCKETS = 5_000
-"""Of 0.5 % each: from a microsecond to 18 hours."""
+"""Buckets of 0.5 % each: from a microsecond to 18 hours."""
 _MAX_VALUES = 1_000
 
 
 @dataclass
-class _Tally:
-    """What is counted of some requests; its size does not depend on their number.
+class _RequestCounts:
+    """Counts of some requests; their size does not depend on the number of requests.
 
     Attributes:
         limits_us: [L] of the requirements of latency, in their order; slow: [L] answers that took longer.
@@ -65,7 +65,7 @@ class _Tally:
         self.slow = np.zeros(len(self.limits_us), np.int64)
 
     def add_answers(self, latencies: Array) -> None:
-        """[N] float64 microseconds, NaN where it is not known."""
+        """Count requests by their latencies: [N] float64 microseconds, NaN where it is not known."""
         known = latencies[~np.isnan(latencies)]
         self.requests += len(latencies)
         self.timed += len(known)
@@ -74,19 +74,19 @@ class _Tally:
         self.slow += (known[:, None] > self.limits_us).sum(axis=0)
 
     def add_failures(self, statuses: Array) -> None:
-        """[N] float64, HTTP's."""
+        """Count failed requests by their HTTP statuses: [N] float64."""
         self.requests += len(statuses)
         self.errors += int((statuses >= _SERVER_ERROR).sum())
         self.refused += int((statuses < _SERVER_ERROR).sum())
 
     def quantile(self, share: float) -> float:
-        """Seconds, within 0.25 %, of at least one timed request."""
+        """Return seconds, within 0.25 %, of at least one timed request."""
         place = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
         return math.exp(place * _GROWTH) / 1e6
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judges what the endpoint did to every request whose rows are in the log, whichever version answered it.
+    """Judge what the endpoint did to every request whose rows are in the log, whichever version answered it.
 
     Raises:
         OnnxserveError: the log is down.
@@ -104,11 +104,11 @@ def judge(request: WindowRequest) -> MonitorResult:
     if total.requests < spec.min_rows:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
         return request.not_judged(reason, model=model, version=version, rows=total.requests, notes=tuple(notes))
-    segments, segment_notes = _largest(counted.apart, spec.min_rows)
+    segments, segment_notes = _largest(counted.by_segment, spec.min_rows)
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
     findings = [*_findings(spec.requirements, total, confidence, "")]
-    for name, tally in segments.items():
-        findings += _findings(spec.requirements, tally, confidence, name)
+    for name, counts in segments.items():
+        findings += _findings(spec.requirements, counts, confidence, name)
     state, reason = overall_state(findings)
     return request.result(
         state,
@@ -123,17 +123,17 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 @dataclass
-class _Counted:
+class _CountedRequests:
     """All requests, those of each segment by its name, and how many answers each version gave."""
 
-    total: _Tally
-    apart: dict[str, _Tally] = field(default_factory=dict)
+    total: _RequestCounts
+    by_segment: dict[str, _RequestCounts] = field(default_factory=dict)
     versions: dict[ModelVersion, int] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
     is_full: bool = False
 
-    def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_Tally, Array]]:
-        """The tallies that the requests belong to, each with its rows: [N] bool."""
+    def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_RequestCounts, Array]]:
+        """Yield the counts that the requests belong to, each with its rows: [N] bool."""
         yield self.total, np.ones(len(requests), bool)
         for column in columns:
             texts = as_texts(requests.column(column)) if column in requests.column_names else None
@@ -142,12 +142,12 @@ class _Counted:
             self.absent.discard(column)
             for value in pc.unique(texts.drop_null()).to_pylist():
                 name = segment_name(column, value)
-                if name not in self.apart and len(self.apart) >= _MAX_VALUES:
+                if name not in self.by_segment and len(self.by_segment) >= _MAX_VALUES:
                     self.is_full = True
                     continue
                 has_failures = self.total.has_failures and column.startswith(OWN_PREFIX)
-                tally = self.apart.setdefault(name, _Tally(self.total.limits_us, has_failures))
-                yield tally, np.asarray(pc.fill_null(pc.equal(texts, value), False))
+                counts = self.by_segment.setdefault(name, _RequestCounts(self.total.limits_us, has_failures))
+                yield counts, np.asarray(pc.fill_null(pc.equal(texts, value), False))
 
     @property
     def notes(self) -> Iterator[str]:
@@ -157,9 +157,9 @@ class _Counted:
             yield f"segments: there are more than {_MAX_VALUES:,} values, of which the first ones were counted"
 
 
-def _count(request: WindowRequest, limits: Array) -> _Counted:
+def _count(request: WindowRequest, limits: Array) -> _CountedRequests:
     columns = request.spec.segment_by
-    counted = _Counted(_Tally(limits), absent=set(columns))
+    counted = _CountedRequests(_RequestCounts(limits), absent=set(columns))
     log, wanted = request.log, (*_COLUMNS, *columns)
     for batch in log.batches(request.endpoint, request.window, wanted):
         requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
@@ -168,81 +168,81 @@ def _count(request: WindowRequest, limits: Array) -> _Counted:
         for version, count in count_versions(requests).items():
             counted.versions[version] = counted.versions.get(version, 0) + count
         latencies = _numbers(requests, "_latency_us")
-        for tally, rows in counted.parts(requests, columns):
-            tally.add_answers(latencies[rows])
+        for counts, rows in counted.parts(requests, columns):
+            counts.add_answers(latencies[rows])
     for batch in log.failures.batches(request.endpoint, request.window, wanted):
         counted.total.has_failures = True
         for version in count_versions(batch):
             counted.versions.setdefault(version, 0)
         statuses = _numbers(batch, "_status")
-        for tally, rows in counted.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
-            tally.has_failures = True
-            tally.add_failures(statuses[rows])
+        for counts, rows in counted.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
+            counts.has_failures = True
+            counts.add_failures(statuses[rows])
     return counted
 
 
-def _largest(apart: Mapping[str, _Tally], min_rows: int) -> tuple[dict[str, _Tally], list[str]]:
-    """The largest segments that have enough requests, and what is left out."""
-    order = sorted(apart, key=lambda name: (-apart[name].requests, name))
-    large = [name for name in order if apart[name].requests >= min_rows]
+def _largest(by_segment: Mapping[str, _RequestCounts], min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
+    """Return the largest segments that have enough requests, and a line for each thing that is left out."""
+    order = sorted(by_segment, key=lambda name: (-by_segment[name].requests, name))
+    large = [name for name in order if by_segment[name].requests >= min_rows]
     notes = []
     if len(large) > MAX_SEGMENTS:
         notes.append(f"segments: of {len(large):,} the {MAX_SEGMENTS} largest are judged")
     if small := len(order) - len(large):
         notes.append(f"segments: {small:,} have fewer than {min_rows} requests each and are not judged apart")
-    return {name: apart[name] for name in large[:MAX_SEGMENTS]}, notes
+    return {name: by_segment[name] for name in large[:MAX_SEGMENTS]}, notes
 
 
 def _findings(
-    requirements: tuple[Requirement, ...], tally: _Tally, confidence: float, segment: str
+    requirements: tuple[Requirement, ...], counts: _RequestCounts, confidence: float, segment: str
 ) -> Iterator[Finding]:
     place = 0
     for requirement in requirements:
         if requirement.name in QUANTILES:
-            yield _latency(requirement, tally, int(tally.slow[place]), confidence, segment)
+            yield _latency(requirement, counts, int(counts.slow[place]), confidence, segment)
             place += 1
-        elif not tally.has_failures:
+        elif not counts.has_failures:
             yield criterion_finding(requirement, _NO_FAILURES if not segment else _NO_COLUMNS, confidence, segment)
         else:
-            measured = wilson_interval("error_rate", tally.errors, tally.requests, confidence)
+            measured = wilson_interval("error_rate", counts.errors, counts.requests, confidence)
             yield criterion_finding(requirement, measured, confidence, segment)
 
 
-def _latency(requirement: Requirement, tally: _Tally, slow: int, confidence: float, segment: str) -> Finding:
-    if not tally.timed:
+def _latency(requirement: Requirement, counts: _RequestCounts, slow: int, confidence: float, segment: str) -> Finding:
+    if not counts.timed:
         reason = "the rows do not say how long their requests took: an older server has captured them"
         return criterion_finding(requirement, Refused(reason), confidence, segment)
     permitted = 1 - QUANTILES[requirement.name]
-    share = wilson_interval(requirement.name, slow, tally.timed, confidence)
+    share = wilson_interval(requirement.name, slow, counts.timed, confidence)
     state = criterion_state(share.low <= permitted, share.high <= permitted)
     reason = (
-        f"{share.value:.2%} of {tally.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} to "
+        f"{share.value:.2%} of {counts.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} to "
         f"{share.high:.2%} (Wilson, confidence {confidence:.4g}); permitted are {permitted:.4g}"
     )
-    value = tally.quantile(QUANTILES[requirement.name])
+    value = counts.quantile(QUANTILES[requirement.name])
     return Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
 
 
-def _figures(requirements: tuple[Requirement, ...], tally: _Tally) -> Iterator[tuple[str, float]]:
-    if tally.has_failures:
-        yield "error_rate", tally.errors / tally.requests
-        yield "refused_rate", tally.refused / tally.requests
-    if tally.timed:
+def _figures(requirements: tuple[Requirement, ...], counts: _RequestCounts) -> Iterator[tuple[str, float]]:
+    if counts.has_failures:
+        yield "error_rate", counts.errors / counts.requests
+        yield "refused_rate", counts.refused / counts.requests
+    if counts.timed:
         for name, share in QUANTILES.items():
-            yield name, tally.quantile(share)
+            yield name, counts.quantile(share)
     place = 0
     for requirement in requirements:
         if requirement.name in QUANTILES:
-            if tally.timed:
-                used = int(tally.slow[place]) / tally.timed / (1 - QUANTILES[requirement.name])
+            if counts.timed:
+                used = int(counts.slow[place]) / counts.timed / (1 - QUANTILES[requirement.name])
                 yield f"budget_left/{requirement.name}", 1 - used
             place += 1
-        elif requirement.value and tally.has_failures:
-            yield f"budget_left/{requirement.name}", 1 - tally.errors / tally.requests / requirement.value
+        elif requirement.value and counts.has_failures:
+            yield f"budget_left/{requirement.name}", 1 - counts.errors / counts.requests / requirement.value
 
 
 def _numbers(table: pa.Table, name: str) -> Array:
-    """[N] float64, NaN where it is not known."""
+    """Return [N] float64, NaN where the value is not known."""
     if name not in table.column_names:
         return np.full(len(table), np.nan)
     numbers: Array = pc.fill_null(pc.cast(table.column(name), pa.float64(), safe=False), float("nan")).to_numpy()

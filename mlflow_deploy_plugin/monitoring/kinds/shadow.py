@@ -1,4 +1,4 @@
-"""Shadows: how often a variant that answers nobody would have said something else.
+"""Shadows: how often a variant whose predictions no client gets would have said something else.
 
 A shadow's rows lie in the log beside those that were answered, under the same prediction id and row. What counts as
 saying something else is decided as in the server (`server/inference/shadow_compare.py`), on the same arrays.
@@ -41,7 +41,7 @@ _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
 
 
 @dataclass(frozen=True, eq=False)
-class _Compared:
+class _ShadowRows:
     """A shadow's rows beside what was answered.
 
     Attributes:
@@ -64,7 +64,7 @@ class _Compared:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judges the share of rows on which each shadow variant disagrees with what was answered.
+    """Judge the share of rows on which each shadow variant disagrees with what was answered.
 
     Raises:
         OnnxserveError: the log is down.
@@ -109,7 +109,8 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
-    """What was answered, and what each shadow variant computed, of the same requests; both at most about `MAX_ROWS`.
+    """Return the answered rows, and for each shadow variant those that it computed of the same requests; both at most
+    about `MAX_ROWS`.
 
     Of more rows those are kept whose prediction id has a small hash, so that both sides keep the same ones.
     """
@@ -150,15 +151,17 @@ def _is_needed(name: str, segment_by: tuple[str, ...]) -> bool:
 
 
 class _Artifacts:
-    """What the versions say of their outputs, each looked up once; of one that is gone, what its rows show."""
+    """The descriptions of the versions' outputs, each looked up once; for a version that is gone, a guess from its
+    rows.
+    """
 
     def __init__(self, request: WindowRequest) -> None:
-        self._question = request
+        self._request = request
         self._known: dict[ModelVersion, Artifact | None] = {}
 
     def of(self, version: ModelVersion, rows: pa.Table) -> Artifact:
         if version not in self._known:
-            self._known[version] = version_artifact(self._question, *version)
+            self._known[version] = version_artifact(self._request, *version)
         known = self._known[version]
         return known if known is not None and known.outputs else _guessed(rows)
 
@@ -173,8 +176,8 @@ def _guessed(rows: pa.Table) -> Artifact:
     return Artifact(nowhere, nowhere, "onnxserve", "", "", "", outputs=tuple(outputs), prediction=(PREDICTION,))
 
 
-def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _Compared:
-    """The pairs of each two versions together, since each has outputs of its own."""
+def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _ShadowRows:
+    """Compare the pairs of rows of each two versions together, since each version has outputs of its own."""
     keys, others = _keys(answered), _keys(computed)
     _, ours, theirs = np.intersect1d(keys, others, return_indices=True)
     order = np.argsort(ours)
@@ -191,11 +194,11 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
                 same[rows] = _same(artifacts.of(one, sides[0]), sides[0], artifacts.of(other, sides[1]), sides[1])
             except InferenceError as error:
                 failures.append(f"{len(rows):,} rows of {one[0]} version {one[1]} and its shadow: {error.message}")
-    return _Compared(left, same, next(iter(count_versions(computed))), tuple(failures), len(computed))
+    return _ShadowRows(left, same, next(iter(count_versions(computed))), tuple(failures), len(computed))
 
 
 def _keys(table: pa.Table) -> Array:
-    """[N] uint64 of prediction id and row."""
+    """Return [N] uint64 of prediction id and row."""
     return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
 
 
@@ -205,7 +208,7 @@ def _same(given_by: Artifact, given: pa.Table, shadow: Artifact, computed: pa.Ta
 
 
 def _outputs(artifact: Artifact, rows: pa.Table) -> Mapping[str, Array]:
-    """The version's outputs as its graph gave them, as far as the log has them for every row."""
+    """Return the version's outputs as its graph gave them, as far as the log has them for every row."""
     arrays = {}
     for output in artifact.outputs:
         names = [OUTPUT_PREFIX + output.name, *([PREDICTION] if artifact.prediction == (output.name,) else [])]
@@ -218,7 +221,7 @@ def _outputs(artifact: Artifact, rows: pa.Table) -> Mapping[str, Array]:
 
 
 def _array(column: pa.Array) -> Array | None:
-    """[N] or, of lists of one length, [N, …]; None where they have several."""
+    """Return [N] or, of lists of one length, [N, …]; None if they have several lengths."""
     shape = [len(column)]
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lengths = pc.unique(pc.list_value_length(column)).to_pylist()
@@ -231,9 +234,9 @@ def _array(column: pa.Array) -> Array | None:
 
 
 def _parts(
-    request: WindowRequest, compared: Mapping[str, _Compared]
+    request: WindowRequest, compared: Mapping[str, _ShadowRows]
 ) -> tuple[float, dict[str, list[tuple[str, Array]]], list[str]]:
-    """How sure to be, the rows of each variant's segments, and notes."""
+    """Return the confidence of each interval, the rows of each variant's segments, and notes."""
     spec = request.spec
     parts: dict[str, list[tuple[str, Array]]] = {}
     notes: list[str] = []
@@ -248,7 +251,7 @@ def _parts(
 def _findings(
     request: WindowRequest,
     variant: str,
-    compared: _Compared,
+    compared: _ShadowRows,
     parts: list[tuple[str, Array]],
     confidence: float,
     is_only: bool,
@@ -265,7 +268,7 @@ def _findings(
 
 
 def _disagreement(
-    request: WindowRequest, compared: _Compared, rows: Array, confidence: float
+    request: WindowRequest, compared: _ShadowRows, rows: Array, confidence: float
 ) -> MetricInterval | Refused:
     chosen = compared.same[rows & compared.comparable]
     if len(chosen) < request.spec.min_rows:
@@ -274,7 +277,7 @@ def _disagreement(
     return share_interval("disagreement", chosen == _OTHER, sampling.of(rows & compared.comparable))
 
 
-def _figures(variant: str, one: _Compared, answered: int, sampling: Sampling) -> dict[str, float]:
+def _figures(variant: str, one: _ShadowRows, answered: int, sampling: Sampling) -> dict[str, float]:
     count = int(one.comparable.sum())
     figures = {f"compared_rows/{variant}": float(count), f"copied_share/{variant}": one.copies / answered}
     if count:

@@ -41,7 +41,7 @@ _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
 
 @dataclass(frozen=True)
 class EvidentlyReport:
-    """What Evidently made of the columns.
+    """The charts and figures that Evidently made of the columns.
 
     Attributes:
         page: its page, empty where it made none.
@@ -72,7 +72,7 @@ class _Column:
 def draw_columns(
     result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int, seed: int = 0
 ) -> EvidentlyReport:
-    """The `most` judged columns that come first among the findings.
+    """Draw the `most` judged columns that come first among the findings.
 
     Args:
         pairs: of each column the reference and the window, [N] and [M] values.
@@ -99,7 +99,7 @@ def draw_columns(
 
 
 def _judged(result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]]) -> list[_Column]:
-    """In the order of the findings; of columns of the same name the first."""
+    """Return the judged columns in the order of the findings; of columns of the same name the first."""
     by_name: dict[str, tuple[ColumnValues, ColumnValues]] = {}
     for left, right in pairs:
         by_name.setdefault(left.name, (left, right))
@@ -112,7 +112,7 @@ def _judged(result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnVal
 
 
 def _isolated(columns: Sequence[_Column], seed: int) -> tuple[str, str, dict[str, str]]:
-    """Page, figures and the columns that had to be left out, with Evidently's word on each."""
+    """Return page, figures and the columns that had to be left out, with Evidently's message on each."""
     try:
         return *_drawn(columns, seed), {}
     except Exception:  # which column it is, the message seldom says
@@ -164,12 +164,14 @@ def _drawn(columns: Sequence[_Column], seed: int) -> tuple[str, str]:
 
 
 def _escaped(page: str) -> str:
-    """The page with its data written so that no name or value in it ends their script: Evidently writes plain JSON."""
+    """Return the page with its data written so that no name or value in it ends their script: Evidently writes plain
+    JSON.
+    """
     return _DATA.sub(lambda line: line[1] + line[2].replace("<", "\\u003c"), page)
 
 
 def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
-    """Reference and current as Evidently can take them, and the names of the columns of text."""
+    """Return reference and window as Evidently can take them, and the names of the columns of text."""
     rows = [
         np.sort(rng.choice(count, MAX_ROWS, replace=False)) if count > MAX_ROWS else np.arange(count)
         for count in (len(columns[0].reference.values), len(columns[0].current.values))
@@ -189,7 +191,7 @@ def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.Da
 
 
 def _has_histogram(values: Array) -> bool:
-    """Whether numpy can bin the values: some are known, and they are no larger than float64 can tell apart."""
+    """Return True if numpy can bin the values: some are known, and they are no larger than float64 can tell apart."""
     known = values[~np.isnan(values)]
     if not len(known):
         return False
@@ -209,7 +211,7 @@ def _text(value: Any) -> str | None:
 
 
 def _categories(left: list[str | None], right: list[str | None]) -> tuple[Array, Array]:
-    """Text with no more than the reference's most frequent values; the missing ones are a value."""
+    """Return text with no more than the reference's most frequent values; the missing ones are a value."""
     frequent = {value for value, _ in Counter(left).most_common(_CATEGORIES)} | {None}
 
     def reduced(values: list[str | None]) -> Array:
@@ -220,7 +222,7 @@ def _categories(left: list[str | None], right: list[str | None]) -> tuple[Array,
 
 
 def _precomputed(reference: pd.Series, current: pd.Series, kind: Any, threshold: float) -> tuple[float, bool]:
-    """The drift method that Evidently calls for each column: it looks the verdict's score up."""
+    """Look the verdict's score up: the drift method that Evidently calls for each column."""
     return _scores.get()[str(current.name)]
 
 

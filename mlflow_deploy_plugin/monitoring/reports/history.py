@@ -1,4 +1,4 @@
-"""What has become of a finding: from what to what its figure went and where to, and since when it is an alarm.
+"""The history of a finding: how its figure changed, and since when it is an alarm.
 
 What stands beside a reference, as a column's check, says itself what it went from. Any other requirement stands beside
 the windows before, as MLflow has them of the monitor. Since when it is an alarm is told of both in the same way: a
@@ -32,7 +32,7 @@ class PastWindow:
 
 
 def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorResult:
-    """Return the judgement whose findings, and whose reason, say what has become of them.
+    """Return the result with the history of its findings, which its reason quotes, too.
 
     Args:
         past: windows of the monitor before this one, in any order.
@@ -59,7 +59,7 @@ def _with_change(result: MonitorResult, found: Finding, past: Sequence[PastWindo
 
 
 def _alarms_in_a_row(result: MonitorResult, found: Finding, past: Sequence[PastWindow]) -> list[PastWindow]:
-    """The windows before, ascending, in which the same was an alarm up to now."""
+    """Return the windows before, ascending, in which the same was an alarm up to now."""
     row: list[PastWindow] = []
     for window in reversed(past):
         is_alarm = _was_alarm(result, found, window)
@@ -71,7 +71,7 @@ def _alarms_in_a_row(result: MonitorResult, found: Finding, past: Sequence[PastW
 
 
 def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> bool | None:
-    """Return True if the same was an alarm then; None where it was not judged, or could not be told."""
+    """Return True if the same was an alarm then; None if it was not judged or could not be told."""
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if found.check == "criterion":
@@ -98,7 +98,7 @@ def _value_in(window: PastWindow, criterion: Finding) -> float | None:
 
 
 def _was_drifted(found: Finding, window: PastWindow) -> bool | None:
-    """The same of a column, whatever was odd about it."""
+    """Return the same as `_was_violated` for a column, whatever was odd about it."""
     scores = {
         check: window.figures[name]
         for check in get_args(Check)

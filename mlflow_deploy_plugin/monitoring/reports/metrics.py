@@ -1,4 +1,4 @@
-"""A judgement as metrics: names that MLflow takes, and numbers."""
+"""The metrics of a result: names that MLflow takes, and numbers."""
 
 import hashlib
 import math
@@ -35,7 +35,7 @@ def score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
 
 
 def drift_score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
-    """Return the same of the largest score that the finding's column has in any check (`verdict.py`)."""
+    """Return the same of the largest score that the finding's column has in any check (`drift/verdict.py`)."""
     segment = f"{finding.segment}/" if finding.segment else ""
     return _found(f"drift_score/{segment}{finding.subject}", figures)
 
@@ -67,14 +67,15 @@ def _found(name: str, figures: Mapping[str, float]) -> str:
 
 
 def _own_name(name: str, is_shared: bool) -> str:
-    """Where MLflow's rules make several names the same, those that they change get a digest: always the same, whichever
-    comes first among the findings of a window."""
+    """Return the name as MLflow takes it. If MLflow's rules make several names the same, those that they change get a
+    digest, so that the name does not depend on the order of a window's findings.
+    """
     taken = metric_name(name)
     return f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and taken != name else taken
 
 
 def metric_name(name: str) -> str:
-    """The name as MLflow takes it: it refuses most punctuation, and what looks like a path."""
+    """Return the name as MLflow takes it: it refuses most punctuation, and what looks like a path."""
     parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
     return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[:_LONGEST_NAME]
 
@@ -93,6 +94,8 @@ def _named(result: MonitorResult) -> Iterator[tuple[str, float | None]]:
 
 
 def _subject(finding: Finding) -> str:
-    """A column's name may hold what reads as a path: `metric_name` makes an underscore of it, as of the rest."""
+    """Return the finding's part of a metric name. A column's name may hold what reads as a path: `metric_name` makes
+    an underscore of it.
+    """
     parts = [finding.subject, finding.segment] if finding.segment else [finding.subject]
     return "/".join(part.replace("/", _NO_PATH) for part in parts)

@@ -10,14 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
-from mlflow_deploy_plugin.monitoring.result import (
-    ALARMS,
-    UNDECIDED,
-    Finding,
-    MonitorResult,
-    format_time,
-    to_document,
-)
+from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, Finding, MonitorResult, format_time, to_document
 
 PAGE, PICTURE = "report.html", "trend.png"
 _PICTURE_HERE = "<!-- picture of the last windows -->"

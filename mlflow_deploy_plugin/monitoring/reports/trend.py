@@ -1,4 +1,4 @@
-"""The picture of a monitor's last windows: each figure that a judgement names, beside its bound."""
+"""The picture of a monitor's last windows: each figure that a result names, beside its bound."""
 
 import io
 import math
@@ -52,11 +52,11 @@ class TrendLine:
 
 
 def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[TrendLine]:
-    """Return what is drawn of this judgement: a line for each that is named as an alarm, the worst first, and for each
+    """Return what is drawn of this result: a line for each that is named as an alarm, the worst first, and for each
     requirement of all rows; without requirements the largest score of all columns comes first.
 
     Args:
-        figures: the judgement's metrics.
+        figures: the result's metrics.
     """
     drawn: dict[str, TrendLine] = {}
     if not any(found.check == "criterion" for found in result.findings):
@@ -72,7 +72,7 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
 
 
 def _series(name: str, found: Finding, figures: Mapping[str, float]) -> TrendLine:
-    """The line of a finding; without a value's name where the window has no such figure."""
+    """Return the line of a finding; its value has no name if the window has no such figure."""
     if found.check == "criterion":
         metrics = criterion_metrics(found, figures)
         return TrendLine(name, metrics.value, metrics.threshold, metrics.state)
@@ -92,7 +92,7 @@ def _shown(finding: Finding) -> str:
 
 
 def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> bytes:
-    """A PNG, one panel a series; empty where no window has a value.
+    """Return a PNG with one panel for each line; empty if no window has a value.
 
     Args:
         windows: in any order; those without a value are marked at the foot.

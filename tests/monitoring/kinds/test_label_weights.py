@@ -10,11 +10,7 @@ import pytest
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import LabelledWindow, labels_contradict
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
-from mlflow_deploy_plugin.monitoring.kinds.metrics import (
-    CLASSIFICATION,
-    ClassPredictions,
-    classification_metrics,
-)
+from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -60,12 +56,12 @@ def drawn(seed: int, scheme: Scheme) -> tuple[LabelWeights, Predictions, np.ndar
     rng = np.random.default_rng(seed)
     answers, truth = answers_of(rng)
     known = np.where(rng.random(ROWS) < scheme(rng, answers, truth), truth, -1)
-    answered = Predictions(answers, None, known)
-    return weigh_labels(table_of(rng), answered, ["carrier"], 0.05), answered, truth
+    predictions = Predictions(answers, None, known)
+    return weigh_labels(table_of(rng), predictions, ["carrier"], 0.05), predictions, truth
 
 
-def accuracy_of(labelled: LabelWeights, answered: Predictions) -> MetricInterval:
-    found = weighted_metrics(answered, labelled, ALL, ["accuracy"], Sampling(0.95))["accuracy"]
+def accuracy_of(labelled: LabelWeights, predictions: Predictions) -> MetricInterval:
+    found = weighted_metrics(predictions, labelled, ALL, ["accuracy"], Sampling(0.95))["accuracy"]
     assert isinstance(found, MetricInterval)
     return found
 
@@ -90,14 +86,14 @@ def test_what_labelled_rows_differ_in_is_named(scheme: Scheme, differing: str) -
 def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
     plain, weighted = [], []
     for seed in range(100):
-        labelled, answered, truth = drawn(seed, by_score)
-        real = float((truth == answered.classified.predicted).mean())
+        labelled, predictions, truth = drawn(seed, by_score)
+        real = float((truth == predictions.classified.predicted).mean())
         alone = classification_metrics(
-            answered.truth[labelled.rows], answered.classified.take(labelled.rows), ["accuracy"], Sampling(0.95)
+            predictions.truth[labelled.rows], predictions.classified.take(labelled.rows), ["accuracy"], Sampling(0.95)
         )["accuracy"]
         assert isinstance(alone, MetricInterval)
         plain.append(alone.low <= real <= alone.high)
-        one = accuracy_of(labelled, answered)
+        one = accuracy_of(labelled, predictions)
         weighted.append(one.low <= real <= one.high)
 
     assert sum(plain) <= 10
@@ -107,12 +103,12 @@ def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
 def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabilities_and_leave_bounds() -> None:
     seen, held = [], []
     for seed in range(60):
-        labelled, answered, truth = drawn(seed, by_truth)
-        known, classified = answered.truth[labelled.rows], answered.classified.take(labelled.rows)
+        labelled, predictions, truth = drawn(seed, by_truth)
+        known, classified = predictions.truth[labelled.rows], predictions.classified.take(labelled.rows)
         seen.append(labelled.is_selected and labels_contradict(known, classified, [], 0.95))
-        one = accuracy_of(labelled.at_worst, answered)
+        one = accuracy_of(labelled.at_worst, predictions)
         assert one.method == "worst case"
-        held.append(one.low <= float((truth == answered.classified.predicted).mean()) <= one.high)
+        held.append(one.low <= float((truth == predictions.classified.predicted).mean()) <= one.high)
 
     assert all(seen)
     assert all(held)
@@ -121,8 +117,10 @@ def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabili
 def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
     departing = 0
     for seed in range(100):
-        labelled, answered, _ = drawn(seed, by_score)
-        departing += labels_contradict(answered.truth[labelled.rows], answered.classified.take(labelled.rows), [], 0.95)
+        labelled, predictions, _ = drawn(seed, by_score)
+        departing += labels_contradict(
+            predictions.truth[labelled.rows], predictions.classified.take(labelled.rows), [], 0.95
+        )
 
     assert departing <= 11  # 5 are expected
 
@@ -146,10 +144,10 @@ def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:
     answers, truth = answers_of(rng)
     table = table_of(rng)
     is_new = np.asarray(table.column("carrier")) == "DL"
-    answered = Predictions(answers, None, np.where(is_new, -1, truth))
+    predictions = Predictions(answers, None, np.where(is_new, -1, truth))
 
-    labelled = weigh_labels(table, answered, ["carrier"], 0.05)
-    one = accuracy_of(labelled, answered)
+    labelled = weigh_labels(table, predictions, ["carrier"], 0.05)
+    one = accuracy_of(labelled, predictions)
 
     assert labelled.differing == ("carrier",)
     assert labelled.unknown.tolist() == is_new.tolist()
@@ -162,13 +160,13 @@ def test_rows_that_are_like_no_labelled_one_may_have_any_label() -> None:
 @pytest.mark.parametrize("name", ["precision", "recall", "f1", "log_loss", "brier", "accuracy"])
 def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name: str) -> None:
     rng = np.random.default_rng(3)
-    labelled, answered, truth = drawn(1, by_truth)
-    one = weighted_metrics(answered, labelled.at_worst, ALL, [name], Sampling(0.95))[name]
+    labelled, predictions, truth = drawn(1, by_truth)
+    one = weighted_metrics(predictions, labelled.at_worst, ALL, [name], Sampling(0.95))[name]
     assert isinstance(one, MetricInterval)
 
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
         guessed = np.where(labelled.rows, truth, rng.random(ROWS) < share)
-        found = classification_metrics(guessed, answered.classified, [name], Sampling(0.95))[name]
+        found = classification_metrics(guessed, predictions.classified, [name], Sampling(0.95))[name]
         assert isinstance(found, MetricInterval)
         assert one.low < found.value < one.high
 

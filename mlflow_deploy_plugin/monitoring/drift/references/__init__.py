@@ -1,4 +1,4 @@
-"""What a window is compared with: the reference, as frozen bins and the sketches of its own contiguous windows."""
+"""The reference that a window is compared with, as frozen bins and sketches of the reference's own windows."""
 
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference

@@ -24,7 +24,7 @@ _SEED = 0
 
 
 def load_dataset(uri: str) -> ReferenceRows:
-    """The rows of a Parquet or CSV file, or of a folder of such files; of more than `MAX_ROWS` an even sample.
+    """Return the rows of a Parquet or CSV file, or of a folder of such files; of more than `MAX_ROWS` an even sample.
 
     When each row happened says the column `_event_time`, or the only column of times or dates that there is.
 
@@ -104,7 +104,7 @@ def _read(path: Path, uri: str) -> ReferenceRows:
 
 
 def _table(path: Path) -> tuple[pa.Table, int]:
-    """The rows, and how many there are before the sample is taken."""
+    """Return the rows, and how many there were before the sample was taken."""
     if _is_csv(path):
         table = read_table(path)
         chosen = _chosen(len(table))
@@ -133,7 +133,7 @@ def _chosen(count: int) -> Array | None:
 
 
 def _time_column(table: pa.Table, shown: str) -> str:
-    """The name of the column of event times; empty where there is none."""
+    """Return the name of the column of event times; empty if there is none."""
     if EVENT_TIME in table.column_names:
         return EVENT_TIME
     names = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]

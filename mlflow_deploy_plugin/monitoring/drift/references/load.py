@@ -18,21 +18,13 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.monitoring.drift.references.dataset import load_dataset
-from mlflow_deploy_plugin.monitoring.drift.references.log_reference import (
-    LogReference,
-    pinned_window,
-    rolling_windows,
-)
+from mlflow_deploy_plugin.monitoring.drift.references.log_reference import LogReference, pinned_window, rolling_windows
 from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, event_times
 from mlflow_deploy_plugin.monitoring.drift.references.training import load_training_rows
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, cut_pieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
-    SCHEMA,
-    profiles_to_table,
-    table_to_profiles,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import SCHEMA, profiles_to_table, table_to_profiles
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME

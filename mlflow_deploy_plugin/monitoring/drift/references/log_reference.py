@@ -1,6 +1,6 @@
 """The log's own past as reference: a pinned window, or the windows around the same one so long ago.
 
-`window:START/END` pins a part of the log that is known to be calm. Its blocks are its own windows.
+`window:START/END` pins a part of the log that is known to be calm. It is cut into its own windows.
 
 `rolling:7d` compares with the same window a week before, as hour 14 of a Tuesday with hour 14 of the last one. What is
 normal say the pairs before it: each window of the last week beside its own a week before (of the last 40 windows where
@@ -60,7 +60,7 @@ class LogReference:
     """A part of the log that is a reference.
 
     Attributes:
-        span: whose windows are the blocks.
+        span: that is cut into windows.
         sampled: whose rows the bins are frozen on.
         model, version: whose rows; empty: those of all versions.
         lag: how long before a window the one begins that it is compared with; None: it is compared with all others.
@@ -79,7 +79,7 @@ class LogReference:
         return f"the captured rows of {self.span}"
 
     def sample(self) -> pa.Table:
-        """At most `MAX_ROWS` rows to freeze bins on; the same each time until the log has other rows.
+        """Return at most `MAX_ROWS` rows to freeze bins on; the same each time until the log has other rows.
 
         Raises:
             NotFound: there are none.
@@ -117,7 +117,7 @@ class LogReference:
         window: Window,
         segment: tuple[str, str] | None = None,
     ) -> ReferencePieces:
-        """Blocks and steps of the span, of the window's length and phase; from the profiles of hours where they fit.
+        """Return the pieces of the span, of the window's length and phase; from the profiles of hours if they fit.
 
         Args:
             sample: that the bins are frozen on, of the segment the rows that are its own.
@@ -125,25 +125,25 @@ class LogReference:
         """
         length_us = window.end_us - window.start_us
         lag_windows = self.lag // window.length if self.lag else 0
-        over = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
-        if all(time % HOUR_US == 0 for time in (over.start_us, over.step_us, self.span.start_us, self.span.end_us)):
+        grid = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
+        if all(time % HOUR_US == 0 for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)):
             sketches = SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
             hours = hour_profiles(sketches, self.model, self.version, self.span)
-            pieces = assemble_pieces(over, ((microseconds(start), profile) for start, profile in hours))
+            pieces = assemble_pieces(grid, ((microseconds(start), profile) for start, profile in hours))
         else:
             tables = coalesce_batches(self.rows(self.span))
             if segment:
                 tables = (table.filter(is_segment(table, *segment)) for table in tables)
             batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in tables if len(table))
-            pieces = sketch_pieces(bins, batches, over)
+            pieces = sketch_pieces(bins, batches, grid)
         if not len(sample):
             return pieces
-        blocks = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
-        return replace(pieces, windows=blocks)
+        windows = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
+        return replace(pieces, windows=windows)
 
 
 def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
-    """The part of the log that `window:START/END` names, and what the reader has to know of it.
+    """Return the part of the log that `window:START/END` names, and notes on it.
 
     Raises:
         InvalidConfig: this is no window.
@@ -157,8 +157,8 @@ def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[Log
 
 
 def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
-    """The windows up to the judged one, with the same one so long ago, as `rolling:7d` says, and what the reader has
-    to know of them.
+    """Return the windows up to the judged one, compared with the same one so long ago as `rolling:7d` says, and notes
+    on them.
 
     Raises:
         InvalidConfig: it is not as long ago as a window is long, or begins where no window does.

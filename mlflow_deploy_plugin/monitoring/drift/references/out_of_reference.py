@@ -1,4 +1,5 @@
-"""What each window of a reference has that the rest of the reference lacks: categories, and numbers beyond its range.
+"""Values of each window of a reference that the rest of the reference lacks: categories, and numbers beyond its
+range.
 
 Measured against the whole reference none of its own windows has anything new, and the first odd value of a later window
 would be an alarm. Left out one by one they show how much that is new a calm window brings.
@@ -18,22 +19,22 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.counting import type_family
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
-OutOfRest = list[dict[str, int]]
+RestCounts = list[dict[str, int]]
 
 
 def count_out_of_rest(
-    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, asked: Array | None = None
-) -> dict[str, OutOfRest]:
-    """For each column the counts `unseen`, `below` and `above` of each group, against the rows of all others.
+    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
+) -> dict[str, RestCounts]:
+    """Return for each column the counts `unseen`, `below` and `above` of each group, against the rows of all others.
 
     Args:
         groups: [N] int64, the group of each row, from 0 to count - 1.
         asked: [count] bool, the groups that are among the others; None: all.
     """
-    asked = np.ones(count, bool) if asked is None else asked
+    counted = np.ones(count, bool) if counted is None else counted
     summarised = summarise_lists(table, bins)
-    nothing: OutOfRest = [{}] * count
-    found: dict[str, OutOfRest] = {}
+    nothing: RestCounts = [{}] * count
+    found: dict[str, RestCounts] = {}
     for name in summarised.column_names:
         if name.startswith(OWN_PREFIX):
             continue
@@ -45,84 +46,85 @@ def count_out_of_rest(
             found[name] = nothing
         elif isinstance(one, OrderedBins):
             values = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
-            found[name] = _range(values, groups, asked)
+            found[name] = _range(values, groups, counted)
         else:
-            found[name] = _unseen(column, groups, asked)
+            found[name] = _unseen(column, groups, counted)
     return found
 
 
 def correct_for_rest(
     bins: Mapping[str, Bins],
-    blocks: Sequence[Profile],
+    windows: Sequence[Profile],
     starts_us: Sequence[int],
     length_us: int,
     sample: pa.Table,
     until_us: int | None = None,
 ) -> tuple[Profile, ...]:
-    """The blocks with `unseen`, `below` and `above` against the others, where bins were frozen on a sample of them.
+    """Return the windows with `unseen`, `below` and `above` against the others, if bins were frozen on a sample of
+    them.
 
-    Measured against the whole sample they would have nothing new, since their own rows are in it. Of a block that has
-    sampled rows, the share of those that is new to the rest of the sample stands for all of its rows; what the block
-    has beyond the sample is new in any case.
+    Measured against the whole sample they would have nothing new, since their own rows are in it. If a window has
+    sampled rows, the share of them that is new to the rest of the sample stands for all of its rows. What it has beyond
+    the sample is new in any case.
 
     Args:
         sample: with the column of event times.
-        until_us: only the blocks before it count as others; None: all.
+        until_us: only the windows before it count as others; None: all.
     """
-    if not blocks:
+    if not windows:
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
     present, groups = np.unique(numbers, return_inverse=True)
     sampled = np.bincount(groups).tolist()
-    asked = None if until_us is None else starts_us[0] + present * length_us < until_us
-    alone = count_out_of_rest(bins, sample, groups, len(present), asked)
+    counted = None if until_us is None else starts_us[0] + present * length_us < until_us
+    alone = count_out_of_rest(bins, sample, groups, len(present), counted)
     places = {number: place for place, number in enumerate(present.tolist())}
     corrected = []
-    for block, start_us in zip(blocks, starts_us, strict=True):
+    for window, start_us in zip(windows, starts_us, strict=True):
         place = places.get((start_us - starts_us[0]) // length_us)
         if place is None:  # of this one no row was sampled: all of it is measured against others already
-            corrected.append(block)
+            corrected.append(window)
             continue
-        columns = dict(block.columns)
-        for name, column in block.columns.items():
+        columns = dict(window.columns)
+        for name, column in window.columns.items():
             rows = alone[name][place] if name in alone else {}
-            new = {key: round(count * block.rows / sampled[place]) for key, count in rows.items()}
+            new = {key: round(count * window.rows / sampled[place]) for key, count in rows.items()}
             columns[name] = replace(column, **{key: max(getattr(column, key), count) for key, count in new.items()})
-        corrected.append(Profile(block.rows, columns))
+        corrected.append(Profile(window.rows, columns))
     return tuple(corrected)
 
 
-def _unseen(column: pa.ChunkedArray, groups: Array, asked: Array) -> OutOfRest:
-    """Rows whose value no other group has."""
+def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
+    """Return the rows of each group whose value no other group has."""
     encoded = column.combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)
-    owners, count = groups[is_known], len(asked)
+    owners, count = groups[is_known], len(counted)
     size = len(encoded.dictionary)
     first, last = np.full(size, count), np.full(size, -1)
-    is_asked = asked[owners]
-    np.minimum.at(first, values[is_asked], owners[is_asked])
-    np.maximum.at(last, values[is_asked], owners[is_asked])
+    is_counted = counted[owners]
+    np.minimum.at(first, values[is_counted], owners[is_counted])
+    np.maximum.at(last, values[is_counted], owners[is_counted])
     first, last = first[values], last[values]
     is_alone = (last < 0) | ((first == last) & (first == owners))
     return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
 
 
-def _range(values: Array, groups: Array, asked: Array) -> OutOfRest:
-    """Rows below the smallest and above the largest number of all other groups."""
+def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
+    """Return the rows of each group below the smallest and above the largest number of all others."""
     is_known = ~np.isnan(values)
-    numbers, owners, count = values[is_known], groups[is_known], len(asked)
+    numbers, owners, count = values[is_known], groups[is_known], len(counted)
     least, most = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(least, owners, numbers)
     np.maximum.at(most, owners, numbers)
-    least[~asked], most[~asked] = np.inf, -np.inf
+    least[~counted], most[~counted] = np.inf, -np.inf
     below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
     above = np.bincount(owners[numbers > -_of_others(-most)[owners]], minlength=count)
     return [{"below": low, "above": high} for low, high in zip(below.tolist(), above.tolist(), strict=True)]
 
 
 def _of_others(least: Array) -> Array:
-    """[count] the smallest of all others' values; infinite, where there are no others, as nothing is beyond it then."""
+    """Return [count]: the smallest of all others' values; infinite if there are none, as nothing is beyond it then."""
     if len(least) < 2:
         return np.full(len(least), -np.inf)
     order = np.argsort(least, kind="stable")

@@ -1,4 +1,4 @@
-"""The rows of a reference that are at hand, and where they come from."""
+"""The rows of a reference that are at hand, and their event times."""
 
 from dataclasses import dataclass, field
 
@@ -14,10 +14,10 @@ class ReferenceRows:
     """Rows to compare with.
 
     Attributes:
-        times: [N] int64, microseconds since 1970; None where they are not known.
+        times: [N] int64, microseconds since 1970; None if they are not known.
         model_id: the logged model, for links in MLflow; empty where the model was never logged.
         shown: what they are, for messages.
-        notes: what the reader has to know of them.
+        notes: lines for the reader.
     """
 
     table: pa.Table
@@ -28,7 +28,7 @@ class ReferenceRows:
 
 
 def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
-    """[N] int64, microseconds since 1970, or None where there is no such column; times without a zone are UTC.
+    """Return [N] int64, microseconds since 1970, or None if there is no such column; times without a zone are UTC.
 
     Raises:
         pa.ArrowException: these are no times, or some are missing.

@@ -1,4 +1,4 @@
-"""The reference of a version: the sample of its training rows that the flavor saved beside the model."""
+"""The training reference of a version: the sample of its training rows that the flavor saved beside the model."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ _NO_TIMES = (
 
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path | None = None) -> ReferenceRows:
-    """The reference of a version: from this disk where its server has it, else from MLflow.
+    """Return the reference of a version: from this disk if its server has it, else from MLflow.
 
     Args:
         state_dir: the state folder of the server, which may be gone.
@@ -55,7 +55,7 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path | 
 
 @contextmanager
 def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
-    """The version's files: those that its server has, else a copy from the registry for the time of the block.
+    """Yield the version's files: those that its server has, else a copy from the registry for the time of the block.
 
     Raises:
         NotFound: neither has it.
@@ -70,7 +70,7 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
 
 
 def _served(state_dir: Path, model: str, version: str) -> Path | None:
-    """The folder that the server of the state folder has, or had, the version in."""
+    """Return the folder in which the server of the state folder has, or had, the version."""
     wanted = read_state(state_dir / WANTED, Wanted)
     for endpoint in wanted.endpoints.values() if wanted else ():
         for variant in endpoint.variants.values():
@@ -85,7 +85,7 @@ def _of_model(folder: Path, shown: str) -> ReferenceRows:
 
 
 def _reference_of(artifact: Artifact, shown: str) -> Path:
-    """The file of the reference."""
+    """Return the file of the reference."""
     if artifact.reference is None:
         raise InvalidArtifact(
             f"{shown} has no reference to compare with; log it with mlflow_deploy_plugin.log_model, "
@@ -114,7 +114,7 @@ def _key(resolved: ResolvedModel) -> str:
 
 
 def _keep(reference: Path, model_id: str, kept: Path) -> None:
-    """Keeps it for the next time; a disk that takes nothing costs only the next download."""
+    """Keep the file for the next time; if the disk takes nothing, that costs only the next download."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as temporary:

@@ -1,4 +1,4 @@
-"""Bins, frozen on the reference, and the distance of two histograms over them.
+"""Bins that are frozen on the reference, and the distance of two histograms over them.
 
 Numbers are compared by the Wasserstein distance (the mean way the mass has to move), in units of the reference's
 standard deviation. It goes on growing beyond the range of the reference, where the Jensen–Shannon distance of
@@ -76,7 +76,7 @@ class OrderedBins:
         return edges
 
     def encode(self, feature: ColumnValues) -> Array:
-        """[N] int64: the bin of each value, -1 where it is missing."""
+        """Return [N] int64: the bin of each value, -1 if it is missing."""
         codes = np.searchsorted(self.edges, feature.values, side="right")
         return np.where(np.isnan(feature.values), _MISSING, codes)
 
@@ -125,13 +125,13 @@ class CategoryBins:
         return pa.array([str(key) for key in self.codes], pa.large_string())
 
     def codes_of_texts(self, texts: pa.Array) -> Array:
-        """[N] int64: the bin of each text, of a large_string array without nulls."""
+        """Return [N] int64: the bin of each text of a large_string array without nulls."""
         found = pc.index_in(texts, value_set=self._texts)  # the keys stand in the order of their codes
         codes: Array = pc.fill_null(found, len(self.codes)).to_numpy().astype(np.int64)
         return codes
 
     def encode(self, feature: ColumnValues) -> Array:
-        """[N] int64: the bin of each value, -1 where it is missing."""
+        """Return [N] int64: the bin of each value, -1 if it is missing."""
         other = len(self.codes)
         if feature.kind == "number":
             values, inverse = np.unique(round_to_reference(feature.values, self.arrow_type), return_inverse=True)
@@ -152,7 +152,7 @@ Bins = OrderedBins | CategoryBins
 
 
 def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
-    """The bins of a feature, from the reference's values alone; `arrow_type` is that of the column."""
+    """Return the bins of a column, from the reference's values alone."""
     if reference.kind == "category":
         texts = [value for value in reference.values if value is not None]
         return CategoryBins(_codes(texts), "category", np.unique(hash_texts(texts)), arrow_type=arrow_type)
@@ -178,7 +178,7 @@ def round_to_reference(values: Array, arrow_type: str) -> Array:
 
 
 def bins_digest(bins: Mapping[str, Bins]) -> str:
-    """32 hexadecimal digits that name these bins; equal for equal bins, whatever the order of the columns is."""
+    """Return 32 hexadecimal digits that name these bins, whatever the order of the columns is."""
     digest = hashlib.sha256(b"1")
     for name in sorted(bins):
         one = bins[name]
@@ -193,7 +193,7 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
 
 
 def _grid(finite: Array, low: float, high: float) -> tuple[Array, float]:
-    """Positions and scale for ascending numbers whose middle 99 % lies from `low` to `high`."""
+    """Return positions and scale for ascending numbers whose middle 99 % lies from `low` to `high`."""
     reach = _RANGES_BEYOND * (high - low)
     lowest, highest = low - reach, high + reach
     clipped = np.clip(finite, lowest, highest)
@@ -211,7 +211,7 @@ def _distinct(ascending: Array) -> Array:
 
 
 def _codes(values: Sequence[Any]) -> dict[str | float, int]:
-    """The most frequent first; among equals by name, so that the bins do not depend on the order of the rows."""
+    """Return the most frequent values; among equals by name, so that the order of the rows does not matter."""
     frequent = sorted(Counter(values).items(), key=lambda entry: (-entry[1], entry[0]))[:_CATEGORIES]
     return {value: code for code, (value, _) in enumerate(frequent)}
 

@@ -1,6 +1,6 @@
 """Features: the columns of a table of rows, reduced to the two kinds that drift can be measured on.
 
-A number is float64 with NaN where it is missing; a category is text with None where it is missing. Booleans are
+A number is float64 with NaN if it is missing; a category is text with None if it is missing. Booleans are
 categories. A short vector (a list in Parquet), as probabilities are, becomes its components: `probabilities.0`,
 `probabilities.1`; a long one or a tensor the mean and the spread of each row: `image.mean`, `image.std`. Times, binary
 values and structures have no distance here and are left out, with a note.
@@ -39,7 +39,7 @@ class ColumnValues:
 
 
 def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
-    """The features of a table by name, and a note on each column that is none.
+    """Return the columns of a table by name, and a note on each that cannot be compared.
 
     Columns whose name begins with an underscore are the log's own and no features.
     """
@@ -60,7 +60,7 @@ def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
 def pair_columns(
     reference: Mapping[str, ColumnValues], current: Mapping[str, ColumnValues]
 ) -> tuple[list[tuple[ColumnValues, ColumnValues]], list[str]]:
-    """The features that both sides have, as pairs of one kind, and a note on each that only one side has.
+    """Return the columns that both sides have, as pairs of one kind, and a note on each that only one side has.
 
     A column without any value has no kind of its own and takes the other side's, and booleans are 1 and 0 beside
     numbers; if the kinds differ otherwise, both are read as text.

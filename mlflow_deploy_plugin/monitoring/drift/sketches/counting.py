@@ -10,18 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import (
-    Bins,
-    CategoryBins,
-    OrderedBins,
-    round_to_reference,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins, round_to_reference
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import TRUTH, Array
-from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import (
-    count_registers,
-    hash_numbers,
-    hash_texts,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import count_registers, hash_numbers, hash_texts
 
 Family = Literal["number", "category", "null", "other"]
 ColumnCounts = dict[str, list[Any] | Array]
@@ -31,7 +22,7 @@ _DENSE = 4_000_000
 
 
 def type_family(kind: pa.DataType) -> Family:
-    """What values of an Arrow type are compared as; "null": all are missing, and fit anything."""
+    """Return what values of an Arrow type are compared as; "null": all are missing, and fit anything."""
     types = pa.types
     if types.is_null(kind):
         return "null"
@@ -45,7 +36,7 @@ def type_family(kind: pa.DataType) -> Family:
 def count_column(
     column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array, kept: int
 ) -> ColumnCounts:
-    """The fields of a `ColumnSketch` for each of the `count` groups, by name.
+    """Return the fields of a `ColumnSketch` for each of the `count` groups, by name.
 
     Args:
         groups: [N] int64, the group of each row; rows: [count] int64, how many rows each has.
@@ -151,7 +142,7 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int, kept:
 
 
 def _moments(values: Array, is_known: Array, groups: Array, count: int) -> ColumnCounts:
-    """Range and moments of the numbers of each group."""
+    """Return range and moments of the numbers of each group."""
     minimum, maximum = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(minimum, groups[is_known], values[is_known])
     np.maximum.at(maximum, groups[is_known], values[is_known])
@@ -175,7 +166,7 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
 
 
 def _fresh(distinct: Any, is_fresh: Array, inverse: Array, groups: Array, count: int, kept: int) -> ColumnCounts:
-    """Rows and names of the values that the reference lacks.
+    """Return rows and names of the values that the reference lacks.
 
     Args:
         distinct: [D] values; is_fresh: [D] bool.
@@ -209,7 +200,7 @@ def _shortened(label: str) -> str:
 
 
 def _pairs(groups: Array, members: Array, count: int, size: int) -> tuple[Array, Array]:
-    """The different pairs as group · size + member, ascending, and how many rows have each."""
+    """Return the different pairs as group · size + member, ascending, and how many rows have each."""
     keys = groups * size + members
     if count * size <= _DENSE:
         amounts = np.bincount(keys, minlength=count * size)

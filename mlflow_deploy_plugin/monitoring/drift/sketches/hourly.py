@@ -33,19 +33,8 @@ from mlflow_deploy_plugin.inference_log import (
     microseconds_of,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
-    Identity,
-    Profiles,
-    StoredDay,
-    load_day,
-    store_day,
-)
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
-    Profile,
-    coalesce_batches,
-    merge,
-    sketch_groups,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import Identity, Profiles, StoredDay, load_day, store_day
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, coalesce_batches, merge, sketch_groups
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
@@ -57,7 +46,7 @@ _UNREADABLE = ("", -1)  # no file of the log is called so: the hour is stale
 
 @dataclass(frozen=True)
 class SketchStore:
-    """Where the profiles of one endpoint over the same bins are kept.
+    """The place where the profiles of one endpoint over the same bins are kept.
 
     Attributes:
         bins_key: names the bins (`bins.bins_digest`).
@@ -73,7 +62,7 @@ class SketchStore:
     segment: tuple[str, str] | None = None
 
     def path(self, day: str) -> str:
-        """Below the log's root."""
+        """Return the path of a day's file below the log's root."""
         key = self.bins_key
         if self.segment:
             key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
@@ -83,7 +72,7 @@ class SketchStore:
 
 
 def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
-    """The profile of all rows that one version answered in the window; without rows one that is empty.
+    """Return the profile of all rows that one version answered in the window; an empty one if there are no rows.
 
     Args:
         model, version: an empty version: those of all versions together.
@@ -96,7 +85,7 @@ def window_profile(sketches: SketchStore, model: str, version: str, window: Wind
 
 
 def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window]:
-    """The window cut by days (UTC), those that have rows."""
+    """Return the days (UTC) of the window that have rows, as windows."""
     return [
         Window(max(next(iter(day)).start, window.start), min(next(reversed(day)).end, window.end))
         for day in _by_day(_list(log, endpoint, window))
@@ -104,14 +93,14 @@ def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window
 
 
 def day_profile(sketches: SketchStore, model: str, version: str, day: Window) -> Profile:
-    """As `window_profile`, of one of `day_windows`: what engines spread over machines (`spark.py`)."""
+    """Return `window_profile` of one of `day_windows`: the unit that engines spread over machines (`spark.py`)."""
     return _day_profile(sketches, _list(sketches.log, sketches.endpoint, day), day, model, version)
 
 
 def hour_profiles(
     sketches: SketchStore, model: str, version: str, window: Window
 ) -> Iterator[tuple[datetime, Profile]]:
-    """As `window_profile`, of each whole hour in the window that has rows, in order."""
+    """Yield `window_profile` of each whole hour in the window that has rows, in order."""
     whole, _ = _hours(_list(sketches.log, sketches.endpoint, window), window)
     for hours in _by_day(whole):
         day = _day(sketches, hours, whole_is_enough=False)
@@ -120,7 +109,7 @@ def hour_profiles(
 
 
 def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Identity, int]:
-    """How many rows each version (model, version) answered in the window, most first."""
+    """Return how many rows each version (model, version) answered in the window, the largest number first."""
     sketches = SketchStore(log, endpoint, {}, "versions", ("_model", "_version", EVENT_TIME))
     rows: dict[Identity, int] = {}
     for day in _by_day(_list(log, endpoint, window)):
@@ -141,7 +130,7 @@ def _day_profile(sketches: SketchStore, listed: Listed, window: Window, model: s
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
-    """The hours that overlap the window and have rows, ascending, and their files."""
+    """Return the hours that overlap the window and have rows, ascending, and their files."""
     if window.length <= _LISTED_BY_HOUR:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
     hours = log.all_files(endpoint).items()
@@ -149,7 +138,7 @@ def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
 
 
 def _hours(listed: Listed, window: Window) -> tuple[Listed, list[Hour]]:
-    """Those that lie in the window as a whole, and those that it cuts; those outside are in neither."""
+    """Return the hours that lie in the window as a whole, and those that it cuts."""
     whole: dict[Hour, list[LogFile]] = {}
     cut: list[Hour] = []
     for hour, files in listed.items():
@@ -161,7 +150,9 @@ def _hours(listed: Listed, window: Window) -> tuple[Listed, list[Hour]]:
 
 
 def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[Profiles]:
-    """Profiles that together are those of the window, in the order of time but for the hours that it cuts."""
+    """Yield profiles that together are those of the window: first of the hours that it cuts, then in the order of
+    time.
+    """
     whole, cut = _hours(listed, window)
     for hour in cut:
         part = Window(max(hour.start, window.start), min(hour.end, window.end))
@@ -180,7 +171,7 @@ def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
 
 
 def _day(sketches: SketchStore, listed: Listed, whole_is_enough: bool) -> StoredDay:
-    """The profiles of a day with at least these hours; those that are stale are made anew, and the day is stored."""
+    """Return the profiles of a day with at least these hours. Stale hours are made anew, and the day is stored."""
     files = {hour.start: some for hour, some in listed.items()}
     name = sketches.path(f"{min(files):%Y-%m-%d}")
     present = {start: [(_name(file), file.size) for file in some] for start, some in files.items()}
@@ -213,7 +204,7 @@ def _name(file: LogFile) -> str:
 
 
 def _runs(starts: list[datetime]) -> Iterator[Window]:
-    """The ascending hours as windows, as few as there can be."""
+    """Yield the ascending hours as windows, as few as there can be."""
     begin = end = starts[0]
     for start in starts:
         if start > end:
@@ -224,7 +215,7 @@ def _runs(starts: list[datetime]) -> Iterator[Window]:
 
 
 def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
-    """The profiles of each hour of the window, from its rows."""
+    """Return the profiles of each hour of the window, from its rows."""
     parts: dict[datetime, dict[Identity, list[Profile]]] = {}
     rows = sketches.log.batches(sketches.endpoint, window, sketches.columns)
     for table in coalesce_batches(rows):

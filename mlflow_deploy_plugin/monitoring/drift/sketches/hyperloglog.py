@@ -1,4 +1,4 @@
-"""How many different values a column has, from a few hundred bytes that can be merged: HyperLogLog.
+"""The number of different values of a column, from a few hundred bytes that can be merged: HyperLogLog.
 
 Flajolet, Fusy, Gandouet, Meunier: HyperLogLog, AofA 2007. 1,024 registers of one byte: a standard error of 1.04 / 32 =
 3.3 %, and linear counting below 2,560 values (Whang, Vander-Zanden, Taylor: TODS 1990), which is nearly exact for few.
@@ -18,13 +18,15 @@ _ALPHA = 0.7213 / (1 + 1.079 / REGISTERS)
 
 
 def hash_texts(texts: Sequence[str] | Array) -> Array:
-    """[N] uint64, evenly spread: SipHash with pandas' fixed key, the same in every process."""
+    """Return [N] uint64, evenly spread: SipHash with pandas' fixed key, the same in every process."""
     hashes: Array = hash_array(np.asarray(texts, dtype=object), categorize=False)
     return hashes
 
 
 def hash_numbers(values: Array) -> Array:
-    """[N] uint64 of [N] float64, evenly spread; both zeros are one. splitmix64 (Steele, Lea, Flood: OOPSLA 2014)."""
+    """Return [N] uint64 of [N] float64, evenly spread; both zeros are one. splitmix64 (Steele, Lea, Flood: OOPSLA
+    2014).
+    """
     bits: Array = (np.asarray(values, dtype=np.float64) + 0.0).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -33,7 +35,7 @@ def hash_numbers(values: Array) -> Array:
 
 
 def count_registers(hashes: Array, groups: Array, count: int) -> Array:
-    """[count, REGISTERS] uint8: a sketch of the values of each group.
+    """Return [count, REGISTERS] uint8: a sketch of the values of each group.
 
     Args:
         hashes: [N] uint64.
@@ -48,7 +50,7 @@ def count_registers(hashes: Array, groups: Array, count: int) -> Array:
 
 
 def estimate_distinct(registers: Array) -> float:
-    """How many different values stand behind the registers [REGISTERS]."""
+    """Return how many different values the registers [REGISTERS] stand for."""
     raw = _ALPHA * REGISTERS**2 / float(np.ldexp(1.0, -registers.astype(np.int64)).sum())
     empty = int(np.count_nonzero(registers == 0))
     if raw <= 2.5 * REGISTERS and empty:

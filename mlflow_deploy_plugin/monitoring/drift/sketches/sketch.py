@@ -23,11 +23,7 @@ from mlflow_deploy_plugin.inference_log import summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.counting import count_column
-from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import (
-    REGISTERS,
-    estimate_distinct,
-    hash_texts,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import REGISTERS, estimate_distinct, hash_texts
 
 SketchKind = Literal["number", "category", "other"]
 
@@ -81,12 +77,12 @@ class ColumnSketch:
 
     @property
     def distinct(self) -> float:
-        """About how many different values there are; standard error 3 %."""
+        """The number of different values, with a standard error of 3 %."""
         return estimate_distinct(self.registers)
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of the finite numbers; NaN where there are none."""
+        """The standard deviation of the finite numbers; NaN if there are none."""
         return math.sqrt(self.m2 / self.finite) if self.finite else math.nan
 
     @property
@@ -109,7 +105,7 @@ class Profile:
 
 
 def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.RecordBatch]) -> Profile:
-    """The profile of all rows of the batches, whose columns may differ.
+    """Return the profile of all rows of the batches, whose columns may differ.
 
     Columns whose name begins with an underscore are the log's own and are left out; columns of lists are summarised
     (`inference_log/columns.py`).
@@ -120,7 +116,7 @@ def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.Rec
 
 
 def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int) -> list[Profile]:
-    """A profile of each group of the table's rows, all in one pass.
+    """Return a profile of each group of the table's rows, all from one pass.
 
     Args:
         groups: [N] int64, the group of each row, from 0 to count - 1.
@@ -144,7 +140,7 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
 
 
 def merge(profiles: Iterable[Profile]) -> Profile:
-    """The profile of the rows of all of them; none: a profile without rows and columns."""
+    """Return the profile of the rows of all of them; without any, a profile without rows and columns."""
     given = list(profiles)
     if len(given) == 1:
         return given[0]
@@ -209,7 +205,7 @@ def _merge_fresh(parts: Sequence[Mapping[str, int]]) -> Mapping[str, int]:
 
 
 def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The same rows in tables of some size, since each table costs a pass over its columns; tables without rows too."""
+    """Yield the same rows in tables of some size, since each table costs a pass over its columns."""
     held: list[pa.Table] = []
     rows = size = 0
     for batch in batches:

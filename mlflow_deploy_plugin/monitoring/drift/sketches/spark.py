@@ -25,7 +25,7 @@ _RESULT = "number long, profile binary, failure string"
 
 
 def spark_session(master: str | None = None) -> Any:
-    """The session that there is, or a new one.
+    """Return the session that there is, or a new one.
 
     Args:
         master: None: what `spark-submit`, spark-defaults.conf or the environment say (SPARK_HOME, SPARK_CONF_DIR,
@@ -54,7 +54,7 @@ def spark_session(master: str | None = None) -> Any:
 
 
 def spark_window_profile(session: Any, sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
-    """As `hourly.window_profile`, each day on some machine.
+    """Return `hourly.window_profile`, each day from some machine.
 
     Raises:
         OnnxserveError: a part failed; the message says which and why.
@@ -69,7 +69,7 @@ def spark_window_profile(session: Any, sketches: SketchStore, model: str, versio
 
 
 def _spread(session: Any, profile: Callable[[int], Profile], names: Sequence[str]) -> list[Profile]:
-    """The profiles of the numbered parts, each made by some task, in their order."""
+    """Return the profiles of the numbered parts in their order, each made by some task."""
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

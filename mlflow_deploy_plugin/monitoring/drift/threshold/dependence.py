@@ -1,4 +1,5 @@
-"""How much a series depends on itself: its block length and correlation time, and how many windows one is worth.
+"""The dependence of a series on itself: block length, correlation time, and how many items are worth one independent
+one.
 
 The block length follows Politis & White, Automatic Block-Length Selection for the Dependent Bootstrap, Econometric
 Reviews 23 (2004), with the correction by Patton, Politis & White, Econometric Reviews 28 (2009).
@@ -19,7 +20,7 @@ _CRITICAL = 2.0
 
 @dataclass(frozen=True)
 class Dependence:
-    """How a series depends on itself, in items of it.
+    """The dependence of a series on itself, in items of it.
 
     Attributes:
         block_length: the mean length of a stretch at which the variance of the series' mean is told best.
@@ -32,7 +33,8 @@ class Dependence:
 
 
 def dependence(series: Array) -> Dependence:
-    """Of a series [N]; that of independent items where the series is constant or shorter than eight.
+    """Return the dependence of a series [N]; that of independent items if the series is constant or shorter than
+    eight.
 
     The block length is at least 1, at most the smaller of 3 √N and N / 3 (Patton's implementation has the same bound).
     """
@@ -99,7 +101,7 @@ def persistence(series: Array, family: int = 1) -> float:
 
 
 def _last_lag(correlations: Array, count: int, run: int) -> int:
-    """The lag after which `run` autocorrelations in a row are none; at least 1."""
+    """Return the lag after which `run` autocorrelations in a row are none; at least 1."""
     is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
     for lag in range(len(is_none) - run + 1):
         if is_none[lag : lag + run].all():

@@ -74,7 +74,7 @@ class NullDistribution:
 
     @property
     def independent_n(self) -> float:
-        """How many independent windows they are worth, since some depend on those before them."""
+        """The number of independent windows that they are worth, since some depend on those before them."""
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:

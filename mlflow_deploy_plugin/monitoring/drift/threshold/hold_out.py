@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
-"""Of twenty calm references one is told that more alarms come than promised."""
+"""The reader of one in twenty calm references is told that more alarms come than promised."""
 NOT_HELD_OUT = Refused("not looked for")
 _NAMED = 3
 
@@ -64,7 +64,7 @@ class HoldOutAlarms:
 
     @property
     def is_beyond(self) -> bool:
-        """Chance does not explain so many alarms."""
+        """True if chance does not explain so many alarms."""
         return self.p_value <= UNLIKELY
 
     @property

@@ -51,7 +51,7 @@ _MAX_ROWS = 5_000
 _MAX_CELLS = 200_000_000
 _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
-"""Of pairs of windows each shares one with two others, with whose chi-square its own has a correlation of 1/4."""
+"""Each pair of windows shares one with two other pairs; the correlation of their chi-squares is 1/4."""
 _ROW_FLOOR = 1e-6
 """Rows are a fair sample, so that every deviation is believed."""
 

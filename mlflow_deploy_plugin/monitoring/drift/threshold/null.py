@@ -1,4 +1,4 @@
-"""What every null distribution of drift has: how windows of the reference say what is normal.
+"""The base of all null distributions: windows of the reference say what is normal.
 
 Rows of real traffic are not independent: the weather of a day is shared by all of its flights. A test that resamples
 the reference row by row calls every real day drifted (90 of 90 measured). So the windows are pieces of the reference's

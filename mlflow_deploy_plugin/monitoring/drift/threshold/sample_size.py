@@ -1,4 +1,4 @@
-"""How many rows are compared, and whether they are enough."""
+"""The number of rows that are compared, and the reasons for which there are too few."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _NO_TIMES = (
 
 
 def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], compared: int, spec: MonitorSpec) -> str:
-    """Why there is no verdict on distributions; empty: there is one."""
+    """Return why there is no verdict on distributions; empty if there is one."""
     if not rows:
         return "the window has no rows"
     if rows < spec.min_rows:
@@ -52,8 +52,9 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
 
 
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
-    """How many rows every side of a comparison has: those of the window, or of the middle block where that has fewer;
-    a window's are rounded down to a step of 15 %, so that windows of about one size share a pool.
+    """Return how many rows every side of a comparison has: those of the window, or of the middle reference window if
+    that has fewer. A window's are rounded down to a step of 15 %, so that windows of about one size share a null
+    distribution.
 
     Where the window is compared with the one so long before, those of the smaller one of both; fewer where not so many
     pairs of the reference have as many that they tell the rate.
@@ -63,7 +64,7 @@ def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> in
         rows = min(rows, pieces.others.rows)
     if spec.independent_rows or not pieces.windows:
         return rows
-    sizes = np.array([block.rows for block in pieces.windows])
+    sizes = np.array([window.rows for window in pieces.windows])
     if pieces.lag_windows:
         pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
         most = max(math.ceil(_MOST_PAIRS * len(pairs)), needed_windows(spec.false_alarm_rate))

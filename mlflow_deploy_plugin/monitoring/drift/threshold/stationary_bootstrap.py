@@ -34,12 +34,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
-    FLOORS,
-    NullDistribution,
-    NullKind,
-    TestResult,
-)
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import FLOORS, NullDistribution, NullKind, TestResult
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     DISTANCE,
     MISSING,

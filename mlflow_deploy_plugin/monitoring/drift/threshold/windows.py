@@ -38,9 +38,9 @@ from mlflow_deploy_plugin.runtime import EVENT_TIME
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")
 _MAX_FIGURES = 20_000_000
-"""So many figures may stand beside each other for it; of the windows that would take more, an even choice is judged."""
+"""Held-out windows are limited to so many figures beside each other; an even choice of more windows is judged."""
 _HELD_A_WINDOW = 4
-"""Of windows that overlap, so many are held out for each that fits side by side: more of them say the same again."""
+"""So many overlapping windows are held out for each that fits side by side: more of them say the same again."""
 
 
 @dataclass(frozen=True, eq=False)
