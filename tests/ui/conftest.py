@@ -11,6 +11,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui.app import extend
 
@@ -77,3 +78,13 @@ def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
         yield Mlflow(app, handlers._get_model_registry_store(), store)
         store.close()
+
+
+@pytest.fixture(scope="module")
+def endpoint(mlflow_app: Any) -> str:
+    """An endpoint that somebody asked for, and whose server does not run; its model has two versions."""
+    model = mlflow_app.model()
+    mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
+    spec = new_endpoint(f"of-{model}", f"models:/{model}/Production", variant="champion")
+    mlflow_app.store.add_endpoint("onnxserve", apply_config(spec, {"server.port": 65001}))
+    return spec.name

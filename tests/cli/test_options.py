@@ -1,0 +1,28 @@
+"""KEY=VALUE as options and arguments take it."""
+
+import pytest
+
+from mlflow_deploy_plugin.cli.options import key_values
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+
+def test_a_value_may_hold_the_sign_itself_or_nothing() -> None:
+    assert key_values(["server.workers=2", "require=accuracy>=0.8", "capture.mask="]) == {
+        "server.workers": "2",
+        "require": "accuracy>=0.8",
+        "capture.mask": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["workers"], "traffic 'workers' is not KEY=VALUE"),
+        (["=2"], "traffic '=2' is not KEY=VALUE"),
+        (["a=1", "a=2"], "traffic 'a' is said twice"),
+    ],
+)
+def test_an_entry_that_makes_no_sense_is_named(entries: list[str], message: str) -> None:
+    with pytest.raises(InvalidConfig) as raised:
+        key_values(entries, "traffic")
+    assert raised.value.message == message

@@ -1,0 +1,80 @@
+"""The server's refusals as our errors, and the retries of an overloaded server."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+import requests
+
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_with_retries
+from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests
+
+
+class Scripted(ServerSession):
+    """A session that gives prepared answers, and counts them."""
+
+    def __init__(self, *answers: tuple[int, bytes] | Exception) -> None:
+        super().__init__()
+        self._answers: Iterator[tuple[int, bytes] | Exception] = iter(answers)
+        self.posts = 0
+
+    def request(self, *_: Any, **__: Any) -> requests.Response:
+        self.posts += 1
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        response = requests.Response()
+        response.status_code, response._content = answer
+        response.headers["Retry-After"] = "3"
+        return response
+
+
+def send(session: ServerSession, tries: int = 1) -> dict[str, Any]:
+    return post_with_retries(session, "http://here/invocations", b"{}", "application/json", 1.0, tries)
+
+
+def test_an_answer_is_the_json_object_that_the_server_sends() -> None:
+    assert send(Scripted((200, b'{"predictions": [1]}'))) == {"predictions": [1]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        ((400, b'{"message": "row 0 is bad"}'), InvalidRequest, "row 0 is bad"),
+        ((429, b"{}"), TooManyRequests, "the server answered with status 429"),
+        ((599, b'{"message": "odd"}'), OnnxserveError, "odd"),
+        ((200, b"<html>"), OnnxserveError, "the server answered with status 200 and no JSON object"),
+        (requests.ConnectionError(), NotReady, "there is no answer at http://here/invocations"),
+        (requests.ReadTimeout(), NotReady, "the server did not answer http://here/invocations in 6 s"),
+    ],
+)
+def test_a_refusal_is_the_error_of_its_status_in_the_words_of_the_server(
+    answer: tuple[int, bytes] | Exception, error: type[OnnxserveError], message: str
+) -> None:
+    with pytest.raises(error) as raised:
+        post(Scripted(answer), "http://here/invocations", b"{}", "application/json", 1.0)
+    assert type(raised.value) is error
+    assert raised.value.message == message
+
+
+def test_an_overloaded_server_is_tried_again_after_the_time_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    session = Scripted((429, b"{}"), requests.ConnectionError(), (200, orjson.dumps({"predictions": []})))
+
+    assert send(session, tries=3) == {"predictions": []}
+    assert pauses == [3, 0.2]
+
+
+def test_the_last_try_raises_and_another_refusal_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    busy = Scripted((429, b"{}"), (429, b"{}"))
+    wrong = Scripted((400, b"{}"))
+
+    with pytest.raises(TooManyRequests):
+        send(busy, tries=2)
+    with pytest.raises(InvalidRequest):
+        send(wrong, tries=2)
+    assert (busy.posts, wrong.posts) == (2, 1)

@@ -1,0 +1,38 @@
+"""Requests to MLflow's server with the console in it: its registry, the page and its forms."""
+
+import re
+from typing import Any
+
+from mlflow_deploy_plugin.store import AuditEvent
+
+PAGE = "/onnxserve"
+POLICY = "gated_stages: [Production]\ngated_aliases: [champion]"
+API, AJAX = "/api/2.0/mlflow", "/ajax-api/2.0/mlflow"
+
+
+def events(mlflow_app: Any, model: str) -> list[AuditEvent]:
+    found: list[AuditEvent] = mlflow_app.store.events(model=model)
+    return found
+
+
+def move(mlflow_app: Any, model: str, version: str, stage: str, base: str = API, **more: Any) -> Any:
+    asked = {"name": model, "version": version, "stage": stage, **more}
+    return mlflow_app.client.post(f"{base}/model-versions/transition-stage", json=asked)
+
+
+def point(mlflow_app: Any, model: str, alias: str, version: str) -> Any:
+    asked = {"name": model, "alias": alias, "version": version}
+    return mlflow_app.client.post(f"{API}/registered-models/alias", json=asked)
+
+
+def open_page(mlflow_app: Any, path: str = PAGE) -> tuple[Any, str, str]:
+    """A browser that has the page open, the page, and the token of its forms."""
+    browser = mlflow_app.client
+    html = browser.get(path).get_data(as_text=True)
+    found = re.search(r'name="csrf_token" value="([\w.-]+)"', html)
+    return browser, html, found.group(1) if found else ""
+
+
+def form(endpoint: str, token: str, **more: str) -> dict[str, str]:
+    fields = {"action": "traffic", "endpoint": endpoint, "csrf_token": token}
+    return {**fields, "weight:champion": "100", "why": "tried", **more}
