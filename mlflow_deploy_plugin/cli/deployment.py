@@ -112,4 +112,4 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
 
 def _verdict(one: "MonitorOverview") -> str:
     verdict = one.last.verdict if one.last else "not judged yet"
-    return f"{one.monitor}: {verdict}{'' if one.standing in _NORMAL_STATES else f' ({one.standing})'}"
+    return f"{one.monitor}: {verdict}{'' if one.status in _NORMAL_STATES else f' ({one.status})'}"

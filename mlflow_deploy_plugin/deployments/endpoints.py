@@ -100,7 +100,10 @@ class Endpoints:
             else:
                 local.remove(new.name, self.settings)
         except BaseException as error:
-            self.store.replace_spec(old, action=context.action, why=_undo_reason(error), actor=context.actor)
+            detail = {"undone": True}  # a rollback passes over the change and its undoing
+            self.store.replace_spec(
+                old, action=context.action, why=_undo_reason(error), detail=detail, actor=context.actor
+            )
             self._restore(old, was_running)
             raise
 

@@ -5,8 +5,8 @@ from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, describe
 from mlflow_deploy_plugin.store.database import open_store, utc_now
 from mlflow_deploy_plugin.store.endpoints import Endpoint, UnreadableEndpoint, unknown_endpoint
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState, MonitorWindow
-from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store.monitors import MonitorNote, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings, WaitsFor
 from mlflow_deploy_plugin.store.rollouts import Rollout
 from mlflow_deploy_plugin.store.store import Store
 
@@ -17,6 +17,7 @@ __all__ = [
     "Endpoint",
     "Lease",
     "LeaseView",
+    "MonitorNote",
     "MonitorState",
     "MonitorWindow",
     "Monitors",
@@ -27,6 +28,7 @@ __all__ = [
     "Silences",
     "Store",
     "UnreadableEndpoint",
+    "WaitsFor",
     "current_actor",
     "describe_traffic",
     "open_store",

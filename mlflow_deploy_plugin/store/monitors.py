@@ -17,6 +17,8 @@ from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow, from_row
 
 WindowState = Literal["pending", "running", "judged", "failed"]
+NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
+"""Windows were left out; the monitor cannot be run; late rows and labels cannot be looked for."""
 _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
 _WRITTEN_OF_ITS_RUN = ("run_id", "run_url")
 
@@ -68,7 +70,7 @@ class MonitorState:
     Attributes:
         made_up_to: every window that ends by then is in the store, or left out; None before the first.
         consecutive: alarms in a row, up to the newest window.
-        note: for people: what was left out, or what keeps the monitor from being run.
+        note / note_kind: a note for people, and what it is about.
     """
 
     endpoint: str
@@ -78,6 +80,15 @@ class MonitorState:
     made_up_to: datetime | None = None
     consecutive: int = 0
     note: str = ""
+    note_kind: NoteKind = ""
+
+
+@dataclass(frozen=True)
+class MonitorNote:
+    """A note on a monitor for people; the default is none."""
+
+    kind: NoteKind = ""
+    text: str = ""
 
 
 class Monitors:
@@ -120,7 +131,7 @@ class Monitors:
         *,
         made_up_to: datetime | None = None,
         consecutive: int | None = None,
-        note: str | None = None,
+        note: MonitorNote | None = None,
     ) -> None:
         """Write the given fields, and leave the rest."""
         with self._store.transaction() as session:
@@ -130,7 +141,7 @@ class Monitors:
             if consecutive is not None:
                 row.consecutive = consecutive
             if note is not None:
-                row.note = storable_text(note, None)
+                row.note, row.note_kind = storable_text(note.text, None), note.kind
 
     def forget(self, endpoint: str, monitor: str) -> None:
         """Delete the monitor's state, not its windows."""
@@ -257,7 +268,14 @@ def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
     row = session.scalars(query).one_or_none()
     if row is None:
         row = MonitorRow(
-            endpoint=endpoint, monitor=monitor, paused=False, paused_by="", made_up_to=None, consecutive=0, note=""
+            endpoint=endpoint,
+            monitor=monitor,
+            paused=False,
+            paused_by="",
+            made_up_to=None,
+            consecutive=0,
+            note="",
+            note_kind="",
         )
         session.add(row)
         session.flush()

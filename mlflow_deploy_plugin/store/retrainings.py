@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
@@ -13,6 +13,9 @@ from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row
+
+WaitsFor = Literal["", "local_controller"]
+"""A retraining with a gated version may wait for a controller that sees the endpoint's server."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,10 @@ class Retraining:
         run_id: the MLflow run that trains; empty before it was made.
         version: the version that the run registered; empty before.
         rollout_id: the rollout of the version.
-        reason: why it is in this state.
+        reason: why it is in this state, for people.
         figures: what is known on the way: rows, host, attempt, verdicts.
         ended_at: None while it is live.
+        waits_for: another process that has to take it further.
     """
 
     id: int
@@ -47,6 +51,7 @@ class Retraining:
     created_at: datetime
     updated_at: datetime
     ended_at: datetime | None = None
+    waits_for: WaitsFor = ""
 
     @property
     def is_live(self) -> bool:
@@ -96,6 +101,7 @@ class Retrainings:
                 run_id="",
                 version="",
                 rollout_id=None,
+                waits_for="",
                 reason="",
                 figures={},
                 created_at=now,
@@ -139,7 +145,7 @@ class Retrainings:
                 return None
             row.state, row.run_id, row.version = retraining.state, retraining.run_id, retraining.version
             row.rollout_id, row.reason, row.figures = retraining.rollout_id, retraining.reason, retraining.figures
-            row.ended_at = retraining.ended_at
+            row.ended_at, row.waits_for = retraining.ended_at, retraining.waits_for
             # tells writes apart, also if the clock stands still
             row.updated_at = max(self._clock(), row.updated_at + timedelta(microseconds=1))
             session.flush()

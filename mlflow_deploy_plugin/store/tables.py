@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
-SCHEMA = "0005"
+SCHEMA = "0006"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 
@@ -175,6 +175,7 @@ class MonitorRow(Base):
     made_up_to: Mapped[datetime | None] = mapped_column(UtcDateTime)
     consecutive: Mapped[int] = mapped_column(Integer)
     note: Mapped[str] = mapped_column(Text)
+    note_kind: Mapped[str] = mapped_column(String(31), server_default="")
 
 
 class AlertRow(Base):
@@ -223,6 +224,7 @@ class RetrainingRow(Base):
     run_id: Mapped[str] = mapped_column(String(63))
     version: Mapped[str] = mapped_column(String(255))
     rollout_id: Mapped[int | None] = mapped_column(BigInteger)
+    waits_for: Mapped[str] = mapped_column(String(31), server_default="")
     reason: Mapped[str] = mapped_column(Text)
     figures: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -6,17 +6,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.command import downgrade, upgrade
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, text
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store import Monitors, Retrainings, open_store
 from mlflow_deploy_plugin.store.database import migration_config
 from mlflow_deploy_plugin.store.tables import SCHEMA, VERSION_TABLE, Base
 
@@ -82,6 +83,79 @@ def test_a_store_of_an_older_schema_keeps_its_rows(request: pytest.FixtureReques
     (event,) = store.events("aged")
     assert (event.actor, event.action, event.why, event.model) == ("ada@laptop", "stop", "", "")
     store.close()
+
+
+_NOTES = {
+    "left": ("3 windows from 2026-10-01T00:00 to 2026-10-04T00:00 are left out", "left_out"),
+    "broken": ("cannot be run: schedule '61 * * * *': a minute", "cannot_run"),
+    "late": ("cannot look for what came late: the log is down", "late_data_failed"),
+    "fine": ("", ""),
+}
+_ELSEWHERE = (
+    "waits for the endpoint: its server stands on another machine, and no controller there has begun the rollout"
+)
+
+
+def _fill(connection: Connection, schema: str) -> None:
+    """Writes rows as a store of this schema has them."""
+    at, document = "2026-10-01 08:00:00", "{}"
+    event = {
+        "at": at,
+        "actor": "ada@laptop",
+        "action": "update",
+        "endpoint": "aged",
+        "detail": '{"spec": "name: aged"}',
+    }
+    if schema > "0001":
+        texts = {"model": "", "version": "", "before": "", "after": ""}
+        _insert(connection, "audit_events", event | texts | {"why": "undone: no such version"})
+        _insert(connection, "audit_events", event | texts | {"why": "a new version"})
+    else:
+        _insert(connection, "audit_events", event)
+    if schema < "0003":
+        return
+    for name, (note, _) in _NOTES.items():
+        row = {"endpoint": "aged", "monitor": name, "paused": False, "paused_by": "", "consecutive": 0, "note": note}
+        _insert(connection, "monitors", row)
+    for reason in (_ELSEWHERE, "waits for the end of rollout 1 of the endpoint"):
+        row = {"endpoint": "aged", "monitor": "late", "model": "m", "cause": document, "spec": document}
+        row |= {"state": "gated", "run_id": "", "version": "2", "reason": reason, "figures": document}
+        _insert(connection, "retrainings", row | {"created_at": at, "updated_at": at})
+
+
+def _insert(connection: Connection, table: str, row: dict[str, Any]) -> None:
+    columns, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+    connection.execute(text(f"INSERT INTO onnxserve_{table} ({columns}) VALUES ({values})"), row)
+
+
+@both
+@pytest.mark.parametrize("schema", ["0001", "0002", "0003", "0004", "0005"])
+def test_a_store_of_any_older_schema_gets_its_states_from_its_texts_and_keeps_them(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, schema: str
+) -> None:
+    url = url_of(request, tmp_path, kind)
+    open_store(url).close()
+    with create_engine(url).begin() as connection:
+        downgrade(migration_config(connection), "base")  # PostgreSQL's server is shared by tests
+        upgrade(migration_config(connection), schema)
+        _fill(connection, schema)
+
+    store = open_store(url)
+
+    events = [(event.why, event.detail) for event in store.events("aged")]
+    changed = {"spec": "name: aged"}
+    if schema == "0001":
+        assert events == [("", changed)]
+    else:
+        assert events == [("undone: no such version", changed | {"undone": True}), ("a new version", changed)]
+    if schema >= "0003":
+        notes = {one.monitor: (one.note, one.note_kind) for one in Monitors(store).states("aged")}
+        assert notes == _NOTES
+        waiting, other = Retrainings(store).find("aged")
+        assert (waiting.reason, waiting.waits_for, other.waits_for) == (_ELSEWHERE, "local_controller", "")
+    store.close()
+    with create_engine(url).begin() as connection:
+        downgrade(migration_config(connection), "base")
 
 
 @both

@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
-from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState
+from mlflow_deploy_plugin.store.monitors import MonitorNote, Monitors, MonitorState
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -102,10 +102,12 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     monitors = Monitors(store)
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
     monitors.update_state(name, "daily", made_up_to=START, consecutive=2)
-    monitors.update_state(name, "daily", note="3 windows are left out")
+    monitors.update_state(name, "daily", note=MonitorNote("left_out", "3 windows are left out"))
     monitors.pause(name, "daily", actor="ada")
     running = monitors.add(name, "daily", START, START + DAY)
-    assert monitors.states(name) == [MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out")]
+    assert monitors.states(name) == [
+        MonitorState(name, "daily", True, "ada", START, 2, "3 windows are left out", "left_out")
+    ]
 
     store.remove_endpoint(name)
     written = monitors.update(replace(running, state="judged"))

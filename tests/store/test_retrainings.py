@@ -82,7 +82,8 @@ def test_of_two_that_change_it_at_the_same_time_one_does(store: Store, retrainin
     assert running is not None
     assert retrainings.update(replace(added, state="failed"), event) is None
     assert retrainings.get(added.id) == running
-    assert [one.action for one in store.events("flights")] == ["retrain.run"]
+    actions = [one.action for one in store.events("flights")]  # PostgreSQL's server is shared by tests
+    assert [action for action in actions if action.startswith("retrain.")] == ["retrain.run"]
 
 
 def test_what_has_ended_stays_as_it_is(retrainings: Retrainings) -> None:

@@ -20,7 +20,7 @@ def monitor_row(one: MonitorOverview) -> tuple[str, ...]:
     due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
     by_hand = " (by hand)" if one.last and one.last.by_hand else ""
     verdict = f"{one.last.verdict}{by_hand}" if one.last else "-"
-    return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.standing, last, verdict, due
+    return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.status, last, verdict, due
 
 
 def monitor_document(one: MonitorOverview) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def monitor_document(one: MonitorOverview) -> dict[str, Any]:
         "kind": one.spec.kind,
         "every": one.spec.every,
         "schedule": one.spec.schedule,
-        "state": one.standing,
+        "state": one.status,
         "why": one.why,
         "paused_by": one.state.paused_by,
         "consecutive": one.state.consecutive,

@@ -19,19 +19,19 @@ class MonitorOverview:
     """One monitor.
 
     Attributes:
-        standing: waiting for its next window; judging one; failing: its last attempt failed, and is made again;
+        status: waiting for its next window; judging one; failing: its last attempt failed, and is made again;
             paused by a person; broken: its schedule cannot be read.
         last: the newest window that was judged, by the schedule or by hand.
         open: the schedule's window that is being judged, or tried again.
         given_up: scheduled windows that could not be judged, among the newest hundred.
         next_due: when the next window may be judged; None if that is unknown, or the monitor is paused.
-        why: the reason for `standing`, in a sentence.
+        why: the reason for `status`, in a sentence.
     """
 
     endpoint: str
     monitor: str
     spec: MonitorSpec
-    standing: MonitorStatus
+    status: MonitorStatus
     state: MonitorState
     last: MonitorWindow | None
     open: MonitorWindow | None
@@ -65,7 +65,7 @@ def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> M
     judged = [window for window in newest if window.state == "judged"]
     scheduled = [window for window in newest if not window.by_hand]
     written = [window for window in scheduled if window.state in ("pending", "running")]
-    standing: MonitorStatus = "waiting"
+    status: MonitorStatus = "waiting"
     due, why = None, state.note
     try:
         due = next_due_time(endpoint, name, spec, state, store.now())
@@ -73,19 +73,19 @@ def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> M
         if found is not None and not ready.covers(found.window.end):
             why = f"waits for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:
-        standing, why = "broken", error.message
+        status, why = "broken", error.message
     if written and written[0].state == "running":
-        standing = "judging"
+        status = "judging"
     elif written and written[0].attempts:
-        standing, due = "failing", written[0].not_before
+        status, due = "failing", written[0].not_before
         why = f"attempt {written[0].attempts}: {written[0].reason}"
     if state.paused:
-        standing, due, why = "paused", None, f"by {state.paused_by}"
+        status, due, why = "paused", None, f"by {state.paused_by}"
     return MonitorOverview(
         endpoint=endpoint.name,
         monitor=name,
         spec=spec,
-        standing=standing,
+        status=status,
         state=state,
         last=judged[-1] if judged else None,
         open=written[0] if written else None,

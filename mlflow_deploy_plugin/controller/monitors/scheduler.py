@@ -18,9 +18,7 @@ from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingPool
 from mlflow_deploy_plugin.controller.monitors.late_data import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, next_due_window, oldest_pending
 from mlflow_deploy_plugin.controller.monitors.window_runner import (
-    LATE_TROUBLE,
     MAX_ATTEMPTS,
-    TROUBLE,
     Idle,
     OnAlarm,
     WindowRunner,
@@ -32,7 +30,7 @@ from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, res
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, MonitorNote, Monitors, MonitorState, MonitorWindow
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0
@@ -208,17 +206,17 @@ class MonitorScheduler:
             raise
         except OnnxserveError as error:
             watched.late_troubles += 1
-            note = f"{LATE_TROUBLE}: {error.message}"
-            text = f"{key[0]}: monitor {key[1]} {note}"
-            if self._monitors.state(*key).note != note:
-                self._say(text)
+            note = MonitorNote("late_data_failed", f"cannot look for what came late: {error.message}")
+            line = f"{key[0]}: monitor {key[1]} {note.text}"
+            if self._monitors.state(*key).note != note.text:
+                self._say(line)
                 self._monitors.update_state(*key, note=note)
             if watched.late_troubles == MAX_ATTEMPTS:
-                announce(self._store, *key, text)
+                announce(self._store, *key, line)
         else:
             watched.late_troubles = 0
-            if self._monitors.state(*key).note.startswith(LATE_TROUBLE):
-                self._monitors.update_state(*key, note="")
+            if self._monitors.state(*key).note_kind == "late_data_failed":
+                self._monitors.update_state(*key, note=MonitorNote())
 
     def _close_windows_of_gone(self, pending: dict[Key, list[MonitorWindow]], known: set[Key]) -> None:
         """Give up windows of monitors that were deleted. Say once of each unreadable endpoint why it is skipped."""
@@ -240,8 +238,9 @@ class MonitorScheduler:
         watched = self._watched[key]
         if watched.said != reason:
             watched.said = reason
-            self._say(f"{key[0]}: monitor {key[1]} {TROUBLE}: {reason}")
-            log_errors(lambda: self._monitors.update_state(*key, note=f"{TROUBLE}: {reason}"))
+            note = MonitorNote("cannot_run", f"cannot be run: {reason}")
+            self._say(f"{key[0]}: monitor {key[1]} {note.text}")
+            log_errors(lambda: self._monitors.update_state(*key, note=note))
         watched.troubles += 1
         if watched.troubles == MAX_ATTEMPTS:
             log_errors(lambda: record_failure(self._store, self._deployments.settings, *key, reason))

@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, MonitorRes
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, MonitorNote, Monitors, MonitorState, MonitorWindow
 
 _log = logging.getLogger(__name__)
 
@@ -47,10 +47,7 @@ MAX_OUTAGE = timedelta(days=1)
 """A window is tried again for so long while MLflow or the store is down; any other failure counts as an attempt."""
 NO_ROWS = "the window has no rows"
 KILLED = "whoever judged it was killed, or lost the lease, in the middle of it"
-TROUBLE = "cannot be run"
-"""A note that says why a monitor cannot be run begins with it."""
-LATE_TROUBLE = "cannot look for what came late"
-"""A note that says why late rows and labels cannot be looked for begins with it."""
+
 _LOOKED_BACK = 200
 
 OnAlarm = Callable[[Deployments, MonitorResult, LoggedRun, MonitorSpec], object]
@@ -114,8 +111,8 @@ class WindowRunner:
             raise OnnxserveError(f"the inference log cannot be read: {' '.join(str(error).split())}") from None
         ready = readiness(marks, name, now)
         window = oldest_pending(pending, now) if pending else self._add_next(endpoint, monitor, spec, state, ready, now)
-        if state.note.startswith(TROUBLE) and self.monitors.state(name, monitor).note == state.note:
-            self.monitors.update_state(name, monitor, note="")  # it is over
+        if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:
+            self.monitors.update_state(name, monitor, note=MonitorNote())  # it is over
         if window is None:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):
@@ -186,15 +183,16 @@ class WindowRunner:
                 return Idle.NOTHING_DUE
             if not ready.covers(due.window.end):
                 return Idle.WAITS_FOR_ROWS
-            note = "" if state.note.startswith(TROUBLE) else state.note
+            note = None if state.note_kind != "cannot_run" else MonitorNote()
             if due.left_out and due.left_out_from is not None:
                 begin, end = f"{due.left_out_from:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
-                note = (
+                text = (
                     f"{due.left_out:,} windows from {begin} to {end} are left out, for no controller ran and only the "
                     f"newest are made up: "
                     f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to {end}"
                 )
-                self.say(f"{endpoint.name}: monitor {monitor}: {note}")
+                note = MonitorNote("left_out", text)
+                self.say(f"{endpoint.name}: monitor {monitor}: {text}")
             window = self._add(endpoint.name, monitor, due.window)
             self.monitors.update_state(endpoint.name, monitor, made_up_to=due.window.end, note=note)
             if window.state in ("pending", "running"):

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.controller.retraining.training_data import remove_trai
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.monitoring.alerts import announce
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
-from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, Rollout, utc_now
+from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, Rollout, WaitsFor, utc_now
 
 StartRollout = Callable[[RetrainPlan, str, str], Rollout]
 """Starts the rollout of a plan's version, with the reason. Raises as `rollouts.start.start_rollout`."""
@@ -37,17 +37,20 @@ class RetrainingContext:
     say: Callable[[str], None] = lambda line: None
     clock: Callable[[], datetime] = utc_now
 
-    def write(self, changed: Retraining, event: AuditEvent | None = None) -> Retraining | None:
+    def write(
+        self, changed: Retraining, event: AuditEvent | None = None, waits_for: WaitsFor = ""
+    ) -> Retraining | None:
         """Write it down. Return None if another process has taken it further meanwhile."""
+        changed = replace(changed, waits_for=waits_for)
         written = Retrainings(self.deployments.store, self.clock).update(changed, event)
         if written is not None:
             self.say(retraining_summary(written))
         return written
 
-    def wait(self, one: Retraining, reason: str) -> None:
+    def wait(self, one: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
         """Write down what it waits for, once for the same reason."""
         if one.reason != reason:
-            self.write(replace(one, reason=reason))
+            self.write(replace(one, reason=reason), waits_for=waits_for)
 
     def fail(self, one: Retraining, reason: str) -> None:
         """End it as failed, and announce that."""

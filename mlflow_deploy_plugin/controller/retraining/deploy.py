@@ -10,17 +10,10 @@ from mlflow_deploy_plugin.controller.retraining.served import answering_version
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
 from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
-from mlflow_deploy_plugin.store import Retraining, Rollout
+from mlflow_deploy_plugin.store import Retraining, Rollout, WaitsFor
 
 MAX_SERVER_WAIT = timedelta(hours=1)
 """An endpoint whose server does not run is waited for, so long; then the version is proposed to a person."""
-_WAITS = "waits for the endpoint"
-_ELSEWHERE = "its server stands on another machine, and no controller there has begun the rollout"
-
-
-def awaits_other_controller(one: Retraining) -> bool:
-    """Return True if its version waits for a controller that sees the server."""
-    return one.state == "gated" and one.reason == f"{_WAITS}: {_ELSEWHERE}"
 
 
 def judge_version(context: RetrainingContext, one: Retraining) -> None:
@@ -117,7 +110,8 @@ def _roll_out(context: RetrainingContext, one: Retraining, plan: RetrainPlan) ->
     if others := context.deployments.store.rollouts(plan.endpoint, live=True):
         context.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
     elif not is_local(plan.endpoint, context.deployments.settings):
-        _wait_for_server(context, one, plan, _ELSEWHERE)
+        why = "its server stands on another machine, and no controller there has begun the rollout"
+        _wait_for_server(context, one, plan, why, "local_controller")
     else:
         try:
             rollout = context.start_rollout(plan, one.version, f"retraining {one.id}: {one.cause['why']}")
@@ -134,10 +128,12 @@ def _follow(context: RetrainingContext, one: Retraining, plan: RetrainPlan, roll
     context.write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
-def _wait_for_server(context: RetrainingContext, one: Retraining, plan: RetrainPlan, why: str) -> None:
+def _wait_for_server(
+    context: RetrainingContext, one: Retraining, plan: RetrainPlan, why: str, waits_for: WaitsFor = ""
+) -> None:
     since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
     if context.clock() - since < MAX_SERVER_WAIT:
-        context.wait(one, f"{_WAITS}: {why}")
+        context.wait(one, f"waits for the endpoint: {why}", waits_for)
         return
     context.finish(
         one,

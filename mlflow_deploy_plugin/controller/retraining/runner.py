@@ -105,7 +105,7 @@ def start_local_rollouts(context: RetrainingContext) -> None:
         StoreUnavailable: the store cannot be read.
     """
     for one in Retrainings(context.deployments.store).find(live=True):
-        if deploy.awaits_other_controller(one) and is_local(one.endpoint, context.deployments.settings):
+        if one.waits_for == "local_controller" and is_local(one.endpoint, context.deployments.settings):
             try_step(context, one)
 
 

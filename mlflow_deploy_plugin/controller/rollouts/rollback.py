@@ -263,7 +263,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
             taken_back, models = set(), []
         if event.action == "rollback":
             taken_back.add(str(event.detail.get("from")))
-        elif event.why.startswith("undone: ") and models:
+        elif event.detail.get("undone") and models:
             models.pop()  # the change before it failed
         elif text := event.detail.get("spec"):
             (spec,) = load_specs(text, may_be_empty=True)

@@ -232,7 +232,7 @@ def test_a_window_that_somebody_was_killed_over_is_none_of_the_schedules(world: 
 
     assert [asked.window.start for asked in world.asked] == [NOON, NOON + HOUR]
     (overview,) = overviews(world.store)
-    assert (overview.standing, overview.open) == ("waiting", None)
+    assert (overview.status, overview.open) == ("waiting", None)
     taken = run(world, window=Window(odd.start, odd.end))
     assert (taken.id, taken.state) == (odd.id, "judged")
 

@@ -9,19 +9,19 @@ from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 
-def standing(world: MonitoredWorld) -> MonitorOverview:
+def overview_of(world: MonitoredWorld) -> MonitorOverview:
     (one,) = overviews(world.store, "flights", read_watermarks(locate_log(world.settings.inference_log)))
     return one
 
 
 def test_a_monitor_waits_for_its_window_then_for_the_rows_of_it(world: MonitoredWorld) -> None:
     world.endpoint()
-    before = standing(world)
+    before = overview_of(world)
     world.now = NOON + HOUR + timedelta(minutes=6)
     world.watermark(NOON + HOUR / 2)
-    after = standing(world)
+    after = overview_of(world)
 
-    assert (before.standing, before.why, before.last) == ("waiting", "", None)
+    assert (before.status, before.why, before.last) == ("waiting", "", None)
     assert before.next_due is not None
     assert timedelta(minutes=65) <= before.next_due - NOON <= timedelta(minutes=66)
     assert after.why == "waits for rows: the log is complete until 2026-11-20 12:30:00 UTC"
@@ -38,16 +38,16 @@ def test_what_has_failed_says_why_and_when_it_is_tried_again(world: MonitoredWor
     world.start()
     window = world.wait_for_attempt(1)
 
-    found = standing(world)
+    found = overview_of(world)
 
-    assert (found.standing, found.why) == ("failing", "attempt 1: the reference cannot be read")
+    assert (found.status, found.why) == ("failing", "attempt 1: the reference cannot be read")
     assert found.next_due == window.not_before == world.now + timedelta(seconds=15)
 
 
 def test_a_time_zone_that_is_unknown_here_breaks_its_monitor(world: MonitoredWorld) -> None:
     world.endpoint(hourly={"schedule": "0 6 * * *", "time_zone": "Nowhere/Near"})
 
-    found = standing(world)
+    found = overview_of(world)
 
-    assert (found.standing, found.next_due) == ("broken", None)
+    assert (found.status, found.next_due) == ("broken", None)
     assert "time_zone 'Nowhere/Near'" in found.why
