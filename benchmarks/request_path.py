@@ -1,4 +1,4 @@
-"""Where the microseconds of one request go below `routes.answer`, with capture and metrics on.
+"""Where the microseconds of one request go below the worker's connection, with capture and metrics on.
 
     .venv/bin/python benchmarks/request_path.py              # about a minute
     cd /path/to/another/checkout && /path/to/.venv/bin/python benchmarks/request_path.py    # the same, of other code
@@ -138,6 +138,7 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
     """Each part of answering this body as a function without arguments."""
     from mlflow_deploy_plugin.server.capture.codec import RequestRecord
     from mlflow_deploy_plugin.server.http.messages import RawRequest
+    from mlflow_deploy_plugin.server.http.plan import PlanTable
     from mlflow_deploy_plugin.server.http.routes import handle_request
     from mlflow_deploy_plugin.server.observability.metrics import count_response
     from mlflow_deploy_plugin.server.protocols import protocol_table
@@ -150,7 +151,12 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
     protocol = by_path.get(path, protocol_table.V2)
     headers = {"host": "127.0.0.1:8080", "content-type": content_type, "content-length": str(len(body))}
     request = RawRequest("POST", path, headers, body)
-    result = handle_request(server, request)
+    plans = PlanTable(server)
+
+    def answer() -> Any:
+        return plans.answer(request) or handle_request(server, request)
+
+    result = answer()
     assert result.status == 200, result.body[:500]
     variant = server.dataplane.select_variant(None)
     question = protocol.decode(headers, body, variant)
@@ -172,7 +178,7 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
         "capture": capture,
         "metrics": metrics,
         "encode": lambda: question.encode(variant, response),
-        "answer": lambda: handle_request(server, request),
+        "answer": answer,
     }
 
 

@@ -131,7 +131,12 @@ class OnnxModel:
         )
         self._output_names = [output.name for output in self.artifact.outputs]
         self._has_columns = bool(self.artifact.columns)
-        self._large_run = arena_shrinking_options() if session.get_providers() == ["CPUExecutionProvider"] else None
+        self._compute = session.run
+        self._small_run = self._large_run = None
+        if session.get_providers() == ["CPUExecutionProvider"]:
+            # The Python around it checks what the schema has made, and retries what no CPU refuses: 1.1 of 4 µs a run.
+            self._compute = getattr(session, "_sess", session).run
+            self._small_run, self._large_run = import_onnxruntime().RunOptions(), arena_shrinking_options()
 
     @classmethod
     def load(
@@ -156,9 +161,9 @@ class OnnxModel:
             InferenceError: the graph refuses the input.
         """
         names = list(outputs) if outputs is not None else self._output_names
-        options = self._large_run if self._is_large(feeds) else None
+        options = self._large_run if self._is_large(feeds) else self._small_run
         try:
-            values = self._session.run(names, feeds, options)
+            values = self._compute(names, feeds, options)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         for position, value in enumerate(values):

@@ -78,7 +78,8 @@ class Repository:
         self.unloaded: tuple[str, ...] = ()
         self.has_pyfuncs = False
         self._load = load
-        self._on_change = on_change
+        self._listeners = [on_change]
+        self._publishing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
         self._errors: dict[str, dict[str, str]] = {}
         self._generation: int | None = None
@@ -88,6 +89,12 @@ class Repository:
         self._stopping = threading.Event()
         self._has_applied = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
+
+    def add_listener(self, on_change: Callable[[ServedTable], None]) -> None:
+        """Call a function with the table as it stands, and with the new one after every change."""
+        with self._publishing:
+            self._listeners.append(on_change)
+            on_change(self.table)
 
     def start(self) -> None:
         """Follow `wanted.json` in a thread of its own, until `stop`."""
@@ -285,8 +292,10 @@ class Repository:
         answering = (one.loaded for one in variants if not one.shadow)
         self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
         self._retiring.add_replaced(self.table, table)
-        self.table = table
-        self._on_change(table)
+        with self._publishing:
+            self.table = table
+            for on_change in self._listeners:
+                on_change(table)
 
 
 class WorkerStateFile:

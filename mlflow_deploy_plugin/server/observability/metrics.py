@@ -12,7 +12,7 @@ import time
 import uuid
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,10 @@ _RequestSlots = tuple[int, int, tuple[HistogramSlots, ...]]
 
 _BatchSlots = tuple[HistogramSlots, HistogramSlots, HistogramSlots]
 """The histograms of rows, seconds in the queue and seconds of the run."""
+
+
+PredictionCounter = Callable[[int, float, float, Mapping[str, Array]], None]
+"""Takes the rows, the seconds of the run, the seconds of the request, and the outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,42 @@ class Metrics:
             cells[of_queue[1][bisect_left(SECONDS, queue_seconds)]] += 1
             cells[of_compute[0]] += compute_seconds
             cells[of_compute[1][bisect_left(SECONDS, compute_seconds)]] += 1
+
+    def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
+        """Return a function that counts a prediction that succeeded: `count_batch` and `count_response` in one."""
+        loaded = variant.loaded
+        artifact, version = loaded.predictor.artifact, loaded.version
+        labels = variant.endpoint, variant.name, loaded.model, version, protocol, "200"
+        batch = variant.endpoint, loaded.model, version
+        counters, latest, histograms_of, predictions = self._counters, self._latest, self._histograms, self._predictions
+        lock, now = self._lock, time.time
+
+        def count(rows: int, compute_seconds: float, seconds: float, outputs: Mapping[str, Array]) -> None:
+            predicted = predicted_labels(artifact, outputs)
+            with lock:
+                of_rows, of_queue, of_compute = self._batches.get(batch) or self._new_batch(batch)
+                requests, last, histograms = self._requests.get(labels) or self._new_request(labels)
+                cells = histograms_of.cells
+                cells[of_rows[0]] += rows
+                cells[of_rows[1][0 if rows == 1 else bisect_left(_ROWS, rows)]] += 1
+                cells[of_queue[1][0]] += 1
+                cells[of_compute[0]] += compute_seconds
+                cells[of_compute[1][bisect_left(SECONDS, compute_seconds)]] += 1
+                bucket = bisect_left(SECONDS, seconds)
+                for total, buckets in histograms:
+                    cells[total] += seconds
+                    cells[buckets[bucket]] += 1
+                cells = counters.cells
+                cells[requests] += 1
+                latest.cells[last] = now()
+                for label, number in predicted:
+                    known = predictions.setdefault(version, {})
+                    slot = known.get((type(label), label))
+                    if slot is None:
+                        slot = self._new_prediction(known, version, label)
+                    cells[slot] += number
+
+        return count
 
     def count_refused(self, endpoint: str, reason: str) -> None:
         """Count one request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""

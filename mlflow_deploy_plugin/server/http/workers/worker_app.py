@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.routes import handle_request
 from mlflow_deploy_plugin.server.inference.limits import max_batch_rows, request_threads
 from mlflow_deploy_plugin.settings import load_settings
@@ -129,7 +129,10 @@ class WorkerApp:
         self.buffered_bytes = 0
         self.streams = 0
         self.idle_connections: list[tuple[float, Any]] = []
-        self._handle = partial(handle_request, server)
+        self._plans = PlanTable(server)
+
+    def _handle(self, request: RawRequest) -> RawResponse:
+        return self._plans.answer(request) or handle_request(self.server, request)
 
     def handle(self, request: RawRequest) -> RawResponse:
         """Answer a request in a thread."""

@@ -1,0 +1,132 @@
+"""Plans: the pipeline of a prediction, composed when a version is swapped in.
+
+Until what is served changes, most decisions of the pipeline come out alike for every request to a path: its protocol,
+whether there are limits, a tracer, a cache, shadows, a sticky key, a batcher, a deadline. `PlanTable` makes them once.
+A request that its plan does not cover, or that fails in it, takes the general way (`routes.handle_request`). That way
+gives the same bytes, and every error; a property test holds the two together.
+"""
+
+import time
+from collections.abc import Callable
+
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.codec import RequestRecord
+from mlflow_deploy_plugin.server.http.content_encoding import COMPRESSED_FROM_BYTES
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, request_id
+from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.inference.ids import new_id
+from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
+from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, PREDICT, PREDICT_BATCH, V2, Protocol
+
+Plan = Callable[[RawRequest], RawResponse | None]
+"""Answers a POST. None if the general way has to; then nothing has been captured or counted."""
+
+_UNCOVERED_HEADERS = frozenset({"content-encoding", "x-event-time"})
+_MAX_BODY_BYTES = 64 * 1024
+"""The largest body of a plan. A refused body is decoded twice, which has to be cheap; and a large one gains nothing."""
+
+
+class PlanTable:
+    """The plans of one worker, by path. There are none if limits, a tracer or a log of requests see every request."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        spec = server.spec
+        self._is_possible = not (
+            server.limits.is_active
+            or server.tracer
+            or server.logs_requests
+            or spec.response_cache_bytes
+            or spec.default_timeout_microseconds
+        )
+        self._plans: dict[str, Plan] = {}
+        server.repository.add_listener(self._compose)
+
+    def answer(self, request: RawRequest) -> RawResponse | None:
+        """Answer a request by the plan of its path; None if the general way has to."""
+        plan = self._plans.get(request.path)
+        return plan(request) if plan is not None and request.method == "POST" else None
+
+    def _compose(self, table: ServedTable) -> None:
+        plans: dict[str, Plan] = {}
+        for endpoint, served in table.items() if self._is_possible else ():
+            if len(served.answering) != 1 or not _is_coverable(served.answering[0]):
+                continue
+            paths = {
+                f"/endpoints/{endpoint}/invocations": INVOCATIONS,
+                f"/endpoints/{endpoint}/predict/batch": PREDICT_BATCH,
+                f"/v2/models/{endpoint}/infer": V2,
+            }
+            if endpoint == next(iter(table)):  # the default one
+                paths |= {"/invocations": INVOCATIONS, "/predict": PREDICT, "/predict/batch": PREDICT_BATCH}
+            for path, protocol in paths.items():
+                if path not in self._server.cloud.paths:
+                    plans[path] = compose_plan(self._server, served.answering[0], protocol)
+        self._plans = plans
+
+
+def _is_coverable(variant: ServedVariant) -> bool:
+    """Return True if no request to the variant needs a choice, another thread, another process, or a random number."""
+    return (
+        isinstance(variant.loaded.predictor, OnnxModel)
+        and variant.loaded.batcher is None
+        and not variant.has_others
+        and variant.capture.fraction in (0.0, 1.0)
+    )
+
+
+def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:
+    """Return the plan of a variant for a protocol. It takes the steps of `pipeline.infer` and `DataPlane.infer`."""
+    endpoint, name, loaded, captured = variant.endpoint, variant.name, variant.loaded, variant.captured
+    model, version, schema, run = loaded.model, loaded.version, loaded.predictor.schema, loaded.predictor.run
+    is_captured, max_rows = variant.capture.fraction == 1.0, variant.capture.max_rows_per_request
+    capture, limit, decode = server.capture, server.max_body_bytes, protocol.decode
+    count = server.metrics.prediction_counter(variant, protocol.name)
+    perf_counter, time_ns = time.perf_counter, time.time_ns
+
+    def answer(request: RawRequest) -> RawResponse | None:
+        headers, body = request.headers, request.body
+        if not _UNCOVERED_HEADERS.isdisjoint(headers) or len(body) > _MAX_BODY_BYTES:
+            return None
+        received = time_ns() // 1000
+        try:
+            if protocol is INVOCATIONS:
+                wanted = negotiate_protocol(headers.get("content-type"), headers.get("accept"), limit)
+                if wanted is not INVOCATIONS:
+                    return None
+            feeds, encode, body_id, _, parameters = decode(headers, body, variant)
+            if parameters or not feeds:
+                return None
+            began = perf_counter()
+            outputs = run(feeds)
+            ended = perf_counter()
+            id_ = request_id({"x-request-id": body_id} if body_id and "x-request-id" not in headers else headers)
+            prediction_id = new_id()
+            content, content_type, format_headers = encode(
+                variant, InferResponse(id_, prediction_id, model, version, name, outputs)
+            )
+        except Exception:  # noqa: BLE001 - the general way meets the same error, answers it and counts it
+            return None
+        if len(content) >= COMPRESSED_FROM_BYTES:
+            return None
+        if is_captured:
+            latency = int((ended - request.arrived) * 1e6)
+            record = RequestRecord(endpoint, name, id_, prediction_id, received, received, latency)
+            capture.write(record, captured, feeds, outputs, max_rows)
+        else:
+            capture.count_excluded(endpoint, schema.count_rows(feeds))
+        shape = next(iter(feeds.values())).shape if schema.has_rows else ()
+        count(shape[0] if shape else 1, ended - began, perf_counter() - request.arrived, outputs)
+        response_headers = {
+            "X-Request-Id": id_,
+            "X-Model-Name": model,
+            "X-Model-Version": version,
+            "X-Prediction-Id": prediction_id,
+        }
+        if format_headers:
+            response_headers.update(format_headers)
+        return RawResponse(200, content, content_type, response_headers)
+
+    return answer

@@ -1,0 +1,190 @@
+"""Plans beside the general way: the same bytes for every request that a plan answers, and the same record of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.plan import PlanTable
+from mlflow_deploy_plugin.server.http.routes import handle_request
+from mlflow_deploy_plugin.statedir import SPOOL
+from tests.support.spool import read_segment
+from tests.support.waiting import wait_until
+
+JSON = {"content-type": "application/json"}
+FLIGHT = {"carrier": "AA", "distance": 1400.5, "hour": 7, "late": False}
+SPLIT = {"columns": list(FLIGHT), "data": [list(FLIGHT.values())]}
+TENSOR = {"name": "distance", "shape": [1, 1], "datatype": "FP64", "data": [1.5]}
+BODIES: list[tuple[str, Any]] = [
+    ("/invocations", {"dataframe_split": SPLIT}),
+    ("/invocations", {"dataframe_records": [FLIGHT, FLIGHT]}),
+    ("/endpoints/mixed/invocations", {"inputs": {name: [value] for name, value in FLIGHT.items()}}),
+    ("/endpoints/single/invocations", {"instances": [[1, 2, 3], [4, 5, None]]}),
+    ("/predict", FLIGHT),
+    ("/predict/batch", [FLIGHT, FLIGHT, FLIGHT]),
+    ("/endpoints/single/predict/batch", [{"a": 1, "b": 2, "c": 3}]),
+    ("/v2/models/single/infer", {"inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
+    ("/v2/models/tensor/infer", {"id": "mine", "inputs": [{"name": "image", "shape": [1, 2, 2], "datatype": "FP32",
+                                                             "data": [1, 2, 3, 4]}]}),
+    ("/endpoints/stock/invocations", {"inputs": [[1.0, 2.0, 3.0]]}),
+]  # fmt: skip
+
+
+@pytest.fixture
+def endpoints(model_folders: dict[str, Path], tools: Any) -> dict[str, dict[str, Any]]:
+    return {kind: {"v": tools.variant(model_folders[kind])} for kind in ("mixed", "single", "tensor", "stock")}
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], endpoints: Any) -> Server:
+    return serve_here(endpoints)
+
+
+def shown(response: RawResponse, request: RawRequest) -> tuple[Any, ...]:
+    """A response without the ids that are made for each."""
+    headers = dict(response.headers)
+    made = [headers.pop("X-Prediction-Id")]
+    if "x-request-id" not in request.headers and headers["X-Request-Id"] != "mine":
+        made.append(headers.pop("X-Request-Id"))
+    assert {len(one) for one in made} == {32}
+    body = response.body.replace(made[-1].encode(), b"")  # V2 repeats the id
+    return response.status, body, response.content_type, headers
+
+
+def post(path: str, document: Any, **headers: str) -> RawRequest:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return RawRequest("POST", path, {**JSON, **named}, orjson.dumps(document))
+
+
+@pytest.mark.parametrize(("path", "document"), BODIES)
+def test_a_plan_gives_the_bytes_of_the_general_way(server: Server, path: str, document: Any) -> None:
+    plans = PlanTable(server)
+    for request in (
+        post(path, document),
+        post(path, document, x_request_id="my-own"),
+        post(path, document, accept="*/*"),
+    ):
+        planned = plans.answer(request)
+        assert planned is not None
+        assert shown(planned, request) == shown(handle_request(server, request), request)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Any:
+    state_dir = tmp_path_factory.mktemp("plans")
+    kinds = ("mixed", "single", "tensor", "stock")
+    tools.want(state_dir, 1, {kind: {"v": tools.variant(model_folders[kind])} for kind in kinds})
+    opened = open_server(state_dir)
+    wait_until(lambda: not opened.repository.not_ready_reason(), what="the server")
+    yield opened
+    opened.close()
+
+
+OLD = [b"1400.5", b"7", b'"AA"', b"false", b"[", b"1", b"3", b"FP32", b'"data"']
+NEW = [b"", b"[]", b"{}", b"null", b"NaN", b"1e999", b"true", b"2.5", b'"x"', b"-1", b"123456789012345678901234567890"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(BODIES),
+    st.lists(st.tuples(st.sampled_from(OLD), st.sampled_from(NEW) | st.binary(max_size=3)), max_size=2),
+)
+def test_whatever_is_sent_a_plan_agrees_or_leaves_it(
+    shared: Server, request_: tuple[str, Any], changes: list[tuple[bytes, bytes]]
+) -> None:
+    path, document = request_
+    body = orjson.dumps(document)
+    for old, new in changes:
+        body = body.replace(old, new, 1)
+    request = RawRequest("POST", path, JSON, body)
+    planned, general = PlanTable(shared).answer(request), handle_request(shared, request)
+    if planned is None:
+        assert general.status >= 400, body
+    else:
+        assert shown(planned, request) == shown(general, request)
+
+
+def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
+    serve_here: Callable[..., Server], endpoints: Any
+) -> None:
+    kept = []
+    for is_planned in (True, False):
+        server = serve_here(endpoints)
+        plans = PlanTable(server)
+        for path, document in BODIES:
+            request = post(path, document, x_request_id="r")
+            assert (plans.answer(request) if is_planned else handle_request(server, request)) is not None
+        counted = [
+            line
+            for line in server.metrics.page().decode().splitlines()
+            if not line.startswith("#") and "seconds" not in line
+        ]
+        server.capture.close()
+        segments = (server.repository.state_dir / SPOOL).iterdir()
+        rows = [
+            (
+                one.record.endpoint,
+                one.record.variant,
+                one.record.request_id,
+                one.model.version,
+                repr((one.feeds, one.outputs)),
+            )
+            for segment in segments
+            for one in read_segment(segment)[0]
+        ]
+        kept.append((counted, rows))
+    assert kept[0] == kept[1]
+    assert len(kept[0][1]) == len(BODIES)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        post("/invocations", {"dataframe_split": SPLIT}, x_event_time="2013-07-01T12:00:00Z"),
+        post("/invocations", {"dataframe_split": SPLIT}, content_encoding="gzip"),
+        post("/invocations", {"dataframe_split": SPLIT}, accept="application/vnd.apache.arrow.stream"),
+        post("/invocations", {"dataframe_split": {"columns": ["carrier"], "data": [["AA"]]}}),
+        post("/v2/models/single/infer", {"inputs": [], "parameters": {"timeout": 1}}),
+        post("/explain", {"dataframe_split": SPLIT}),
+        RawRequest("GET", "/invocations", {}, b""),
+    ],
+)
+def test_what_a_plan_does_not_cover_leaves_no_trace(server: Server, request_: RawRequest) -> None:
+    before = server.metrics.page()
+    assert PlanTable(server).answer(request_) is None
+    assert server.metrics.page() == before
+
+
+@pytest.mark.parametrize(
+    "spec", [{"max_concurrent_requests": 3}, {"max_batch_size": 4}, {"response_cache_bytes": 1000},
+             {"default_timeout_microseconds": 10**6}],
+)  # fmt: skip
+def test_a_server_that_decides_by_the_request_has_no_plans(
+    serve_here: Callable[..., Server], endpoints: Any, spec: dict[str, Any]
+) -> None:
+    plans = PlanTable(serve_here(endpoints, server=spec))
+    assert plans.answer(post("/invocations", {"dataframe_split": SPLIT})) is None
+
+
+def test_a_version_that_is_swapped_in_has_its_plan_at_once(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    plans = PlanTable(server)
+    request = post("/invocations", {"inputs": [[0, 0, 0]]})
+
+    def version() -> str:
+        response = plans.answer(request)
+        assert response is not None
+        assert response.body == b'{"predictions":[[%s000.0]]}' % response.headers["X-Model-Version"].encode()
+        return response.headers["X-Model-Version"]
+
+    assert version() == "1"
+    tools.want(server.repository.state_dir, 2, {"e": {"v": tools.variant(bias_folders["2"], "2")}})
+    wait_until(lambda: version() == "2", what="the plan of version 2")
