@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Samp
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.refused import Refused
 from projects.flight_delay.data import DAY, FEATURES, LABEL, load_flights, months, split
-from projects.flight_delay.learn import fit_anew
+from projects.flight_delay.fitting import fit_full
 
 SEED = 7
 NAMES = ("accuracy", "roc_auc", "f1", "log_loss")
@@ -89,7 +89,7 @@ def by_day(pipeline: Pipeline, flights: pd.DataFrame) -> None:
 
 def main() -> None:
     flights = load_flights()
-    pipeline = fit_anew(split(flights, SEED).train, 60, 0.1)
+    pipeline = fit_full(split(flights, SEED).train, 60, 0.1)
     by_month(pipeline, flights)
     by_day(pipeline, flights)
 

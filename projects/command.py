@@ -1,4 +1,4 @@
-"""What the entry points have in common: an expected failure is one line on stderr and exit status 1."""
+"""The entry points' handling of expected failures: one line on stderr and exit status 1."""
 
 import sys
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors that MLflow and onnxserve raise on purpose end the process without a traceback; others are bugs."""
+def one_line_errors() -> Iterator[None]:
+    """End the process without a traceback on errors that MLflow and onnxserve raise on purpose; others are bugs."""
     try:
         yield
     except (OnnxserveError, MlflowException) as error:

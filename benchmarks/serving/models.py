@@ -94,7 +94,7 @@ def as_arrow(rows: pd.DataFrame) -> bytes:
 
 def digits_cnn(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
     """The network of `projects/digits_cnn`, untrained; with one image and torch's answer."""
-    from projects.digits_cnn.train import DigitsCNN
+    from projects.digits_cnn.fitting import DigitsCNN
 
     return _network(DigitsCNN(), (1, 8, 8), folder / "digits")
 

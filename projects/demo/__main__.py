@@ -9,10 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from projects.command import plain_errors
-from projects.demo.place import DEFAULT_HOME, Place
-from projects.demo.screen import Screen
-from projects.demo.story import STEPS, stop, tell
+from projects.command import one_line_errors
+from projects.demo.walkthrough import STEPS, StepPrinter, run_walkthrough, stop
+from projects.demo.workspace import DEFAULT_HOME, Workspace
 
 
 def main() -> None:
@@ -20,31 +19,31 @@ def main() -> None:
     parser.add_argument("command", nargs="?", choices=("run", "stop"), default="run")
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder for everything the demo writes")
     options = parser.parse_args()
-    place, screen = Place(options.home.absolute()), Screen(STEPS)
+    workspace, printer = Workspace(options.home.absolute()), StepPrinter(STEPS)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us wants the servers gone, as with Ctrl-C
     try:
-        with plain_errors():
+        with one_line_errors():
             if options.command == "stop":
-                print("everything is stopped" if stop(place, screen) else "nothing of the demo runs")
+                print("everything is stopped" if stop(workspace, printer) else "nothing of the demo runs")
             else:
-                _run(place, screen)
+                _run(workspace, printer)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; what the demo had started is stopped")
 
 
-def _run(place: Place, screen: Screen) -> None:
-    """Tells the story; the servers go on running only where it ended well and nobody asked otherwise."""
+def _run(workspace: Workspace, printer: StepPrinter) -> None:
+    """Run the steps; the servers keep running only after success, and unless DEMO_EXIT=1 is set."""
     finished = False
     try:
-        screen.table(tell(place, screen))
+        printer.table(run_walkthrough(workspace, printer))
         finished = True
     finally:
         if not finished or os.environ.get("DEMO_EXIT") == "1":
-            stop(place, screen)
+            stop(workspace, printer)
     if os.environ.get("DEMO_EXIT") == "1":
-        print(f"The servers are stopped, as DEMO_EXIT=1 asks; the reports stay in {place.reports}")
+        print(f"The servers are stopped, as DEMO_EXIT=1 asks; the reports stay in {workspace.reports}")
     else:
-        home = "" if place.home == DEFAULT_HOME else f" --home {place.home}"
+        home = "" if workspace.home == DEFAULT_HOME else f" --home {workspace.home}"
         print(f"The servers go on running. This stops them:   {sys.executable} -m projects.demo stop{home}")
 
 

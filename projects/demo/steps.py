@@ -26,12 +26,12 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE as REPORT
-from projects.demo.place import CHECKOUT
+from projects.demo.workspace import CHECKOUT
 from projects.flight_delay.data import DAY, FEATURES
 from projects.flight_delay.drift import describe, judge_window
 from projects.flight_delay.traffic import request_body
 from projects.flight_delay.train import MODEL_NAME
-from projects.parity import parity_line
+from projects.model_runs import parity_line
 
 EXPERIMENT = "flight-delay"
 DEPLOYMENT = "flights"
@@ -74,7 +74,7 @@ class Agreement:
 
 
 def train(say: Say, **parameters: float) -> Version:
-    """`mlflow run . -e train`; its output is passed on line by line.
+    """Run `mlflow run . -e train`, and pass its output on line by line.
 
     Raises:
         OnnxserveError: training failed; what it printed was passed on.
@@ -107,7 +107,7 @@ def train(say: Say, **parameters: float) -> Version:
 
 
 def _is_progress(line: str) -> bool:
-    """What train.py says, without the log lines and warnings of the libraries."""
+    """Return True for a line of train.py itself, False for log lines and warnings of the libraries."""
     return line.startswith(("training", "train ", "validation", "converting", "parity", "registered"))
 
 
@@ -123,7 +123,7 @@ def newest_version() -> Version:
 
 
 def show_parity(version: Version, say: Say) -> None:
-    """The proof that was made before the version could be registered: what it was made on, tolerances, worst row."""
+    """Show the parity proof of the version: its rows, tolerances, and the worst row."""
     say(parity_line(version.parity, version.metrics))
     proof = mlflow.artifacts.load_dict(f"models:/{MODEL_NAME}/{version.number}/parity.json")
     say("rows: " + ", ".join(f"{count:,} {source}" for source, count in proof["sources"].items()))
@@ -134,7 +134,7 @@ def show_parity(version: Version, say: Say) -> None:
 
 
 def promote(version: Version) -> None:
-    """Moves the version to the stage Production, as the Stage menu of MLflow's UI does."""
+    """Move the version to the stage Production, as the Stage menu of MLflow's UI does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MLflow says "deprecated" of stages since 2.9
         MlflowClient().transition_model_version_stage(
@@ -143,7 +143,7 @@ def promote(version: Version) -> None:
 
 
 def undeploy_all(say: Say) -> int:
-    """Ends every deployment of this ONNXSERVE_HOME and gives their number."""
+    """End every deployment of this ONNXSERVE_HOME, and return their number."""
     client = get_deploy_client("onnxserve")
     deployments = client.list_deployments()
     for deployment in deployments:
@@ -153,7 +153,7 @@ def undeploy_all(say: Say) -> int:
 
 
 def judge_days(flights: pd.DataFrame, say: Say) -> list[EvaluatedWindow]:
-    """The drift job on each day of the flights: one verdict and one MLflow run a day."""
+    """Run the drift job on each day of the flights: one verdict and one MLflow run a day."""
     results = []
     for day in sorted(flights[DAY].unique()):
         start = pd.Timestamp(day).to_pydatetime()
@@ -164,7 +164,7 @@ def judge_days(flights: pd.DataFrame, say: Say) -> list[EvaluatedWindow]:
 
 
 def keep_report(results: list[EvaluatedWindow], state: str, target: Path) -> EvaluatedWindow | None:
-    """Copies the Evidently report of the first day with this verdict to the file `target`."""
+    """Copy the Evidently report of the first day with this verdict to the file `target`."""
     for result in results:
         if result.result.state == state:
             mlflow.artifacts.download_artifacts(
@@ -176,7 +176,7 @@ def keep_report(results: list[EvaluatedWindow], state: str, target: Path) -> Eva
 
 
 def served_version(url: str, flight: pd.DataFrame) -> str:
-    """Asks the server about one flight and gives the version that answered."""
+    """Send one flight to the server, and return the version that answered."""
     answer = requests.post(
         f"{url}/invocations", data=request_body(flight), headers={"Content-Type": "application/json"}, timeout=10
     )
@@ -186,7 +186,7 @@ def served_version(url: str, flight: pd.DataFrame) -> str:
 
 
 def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple[float, int]:
-    """Asks again and again until this version answers; the seconds that took, and the requests that were answered.
+    """Send requests until this version answers; return the seconds that took, and the number of answered requests.
 
     Raises:
         NotReady: a request failed, which must not happen, or the version does not come.
@@ -202,7 +202,7 @@ def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple
 
 
 def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
-    """The same flights through `mlflow.pyfunc.load_model` in this process and through the server."""
+    """Predict the same flights by `mlflow.pyfunc.load_model` in this process and by the server."""
     answer = requests.post(
         f"{url}/invocations", data=request_body(flights), headers={"Content-Type": "application/json"}, timeout=30
     )

@@ -1,1 +1,1 @@
-"""Which digit is this? A small convolutional network on scikit-learn's 8 × 8 pixel digits."""
+"""A small convolutional network that recognises scikit-learn's 8 × 8 pixel digits."""

@@ -5,7 +5,7 @@
         -P base_model=models:/digits-cnn/1
 
 Data: the 1,797 images of scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998), a fifth of them for testing.
-`full` learns them and the labelled images of the file anew; `incremental` tunes the base's weights (`learn.py`).
+`full` learns them and the labelled images of the file anew; `incremental` tunes the base's weights (`fitting.py`).
 """
 
 import argparse
@@ -21,9 +21,9 @@ from sklearn.model_selection import train_test_split
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.registry import TRAINING_TAG
-from projects.command import plain_errors
-from projects.digits_cnn.learn import accuracy, fit, keep, learn_on, read_labelled
-from projects.parity import parity_line
+from projects.command import one_line_errors
+from projects.digits_cnn.fitting import accuracy, fit, fit_incremental, read_labelled, save_weights
+from projects.model_runs import parity_line
 
 MODEL_NAME = "digits-cnn"
 BRIGHTEST = 16.0  # the pixels are counts from 0 to 16
@@ -31,7 +31,7 @@ BRIGHTEST = 16.0  # the pixels are counts from 0 to 16
 
 @dataclass(frozen=True)
 class Training:
-    """What is asked of a training.
+    """The options of a training.
 
     Attributes:
         seed: chooses the test images, the first weights and the order of the batches.
@@ -51,7 +51,7 @@ class Training:
 
 
 def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Training images, test images (float32 [N, 1, 8, 8] in 0..1), training digits, test digits (int64 [N])."""
+    """Return training images, test images (float32 [N, 1, 8, 8] in 0..1), training digits, test digits (int64 [N])."""
     digits = load_digits()
     images = (digits.images / BRIGHTEST).astype(np.float32)[:, np.newaxis]
     return train_test_split(
@@ -59,43 +59,47 @@ def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     )
 
 
-def train(asked: Training) -> Any:
-    """Trains, logs and registers one version; MLflow's ModelInfo.
+def train(options: Training) -> Any:
+    """Train, log and register one version, and return MLflow's ModelInfo.
 
     Raises:
-        InvalidConfig: the file, or what is asked of it, is not what it should be.
+        InvalidConfig: the file or an option is not valid.
         NotFound / RegistryUnavailable: the base is not there, or MLflow does not say so.
     """
     with mlflow.start_run() as run:
-        train_images, test_images, train_digits, test_digits = load_images(asked.seed)
-        new_images, new_digits = read_labelled(Path(asked.data)) if asked.data else (train_images[:0], train_digits[:0])
+        train_images, test_images, train_digits, test_digits = load_images(options.seed)
+        new_images, new_digits = (
+            read_labelled(Path(options.data)) if options.data else (train_images[:0], train_digits[:0])
+        )
         known = mlflow.get_run(run.info.run_id).data.params
-        said = {name: value for name, value in vars(asked).items() if value != "" and name not in known}
+        said = {name: value for name, value in vars(options).items() if value != "" and name not in known}
         mlflow.log_params(said)
         mlflow.log_input(mlflow.data.from_numpy(train_images, targets=train_digits, name="digits"), context="training")
         built_in = (train_images, train_digits)
-        if asked.mode == "incremental":
-            network, way = learn_on(built_in, (new_images, new_digits), asked.base_model, asked.epochs, asked.seed)
+        if options.mode == "incremental":
+            network, way = fit_incremental(
+                built_in, (new_images, new_digits), options.base_model, options.epochs, options.seed
+            )
         else:
             images, digits = np.concatenate([train_images, new_images]), np.concatenate([train_digits, new_digits])
-            network, way = fit(images, digits, asked.epochs, asked.seed), "anew"
-        keep(network)
+            network, way = fit(images, digits, options.epochs, options.seed), "anew"
+        save_weights(network)
         test_accuracy = accuracy(network, test_images, test_digits)
         mlflow.log_metric("test_accuracy", test_accuracy)
         print(f"accuracy on {len(test_images)} test images: {test_accuracy:.3f}", flush=True)
         info = onnxserve.log_model(
             network,
             name="model",
-            registered_model_name=asked.registered_model,
+            registered_model_name=options.registered_model,
             input_example=train_images[:4],
             parity_data=test_images,
         )
         version = info.registered_model_version
-        training = f"{asked.mode}: {way}"
-        MlflowClient().set_model_version_tag(asked.registered_model, version, TRAINING_TAG, training)
+        training = f"{options.mode}: {way}"
+        MlflowClient().set_model_version_tag(options.registered_model, version, TRAINING_TAG, training)
         logged = mlflow.get_run(run.info.run_id).data
         print(parity_line(logged.tags["onnxserve.parity"], logged.metrics), flush=True)
-        print(f"registered {asked.registered_model} version {version}, {training}, run {run.info.run_id}", flush=True)
+        print(f"registered {options.registered_model} version {version}, {training}, run {run.info.run_id}", flush=True)
         return info
 
 
@@ -109,7 +113,7 @@ def main() -> None:
     parser.add_argument("--base-model", default=default.base_model, help="the version that is served now")
     parser.add_argument("--registered-model", default=default.registered_model, help="where the version is registered")
     options = parser.parse_args()
-    with plain_errors():
+    with one_line_errors():
         train(Training(**vars(options)))
 
 

@@ -1,1 +1,1 @@
-"""Will this flight arrive late? Real flights of New York 2013 and the hourly weather at their airport."""
+"""A model that predicts whether a flight arrives late, from real flights of New York 2013 and the hourly weather."""

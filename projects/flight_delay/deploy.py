@@ -8,13 +8,13 @@ from typing import Any
 
 from mlflow.deployments import get_deploy_client
 
-from projects.command import plain_errors
+from projects.command import one_line_errors
 
 TARGET = "onnxserve"
 
 
 def deploy(deployment: str, model_uri: str, workers: int) -> dict[str, Any]:
-    """Makes the deployment, or changes it where it exists, and waits until it answers; what `get_deployment` says.
+    """Create the deployment, or update it if it exists, wait until it answers, and return `get_deployment`.
 
     Raises:
         MlflowException: no such model, or a server that does not come up; the message is one line.
@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, default=1, help="worker processes of the server")
     options = parser.parse_args()
-    with plain_errors():
+    with one_line_errors():
         deployed = deploy(options.deployment, options.model_uri, options.workers)
     print(f"{options.deployment} answers at {deployed['url']}")
 

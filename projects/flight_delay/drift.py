@@ -1,4 +1,4 @@
-"""Judges what a deployment was asked in a window of event time against the model's training days.
+"""Judges a deployment's requests in a window of event time against the model's training days.
 
     mlflow run . -e drift -P window=2013-07-04/1d        # or: onnxserve monitor run flights --window 2013-07-04/1d
 
@@ -12,17 +12,17 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow,
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.inference_log import Window, parse_window
-from projects.command import plain_errors
+from projects.command import one_line_errors
 
 
 def judge_window(deployment: str, window: Window | None) -> EvaluatedWindow:
-    """What the deployment's monitor finds in the window: `onnxserve monitor run` in Python."""
+    """Run the deployment's monitor on the window, as `onnxserve monitor run` does."""
     with open_deployments(print) as deployments:
         return run_window(deployments, find_monitor(deployments, deployment, None), window, judge_and_log)[1]
 
 
 def describe(answer: EvaluatedWindow) -> str:
-    """The verdict in a line: what was found, how far beyond the threshold, and in which column most."""
+    """Return the verdict in a line: the state, the score and its threshold, and the column with the largest share."""
     judgement = answer.result
     statistic, threshold = (judgement.figures.get(name) for name in ("statistic", "threshold"))
     if statistic is None or threshold is None:
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--deployment", default="flights", help="whose captured traffic is judged")
     parser.add_argument("--window", default="", help="START/END or START/1d in UTC; empty: the latest whole one")
     options = parser.parse_args()
-    with plain_errors():
+    with one_line_errors():
         window = parse_window(options.window) if options.window else None
         answer = judge_window(options.deployment, window)
     print(f"{options.deployment}, {answer.result.window}: {describe(answer)}")

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from projects.command import plain_errors
+from projects.command import one_line_errors
 from projects.flight_delay.data import FEATURES, LABEL, load_flights, months
-from projects.flight_delay.scores import score
+from projects.flight_delay.fitting import score
 
 
 def evaluate(model_uri: str, first_month: int, last_month: int) -> dict[str, float]:
-    """Scores of the model on the months of 2013, logged to the active run or a new one, beside the model.
+    """Score the model on the months of 2013, and log the scores to the active run or a new one.
 
     Raises:
         InvalidConfig: the months are not a range within 1 to 12.
@@ -41,7 +41,7 @@ def evaluate(model_uri: str, first_month: int, last_month: int) -> dict[str, flo
 
 
 def delay_probability(model: mlflow.pyfunc.PyFuncModel, features: pd.DataFrame) -> np.ndarray:
-    """The probability of a delay, [N]. `predict` answers labels; the graph gives the probabilities beside them."""
+    """Return the probability of a delay, [N]. `predict` returns labels; the graph has the probabilities as well."""
     onnx = model.get_raw_model()
     probabilities = next(output.name for output in onnx.artifact.outputs if output.role == "probabilities")
     feeds = onnx.schema.from_columns({name: features[name].to_numpy() for name in features})
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--first-month", type=int, default=4, help="first month of 2013, 1 to 12")
     parser.add_argument("--last-month", type=int, default=6, help="last month, included")
     options = parser.parse_args()
-    with plain_errors():
+    with one_line_errors():
         scores = evaluate(options.model_uri, options.first_month, options.last_month)
     print(f"{options.model_uri} on months {options.first_month} to {options.last_month} of 2013:")
     for name, value in scores.items():

@@ -1,4 +1,4 @@
-"""Replays months of 2013 against a real endpoint that watches itself and is trained anew by itself.
+"""Replays months of 2013 against a real endpoint that monitors itself and is retrained automatically.
 
     mlflow run . -e replay -P months=1-12           # or: python -m projects.flight_delay.replay --months 1-12
     mlflow run . -e replay -P months=1-9 -P inject=celsius:6
@@ -26,19 +26,19 @@ from mlflow_deploy_plugin.deployments import Deployments, open_deployments
 from mlflow_deploy_plugin.inference_log import InferenceLog, Window, microseconds, open_log, window_at
 from mlflow_deploy_plugin.spec import duration_seconds
 from mlflow_deploy_plugin.store import Retraining, Retrainings
-from projects.command import plain_errors
+from projects.command import one_line_errors
 from projects.flight_delay.data import DAY, FEATURES, load_flights, months
-from projects.flight_delay.loop import outcome, stage, watch
-from projects.flight_delay.loop.changes import Injection, parse_injection
+from projects.flight_delay.loop import results, setup, waiting
 from projects.flight_delay.loop.feed import Counts, Feed
-from projects.flight_delay.loop.stage import Setting
-from projects.flight_delay.material import parse_months
+from projects.flight_delay.loop.injected_drift import Injection, parse_injection
+from projects.flight_delay.loop.setup import ReplaySettings
 from projects.flight_delay.train import BUILT_IN_MONTHS
+from projects.flight_delay.training_data import parse_months
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay gave.
+    """The result of a replay.
 
     Attributes:
         months: one row a month (`outcome.by_month`).
@@ -49,16 +49,16 @@ class Replay:
     """
 
     months: pd.DataFrame
-    weeks: list[outcome.Judged]
+    weeks: list[results.JudgedWindow]
     states: list[str]
     counts: Counts
     sentences: list[str]
 
 
 def replay(
-    setting: Setting, span: str, injection: Injection | None, batch: int, every_day: int, folder: Path
+    setting: ReplaySettings, span: str, injection: Injection | None, batch: int, every_day: int, folder: Path
 ) -> Replay:
-    """Plays the months, and writes what came of it into the folder and to the active run.
+    """Replay the months, and write the results into the folder and to the active run.
 
     Args:
         batch: flights a request.
@@ -73,26 +73,28 @@ def replay(
         flights = injection.apply(flights)
     with open_deployments(_say) as deployments:
         _say("training the first version on January to March")
-        first = stage.train_first(setting, folder / "first.log")
-        with stage.endpoint(deployments, setting) as url, stage.controller(folder / "controller.log"):
+        first = setup.train_first(setting, folder / "first.log")
+        with setup.deployed_endpoint(deployments, setting) as url, setup.running_controller(folder / "controller.log"):
             _say(f"{url} answers with version {first}; {len(flights):,} flights are sent")
             feed = Feed(url, batch)
             weeks = _play(deployments, setting, feed, flights)
         states = [f"version {one.version}: {one.state}" for one in _retrainings(deployments, setting)]
     played = flights.join(feed.table(), how="inner")
     played["still"] = _answers_of(f"models:/{setting.model}/{first}", played)
-    table = outcome.by_month(played, injection)
-    sentences = [*([str(injection)] if injection else []), *outcome.verdict(table, BUILT_IN_MONTHS)]
-    outcome.draw(table, weeks, outcome.changes(played), folder / "accuracy_by_month.png", injection)
+    table = results.accuracy_by_month(played, injection)
+    sentences = [*([str(injection)] if injection else []), *results.conclusion(table, BUILT_IN_MONTHS)]
+    results.draw_plot(table, weeks, results.served_version_changes(played), folder / "accuracy_by_month.png", injection)
     table.to_csv(folder / "accuracy_by_month.csv", index=False)
-    outcome.verdicts(weeks, injection).to_csv(folder / "verdicts.csv", index=False)
+    results.verdicts(weeks, injection).to_csv(folder / "verdicts.csv", index=False)
     return Replay(table, weeks, states, feed.counts, sentences)
 
 
-def _play(deployments: Deployments, setting: Setting, feed: Feed, flights: pd.DataFrame) -> list[outcome.Judged]:
-    """Day after day; a window is judged when its last day's labels are in, a day after its end."""
+def _play(
+    deployments: Deployments, setting: ReplaySettings, feed: Feed, flights: pd.DataFrame
+) -> list[results.JudgedWindow]:
+    """Send day after day. A window is judged once its last day's labels are in, a day after its end."""
     log = open_log(deployments.settings.inference_log)
-    weeks: list[outcome.Judged] = []
+    weeks: list[results.JudgedWindow] = []
     waiting = None
     for day, of_day in flights.groupby(DAY, sort=True):
         window = window_at(microseconds(pd.Timestamp(day).to_pydatetime()), setting.every)
@@ -107,15 +109,20 @@ def _play(deployments: Deployments, setting: Setting, feed: Feed, flights: pd.Da
 
 
 def _judge(
-    deployments: Deployments, setting: Setting, log: InferenceLog, window: Window, feed: Feed, flights: pd.DataFrame
-) -> list[outcome.Judged]:
+    deployments: Deployments,
+    setting: ReplaySettings,
+    log: InferenceLog,
+    window: Window,
+    feed: Feed,
+    flights: pd.DataFrame,
+) -> list[results.JudgedWindow]:
     inside = flights[(flights[DAY] >= window.start) & (flights[DAY] < window.end)]
     began = time.monotonic()
-    watch.until_logged(log, setting.endpoint, window, len(inside), len(inside))
+    waiting.wait_until_logged(log, setting.endpoint, window, len(inside), len(inside))
     logged = time.monotonic()
-    found = watch.judge(deployments.store, setting, window)
+    found = waiting.wait_for_verdicts(deployments.store, setting, window)
     judged = time.monotonic()
-    last = watch.until_trained(deployments.store, setting.endpoint)
+    last = waiting.wait_for_retraining(deployments.store, setting.endpoint)
     line = f"{window.start:%Y-%m-%d}  {len(inside):6,} flights"
     for one in found:
         line += f"  {one.monitor}: {one.verdict or one.state}"
@@ -124,7 +131,7 @@ def _judge(
         line += f"  retraining {last.id}: {last.state} {last.version}, {time.monotonic() - judged:.0f} s"
     _say(f"{line}  lost {feed.counts.lost}")
     return [
-        outcome.Judged(one.monitor, _day(one.start), _day(one.end), one.verdict or one.state, one.reason)
+        results.JudgedWindow(one.monitor, _day(one.start), _day(one.end), one.verdict or one.state, one.reason)
         for one in found
     ]
 
@@ -133,17 +140,17 @@ def _day(time: datetime) -> pd.Timestamp:
     return pd.Timestamp(time)
 
 
-def _retrainings(deployments: Deployments, setting: Setting) -> list[Retraining]:
+def _retrainings(deployments: Deployments, setting: ReplaySettings) -> list[Retraining]:
     return Retrainings(deployments.store).find(setting.endpoint)
 
 
 def _answers_of(model_uri: str, flights: pd.DataFrame) -> np.ndarray:
-    """What a version says of the flights, [N] bool."""
+    """Return a version's predictions for the flights, [N] bool."""
     model = mlflow.pyfunc.load_model(model_uri)
     return np.asarray(model.predict(flights[list(FEATURES)])).astype(bool)
 
 
-def _log(result: Replay, folder: Path, setting: Setting, injection: Injection | None) -> None:
+def _log(result: Replay, folder: Path, setting: ReplaySettings, injection: Injection | None) -> None:
     mlflow.set_tag("onnxserve.injected", str(injection) if injection else "nothing is injected")
     if injection is not None:
         mlflow.set_tag("mlflow.runName", f"replay with injected drift, {injection.kind}:{injection.month}")
@@ -167,7 +174,7 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    default = Setting()
+    default = ReplaySettings()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--months", default="1-12", help="months of 2013 that are played")
     parser.add_argument("--inject", default="", help="KIND:MONTH: celsius:7 or concept:7; empty: nothing")
@@ -181,10 +188,10 @@ def main() -> None:
     parser.add_argument("--endpoint", default="", help="its name; default: one of this run's own")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its server and controller end with it
-    with plain_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
+    with one_line_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
         injection, folder = parse_injection(options.inject), Path(name)
         injected = "-injected" if injection else ""  # so that every run, version and event says it
-        setting = Setting(
+        setting = ReplaySettings(
             # a log with the flights of an earlier replay would have all of them twice
             endpoint=options.endpoint or f"{default.endpoint}{injected}-{run.info.run_id[:6]}",
             model=default.model + injected,

@@ -18,7 +18,7 @@ import pandas as pd
 import requests
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady
-from projects.command import plain_errors
+from projects.command import one_line_errors
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, load_flights
 
 BATCH_ROWS = 200
@@ -27,7 +27,7 @@ TIMEOUT_SECONDS = 30
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back for some flights.
+    """The responses for some flights.
 
     Attributes:
         table: one row a flight, in the order sent: prediction_id, row (in its request), event_time, prediction, and
@@ -40,7 +40,7 @@ class Answers:
 
 
 def send(url: str, flights: pd.DataFrame, on_day: Callable[[pd.Timestamp, int], None] | None = None) -> Answers:
-    """Sends the flights in the order of event time; `on_day` hears each day that is done, and its number of flights.
+    """Send the flights in the order of event time; `on_day` is called with each finished day and its number of flights.
 
     Raises:
         NotReady: nothing answers at the URL, or it answers 5xx.
@@ -62,7 +62,7 @@ def send(url: str, flights: pd.DataFrame, on_day: Callable[[pd.Timestamp, int], 
 
 
 def request_body(flights: pd.DataFrame) -> bytes:
-    """The features as MLflow's dataframe_split JSON; a missing value is null."""
+    """Return the features as MLflow's dataframe_split JSON; a missing value is null."""
     features = flights[list(FEATURES)].astype(object)
     rows = features.where(features.notna(), None).to_numpy().tolist()
     return json.dumps({"dataframe_split": {"columns": list(FEATURES), "data": rows}}).encode()
@@ -111,7 +111,7 @@ def main() -> None:
         if not (flights[DAY] == pd.Timestamp(day, tz="UTC")).any():
             parser.error(f"no flight left on {day}; the data hold 2013")
     chosen = flights[flights[DAY].isin([pd.Timestamp(day, tz="UTC") for day in options.day])]
-    with plain_errors():
+    with one_line_errors():
         answers = send(options.url, chosen, lambda day, count: print(f"{day.date()}  {count:5,} flights", flush=True))
     right = (answers.table["prediction"].astype(bool) == answers.table[LABEL]).mean()
     print(f"{len(answers.table):,} flights, {right:.1%} predicted right, by versions {dict(answers.versions)}")

@@ -6,7 +6,7 @@
 
 Without further parameters it learns January to March. Ten whole days of these months, chosen by the seed, are held out:
 the model is validated on them, and they are the calm traffic that a drift job is to find like the training data.
-`full` learns them and the labelled rows anew; `incremental` lets the base learn the labelled rows too (`learn.py`).
+`full` learns them and the labelled rows anew; `incremental` lets the base learn the labelled rows too (`fitting.py`).
 """
 
 import argparse
@@ -23,12 +23,11 @@ from threadpoolctl import threadpool_limits
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG, parse_model_uri, resolve
-from projects.command import plain_errors
+from projects.command import one_line_errors
 from projects.flight_delay.data import EVENT_TIME, FEATURES, LABEL
-from projects.flight_delay.learn import build_pipeline, fit_anew, keep, learn_on
-from projects.flight_delay.material import Material, gather
-from projects.flight_delay.scores import score
-from projects.parity import parity_line
+from projects.flight_delay.fitting import build_pipeline, fit_full, fit_incremental, save_pipeline, score
+from projects.flight_delay.training_data import TrainingData, load_training_data
+from projects.model_runs import parity_line
 
 __all__ = ["MODEL_NAME", "Training", "build_pipeline", "train"]
 
@@ -40,13 +39,13 @@ PARITY_ROWS = 2000
 
 @dataclass(frozen=True)
 class Training:
-    """What is asked of a training.
+    """The options of a training.
 
     Attributes:
         seed: chooses the ten days that are held out.
         max_iter, learning_rate: number of boosted trees, and how much each adds.
         mode: full or incremental.
-        data: a Parquet file of labelled rows (`material.py`); empty: none.
+        data: a Parquet file of labelled rows (`training_data.py`); empty: none.
         base_model: the version that is served now; incremental learns on from it.
         registered_model: under which the version is registered.
         months: the built-in months that are learned.
@@ -64,116 +63,118 @@ class Training:
     more_trees: int = 20
 
 
-def train(asked: Training) -> Any:
-    """Trains, logs and registers one version in the active run, or in a new one.
+def train(options: Training) -> Any:
+    """Train, log and register one version in the active run, or in a new one.
 
     Returns:
         MLflow's ModelInfo, with `registered_model_version`.
 
     Raises:
-        InvalidConfig: a number, the rows or the base are not what they should be.
+        InvalidConfig: a number, the rows or the base are not valid.
         NotFound / RegistryUnavailable: the base is not there, or MLflow does not say so.
         ParityError: the ONNX form would answer otherwise than the pipeline.
     """
-    _check(asked)
+    _check(options)
     # Two threads on cores that servers also use wait for each other, in fit and predict alike: measured for the fit 8 s
     # with one, up to 50 s with two.
     with threadpool_limits(1, user_api="openmp"), mlflow.start_run() as run:
-        material = gather(asked.seed, asked.months, asked.data)
-        pipeline, way = _fit(material, asked)
-        _log_parameters(run, asked)
-        _log_scores(pipeline, material)
-        _log_dataset(material)
-        keep(pipeline)
-        _say("converting to ONNX and proving that it answers as the pipeline does")
-        info = _log_model(pipeline, material, asked.registered_model)
-        _tag(info, asked, way, material)
+        training_data = load_training_data(options.seed, options.months, options.data)
+        pipeline, way = _fit(training_data, options)
+        _log_parameters(run, options)
+        _log_scores(pipeline, training_data)
+        _log_dataset(training_data)
+        save_pipeline(pipeline)
+        _print("converting to ONNX and proving that it answers as the pipeline does")
+        info = _log_model(pipeline, training_data, options.registered_model)
+        _tag(info, options, way, training_data)
         logged = mlflow.get_run(run.info.run_id).data
-        _say(parity_line(logged.tags["onnxserve.parity"], logged.metrics))
-        _say(f"registered {asked.registered_model} version {info.registered_model_version}, run {run.info.run_id}")
+        _print(parity_line(logged.tags["onnxserve.parity"], logged.metrics))
+        _print(f"registered {options.registered_model} version {info.registered_model_version}, run {run.info.run_id}")
         return info
 
 
-def _check(asked: Training) -> None:
-    """Before minutes of training, what would be found out after them."""
+def _check(options: Training) -> None:
+    """Check the options before minutes of training, not after them."""
     for name in ("max_iter", "more_trees", "learning_rate"):
-        if not getattr(asked, name) > 0:
-            raise InvalidConfig(f"{name} {getattr(asked, name)}: a number above 0 is expected")
-    if not 0 <= asked.seed < 2**32:
-        raise InvalidConfig(f"seed {asked.seed}: a whole number from 0 to {2**32 - 1} is expected")
-    if asked.base_model:
-        if not parse_model_uri(asked.base_model).is_registered:
-            raise InvalidConfig(f"base_model {asked.base_model}: a registered version, models:/NAME/1, is expected")
-        resolve(asked.base_model)
+        if not getattr(options, name) > 0:
+            raise InvalidConfig(f"{name} {getattr(options, name)}: a number above 0 is expected")
+    if not 0 <= options.seed < 2**32:
+        raise InvalidConfig(f"seed {options.seed}: a whole number from 0 to {2**32 - 1} is expected")
+    if options.base_model:
+        if not parse_model_uri(options.base_model).is_registered:
+            raise InvalidConfig(f"base_model {options.base_model}: a registered version, models:/NAME/1, is expected")
+        resolve(options.base_model)
 
 
-def _fit(material: Material, asked: Training) -> tuple[Pipeline, str]:
-    held_out = f"ten whole days, {len(material.held_out):,} flights, are held out"
-    if asked.mode == "incremental":
-        _say(f"training on with {len(material.new):,} flights; {held_out}")
-        return learn_on(material, asked.base_model, asked.max_iter, asked.learning_rate, asked.more_trees, asked.seed)
-    rows = material.all
-    _say(f"training on {len(rows):,} flights; {held_out}")
-    return fit_anew(rows, asked.max_iter, asked.learning_rate), "anew"
+def _fit(training_data: TrainingData, options: Training) -> tuple[Pipeline, str]:
+    held_out = f"ten whole days, {len(training_data.held_out):,} flights, are held out"
+    if options.mode == "incremental":
+        _print(f"training on with {len(training_data.new):,} flights; {held_out}")
+        return fit_incremental(
+            training_data, options.base_model, options.max_iter, options.learning_rate, options.more_trees, options.seed
+        )
+    rows = training_data.all
+    _print(f"training on {len(rows):,} flights; {held_out}")
+    return fit_full(rows, options.max_iter, options.learning_rate), "anew"
 
 
-def _log_parameters(run: Any, asked: Training) -> None:
-    """Under `mlflow run` the entry point's parameters are logged already, as they were typed."""
+def _log_parameters(run: Any, options: Training) -> None:
+    """Log the parameters that `mlflow run` has not already logged, as they were typed."""
     known = mlflow.get_run(run.info.run_id).data.params
-    said = {name: value for name, value in vars(asked).items() if value != "" and name not in known}
+    said = {name: value for name, value in vars(options).items() if value != "" and name not in known}
     mlflow.log_params(said)
 
 
-def _log_scores(pipeline: Pipeline, material: Material) -> None:
-    parts = [("train", material.built_in), ("validation", material.held_out), ("new", material.new)]
+def _log_scores(pipeline: Pipeline, training_data: TrainingData) -> None:
+    parts = [("train", training_data.built_in), ("validation", training_data.held_out), ("new", training_data.new)]
     for name, flights in parts:
         if flights[LABEL].nunique() < 2:
             continue
         probability = pipeline.predict_proba(flights[list(FEATURES)])[:, 1]
         scores = score(flights[LABEL].to_numpy(), probability)
         mlflow.log_metrics({f"{name}_{metric}": value for metric, value in scores.items()})
-        _say(f"{name:10} " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items()))
+        _print(f"{name:10} " + ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items()))
 
 
-def _log_dataset(material: Material) -> None:
-    is_default = material.months == BUILT_IN_MONTHS and material.new.empty
-    name = "nycflights13-january-to-march" if is_default else f"nycflights13-{material.months}"
-    name += "" if material.new.empty else "-and-captured"
-    dataset = mlflow.data.from_pandas(material.all[[*FEATURES, LABEL]], name=name, targets=LABEL)
+def _log_dataset(training_data: TrainingData) -> None:
+    is_default = training_data.months == BUILT_IN_MONTHS and training_data.new.empty
+    name = "nycflights13-january-to-march" if is_default else f"nycflights13-{training_data.months}"
+    name += "" if training_data.new.empty else "-and-captured"
+    dataset = mlflow.data.from_pandas(training_data.all[[*FEATURES, LABEL]], name=name, targets=LABEL)
     mlflow.log_input(dataset, context="training")
 
 
-def _log_model(pipeline: Pipeline, material: Material, registered_model: str) -> Any:
-    features, rows = list(FEATURES), material.all
+def _log_model(pipeline: Pipeline, training_data: TrainingData, registered_model: str) -> Any:
+    features, rows = list(FEATURES), training_data.all
     return onnxserve.log_model(
         pipeline,
         name="model",
         registered_model_name=registered_model,
         input_example=_spread(rows[features], EXAMPLE_ROWS),
-        parity_data=_spread(material.held_out[features], PARITY_ROWS),
+        parity_data=_spread(training_data.held_out[features], PARITY_ROWS),
         reference_data=rows[[*features, EVENT_TIME]],
         event_time=EVENT_TIME,
     )
 
 
-def _tag(info: Any, asked: Training, way: str, material: Material) -> None:
-    """Writes on the version where it comes from; of the first training there is nothing to say."""
-    tags = {TRAINING_TAG: f"{asked.mode}: {way}"}
-    if material.digest:
-        tags[DATA_DIGEST_TAG] = material.digest
-    if asked.base_model:
-        version = resolve(asked.base_model).version
-        tags[PARENT_TAG] = f"models:/{parse_model_uri(asked.base_model).name}/{version}"
+def _tag(info: Any, options: Training, way: str, training_data: TrainingData) -> None:
+    """Tag the version with its origin: the data and the version that was served."""
+    tags = {TRAINING_TAG: f"{options.mode}: {way}"}
+    if training_data.digest:
+        tags[DATA_DIGEST_TAG] = training_data.digest
+    if options.base_model:
+        version = resolve(options.base_model).version
+        tags[PARENT_TAG] = f"models:/{parse_model_uri(options.base_model).name}/{version}"
     for key, value in tags.items():
-        MlflowClient().set_model_version_tag(asked.registered_model, info.registered_model_version, key, value)
+        MlflowClient().set_model_version_tag(options.registered_model, info.registered_model_version, key, value)
 
 
 def _spread(table: pd.DataFrame, rows: int) -> pd.DataFrame:
-    """Rows at equal distances, so that every week and its weather is among them."""
+    """Return rows at equal distances, so that they include every week and its weather."""
     return table.iloc[np.linspace(0, len(table) - 1, rows).astype(int)]
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--months", default=default.months, help="built-in months of 2013 that are learned")
     parser.add_argument("--more-trees", type=int, default=default.more_trees, help="that an incremental training adds")
     options = parser.parse_args()
-    with plain_errors():
+    with one_line_errors():
         train(Training(**vars(options)))
 
 

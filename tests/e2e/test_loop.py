@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
-from projects.flight_delay.loop.stage import Setting
+from projects.flight_delay.loop.setup import ReplaySettings
 from projects.flight_delay.replay import replay
 from tests.support.deployments import empty_home
 from tests.support.services.mlflow_server import MlflowServer
@@ -27,7 +27,7 @@ def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
     folder = tmp_path / "outcome"
     folder.mkdir()
     # no model is right about 99 of 100 flights, so that the first window is an alarm, and the only one that trains
-    setting = Setting(every="7d", at_least=0.99, max_iter=10, min_requests=3, cooldown="1h")
+    setting = ReplaySettings(every="7d", at_least=0.99, max_iter=10, min_requests=3, cooldown="1h")
     MlflowClient().create_registered_model(setting.model, tags={GATE_POLICY_TAG: POLICY})
     with empty_home(tmp_path), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         result = replay(setting, "6", None, batch=5, every_day=6, folder=folder)

@@ -1,8 +1,10 @@
-"""The replay's parts: a year of flights sent to an endpoint that watches itself and is trained anew by itself.
+"""The parts of the replay: a year of flights sent to an endpoint that monitors itself and is retrained automatically.
 
-changes.py    drift that is injected, where somebody asks for it, and labelled as such
-stage.py      the endpoint with its monitors, and the controller beside it
-feed.py       the traffic, with labels a day late, every request counted
-watch.py      waiting until a window is judged and what follows it is done
-outcome.py    what came of it: tables, the plot
+| module              | content                                                                |
+|---------------------|------------------------------------------------------------------------|
+| `injected_drift.py` | drift that is injected on request, and labelled as such                |
+| `setup.py`          | the first version, the endpoint with its monitors, and the controller  |
+| `feed.py`           | the traffic, with labels a day late, every request counted             |
+| `waiting.py`        | waiting until a window is judged and its consequences are done         |
+| `results.py`        | tables, the conclusion and the plot                                    |
 """

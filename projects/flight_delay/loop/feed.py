@@ -1,4 +1,4 @@
-"""The traffic of the replay: flights in the order of event time, what really happened a day later, all counted."""
+"""The traffic of the replay: flights in the order of event time, their labels a day later, all requests counted."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ _MOST_LABELS = 5_000
 
 @dataclass
 class Counts:
-    """What was sent, and what became of it; `lost` are requests that were not answered with success."""
+    """The numbers of flights, labels and outcomes; `lost` are requests without a successful response."""
 
     requests: int = 0
     answered: int = 0
@@ -29,14 +29,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One request that was answered: which flights, and under which id."""
+    """One answered request: its flights and its id."""
 
     prediction_id: str
     labels: list[bool]
 
 
 class Feed:
-    """Sends days of flights to a server, `batch` of them a request.
+    """Sends days of flights to a server, `batch` flights in a request.
 
     Attributes:
         answers: tables of what was answered, one a day: the flights' index, `prediction`, `version`.
@@ -51,7 +51,7 @@ class Feed:
         self.answers: list[pd.DataFrame] = []
 
     def day(self, flights: pd.DataFrame) -> None:
-        """Sends a day's flights, hour by hour, and then the labels of the day before."""
+        """Send a day's flights, hour by hour, and then the labels of the day before."""
         asked, found = [], []
         for time, of_hour in flights.groupby(EVENT_TIME, sort=True):
             for start in range(0, len(of_hour), self._batch):
@@ -70,12 +70,12 @@ class Feed:
             self._label(self._unlabelled.pop(0))
 
     def rest(self) -> None:
-        """The labels of the last day."""
+        """Send the labels of the last day."""
         while self._unlabelled:
             self._label(self._unlabelled.pop(0))
 
     def table(self) -> pd.DataFrame:
-        """All answers."""
+        """Return all predictions."""
         return pd.concat(self.answers)
 
     def _ask(self, batch: pd.DataFrame, time: pd.Timestamp) -> requests.Response | None:

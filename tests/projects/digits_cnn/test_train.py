@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from projects.digits_cnn.learn import accuracy, fit
+from projects.digits_cnn.fitting import accuracy, fit
 from projects.digits_cnn.train import load_images
 
 

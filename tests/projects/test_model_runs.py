@@ -1,6 +1,6 @@
 """The parity of a run as one line."""
 
-from projects.parity import parity_line
+from projects.model_runs import parity_line
 
 
 def test_the_line_says_state_rows_and_the_largest_errors() -> None:

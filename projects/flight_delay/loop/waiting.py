@@ -1,4 +1,4 @@
-"""Waits for what follows a week of traffic: its rows in the log, its verdicts, and the retraining that they start."""
+"""Waiting for the consequences of a week of traffic: its rows in the log, the verdicts, and the retraining."""
 
 import time
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.inference_log import LABEL, EndpointLabels, InferenceLog, Window, join_labels
 from mlflow_deploy_plugin.spec import duration_seconds
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Retraining, Retrainings, Store
-from projects.flight_delay.loop.stage import ACCURACY, DRIFT, Setting
+from projects.flight_delay.loop.setup import ACCURACY, DRIFT, ReplaySettings
 
 LOG_SECONDS, JUDGED_SECONDS, TRAINED_SECONDS = 120.0, 900.0, 2400.0
 _POLL_SECONDS = 0.3
 _BEFORE_TRAFFIC = ("waiting", "running", "registered", "gated")
 
 
-def until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int, labels: int) -> None:
-    """Returns when the log has so many of the window's rows, and of their labels. Raises NotReady."""
+def wait_until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int, labels: int) -> None:
+    """Wait until the log has so many of the window's rows, and of their labels. Raises NotReady."""
 
     def is_there() -> bool:
         found = sum(len(batch) for batch in log.batches(endpoint, window, columns=["_row"]))
@@ -33,8 +33,8 @@ def until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int, la
     _wait(is_there, LOG_SECONDS, f"{rows:,} rows of {window} in the log, {labels:,} of them labelled")
 
 
-def judge(store: Store, setting: Setting, window: Window) -> list[MonitorWindow]:
-    """Asks for the verdicts on accuracy in the window and on drift in its last part; gives them. Raises NotReady."""
+def wait_for_verdicts(store: Store, setting: ReplaySettings, window: Window) -> list[MonitorWindow]:
+    """Wait for the verdicts on accuracy in the window and on drift in its last part. Raises NotReady."""
     monitors, length = Monitors(store), timedelta(seconds=duration_seconds(setting.drift_every))
     asked = [
         monitors.add(setting.endpoint, DRIFT, window.end - length, window.end),
@@ -50,8 +50,8 @@ def judge(store: Store, setting: Setting, window: Window) -> list[MonitorWindow]
     return found
 
 
-def until_trained(store: Store, endpoint: str) -> Retraining | None:
-    """The last retraining, once none is under way that traffic does not take further. Raises NotReady."""
+def wait_for_retraining(store: Store, endpoint: str) -> Retraining | None:
+    """Return the last retraining, once none is running that needs no further traffic. Raises NotReady."""
     found: list[Retraining] = []
 
     def is_done() -> bool:

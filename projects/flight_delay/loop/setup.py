@@ -1,4 +1,4 @@
-"""What the replay plays on: the first version, an endpoint with its monitors, and a controller beside it."""
+"""The setup of the replay: the first version, an endpoint with its monitors, and a controller."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import child_environment
-from projects.demo.place import CHECKOUT
+from projects.demo.workspace import CHECKOUT
 
 ALIAS = "champion"
 DRIFT, ACCURACY = "drift", "accuracy"
@@ -23,8 +23,8 @@ _END_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the replay is played with.
+class ReplaySettings:
+    """The settings of the replay.
 
     Attributes:
         endpoint: a name under which nothing was captured yet.
@@ -82,8 +82,8 @@ class Setting:
         }
 
 
-def train_first(setting: Setting, log: Path) -> str:
-    """Trains the first version on January to March, in a process of its own, and gives it the alias.
+def train_first(setting: ReplaySettings, log: Path) -> str:
+    """Train the first version on January to March, in a process of its own, and set the alias on it.
 
     Raises:
         OnnxserveError: training failed; the message has its last line.
@@ -103,8 +103,8 @@ def train_first(setting: Setting, log: Path) -> str:
 
 
 @contextmanager
-def endpoint(deployments: Deployments, setting: Setting) -> Iterator[str]:
-    """The endpoint with its monitors; its URL. It is removed in the end, its history stays."""
+def deployed_endpoint(deployments: Deployments, setting: ReplaySettings) -> Iterator[str]:
+    """Deploy the endpoint with its monitors, and yield its URL. It is removed at the end; its history stays."""
     deployment = deployments.create(setting.endpoint, setting.uri, setting.config())
     try:
         yield str(deployment.observation.url)
@@ -113,8 +113,8 @@ def endpoint(deployments: Deployments, setting: Setting) -> Iterator[str]:
 
 
 @contextmanager
-def controller(log: Path) -> Iterator[None]:
-    """`onnxserve controller` for as long as the `with` lasts."""
+def running_controller(log: Path) -> Iterator[None]:
+    """Run `onnxserve controller` within the `with` block."""
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller", "--lease-seconds", "5"]
     with log.open("ab") as output:
         process = subprocess.Popen(

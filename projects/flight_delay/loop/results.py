@@ -1,4 +1,4 @@
-"""What came of the replay: accuracy by month with and without the loop, the verdicts, and the plot of both."""
+"""The results of the replay: accuracy by month with and without the loop, the verdicts, and the plot of both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from projects.flight_delay.data import DAY, EVENT_TIME, LABEL, YEAR
-from projects.flight_delay.loop.changes import Injection
-from projects.flight_delay.material import parse_months
+from projects.flight_delay.loop.injected_drift import Injection
+from projects.flight_delay.training_data import parse_months
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -22,8 +22,8 @@ _CALM, _ALARM, _LOOP, _STILL, _INJECTED = "#9aa5b1", "#d64545", "#0b69a3", "#7b8
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A window and what a monitor said of it."""
+class JudgedWindow:
+    """A window and a monitor's verdict on it."""
 
     monitor: str
     start: pd.Timestamp
@@ -33,14 +33,14 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A version that began to answer, by the event time of its first answer as the only one."""
+class ServedVersionChange:
+    """A version that became the served one, with the event time of its first prediction as the only one."""
 
     at: pd.Timestamp
     version: str
 
 
-def by_month(flights: pd.DataFrame, injection: Injection | None = None) -> pd.DataFrame:
+def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None) -> pd.DataFrame:
     """One row a month: flights, share of delayed ones, accuracy with the loop, without it, and of saying `on time`;
     where something is injected, into which months.
 
@@ -71,16 +71,16 @@ def by_month(flights: pd.DataFrame, injection: Injection | None = None) -> pd.Da
     return table
 
 
-def verdicts(judged: Sequence[Judged], injection: Injection | None = None) -> pd.DataFrame:
-    """One row a window; where something is injected, into which windows."""
-    table = pd.DataFrame([vars(one) for one in judged], columns=[field.name for field in fields(Judged)])
+def verdicts(judged: Sequence[JudgedWindow], injection: Injection | None = None) -> pd.DataFrame:
+    """Return one row a window; with an injection, the windows that it changes are marked."""
+    table = pd.DataFrame([vars(one) for one in judged], columns=[field.name for field in fields(JudgedWindow)])
     if injection is not None:
         table["injected"] = np.where(table["end"] > injection.begins, injection.kind, "")
     return table
 
 
 def _standard_error(found: pd.DataFrame) -> float:
-    """Of the difference of both accuracies: over days, since flights of one day share their weather."""
+    """Return the standard error of both accuracies' difference, over days: flights of one day share their weather."""
     right = (found["prediction"] == found[LABEL]).astype(float) - (found["still"] == found[LABEL]).astype(float)
     days = pd.DataFrame({"day": found[DAY], "right": right}).groupby("day")["right"]
     sums, counts = days.sum(), days.count()
@@ -90,26 +90,26 @@ def _standard_error(found: pd.DataFrame) -> float:
     return float(np.sqrt((residuals**2).sum() * len(sums) / (len(sums) - 1)) / counts.sum())
 
 
-def changes(flights: pd.DataFrame) -> list[Change]:
-    """When each version had become the one that answers."""
+def served_version_changes(flights: pd.DataFrame) -> list[ServedVersionChange]:
+    """Return the time at which each version became the served one."""
     found, last = [], ""
     for version, of_version in sorted(flights.groupby("version"), key=lambda item: int(str(item[0]))):
         later = flights[flights[EVENT_TIME] >= of_version[EVENT_TIME].min()]
         alone = later[later["version"] == version]
         if last:
-            found.append(Change(alone[EVENT_TIME].min(), str(version)))
+            found.append(ServedVersionChange(alone[EVENT_TIME].min(), str(version)))
         last = str(version)
     return found
 
 
-def draw(
+def draw_plot(
     months: pd.DataFrame,
-    judged: Sequence[Judged],
-    promoted: Sequence[Change],
+    judged: Sequence[JudgedWindow],
+    promoted: Sequence[ServedVersionChange],
     target: Path,
     injection: Injection | None = None,
 ) -> None:
-    """The plot, as PNG."""
+    """Draw the plot as PNG."""
     figure, axes = pyplot.subplots(figsize=(8.6, 4.2), dpi=90)
     middle = [pd.Timestamp(YEAR, int(month), 15) for month in months["month"]]
     axes.plot(middle, months["accuracy_with_loop"], "o-", color=_LOOP, label="with the loop")
@@ -137,8 +137,8 @@ def draw(
     pyplot.close(figure)
 
 
-def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[Judged]) -> None:
-    """A line of marks for each monitor, below the accuracies."""
+def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[JudgedWindow]) -> None:
+    """Draw a line of marks for each monitor, below the accuracies."""
     accuracies = months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].to_numpy()
     low, span = float(accuracies.min()), max(float(np.ptp(accuracies)), 0.05)
     for one in judged:
@@ -150,8 +150,8 @@ def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[Judged]) -
         axes.text(1.01, low - height * span, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
 
 
-def verdict(months: pd.DataFrame, trained_on: str) -> list[str]:
-    """What the figures say, in sentences; nothing is claimed that they do not show."""
+def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
+    """Return the conclusion in sentences, which claim nothing that the figures do not show."""
     first, last = parse_months(trained_on)
     later = months[~months["month"].between(first, last)]
     if later.empty:

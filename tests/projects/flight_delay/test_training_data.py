@@ -8,8 +8,8 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, WEATHER, load_flights, months
-from projects.flight_delay.loop.changes import parse_injection
-from projects.flight_delay.material import gather, parse_months, read_labelled
+from projects.flight_delay.loop.injected_drift import parse_injection
+from projects.flight_delay.training_data import load_training_data, parse_months, read_labelled
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def captured(flights: pd.DataFrame, tmp_path: Path) -> Path:
 
 
 def test_captured_rows_come_back_as_the_flights_that_they_were(flights: pd.DataFrame, captured: Path) -> None:
-    found = gather(7, "1-3", str(captured))
+    found = load_training_data(7, "1-3", str(captured))
     april = months(flights, 3, 4).iloc[::50]
     april = april[april[DAY].dt.month == 4].reset_index(drop=True)
     assert len(found.digest) == 64
@@ -40,7 +40,7 @@ def test_captured_rows_come_back_as_the_flights_that_they_were(flights: pd.DataF
 
 
 def test_without_captured_rows_the_built_in_months_are_learned_alone(flights: pd.DataFrame) -> None:
-    found = gather(7, "1-3", "")
+    found = load_training_data(7, "1-3", "")
     assert (len(found.new), found.digest) == (0, "")
     assert found.all is found.built_in
     assert len(found.built_in) + len(found.held_out) == len(months(flights, 1, 3))

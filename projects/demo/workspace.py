@@ -1,4 +1,4 @@
-"""Where the demo keeps its things, and the environment that points MLflow and onnxserve there."""
+"""The demo's folder, and the environment that points MLflow and onnxserve there."""
 
 import os
 import shutil
@@ -28,8 +28,8 @@ _MARKER = "This folder belongs to the demo of onnxserve; each run of the demo em
 
 
 @dataclass(frozen=True)
-class Place:
-    """The demo's folder. Everything it writes is in there, so that it touches nobody's MLflow and no deployment."""
+class Workspace:
+    """The demo's folder. The demo writes only there, so that it touches no other MLflow and no deployment."""
 
     home: Path
 
@@ -54,7 +54,7 @@ class Place:
         return self.home / "reports"
 
     def check(self) -> None:
-        """Refuses a folder that holds something which the demo did not write.
+        """Refuse a folder with files that the demo did not write.
 
         Raises:
             InvalidConfig: the folder is not empty and not the demo's.
@@ -63,14 +63,14 @@ class Place:
             raise InvalidConfig(f"{self.home} is not empty and not the demo's: give another folder with --home")
 
     def empty(self) -> None:
-        """Makes the folder, with nothing of an earlier run in it. Call `check` first, and stop its servers."""
+        """Create the folder anew, without the files of an earlier run. Call `check` first, and stop its servers."""
         shutil.rmtree(self.home, ignore_errors=True)
         for folder in (self.mlflow, self.onnxserve_home, self.reports):
             folder.mkdir(parents=True)
         self.marker.write_text(_MARKER)
 
     def use(self, tracking_uri: str | None = None) -> None:
-        """Points this process and its children here: MLflow's server, onnxserve's home, and the commands of this
+        """Point this process and its children here: MLflow's server, onnxserve's home, and the commands of this
         Python on PATH, since `mlflow run --env-manager local` calls `python` by that name."""
         for inherited in _LEADS_ELSEWHERE:
             os.environ.pop(inherited, None)

@@ -1,4 +1,4 @@
-"""Drift that is injected into real flights, where somebody asks for it. Whatever shows it says that it is injected."""
+"""Drift that is injected into real flights on request. Everything that shows it says that it is injected."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Injection:
         return pd.Timestamp(YEAR, self.month, 1, tz="UTC")
 
     def apply(self, flights: pd.DataFrame) -> pd.DataFrame:
-        """The flights with the change."""
+        """Return the flights with the change."""
         late = flights[DAY] >= self.begins
         changed = flights.copy()
         if self.kind == "celsius":
@@ -42,7 +42,7 @@ class Injection:
 
 
 def parse_injection(text: str) -> Injection | None:
-    """`celsius:7`, `concept:9`; empty: None. Raises InvalidConfig."""
+    """Parse `celsius:7` or `concept:9`; an empty text is None. Raises InvalidConfig."""
     if not text:
         return None
     kind, _, month = text.partition(":")

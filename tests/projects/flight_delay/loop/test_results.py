@@ -8,8 +8,15 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.flight_delay.data import DAY, EVENT_TIME, LABEL
-from projects.flight_delay.loop.changes import parse_injection
-from projects.flight_delay.loop.outcome import Change, Judged, by_month, changes, draw, verdicts
+from projects.flight_delay.loop.injected_drift import parse_injection
+from projects.flight_delay.loop.results import (
+    JudgedWindow,
+    ServedVersionChange,
+    accuracy_by_month,
+    draw_plot,
+    served_version_changes,
+    verdicts,
+)
 
 
 @pytest.fixture
@@ -31,16 +38,16 @@ def played() -> pd.DataFrame:
     )
 
 
-def window(monitor: str, start: str, end: str, verdict: str) -> Judged:
-    return Judged(monitor, pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC"), verdict, "why")
+def window(monitor: str, start: str, end: str, verdict: str) -> JudgedWindow:
+    return JudgedWindow(monitor, pd.Timestamp(start, tz="UTC"), pd.Timestamp(end, tz="UTC"), verdict, "why")
 
 
 def test_accuracy_by_month_is_told_with_the_loop_and_without(played: pd.DataFrame) -> None:
-    table = by_month(played).set_index("month")
+    table = accuracy_by_month(played).set_index("month")
     assert table["accuracy_with_loop"].tolist() == [0.8, 0.8, 1.0]
     assert table["accuracy_without"].tolist() == [0.8, 0.8, 0.8]
     assert table["versions"].tolist() == ["1", "1", "2"]
-    assert changes(played) == [Change(pd.Timestamp("2013-07-01 09:00", tz="UTC"), "2")]
+    assert served_version_changes(played) == [ServedVersionChange(pd.Timestamp("2013-07-01 09:00", tz="UTC"), "2")]
     assert "injected" not in table
 
 
@@ -49,7 +56,7 @@ def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
 ) -> None:
     injection = parse_injection("concept:7")
     assert injection is not None
-    assert by_month(played, injection)["injected"].tolist() == ["", "", "concept"]
+    assert accuracy_by_month(played, injection)["injected"].tolist() == ["", "", "concept"]
     weeks = [
         window("accuracy", "2013-06-03", "2013-07-01", "kept"),
         window("drift", "2013-06-26", "2013-07-03", "drift"),
@@ -58,8 +65,10 @@ def test_injected_drift_is_labelled_in_both_tables_and_in_the_plot(
     assert "injected" not in verdicts(weeks)
     texts = []
     monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda figure, text: texts.append(text))
-    draw(by_month(played, injection), weeks, changes(played), tmp_path / "plot.png", injection)
-    draw(by_month(played), weeks, changes(played), tmp_path / "plot.png")
+    draw_plot(
+        accuracy_by_month(played, injection), weeks, served_version_changes(played), tmp_path / "plot.png", injection
+    )
+    draw_plot(accuracy_by_month(played), weeks, served_version_changes(played), tmp_path / "plot.png")
     assert texts == ["Flights of 2013, accuracy by month, with INJECTED drift", "Flights of 2013, accuracy by month"]
     assert (tmp_path / "plot.png").stat().st_size > 1000
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 pytest.importorskip("torch")
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from projects.digits_cnn.learn import WEIGHTS, accuracy, fit, keep, learn_on, read_labelled
+from projects.digits_cnn.fitting import WEIGHTS, accuracy, fit, fit_incremental, read_labelled, save_weights
 from projects.digits_cnn.train import load_images
 from tests.support.tracking import tracking_at
 
@@ -28,7 +28,7 @@ def base(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytes
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         with mlflow.start_run(experiment_id=client.create_experiment("digits")) as run:
-            keep(fit(IMAGES, DIGITS, EPOCHS, seed=7))
+            save_weights(fit(IMAGES, DIGITS, EPOCHS, seed=7))
         client.create_registered_model("digits-cnn")
         client.create_model_version("digits-cnn", tmp_path.as_uri(), run.info.run_id)
         yield "models:/digits-cnn/1"
@@ -41,15 +41,15 @@ def moved(images: np.ndarray) -> np.ndarray:
 
 def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_others(base: str) -> None:
     new = (moved(IMAGES[:400]), DIGITS[:400])
-    network, way = learn_on((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)
+    network, way = fit_incremental((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)
     assert way == "fine-tuning, 6 passes, 800 built-in images"
     assert accuracy(network, moved(TEST_IMAGES), TEST_DIGITS) > 0.6  # 0.16 before
     assert accuracy(network, TEST_IMAGES, TEST_DIGITS) > 0.9
 
 
 def test_where_the_base_has_kept_no_weights_a_sample_is_replayed(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("projects.digits_cnn.learn.WEIGHTS", f"other-{WEIGHTS}")
-    _, way = learn_on((IMAGES, DIGITS), (IMAGES[:50], DIGITS[:50]), base, epochs=1, seed=7)
+    monkeypatch.setattr("projects.digits_cnn.fitting.WEIGHTS", f"other-{WEIGHTS}")
+    _, way = fit_incremental((IMAGES, DIGITS), (IMAGES[:50], DIGITS[:50]), base, epochs=1, seed=7)
     assert way == "sampled replay of 100 built-in images"
 
 
@@ -70,6 +70,6 @@ def test_labelled_images_are_read_as_the_log_has_them(tmp_path: Path) -> None:
 
 def test_incremental_without_images_or_base_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="needs labelled images"):
-        learn_on((IMAGES, DIGITS), (IMAGES[:0], DIGITS[:0]), "models:/digits-cnn/1", 1, 7)
+        fit_incremental((IMAGES, DIGITS), (IMAGES[:0], DIGITS[:0]), "models:/digits-cnn/1", 1, 7)
     with pytest.raises(InvalidConfig, match="needs the version that is trained on"):
-        learn_on((IMAGES, DIGITS), (IMAGES[:5], DIGITS[:5]), "", 1, 7)
+        fit_incremental((IMAGES, DIGITS), (IMAGES[:5], DIGITS[:5]), "", 1, 7)

@@ -1,4 +1,4 @@
-"""Fits the digits network: anew, or on from the weights of a registered version."""
+"""Fitting the digits network, from scratch or from the weights of a registered version."""
 
 import sys
 import tempfile
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from projects.kept import kept_by
+from projects.model_runs import load_run_artifact
 
 try:
     import torch
@@ -55,13 +55,15 @@ class DigitsCNN(nn.Module):
 
 
 def fit(images: np.ndarray, digits: np.ndarray, epochs: int, seed: int) -> DigitsCNN:
-    """A network trained on the images, ready to answer (in `eval` mode)."""
+    """Return a network trained on the images, in `eval` mode."""
     torch.manual_seed(seed)
     return _fit(DigitsCNN(), images, digits, epochs, RATE)
 
 
-def learn_on(built_in: Labelled, new: Labelled, base_model: str, epochs: int, seed: int) -> tuple[DigitsCNN, str]:
-    """The network of `base_model` after it has learned the new images too, and by which way.
+def fit_incremental(
+    built_in: Labelled, new: Labelled, base_model: str, epochs: int, seed: int
+) -> tuple[DigitsCNN, str]:
+    """Return the network of `base_model` trained further on the new images, and the method.
 
     Its weights are tuned on the new images and a sample of the built-in ones, in a quarter of the passes and by smaller
     steps. Where the run of the base has kept no weights, a new network learns the same images.
@@ -77,7 +79,7 @@ def learn_on(built_in: Labelled, new: Labelled, base_model: str, epochs: int, se
     sample = np.random.default_rng(seed).choice(len(built_in[0]), count, replace=False)
     images, digits = (np.concatenate([old[sample], own]) for old, own in zip(built_in, new, strict=True))
     torch.manual_seed(seed)
-    base = kept_by(base_model, WEIGHTS, _read)
+    base = load_run_artifact(base_model, WEIGHTS, _read)
     if base is None:
         return fit(images, digits, epochs, seed), f"sampled replay of {count:,} built-in images"
     passes = max(1, epochs // 4)
@@ -90,8 +92,8 @@ def accuracy(network: DigitsCNN, images: np.ndarray, digits: np.ndarray) -> floa
     return float((scores.argmax(axis=1) == digits).mean())
 
 
-def keep(network: DigitsCNN) -> None:
-    """Logs the weights to the active run, so that an incremental training can go on from them."""
+def save_weights(network: DigitsCNN) -> None:
+    """Log the weights to the active run, so that an incremental training can start from them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS
         torch.save(network.state_dict(), path)
@@ -99,7 +101,7 @@ def keep(network: DigitsCNN) -> None:
 
 
 def read_labelled(path: Path) -> Labelled:
-    """The labelled images of a file: the only column that is none of the log's own. Raises InvalidConfig."""
+    """Read the labelled images of a file: the only column that is not the log's own. Raises InvalidConfig."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""What a version is trained on: the built-in months, and labelled rows that were captured since.
+"""The training data: the built-in months, and labelled rows that were captured since.
 
 A file of labelled rows holds the model's columns as the inference log has them, what really happened in `_label_number`
 (0 or 1) or in a column `delayed`, and when in `_event_time` or `event_time`.
@@ -18,8 +18,8 @@ _LOG_TIME, _LOG_LABEL = "_event_time", "_label_number"
 
 
 @dataclass(frozen=True)
-class Material:
-    """Rows to learn from, and rows to validate on, in the order of event time.
+class TrainingData:
+    """Rows to train on, and rows to validate on, in the order of event time.
 
     Attributes:
         built_in: of the built-in months, without ten whole days.
@@ -42,8 +42,8 @@ class Material:
         return pd.concat([self.built_in, self.new]).sort_values(EVENT_TIME, kind="stable", ignore_index=True)
 
 
-def gather(seed: int, months: str, data: str) -> Material:
-    """The rows of a training.
+def load_training_data(seed: int, months: str, data: str) -> TrainingData:
+    """Load the rows of a training.
 
     Args:
         seed: chooses the ten days that are held out.
@@ -51,7 +51,7 @@ def gather(seed: int, months: str, data: str) -> Material:
         data: a Parquet file of labelled rows; empty: none. Those of the built-in months are left out: they are known.
 
     Raises:
-        InvalidConfig: the months or the file are not what they should be.
+        InvalidConfig: the months or the file are not valid.
     """
     first, last = parse_months(months)
     flights = load_flights()
@@ -63,11 +63,11 @@ def gather(seed: int, months: str, data: str) -> Material:
         known = (new[DAY].dt.year == YEAR) & new[DAY].dt.month.between(first, last)
         new, digest = new[~known].reset_index(drop=True), hashlib.sha256(path.read_bytes()).hexdigest()
         new = as_measured(new, flights)
-    return Material(parts.train, new, parts.calm, months, digest)
+    return TrainingData(parts.train, new, parts.calm, months, digest)
 
 
 def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """The numbers as they were measured; the log has them as the graph takes them, in 32 bits.
+    """Restore the measured numbers; the log has them as the graph takes them, in 32 bits.
 
     Between 39.02 and the log's 39.0200005 trees would make a threshold that the graph cannot tell from either:
     measured, 575 of 4,712 rows fell on its other side, and the parity check refused the model.
@@ -85,7 +85,7 @@ def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
-    """The labelled rows of a file, typed as the flights `like`. Raises InvalidConfig."""
+    """Read the labelled rows of a file, typed as the flights `like`. Raises InvalidConfig."""
     try:
         rows = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
@@ -105,7 +105,7 @@ def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
 
 
 def parse_months(months: str) -> tuple[int, int]:
-    """`1-12` → (1, 12); `4` → (4, 4). Raises InvalidConfig."""
+    """Parse `1-12` as (1, 12) and `4` as (4, 4). Raises InvalidConfig."""
     first, _, last = months.partition("-")
     try:
         parsed = int(float(first)), int(float(last or first))  # MLflow writes a number as 4.0

@@ -1,20 +1,22 @@
-"""Fits the pipeline: anew, or on from the one that a registered version was made of."""
+"""Fitting the pipeline, from scratch or from that of a registered version, and its scores."""
 
 import tempfile
 from pathlib import Path
 
 import joblib
 import mlflow
+import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.flight_delay.data import BOOLEANS, CATEGORIES, FEATURES, INTEGERS, LABEL, WEATHER
-from projects.flight_delay.material import Material
-from projects.kept import kept_by
+from projects.flight_delay.training_data import TrainingData
+from projects.model_runs import load_run_artifact
 
 PIPELINE = "pipeline.joblib"
 REPLAYED = 2
@@ -22,7 +24,7 @@ REPLAYED = 2
 
 
 def build_pipeline(max_iter: int, learning_rate: float) -> Pipeline:
-    """One-hot categories and everything else as it is, into gradient-boosted trees, which take NaN by themselves."""
+    """Return one-hot categories and everything else as it is, before gradient-boosted trees, which accept NaN."""
     encode = ColumnTransformer(
         [
             ("categories", OneHotEncoder(handle_unknown="ignore", sparse_output=False), list(CATEGORIES)),
@@ -41,14 +43,14 @@ def build_pipeline(max_iter: int, learning_rate: float) -> Pipeline:
     return Pipeline([("encode", encode), ("trees", trees)])
 
 
-def fit_anew(rows: pd.DataFrame, max_iter: int, learning_rate: float) -> Pipeline:
+def fit_full(rows: pd.DataFrame, max_iter: int, learning_rate: float) -> Pipeline:
     return build_pipeline(max_iter, learning_rate).fit(rows[list(FEATURES)], rows[LABEL])
 
 
-def learn_on(
-    material: Material, base_model: str, max_iter: int, learning_rate: float, more_trees: int, seed: int
+def fit_incremental(
+    training_data: TrainingData, base_model: str, max_iter: int, learning_rate: float, more_trees: int, seed: int
 ) -> tuple[Pipeline, str]:
-    """The pipeline of `base_model` after it has learned the new rows too, and by which way.
+    """Return the pipeline of `base_model` trained further on the new rows, and the method.
 
     Trees are added on what the others leave unexplained of the new rows (scikit-learn's `warm_start`). Where the run of
     the base has no pipeline, or the new rows only one outcome, a new one is fitted on them and a sample of the built-in
@@ -57,24 +59,24 @@ def learn_on(
     Raises:
         InvalidConfig: there are no new rows, or no base is named.
     """
-    if material.new.empty:
+    if training_data.new.empty:
         raise InvalidConfig("mode incremental needs labelled rows beyond the built-in months: data=FILE.parquet")
     if not base_model:
         raise InvalidConfig("mode incremental needs the version that is trained on: base_model=models:/flight-delay/1")
-    base = kept_by(base_model, PIPELINE, _read)
-    if base is None or material.new[LABEL].nunique() < 2:
-        count = min(len(material.built_in), REPLAYED * len(material.new))
-        sample = material.built_in.sample(count, random_state=seed)
-        rows = pd.concat([sample, material.new])
-        return fit_anew(rows, max_iter, learning_rate), f"sampled replay of {count:,} built-in rows"
+    base = load_run_artifact(base_model, PIPELINE, _read)
+    if base is None or training_data.new[LABEL].nunique() < 2:
+        count = min(len(training_data.built_in), REPLAYED * len(training_data.new))
+        sample = training_data.built_in.sample(count, random_state=seed)
+        rows = pd.concat([sample, training_data.new])
+        return fit_full(rows, max_iter, learning_rate), f"sampled replay of {count:,} built-in rows"
     encode, trees = base.named_steps["encode"], base.named_steps["trees"]
     trees.set_params(warm_start=True, max_iter=trees.n_iter_ + more_trees)
-    trees.fit(encode.transform(material.new[list(FEATURES)]), material.new[LABEL])
+    trees.fit(encode.transform(training_data.new[list(FEATURES)]), training_data.new[LABEL])
     return base, f"warm start, {more_trees} trees more"
 
 
-def keep(pipeline: Pipeline) -> None:
-    """Logs the pipeline to the active run, so that an incremental training can go on from it."""
+def save_pipeline(pipeline: Pipeline) -> None:
+    """Log the pipeline to the active run, so that an incremental training can start from it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PIPELINE
         joblib.dump(pipeline, path, compress=3)
@@ -85,3 +87,17 @@ def _read(file: str) -> Pipeline | None:
     pipeline = joblib.load(file)
     is_ours = isinstance(pipeline, Pipeline) and {"encode", "trees"} <= set(pipeline.named_steps)
     return pipeline if is_ours else None
+
+
+def score(delayed: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    """Return ROC AUC, log loss and Brier score.
+
+    Args:
+        delayed: [N] bool, what happened; both outcomes must occur.
+        probability: [N] float, the model's probability of a delay.
+    """
+    return {
+        "roc_auc": float(roc_auc_score(delayed, probability)),
+        "log_loss": float(log_loss(delayed, probability)),
+        "brier_score": float(brier_score_loss(delayed, probability)),
+    }

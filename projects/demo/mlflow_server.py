@@ -17,7 +17,7 @@ import psutil
 import requests
 
 from mlflow_deploy_plugin.errors import DeploymentFailed
-from projects.demo.place import Place
+from projects.demo.workspace import Workspace
 
 READY_SECONDS = 90.0
 STOP_SECONDS = 15.0
@@ -26,20 +26,20 @@ _POLL_SECONDS = 0.2
 _LOG_LINES = 15
 
 
-def start_mlflow(place: Place) -> str:
-    """Starts MLflow's server with its UI on a free port, waits until it answers, and gives its URL.
+def start_mlflow(workspace: Workspace) -> str:
+    """Start MLflow's server with its UI on a free port, wait until it answers, and return its URL.
 
     Raises:
         DeploymentFailed: it does not come up; the message carries the end of its log.
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    log = place.mlflow / "server.log"
+    log = workspace.mlflow / "server.log"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--app-name", "onnxserve"),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{place.mlflow / 'mlflow.db'}"),
-        *("--artifacts-destination", str(place.mlflow / "artifacts")),
+        *("--backend-store-uri", f"sqlite:///{workspace.mlflow / 'mlflow.db'}"),
+        *("--artifacts-destination", str(workspace.mlflow / "artifacts")),
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -47,26 +47,26 @@ def start_mlflow(place: Place) -> str:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            cwd=place.mlflow,
+            cwd=workspace.mlflow,
             env=os.environ | _WITHOUT_JOBS,
             start_new_session=True,
         )
     remembered = {"pid": process.pid, "created": psutil.Process(process.pid).create_time(), "url": url}
-    place.server_file.write_text(json.dumps(remembered))
+    workspace.server_file.write_text(json.dumps(remembered))
     deadline = time.monotonic() + READY_SECONDS
     while not _answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
-            stop_mlflow(place)
+            stop_mlflow(workspace)
             raise DeploymentFailed(f"the MLflow server did not come up; its log ends with:\n{_tail(log)}")
         time.sleep(_POLL_SECONDS)
     return url
 
 
-def stop_mlflow(place: Place) -> bool:
-    """Ends the MLflow server of this place, with its children; says whether there was one."""
-    process = _remembered(place)
+def stop_mlflow(workspace: Workspace) -> bool:
+    """End the MLflow server of this workspace, with its children; return True if there was one."""
+    process = _remembered(workspace)
     if process is None:
-        place.server_file.unlink(missing_ok=True)
+        workspace.server_file.unlink(missing_ok=True)
         return False
     family = [process, *process.children(recursive=True)]
     for member in family:
@@ -75,20 +75,20 @@ def stop_mlflow(place: Place) -> bool:
     for member in alive:
         _send(member, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=STOP_SECONDS)
-    place.server_file.unlink(missing_ok=True)
+    workspace.server_file.unlink(missing_ok=True)
     return True
 
 
-def mlflow_url(place: Place) -> str | None:
-    """The URL of the place's MLflow server, or None where none runs."""
-    if _remembered(place) is None:
+def mlflow_url(workspace: Workspace) -> str | None:
+    """Return the URL of the workspace's MLflow server, or None if none runs."""
+    if _remembered(workspace) is None:
         return None
-    return str(json.loads(place.server_file.read_text())["url"])
+    return str(json.loads(workspace.server_file.read_text())["url"])
 
 
-def _remembered(place: Place) -> psutil.Process | None:
+def _remembered(workspace: Workspace) -> psutil.Process | None:
     try:
-        remembered = json.loads(place.server_file.read_text())
+        remembered = json.loads(workspace.server_file.read_text())
         process = psutil.Process(remembered["pid"])
         same = abs(process.create_time() - remembered["created"]) < 1
     except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):

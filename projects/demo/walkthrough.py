@@ -1,0 +1,205 @@
+"""The steps of the demo in their order, wrap, deploy, watch and promote, and their output."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
+from mlflow_deploy_plugin.errors import OnnxserveError
+from projects.demo import steps
+from projects.demo.mlflow_server import mlflow_url, start_mlflow, stop_mlflow
+from projects.demo.workspace import Workspace
+from projects.flight_delay.data import load_flights, split, summer_days
+from projects.flight_delay.deploy import deploy
+from projects.flight_delay.traffic import send
+from projects.flight_delay.train import MODEL_NAME
+from projects.model_runs import parity_line
+
+
+class StepPrinter:
+    """Prints numbered steps with the seconds since the start, lines of progress, and a table, all unbuffered."""
+
+    def __init__(self, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._steps = steps
+        self._step = 0
+
+    def step(self, title: str) -> None:
+        self._step += 1
+        print(f"\n[{self._step}/{self._steps}] {self.seconds():3.0f} s  {title}", flush=True)
+
+    def line(self, text: str) -> None:
+        for part in text.splitlines() or [""]:
+            print(f"          {part}", flush=True)
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Print two columns; a second value of several lines stays in its column."""
+        width = max(len(name) for name, _ in rows)
+        rule = "─" * (width + 3 + max(len(line) for _, value in rows for line in value.splitlines()))
+        print(f"\n{rule}", flush=True)
+        for name, value in rows:
+            for label, line in zip((name, *[""] * value.count("\n")), value.splitlines(), strict=True):
+                print(f"{label:{width}}   {line}")
+        print(rule, flush=True)
+
+    def seconds(self) -> float:
+        return self._clock() - self._start
+
+
+SEED = 7
+FIRST = {"seed": SEED, "max_iter": 60, "learning_rate": 0.1}
+SECOND = {"seed": SEED, "max_iter": 90, "learning_rate": 0.15}
+STEPS = 9
+_COMPARED_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Twenty days of traffic.
+
+    Attributes:
+        flights: those that were sent, in this order; predictions: [N] what the first version said of each.
+        calm, summer: the verdicts, a day each.
+    """
+
+    flights: pd.DataFrame
+    predictions: np.ndarray
+    calm: list[EvaluatedWindow]
+    summer: list[EvaluatedWindow]
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """The second version at the same URL.
+
+    Attributes:
+        seconds: from the change of the stage to its first answer.
+        changed: flights of which the first version had said otherwise.
+    """
+
+    version: steps.Version
+    seconds: float
+    agreement: steps.Agreement
+    changed: int
+
+
+def stop(workspace: Workspace, printer: StepPrinter) -> bool:
+    """End the servers of an earlier run of the demo; return True if there were any."""
+    workspace.check()
+    workspace.use(mlflow_url(workspace))
+    deployed = workspace.onnxserve_home.exists() and steps.undeploy_all(printer.line) > 0
+    return stop_mlflow(workspace) or deployed
+
+
+def run_walkthrough(workspace: Workspace, printer: StepPrinter) -> list[tuple[str, str]]:
+    """Run every step, and return the rows of the final table.
+
+    Raises:
+        OnnxserveError: a step failed; the message is for the reader.
+    """
+    printer.step("An MLflow server with its UI")
+    if stop(workspace, printer):
+        printer.line("stopped the servers of an earlier run")
+    workspace.empty()
+    url = start_mlflow(workspace)
+    workspace.use(url)
+    printer.line(f"{url}   (SQLite and artifacts in {workspace.home})")
+
+    first = _wrap(printer)
+    server = _deploy(first, printer)
+    watched = _watch(server, printer)
+    promoted = _promote(server, first, watched, printer)
+    return [
+        ("Model", f"{MODEL_NAME}, validation ROC AUC: {_quality(first)}, {_quality(promoted.version)}"),
+        ("", steps.version_link(url, promoted.version)),
+        ("Parity", parity_line(first.parity, first.metrics).removeprefix("parity ")),
+        ("Calm days called drifted", _drifted(watched.calm)),
+        ("", _report(workspace, "calm", watched.calm, "no drift")),
+        ("Summer days called drifted", _drifted(watched.summer)),
+        ("", _report(workspace, "summer", watched.summer, "drift")),
+        *_promotion_rows(promoted),
+        ("Took", f"{printer.seconds():.0f} s"),
+        ("MLflow", url),
+        ("Console", f"{url}/onnxserve"),
+        ("Server", f"{server}/invocations"),
+    ]
+
+
+def _wrap(printer: StepPrinter) -> steps.Version:
+    printer.step("Train on January to March: mlflow run . -e train")
+    version = steps.train(printer.line, **FIRST)
+    printer.step(f"Parity of version {version.number}: the ONNX form against the scikit-learn pipeline")
+    steps.show_parity(version, printer.line)
+    return version
+
+
+def _deploy(version: steps.Version, printer: StepPrinter) -> str:
+    printer.step(f"Promote version {version.number} to Production, and deploy the stage")
+    steps.promote(version)
+    server = str(deploy(steps.DEPLOYMENT, steps.PRODUCTION, workers=1)["url"])
+    printer.line(f"{server}   answers with version {version.number}")
+    return server
+
+
+def _watch(server: str, printer: StepPrinter) -> Watched:
+    printer.step("Send ten calm days that training never saw, then ten summer days")
+    flights = load_flights()
+    calm, summer = split(flights, SEED).calm, summer_days(flights, SEED)
+    traffic = pd.concat([calm, summer])
+    answers = send(server, traffic, lambda day, count: printer.line(f"{day.date()}  {count:5,} flights"))
+    printer.line(f"{len(answers.table):,} flights answered in {answers.versions.total()} requests")
+
+    printer.step("Judge each of the twenty days against the training days")
+    printer.line("ten calm days")
+    calm_results = steps.judge_days(calm, printer.line)
+    printer.line("ten summer days")
+    summer_results = steps.judge_days(summer, printer.line)
+    return Watched(traffic, answers.table["prediction"].to_numpy(), calm_results, summer_results)
+
+
+def _promote(server: str, first: steps.Version, watched: Watched, printer: StepPrinter) -> Promoted:
+    printer.step("Train a second version with more and bolder trees")
+    second = steps.train(printer.line, **SECOND)
+
+    printer.step(f"Promote version {second.number}: the same URL answers with it")
+    steps.promote(second)
+    seconds, asked = steps.wait_until_served(server, watched.flights.head(1), second)
+    printer.line(f"X-Model-Version: {second.number} after {seconds:.1f} s; {asked} requests meanwhile, none failed")
+
+    printer.step("mlflow.pyfunc.load_model and the server, on the same flights")
+    chosen = slice(None, None, len(watched.flights) // _COMPARED_ROWS)
+    agreement = steps.compare_with_pyfunc(server, watched.flights.iloc[chosen])
+    printer.line(f"{agreement.equal} of {agreement.rows} predictions are equal, version {agreement.version}")
+    if agreement.equal != agreement.rows:
+        raise OnnxserveError("the server and mlflow.pyfunc.load_model disagree, which must not happen")
+    changed = int((watched.predictions[chosen] != agreement.served).sum())
+    printer.line(f"version {first.number} had said otherwise of {changed} of these flights")
+    return Promoted(second, seconds, agreement, changed)
+
+
+def _promotion_rows(promoted: Promoted) -> list[tuple[str, str]]:
+    number, agreement = promoted.version.number, promoted.agreement
+    return [
+        ("Promotion", f"version {number} answered {promoted.seconds:.1f} s after the stage moved, no request failed"),
+        ("", f"it says otherwise than the first of {promoted.changed} of {agreement.rows} flights"),
+        ("Agreement", f"{agreement.equal} of {agreement.rows} predictions equal those of mlflow.pyfunc.load_model"),
+    ]
+
+
+def _quality(version: steps.Version) -> str:
+    return f"{version.metrics['validation_roc_auc']:.3f} (version {version.number})"
+
+
+def _drifted(results: list[EvaluatedWindow]) -> str:
+    return f"{sum(result.result.state == 'drift' for result in results)} of {len(results)}"
+
+
+def _report(workspace: Workspace, kind: str, results: list[EvaluatedWindow], state: str) -> str:
+    """Return the two addresses of a report of this kind: a file, and its run in MLflow's UI."""
+    page = workspace.reports / f"{kind}.html"
+    result = steps.keep_report(results, state, page)
+    return f"{result.run.url}\n{page.as_uri()}" if result else f"no day was judged {state!r}"

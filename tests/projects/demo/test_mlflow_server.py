@@ -1,0 +1,55 @@
+"""Ending the demo's MLflow server, and no other process."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from projects.demo.mlflow_server import mlflow_url, stop_mlflow
+from projects.demo.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path)
+    workspace.empty()
+    return workspace
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield process
+        process.kill()
+
+
+def remember(workspace: Workspace, pid: int, created: float) -> None:
+    workspace.server_file.write_text(json.dumps({"pid": pid, "created": created, "url": "http://127.0.0.1:5000"}))
+
+
+def test_the_process_that_was_remembered_is_ended(workspace: Workspace, process: subprocess.Popen[bytes]) -> None:
+    remember(workspace, process.pid, psutil.Process(process.pid).create_time())
+    assert mlflow_url(workspace) == "http://127.0.0.1:5000"
+    assert stop_mlflow(workspace)
+    assert not psutil.pid_exists(process.pid)
+    assert mlflow_url(workspace) is None
+
+
+def test_another_process_that_got_the_same_id_later_is_left_alone(
+    workspace: Workspace, process: subprocess.Popen[bytes]
+) -> None:
+    remember(workspace, process.pid, psutil.Process(process.pid).create_time() - 3600)
+    assert not stop_mlflow(workspace)
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"pid": 0}', "[1]"])
+def test_a_missing_or_damaged_note_means_that_nothing_runs(workspace: Workspace, content: str | None) -> None:
+    if content is not None:
+        workspace.server_file.write_text(content)
+    assert mlflow_url(workspace) is None
+    assert not stop_mlflow(workspace)
