@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import set_service_timeouts
-from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server import segments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, write_state
 

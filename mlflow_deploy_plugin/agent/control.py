@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.server.models.model_control import (
+from mlflow_deploy_plugin.server import (
     MAX_COMMAND_AGE_SECONDS,
     MAX_COMMAND_BYTES,
     MAX_WAITING,

@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.inference_log import FAILURES, LABELS, Label, concat_tables, labels_table
 from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, cast_columns_losslessly, to_log_columns
-from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame
-from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, Utf8Array
+from mlflow_deploy_plugin.server import CapturedBatch, FeedbackFrame, Utf8Array
 
 _TIME = pa.timestamp("us", tz="UTC")
 _MICROSECONDS_A_DAY = 86_400_000_000

@@ -19,11 +19,7 @@ import orjson
 
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import LogLocation, Watermark, write_watermark
-from mlflow_deploy_plugin.server.observability.capture_counters import (
-    CaptureCounters,
-    read_capture_counters,
-    saved_capture_counters,
-)
+from mlflow_deploy_plugin.server import CaptureCounters, read_capture_counters, saved_capture_counters
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state, write_atomically
 
 _log = logging.getLogger(__name__)

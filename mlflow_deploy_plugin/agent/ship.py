@@ -27,9 +27,17 @@ from mlflow_deploy_plugin.agent.log_tables import captured_file_name, captured_t
 from mlflow_deploy_plugin.agent.progress import ShippingProgress
 from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import encode_parquet, locate_log, write_file
-from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame
-from mlflow_deploy_plugin.server.capture.frames import SHIPPED, SUFFIX, is_released, segments, shipped_bytes
-from mlflow_deploy_plugin.server.capture.reader import CapturedBatch, CapturedSegment, read_batches
+from mlflow_deploy_plugin.server import (
+    SHIPPED,
+    SUFFIX,
+    CapturedBatch,
+    CapturedSegment,
+    FeedbackFrame,
+    is_released,
+    read_batches,
+    segments,
+    shipped_bytes,
+)
 from mlflow_deploy_plugin.statedir import ShippingState, write_atomically
 
 _log = logging.getLogger(__name__)

@@ -10,9 +10,7 @@ from mlflow_deploy_plugin.cli.options import key_values
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
-from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
-from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.server.supervisor import claim_state_dir, supervise
+from mlflow_deploy_plugin.server import Cloud, claim_state_dir, read_cloud, require_device, supervise
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.statedir import SPEC, write_atomically

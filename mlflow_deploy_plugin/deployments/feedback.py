@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.inference_log import (
     write_labels,
 )
 from mlflow_deploy_plugin.nearest import did_you_mean
-from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
+from mlflow_deploy_plugin.server import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.statedir import SPEC

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.runtime import as_text
-from mlflow_deploy_plugin.server.capture.feedback import Feedback
+from mlflow_deploy_plugin.server import Feedback
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, json_lines, open_parquet
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mlflow_deploy_plugin.server.capture.frames import segments, shipped_bytes
+from mlflow_deploy_plugin.server import segments, shipped_bytes
 from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, is_alive, read_state
 
 _PAUSE = 0.1

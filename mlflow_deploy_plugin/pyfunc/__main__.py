@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all
 from mlflow_deploy_plugin.pyfunc.refusal import one_line
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage
-from mlflow_deploy_plugin.server.models.side_process import READY
+from mlflow_deploy_plugin.server import READY, SideMessage
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc.scorer import Scorer

@@ -9,8 +9,7 @@ import os
 import sys
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage
-from mlflow_deploy_plugin.server.models.side_process import READY
+from mlflow_deploy_plugin.server import READY, SideMessage
 
 _NICENESS = 10
 """Predictions go first."""

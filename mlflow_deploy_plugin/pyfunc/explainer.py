@@ -24,17 +24,17 @@ from pyarrow.types import is_floating
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
-from mlflow_deploy_plugin.server.models.explainable import (
+from mlflow_deploy_plugin.server import (
+    EXAMPLE,
+    JSON,
     ExplainedFeature,
+    SideMessage,
     explained_features,
     explained_names,
     explained_numbers,
     explained_outputs,
 )
-from mlflow_deploy_plugin.server.models.loading import EXAMPLE
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.protocols import mlflow
-from mlflow_deploy_plugin.server.protocols.content import JSON
 
 
 @dataclass(frozen=True, eq=False)

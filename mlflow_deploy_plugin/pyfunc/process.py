@@ -12,8 +12,7 @@ from collections.abc import Callable
 
 from mlflow_deploy_plugin.processes import die_with_parent, requests_of_parent
 from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, one_line
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
-from mlflow_deploy_plugin.server.models.side_process import FAILED
+from mlflow_deploy_plugin.server import FAILED, SideMessage, receive, send
 
 _log = logging.getLogger(__name__)
 

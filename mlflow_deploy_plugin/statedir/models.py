@@ -44,7 +44,7 @@ class WantedEndpoint(State):
 
 
 class Wanted(State):
-    """What every worker is to serve.
+    """The endpoints that every worker is to serve.
 
     Attributes:
         generation: grows by one with every change.
@@ -79,7 +79,7 @@ class CommandAnswer(State):
 
 
 class Control(State):
-    """What commands have changed of the spec: endpoints that are not served, and endpoints that were added."""
+    """The changes that commands have made to the spec: endpoints that are not served, and endpoints that were added."""
 
     unloaded: tuple[str, ...] = ()
     added: dict[str, EndpointSpec] = Field(default_factory=dict)
@@ -100,7 +100,7 @@ class LoadedVariant(State):
 
 
 class WorkerState(State):
-    """What one worker has loaded.
+    """The versions that one worker has loaded.
 
     Attributes:
         generation: the `Wanted` that it has applied, successfully or not.

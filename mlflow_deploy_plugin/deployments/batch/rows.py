@@ -13,8 +13,7 @@ import orjson
 
 from mlflow_deploy_plugin.deployments.scoring import BODY_FORMS
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.server.protocols.arrow import PARQUET
-from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, load_json
+from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
 

@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
-from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
+from mlflow_deploy_plugin.server import compare_outputs
 
 MAX_ROWS = 100_000
 _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0

@@ -65,7 +65,7 @@ class PyfuncPredictor:
 
     @property
     def unavailable_reason(self) -> str:
-        """Why the side process cannot answer just now; empty if it can."""
+        """The reason why the side process cannot answer just now; empty if it can."""
         return self._process.unavailable_reason
 
     @property

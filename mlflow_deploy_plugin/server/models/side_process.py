@@ -166,7 +166,7 @@ class SideProcess:
 
     @property
     def unavailable_reason(self) -> str:
-        """Why there is no process; empty if there is one."""
+        """The reason why there is no process; empty if there is one."""
         return "" if self._running else self._unavailable()
 
     @property

@@ -33,7 +33,7 @@ class LoadedVersion:
 
     @property
     def unavailable_reason(self) -> str:
-        """Why the version, though loaded, cannot answer just now; empty if it can."""
+        """The reason why the version, though loaded, cannot answer just now; empty if it can."""
         return self.predictor.unavailable_reason if isinstance(self.predictor, RemotePredictor) else ""
 
 
@@ -75,7 +75,7 @@ class ServedEndpoint:
 
     @property
     def unavailable_reasons(self) -> dict[str, str]:
-        """By version, why it cannot answer just now; empty if it can."""
+        """By version, the reason why it cannot answer just now; empty if it can."""
         return {variant.loaded.version: variant.loaded.unavailable_reason for variant in self.variants.values()}
 
 

@@ -1,1 +1,1 @@
-"""What a server reports about itself: Prometheus metrics and OpenTelemetry traces."""
+"""The server's reports about itself: Prometheus metrics and OpenTelemetry traces."""

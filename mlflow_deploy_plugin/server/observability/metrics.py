@@ -91,7 +91,7 @@ PredictionCounter = Callable[[int, float, float, Mapping[str, Array]], None]
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What one version has done for one endpoint, in all workers since the server's start.
+    """The work of one version for one endpoint, in all workers since the server's start.
 
     The queue time counts each request that waited in the batcher; the compute time counts a batch once.
     `last_request` is in seconds since 1970, 0 before the first one.
