@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log.columns import Array
-from mlflow_deploy_plugin.inference_log.dedup import combine_hashes, hash_texts
+from mlflow_deploy_plugin.inference_log.dedup import combine_hashes, contains, hash_ids, hash_texts
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels
 from mlflow_deploy_plugin.runtime import as_key
 
@@ -81,7 +81,8 @@ class RowKeys:
         """Return the labels that name one of these rows, with the hash of their key in `_name`."""
         parts = []
         for kind, which, hashes in label_keys(labels):
-            is_known = np.isin(hashes, self.distinct_hashes(kind))
+            known = self.distinct_hashes(kind)
+            is_known = contains(known, hashes) if len(known) else np.zeros(len(hashes), bool)
             if not is_known.any():
                 if kind not in self._matched:
                     self.forget(kind)
@@ -133,7 +134,7 @@ class RowKeys:
         if not len(self._table) or not set(kind) <= set(self._table.column_names):
             return None
         if kind == _BY_ID:
-            return hash_texts(self._table.column("_prediction_id"))
+            return hash_ids(self._table.column("_prediction_id"))
         if kind == _BY_ROW:
             ids = self._row_hashes(_BY_ID)
             return None if ids is None else combine_hashes(ids, _unsigned(self._table.column("_row")))
@@ -159,7 +160,8 @@ class LabelMatches:
         """Mark the keys that a row of the table has."""
         rows = RowKeys(table)
         for kind, hashes in self._all().items():
-            self._found[kind] |= np.isin(hashes, rows.distinct_hashes(kind), assume_unique=True)
+            if len(known := rows.distinct_hashes(kind)):
+                self._found[kind] |= contains(known, hashes)
             rows.forget(kind)
 
     @property
@@ -188,10 +190,10 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
     has_row = np.asarray(pc.is_valid(labels.column("_row")))
     has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
     if (alone := np.flatnonzero(has_id & ~has_row)).size:
-        yield _BY_ID, alone, hash_texts(labels.column("_prediction_id").take(pa.array(alone)))
+        yield _BY_ID, alone, hash_ids(labels.column("_prediction_id").take(pa.array(alone)))
     if (exact := np.flatnonzero(has_id & has_row)).size:
         part = labels.take(pa.array(exact))
-        yield _BY_ROW, exact, combine_hashes(hash_texts(part.column("_prediction_id")), _unsigned(part.column("_row")))
+        yield _BY_ROW, exact, combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row")))
     if has_key.any():
         keyed = np.flatnonzero(has_key)
         texts = labels.column("_key").take(pa.array(keyed))

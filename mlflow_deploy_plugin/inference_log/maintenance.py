@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.inference_log.dedup import (
     IDENTITY,
     Deduplicator,
     combine_hashes,
+    hash_ids,
     hash_rows,
     hash_texts,
 )
@@ -235,8 +236,8 @@ def _distinct_rows(
 def _hash_labels(table: pa.Table) -> Array:
     """Return [N] uint64 that tell labels apart."""
     hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
-    for name in ("_prediction_id", "_key", LABEL):
-        hashes = combine_hashes(hashes, hash_texts(table.column(name)))
+    for name, hash_column in (("_prediction_id", hash_ids), ("_key", hash_texts), (LABEL, hash_texts)):
+        hashes = combine_hashes(hashes, hash_column(table.column(name)))
     return combine_hashes(hashes, table.column("_row").fill_null(-1).to_numpy().astype("uint64"))
 
 
