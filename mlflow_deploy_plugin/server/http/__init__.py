@@ -1,1 +1,1 @@
-"""HTTP: `routes.py` answers a request without any framework, `app.py` is the Flask shell around it."""
+"""HTTP: `routes.py` answers a request without a framework; `app.py` (Flask) and `workers/` add the bytes."""

@@ -1,1 +1,1 @@
-"""What is served, described: an OpenAPI 3.1 document made from the routes' tables and the models' own signatures."""
+"""The OpenAPI 3.1 document, made from the table of routes and the signatures of the models."""

@@ -1,7 +1,7 @@
-"""One small example of what a version takes, in the form of every protocol.
+"""A small example of a version's input, in the form of every protocol.
 
-It is the input example that the model was logged with (its first rows), or a row of zeros where it has none. It is
-shown on pages and in the document, so that it is bounded: of a tensor that is too large to be read there is none.
+It is the input example that the model was logged with (its first rows), or a row of zeros. It is shown on pages and in
+the OpenAPI document, so its size is bounded: there is none for a tensor that is too large to be read by people.
 """
 
 import weakref
@@ -27,13 +27,13 @@ _MAX_FILE_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Example:
-    """Values by column (lists of N) or by tensor (nested lists; of a scalar its value).
+    """An input example: values by column (lists of N) or by tensor (nested lists, or the value of a scalar).
 
     Attributes:
-        values: empty where an example would be too large to be shown, or the signature is unknown.
+        values: empty if an example would be too large, or the signature is unknown.
         rows: how many rows the values have; 1 where the model's tensors have none.
-        is_own: whether it is the model's own, and not zeros.
-        document: the model's own body of `/invocations`, where that has no form as named values.
+        is_own: True for the model's own example, False for zeros.
+        document: the model's own body of `/invocations`, if that has no form as named values.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Example:
     document: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The first row as an object."""
+        """Return the first row as an object."""
         return {name: values[0] for name, values in self.values.items()}
 
     def records(self) -> list[dict[str, Any]]:
@@ -53,14 +53,14 @@ _EXAMPLES: "weakref.WeakKeyDictionary[LoadedVersion, Example]" = weakref.WeakKey
 
 
 def example_of(loaded: LoadedVersion) -> Example:
-    """The example of a loaded version, read once."""
+    """Return the example of a loaded version, which is read once."""
     if (known := _EXAMPLES.get(loaded)) is None:
         known = _EXAMPLES[loaded] = _read(loaded) or _zeros(loaded.predictor.schema)
     return known
 
 
 def invocations_example(schema: Schema, example: Example) -> dict[str, Any]:
-    """A body of `/invocations`; empty where there is no example."""
+    """Return a body of `/invocations`; empty if there is no example."""
     if not example.values:
         return example.document
     if schema.columns:
@@ -71,7 +71,7 @@ def invocations_example(schema: Schema, example: Example) -> dict[str, Any]:
 
 
 def predict_example(schema: Schema, example: Example) -> dict[str, Any]:
-    """A body of `/predict`: the first row."""
+    """Return a body of `/predict`: the first row."""
     if not example.values:
         return {}
     if not schema.has_rows:
@@ -82,13 +82,13 @@ def predict_example(schema: Schema, example: Example) -> dict[str, Any]:
 
 
 def azure_example(schema: Schema, example: Example) -> dict[str, Any]:
-    """A body of Azure ML's `/score`."""
+    """Return a body of Azure ML's `/score`."""
     body = invocations_example(schema, example)
     return {"input_data": next(iter(body.values()))} if example.values else {}
 
 
 def batch_example(schema: Schema, example: Example) -> dict[str, Any]:
-    """A body of `/predict/batch`."""
+    """Return a body of `/predict/batch`."""
     if not example.values:
         return {}
     if not schema.has_rows:
@@ -99,21 +99,21 @@ def batch_example(schema: Schema, example: Example) -> dict[str, Any]:
 
 
 def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
-    """A V2 infer request: columns as [N], or the graph's inputs."""
+    """Return a V2 infer request: columns as [N], or the graph's inputs."""
     if not example.values:
         return {}
     inputs = []
     dtypes = {**schema.tensor_schema.dtypes, **schema.dtypes}
     for name, values in example.values.items():
         shape = list(np.asarray(values, dtype=object).shape) if not schema.columns else [len(values)]
-        called = schema.tensor_schema.names[0] if len(example.values) == 1 and not schema.columns else name
+        input_name = schema.tensor_schema.names[0] if len(example.values) == 1 and not schema.columns else name
         data = values if isinstance(values, list) else [values]
-        inputs.append({"name": called, "shape": shape, "datatype": datatype_of(dtypes[called]), "data": data})
+        inputs.append({"name": input_name, "shape": shape, "datatype": datatype_of(dtypes[input_name]), "data": data})
     return {"inputs": inputs}
 
 
 def csv_example(example: Example) -> str:
-    """The first rows as CSV with a header; empty for tensors."""
+    """Return the first rows as CSV with a header; empty for tensors."""
     names = list(example.values)
     lines = [names, *(record.values() for record in example.records())]
     return "".join(",".join(map(_csv_field, line)) + "\n" for line in lines) if names else ""
@@ -129,7 +129,7 @@ def _csv_field(value: Any) -> str:
 
 
 def _read(loaded: LoadedVersion) -> Example | None:
-    """The model's own example; None: it has none, or one that cannot be shown."""
+    """Return the model's own example, or None if it has none that can be shown."""
     path, schema = loaded.folder / EXAMPLE, loaded.predictor.schema
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
@@ -155,11 +155,11 @@ def _read(loaded: LoadedVersion) -> Example | None:
         values = {name: _plain_lists(array.tolist()) for name, array in arrays.items()} if is_small else {}
         return Example(values, 1, True) if values else None
     rows = min(MAX_ROWS, *(len(array) for array in arrays.values()))
-    return _shown({name: array[:rows] for name, array in arrays.items()}, rows)
+    return _first_rows({name: array[:rows] for name, array in arrays.items()}, rows)
 
 
-def _shown(arrays: dict[str, Any], rows: int) -> Example | None:
-    """The arrays as lists, of as many rows as are small enough to be shown."""
+def _first_rows(arrays: dict[str, Any], rows: int) -> Example | None:
+    """Return the arrays as lists, with as many rows as are small enough to be shown."""
     per_row = sum(array[:1].size for array in arrays.values())
     rows = min(rows, MAX_VALUES // max(per_row, 1))
     values = {name: _plain_lists(array[:rows].tolist()) for name, array in arrays.items()}
@@ -167,14 +167,14 @@ def _shown(arrays: dict[str, Any], rows: int) -> Example | None:
 
 
 def _plain_lists(value: Any) -> Any:
-    """NaN as null, which JSON knows."""
+    """Return the value with null for NaN, which JSON has not."""
     if isinstance(value, list):
         return [_plain_lists(entry) for entry in value]
     return None if isinstance(value, float) and value != value else value
 
 
 def _zeros(schema: Schema) -> Example:
-    """A row of zeros and empty texts, where that is small enough."""
+    """Return a row of zeros and empty strings, if that is small enough."""
     if schema.columns:
         blank = {"str": "", "bool": False}
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}

@@ -1,6 +1,6 @@
-"""JSON Schemas (draft 2020-12, OpenAPI 3.1's) of what a model takes and answers, made from its signature.
+"""JSON Schemas (draft 2020-12, as in OpenAPI 3.1) of the requests and responses of a model, made from its signature.
 
-They allow what the server takes and refuse what it refuses, as far as JSON Schema can say it: a null stands for a
+They allow what the server accepts and refuse what it refuses, as far as JSON Schema can say it: a null stands for a
 missing value in a floating-point column, `20.0` is an integer, and columns that the model does not know are ignored.
 """
 
@@ -18,7 +18,7 @@ _ANY_COLUMN_NAME: JsonSchema = {"type": ["string", "integer"]}
 
 
 def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
-    """One value of a numpy dtype (`str`: strings); floating point is nullable by itself, null being NaN."""
+    """Return the schema of a value of a numpy dtype (`str`: strings). Floating point is nullable: null is NaN."""
     if dtype == "str":
         return {"type": ["string", "null"] if is_nullable else "string"}
     kind = np.dtype(dtype).kind
@@ -31,7 +31,7 @@ def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
 
 
 def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
-    """One value of each column of the signature, by name."""
+    """Return the schema of a value of each column of the signature, by name."""
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
     return {
         column.name: {
@@ -43,14 +43,14 @@ def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
 
 
 def nested(item: JsonSchema, rank: int) -> JsonSchema:
-    """Lists of `rank` levels around an item. Of an empty outer list nobody knows the sizes within."""
+    """Return the schema of nested lists of `rank` levels. An empty outer list is refused: it has no inner sizes."""
     for _ in range(rank - 1):
         item = {"type": "array", "items": item}
     return {"type": "array", "items": item, **({"minItems": 1} if rank > 1 else {})} if rank else item
 
 
 def tensor_schema(tensor: Tensor) -> JsonSchema:
-    """A tensor of the signature as nested lists."""
+    """Return the schema of a tensor as nested lists."""
     sizes = ", ".join("any" if size == -1 else str(size) for size in tensor.shape)
     return {
         **nested(dtype_schema(tensor.dtype), len(tensor.shape)),
@@ -59,7 +59,7 @@ def tensor_schema(tensor: Tensor) -> JsonSchema:
 
 
 def record_schema(schema: Schema) -> JsonSchema:
-    """One row as an object. A column that is nullable may be left out of some rows, which are null in it."""
+    """Return the schema of a row as an object. A nullable column may be left out of some rows, which are null in it."""
     if not schema.columns:
         return {"type": "object", "minProperties": 1, "description": "one row: tensor → its values"}
     properties = column_schemas(schema)
@@ -68,7 +68,7 @@ def record_schema(schema: Schema) -> JsonSchema:
 
 
 def predict_schema(schema: Schema) -> JsonSchema:
-    """The body of `/predict`: one record, or `features` in the signature's order."""
+    """Return the schema of `/predict`: one record, or `features` in the signature's order."""
     features: JsonSchema = {
         "type": "object",
         "properties": {"features": _row_schema(schema)},
@@ -82,7 +82,7 @@ def predict_schema(schema: Schema) -> JsonSchema:
 
 
 def invocations_schema(schema: Schema) -> JsonSchema:
-    """The JSON body of `/invocations`: exactly one of MLflow's four fields, and `params`, which is ignored."""
+    """Return the schema of `/invocations`: exactly one of MLflow's four fields, and `params`, which is ignored."""
     fields: dict[str, JsonSchema] = {
         "dataframe_split": _split_schema(schema),
         "dataframe_records": {"type": "array", "items": record_schema(schema), "minItems": 1},
@@ -101,13 +101,13 @@ def invocations_schema(schema: Schema) -> JsonSchema:
 
 
 def azure_schema(schema: Schema) -> JsonSchema:
-    """The body of Azure ML's `/score`."""
+    """Return the schema of Azure ML's `/score`."""
     data = {"anyOf": [_split_schema(schema), _named_or_rows(schema)]} if schema.names else {}
     return _object({"input_data": data}, {"params": {"type": ["object", "null"]}})
 
 
 def tfserving_schema(schema: Schema) -> JsonSchema:
-    """The body of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records among them."""
+    """Return the schema of TensorFlow Serving's `:predict`: rows, or columns and tensors by name, but no records."""
     by_column = {"anyOf": [_named_schema(schema), *_unnamed_schemas(schema)]}
     forms = {"instances": _rows_schema(schema), "inputs": by_column} if schema.names else {"instances": {}}
     signature: JsonSchema = {"type": "string", "enum": ["", "serving_default"]}
@@ -125,12 +125,12 @@ def tfserving_schema(schema: Schema) -> JsonSchema:
 
 
 def batch_schema(schema: Schema) -> JsonSchema:
-    """The JSON body of `/predict/batch`: a bare list of rows, or what `/invocations` takes."""
+    """Return the schema of `/predict/batch`: a bare list of rows, or a body of `/invocations`."""
     return {"anyOf": [_rows_schema(schema), *invocations_schema(schema)["oneOf"]]}
 
 
 def v2_request_schema(schema: Schema) -> JsonSchema:
-    """The JSON of a V2 infer request: the graph's inputs, or the columns of the signature."""
+    """Return the schema of a V2 infer request: the graph's inputs, or the columns of the signature."""
     types = dict(schema.tensor_schema.dtypes) if schema.names else {}
     if schema.columns:
         types |= schema.dtypes
@@ -160,7 +160,7 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
 
 
 def v2_response_schema(artifact: Artifact) -> JsonSchema:
-    """The JSON of a V2 infer answer."""
+    """Return the schema of a V2 infer response."""
     names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
     tensor = {
         "type": "object",
@@ -183,19 +183,19 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
 
 
 def invocations_answer(artifact: Artifact) -> JsonSchema:
-    """`{"predictions": …}` as `encode` of the protocol writes it."""
+    """Return the schema of `{"predictions": …}`, as `mlflow.encode` writes it."""
     return _object({"predictions": _predictions_schema(artifact)})
 
 
 def predict_answer(artifact: Artifact) -> JsonSchema:
-    """The answer of `/predict`."""
+    """Return the schema of the response of `/predict`."""
     properties: dict[str, JsonSchema] = {"prediction": {}}
     probabilities = _probabilities_schema(artifact)
     return _object({**properties, **_VERSION}, {"probabilities": probabilities} if probabilities else {})
 
 
 def batch_answer(artifact: Artifact) -> JsonSchema:
-    """The answer of `/predict/batch`."""
+    """Return the schema of the response of `/predict/batch`."""
     probabilities = _probabilities_schema(artifact)
     more: dict[str, JsonSchema] = {"probabilities": {"type": "array", "items": probabilities}} if probabilities else {}
     return _object({"predictions": {"type": ["array", "object"]}, "count": {"type": "integer"}, **_VERSION}, more)
@@ -209,7 +209,7 @@ _V2_DTYPES = (
 
 
 def _predictions_schema(artifact: Artifact) -> JsonSchema:
-    """Bare nested lists of the one prediction output, an object of several, or a stock model's objects and records."""
+    """Return nested lists for one prediction output, an object for several, or anything for a stock ONNX model."""
     outputs = {output.name: output for output in artifact.outputs}
     if artifact.flavor == "onnx" or any(name not in outputs for name in artifact.prediction) or not outputs:
         return {"type": ["array", "object"]}
@@ -227,14 +227,14 @@ def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
 
 
 def _probabilities_schema(artifact: Artifact) -> JsonSchema:
-    """Class → probability; empty where the model does not say which column belongs to which class."""
+    """Return the schema of class → probability; empty if the model does not name the class of each column."""
     if not artifact.classes or not any(output.role == "probabilities" for output in artifact.outputs):
         return {}
     return {"type": "object", "additionalProperties": {"type": ["number", "null"]}}
 
 
 def _split_schema(schema: Schema) -> JsonSchema:
-    """pandas' `to_dict(orient="split")`; without `columns` the rows are in the signature's order."""
+    """Return the schema of pandas' `to_dict(orient="split")`; without `columns`, rows are in the signature's order."""
     return {
         "type": "object",
         "required": ["data"],
@@ -249,7 +249,7 @@ def _split_schema(schema: Schema) -> JsonSchema:
 
 
 def _named_or_rows(schema: Schema) -> JsonSchema:
-    """Columns or tensors by name, one record, records, or rows."""
+    """Return the schema of columns or tensors by name, one record, records, or rows."""
     return {"anyOf": [_named_schema(schema), _rows_schema(schema)]}
 
 
@@ -264,13 +264,13 @@ def _named_schema(schema: Schema) -> JsonSchema:
 
 
 def _rows_schema(schema: Schema) -> JsonSchema:
-    """Rows as objects or, without names, as lists."""
+    """Return the schema of rows as objects or, without names, as lists."""
     records = {"type": "array", "items": record_schema(schema), "minItems": 1, "title": "records"}
     return {"anyOf": [records, *_unnamed_schemas(schema)]} if schema.names else {"type": "array", "minItems": 1}
 
 
 def _unnamed_schemas(schema: Schema) -> list[JsonSchema]:
-    """Rows as lists, or the only tensor; none where several tensors have to be named."""
+    """Return the schemas of rows as lists, or of the only tensor; none if several tensors have to be named."""
     if schema.columns:
         return [{"type": "array", "items": _row_schema(schema), "minItems": 1, "title": "rows"}]
     if len(schema.tensors) == 1:
@@ -279,7 +279,7 @@ def _unnamed_schemas(schema: Schema) -> list[JsonSchema]:
 
 
 def _row_schema(schema: Schema) -> JsonSchema:
-    """One row without names, in the signature's order; of a tensor, without its batch."""
+    """Return the schema of a row without names, in the signature's order, or of a tensor without its batch."""
     if schema.columns:
         values = list(column_schemas(schema).values())
         row: JsonSchema = {

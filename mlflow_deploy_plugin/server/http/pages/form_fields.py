@@ -1,7 +1,6 @@
-"""The inputs of a model as fields of a form."""
+"""The inputs of a model as the fields of a form."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,17 +12,17 @@ from mlflow_deploy_plugin.server.protocols.content import dump_json
 Kind = Literal["number", "boolean", "string", "tensor"]
 
 _LEAST_SIDE, _MOST_SIDE = 8, 4096
-"""Pixels; a tensor with shorter sides is hardly a picture, one with longer sides more than a browser should make."""
+"""Pixels; shorter sides are hardly those of a picture, and longer ones too much for a browser."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """How a picture becomes a tensor.
+    """The tensor that a picture becomes.
 
     Attributes:
         layout: NCHW, NHWC or NHW; the batch is one picture.
         channels: 1 (grey) or 3 (red, green, blue).
-        is_scaled: whether 0–255 becomes 0–1, as for floating point.
+        is_scaled: True if 0–255 becomes 0–1, as for floating point.
     """
 
     layout: Literal["NCHW", "NHWC", "NHW"]
@@ -39,10 +38,10 @@ class FormField:
 
     Attributes:
         id: of its element on the page.
-        said: the name as the server's errors write it.
-        meaning: type, or dtype and shape, in words.
-        is_nullable: whether an empty field is sent as null.
-        value: what the field shows at first.
+        said: the name as the server's errors quote it.
+        meaning: type, or dtype and shape, as text.
+        is_nullable: True if an empty field is sent as null.
+        value: the initial text of the field.
     """
 
     id: str
@@ -55,20 +54,16 @@ class FormField:
     value: str
     picture: ImageInput | None = None
 
-    def as_json(self) -> Mapping[str, Any]:
-        """What the page's script is told."""
-        return asdict(self)
-
 
 def form_fields(schema: Schema, example: Example) -> list[FormField]:
-    """The fields of a form, in the signature's order, filled with the example's first row."""
+    """Return the fields of a form, in the signature's order, filled with the example's first row."""
     if schema.columns:
-        return _columns(schema, example)
-    return [_tensor(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
+        return _column_fields(schema, example)
+    return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
 
 
 def image_input(tensor: Tensor) -> ImageInput | None:
-    """How a picture becomes this tensor; None: it is no batch of pictures."""
+    """Return the image input of a tensor, or None if it is no batch of pictures."""
     kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
     if kind != "f" and tensor.dtype != "uint8":
         return None
@@ -86,7 +81,7 @@ def _are_sides(height: int, width: int) -> bool:
     return _LEAST_SIDE <= height <= _MOST_SIDE and _LEAST_SIDE <= width <= _MOST_SIDE
 
 
-def _columns(schema: Schema, example: Example) -> list[FormField]:
+def _column_fields(schema: Schema, example: Example) -> list[FormField]:
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
     row = example.record() if example.values else {}
     fields = []
@@ -109,7 +104,7 @@ def _columns(schema: Schema, example: Example) -> list[FormField]:
     return fields
 
 
-def _tensor(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
+def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
     name = tensor.name or schema.inputs[0].name
     sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
     # by the signature's name, or the graph's where the only tensor has none
@@ -130,7 +125,7 @@ def _tensor(position: int, tensor: Tensor, schema: Schema, example: Example) -> 
 
 
 def _text(value: Any) -> str:
-    """A value as it is typed into a form; null is an empty field."""
+    """Return a value as it is typed into a form; null is an empty field."""
     if value is None or value != value:  # NaN stands for a missing number
         return ""
     return value if isinstance(value, str) else dump_json(value).decode()

@@ -1,7 +1,7 @@
-"""The pages: rendered here from templates, with headers that let them do little.
+"""The pages, rendered from templates, and the headers that restrict them.
 
-Everything that comes from a model or a request is text to a page: the templates escape it, and the policy allows no
-script that is not a file of this package, and no other host.
+Everything that comes from a model or a request is text to a page: the templates escape it, and the content security
+policy allows no script that is not a file of this package, and no other host.
 """
 
 import re
@@ -9,11 +9,10 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -41,7 +40,7 @@ _ASSETS = {
 }
 _HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
 _MOST_ENDPOINTS = 500
-"""How many endpoints a page lists; the others are reached by their address."""
+"""The endpoints that a page lists; the others are reached by their address."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -53,116 +52,107 @@ HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class _Ask:
-    """Where the try page sends its questions: where the answers hold the probabilities, if the model has any."""
-
-    path: str
-
-    @classmethod
-    def of(cls, subject: DescribedEndpoint) -> "_Ask":
-        artifact = subject.variant.loaded.predictor.artifact
-        has_classes = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
-        return cls(f"/endpoints/{quote(subject.endpoint, safe='')}/{'predict/batch' if has_classes else 'invocations'}")
-
-
 def asset(name: str) -> RawResponse:
-    """One of the files that the pages load."""
-    return RawResponse(200, _asset(name), _ASSETS[name], dict(HEADERS))
+    """Return one of the files that the pages load."""
+    return RawResponse(200, _read_asset(name), _ASSETS[name], dict(HEADERS))
 
 
 def openapi(server: Server, routes: Iterable[DocumentedRoute], endpoint: str | None) -> RawResponse:
-    """The OpenAPI document, of all endpoints or of one.
+    """Return the OpenAPI document, of all endpoints or of one.
 
     Raises:
-        NotReady, NotFound: as `Repository.lease`, for one endpoint.
+        NotReady, NotFound: see `DataPlane.select_variant`, for one endpoint.
     """
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
-    body = _once(server, ("openapi", only), lambda: dump_json(document.document(server, routes, only)))
+    body = _cached(server, ("openapi", only), lambda: dump_json(document.document(server, routes, only)))
     return RawResponse(200, body, headers={"Cache-Control": "no-store"})
 
 
 def try_page(server: Server, endpoint: str | None) -> RawResponse:
-    """The page to try an endpoint (None: the default one). Before a model is loaded it says so, and is there: 200."""
+    """Return the page to try an endpoint (None: the default one). Before a model is loaded, a notice with 200."""
     try:
         subject = describe_endpoint(server, endpoint)
     except (NotReady, NotFound) as error:
         return _notice(server, error, endpoint)
-    loaded = subject.variant.loaded
-    schema, example = loaded.predictor.schema, examples.example_of(loaded)
+    schema, example, artifact = subject.schema, subject.example, subject.artifact
     fields = form_fields(schema, example)
+    has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
     told = {
-        "ask": _Ask.of(subject).path,
+        "ask": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
         "isTable": bool(schema.columns),
-        "classes": list(loaded.predictor.artifact.classes),
-        "fields": [field.as_json() for field in fields],
+        "classes": list(artifact.classes),
+        "fields": [asdict(field) for field in fields],
     }
-    pasted = examples.csv_example(example) if schema.columns else _pasted(examples.invocations_example(schema, example))
+    pasted = (
+        examples.csv_example(example) if schema.columns else _json_text(examples.invocations_example(schema, example))
+    )
     return _page("try.html", server, subject, fields=fields, told=told, pasted=pasted, example=example)
 
 
 def docs_page(
     server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[DocumentedRoute]
 ) -> RawResponse:
-    """The document to be read, and the fields and an example of one endpoint (None: the default one)."""
+    """Return the page with the routes, the fields and an example of one endpoint (None: the default one)."""
     try:
         subject = describe_endpoint(server, endpoint)
     except (NotReady, NotFound) as error:
         return _notice(server, error, endpoint)
-    scheme, host = _base(request)
-    stand_in = f"[{_STAND_IN}]" if "[" in host else _STAND_IN  # a shell's quotes go by the brackets
+    scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else "http"
+    host = request.headers.get("host", "")
+    host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
+    placeholder = f"[{_HOST_PLACEHOLDER}]" if "[" in host else _HOST_PLACEHOLDER  # a shell's quotes depend on brackets
 
     def build() -> bytes:
-        loaded = subject.variant.loaded
-        schema, example = loaded.predictor.schema, examples.example_of(loaded)
-        base = f"{scheme}://{stand_in}"
+        schema, example, base = subject.schema, subject.example, f"{scheme}://{placeholder}"
         return _page(
             "docs.html",
             server,
             subject,
             fields=form_fields(schema, example),
-            outputs=loaded.predictor.artifact.outputs,
-            snippets=snippets(base, _invocations(subject), subject.endpoint, schema, example),
+            outputs=subject.artifact.outputs,
+            snippets=snippets(base, f"{subject.path}/invocations", subject.endpoint, schema, example),
             groups=_groups(document.document(server, routes, only=subject.endpoint)),
         ).body
 
-    html = _once(server, ("docs", subject.endpoint, scheme, stand_in), build)
-    return RawResponse(200, html.replace(stand_in.encode(), host.encode()), _HTML, dict(HEADERS))
+    html = _cached(server, ("docs", subject.endpoint, scheme, placeholder), build)
+    return RawResponse(200, html.replace(placeholder.encode(), host.encode()), _HTML, dict(HEADERS))
 
 
 @dataclass
-class _Built:
-    """What was built of the table of one repository, as long as that stays as it was."""
+class _Cache:
+    """The bodies that were rendered for one state of a repository."""
 
     state: Any
     bodies: dict[tuple[Any, ...], bytes] = field(default_factory=dict)
 
 
-_BUILT: "weakref.WeakKeyDictionary[Repository, _Built]" = weakref.WeakKeyDictionary()
-_BUILDING = threading.Lock()
-_MOST_BUILT_BYTES = 8 * 1024 * 1024
-_STAND_IN = f"host-{secrets.token_hex(8)}"
-"""Of the address that the caller knows, in a page that is kept for all; no model can have it among its texts."""
+_CACHES: "weakref.WeakKeyDictionary[Repository, _Cache]" = weakref.WeakKeyDictionary()
+_CACHE_LOCK = threading.Lock()
+_MAX_CACHED_BYTES = 8 * 1024 * 1024
+_HOST_PLACEHOLDER = f"host-{secrets.token_hex(8)}"
+"""Stands for the caller's address of the server in a cached page. No model can have it among its texts."""
 
 
-def _once(server: Server, what: tuple[Any, ...], build: Callable[[], bytes]) -> bytes:
-    """What `build` makes, made once as long as the same versions are served: it takes milliseconds, and seconds where
-    a model has thousands of columns."""
-    with _BUILDING:
-        state = _state_of(server)
-        kept = _BUILT.get(server.repository)
-        if kept is None or kept.state != state:
-            kept = _BUILT[server.repository] = _Built(state)
-        if what not in kept.bodies:
+def _cached(server: Server, key: tuple[Any, ...], build: Callable[[], bytes]) -> bytes:
+    """Return the result of `build`, cached as long as the same versions are served.
+
+    A page takes milliseconds, and seconds for a model with thousands of columns.
+    """
+    with _CACHE_LOCK:
+        state = _served_state(server)
+        cache = _CACHES.get(server.repository)
+        if cache is None or cache.state != state:
+            cache = _CACHES[server.repository] = _Cache(state)
+        if key not in cache.bodies:
             body = build()
-            while kept.bodies and sum(map(len, kept.bodies.values())) + len(body) > _MOST_BUILT_BYTES:
-                del kept.bodies[next(iter(kept.bodies))]
-            kept.bodies[what] = body
-        return kept.bodies[what]
+            while cache.bodies and sum(map(len, cache.bodies.values())) + len(body) > _MAX_CACHED_BYTES:
+                del cache.bodies[next(iter(cache.bodies))]
+            cache.bodies[key] = body
+        return cache.bodies[key]
 
 
-def _state_of(server: Server) -> list[tuple[Any, ...]]:
-    """All that the pages say of what is served, without holding a version in memory."""
+def _served_state(server: Server) -> list[tuple[Any, ...]]:
+    """Return everything about the served versions that the pages show, without holding a version in memory."""
     return [
         (
             name,
@@ -179,51 +169,42 @@ def _state_of(server: Server) -> list[tuple[Any, ...]]:
     ]
 
 
-def _invocations(subject: DescribedEndpoint) -> str:
-    return f"/endpoints/{quote(subject.endpoint, safe='')}/invocations"
-
-
-def _pasted(body: dict[str, Any]) -> str:
+def _json_text(body: dict[str, Any]) -> str:
     return dump_json(body).decode() if body else ""
 
 
-def _base(request: RawRequest) -> tuple[str, str]:
-    """The server's scheme and host as the caller knows them."""
-    host = request.headers.get("host", "")
-    scheme = request.headers.get("x-forwarded-proto", "http")
-    return "https" if scheme == "https" else "http", host if _HOST.fullmatch(host) else "127.0.0.1:8080"
-
-
-def _groups(described: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The operations by tag, without the files of the pages."""
+def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the operations by tag, without the files of the pages."""
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
-    for path, operations in described["paths"].items():
+    for path, operations in openapi["paths"].items():
         if not path.startswith("/pages/"):
             for method, operation in operations.items():
-                groups.setdefault(operation["tags"][0], []).append(_row(path, method, operation))
+                groups.setdefault(operation["tags"][0], []).append(_operation_row(path, method, operation))
     return {tag: rows for tag, rows in groups.items() if rows}
 
 
-def _row(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:
+def _operation_row(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:
+    parameters = [
+        (one["name"], one["in"], one.get("description") or "one of " + ", ".join(one["schema"].get("enum", [])))
+        for one in operation.get("parameters", [])
+    ]
     content = operation.get("requestBody", {}).get("content", {})
+    examples = {media_type: body.get("example") for media_type, body in content.items()}
     return {
         "method": method.upper(),
         "path": path,
         "summary": operation["summary"],
-        "parameters": [
-            (said["name"], said["in"], said.get("description") or "one of " + ", ".join(said["schema"].get("enum", [])))
-            for said in operation.get("parameters", [])
-        ],
+        "parameters": parameters,
         "bodies": {
-            media_type: said["example"] if isinstance(said.get("example"), str) else _pasted(said.get("example") or {})
-            for media_type, said in content.items()
+            media_type: example if isinstance(example, str) else _json_text(example or {})
+            for media_type, example in examples.items()
         },
-        "responses": [(status, said["description"]) for status, said in operation["responses"].items()],
+        "responses": [(status, response["description"]) for status, response in operation["responses"].items()],
     }
 
 
 def _notice(server: Server, error: OnnxserveError, endpoint: str | None) -> RawResponse:
-    """A page that says why there is nothing to try. Who asks for the plain page asks whether the server lives."""
+    """Return a page with the reason why there is nothing to try; 200 for the plain page: the server lives."""
     status = 200 if endpoint is None else error.http_status
     return _page("notice.html", server, None, status=status, message=error.message, is_starting=status != 404)
 
@@ -240,7 +221,7 @@ def _page(
             onnxserve_version=__version__,
             subject=subject,
             loaded=subject.variant.loaded if subject else None,
-            artifact=subject.variant.loaded.predictor.artifact if subject else None,
+            artifact=subject.artifact if subject else None,
             variants=variants,
             endpoints=endpoints,
             **values,
@@ -262,5 +243,5 @@ def _templates() -> Environment:
 
 
 @cache
-def _asset(name: str) -> bytes:
+def _read_asset(name: str) -> bytes:
     return (_HERE / "static" / name).read_bytes()

@@ -1,4 +1,4 @@
-"""The same question in the words of a shell, of Python and of Triton's client."""
+"""Code that sends the example of an endpoint: in a shell, in Python, and by Triton's client."""
 
 import json
 import shlex
@@ -21,26 +21,26 @@ _NUMPY = {
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """A piece of code that runs as it stands."""
+    """A piece of code that runs as it is."""
 
     title: str
     code: str
 
 
 def snippets(base: str, path: str, endpoint: str, schema: Schema, example: Example) -> list[Snippet]:
-    """Code that asks for the example's predictions.
+    """Return code that asks for the example's predictions.
 
     Args:
         base: the server's address, as http://127.0.0.1:8080.
-        path: the endpoint's route of MLflow's protocol.
+        path: the endpoint's `/invocations`.
     """
     body = invocations_example(schema, example)
     if not body:
         return []
-    told = [Snippet("curl", _curl(base + path, body)), Snippet("Python, requests", _requests(base + path, body))]
+    found = [Snippet("curl", _curl(base + path, body)), Snippet("Python, requests", _requests(base + path, body))]
     if tensors := v2_example(schema, example):
-        told.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors)))
-    return told
+        found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors)))
+    return found
 
 
 def _curl(url: str, body: dict[str, Any]) -> str:
@@ -55,7 +55,7 @@ def _requests(url: str, body: dict[str, Any]) -> str:
 
 
 def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
-    """With tritonclient[http]; nothing but names, shapes and values differs between models."""
+    """Return code for tritonclient[http]; only names, shapes and values differ between models."""
     lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
     for entry in body["inputs"]:
         values = f"np.array({_python(entry['data'])}, dtype=np.{_NUMPY.get(entry['datatype'], 'float32')})"
@@ -77,7 +77,7 @@ def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
 
 
 def _python(values: Any) -> str:
-    """Lists as Python writes them, null as the NaN of floating point."""
+    """Return lists as Python writes them, with null as NaN for floating point."""
     return repr(values).replace("None", "np.nan") if not _has_text(values) else repr(values)
 
 

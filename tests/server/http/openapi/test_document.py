@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.openapi.document import MOST_ENDPOINTS
+from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS
 from mlflow_deploy_plugin.server.http.pages import site
 from mlflow_deploy_plugin.server.http.routes import handle_request, list_routes
 from tests.support import page_models
@@ -98,7 +98,7 @@ def test_what_is_kept_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch
     for name in ("flights", "digits", "tensor", "single"):
         assert ask(server, f"/endpoints/{name}/openapi.json").status == 200
         assert ask(server, f"/endpoints/{name}/docs").status == 200
-    assert 0 < sum(map(len, site._BUILT[server.repository].bodies.values())) <= 400_000
+    assert 0 < sum(map(len, site._CACHES[server.repository].bodies.values())) <= 400_000
 
 
 def test_it_is_valid(server: Server) -> None:
@@ -185,7 +185,7 @@ def test_an_endpoint_without_an_example_shows_zeros(server: Server) -> None:
 def test_many_endpoints_are_described_one_by_one(
     serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
 ) -> None:
-    count = MOST_ENDPOINTS + 1
+    count = MAX_ENDPOINTS + 1
     server = serve_here({f"e{number}": {"v": tools.variant(model_folders["single"])} for number in range(count)})
     document = fetched(server)
     assert {path for path in document["paths"] if path.endswith("/invocations")} == {
