@@ -1,9 +1,23 @@
+"""The columns of the log: their names, their types and their texts."""
+
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import Array, cast_columns, cast_columns_losslessly
+from mlflow_deploy_plugin.runtime import (
+    Array,
+    OnnxModel,
+    as_key,
+    as_text,
+    cast_columns,
+    cast_columns_losslessly,
+    to_log_columns,
+)
+from tests.support.models import write_model
 
 
 @pytest.mark.parametrize(
@@ -67,3 +81,36 @@ def test_a_column_of_the_log_takes_the_type_of_the_signature_where_nothing_is_lo
     typed = cast_columns_losslessly({"x": wanted}, {"x": given})["x"]
     assert typed.dtype == dtype
     np.testing.assert_array_equal(typed.astype(given.dtype), given)
+
+
+SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+
+
+def column(name: str, kind: str = "double") -> dict[str, Any]:
+    return {"name": name, "type": kind, "required": True}
+
+
+def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) -> None:
+    model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
+    feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
+    rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
+    assert {name: array.tolist() for name, array in rows.items()} == {"p": [1, 2], "q": [3, 4], "prediction": [4, 6]}
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "key"),
+    [
+        (None, None, None),
+        (float("nan"), None, None),
+        (1.0, "1", "1"),
+        (True, "true", "1"),
+        ("False", "False", "0"),
+        (np.float32(0.1), "0.1", "0.1"),
+        (np.int64(7), "7", "7"),
+        (Decimal("1.50"), "1.5", "1.5"),
+        (date(2026, 6, 1), "2026-06-01", "2026-06-01"),
+        (1e300, "1e+300", "1e+300"),
+    ],
+)
+def test_values_are_texts_that_are_equal_where_the_values_are(value: Any, text: str | None, key: str | None) -> None:
+    assert (as_text(value), as_key(value)) == (text, key)

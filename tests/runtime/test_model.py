@@ -1,6 +1,5 @@
 """Models from folders on disk: what is read, what is bound, what is refused, what they answer."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +7,24 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
-from mlflow_deploy_plugin.runtime import OnnxModel, read_artifact, to_log_columns
+from mlflow_deploy_plugin.runtime import OnnxModel
 from tests.support.models import write_model
 
 SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+
+
 TWO = "g (float[N] a, int64[N] b) => (float[N] y, int64[N] n) { y = Neg(a) \n n = Neg(b) }"
+
+
 TEXT = "g (string[N,1] s) => (string[N,1] t) { t = Identity(s) }"
+
+
 ZIPMAP = (
     "g (float[N,2] p) => (seq(map(string, float)) probability)"
     '{ probability = ai.onnx.ml.ZipMap<classlabels_strings = ["no", "yes"]>(p) }'
 )
+
+
 FIXED = "g (float[2,2] X) => (float[2,2] y) { y = Neg(X) }"
 
 
@@ -89,57 +96,6 @@ def test_what_the_graph_refuses_is_an_error_in_one_line(tmp_path: Path) -> None:
         model.run({"X": np.zeros((3, 2), np.float32)})
     assert "X" in caught.value.message
     assert "\n" not in caught.value.message
-
-
-def test_rows_for_the_log_hold_the_columns_and_the_prediction(tmp_path: Path) -> None:
-    model = OnnxModel.load(write_model(tmp_path, SUM, [column("p"), column("q")]))
-    feeds = model.schema.from_columns({"p": [1, 2], "q": [3, 4]})
-    rows = to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds))
-    assert {name: array.tolist() for name, array in rows.items()} == {"p": [1, 2], "q": [3, 4], "prediction": [4, 6]}
-
-
-BROKEN: list[tuple[str, str, str]] = [
-    ("no yaml", "a: [", "cannot be read"),
-    ("no mapping", "5", "not a mapping"),
-    ("no flavors", "flavors: {}", "flavors none"),
-    ("another flavor", "flavors: {sklearn: {}}", "flavors sklearn"),
-    ("no data", "flavors: {onnx: {}}", "KeyError: 'data'"),
-    ("a file that is not there", "flavors: {onnx: {data: other.onnx}}", "lacks its file 'other.onnx'"),
-    ("a file outside", "flavors: {onnx: {data: ../model.onnx}}", "outside"),
-    ("an absolute file", "flavors: {onnx: {data: /etc/hostname}}", "outside"),
-    ("a signature that is no JSON", "flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: '['}", "JSONDecodeError"),
-    ("flavors that are a list", "flavors: [onnx]", "has the flavors none"),
-    ("a signature that is a text", "flavors: {onnx: {data: model.onnx}}\nsignature: x", "cannot be understood"),
-    ("parity that is a text", "flavors: {onnxserve: {data: model.onnx, parity: proven}}", "cannot be understood"),
-    ("a reference that is a text", "flavors: {onnxserve: {data: model.onnx, reference: x}}", "cannot be understood"),
-    (
-        "a column of a type that ONNX lacks",
-        'flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: \'[{"name": "t", "type": "datetime"}]\'}',
-        "'t' has the type 'datetime'",
-    ),
-]
-
-
-@pytest.mark.parametrize(("text", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_a_broken_mlmodel_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"")
-    (tmp_path / "MLmodel").write_text(text)
-    with pytest.raises(InvalidArtifact, match=words) as caught:
-        read_artifact(tmp_path)
-    assert "\n" not in caught.value.message
-
-
-def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "model", SUM)
-    os.rename(folder / "model.onnx", tmp_path / "elsewhere.onnx")
-    os.symlink(tmp_path / "elsewhere.onnx", folder / "model.onnx")
-    with pytest.raises(InvalidArtifact, match="outside"):
-        read_artifact(folder)
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArtifact, match="no MLmodel file"):
-        read_artifact(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x0a"])

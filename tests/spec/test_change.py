@@ -6,9 +6,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.spec import (
     add_variant,
     apply_config,
-    dump_spec,
     duration_seconds,
-    load_specs,
     new_endpoint,
     remove_variant,
 )
@@ -102,29 +100,6 @@ def test_a_variant_is_removed_unless_none_would_answer() -> None:
     assert remove_variant(spec, "candidate") == new_endpoint("flights", "m")
     with pytest.raises(InvalidConfig, match="no variant answers"):
         remove_variant(spec, "flights")
-
-
-def test_a_caller_sticks_by_one_of_header_and_key_and_the_last_one_said_holds() -> None:
-    by_header = apply_config(flights(), {"sticky.header": "X-User-Id"})
-    assert by_header.sticky is not None
-    assert by_header.sticky.header == "x-user-id"
-    assert load_specs(dump_spec(by_header)) == [by_header]
-
-    by_key = apply_config(by_header, {"sticky.key": "user"})
-    assert by_key.sticky is not None
-    assert (by_key.sticky.header, by_key.sticky.key) == (None, "user")
-    assert apply_config(by_key, {"sticky.key": ""}).sticky is None
-    with pytest.raises(InvalidConfig, match="exactly one of header and key"):
-        apply_config(flights(), {"sticky.header": "X-User-Id", "sticky.key": "user"})
-
-
-def test_a_passed_gate_can_be_required_and_no_longer_required() -> None:
-    gated = apply_config(flights(), {"require": "gate=passed"})
-    assert gated.require == "gate=passed"
-    assert load_specs(dump_spec(gated)) == [gated]
-    assert apply_config(gated, {"require": ""}).require is None
-    with pytest.raises(InvalidConfig, match=r"require: .*gate=passed"):
-        apply_config(gated, {"require": "gate=maybe"})
 
 
 def test_fields_are_typed_from_the_texts_of_a_command_line_and_an_empty_one_brings_the_default_back() -> None:

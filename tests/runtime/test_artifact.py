@@ -1,0 +1,56 @@
+"""A model's folder is read, or refused in one line."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.runtime import read_artifact
+from tests.support.models import write_model
+
+SUM = "g (float[N,2] X) => (float[N] y) <int64[1] axis = {1}> { y = ReduceSum<keepdims=0>(X, axis) }"
+
+
+BROKEN: list[tuple[str, str, str]] = [
+    ("no yaml", "a: [", "cannot be read"),
+    ("no mapping", "5", "not a mapping"),
+    ("no flavors", "flavors: {}", "flavors none"),
+    ("another flavor", "flavors: {sklearn: {}}", "flavors sklearn"),
+    ("no data", "flavors: {onnx: {}}", "KeyError: 'data'"),
+    ("a file that is not there", "flavors: {onnx: {data: other.onnx}}", "lacks its file 'other.onnx'"),
+    ("a file outside", "flavors: {onnx: {data: ../model.onnx}}", "outside"),
+    ("an absolute file", "flavors: {onnx: {data: /etc/hostname}}", "outside"),
+    ("a signature that is no JSON", "flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: '['}", "JSONDecodeError"),
+    ("flavors that are a list", "flavors: [onnx]", "has the flavors none"),
+    ("a signature that is a text", "flavors: {onnx: {data: model.onnx}}\nsignature: x", "cannot be understood"),
+    ("parity that is a text", "flavors: {onnxserve: {data: model.onnx, parity: proven}}", "cannot be understood"),
+    ("a reference that is a text", "flavors: {onnxserve: {data: model.onnx, reference: x}}", "cannot be understood"),
+    (
+        "a column of a type that ONNX lacks",
+        'flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: \'[{"name": "t", "type": "datetime"}]\'}',
+        "'t' has the type 'datetime'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_a_broken_mlmodel_file_is_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    (tmp_path / "MLmodel").write_text(text)
+    with pytest.raises(InvalidArtifact, match=words) as caught:
+        read_artifact(tmp_path)
+    assert "\n" not in caught.value.message
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", SUM)
+    os.rename(folder / "model.onnx", tmp_path / "elsewhere.onnx")
+    os.symlink(tmp_path / "elsewhere.onnx", folder / "model.onnx")
+    with pytest.raises(InvalidArtifact, match="outside"):
+        read_artifact(folder)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArtifact, match="no MLmodel file"):
+        read_artifact(tmp_path / "nothing")
