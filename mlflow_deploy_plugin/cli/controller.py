@@ -42,8 +42,8 @@ import click
 def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, metrics_port: int | None) -> None:
     """Run rollouts, monitors and retrainings until it is ended.
 
-    Of several on one store, one runs monitors and retrainings, and the others wait to take over. Rollouts are run by
-    one beside the servers.
+    With several controllers on one store, one runs monitors and retrainings, and the others wait to take over.
+    Rollouts are run by a controller on the machine of the servers.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
     from mlflow_deploy_plugin.controller.service import run_controller

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import opened_deployments, output_option
-from mlflow_deploy_plugin.cli.output.terminal import align_columns
+from mlflow_deploy_plugin.cli.output.terminal import align_columns, show_lines
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
@@ -55,10 +55,8 @@ def list_(output: str) -> None:
     if not found:
         click.echo(f"there are no deployments: `{_CREATE}` makes one")
         return
-    for line in align_columns([_COLUMNS, *(row for one in found for row in _rows(one, of_endpoint[one["name"]]))]):
-        click.echo(line)
-    for line in (line for one in found for line in _reasons(one)):
-        click.echo(line)
+    show_lines(align_columns([_COLUMNS, *(row for one in found for row in _rows(one, of_endpoint[one["name"]]))]))
+    show_lines(line for one in found for line in _reasons(one))
 
 
 @click.command()

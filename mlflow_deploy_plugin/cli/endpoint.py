@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlflow_deploy_plugin.cli.options import key_values, opened_deployments, output_option, why_option
-from mlflow_deploy_plugin.cli.output.terminal import align_columns
+from mlflow_deploy_plugin.cli.output.terminal import align_columns, show_lines
 
 _config = click.option(
     "-C",
@@ -131,8 +131,7 @@ def list_(output: str) -> None:
         weights = [f"{name}={weight}" for name, weight in one["traffic"].items()]
         shadows = [f"{name}=shadow" for name in one["shadows"]]
         rows.append((one["name"], one["state"], " ".join([*weights, *shadows]) or "-", one["url"]))
-    for line in align_columns([head, *rows]):
-        click.echo(line)
+    show_lines(align_columns([head, *rows]))
 
 
 def _show(observed: Any, output: str) -> None:
@@ -148,8 +147,7 @@ def _show(observed: Any, output: str) -> None:
         share = "shadow" if one["shadow"] else str(one["weight"])
         version = f"version {one['version']}" if one["version"] else ""
         rows.append((f"  {name}", share, one["model_uri"], version, one["state"], one["error"]))
-    for line in align_columns(rows):
-        click.echo(line)
+    show_lines(align_columns(rows))
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
             click.echo(f"  {key}: {described[key]}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_deploy_plugin.cli.options import opened_store
-from mlflow_deploy_plugin.cli.output.terminal import printable
+from mlflow_deploy_plugin.cli.output.terminal import printable, show_lines
 from mlflow_deploy_plugin.errors import NotFound
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ _UNITS = {"every": " s", "seconds": " s"}
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
     """Show who changed what, when and why.
 
-    Shown is what happened to the endpoint NAME and to the models that it serves, oldest first; without NAME, what
-    happened to everything. What was deleted keeps its history. A step of a rollout, a promotion and a rollback are
-    one entry here; as JSON, what was done for them (the traffic, the gate, tags, the move in MLflow) stands beside it.
+    The list has the events of the endpoint NAME and of the models that it serves, oldest first; without NAME, all
+    events. A deleted endpoint keeps its history. A step of a rollout, a promotion and a rollback are one entry here;
+    JSON has also the events that belong to them (the traffic, the gate, tags, the move in MLflow).
     """
     # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.nearest import did_you_mean, join_names
@@ -59,8 +59,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
         lines = ["[" + ",\n ".join(map(event_as_json, found)) + "]"]
     else:
         lines = [line for event in without_step_events(found) if not _is_part_of_step(event) for line in _lines(event)]
-    for line in lines:
-        click.echo(line)
+    show_lines(lines)
     if not found and output == "text":
         click.echo(f"nothing is known of {model or name or 'anything'}", err=True)
 

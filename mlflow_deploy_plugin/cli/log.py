@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from mlflow_deploy_plugin.cli.options import output_option
+from mlflow_deploy_plugin.cli.output.terminal import show_lines
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
 
@@ -93,8 +94,8 @@ def query(
       onnxserve log query flights labelled.parquet --where "_label IS NOT NULL"
       onnxserve log query flights --sql "SELECT _version, count(*) FROM log GROUP BY ALL"
 
-    The SQL is DuckDB's. It sees the rows as the table log, and nothing else. A label is that of the row's prediction
-    id or key; of several the last one. A name with a dot stands in quotes: "output.probabilities".
+    The SQL is DuckDB's. It sees the rows as the table log, and nothing else. A row has the label of its prediction id
+    or key, the last one if there are several. A name with a dot is quoted: "output.probabilities".
     """
     if sql and (where or select or order_by):
         raise InvalidConfig("--sql is the whole statement: leave --where, --select and --order-by out")
@@ -125,8 +126,7 @@ def query(
         if is_table:
             from mlflow_deploy_plugin.cli.output.log import table_lines
 
-            for line in table_lines(result, shown):
-                click.echo(line)
+            show_lines(table_lines(result, shown))
         else:
             _write(result, cast(FileFormat, output), file)
     _warn_of_unreadable(opened)
@@ -140,10 +140,10 @@ def query(
 def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     """Count what was captured of the endpoint NAME.
 
-    Counted are rows by version, variant and time, labels, and what is missing. Answered, captured, dropped and shipped
-    rows are what the agents have counted since their servers were first started; so rows that were answered and are not
-    in the log are seen. Of an endpoint whose name a deleted one had, what was received since it was made is counted;
-    --since counts what the other has left, too.
+    The figures are rows by version, variant and time, labels, and missing rows. The agents count answered, captured,
+    dropped and shipped rows since their servers were first started, which shows rows that were answered and are not in
+    the log. If a deleted endpoint had the same name, only rows since the present one was created are counted; --since
+    counts the older ones, too.
     """
     from mlflow_deploy_plugin.cli.output.log import stats_json, stats_lines
     from mlflow_deploy_plugin.inference_log import log_stats, parse_time_range
@@ -154,8 +154,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         said = f"what was received before {opened.since:%Y-%m-%d %H:%M:%S}Z is of a deleted endpoint of this name"
         click.echo(f"{name}: {said}, and is not counted (--since counts it)", err=True)
     found = log_stats(opened, name, span)
-    for line in [stats_json(found)] if output == "json" else stats_lines(found, opened.shown):
-        click.echo(line)
+    show_lines([stats_json(found)] if output == "json" else stats_lines(found, opened.shown))
     _warn_of_unreadable(opened)
 
 
@@ -185,7 +184,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 def compact(name: str) -> None:
     """Compact the many small files of the endpoint NAME.
 
-    Those of each hour that is over become one. Rows stay as they are, and readers and agents go on meanwhile.
+    The files of an hour that is over become one. Rows stay as they are, and readers and agents go on meanwhile.
     `onnxserve controller` does the same once an hour.
     """
     from mlflow_deploy_plugin.inference_log import compact as make_one

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from mlflow_deploy_plugin.cli.options import key_values, opened_deployments, output_option, why_option
-from mlflow_deploy_plugin.cli.output.terminal import align_columns, show_progress
+from mlflow_deploy_plugin.cli.output.terminal import align_columns, show_lines, show_progress
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def monitor() -> None:
 def list_(name: str | None, output: str) -> None:
     """List the monitors, of all endpoints or of NAME.
 
-    Shown is how each stands, what it found last, and when it is due.
+    The list shows the state of each, its last result, and when it is due next.
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.output.monitor import MONITOR_HEAD, monitor_document, monitor_row
@@ -72,8 +72,7 @@ def list_(name: str | None, output: str) -> None:
     if not found:
         click.echo(f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one")
         return
-    for line in align_columns([MONITOR_HEAD, *[monitor_row(one) for one in found]]):
-        click.echo(line)
+    show_lines(align_columns([MONITOR_HEAD, *[monitor_row(one) for one in found]]))
     for one in found:
         if one.why:
             click.echo(f"{one.endpoint} {one.monitor}: {one.why}")
@@ -120,7 +119,7 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
 def pause(name: str, monitor_name: str, why: str) -> None:
     """Pause the monitor MONITOR of the endpoint NAME.
 
-    It is left alone until it is resumed; the windows that it has missed are made up then.
+    It judges nothing until it is resumed; the windows that it has missed are judged then.
     """
     _pause(name, monitor_name, True, why)
 
@@ -288,9 +287,9 @@ def run_drift(
 ) -> None:
     """Judge a window of the endpoint NAME now, with other bounds.
 
-    It is `onnxserve monitor run`, for once: the window is logged to MLflow. With --min-rows or --false-alarm-rate it
-    stands there alone: what is found is no verdict of the monitor's. So it does with a file instead of captured rows,
-    for which no endpoint has to be there:
+    It is `onnxserve monitor run` for one window, which is logged to MLflow. With --min-rows or --false-alarm-rate the
+    result is in MLflow alone, and is no verdict of the monitor. The same holds for a file instead of captured rows,
+    which needs no endpoint:
 
     \b
       onnxserve drift run cancer --rows recent.csv --reference training.csv
@@ -339,8 +338,7 @@ def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: 
     if output == "json":
         click.echo(json.dumps(result_document(stored, evaluated)))
         return
-    for line in result_lines(stored, evaluated):
-        click.echo(line)
+    show_lines(result_lines(stored, evaluated))
 
 
 def _judge_files(name: str, rows: str, reference: str, output: str, **bounds: float | None) -> None:

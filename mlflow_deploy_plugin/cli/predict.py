@@ -51,7 +51,7 @@ _KINDS = click.Choice(FILE_FORMATS)
     default=1000,
     show_default=True,
     metavar="ROWS",
-    help="Number of rows that are asked at once.",
+    help="Number of rows in a request.",
 )
 def predict(
     model_uri: str | None,

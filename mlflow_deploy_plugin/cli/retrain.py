@@ -61,9 +61,9 @@ def retrain(
 ) -> None:
     """Train what is served on what was captured and labelled.
 
-    The model that the endpoint NAME serves is trained now, as the `retrain` of its monitor says. The run's version is
-    judged by its gate beside what is served, and then brought by a rollout, proposed, or left. Cool-down and budget are
-    for alarms; what a person asks for is done. `onnxserve controller` does the work.
+    The model that the endpoint NAME serves is trained now, as the `retrain` of its monitor says. The gate compares the
+    run's version with the served one; then it comes by a rollout, is proposed, or is left. Cool-down and budget limit
+    alarms, not people. `onnxserve controller` does the work.
 
     \b
       onnxserve retrain flights --mode incremental --why 'new carrier'

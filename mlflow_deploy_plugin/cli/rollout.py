@@ -75,9 +75,9 @@ def rollout(
     """Bring a new version by steps, and back if it is bad.
 
     Each step gives it more of the traffic of the endpoint NAME and judges it by live numbers against the version that
-    answers now. After the last one it is promoted; where it is proved worse, everything goes back by itself. `onnxserve
-    controller` does the work: where none runs, and without --wait, nothing is begun. Exit status 1 where --wait sees it
-    end otherwise than promoted.
+    answers now. After the last step it is promoted; if it proves worse, everything goes back by itself. `onnxserve
+    controller` does the work: if none runs, nothing begins without --wait. Exit status 1 if --wait sees the rollout
+    end other than promoted.
 
     \b
       onnxserve rollout flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_deploy_plugin.cli.options import opened_store, why_option
+from mlflow_deploy_plugin.cli.output.terminal import show_lines
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import Silence
@@ -45,7 +46,7 @@ def silence(
 ) -> None:
     """Silence the alerts of an endpoint for a while.
 
-    The monitors of the endpoint NAME go on; what is still wrong when the silence ends is told then.
+    The monitors of the endpoint NAME go on; an alarm that still holds when the silence ends is sent then.
 
     \b
       onnxserve silence flights --monitor daily --for 2h --why 'a known storm'
@@ -68,8 +69,7 @@ def silence(
                 store.require_endpoint(name)  # raises for an unknown name
             if not active and output == "text":
                 click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
-            for line in [_json(active)] if output == "json" else map(_line, active):
-                click.echo(line)
+            show_lines([_json(active)] if output == "json" else map(_line, active))
         elif number is not None:
             if silences.end(number) is None:
                 raise NotFound(f"there is no silence {number}; onnxserve silence --list shows those that hold")

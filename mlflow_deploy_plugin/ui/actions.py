@@ -7,8 +7,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import requests
 
@@ -16,6 +18,9 @@ from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryU
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.ui.jobs import Job, read_job, write_job
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.deployments import Deployments
 
 _TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
@@ -32,29 +37,22 @@ def main(path: Path) -> int:
     try:
         os.environ["MLFLOW_TRACKING_URI"] = _reachable(job.servers)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", _MLFLOW_SECONDS)
-        message = _act(job)
+        settings = load_settings()
+        with closing(open_store(settings.store_url)) as store:
+            message = _ACTIONS[job.arguments["action"]](job, store, settings)
     except OnnxserveError as error:
         write_job(path, replace(job, state="failed", message=error.message))
         return 1
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
-        # what is no MLflowException goes on to the log with its traceback, and the server says its last line
+        # another exception goes to the log with its traceback, and the server shows the last line
         if not isinstance(error, MlflowException):
             raise
         write_job(path, replace(job, state="failed", message=" ".join(str(error).split())))
         return 1
     write_job(path, replace(job, state="done", message=message))
     return 0
-
-
-def _act(job: Job) -> str:
-    settings = load_settings()
-    store = open_store(settings.store_url)
-    try:
-        return _ACTIONS[job.arguments["action"]](job, store, settings)
-    finally:
-        store.close()
 
 
 def _reachable(servers: tuple[str, ...]) -> str:
@@ -72,23 +70,18 @@ def _reachable(servers: tuple[str, ...]) -> str:
 
 
 def _traffic(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.deployments import Deployments
-    from mlflow_deploy_plugin.ui.blockers import server_blocker
-
     endpoint, weights = job.arguments["endpoint"], job.arguments["weights"]
-    deployments = Deployments(store, settings, print)
-    _check(server_blocker(deployments.get_endpoint(endpoint)))
-    deployments.set_traffic(endpoint, weights, why=job.arguments["why"], actor=job.actor)
+    _deployments_of_running(endpoint, store, settings).set_traffic(
+        endpoint, weights, why=job.arguments["why"], actor=job.actor
+    )
     return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
 
 
 def _rollback(job: Job, store: Store, settings: Settings) -> str:
     from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
-    from mlflow_deploy_plugin.deployments import Deployments
-    from mlflow_deploy_plugin.ui.blockers import server_blocker
 
-    endpoint, deployments = job.arguments["endpoint"], Deployments(store, settings, print)
-    _check(server_blocker(deployments.get_endpoint(endpoint)))
+    endpoint = job.arguments["endpoint"]
+    deployments = _deployments_of_running(endpoint, store, settings)
     done = rollback(endpoint, job.arguments["why"], job.actor, deployments=deployments)
     return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
 
@@ -120,9 +113,15 @@ def _gate(job: Job, store: Store, settings: Settings) -> str:
     return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
 
 
-def _check(refusal: str) -> None:
-    if refusal:
-        raise InvalidConfig(refusal)
+def _deployments_of_running(endpoint: str, store: Store, settings: Settings) -> "Deployments":
+    """Return the deployments; raise InvalidConfig if the server of the endpoint does not run."""
+    from mlflow_deploy_plugin.deployments import Deployments
+    from mlflow_deploy_plugin.ui.blockers import server_blocker
+
+    deployments = Deployments(store, settings, print)
+    if blocker := server_blocker(deployments.get_endpoint(endpoint)):
+        raise InvalidConfig(blocker)
+    return deployments
 
 
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {

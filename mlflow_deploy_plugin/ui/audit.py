@@ -1,5 +1,7 @@
-"""What follows a change in MLflow's server, which must never wait for it or fail by it: a line in the audit trail, and
-a word to the agents of this machine."""
+"""The audit trail of MLflow's server, and the notice to the agents of this machine.
+
+A request to MLflow never waits for them and never fails by them.
+"""
 
 import logging
 import threading

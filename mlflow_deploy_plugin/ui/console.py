@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.registry import event_as_json, event_history
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.ui import csrf
 from mlflow_deploy_plugin.ui.audit import AuditTrail
-from mlflow_deploy_plugin.ui.form import FormAction, no_endpoint, parse_form
+from mlflow_deploy_plugin.ui.form import no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.overview import build_overview
@@ -36,18 +36,14 @@ def install(app: Flask, settings: Settings, trail: AuditTrail) -> None:
     folder = settings.home_path / "console"
     csrf.install(app, folder / "key")
     prefix = _add_static_prefix("/").rstrip("/")
-    console = _Console(
-        settings=settings,
-        trail=trail,
-        prefix=prefix,
-        jobs=Jobs(folder / "jobs"),
-    )
+    console = _Console(settings, trail, prefix, Jobs(folder / "jobs"))
     pages = Blueprint("onnxserve", __name__, template_folder="templates")
     base = f"{prefix}{PATH}"
     pages.add_url_rule(base, "page", console.page, methods=["GET"])
     pages.add_url_rule(f"{base}/act", "act", console.act, methods=["POST"])
     pages.add_url_rule(f"{base}/history.jsonl", "history", console.export, methods=["GET"])
     pages.add_url_rule(f"{base}/console.css", "style", _style, methods=["GET"])
+    pages.after_request(_add_headers)
     app.register_blueprint(pages)
     allow_pages("GET", base, f"{base}/history.jsonl", f"{base}/console.css")
     allow_pages("POST", f"{base}/act")
@@ -63,6 +59,7 @@ class _Console:
         self._jobs = jobs
 
     def page(self) -> Response:
+        """Return the page, with the job that it follows."""
         return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def act(self) -> Response:
@@ -76,7 +73,9 @@ class _Console:
                 raise no_endpoint(endpoint)
             action = parse_form(request.form, store)
             if not may_act_on(action.models):
-                return self._render(error=_not_allowed(action), status=403)
+                models = " and ".join(action.models) or "what is not registered"
+                error = f"you may not {action.description}: that takes the permission to edit {models}"
+                return self._render(error=error, status=403)
             job = self._jobs.start(
                 action.description,
                 who.actor,
@@ -85,9 +84,9 @@ class _Console:
                 _credentials(),
                 has_account=bool(who.user),
             )
-        except OnnxserveError as error:
-            return self._render(error=error.message, status=error.http_status)
-        return _finished(make_response(redirect(f"{self._prefix}{PATH}?job={job.id}", 303)))
+        except OnnxserveError as failure:
+            return self._render(error=failure.message, status=failure.http_status)
+        return make_response(redirect(f"{self._prefix}{PATH}?job={job.id}", 303))
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
@@ -96,9 +95,9 @@ class _Console:
             found = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
             shown = visible_events(store, found)
         except OnnxserveError as error:
-            return _finished(make_response(error.message, error.http_status, {"Content-Type": "text/plain"}))
+            return make_response(error.message, error.http_status, {"Content-Type": "text/plain"})
         lines = "".join(f"{event_as_json(event)}\n" for event in shown)
-        return _finished(make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"}))
+        return make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"})
 
     def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
         from mlflow.server import handlers
@@ -122,7 +121,7 @@ class _Console:
             pages=pages,
             onnxserve_version=__version__,
         )
-        return _finished(make_response(html, status))
+        return make_response(html, status)
 
     def _servers(self) -> tuple[str, ...]:
         """Return addresses of this MLflow server for a process of this machine, the best first."""
@@ -140,23 +139,15 @@ def _credentials() -> dict[str, str]:
     if given is None:
         return {}
     if given.type == "basic":
-        return {
-            "MLFLOW_TRACKING_USERNAME": given.username or "",
-            "MLFLOW_TRACKING_PASSWORD": given.password or "",
-        }
+        return {"MLFLOW_TRACKING_USERNAME": given.username or "", "MLFLOW_TRACKING_PASSWORD": given.password or ""}
     return {"MLFLOW_TRACKING_TOKEN": given.token} if given.type == "bearer" and given.token else {}
 
 
-def _not_allowed(action: FormAction) -> str:
-    models = " and ".join(action.models) or "what is not registered"
-    return f"you may not {action.description}: that takes the permission to edit {models}"
-
-
-def _finished(response: Response) -> Response:
+def _add_headers(response: Response) -> Response:
     response.headers.update(_HEADERS)
     return response
 
 
 def _style() -> Response:
     style = (_HERE / "static" / "console.css").read_bytes()
-    return _finished(make_response(style, 200, {"Content-Type": "text/css; charset=utf-8"}))
+    return make_response(style, 200, {"Content-Type": "text/css; charset=utf-8"})

@@ -59,12 +59,12 @@ def _traffic(form: Mapping[str, str], store: Store) -> FormAction:
     if not any(weights.values()):
         raise InvalidConfig(f"nobody would answer {endpoint.name}: give at least one variant a weight")
     description = f"change the traffic of {endpoint.name} to {', '.join(f'{name} {n}' for name, n in weights.items())}"
-    return _endpoint_action(form, description, endpoint, {"weights": weights})
+    return _endpoint_action(form, description, endpoint, weights=weights)
 
 
 def _rollback(form: Mapping[str, str], store: Store) -> FormAction:
     endpoint = _endpoint(form, store)
-    return _endpoint_action(form, f"roll {endpoint.name} back", endpoint, {})
+    return _endpoint_action(form, f"roll {endpoint.name} back", endpoint)
 
 
 def _promote(form: Mapping[str, str], store: Store) -> FormAction:
@@ -82,7 +82,7 @@ def _gate(form: Mapping[str, str], store: Store) -> FormAction:
     return FormAction(description, (model,), {**_arguments(form), "model": model, "version": version})
 
 
-def _endpoint_action(form: Mapping[str, str], description: str, endpoint: Endpoint, more: dict[str, Any]) -> FormAction:
+def _endpoint_action(form: Mapping[str, str], description: str, endpoint: Endpoint, **more: Any) -> FormAction:
     models = tuple(registered_model_names(endpoint.spec))
     return FormAction(description, models, {**_arguments(form), "endpoint": endpoint.name, **more})
 

@@ -1,6 +1,6 @@
 """Lines for a terminal: progress on standard error, rows in columns, text that only prints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
@@ -8,6 +8,12 @@ import click
 def show_progress(line: str) -> None:
     """Print a line about the work on standard error, which leaves standard output to the result."""
     click.echo(line, err=True)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines on standard output."""
+    for line in lines:
+        click.echo(line)
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
