@@ -65,17 +65,6 @@ def test_wrong_rows_are_counted_and_shown_worst_first(regressor: tuple[OnnxModel
     json.dumps(report.as_dict(), allow_nan=False)
 
 
-def test_refusal_shows_the_worst_rows_as_a_table(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
-    model, converted = regressor
-    wrong = replace(converted, original=lambda batch: {"prediction": batch.a.to_numpy() * 4})
-
-    lines = parity_error(prove_parity(model, wrong, [RowGroup("example", table, generated=False)])).message.splitlines()
-
-    assert lines[0].startswith("the ONNX form answers otherwise than the original; prediction: ")
-    assert lines[1].split() == ["source", "output", "original", "onnx", "input"]
-    assert all(line.startswith("  example  prediction  ") and "a=" in line for line in lines[2:7])
-
-
 def test_label_without_a_margin_is_a_tie(classifier: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
     model, converted = classifier
 
@@ -118,24 +107,6 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(
 
     assert report.refused_by_original == {"unseen": 4}
     assert report.sources == {"unseen": 8}
-
-
-def test_metrics_have_names_that_mlflow_takes(classifier: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
-    metrics = prove_parity(*classifier, [RowGroup("example", table, generated=False)]).metrics()
-
-    assert metrics["onnxserve.parity.rows"] == 50
-    assert metrics["onnxserve.parity.label.agreement"] == 1
-    assert "onnxserve.parity.probabilities.max_relative_error" in metrics
-
-
-def test_infinite_error_is_still_json(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
-    model, converted = regressor
-    missing = replace(converted, original=lambda batch: {"prediction": np.full(len(batch), np.nan)})
-
-    report = prove_parity(model, missing, [RowGroup("example", table, generated=False)])
-
-    assert report.outputs[0].max_absolute_error == np.inf
-    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["outputs"][0]["max_absolute_error"] == "inf"
 
 
 def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table: pd.DataFrame, tmp_path: Path) -> None:

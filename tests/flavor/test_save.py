@@ -7,10 +7,8 @@ import mlflow.onnx
 import numpy as np
 import onnxruntime
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
-import yaml
-from mlflow.models import Model, infer_signature
+from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import TunedThresholdClassifierCV
@@ -18,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import InvalidConfig, ParityError
+from mlflow_deploy_plugin.errors import ParityError
 from mlflow_deploy_plugin.runtime import read_artifact
 
 
@@ -67,31 +65,6 @@ def test_parity_shows_on_run_model_and_version(logged: ModelInfo) -> None:
     assert run.data.metrics["onnxserve.parity.probabilities.max_absolute_error"] < 1e-4
 
 
-def test_parity_stands_in_the_folder(folder: Path) -> None:
-    report = json.loads((folder / "parity.json").read_text())
-
-    assert report["state"] == "proven"
-    assert report["rows"] == sum(report["sources"].values()) >= 1000
-    assert {1, 2, 300} <= set(report["batch_sizes"])
-    assert [(output["name"], output["beyond_tolerance"]) for output in report["outputs"]] == [
-        ("label", 0),
-        ("probabilities", 0),
-    ]
-    assert read_artifact(folder).parity["rows"] == report["rows"]
-
-
-def test_flavors_and_requirements(folder: Path) -> None:
-    document = yaml.safe_load((folder / "MLmodel").read_text())
-    requirements = (folder / "requirements.txt").read_text().split()
-
-    assert set(document["flavors"]) == {"onnxserve", "onnx", "python_function"}
-    assert document["flavors"]["onnxserve"]["classes"] == ["down", "up"]
-    assert document["metadata"] == {"team": "sky"}
-    assert f"mlflow-onnxserve[cpu]=={onnxserve.__version__}" in requirements
-    assert "requests" in requirements
-    assert not any(line.startswith("scikit-learn") for line in requirements)
-
-
 def test_signature_and_example_come_from_the_data(folder: Path) -> None:
     model = Model.load(folder)
     example = json.loads((folder / "serving_input_example.json").read_text())
@@ -113,17 +86,6 @@ def test_provenance_names_commit_dataset_and_environment(folder: Path, logged: M
     assert provenance["dataset_digest"] == dataset.digest
     assert provenance["dataset_name"] == "training"
     assert f"onnxruntime=={onnxruntime.__version__}" in (folder / provenance["environment"]).read_text()
-
-
-def test_reference_holds_inputs_predictions_and_times(folder: Path, model: Pipeline, table: pd.DataFrame) -> None:
-    artifact = read_artifact(folder)
-    assert artifact.reference is not None
-    reference = pq.read_table(folder / artifact.reference)
-
-    assert reference.column_names == ["a", "b", "c", "prediction", "output.probabilities", "_event_time"]
-    assert reference["prediction"].to_pylist() == model.predict(table).tolist()
-    assert str(reference.schema.field("_event_time").type) == "timestamp[us, tz=UTC]"
-    assert reference["_event_time"][1].as_py().isoformat() == "2013-01-01T01:00:00+00:00"
 
 
 def test_stock_onnx_flavor_loads_the_same_model(logged: ModelInfo, model: Pipeline, table: pd.DataFrame) -> None:
@@ -183,55 +145,3 @@ def test_without_a_run_the_model_itself_carries_the_parity(
     info = onnxserve.log_model(model, name="model", input_example=table)
 
     assert mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.parity"] == "proven"
-
-
-def test_given_signature_decides_order_and_types(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
-    signature = infer_signature(table.astype(np.float32), model.predict(table))
-
-    onnxserve.save_model(model, tmp_path / "model", input_example=table[["c", "b", "a"]], signature=signature)
-
-    loaded = onnxserve.load_model(str(tmp_path / "model"))
-    assert [(column.name, column.type) for column in loaded.artifact.columns] == [
-        ("a", "float"),
-        ("b", "float"),
-        ("c", "float"),
-    ]
-
-
-def test_the_signature_that_mlflow_infers_from_an_array_is_taken(
-    model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
-    rows = table.to_numpy()
-    model.fit(rows, model.predict(table))
-    signature = infer_signature(rows, model.predict(rows))
-
-    onnxserve.save_model(model, tmp_path / "model", input_example=rows[:5], signature=signature)
-
-    (tensor,) = onnxserve.load_model(str(tmp_path / "model")).artifact.tensors
-    assert (tensor.name, tensor.dtype, tensor.shape) == ("", "float64", (-1, rows.shape[1]))
-
-
-@pytest.mark.parametrize("name", ["prediction", "output.label", "_row"])
-def test_a_column_whose_name_the_log_needs_is_refused(
-    name: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
-    example = table.rename(columns={table.columns[0]: name})
-    with pytest.raises(InvalidConfig, match=f"the name '{name}' is taken"):
-        onnxserve.save_model(model, tmp_path / "model", input_example=example)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"parity": "maybe"}, "parity: 'maybe' is not one of require, warn"),
-        ({"pyfunc_predict_fn": "transform"}, "pyfunc_predict_fn: 'transform' is not one of predict, predict_proba"),
-        ({"event_time": "when"}, "event_time: the reference data has no column 'when'"),
-        ({"event_time": ["2013-01-01"]}, "event_time has 1 values, the reference data 300 rows"),
-        ({"event_time": ["x"] * 300}, "event_time: "),
-    ],
-)
-def test_wrong_argument_is_named(
-    arguments: dict[str, Any], message: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
-) -> None:
-    with pytest.raises(InvalidConfig, match=message):
-        onnxserve.save_model(model, tmp_path / "model", input_example=table, **arguments)

@@ -4,11 +4,9 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import onnx
 import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
-from sklearn.base import is_classifier
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer, make_column_selector, make_column_transformer
 from sklearn.dummy import DummyClassifier
@@ -87,95 +85,6 @@ def test_mixed_table_is_proven(make: Any, weather: tuple[pd.DataFrame, pd.Series
     assert wrapped.report.sources["missing"] > 0
     assert [entry.columns for entry in wrapped.converted.inputs] == [(name,) for name in table.columns]
     assert wrapped.converted.classes == ("late", "on time")
-
-
-@pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
-def test_missing_texts_are_answered_as_the_original_does(impute: bool, weather: tuple[pd.DataFrame, pd.Series]) -> None:
-    table, labels = weather
-    table = table.copy()
-    table.loc[::7, "city"] = np.nan
-
-    wrapped = wrap(make_pipeline(_columns(impute), LogisticRegression()).fit(table, labels), table)
-
-    assert wrapped.report.state == "proven"
-    assert wrapped.report.refused_by_original == {}
-    assert next(entry for entry in wrapped.converted.inputs if entry.name == "city").missing is not None
-
-
-ONE_HOT = {
-    "strict": {},
-    "unknown ignored": {"handle_unknown": "ignore"},
-    "first dropped": {"drop": "first"},
-    "binary dropped": {"drop": "if_binary", "handle_unknown": "ignore"},
-    "infrequent grouped": {"min_frequency": 120, "handle_unknown": "infrequent_if_exist"},
-    "few kept, unknown ignored": {"max_categories": 2, "handle_unknown": "ignore"},
-    "grouped and dropped": {"max_categories": 2, "handle_unknown": "infrequent_if_exist", "drop": "first"},
-}
-
-
-@pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
-def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
-    """On texts and fractions with gaps, integers and booleans; unseen ones where the encoder takes them."""
-    random = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {
-            "text": random.choice(list("aaaaaabbbbcd"), 400),
-            "gaps": random.choice(np.array(["x", "y", None]), 400),
-            "fraction": random.choice([1.5, 2.5, np.nan], 400),
-            "integer": random.integers(0, 3, 400),
-            "flag": random.random(400) < 0.5,
-        }
-    )
-    labels = (table.text == "a") ^ (table.integer == 1)
-
-    wrapped = wrap(make_pipeline(OneHotEncoder(**options), LogisticRegression()).fit(table, labels), table)
-
-    assert wrapped.report.state == "proven"
-    assert ("unseen" in wrapped.report.refused_by_original) == ("handle_unknown" not in options)
-
-
-@pytest.mark.parametrize("code", [np.nan, -2], ids=["NaN", "a code of its own"])
-def test_missing_text_becomes_the_ordinal_that_the_encoder_gives_it(
-    code: Any, weather: tuple[pd.DataFrame, pd.Series]
-) -> None:
-    table, labels = weather
-    table = table[["city", "hour"]].copy()
-    table.loc[::7, "city"] = np.nan
-    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=code)
-    columns = make_column_transformer((encoder, ["city"]), remainder="passthrough")
-
-    wrapped = wrap(make_pipeline(columns, HistGradientBoostingClassifier(max_iter=5)).fit(table, labels), table)
-
-    assert wrapped.report.state == "proven"
-    assert wrapped.report.refused_by_original == {}
-
-
-def test_gaps_are_marked_by_the_imputer_s_indicator(weather: tuple[pd.DataFrame, pd.Series]) -> None:
-    table, labels = weather
-    numbers = table[["temperature", "humidity"]]
-    model = make_pipeline(SimpleImputer(add_indicator=True), LogisticRegression()).fit(numbers, labels)
-
-    assert wrap(model, numbers).report.state == "proven"
-
-
-def test_columns_may_be_unused_and_have_any_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
-    table, labels = weather
-    table = table.rename(columns={"city": "where (from/to)", "humidity": "label"})
-    columns = make_column_transformer((StandardScaler(), ["label"]), (OneHotEncoder(), ["where (from/to)"]))
-
-    wrapped = wrap(make_pipeline(columns, LogisticRegression()).fit(table, labels), table)
-
-    assert wrapped.report.state == "proven"
-    assert [entry.columns[0] for entry in wrapped.converted.inputs] == list(table.columns)
-
-
-def test_boosted_trees_that_split_by_categories_are_refused_by_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
-    table, labels = weather
-    numbers = table[["humidity", "code"]]
-    model = HistGradientBoostingClassifier(max_iter=5, categorical_features=["code"]).fit(numbers, labels)
-
-    with pytest.raises(ConversionError, match=r"HistGradientBoostingClassifier .* split by categories"):
-        wrap(model, numbers)
 
 
 def test_what_the_original_refuses_is_dropped_and_counted(weather: tuple[pd.DataFrame, pd.Series]) -> None:
@@ -259,39 +168,6 @@ def test_models_without_target_answer_labels(make: Callable[..., Any], matrix: t
     assert (wrapped.converted.outputs[0].shape, wrapped.converted.outputs[0].role) == ((-1,), "label")
 
 
-@pytest.mark.parametrize(
-    "trees", [RandomForestRegressor(10, random_state=0), HistGradientBoostingRegressor(max_iter=20)], ids=str
-)
-def test_scaler_before_trees_is_repaired_by_itself(trees: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    rows, target = matrix
-    table = pd.DataFrame(rows, columns=list("abcde"))
-
-    wrapped = wrap(make_pipeline(StandardScaler(), trees).fit(table, target), table)
-
-    assert wrapped.report.state == "proven"
-    assert "64 bits" in wrapped.report.repair
-    assert wrapped.converted.inputs[0].dtype == "float64"
-    assert wrapped.report.sources["thresholds"] > 0
-
-
-def test_trees_without_a_scaler_stay_in_32_bits(matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    rows, target = matrix
-
-    wrapped = wrap(RandomForestRegressor(5).fit(rows, target), rows)
-
-    assert (wrapped.report.repair, wrapped.converted.inputs[0].dtype) == ("", "float32")
-
-
-def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
-    random = np.random.default_rng(0)
-    table = pd.DataFrame({"a": random.integers(10**9, 10**9 + 1000, 300), "b": random.normal(size=300)})
-
-    wrapped = wrap(Ridge().fit(table, random.normal(size=300)), table)
-
-    assert wrapped.report.state == "proven"
-    assert "64 bits" in wrapped.report.repair
-
-
 def test_threshold_that_the_converter_ignores_is_refused(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     rare = (target > 25).astype(int)
@@ -319,27 +195,6 @@ def test_the_reason_below_the_converters_wrapping_is_said(matrix: tuple[np.ndarr
         ConversionError, match="SVC cannot be converted to ONNX: Value out of range: 9223372036854775808"
     ):
         wrap(SVC().fit(rows, labels), rows)
-
-
-@pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
-def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
-    trees: Any, matrix: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whichever protobuf is installed: 6 turns booleans into integers without a word."""
-    rows, target = matrix
-    booleans: list[str] = []
-
-    def make_node(*arguments: Any, **attributes: Any) -> Any:
-        lists = {name: value for name, value in attributes.items() if isinstance(value, list)}
-        booleans.extend(name for name, value in lists.items() if any(isinstance(one, bool) for one in value))
-        return onnx.helper.make_node(*arguments, **attributes)
-
-    monkeypatch.setattr("skl2onnx.common._container.make_node", make_node)
-    labels = target > 0 if is_classifier(trees()) else target
-    wrapped = wrap(make_pipeline(StandardScaler(), trees(max_iter=5)).fit(rows, labels), rows)
-
-    assert booleans == []
-    assert wrapped.report.state == "proven"
 
 
 @pytest.mark.parametrize("model", [RandomForestClassifier(), make_pipeline(StandardScaler(), Ridge())])
@@ -384,47 +239,6 @@ def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.
 
     with pytest.raises(InvalidConfig, match="column 'when' has the type datetime64"):
         wrap(model, table.assign(when=pd.Timestamp("2013-01-01")))
-
-
-def test_pandas_categories_and_nullable_numbers_are_read(weather: tuple[pd.DataFrame, pd.Series]) -> None:
-    table, labels = weather
-    table = table.astype({"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"})
-
-    wrapped = wrap(make_pipeline(_columns(), LogisticRegression()).fit(table, labels), table)
-
-    assert wrapped.report.state == "proven"
-    assert {spec.name: spec.type.name for spec in wrapped.signature.inputs.inputs} == {
-        "city": "string",
-        "temperature": "double",
-        "humidity": "double",
-        "hour": "long",
-        "weekend": "boolean",
-        "code": "long",
-    }
-
-
-@pytest.mark.parametrize("in_table", [False, True], ids=["alone", "as a column"])
-def test_texts_are_read_without_the_machine_s_locale(in_table: bool) -> None:
-    random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(["alpha", "beta", "gamma"], 4)) for _ in range(200)]
-    labels = ["alpha" in text for text in texts]
-    vectorizer = TfidfVectorizer(token_pattern="[a-zA-Z]+")
-    first = make_column_transformer((vectorizer, "text")) if in_table else vectorizer
-    example = pd.DataFrame({"text": texts}) if in_table else texts
-
-    wrapped = wrap(make_pipeline(first, LogisticRegression()).fit(example, labels), example)
-
-    assert wrapped.report.state == "proven"
-
-
-def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    rows, _ = matrix
-    wrapped = wrap(
-        IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200]
-    )  # the tenth sorts second
-
-    assert wrapped.report.state == "proven"
-    assert wrapped.report.sources["missing"] > 0
 
 
 def test_numbers_in_an_array_of_objects_are_numbers(matrix: tuple[np.ndarray, np.ndarray]) -> None:

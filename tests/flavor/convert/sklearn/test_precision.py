@@ -1,0 +1,69 @@
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.ensemble import (
+    HistGradientBoostingRegressor,
+    RandomForestRegressor,
+    StackingRegressor,
+    VotingRegressor,
+)
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeRegressor
+
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+ENSEMBLES = {
+    "voting": lambda: VotingRegressor(
+        [
+            ("boosted", HistGradientBoostingRegressor(max_iter=5)),
+            ("scaled", make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=4))),
+        ]
+    ),
+    "stacked": lambda: StackingRegressor(
+        [("boosted", HistGradientBoostingRegressor(max_iter=5)), ("forest", RandomForestRegressor(5))], cv=2
+    ),
+}
+
+
+@pytest.mark.parametrize("make", ENSEMBLES.values(), ids=ENSEMBLES.keys())
+def test_parts_of_an_ensemble_keep_their_own_precision(make: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+
+    assert wrap(make().fit(rows[:400], target[:400]), rows[:400]).report.state == "proven"
+
+
+@pytest.mark.parametrize(
+    "trees", [RandomForestRegressor(10, random_state=0), HistGradientBoostingRegressor(max_iter=20)], ids=str
+)
+def test_scaler_before_trees_is_repaired_by_itself(trees: Any, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+    table = pd.DataFrame(rows, columns=list("abcde"))
+
+    wrapped = wrap(make_pipeline(StandardScaler(), trees).fit(table, target), table)
+
+    assert wrapped.report.state == "proven"
+    assert "64 bits" in wrapped.report.repair
+    assert wrapped.converted.inputs[0].dtype == "float64"
+    assert wrapped.report.sources["thresholds"] > 0
+
+
+def test_trees_without_a_scaler_stay_in_32_bits(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+
+    wrapped = wrap(RandomForestRegressor(5).fit(rows, target), rows)
+
+    assert (wrapped.report.repair, wrapped.converted.inputs[0].dtype) == ("", "float32")
+
+
+def test_integers_too_large_for_32_bits_are_computed_in_64() -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"a": random.integers(10**9, 10**9 + 1000, 300), "b": random.normal(size=300)})
+
+    wrapped = wrap(Ridge().fit(table, random.normal(size=300)), table)
+
+    assert wrapped.report.state == "proven"
+    assert "64 bits" in wrapped.report.repair

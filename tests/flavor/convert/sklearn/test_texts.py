@@ -1,0 +1,99 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.compose import make_column_transformer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.flavor.wrap import wrap
+from mlflow_deploy_plugin.runtime import OnnxModel
+
+
+def _saved(model: Any, example: Any, folder: Any) -> OnnxModel:
+    save_model(model, folder / "model", input_example=example)
+    return OnnxModel.load(folder / "model")
+
+
+WORDS = ["good", "wärm", "été", "żółw", "ok_1", "istanbul", "日本"]
+
+
+TEXTS = [
+    "wärm GOOD",
+    "ÉTÉ été",
+    "goodé good",
+    "żółw,wärm",
+    "",
+    " ",
+    "İstanbul istanbul",
+    "xİ a",
+    "ok_1 x",
+    "日本 good\n",
+    "Kind",
+]
+
+
+VECTORIZERS = {
+    "as it comes": TfidfVectorizer,
+    "counts, own pattern": lambda: CountVectorizer(token_pattern=r"[\w-]+"),
+    "whole words of some letters": lambda: CountVectorizer(token_pattern=r"(?u)\b[a-zé]{2,}\b"),
+    "pairs": lambda: CountVectorizer(ngram_range=(1, 2)),
+    "case kept": lambda: TfidfVectorizer(lowercase=False, sublinear_tf=True),
+    "characters": lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 3)),
+    "binary, without length": lambda: TfidfVectorizer(binary=True, norm=None),
+}
+
+
+@pytest.mark.parametrize("make", VECTORIZERS.values(), ids=VECTORIZERS.keys())
+def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(WORDS, random.integers(1, 5))) for _ in range(150)]
+    model = make_pipeline(make(), LogisticRegression()).fit(texts, ["good" in text for text in texts])
+
+    saved = _saved(model, [text for text in texts if text.isascii()], tmp_path)
+
+    asked = TEXTS + texts[:20]
+    together = saved.run(saved.schema.from_columns({"text": asked}))["probabilities"]
+    alone = [saved.run(saved.schema.from_columns({"text": [text]}))["probabilities"][0] for text in asked]
+    np.testing.assert_allclose(together, model.predict_proba(asked), atol=1e-5)
+    np.testing.assert_allclose(alone, together, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("vectorizer", "obstacle"),
+    [
+        (CountVectorizer(tokenizer=str.split, token_pattern=None), "tokenizer=str.split"),
+        (CountVectorizer(token_pattern=r"a|bc"), "token_pattern ('a|bc')"),
+        (CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)), "\\b around something else"),
+        (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb')"),
+        (CountVectorizer(strip_accents="unicode"), "strip_accents='unicode'"),
+        (CountVectorizer(stop_words=["good"], ngram_range=(1, 2)), "stop_words"),
+        (HashingVectorizer(n_features=8), "HashingVectorizer"),
+    ],
+)
+def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(vectorizer: Any, obstacle: str) -> None:
+    texts = ["a good bc", "bc bad", "good a"] * 4
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, [True, False, True] * 4)
+
+    with pytest.raises(ConversionError, match=re.escape(obstacle)):
+        wrap(model, texts)
+
+
+@pytest.mark.parametrize("in_table", [False, True], ids=["alone", "as a column"])
+def test_texts_are_read_without_the_machine_s_locale(in_table: bool) -> None:
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(["alpha", "beta", "gamma"], 4)) for _ in range(200)]
+    labels = ["alpha" in text for text in texts]
+    vectorizer = TfidfVectorizer(token_pattern="[a-zA-Z]+")
+    first = make_column_transformer((vectorizer, "text")) if in_table else vectorizer
+    example = pd.DataFrame({"text": texts}) if in_table else texts
+
+    wrapped = wrap(make_pipeline(first, LogisticRegression()).fit(example, labels), example)
+
+    assert wrapped.report.state == "proven"

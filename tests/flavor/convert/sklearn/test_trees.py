@@ -1,0 +1,142 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from sklearn.base import is_classifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    IsolationForest,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    OrdinalEncoder,
+    RobustScaler,
+    StandardScaler,
+)
+from sklearn.tree import DecisionTreeRegressor
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.flavor.wrap import wrap
+from mlflow_deploy_plugin.runtime import OnnxModel
+
+BEFORE = {
+    "nothing": lambda: "passthrough",
+    "standard": StandardScaler,
+    "min-max": lambda: MinMaxScaler((-1, 2), clip=True),
+    "max-abs": MaxAbsScaler,
+    "robust": RobustScaler,
+    "ordinals": OrdinalEncoder,
+    "bins": lambda: KBinsDiscretizer(7, encode="ordinal", quantile_method="averaged_inverted_cdf"),
+}
+
+
+def _saved(model: Any, example: Any, folder: Any) -> OnnxModel:
+    save_model(model, folder / "model", input_example=example)
+    return OnnxModel.load(folder / "model")
+
+
+def _rows_that_only_64_bits_tell_apart(threshold: float) -> np.ndarray:
+    single = float(np.float32(threshold))
+    around = [threshold, single, threshold / 2 + single / 2]
+    return np.array([value for one in around for value in (np.nextafter(one, -np.inf), one, np.nextafter(one, np.inf))])
+
+
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE.keys())
+@pytest.mark.parametrize(
+    "trees",
+    [HistGradientBoostingRegressor(max_iter=3, max_leaf_nodes=6), DecisionTreeRegressor(max_depth=3)],
+    ids=["boosting", "tree"],
+)
+def test_trees_decide_on_the_same_bits(
+    trees: Any, before: Any, matrix: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    rows, target = matrix
+    table = pd.DataFrame(rows[:300, :2], columns=["a", "b"])
+    first = before()
+    model = make_pipeline(first, trees).fit(table, target[:300])
+    edges = boundary_values_of(model, ["a", "b"]).edges
+    asked = pd.concat(
+        pd.DataFrame({name: _rows_that_only_64_bits_tell_apart(edge), other: 0.5})
+        for name, other in (("a", "b"), ("b", "a"))
+        for edge in edges.get(name, ())
+    ) if edges else table  # fmt: skip
+    if isinstance(first, OrdinalEncoder):
+        asked = table
+
+    saved = _saved(model, table, tmp_path)
+
+    got = saved.run(saved.schema.from_columns({str(name): asked[name].to_numpy() for name in table}))["prediction"]
+    np.testing.assert_allclose(got, model.predict(asked[["a", "b"]]), rtol=1e-5, atol=1e-5)
+
+
+def test_tree_that_splits_by_what_is_missing_is_proven_behind_a_scaler(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+    table = pd.DataFrame(rows[:400, :2], columns=["a", "b"])
+    gone = np.random.default_rng(0).random(400) < 0.3
+    table.loc[gone, "a"] = np.nan
+    model = make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=4)).fit(table, target[:400] + 500 * gone)
+    assert np.isinf(model[-1].tree_.threshold).any()
+
+    assert wrap(model, table).report.state == "proven"
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, target = matrix
+    labels = np.array(["a", "b", "c"])[np.digitize(target, [0, 15][: classes - 1])]
+    boosted = HistGradientBoostingClassifier(max_iter=5)
+
+    assert wrap(boosted.fit(rows[:400], labels[:400]), rows[:400]).report.state == "proven"
+    assert (
+        wrap(CalibratedClassifierCV(boosted, cv=2).fit(rows[:400], labels[:400]), rows[:400]).report.state == "proven"
+    )
+
+
+def test_boosted_trees_that_split_by_categories_are_refused_by_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+    table, labels = weather
+    numbers = table[["humidity", "code"]]
+    model = HistGradientBoostingClassifier(max_iter=5, categorical_features=["code"]).fit(numbers, labels)
+
+    with pytest.raises(ConversionError, match=r"HistGradientBoostingClassifier .* split by categories"):
+        wrap(model, numbers)
+
+
+@pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
+def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
+    trees: Any, matrix: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever protobuf is installed: 6 turns booleans into integers without a word."""
+    rows, target = matrix
+    booleans: list[str] = []
+
+    def make_node(*arguments: Any, **attributes: Any) -> Any:
+        lists = {name: value for name, value in attributes.items() if isinstance(value, list)}
+        booleans.extend(name for name, value in lists.items() if any(isinstance(one, bool) for one in value))
+        return onnx.helper.make_node(*arguments, **attributes)
+
+    monkeypatch.setattr("skl2onnx.common._container.make_node", make_node)
+    labels = target > 0 if is_classifier(trees()) else target
+    wrapped = wrap(make_pipeline(StandardScaler(), trees(max_iter=5)).fit(rows, labels), rows)
+
+    assert booleans == []
+    assert wrapped.report.state == "proven"
+
+
+def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    rows, _ = matrix
+    wrapped = wrap(
+        IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200]
+    )  # the tenth sorts second
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.report.sources["missing"] > 0
