@@ -137,7 +137,8 @@ def test_azure_asks_score(
     assert ask({"input_data": [[1, 2, 3]], "params": {}}) == (200, [[6]])
     assert ask({"input_data": [{"a": 1, "b": 2, "c": 3}]}) == (200, [[6]])
     assert ask({"input_data": {"a": [1], "b": [2], "c": [3]}}) == (200, [[6]])
-    for document in ({}, [], {"input_data": 5}, {"input_data": {**table, "data": 5}}, {"input_data": None}):
+    malformed: tuple[Any, ...] = ({}, [], {"input_data": 5}, {"input_data": {**table, "data": 5}}, {"input_data": None})
+    for document in malformed:
         assert ask(document)[0] == 400
     assert requests.get(f"{url}/ping", timeout=30).status_code == 200
 

@@ -9,6 +9,7 @@ import pytest
 from mlflow_deploy_plugin.errors import DeviceUnavailable
 from mlflow_deploy_plugin.runtime import import_onnxruntime
 from mlflow_deploy_plugin.server.device import require_device
+from mlflow_deploy_plugin.spec import Device
 
 no_cuda = pytest.mark.skipif(
     "CUDAExecutionProvider" in import_onnxruntime().get_available_providers(), reason="this is ONNX Runtime's GPU build"
@@ -21,7 +22,7 @@ def test_the_cpu_is_always_there() -> None:
 
 @no_cuda
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(device: str) -> None:
+def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(device: Device) -> None:
     with pytest.raises(DeviceUnavailable, match=rf"^--device {device} needs ONNX Runtime's GPU build"):
         require_device(device)
 

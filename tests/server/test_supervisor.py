@@ -108,6 +108,7 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -
 
     wait_until(another, 20, "another agent")
     state = read_state(running.state_dir / SERVER, ServerState)
+    assert state is not None
     assert (state.pid, state.phase) == (running.process.pid, "serving")
 
 

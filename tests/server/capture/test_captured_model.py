@@ -27,9 +27,10 @@ COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc")
 INPUTS = (Input("name", "str", (-1, 1), ("name",)), Input("X", "float32", (-1, 3), ("a", "b", "c")))
 MODEL = CapturedModel("m", "7", compile_schema(COLUMNS, (), INPUTS), ("y",), ("y", "p"))
 RECORD = RequestRecord("e", "v", "r", "p", 0, 0)
-FEEDS = MODEL.schema.from_columns({"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6]})
 OUTPUTS = {"y": np.array([7.0, 8.0]), "p": np.eye(2)}
-ROWS = {"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6], "prediction": [7, 8], "output.p": [[1, 0], [0, 1]]}
+SENT: dict[str, list[Any]] = {"name": ["x", "z"], "a": [1, 2], "b": [3, 4], "c": [5, 6]}
+ROWS = {**SENT, "prediction": [7, 8], "output.p": [[1, 0], [0, 1]]}
+FEEDS = MODEL.schema.from_columns(SENT)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,8 @@ def test_of_a_model_that_does_not_say_what_it_takes_or_gives_any_name_may_be_lef
     assert exclude_columns(silent, ("anything",), ()).model == "m"
     tensors = Schema((), (Tensor("image", "float32", (-1, 2)),), (Input("image", "float32", (-1, 2)),))
     kept = exclude_columns(CapturedModel("m", "1", tensors, ()), ("image", "output.any"), ())
-    assert (kept.schema.inputs, kept.left_out) == ((), {"any"})
+    assert not kept.schema.inputs
+    assert kept.left_out == {"any"}
 
 
 def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(

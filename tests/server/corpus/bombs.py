@@ -57,6 +57,9 @@ class Bomb:
     most_mib: int = 96
 
 
+DOUBLE: ColumnType = "double"
+
+
 def _schema(**types: ColumnType) -> Schema:
     inputs = tuple(Input(name, COLUMN_TYPES[kind], (-1, 1), (name,), None) for name, kind in types.items())
     return compile_schema(tuple(Column(name, kind) for name, kind in types.items()), (), inputs)
@@ -179,7 +182,7 @@ BOMBS: dict[str, Bomb] = {
     "JSON: three million empty objects": Bomb(JSON, NUMBER, lambda: b'{"instances":[' + b"{}," * 3_000_000 + b"{}]}"),
     "JSON: rows of nothing for many columns": Bomb(
         JSON,
-        _schema(**{f"c{number}": "double" for number in range(1000)}),
+        _schema(**{f"c{number}": DOUBLE for number in range(1000)}),
         lambda: (
             b'{"instances":[{'
             + b",".join(b'"c%d":1' % number for number in range(1000))

@@ -124,7 +124,7 @@ UNKNOWN: list[AnyCase] = [
     )
 ]
 METHODS: list[AnyCase] = [
-    Case(f"the method {method}", "methods", _line(lambda _, path, m=method: b"%s %s HTTP/1.1" % (m, path)), 405, ALL)  # type: ignore[misc]
+    Case(f"the method {method!r}", "methods", _line(lambda _, path, m=method: b"%s %s HTTP/1.1" % (m, path)), 405, ALL)  # type: ignore[misc]
     for method in (b"DELETE", b"TRACE", b"BREW")
 ]
 HOSTS = _refused(

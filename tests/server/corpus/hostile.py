@@ -306,7 +306,11 @@ _TABLES = {"csv": _CSV, "jsonl": _LINES, "npy": _NPY, "arrow": _ARROW, "parquet"
 
 def _within(field: bytes, fills: dict[str, Fill]) -> Iterator[tuple[str, Fill]]:
     for name, fill in fills.items():
-        yield f"{name} in {field.decode()}", lambda size, fill=fill: b'{"%s":%s}' % (field, fill(size))
+
+        def object_of(size: int, fill: Fill = fill) -> bytes:
+            return b'{"%s":%s}' % (field, fill(size))
+
+        yield f"{name} in {field.decode()}", object_of
 
 
 def shapes(route: Route) -> dict[str, Fill]:

@@ -158,7 +158,7 @@ TABLES = (
     _route("/invocations", "arrow", arrow_stream(table([RECORD])), b"yes"),
     _route("/invocations", "arrow file", arrow_file(table([RECORD])), b"yes"),
     _route("/invocations", "parquet", parquet_file(table([RECORD])), b"yes"),
-    _route("/endpoints/single/invocations", "npy", npy(np.float32([[1, 2, 3]])), b"NUMPY"),
+    _route("/endpoints/single/invocations", "npy", npy(np.array([[1, 2, 3]], np.float32)), b"NUMPY"),
 )
 TENSORS = (
     BINARY,

@@ -79,7 +79,7 @@ LINES: list[AnyCase] = _cases(
     },
 )
 
-_GOOD_NPY = npy(np.float32([[1, 2, 3]]))
+_GOOD_NPY = npy(np.array([[1, 2, 3]], np.float32))
 
 
 def _npy(header: bytes, data: bytes = b"") -> bytes:
@@ -100,7 +100,7 @@ NUMPY: list[AnyCase] = _cases(
             b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3), }" + b" " * 60_000 + b"\n", bytes(12)
         ),
         "another version of the format": _GOOD_NPY[:6] + b"\x09\0" + _GOOD_NPY[8:],
-        "a matrix of another width": npy(np.float32([[1, 2]])),
+        "a matrix of another width": npy(np.array([[1, 2]], np.float32)),
         "a picture for a table": npy(np.ones((1, 3, 3), np.float32)),
         "texts": npy(np.array([["a", "b", "c"]])),
         "complex numbers": npy(np.ones((1, 3), np.complex128)),

@@ -111,23 +111,24 @@ def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route:
 
 
 _TENSOR = {"name": "distance", "datatype": "FP64", "shape": [1]}
-_CALLS: dict[str, Callable[[int], messages.ModelInferRequest]] = {
-    "tensors": lambda count: messages.ModelInferRequest(
+_ModelInferRequest: Any = messages.ModelInferRequest  # protobuf takes dictionaries for messages
+_CALLS: dict[str, Callable[[int], Any]] = {
+    "tensors": lambda count: _ModelInferRequest(
         inputs=[{**_TENSOR, "name": f"t{number}"} for number in range(count)], raw_input_contents=[b"12345678"] * count
     ),
-    "empty tensors": lambda count: messages.ModelInferRequest(inputs=[{}] * count * 10),
-    "parameters": lambda count: messages.ModelInferRequest(
+    "empty tensors": lambda count: _ModelInferRequest(inputs=[{}] * count * 10),
+    "parameters": lambda count: _ModelInferRequest(
         parameters={f"k{number}": {"bool_param": True} for number in range(count)}
     ),
-    "parameters of a tensor": lambda count: messages.ModelInferRequest(
+    "parameters of a tensor": lambda count: _ModelInferRequest(
         inputs=[{**_TENSOR, "parameters": {f"k{number}": {"int64_param": 1} for number in range(count)}}]
     ),
-    "outputs": lambda count: messages.ModelInferRequest(outputs=[{"name": f"o{number}"} for number in range(count)]),
-    "sizes": lambda count: messages.ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
-    "values": lambda count: messages.ModelInferRequest(
+    "outputs": lambda count: _ModelInferRequest(outputs=[{"name": f"o{number}"} for number in range(count)]),
+    "sizes": lambda count: _ModelInferRequest(inputs=[{**_TENSOR, "shape": [1] * count}]),
+    "values": lambda count: _ModelInferRequest(
         inputs=[{**_TENSOR, "shape": [count], "contents": {"fp64_contents": [0.5] * count}}]
     ),
-    "texts": lambda count: messages.ModelInferRequest(
+    "texts": lambda count: _ModelInferRequest(
         inputs=[
             {"name": "carrier", "datatype": "BYTES", "shape": [count], "contents": {"bytes_contents": [b"AA"] * count}}
         ]

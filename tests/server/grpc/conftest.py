@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 import pytest
 import yaml
 from tritonclient.grpc import InferenceServerClient, InferInput, service_pb2, service_pb2_grpc
@@ -18,7 +19,7 @@ from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.models import write_model
 from tests.support.waiting import free_port
 
-DTYPES = {
+DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
     **{f"{kind.upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
     "FP16": np.float16,

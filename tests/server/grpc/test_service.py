@@ -138,7 +138,7 @@ def test_a_stream_is_answered_in_order_and_outlives_an_error(client: Any, asking
         np.testing.assert_array_equal(told[number][0].as_numpy("doubled"), (IMAGE + number) * 2)
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "an endpoint that is not there": ({"endpoint": "none"}, "NOT_FOUND", "'none'"),
     "a version that is not there": ({"model_version": "8"}, "NOT_FOUND", "'8'"),
     "a wrong shape": ({"shape": (2, 2), "bytes": 16}, "INVALID_ARGUMENT", r"any, 2, 2"),

@@ -1,6 +1,7 @@
 """Messages ↔ arrays, without a server: what goes in comes out, and what is wrong is told."""
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,15 @@ def model_of(array: Any) -> tuple[Artifact, Schema]:
     shape = (-1, *array.shape[1:])
     tensor, entry = Tensor("x", dtype, shape), Input("x", dtype, shape)
     artifact = Artifact(
-        None, None, "onnxserve", "", "", "", tensors=(tensor,), inputs=(entry,), outputs=(Output("y", dtype, shape),)
+        Path(),
+        Path(),
+        "onnxserve",
+        "",
+        "",
+        "",
+        tensors=(tensor,),
+        inputs=(entry,),
+        outputs=(Output("y", dtype, shape),),
     )
     return artifact, Schema((), (tensor,), (entry,))
 

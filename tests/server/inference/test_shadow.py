@@ -166,6 +166,7 @@ class Slow:
     model: Predictor
     go_on: threading.Event
     runs: int = 0
+    queue_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.artifact, self.schema = self.model.artifact, self.model.schema
@@ -175,7 +176,7 @@ class Slow:
         self.go_on.wait(60)
         return self.model.run(feeds, outputs, deadline)
 
-    def prediction(self, outputs: Mapping[str, Array]) -> Array | dict[str, Array]:
+    def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         return self.model.prediction(outputs)
 
 
@@ -199,7 +200,7 @@ def offer(shadows: Shadows, variant: ServedVariant, requests: int, first: int = 
 
 @pytest.mark.parametrize("bound", [{"max_copies": 3}, {"max_bytes": 3 * 16}])
 def test_what_finds_no_room_is_dropped_and_counted(
-    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, bound: dict[str, int]
+    slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, bound: dict[str, Any]
 ) -> None:
     server, variant, predictor = slow
     shadows = Shadows(CaptureWriter(tmp_path / "spool"), ShadowMetrics(server.metrics.folder), **bound)

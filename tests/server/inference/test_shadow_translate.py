@@ -1,5 +1,7 @@
 """One version's feeds as another version takes them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ APART = compile_schema(
         Input("n", "str", (-1, 1), ("name",), missing="?"),
     ),
 )
-DATA = {"name": ["a", None], "hour": [7, 8], "distance": [0.5, float("nan")]}
+DATA: dict[str, list[Any]] = {"name": ["a", None], "hour": [7, 8], "distance": [0.5, float("nan")]}
 
 
 def test_columns_find_their_inputs_and_types_again() -> None:

@@ -171,10 +171,12 @@ def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
     variant = server.dataplane.select_variant("troubled")
-    feeds = variant.loaded.predictor.schema.from_columns({"do": ["ok"]})
+    predictor = variant.loaded.predictor
+    assert isinstance(predictor, PyfuncPredictor)
+    feeds = predictor.schema.from_columns({"do": ["ok"]})
     with ThreadPoolExecutor() as pool:
         hanging = pool.submit(ask, path, trouble("hang"))
-        wait_until(variant.loaded.predictor._process._turn.locked, what="the first request")
+        wait_until(predictor._process._turn.locked, what="the first request")
         for body in (OpaqueBody("application/json", json.dumps(trouble("ok")).encode()), None):
             request = InferRequest("r", "troubled", feeds, parameters={"timeout": 50_000}, body=body)
             with pytest.raises(DeadlineExceeded, match="nothing was computed"):

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request
+from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -128,7 +129,9 @@ def test_waiting_for_the_model_is_no_computing(ask: Callable[..., Any], server: 
         (stats,) = ask("/v2/models/names/stats", b"", method="GET")["model_stats"]
         return float(stats["inference_stats"][kind]["ns"]) / 1e9
 
-    process = server.repository.select_variant("names", 0.0).loaded.predictor._process
+    predictor = server.repository.select_variant("names", 0.0).loaded.predictor
+    assert isinstance(predictor, PyfuncPredictor)
+    process = predictor._process
     queued, computed = seconds("queue"), seconds("compute_infer")
     row = tensors("a") if "infer" in path else {"dataframe_records": [{"name": "a", "wait": 0.0}]}
     with ThreadPoolExecutor(1) as pool:
@@ -144,7 +147,9 @@ def test_an_index_does_not_call_ready_what_cannot_answer(ask: Callable[..., Any]
     (ready,) = ask("/v2/repository/index", {})
     assert ready == {"name": "names", "version": "1", "state": "READY", "reason": ""}
 
-    psutil.Process(server.repository.select_variant("names", 0.0).loaded.predictor.pid).kill()
+    predictor = server.repository.select_variant("names", 0.0).loaded.predictor
+    assert isinstance(predictor, PyfuncPredictor)
+    psutil.Process(predictor.pid).kill()
     wait_until(server.repository.not_ready_reason, what="the end to be noticed")
 
     (away,) = ask("/v2/repository/index", {})
