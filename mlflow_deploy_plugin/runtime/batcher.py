@@ -278,17 +278,20 @@ class Batcher:
             if len(batch) == 1:
                 raise
         finally:
-            self._pass_lead(leader)
-            self._distribute(batch, results, leader)
-
-    def _distribute(self, batch: list[QueuedRequest], results: list[dict[str, Array]], leader: QueuedRequest) -> None:
-        """Give each request its part of the outputs, or let it be computed alone if the batch failed."""
-        for position, entry in enumerate(batch):
-            if results:
-                entry.result = results[position]
-            entry.set_state(RequestState.DONE if results else RequestState.RETRY_ALONE)
-            if entry is not leader:
-                self._finish(entry)
+            with self._lock:
+                self._gatherer = None
+                if self._queue and self._queue[0] is leader:  # it failed before it took itself
+                    self._queue.pop(0)
+                if self._queue:
+                    self._promote(self._queue[0])
+                else:
+                    self._is_led = False
+            for position, entry in enumerate(batch):
+                if results:
+                    entry.result = results[position]
+                entry.set_state(RequestState.DONE if results else RequestState.RETRY_ALONE)
+                if entry is not leader:
+                    self._finish(entry)
 
     def _gather_batch(self, leader: QueuedRequest) -> list[QueuedRequest]:
         """Take the batch out of the queue once it is worth computing; an empty one if the leader's deadline passed."""
@@ -351,16 +354,6 @@ class Batcher:
             {name: array[end - entry.rows : end] for name, array in outputs.items()}
             for entry, end in zip(batch, ends, strict=True)
         ]
-
-    def _pass_lead(self, leader: QueuedRequest) -> None:
-        with self._lock:
-            self._gatherer = None
-            if self._queue and self._queue[0] is leader:  # it failed before it took itself
-                self._queue.pop(0)
-            if self._queue:
-                self._promote(self._queue[0])
-            else:
-                self._is_led = False
 
 
 def _row_counts(feeds: Feeds) -> set[int]:

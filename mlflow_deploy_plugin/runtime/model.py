@@ -161,7 +161,13 @@ class OnnxModel:
             InferenceError: the graph refuses the input.
         """
         names = list(outputs) if outputs is not None else self._output_names
-        options = self._large_run if self._is_large(feeds) else self._small_run
+        options = self._small_run
+        for array in feeds.values():
+            if array.shape[:1] > _SMALL_RUN:  # the arena is shrunk after a run that needs so much memory
+                options = self._large_run
+                break
+            if self._has_columns:  # they all have one length
+                break
         try:
             values = self._compute(names, feeds, options)
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
@@ -191,15 +197,6 @@ class OnnxModel:
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         finally:
             timer.cancel()
-
-    def _is_large(self, feeds: Feeds) -> bool:
-        """Return True if a run needs so much memory that the arena is shrunk after it. Columns all have one length."""
-        for array in feeds.values():
-            if array.shape[:1] > _SMALL_RUN:
-                return True
-            if self._has_columns:
-                return False
-        return False
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         """Return what `predict` returns: the bare array of the one prediction output, or a mapping of several.
