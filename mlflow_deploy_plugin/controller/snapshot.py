@@ -42,9 +42,13 @@ class VersionCounters:
     same: float = 0
     different: float = 0
 
+    @property
+    def compared(self) -> float:
+        return self.same + self.different
+
     def since(self, before: "VersionCounters") -> "VersionCounters":
         """Return what was added since `before`; everything if the server has restarted since."""
-        is_anew = self.requests < before.requests or self.same + self.different < before.same + before.different
+        is_anew = self.requests < before.requests or self.compared < before.compared
         old = VersionCounters() if is_anew else before
         return self._combined(old, -1)
 

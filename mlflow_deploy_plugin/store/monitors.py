@@ -170,10 +170,6 @@ class Monitors:
             revision=revision,
             by_hand=by_hand,
             state="pending",
-            not_before=None,
-            figures={},
-            **dict.fromkeys(("verdict", "reason", "log_digest", "run_id", "run_url"), ""),
-            **dict.fromkeys(("rows", "log_rows", "attempts"), 0),
             created_at=now,
             updated_at=now,
         )
@@ -267,16 +263,7 @@ def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
     query = select(MonitorRow).where(MonitorRow.endpoint == endpoint, MonitorRow.monitor == monitor).with_for_update()
     row = session.scalars(query).one_or_none()
     if row is None:
-        row = MonitorRow(
-            endpoint=endpoint,
-            monitor=monitor,
-            paused=False,
-            paused_by="",
-            made_up_to=None,
-            consecutive=0,
-            note="",
-            note_kind="",
-        )
+        row = MonitorRow(endpoint=endpoint, monitor=monitor)
         session.add(row)
         session.flush()
     return row

@@ -98,15 +98,8 @@ class Retrainings:
                 cause=cause,
                 spec=spec,
                 state=state,
-                run_id="",
-                version="",
-                rollout_id=None,
-                waits_for="",
-                reason="",
-                figures={},
                 created_at=now,
                 updated_at=now,
-                ended_at=None,
             )
             session.add(row)
             session.flush()

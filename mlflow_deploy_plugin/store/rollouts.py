@@ -44,19 +44,7 @@ class Rollout:
 
 
 def add(session: Session, endpoint: str, spec: dict[str, Any], state: str, now: datetime) -> Rollout:
-    row = RolloutRow(
-        endpoint=endpoint,
-        spec=spec,
-        state=state,
-        step=0,
-        step_at=now,
-        figures={},
-        reason="",
-        revision=0,
-        created_at=now,
-        updated_at=now,
-        ended_at=None,
-    )
+    row = RolloutRow(endpoint=endpoint, spec=spec, state=state, step_at=now, created_at=now, updated_at=now)
     session.add(row)
     session.flush()
     return from_row(row, Rollout)

@@ -79,8 +79,16 @@ def add_counters(plan: RolloutPlan, step: int, evidence: StepEvidence, counters:
         return replace(evidence, last=now, history=now["current"], before_step=now["current"])
     added = {role: counted.since(evidence.last[role]) for role, counted in now.items()}
     tests = {text: replace(test) for text, test in evidence.tests.items()}
+    is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
-        _look(criterion, evidence, tests[criterion.text], added, plan.steps[step] == 100)
+        if criterion.kind == "disagreement":
+            # a shadow gets no copy of what the very same version has answered
+            tests[criterion.text].look(*_events(criterion, added["shadow"]))
+        else:
+            slow_from = _slow_from(criterion, evidence.before_step if is_alone else evidence.history)
+            current = VersionCounters() if is_alone else added["current"]
+            events = (*_events(criterion, added["candidate"], slow_from), *_events(criterion, current, slow_from))
+            tests[criterion.text].look(*events)
     return replace(
         evidence,
         last=now,
@@ -94,8 +102,13 @@ def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
     """Say why the candidate is not good enough, with the figures; empty while there is no proof of it."""
     for criterion in plan.criteria:
         test = evidence.tests.get(criterion.text)
-        if test is not None and test.rejects and _asked(criterion, evidence) >= plan.min_requests:
-            return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {_evidence(test)}"
+        if test is None or not test.rejects:
+            continue
+        is_compared = criterion.kind == "disagreement"
+        counted = evidence.step["shadow"].compared if is_compared else evidence.step["candidate"].requests
+        if counted >= plan.min_requests:
+            proof = f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is proof"
+            return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {proof}"
     return ""
 
 
@@ -105,7 +118,7 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
     if answered < plan.min_requests:
         return f"the candidate has answered {answered:.0f} of the {plan.min_requests} requests that a step needs"
     is_compared = plan.steps[step] < 100 and any(one.kind == "disagreement" for one in plan.criteria)
-    if is_compared and (rows := evidence.step["shadow"].same + evidence.step["shadow"].different) < plan.min_requests:
+    if is_compared and (rows := evidence.step["shadow"].compared) < plan.min_requests:
         return f"{rows:.0f} of the {plan.min_requests} rows that a step needs were compared"
     return ""
 
@@ -144,40 +157,30 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
         is_alone = plan.steps[step] == 100
         if is_alone and criterion.kind != "disagreement":
             level /= 2
-            events, trials = _history_of(criterion, evidence.before_step)
+            history = evidence.before_step
+            events, trials = _events(criterion, history, _slow_from(criterion, history))
             threshold = max(threshold, upper_limit(events, trials, level)) if trials else threshold
         against_current = not is_alone and criterion.kind != "disagreement"
         tests[criterion.text] = SequentialTest(threshold, level, against_current)
     return tests
 
 
-def _history_of(criterion: Criterion, history: VersionCounters) -> tuple[float, float]:
-    if criterion.kind == "error_rate":
-        return history.errors, history.requests
-    bound = _slow_from(criterion, history)
-    return _slow(history, bound) if bound is not None else (0.0, 0.0)
+def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | None = None) -> tuple[float, float]:
+    """Return how many requests, or rows, had the criterion's event, and of how many.
 
-
-def _look(
-    criterion: Criterion,
-    evidence: StepEvidence,
-    test: SequentialTest,
-    added: Mapping[str, VersionCounters],
-    is_alone: bool,
-) -> None:
-    current, candidate, shadow = (added[role] for role in _ROLES)
-    if is_alone:
-        current = VersionCounters()
+    Args:
+        slow_from: of a latency, from how many seconds a request is slow; None: nothing is counted.
+    """
     match criterion.kind:
         case "error_rate":
-            test.look(candidate.errors, candidate.requests, current.errors, current.requests)
+            return counted.errors, counted.requests
         case "latency":
-            bound = _slow_from(criterion, evidence.before_step if is_alone else evidence.history)
-            if bound is not None:
-                test.look(*_slow(candidate, bound), *_slow(current, bound))
+            if slow_from is None:
+                return 0, 0
+            total = counted.timed.get(math.inf, 0)
+            return total - counted.timed.get(slow_from, 0), total
         case "disagreement":
-            # a shadow gets no copy of what the very same version has answered
-            test.look(shadow.different, shadow.same + shadow.different)
+            return counted.different, counted.compared
 
 
 def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
@@ -185,13 +188,11 @@ def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
 
     None if the current version has answered too few requests, or if the bound is beyond the last bucket.
     """
-    if criterion.seconds is not None:
-        wanted = criterion.seconds
-    else:
-        quantile = _quantile(history.timed, criterion.quantile)
-        if quantile is None or criterion.factor is None:
-            return None
+    wanted = criterion.seconds
+    if criterion.factor is not None and (quantile := _quantile(history.timed, criterion.quantile)) is not None:
         wanted = quantile * criterion.factor
+    if wanted is None:
+        return None
     return next((bound for bound in sorted(history.timed) if wanted <= bound < math.inf), None)
 
 
@@ -210,39 +211,18 @@ def _quantile(timed: Mapping[float, float], quantile: float) -> float | None:
     return None
 
 
-def _slow(counted: VersionCounters, bound: float) -> tuple[float, float]:
-    """Return how many requests took longer than `bound`, and of how many."""
-    total = counted.timed.get(math.inf, 0)
-    return total - counted.timed.get(bound, 0), total
-
-
-def _asked(criterion: Criterion, evidence: StepEvidence) -> float:
-    if criterion.kind == "disagreement":
-        return evidence.step["shadow"].same + evidence.step["shadow"].different
-    return evidence.step["candidate"].requests
-
-
 def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:
-    current, candidate, shadow = (evidence.step[role] for role in _ROLES)
-    match criterion.kind:
-        case "error_rate":
-            new, old = (candidate.errors, candidate.requests), (current.errors, current.requests)
-            what = "failed"
-        case "latency":
-            bound = _slow_from(criterion, evidence.history)
-            if bound is None:
-                return f"not judged: of version {plan.before_version} too little is known"
-            new, old = _slow(candidate, bound), _slow(current, bound)
-            what = f"took longer than {bound * 1000:g} ms"
-        case "disagreement":
-            rows = shadow.same + shadow.different
-            return f"version {plan.version} answers {_share(shadow.different, rows)} rows otherwise than who answered"
-    return f"{_share(*new)} requests to version {plan.version} {what}, {_share(*old)} to version {plan.before_version}"
+    if criterion.kind == "disagreement":
+        share = _share(*_events(criterion, evidence.step["shadow"]))
+        return f"version {plan.version} answers {share} rows otherwise than who answered"
+    slow_from, what = _slow_from(criterion, evidence.history), "failed"
+    if criterion.kind == "latency":
+        if slow_from is None:
+            return f"not judged: of version {plan.before_version} too little is known"
+        what = f"took longer than {slow_from * 1000:g} ms"
+    new, old = (_share(*_events(criterion, evidence.step[role], slow_from)) for role in ("candidate", "current"))
+    return f"{new} requests to version {plan.version} {what}, {old} to version {plan.before_version}"
 
 
 def _share(events: float, trials: float) -> str:
     return f"{events / trials:.2%} of {trials:,.0f}" if trials else "none of 0"
-
-
-def _evidence(test: SequentialTest) -> str:
-    return f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is proof"
