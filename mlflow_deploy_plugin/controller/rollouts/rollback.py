@@ -2,12 +2,13 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
-from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.state_machine import plan_of
 from mlflow_deploy_plugin.controller.snapshot import (
     fetch_metrics_page,
     main_variant,
@@ -34,7 +35,7 @@ from mlflow_deploy_plugin.store import AuditEvent, Store, current_actor
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
-_STOOD_THERE = re.compile(r"^version (\d+)\b")
+_VERSION_BEFORE = re.compile(r"^version (\d+)\b")
 
 
 def rollback(
@@ -62,9 +63,32 @@ def rollback(
         RegistryUnavailable: MLflow does not answer.
         DeploymentFailed: the earlier version does not come back; the newer one stays, in the registry and in service.
     """
+    by = actor or current_actor()
     with ExitStack() as stack:
         opened = deployments or stack.enter_context(open_deployments(lambda line: None))
-        return _rollback(opened, endpoint, why, actor or current_actor(), to)
+        begun = time.monotonic()
+        observed = opened.get_endpoint(endpoint)
+        done = _abort(opened, endpoint, why, by) or _move_back(opened, observed, why, by, to)
+        figures = {
+            "model": done.model,
+            "from": done.before,
+            "to": done.after,
+            "source": done.source,
+            "seconds": f"{time.monotonic() - begun:.1f}",
+        }
+        before, after = (f"version {one}" if one.isdigit() else one for one in (done.before, done.after))
+        opened.store.record(
+            "rollback",
+            endpoint=endpoint,
+            model=done.model,
+            version=done.after,
+            before=before,
+            after=after,
+            why=why,
+            detail=figures | done.detail,
+            actor=by,
+        )
+        return figures
 
 
 def rollback_refusal(store: Store, observed: ObservedEndpoint, registry: Any = None) -> str:
@@ -92,76 +116,83 @@ def rollback_refusal(store: Store, observed: ObservedEndpoint, registry: Any = N
     return ""
 
 
-def _rollback(deployments: Deployments, endpoint: str, why: str, actor: str, to: str | None) -> dict[str, str]:
-    begun, begun_at = time.monotonic(), deployments.store.now()
-    observed = deployments.get_endpoint(endpoint)
-    if (plan := _aborted(deployments, endpoint, why, actor)) is not None:
-        source = "the rollout under way was aborted"
-        figures = _figures(plan.model, plan.version, plan.before_version, source, begun)
-        _record(deployments.store, endpoint, figures, why, actor)
-        return figures
+@dataclass(frozen=True)
+class _Move:
+    """A rollback that was done; `source` says how the earlier version is known."""
+
+    model: str
+    before: str
+    after: str
+    source: str
+    detail: dict[str, str] = field(default_factory=dict)
+
+
+def _abort(deployments: Deployments, endpoint: str, why: str, actor: str) -> _Move | None:
+    """Abort the live rollout; None if there is none, or it has just ended by itself."""
+    if not deployments.store.rollouts(endpoint, live=True):
+        return None
+    reason = f"rolled back by {actor}{f': {why}' if why else ''}"
+    try:
+        plan = plan_of(abort_rollout(deployments, endpoint, reason, actor))
+    except NotFound:
+        if deployments.store.rollouts(endpoint, live=True):
+            raise
+        return None
+    return _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
+
+
+def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, actor: str, to: str | None) -> _Move:
     spec = observed.endpoint.spec
     main = main_variant(spec)
     reference = parse_model_uri(spec.variants[main].model)
-    if not reference.followed:
-        return _pinned_back(deployments, observed, main, why, actor, to)
+    if reference.followed:
+        return _repoint(deployments, observed, main, reference, why, actor, to)
+    current = spec.variants[main].model
+    if to:
+        earlier, source = _requested_model(to, reference), "it was asked for"
+    else:
+        earlier = _earlier_model(deployments.store, spec.name, main, current)
+        source = "the audit trail has it as the model before"
+    if earlier == current:
+        raise InvalidConfig(f"endpoint {spec.name!r} serves {current} already")
+    deployments.update_endpoint(spec.name, {f"variants.{main}.model": earlier}, why or "rollback", actor)
+    return _Move(parse_model_uri(earlier).name, current, earlier, source)
+
+
+def _repoint(
+    deployments: Deployments,
+    observed: ObservedEndpoint,
+    main: str,
+    reference: ModelURI,
+    why: str,
+    actor: str,
+    to: str | None,
+) -> _Move:
+    """Move the stage, alias or tag to the earlier version, and wait until that is served."""
+    begun_at, endpoint = deployments.store.now(), observed.endpoint.name
     snapshot = take_snapshot(observed, with_counters=False)
     if to:
         current = _current(observed, main, reference)
-        earlier = PreviousVersion(_version_asked_for(to, reference), "it was asked for")
+        earlier = PreviousVersion(_requested_version(to, reference), "it was asked for")
     else:
         current, earlier = _current_and_earlier(deployments.store, observed, main, reference)
     if earlier.version == current:
-        raise InvalidConfig(f"{spec.variants[main].model} is version {current} already")
+        raise InvalidConfig(f"{observed.endpoint.spec.variants[main].model} is version {current} already")
     repoint(reference, earlier.version)
     deployments.poll_registry(reference.name)
     if snapshot.state in ("running", "starting"):
         try:
-            _wait(deployments, endpoint, main, earlier.version)
+            _wait_until_served(deployments, endpoint, main, earlier.version)
         except DeploymentFailed as error:
             if not current:
                 raise
             repoint(reference, current)  # so that the registry says what is served, as before
             deployments.poll_registry(reference.name)
             raise DeploymentFailed(f"{error.message}; version {current} stays, in the registry too") from None
-    figures = _figures(reference.name, current, earlier.version, earlier.source, begun)
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
-    _record(deployments.store, endpoint, {**figures, STARTED_AT: begun_at.isoformat()}, why, actor)
-    return figures
-
-
-def _aborted(deployments: Deployments, endpoint: str, why: str, actor: str) -> RolloutPlan | None:
-    """Abort the live rollout and return its plan; None if there was none, or it has just ended by itself."""
-    if not deployments.store.rollouts(endpoint, live=True):
-        return None
-    reason = f"rolled back by {actor}{f': {why}' if why else ''}"
-    try:
-        return RolloutPlan.from_json(abort_rollout(deployments, endpoint, reason, actor).spec)
-    except NotFound:
-        if deployments.store.rollouts(endpoint, live=True):
-            raise
-        return None
-
-
-def _pinned_back(
-    deployments: Deployments, observed: ObservedEndpoint, main: str, why: str, actor: str, to: str | None
-) -> dict[str, str]:
-    """Give a deployment that follows nothing its earlier model."""
-    begun = time.monotonic()
-    name = observed.endpoint.name
-    current = observed.endpoint.spec.variants[main].model
-    earlier = (
-        _model_asked_for(to, parse_model_uri(current)) if to else _earlier_model(deployments.store, name, main, current)
-    )
-    if earlier == current:
-        raise InvalidConfig(f"endpoint {name!r} serves {current} already")
-    config = {f"variants.{main}.model": earlier}
-    deployments.update_endpoint(name, config, why or "rollback", actor)
-    source = "it was asked for" if to else "the audit trail has it as the model before"
-    figures = _figures(parse_model_uri(earlier).name, current, earlier, source, begun)
-    _record(deployments.store, name, figures, why, actor)
-    return figures
+    detail = {STARTED_AT: begun_at.isoformat()}
+    return _Move(reference.name, current, earlier.version, earlier.source, detail)
 
 
 def _current(observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None) -> str:
@@ -174,7 +205,7 @@ def _current_and_earlier(
 ) -> tuple[str, PreviousVersion]:
     """Return the current version, and the one that was served before it, from the most reliable source."""
     current = _current(observed, main, reference, registry)
-    for earlier in _known(store, observed, main, reference, current, registry):
+    for earlier in _candidates(store, observed, main, reference, current, registry):
         try:
             if earlier.version != current and not was_rolled_back(reference.name, earlier.version, registry):
                 return current, earlier
@@ -187,14 +218,15 @@ def _current_and_earlier(
     )
 
 
-def _known(
+def _candidates(
     store: Store, observed: ObservedEndpoint, main: str, reference: ModelURI, current: str, registry: Any
 ) -> Iterator[PreviousVersion]:
+    """Yield versions that may have been served before, from the most reliable source first."""
     endpoint = observed.endpoint.name
-    stood = _stood(_moves(store, endpoint, reference))
-    said = f"it stood there before version {current}, says the audit trail"
-    in_trail = [PreviousVersion(version, said) for version in stood if version != current]
-    if stood[:1] == [current]:  # else the place was moved past the trail, which is then behind
+    followed = _versions_in_trail(store, endpoint, reference)
+    source = f"it stood there before version {current}, says the audit trail"
+    in_trail = [PreviousVersion(version, source) for version in followed if version != current]
+    if followed[:1] == [current]:  # else the place was moved past the trail, which is then behind
         yield from in_trail
     page = fetch_metrics_page(observed.observation.url) if observed.observation.url else None
     answered = versions_by_last_answer(page, endpoint, main, reference.name) if page else []
@@ -209,15 +241,20 @@ def _known(
     yield from in_trail
 
 
-def _moves(store: Store, endpoint: str, reference: ModelURI) -> list[AuditEvent]:
-    """Return the audit events about the stage, alias or tag, the newest first, as far as the model is the same."""
-    moves = []
+def _versions_in_trail(store: Store, endpoint: str, reference: ModelURI) -> list[str]:
+    """Return the versions that were followed, the last one first: each that was moved there, and the one before it.
+
+    The trail counts as far as the model is the same. A move into an empty stage names no version before it; the earlier
+    moves do.
+    """
+    versions: list[str] = []
     for event in reversed(store.events(model=reference.name)):
         if not event.endpoint and event.action in ("rename", "delete"):
             break
         if _is_about(event, endpoint, reference):
-            moves.append(event)
-    return moves
+            before = _VERSION_BEFORE.match(event.before)
+            versions += [event.version, str(event.detail.get("stood_there") or (before.group(1) if before else ""))]
+    return list(filter(None, versions))
 
 
 def _is_about(event: AuditEvent, endpoint: str, reference: ModelURI) -> bool:
@@ -236,19 +273,6 @@ def _is_about(event: AuditEvent, endpoint: str, reference: ModelURI) -> bool:
             return event.endpoint == endpoint
         case _:
             return False
-
-
-def _stood(moves: Sequence[AuditEvent]) -> list[str]:
-    """Return the versions that were followed, the last one first: each that was moved there, and the one before it.
-
-    A move into an empty stage names no version before it; the earlier moves do.
-    """
-    versions: list[str] = []
-    for event in moves:
-        taken = _STOOD_THERE.match(event.before)
-        versions.append(event.version)
-        versions.append(str(event.detail.get("stood_there") or (taken.group(1) if taken else "")))
-    return list(filter(None, versions))
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
@@ -280,7 +304,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
     )
 
 
-def _version_asked_for(to: str, reference: ModelURI) -> str:
+def _requested_version(to: str, reference: ModelURI) -> str:
     """Return the version of `--to 6`, or of `--to models:/X/6` if X is followed."""
     if to.isdecimal():
         return str(int(to))
@@ -292,7 +316,7 @@ def _version_asked_for(to: str, reference: ModelURI) -> str:
     return asked.selector
 
 
-def _model_asked_for(to: str, served: ModelURI) -> str:
+def _requested_model(to: str, served: ModelURI) -> str:
     """Return the model of `--to models:/X/6`, or of `--to 6` if a version of X is served."""
     if not to.isdecimal():
         return to
@@ -301,11 +325,12 @@ def _model_asked_for(to: str, served: ModelURI) -> str:
     return f"models:/{served.name}/{int(to)}"
 
 
-def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
+def _wait_until_served(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
     deadline = time.monotonic() + _SERVED_SECONDS
-    while (snapshot := take_snapshot(deployments.get_endpoint(endpoint), with_counters=False)).versions.get(
-        main
-    ) != version:
+    while True:
+        snapshot = take_snapshot(deployments.get_endpoint(endpoint), with_counters=False)
+        if snapshot.versions.get(main) == version:
+            return
         if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):
             raise DeploymentFailed(f"{endpoint}: version {version} does not come back: {error}")
         if time.monotonic() > deadline:
@@ -314,22 +339,3 @@ def _wait(deployments: Deployments, endpoint: str, main: str, version: str) -> N
                 f"served: {snapshot.reason or 'no reason is known'}"
             )
         time.sleep(_POLL_SECONDS)
-
-
-def _figures(model: str, before: str, after: str, source: str, begun: float) -> dict[str, str]:
-    return {"model": model, "from": before, "to": after, "source": source, "seconds": f"{time.monotonic() - begun:.1f}"}
-
-
-def _record(store: Store, endpoint: str, figures: Mapping[str, str], why: str, actor: str) -> None:
-    before, after = (f"version {one}" if one.isdigit() else one for one in (figures["from"], figures["to"]))
-    store.record(
-        "rollback",
-        endpoint=endpoint,
-        model=figures["model"],
-        version=figures["to"],
-        before=before,
-        after=after,
-        why=why,
-        detail=dict(figures),
-        actor=actor,
-    )
