@@ -8,8 +8,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -36,6 +36,30 @@ _PATIENCE_SECONDS = 3.0
 """Prometheus waits ten by default."""
 _LONGEST_READING_SECONDS = 60.0
 Key = tuple[str, str]
+_Families = Mapping[str, Any]
+_MONITOR = ("endpoint", "monitor")
+_METRICS = {
+    "onnxserve_drift_share": (
+        GaugeMetricFamily,
+        "Share of columns that the last judged window found drifted.",
+        _MONITOR,
+    ),
+    "onnxserve_monitor_state": (GaugeMetricFamily, "1 for the state that a monitor is in.", (*_MONITOR, "state")),
+    "onnxserve_monitor_judged_until_timestamp_seconds": (
+        GaugeMetricFamily,
+        "End of the newest judged window, in event time.",
+        _MONITOR,
+    ),
+    "onnxserve_monitor_last_success_timestamp_seconds": (
+        GaugeMetricFamily,
+        "When a window was last judged.",
+        _MONITOR,
+    ),
+    "onnxserve_monitor_windows": (CounterMetricFamily, "Judged windows.", (*_MONITOR, "verdict")),
+    "onnxserve_monitor_failures": (CounterMetricFamily, "Attempts to judge a window that have failed.", _MONITOR),
+    "onnxserve_alerts_firing": (GaugeMetricFamily, "Alerts that have begun and are not over.", _MONITOR),
+    "onnxserve_retrainings": (GaugeMetricFamily, "Retrainings, by where they are.", (*_MONITOR, "state")),
+}
 
 
 def start_metrics_server(store: Store, port: int, host: str = "") -> "WSGIServer":
@@ -119,107 +143,32 @@ class StoreMetrics(Collector):
 def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
     keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
+    families = {name: kind(name, text, labels=labels) for name, (kind, text, labels) in _METRICS.items()}
     with store.transaction() as session:  # one for all: on SQLite each is alone
-        return [*_monitors(session, keys, paused), *_windows(session, {*keys}), *_counts(session)]
+        _add_states(families, session, keys, paused)
+        _add_windows(families, session, {*keys})
+        _add_alerts_and_retrainings(families, session)
+    return [*families.values()]
 
 
-def _monitors(session: Session, keys: Sequence[Key], paused: Container[Key]) -> Iterator[Metric]:
-    labels = ["endpoint", "monitor"]
-    share = GaugeMetricFamily(
-        "onnxserve_drift_share", "Share of columns that the last judged window found drifted.", labels=labels
-    )
-    state = GaugeMetricFamily(
-        "onnxserve_monitor_state", "1 for the state that a monitor is in.", labels=[*labels, "state"]
-    )
-    until = GaugeMetricFamily(
-        "onnxserve_monitor_judged_until_timestamp_seconds",
-        "End of the newest judged window, in event time.",
-        labels=labels,
-    )
+def _add_states(families: _Families, session: Session, keys: Sequence[Key], paused: Container[Key]) -> None:
     for key in keys:
         latest = session.scalars(_newest(key, _LOOKED_BACK).where(MonitorWindowRow.state == "judged")).all()
         judged = latest[0] if latest else None
-        now_in = "paused" if key in paused else _state(judged, session.scalars(_newest(key, 1)).first())
+        state = "paused" if key in paused else _state(judged, session.scalars(_newest(key, 1)).first())
         for possible in STATES:
-            state.add_metric([*key, possible], float(possible == now_in))
+            families["onnxserve_monitor_state"].add_metric([*key, possible], float(possible == state))
         if judged is not None:
-            until.add_metric(key, judged.end.timestamp())
+            families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged.end.timestamp())
         shares = [window.figures[_SHARE] for window in latest if window.figures.get(_SHARE) is not None]
         if shares:
-            share.add_metric(key, shares[0])
-    yield from (share, state, until)
+            families["onnxserve_drift_share"].add_metric(key, shares[0])
 
 
 def _newest(key: Key, limit: int) -> Select[MonitorWindowRow]:
     row = MonitorWindowRow
     order = (row.start.desc(), row.revision.desc(), row.id.desc())
     return select(row).where(row.endpoint == key[0], row.monitor == key[1], ~row.by_hand).order_by(*order).limit(limit)
-
-
-def _windows(session: Session, known: Container[Key]) -> Iterator[Metric]:
-    labels = ["endpoint", "monitor"]
-    success = GaugeMetricFamily(
-        "onnxserve_monitor_last_success_timestamp_seconds", "When a window was last judged.", labels=labels
-    )
-    judged = CounterMetricFamily("onnxserve_monitor_windows", "Judged windows.", labels=[*labels, "verdict"])
-    failed = CounterMetricFamily(
-        "onnxserve_monitor_failures", "Attempts to judge a window that have failed.", labels=labels
-    )
-    row = MonitorWindowRow
-    last: dict[Key, float] = {}
-    attempts: Counter[Key] = Counter()
-    counted = (
-        select(  # only scheduled windows: a window run by hand concerns nobody but its caller
-            row.endpoint,
-            row.monitor,
-            row.state,
-            row.verdict,
-            func.count(),
-            func.sum(row.attempts),
-            func.max(row.updated_at),
-        )
-        .where(~row.by_hand)
-        .group_by(row.endpoint, row.monitor, row.state, row.verdict)
-    )
-    for endpoint, monitor, state, verdict, count, tried, updated_at in session.execute(counted):
-        key = endpoint, monitor
-        attempts[key] += int(tried or 0)
-        if state == "judged":
-            judged.add_metric([*key, verdict], count)
-            last[key] = max(last.get(key, 0.0), updated_at.timestamp())
-    for key, count in attempts.items():
-        failed.add_metric(key, count)
-    for key, moment in last.items():
-        if key in known:  # a monitor that was removed is silent on purpose
-            success.add_metric(key, moment)
-    yield from (success, judged, failed)
-
-
-def _counts(session: Session) -> Iterator[Metric]:
-    firing = GaugeMetricFamily(
-        "onnxserve_alerts_firing", "Alerts that have begun and are not over.", labels=["endpoint", "monitor"]
-    )
-    retrainings = GaugeMetricFamily(
-        "onnxserve_retrainings", "Retrainings, by where they are.", labels=["endpoint", "monitor", "state"]
-    )
-    alert, one = AlertRow, RetrainingRow
-    by_alert = (
-        select(alert.endpoint, alert.monitor, func.count())
-        .where(alert.state == "firing")
-        .group_by(alert.endpoint, alert.monitor)
-    )
-    by_state = (
-        select(one.endpoint, one.monitor, one.state, func.count())
-        .outerjoin(EndpointRow, EndpointRow.name == one.endpoint)
-        # none of an earlier endpoint of the same name
-        .where(or_(EndpointRow.created_at.is_(None), one.created_at >= EndpointRow.created_at))
-        .group_by(one.endpoint, one.monitor, one.state)
-    )
-    for endpoint, monitor, count in session.execute(by_alert):
-        firing.add_metric([endpoint, monitor], count)
-    for endpoint, monitor, state, count in session.execute(by_state):
-        retrainings.add_metric([endpoint, monitor, state], count)
-    yield from (firing, retrainings)
 
 
 def _state(judged: MonitorWindowRow | None, last: MonitorWindowRow | None) -> str:
@@ -231,3 +180,42 @@ def _state(judged: MonitorWindowRow | None, last: MonitorWindowRow | None) -> st
     if judged.verdict in ALARMS:
         return "alarm"
     return judged.verdict if judged.verdict in UNDECIDED else "ok"
+
+
+def _add_windows(families: _Families, session: Session, known: Container[Key]) -> None:
+    """Count the scheduled windows: a window that is run by hand concerns nobody but its caller."""
+    row = MonitorWindowRow
+    groups = (row.endpoint, row.monitor, row.state, row.verdict)
+    counts = func.count(), func.sum(row.attempts), func.max(row.updated_at)
+    last: dict[Key, float] = {}
+    attempts: Counter[Key] = Counter()
+    for endpoint, monitor, state, verdict, count, tried, updated_at in session.execute(
+        select(*groups, *counts).where(~row.by_hand).group_by(*groups)
+    ):
+        key = endpoint, monitor
+        attempts[key] += int(tried or 0)
+        if state == "judged":
+            families["onnxserve_monitor_windows"].add_metric([*key, verdict], count)
+            last[key] = max(last.get(key, 0.0), updated_at.timestamp())
+    for key, failures in attempts.items():
+        families["onnxserve_monitor_failures"].add_metric(key, failures)
+    for key, moment in last.items():
+        if key in known:  # a monitor that was removed is silent on purpose
+            families["onnxserve_monitor_last_success_timestamp_seconds"].add_metric(key, moment)
+
+
+def _add_alerts_and_retrainings(families: _Families, session: Session) -> None:
+    alert, one = (AlertRow.endpoint, AlertRow.monitor), RetrainingRow
+    firing = select(*alert, func.count()).where(AlertRow.state == "firing").group_by(*alert)
+    for *labels, count in session.execute(firing):
+        families["onnxserve_alerts_firing"].add_metric(labels, count)
+    retraining = (one.endpoint, one.monitor, one.state)
+    by_state = (
+        select(*retraining, func.count())
+        .outerjoin(EndpointRow, EndpointRow.name == one.endpoint)
+        # none of an earlier endpoint of the same name
+        .where(or_(EndpointRow.created_at.is_(None), one.created_at >= EndpointRow.created_at))
+        .group_by(*retraining)
+    )
+    for *labels, count in session.execute(by_state):
+        families["onnxserve_retrainings"].add_metric(labels, count)
