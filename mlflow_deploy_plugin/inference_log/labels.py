@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 )
 """A label has either `_prediction_id` or `_key`; without `_row` it is of every row of the request."""
 MOST_KEPT_BYTES = 64 * 2**20
-"""Of all labels of an endpoint. If there are more, they are read anew each time."""
+"""An endpoint with more bytes of labels has them read anew each time."""
 _TRUTH: Mapping[Any, float] = {"true": 1.0, "false": 0.0}  # as a CSV file has them
 
 

@@ -1,8 +1,7 @@
 """`Follower` round by round: what is wanted, and when the registry is asked."""
 
-from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
 from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, AgentState, ShippingState, read_state
-from tests.support.fake_registry import STAGE, Case, Later
+from tests.support.fake_registry import STAGE, Case
 
 
 def test_what_the_registry_names_is_wanted_and_a_move_is_noticed_at_the_next_poll(case: Case) -> None:
@@ -40,26 +39,6 @@ def test_whoever_has_moved_a_reference_may_ask_for_a_look_at_once(case: Case) ->
     assert case.versions == {"v1": "2", "v2": "3"}
     assert case.world.resolved == [STAGE, "models:/tiny/3", STAGE]
     assert not follower.has_work()
-
-
-def test_a_look_that_is_asked_for_while_another_is_under_way_comes_after_it(case: Case) -> None:
-    looks, ref = Later(), ModelRef(STAGE)
-    resolver = case.follower(looks=looks).resolver
-    resolver.models = {ref: FollowedModel()}
-    case.world.versions[STAGE] = "1"
-    resolver.advance()
-    looks.go_on()
-
-    case.world.versions[STAGE] = "2"
-    resolver.poll_now()
-    resolver.advance()  # takes in what was asked before the move
-    resolver.advance()
-    looks.go_on()
-    resolver.advance()
-
-    version = resolver.models[ref].version
-    assert version is not None
-    assert version.version == "2"
 
 
 def test_a_pinned_version_is_looked_up_once(case: Case) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.inference_log import label_join
-from mlflow_deploy_plugin.inference_log.labels import Label, canonical_key
+from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.inference_log.view import View, view_tables
@@ -202,11 +202,6 @@ def test_many_corrections_of_few_rows_are_let_go_while_they_are_read(
         writer.label(*corrections, name=f"f{number}")
 
     assert labels(log) == ["198", "199"]
-
-
-def test_a_key_is_written_in_one_way() -> None:
-    assert canonical_key({"b": 1.0, "a": np.float32(0.1)}) == canonical_key({"a": "0.1", "b": 1})
-    assert canonical_key({"a": float("nan")}) == canonical_key({"a": None}) == '{"a":null}'
 
 
 def test_labels_in_a_log_hours_later_are_found_after_their_rows_were_sampled(

@@ -1,0 +1,69 @@
+"""`VersionResolver`: polls of the registry and fetches, none of which anybody waits for."""
+
+import pytest
+
+from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
+from mlflow_deploy_plugin.agent.resolver import PollPolicy
+from mlflow_deploy_plugin.errors import InvalidArtifact
+from tests.support.fake_registry import STAGE, Case, Later
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(0, 2), (1, 4), (3, 16), (4, 30), (99, 30)])
+def test_the_registry_is_polled_less_often_the_longer_it_is_down(failures: int, seconds: float) -> None:
+    policy = PollPolicy(2.0, True, lambda: 0.0, uniform=lambda low, high: (low + high) / 2)
+    assert policy.pause(failures) == seconds
+
+
+def test_a_poll_seldom_asked_for_is_not_made_more_often_by_failures() -> None:
+    assert PollPolicy(60.0, True, lambda: 0.0, uniform=lambda low, high: 1.0).pause(5) == 60
+
+
+def test_a_poll_that_is_asked_for_while_another_is_under_way_comes_after_it(case: Case) -> None:
+    polls, ref = Later(), ModelRef(STAGE)
+    resolver = case.follower(looks=polls).resolver
+    resolver.models = {ref: FollowedModel()}
+    case.world.versions[STAGE] = "1"
+    resolver.advance()
+    polls.go_on()
+
+    case.world.versions[STAGE] = "2"
+    resolver.poll_now()
+    resolver.advance()  # takes in what was asked before the move
+    resolver.advance()
+    polls.go_on()
+    resolver.advance()
+
+    version = resolver.models[ref].version
+    assert version is not None
+    assert version.version == "2"
+
+
+def test_a_version_is_fetched_once_for_all_references_to_it(case: Case) -> None:
+    fetches = Later()
+    resolver = case.follower(fetches=fetches).resolver
+    pinned = ModelRef("models:/tiny/1")
+    resolver.models = {ModelRef(STAGE): FollowedModel(), pinned: FollowedModel()}
+    case.world.versions |= {STAGE: "1", pinned.uri: "1"}
+    resolver.advance()
+    assert len(resolver.pending()) == 1
+    fetches.go_on()
+    resolver.advance()
+    assert case.world.fetched == ["1"]
+    assert all(model.is_settled and model.version for model in resolver.models.values())
+
+
+def test_a_rejected_version_is_tried_again_when_somebody_asks(case: Case) -> None:
+    resolver = case.follower().resolver
+    ref = ModelRef(STAGE)
+    resolver.models = {ref: FollowedModel()}
+    case.world.versions[STAGE] = "1"
+    case.world.unusable["1"] = InvalidArtifact("no onnx here")
+    resolver.advance()
+    rejection = resolver.models[ref].rejection
+    assert rejection is not None
+    assert (rejection.cause, rejection.reason) == ("artifact", "no onnx here")
+
+    del case.world.unusable["1"]
+    resolver.models[ref].retry_now()
+    resolver.advance()
+    assert resolver.models[ref].rejection is None
