@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.ui.audit import AuditTrail
 
 _UNSERVED_STAGES = ("None", "Archived")
 """The stages from which nothing is served."""
-_VERDICT = (GATE_TAG, GATE_POLICY_DIGEST_TAG)
+_VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG)
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,9 @@ class RegistryChange:
 
 def _transition(trail: AuditTrail) -> RegistryChange:
     from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
-    from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
 
     fields = ("name", "version", "stage")
-    message = _request_message(TransitionModelVersionStage(), fields, ("archive_existing_versions",))
-    store = registry()
+    message, store = _read("TransitionModelVersionStage", fields, ("archive_existing_versions",)), registry()
     model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
     stage = get_canonical_stage(message.stage)
     is_unserved = stage in _UNSERVED_STAGES
@@ -72,7 +70,6 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     figures: dict[str, Any] = {}
     if others := [other for other in holders if other != str(version.version)]:
         figures = {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
-    again = StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags
     return RegistryChange(
         "transition",
         message.name,
@@ -82,14 +79,12 @@ def _transition(trail: AuditTrail) -> RegistryChange:
         decision.why,
         decision.refusal,
         figures,
-        is_served_again=again,
+        is_served_again=StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags,
     )
 
 
 def _alias(trail: AuditTrail) -> RegistryChange | None:
-    from mlflow.protos.model_registry_pb2 import SetRegisteredModelAlias
-
-    message, store = _request_message(SetRegisteredModelAlias(), ("name", "alias", "version")), registry()
+    message, store = _read("SetRegisteredModelAlias", ("name", "alias", "version")), registry()
     model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
     if _is_only_a_prompt(model):
         return None
@@ -99,104 +94,82 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
         "alias",
         message.name,
         str(version.version),
-        _alias_shown(message.alias, holder),
-        _alias_shown(message.alias, version.version),
+        _alias_text(message.alias, holder),
+        _alias_text(message.alias, version.version),
         decision.why,
         decision.refusal,
         is_served_again=ROLLED_BACK_TAG in version.tags,
     )
 
 
-def _no_alias(trail: AuditTrail) -> RegistryChange | None:
-    from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelAlias
-
-    message = _request_message(DeleteRegisteredModelAlias())
+def _alias_deletion(_: AuditTrail) -> RegistryChange | None:
+    message = _read("DeleteRegisteredModelAlias")
     model = registry().get_registered_model(message.name)
     holder = model.aliases.get(message.alias)
     if _is_only_a_prompt(model) or holder is None:
         return None
-    return RegistryChange(
-        "alias", message.name, str(holder), _alias_shown(message.alias, holder), _alias_shown(message.alias, None)
-    )
+    return RegistryChange("alias", message.name, str(holder), _alias_text(message.alias, holder), "")
 
 
-def _deleted(trail: AuditTrail) -> RegistryChange | None:
+def _version_deletion(_: AuditTrail) -> RegistryChange | None:
     """Read the deletion of a version: the one before it in its stage is served again."""
-    from mlflow.protos.model_registry_pb2 import DeleteModelVersion
-
-    message = _request_message(DeleteModelVersion())
+    message = _read("DeleteModelVersion")
     version = registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
         return None
     return RegistryChange("transition", message.name, str(version.version), version.current_stage, "deleted")
 
 
-def _version_tag(trail: AuditTrail) -> RegistryChange | None:
-    """Read a change of the verdict or its policy: a person who writes it by hand is named in the trail."""
-    from mlflow.protos.model_registry_pb2 import SetModelVersionTag
+def _version_tag(request: str, keys: Sequence[str]) -> Callable[[AuditTrail], RegistryChange | None]:
+    """Return a reader of tags of versions: a person who changes a verdict or its policy by hand is in the trail."""
 
-    message = _request_message(SetModelVersionTag())
-    return _tagged(message, message.value) if message.key in _VERDICT else None
+    def read(_: AuditTrail) -> RegistryChange | None:
+        message = _read(request)
+        if message.key not in keys:
+            return None
+        version = registry().get_model_version(message.name, message.version)
+        before, after = version.tags.get(message.key, ""), getattr(message, "value", "")
+        return RegistryChange("tag", message.name, str(version.version), before, after, figures={"tag": message.key})
 
-
-def _no_version_tag(trail: AuditTrail) -> RegistryChange | None:
-    from mlflow.protos.model_registry_pb2 import DeleteModelVersionTag
-
-    message = _request_message(DeleteModelVersionTag())
-    return _tagged(message, "") if message.key in (*_VERDICT, ROLLED_BACK_TAG) else None
-
-
-def _tagged(message: Any, after: str) -> RegistryChange:
-    version = registry().get_model_version(message.name, message.version)
-    before = version.tags.get(message.key, "")
-    return RegistryChange("tag", message.name, str(version.version), before, after, figures={"tag": message.key})
+    return read
 
 
-def _model_created(trail: AuditTrail) -> RegistryChange | None:
-    from mlflow.protos.model_registry_pb2 import CreateRegisteredModel
+def _model_tag(request: str) -> Callable[[AuditTrail], RegistryChange | None]:
+    """Return a reader of tags of registered models, of which the gate's policy alone counts."""
 
-    message = _request_message(CreateRegisteredModel())
-    given = {tag.key: tag.value for tag in message.tags}.get(GATE_POLICY_TAG, "")
-    return RegistryChange("tag", message.name, "", "", given, figures={"tag": GATE_POLICY_TAG})
+    def read(_: AuditTrail) -> RegistryChange | None:
+        message = _read(request)
+        if message.key != GATE_POLICY_TAG:
+            return None
+        before, after = (
+            registry().get_registered_model(message.name).tags.get(message.key, ""),
+            getattr(message, "value", ""),
+        )
+        return RegistryChange("tag", message.name, "", before, after, figures={"tag": GATE_POLICY_TAG})
+
+    return read
 
 
-def _model_renamed(trail: AuditTrail) -> RegistryChange | None:
+def _model_creation(_: AuditTrail) -> RegistryChange | None:
+    message = _read("CreateRegisteredModel")
+    policy = {tag.key: tag.value for tag in message.tags}.get(GATE_POLICY_TAG, "")
+    return RegistryChange("tag", message.name, "", "", policy, figures={"tag": GATE_POLICY_TAG})
+
+
+def _model_rename(_: AuditTrail) -> RegistryChange | None:
     """Read a rename: endpoints that follow the new name serve this model's stages, by its policy."""
-    from mlflow.protos.model_registry_pb2 import RenameRegisteredModel
-
-    message = _request_message(RenameRegisteredModel())
+    message = _read("RenameRegisteredModel")
     if _is_only_a_prompt(registry().get_registered_model(message.name)):
         return None
     return RegistryChange("rename", message.name, "", message.name, message.new_name, also_of=(message.new_name,))
 
 
-def _model_deleted(trail: AuditTrail) -> RegistryChange | None:
+def _model_deletion(_: AuditTrail) -> RegistryChange | None:
     """Read a deletion: the policy goes with the model, and a new one of its name has none."""
-    from mlflow.protos.model_registry_pb2 import DeleteRegisteredModel
-
-    message = _request_message(DeleteRegisteredModel())
+    message = _read("DeleteRegisteredModel")
     if _is_only_a_prompt(registry().get_registered_model(message.name)):
         return None
     return RegistryChange("delete", message.name, "", message.name, "")
-
-
-def _model_tag(trail: AuditTrail) -> RegistryChange | None:
-    from mlflow.protos.model_registry_pb2 import SetRegisteredModelTag
-
-    message = _request_message(SetRegisteredModelTag())
-    return _policy(message.name, message.value) if message.key == GATE_POLICY_TAG else None
-
-
-def _no_model_tag(trail: AuditTrail) -> RegistryChange | None:
-    from mlflow.protos.model_registry_pb2 import DeleteRegisteredModelTag
-
-    message = _request_message(DeleteRegisteredModelTag())
-    return _policy(message.name, "") if message.key == GATE_POLICY_TAG else None
-
-
-def _policy(model: str, after: str) -> RegistryChange:
-    before = registry().get_registered_model(model).tags.get(GATE_POLICY_TAG, "")
-    return RegistryChange("tag", model, "", before, after, figures={"tag": GATE_POLICY_TAG})
 
 
 def _is_only_a_prompt(model: Any) -> bool:
@@ -204,22 +177,24 @@ def _is_only_a_prompt(model: Any) -> bool:
     return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
 
 
-def _alias_shown(alias: str, version: Any) -> str:
+def _alias_text(alias: str, version: Any) -> str:
     return "" if version is None else f"version {version} in @{alias}"
 
 
-def _request_message(message: Any, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
-    """Return the request as MLflow reads it; raise MlflowException if MLflow refuses it.
+def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
+    """Return the request at hand as MLflow reads it; raise MlflowException if MLflow refuses it.
 
     Args:
+        request: the name of its protobuf message.
         texts: the required text fields of MLflow's view, which is not called if one is wrong.
         flags: its boolean fields.
     """
+    from mlflow.protos import model_registry_pb2
     from mlflow.server import handlers
 
     schema = {field: [handlers._assert_string, handlers._assert_required] for field in texts}
     schema |= {field: [handlers._assert_bool] for field in flags}
-    return handlers._get_request_message(message, schema=schema)
+    return handlers._get_request_message(getattr(model_registry_pb2, request)(), schema=schema)
 
 
 def registry() -> Any:
@@ -287,15 +262,15 @@ def _before(event: AuditEvent, place: str) -> str | None:
 READERS: dict[str, Callable[[AuditTrail], RegistryChange | None]] = {
     "_transition_stage": _transition,
     "_set_registered_model_alias": _alias,
-    "_delete_registered_model_alias": _no_alias,
-    "_delete_model_version": _deleted,
-    "_set_model_version_tag": _version_tag,
-    "_delete_model_version_tag": _no_version_tag,
-    "_create_registered_model": _model_created,
-    "_rename_registered_model": _model_renamed,
-    "_delete_registered_model": _model_deleted,
-    "_set_registered_model_tag": _model_tag,
-    "_delete_registered_model_tag": _no_model_tag,
+    "_delete_registered_model_alias": _alias_deletion,
+    "_delete_model_version": _version_deletion,
+    "_set_model_version_tag": _version_tag("SetModelVersionTag", _VERDICT_TAGS),
+    "_delete_model_version_tag": _version_tag("DeleteModelVersionTag", (*_VERDICT_TAGS, ROLLED_BACK_TAG)),
+    "_create_registered_model": _model_creation,
+    "_rename_registered_model": _model_rename,
+    "_delete_registered_model": _model_deletion,
+    "_set_registered_model_tag": _model_tag("SetRegisteredModelTag"),
+    "_delete_registered_model_tag": _model_tag("DeleteRegisteredModelTag"),
 }
 """The name of MLflow's view → the reader of its request."""
 

@@ -1,4 +1,4 @@
-"""Where deployments run. A backend is a module with `apply`, `observe`, `stop` and `remove`."""
+"""Backends, the places to deploy to. A backend is a module with `apply`, `observe`, `stop` and `remove`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -35,7 +35,7 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
 @dataclass(frozen=True)
 class AppliedSpec:
-    """How far the processes of a server have applied the spec of an endpoint.
+    """The progress of a server's processes in applying the spec of an endpoint.
 
     Attributes:
         is_resolved: the agent has versions for exactly what the spec says.
