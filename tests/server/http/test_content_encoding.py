@@ -154,7 +154,11 @@ def test_an_answer_is_compressed_as_the_caller_asks(accepted: str | None, expect
     response = compressed(accepted)
     assert response.headers.get("Content-Encoding") == expected
     assert response.headers["Vary"] == "Accept-Encoding"
-    undone = {"gzip": gzip.decompress, "zstd": zstandard.decompress, None: bytes}
+    undone: dict[str | None, Callable[[bytes], bytes]] = {
+        "gzip": gzip.decompress,
+        "zstd": zstandard.decompress,
+        None: bytes,
+    }
     assert undone[expected](response.body) == LARGE
 
 

@@ -208,7 +208,7 @@ def test_several_numbers_a_row_are_explained_each_and_an_example_is_background_e
 
     assert document["outputs"] == [0, 1, 2]
     assert document["background"] == {"source": "input_example", "rows": 1}
-    np.testing.assert_allclose(document["values"][0], [[2.0, 0, 0], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_allclose(document["values"][0], [[2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert document["base_values"] == [[2.0, 4.0, 6.0]]
 
 

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request
-from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.disk import files_of_at_most
 
@@ -45,7 +45,7 @@ def kept(spool: Path) -> list[FeedbackFrame]:
 
 @pytest.mark.parametrize("worker_class", ["fast", "gthread"])
 def test_labels_of_one_and_of_many_are_in_the_spool_when_they_are_accepted(
-    tmp_path: Path, model_folders: dict[str, Path], tools: Any, worker_class: str
+    tmp_path: Path, model_folders: dict[str, Path], tools: Any, worker_class: WorkerClass
 ) -> None:
     tools.want(tmp_path, 1, {"flights": {"v": tools.variant(model_folders["mixed"])}})
     with tools.gunicorn(tmp_path, ServerSpec(worker_class=worker_class)) as running:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import uvloop
@@ -87,11 +87,12 @@ class Listener:
                     break
         return content
 
-    def tick(self, seconds: float) -> None:
-        """So much later."""
+    def tick(self, seconds: float) -> Literal[True]:
+        """Checks all deadlines so much later."""
         self.front.now += seconds
         for connection in list(self.connections):
             connection.check_deadline(self.front.now)
+        return True
 
     async def close(self) -> None:
         for client in self._clients:
@@ -167,7 +168,7 @@ def test_a_client_that_takes_nothing_of_its_answer_is_left(server: Server, lines
             client = await opened.connect(HEAD + chunk(LINE * lines))
             await until(lambda: sum(counted(server, "onnxserve_batch_rows_sum").values()) > 4_000)
             await opened.send(client, chunk())
-            await until(lambda: not opened.tick(1) and not opened.connections)
+            await until(lambda: opened.tick(1) and not opened.connections)
 
     play(talk())
 
@@ -203,7 +204,7 @@ def test_time_runs_for_the_client_only_while_the_model_is_done(
 
             client = await opened.connect(HEAD + chunk(LINE))
             await opened.read(client, chunk(ANSWER))
-            await until(lambda: not opened.tick(1) and is_readable(client))
+            await until(lambda: opened.tick(1) and is_readable(client))
             assert b"in time" in await opened.read(client)
 
     play(talk())

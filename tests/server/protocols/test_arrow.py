@@ -200,7 +200,7 @@ def test_lists_that_are_no_tensor_are_refused(column: list[Any]) -> None:
 
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
 def test_a_prediction_is_a_table_in_kind(media: str) -> None:
-    outputs = {
+    outputs: dict[str, np.ndarray[Any, Any]] = {
         "y": np.array([[0.5], [np.nan], [2.0]], np.float32),
         "p": np.arange(6, dtype=np.float64).reshape(3, 2),
         "z": np.arange(12, dtype=np.int64).reshape(3, 2, 2),

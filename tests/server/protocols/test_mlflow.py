@@ -17,7 +17,7 @@ MIXED = compile_schema(
     COLUMNS, (), tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), "?") for c in COLUMNS)
 )
 TENSOR = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
-ROWS = [["a", 1.5, 2, True], [None, None, -3, False]]
+ROWS: list[list[Any]] = [["a", 1.5, 2, True], [None, None, -3, False]]
 NAMES = ["s", "d", "n", "b"]
 RECORDS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
 BY_COLUMN = {name: [row[position] for row in ROWS] for position, name in enumerate(NAMES)}

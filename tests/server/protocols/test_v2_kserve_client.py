@@ -59,7 +59,7 @@ def said(python: Path, tmp_path_factory: pytest.TempPathFactory, model_folders: 
 
 
 IMAGES = np.arange(8.0).reshape(2, 2, 2)
-OUTPUTS = {"doubled": (2 * IMAGES).tolist(), "total": [6.0, 22.0]}
+OUTPUTS: dict[str, list[Any]] = {"doubled": (2 * IMAGES).tolist(), "total": [6.0, 22.0]}
 
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])

@@ -94,7 +94,7 @@ def test_a_page_that_is_kept_names_each_caller_its_own_address(server: Server) -
 
 
 def test_what_is_kept_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site, "_MOST_BUILT_BYTES", 400_000)
+    monkeypatch.setattr(site, "_MAX_CACHED_BYTES", 400_000)
     for name in ("flights", "digits", "tensor", "single"):
         assert ask(server, f"/endpoints/{name}/openapi.json").status == 200
         assert ask(server, f"/endpoints/{name}/docs").status == 200

@@ -54,7 +54,12 @@ def page(browser: Any, pages_server: Any) -> Iterator[Any]:
     hosts: set[str] = set()
     tab.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}") or dialog.dismiss())
+
+    def dismiss(dialog: Any) -> None:
+        complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    tab.on("dialog", dismiss)
     tab.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
     yield tab
     context.close()

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ CASES = [
 def test_both_workers_send_the_same(
     both: list[Any], method: str, path: str, headers: dict[str, str], body: bytes
 ) -> None:
-    fast, threaded = (list(ask(running.url, method, path, headers, body)) for running in both)
+    fast, threaded = ((*ask(running.url, method, path, headers, body),) for running in both)
     for answered in (fast, threaded):  # what differs from answer to answer
         if "x-prediction-id" in answered[1]:
             assert len(answered[1].pop("x-prediction-id")) == 32
@@ -253,6 +254,10 @@ class Load:
         connection.close()
 
 
+def has_ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
 def other_workers(state_dir: Path, than: set[int]) -> set[int]:
     return {worker.pid for worker in read_workers(state_dir)} - than
 
@@ -269,8 +274,8 @@ def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
                 before = other_workers(tmp_path, set())
                 ended = min(before)
                 os.kill(ended, signal.SIGTERM)
-                wait_until(lambda ended=ended: not Path(f"/proc/{ended}").exists(), seconds=10, what="its end")
-                wait_until(lambda before=before: other_workers(tmp_path, before), what="its successor")
+                wait_until(partial(has_ended, ended), seconds=10, what="its end")
+                wait_until(partial(other_workers, tmp_path, before), what="its successor")
             load.wait_for(50)
     assert (load.broken, set(load.statuses)) == ([], {200})
 
@@ -386,4 +391,4 @@ def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gun
         for running in servers:
             running.process.kill()
         for (worker,) in before:
-            wait_until(lambda worker=worker: not Path(f"/proc/{worker}").exists(), what="the worker's end")
+            wait_until(partial(has_ended, worker), what="the worker's end")
