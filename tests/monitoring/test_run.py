@@ -15,18 +15,18 @@ from mlflow_deploy_plugin.spec import MonitorSpec
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
 
 
-def run(world, window: str = "2013-04-01/1d", **spec: Any):
+def run(world: Any, window: str = "2013-04-01/1d", **spec: Any) -> Any:
     # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
     return run_monitor(WindowRequest("flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings))
 
 
-def artifact(run_id, name):
+def artifact(run_id: Any, name: Any) -> Any:
     return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)).read_text()
 
 
-def test_every_kind_ends_in_a_run_that_says_what_was_found(world) -> None:
+def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:
     world.capture_day(CALM)
     asked: dict[str, tuple[dict[str, Any], str]] = {
         "prediction_drift": ({}, "no drift"),
@@ -47,7 +47,7 @@ def test_every_kind_ends_in_a_run_that_says_what_was_found(world) -> None:
         assert "flight-delay" in Path(page).read_text()
 
 
-def test_an_empty_window_is_a_run_as_well(world) -> None:
+def test_an_empty_window_is_a_run_as_well(world: Any) -> None:
     result = run(world)
 
     assert (result.result.state, result.result.reason) == ("not judged", "the window has no rows")
@@ -55,7 +55,7 @@ def test_an_empty_window_is_a_run_as_well(world) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
-def test_a_reference_that_is_named_and_not_there_is_an_outcome(world, kind) -> None:
+def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any, kind: Any) -> None:
     world.capture_day(CALM)
 
     result = run(world, kind=kind, min_rows=100, reference="dataset:/nowhere.parquet")
@@ -64,7 +64,7 @@ def test_a_reference_that_is_named_and_not_there_is_an_outcome(world, kind) -> N
     assert "/nowhere.parquet does not exist" in result.result.reason
 
 
-def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(world):
+def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(world: Any) -> None:
     world.capture_day(SUMMER, shift=8)
 
     result = run(world, "2013-07-01/1d", min_rows=100)
@@ -95,7 +95,7 @@ def test_a_shifted_day_is_called_drifted_and_its_run_is_found_from_the_version(w
     assert version.tags["onnxserve.monitor.flights/watch/report"] == f"{result.run.run_id}/report.html"
 
 
-def test_the_run_holds_the_report_and_the_verdict_and_they_agree(world):
+def test_the_run_holds_the_report_and_the_verdict_and_they_agree(world: Any) -> None:
     world.capture_day(SUMMER, shift=8)
 
     result = run(world, "2013-07-01/1d", min_rows=100)
@@ -111,7 +111,9 @@ def test_the_run_holds_the_report_and_the_verdict_and_they_agree(world):
     assert "plotly" in page
 
 
-def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(world, monkeypatch):
+def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.capture_day(CALM)
     run_id = mlflow.MlflowClient().create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
@@ -125,7 +127,7 @@ def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(world, monk
     assert "<html" in artifact(run_id, "report.html")
 
 
-def test_the_metrics_are_linked_to_the_logged_model(world):
+def test_the_metrics_are_linked_to_the_logged_model(world: Any) -> None:
     world.capture_day(CALM)
 
     result = run(world, "2013-04-01/1d", min_rows=100)
@@ -135,7 +137,7 @@ def test_the_metrics_are_linked_to_the_logged_model(world):
     assert "p_value" in {metric.key for metric in logged.metrics}
 
 
-def test_too_few_rows_are_not_judged_and_the_run_says_so(world):
+def test_too_few_rows_are_not_judged_and_the_run_says_so(world: Any) -> None:
     world.capture_day(CALM)
 
     result = run(world)
@@ -148,7 +150,7 @@ def test_too_few_rows_are_not_judged_and_the_run_says_so(world):
     assert "min_rows is 200" in artifact(result.run.run_id, "report.html")
 
 
-def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(world):
+def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(world: Any) -> None:
     other = world.write_model("2", world.reference().slice(0, 500))
     mlflow.MlflowClient().create_model_version("flight-delay", source=str(other))
     world.capture_day(CALM, rows=100, version="2")
@@ -164,7 +166,7 @@ def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_
     assert any("30 rows of the window were answered by flight-delay version 1" in n for n in result.result.notes)
 
 
-def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world):
+def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world: Any) -> None:
     world.capture_day(CALM)
     for path in world.state_dir.iterdir():
         path.unlink()
@@ -174,7 +176,7 @@ def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(
     assert result.result.state in ("drift", "no drift")
 
 
-def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world):
+def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world: Any) -> None:
     world.serve(world.write_model("2", None), "2")
     world.capture_day(CALM, version="2")
 
@@ -184,7 +186,7 @@ def test_a_model_without_a_reference_is_not_judged_and_says_how_to_log_one(world
     assert "version 2 has no reference" in result.result.reason
 
 
-def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world):
+def test_a_reference_without_event_times_is_not_judged_and_says_how_to_log_them(world: Any) -> None:
     world.serve(world.write_model("2", world.reference().drop_columns(["_event_time"])), "2")
     world.capture_day(CALM, version="2")
 

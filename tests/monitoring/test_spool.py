@@ -1,6 +1,7 @@
 """Waiting for what was captured to be in the log."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -11,38 +12,38 @@ NO_PROCESS = 2**22 + 1
 
 
 @pytest.fixture
-def segment(tmp_path):
+def segment(tmp_path: Path) -> Path:
     path = tmp_path / "spool" / "a1.seg"
     path.parent.mkdir()
     path.write_bytes(b"x" * 10)
     return path
 
 
-def agent(state_dir, pid):
+def agent(state_dir: Path, pid: int) -> None:
     write_state(state_dir / AGENT, AgentState(pid=pid))
 
 
-def test_without_a_spool_there_is_nothing_to_wait_for(tmp_path):
+def test_without_a_spool_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
     assert wait_until_shipped(tmp_path, 5)
 
 
-def test_it_waits_until_the_agent_has_shipped_what_was_there_at_the_start(tmp_path, segment):
+def test_it_waits_until_the_agent_has_shipped_what_was_there_at_the_start(tmp_path: Path, segment: Path) -> None:
     agent(tmp_path, os.getpid())
 
-    def ship(_):
+    def ship(_: float) -> None:
         segment.write_bytes(b"x" * 99)  # traffic goes on
         segment.with_suffix(".shipped").write_text("10")
 
     assert wait_until_shipped(tmp_path, 5, pause=ship)
 
 
-def test_a_segment_that_is_gone_is_shipped(tmp_path, segment):
+def test_a_segment_that_is_gone_is_shipped(tmp_path: Path, segment: Path) -> None:
     agent(tmp_path, os.getpid())
 
     assert wait_until_shipped(tmp_path, 5, pause=lambda _: segment.unlink())
 
 
-def test_it_gives_up_when_its_patience_ends_or_nobody_ships(tmp_path, segment):
+def test_it_gives_up_when_its_patience_ends_or_nobody_ships(tmp_path: Path, segment: Path) -> None:
     seconds = iter(range(100))
     agent(tmp_path, os.getpid())
     assert not wait_until_shipped(tmp_path, 5, clock=lambda: float(next(seconds)), pause=lambda _: None)

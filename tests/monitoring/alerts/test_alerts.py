@@ -1,34 +1,42 @@
 """Alerts to a real web server: told once, again when worse, when over, and when a channel works again."""
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, record_result, send_due
-from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
 from mlflow_deploy_plugin.store.alerts import Alerts, Silences
+from mlflow_deploy_plugin.store.store import Store
+from tests.monitoring.alerts.conftest import Clock
 from tests.support.results import result_of
+from tests.support.services.alert_receiver import Receiver
 
 RUN = "http://mlflow/#/experiments/1/runs/abc"
-OPS = MonitorSpec(alert="ops")
+OPS = MonitorSpec(alert=("ops",))
 
 
 @pytest.fixture
-def see(store, settings):
+def see(store: Store, settings: Settings) -> Callable[..., Any]:
     """Takes a judgement, and tells what is to be told."""
 
-    def take(result, spec=OPS, settings=settings):
+    def take(result: MonitorResult, spec: MonitorSpec = OPS, settings: Settings = settings) -> int:
         record_result(store, settings, result, RUN, spec)
         return send_due(store, settings)
 
     return take
 
 
-def test_an_alarm_is_told_once_and_then_that_it_is_over(see, receiver, store):
+def test_an_alarm_is_told_once_and_then_that_it_is_over(
+    see: Callable[..., Any], receiver: Receiver, store: Store
+) -> None:
     for day, score in enumerate([1.0, 6.0, 6.1, 5.9, 1.0, 1.0]):
         see(result_of(day, temperature=score, wind=4.0 if score > 3 else 0.1, noise=0.2))
 
@@ -48,7 +56,9 @@ def test_an_alarm_is_told_once_and_then_that_it_is_over(see, receiver, store):
     assert Alerts(store).firing() == []
 
 
-def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat_interval(see, receiver, clock):
+def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat_interval(
+    see: Callable[..., Any], receiver: Receiver, clock: Clock
+) -> None:
     see(result_of(0, temperature=6.0))
     see(result_of(1, temperature=8.0))
     see(result_of(2, temperature=10.0))
@@ -61,7 +71,9 @@ def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat
 
 
 @pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
-def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(see, receiver, store, undecided):
+def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(
+    see: Callable[..., Any], receiver: Receiver, store: Store, undecided: str
+) -> None:
     see(result_of(0, state=undecided, reason="accuracy: 0.79"))
     assert Alerts(store).firing() == []
 
@@ -73,7 +85,9 @@ def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(see
     assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
 
 
-def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(see, receiver, store):
+def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(
+    see: Callable[..., Any], receiver: Receiver, store: Store
+) -> None:
     see(result_of(5, temperature=6.0))
     see(result_of(5, temperature=6.0))
     see(result_of(2, temperature=1.0))
@@ -83,8 +97,10 @@ def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(see, receive
     assert [one.count for one in Alerts(store).firing()] == [1]
 
 
-def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(store, settings, receiver):
-    science = MonitorSpec(alert="science")
+def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(
+    store: Store, settings: Settings, receiver: Receiver
+) -> None:
+    science = MonitorSpec(alert=("science",))
     for monitor, spec in (("daily", OPS), ("hourly", OPS), ("weekly", science)):
         record_result(store, settings, result_of(0, monitor=monitor, temperature=6.0), RUN, spec)
     record_result(store, settings, result_of(0, endpoint="taxis", temperature=6.0), RUN, OPS)
@@ -98,7 +114,7 @@ def test_the_news_of_an_endpoint_go_together_and_to_those_whose_tags_are_named(s
     assert receiver.titles("science") == ["onnxserve: flights: Alarm: monitor weekly"]
 
 
-def test_those_of_one_round_are_waited_for(store, settings, receiver, clock):
+def test_those_of_one_round_are_waited_for(store: Store, settings: Settings, receiver: Receiver, clock: Clock) -> None:
     record_result(store, settings, result_of(0, temperature=6.0), RUN, OPS)
 
     assert send_due(store, settings, wait=timedelta(seconds=5)) == 0
@@ -106,7 +122,14 @@ def test_those_of_one_round_are_waited_for(store, settings, receiver, clock):
     assert send_due(store, settings, wait=timedelta(seconds=5)) == 1
 
 
-def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(see, store, settings, receiver, clock, caplog):
+def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(
+    see: Callable[..., Any],
+    store: Store,
+    settings: Settings,
+    receiver: Receiver,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     receiver.is_broken = True
     assert see(result_of(0, temperature=6.0)) == 0
     assert send_due(store, settings) == 0
@@ -122,7 +145,9 @@ def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(see, store, 
     assert receiver.titles("ops") == ["onnxserve: flights: Alarm: monitor daily"]
 
 
-def test_a_clock_that_goes_back_holds_up_nothing(see, store, settings, receiver, clock):
+def test_a_clock_that_goes_back_holds_up_nothing(
+    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, clock: Clock
+) -> None:
     true_now = clock.now
     clock.pass_by(days=30)
     ahead = (clock.now - datetime(2013, 7, 2, tzinfo=UTC)).days
@@ -141,7 +166,9 @@ def test_a_clock_that_goes_back_holds_up_nothing(see, store, settings, receiver,
     assert [title.split(": ")[2] for title in receiver.titles("ops")[2:]] == ["Still", "Over"]
 
 
-def test_what_was_over_before_it_could_be_told_is_not_told(see, store, settings, receiver, clock):
+def test_what_was_over_before_it_could_be_told_is_not_told(
+    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, clock: Clock
+) -> None:
     receiver.is_broken = True
     see(result_of(0, temperature=6.0))
     receiver.is_broken = False
@@ -152,7 +179,9 @@ def test_what_was_over_before_it_could_be_told_is_not_told(see, store, settings,
     assert receiver.got == {}
 
 
-def test_a_silence_holds_back_what_it_covers_and_nothing_else(see, store, settings, receiver, clock):
+def test_a_silence_holds_back_what_it_covers_and_nothing_else(
+    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, clock: Clock
+) -> None:
     Silences(store).add("flights", "daily", timedelta(hours=2), "a known storm")
     see(result_of(0, temperature=6.0))
     see(result_of(0, monitor="hourly", temperature=6.0))
@@ -165,7 +194,9 @@ def test_a_silence_holds_back_what_it_covers_and_nothing_else(see, store, settin
     assert [event.why for event in store.events() if event.action == "silence"] == ["a known storm"]
 
 
-def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(see, store, settings, receiver):
+def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
+    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver
+) -> None:
     spec = EndpointSpec.model_validate(
         {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": {"daily": {"alert": "ops"}}}
     )
@@ -180,7 +211,7 @@ def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(see, 
     assert receiver.titles("science") == []
 
 
-def test_what_waits_for_a_person_is_told_once(store, settings, receiver):
+def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, receiver: Receiver) -> None:
     for _ in range(2):
         announce(store, "flights", "daily", "flight-delay version 7 waits for approval", RUN)
         send_due(store, settings)
@@ -189,7 +220,7 @@ def test_what_waits_for_a_person_is_told_once(store, settings, receiver):
     assert "flight-delay version 7 waits for approval" in message["message"]
 
 
-def test_of_a_criterion_segment_and_value_are_named(see, receiver):
+def test_of_a_criterion_segment_and_value_are_named(see: Callable[..., Any], receiver: Receiver) -> None:
     found = Finding("accuracy", "criterion", "violated", "0.71 < 0.8", 0.71, 0.8, "carrier=AA")
     see(result_of(0, kind="performance", state="violated", findings=(found,)))
 
@@ -197,7 +228,9 @@ def test_of_a_criterion_segment_and_value_are_named(see, receiver):
     assert "- accuracy [carrier=AA], criterion 0.71 (threshold 0.8): 0.71 < 0.8" in message
 
 
-def test_no_secret_reaches_the_log_the_store_or_a_repr(see, store, settings, receiver, caplog):
+def test_no_secret_reaches_the_log_the_store_or_a_repr(
+    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     receiver.is_broken = True
     see(result_of(0, temperature=6.0))
@@ -217,7 +250,9 @@ def test_no_secret_reaches_the_log_the_store_or_a_repr(see, store, settings, rec
         ("urls: [s3cret", "names no channel"),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(see, store, tmp_path, caplog, text, said):
+def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(
+    see: Callable[..., Any], store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None, said: str
+) -> None:
     file = tmp_path / "broken.yaml"
     if text is not None:
         file.write_text(text)
@@ -230,12 +265,14 @@ def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(see, sto
     assert len(Alerts(store).firing()) == 1
 
 
-def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(see, store):
+def test_without_a_configuration_alarms_are_kept_and_nobody_is_told(see: Callable[..., Any], store: Store) -> None:
     assert see(result_of(0, temperature=6.0), settings=Settings()) == 0
     assert [one.fingerprint for one in Alerts(store).firing()] == ["flights/daily"]
 
 
-def test_a_column_is_told_with_what_has_become_of_it_and_since_when(see, receiver):
+def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
+    see: Callable[..., Any], receiver: Receiver
+) -> None:
     change = "mean 3.2 → 8.9, higher"
     since = "2013-06-29T00:00:00+00:00"
     wind = Finding("wind", "distribution", "drift", "far", 6.0, 3.0, change=change, since=since, in_a_row=3)
@@ -249,7 +286,7 @@ def test_a_column_is_told_with_what_has_become_of_it_and_since_when(see, receive
     assert "- humid, presence: in the reference, not in the window" in told
 
 
-def test_two_that_tell_at_the_same_time_tell_once(store, settings, receiver):
+def test_two_that_tell_at_the_same_time_tell_once(store: Store, settings: Settings, receiver: Receiver) -> None:
     record_result(store, settings, result_of(0, temperature=6.0), RUN, OPS)
 
     with ThreadPoolExecutor(4) as pool:
@@ -259,7 +296,10 @@ def test_two_that_tell_at_the_same_time_tell_once(store, settings, receiver):
     assert len(receiver.titles("ops")) == 1
 
 
-def test_a_channel_that_takes_html_is_sent_the_names_as_text(store, settings, receiver):
+def test_a_channel_that_takes_html_is_sent_the_names_as_text(
+    store: Store, settings: Settings, receiver: Receiver
+) -> None:
+    assert settings.alert_config is not None
     settings.alert_config.write_text(f"urls:\n  - {receiver.url('html')}?format=html\n")
     found = Finding("<img src=x>\n- wind", "unseen", "drift", "new is <b>", 6.0, 3.0)
 
@@ -272,7 +312,7 @@ def test_a_channel_that_takes_html_is_sent_the_names_as_text(store, settings, re
     assert "<br" in message
 
 
-def test_what_is_said_stays_short(store, settings, receiver):
+def test_what_is_said_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:
     found = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
 
     record_result(store, settings, result_of(findings=(found,), reason="because " * 1000), RUN, OPS)

@@ -3,6 +3,8 @@
 import datetime
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +13,10 @@ import pytest
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
-from mlflow_deploy_plugin.monitoring.drift.verdict import SegmentProfiles, judge_profile
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
+from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 DAY = 86_400_000_000
@@ -22,7 +25,7 @@ DAYS, ROWS = 59, 60
 LATER = 1000 * DAY
 
 
-def rows_of_days(rng, days, shift=0.0, rows=ROWS):
+def rows_of_days(rng: Any, days: int, shift: float = 0.0, rows: int = ROWS) -> tuple[pa.Table, Array]:
     """Days with a weather of their own: rows of a day are alike, days are exchangeable."""
     size = days * rows
     weather = np.repeat(rng.normal(0, 1, days), rows) + shift
@@ -38,7 +41,7 @@ def rows_of_days(rng, days, shift=0.0, rows=ROWS):
     return pa.table(columns), np.repeat(np.arange(days) * DAY, rows) + rng.integers(0, DAY, size)
 
 
-def reference_of(table, times, length=DAY, start=LATER):
+def reference_of(table: pa.Table, times: Array | None, length: int = DAY, start: int = LATER) -> DriftReference:
     features, notes = read_columns(table)
     bins = {name: freeze_bins(feature, str(table.schema.field(name).type)) for name, feature in features.items()}
     pieces = cut_pieces(bins, table, times, start, length)
@@ -49,28 +52,36 @@ def reference_of(table, times, length=DAY, start=LATER):
 
 
 @pytest.fixture(scope="module")
-def days():
+def days() -> DriftReference:
     return reference_of(*rows_of_days(np.random.default_rng(0), DAYS))
 
 
-def verdict_on(table, reference, start=LATER, length=DAY, cache=None, segments=None, **spec):
+def verdict_on(
+    table: pa.Table,
+    reference: DriftReference,
+    start: int = LATER,
+    length: int = DAY,
+    cache: Path | None = None,
+    segments: dict[str, SegmentProfiles] | None = None,
+    **spec: Any,
+) -> DriftVerdict:
     profile = sketch_batches(reference.bins, [table])
     return judge_profile(reference, profile, start, MonitorSpec(**{"min_rows": 30, **spec}), cache, segments)
 
 
-def window(seed=1, shift=0.0, rows=ROWS):
+def window(seed: int = 1, shift: float = 0.0, rows: int = ROWS) -> pa.Table:
     return rows_of_days(np.random.default_rng(seed), 1, shift, rows)[0]
 
 
-def replaced(table, name, values):
+def replaced(table: pa.Table, name: str, values: Array | list[Any]) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, pa.array(values))
 
 
-def found(verdict, subject, check="distribution"):
+def found(verdict: DriftVerdict, subject: str, check: str = "distribution") -> Finding:
     return next(one for one in verdict.findings if (one.subject, one.check) == (subject, check))
 
 
-def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_path):
+def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_path: Path) -> None:
     alarms = 0
     for seed in range(6):
         rng = np.random.default_rng(seed)
@@ -83,7 +94,7 @@ def test_windows_like_the_reference_are_called_drifted_at_the_stated_rate(tmp_pa
     assert 1 <= alarms <= 15  # 6 expected
 
 
-def test_what_the_verdict_stands_on_is_told(days):
+def test_what_the_verdict_stands_on_is_told(days: DriftReference) -> None:
     verdict = verdict_on(window(), days)
 
     assert (verdict.state, verdict.null, verdict.windows) == ("no drift", "contiguous", DAYS)
@@ -97,7 +108,7 @@ def test_what_the_verdict_stands_on_is_told(days):
 
 
 @pytest.mark.parametrize("rows", [30, 60, 600])
-def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days, rows):
+def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days: DriftReference, rows: int) -> None:
     verdict = verdict_on(window(shift=8, rows=rows), days)
 
     assert verdict.state == "drift"
@@ -108,15 +119,16 @@ def test_a_shift_is_found_and_named_whatever_the_number_of_rows(days, rows):
     assert verdict.p_value == pytest.approx(1 / (DAYS + 1))
 
 
-def test_columns_above_the_threshold_and_the_verdict_agree(days):
+def test_columns_above_the_threshold_and_the_verdict_agree(days: DriftReference) -> None:
     for shift in (0, 2, 4, 6):
         verdict = verdict_on(window(shift=shift), days)
         drifted = [feature for feature in verdict.features if feature.is_drifted]
+        assert verdict.p_value is not None
         assert (verdict.state == "drift") == bool(drifted) == (verdict.p_value <= 0.05)
         assert verdict.statistic == max(feature.score for feature in verdict.features)
 
 
-def test_every_column_stands_there_with_its_outcome(days):
+def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> None:
     verdict = verdict_on(window(), days)
 
     assert {one.subject for one in verdict.findings} == set(window().column_names)
@@ -137,7 +149,9 @@ def test_every_column_stands_there_with_its_outcome(days):
         ("temperature", ["warm"] * ROWS, "type", "60 of 60 values are string, in the reference double"),
     ],
 )
-def test_what_else_may_change_has_a_verdict_of_its_own(days, name, values, check, reason):
+def test_what_else_may_change_has_a_verdict_of_its_own(
+    days: DriftReference, name: str, values: Array | list[Any], check: str, reason: str
+) -> None:
     verdict = verdict_on(replaced(window(), name, values), days)
 
     finding = found(verdict, name, check)
@@ -161,14 +175,16 @@ def test_what_else_may_change_has_a_verdict_of_its_own(days, name, values, check
         ("carrier", np.arange(ROWS), "type", r"string → int64"),
     ],
 )
-def test_an_alarm_says_from_what_to_what_and_where_to(days, name, values, check, change):
+def test_an_alarm_says_from_what_to_what_and_where_to(
+    days: DriftReference, name: str, values: Array | list[Any], check: str, change: str
+) -> None:
     finding = found(verdict_on(replaced(window(), name, values), days), name, check)
 
     assert finding.is_alarm
     assert re.fullmatch(change, finding.change)
 
 
-def test_beside_the_window_so_long_before_a_change_is_the_change_since_then():
+def test_beside_the_window_so_long_before_a_change_is_the_change_since_then() -> None:
     table, times = busy_days(np.random.default_rng(1), 8)
     beside = rolling_reference(table, times, 24, 7 * 24 + 14)
     now = table.filter(pa.array(times // HOUR == 7 * 24 + 14))
@@ -177,11 +193,13 @@ def test_beside_the_window_so_long_before_a_change_is_the_change_since_then():
         verdict_on(replaced(now, "level", now["level"].to_numpy() + 4), beside, (7 * 24 + 14) * HOUR), "level"
     )
 
-    before, after = (float(one) for one in re.search(r"mean (\S+) → (\S+), higher", finding.change).groups())
+    means = re.search(r"mean (\S+) → (\S+), higher", finding.change)
+    assert means
+    before, after = (float(one) for one in means.groups())
     assert after - before == pytest.approx(4, abs=1)  # all hours have a mean of 0, and this one has one of -1.5
 
 
-def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(days):
+def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(days: DriftReference) -> None:
     changed = window().drop_columns(["carrier"]).append_column("extra", pa.array([1] * ROWS))
 
     verdict = verdict_on(changed, days)
@@ -204,7 +222,9 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
         (60, {"false_alarm_rate": 0.001}, r"needs at least 999 windows of 1d .* 59, worth 88 .* supports is 0\.0113"),
     ],
 )
-def test_what_cannot_be_supported_is_not_judged(days, rows, spec, reason):
+def test_what_cannot_be_supported_is_not_judged(
+    days: DriftReference, rows: int, spec: dict[str, Any], reason: str
+) -> None:
     verdict = verdict_on(window(rows=rows), days, **spec)
 
     assert verdict.state == "not judged"
@@ -213,11 +233,13 @@ def test_what_cannot_be_supported_is_not_judged(days, rows, spec, reason):
     assert {one.subject for one in verdict.findings} == set(window().column_names)
 
 
-def test_the_smallest_rate_that_is_named_can_be_had():
+def test_the_smallest_rate_that_is_named_can_be_had() -> None:
     reference = reference_of(*rows_of_days(np.random.default_rng(3), 9))
 
     refused = verdict_on(window(), reference)
-    rate = float(re.search(r"supports is ([\d.]+)", refused.reason).group(1))
+    supported = re.search(r"supports is ([\d.]+)", refused.reason)
+    assert supported
+    rate = float(supported[1])
 
     assert refused.state == "not judged"
     had = verdict_on(window(), reference, false_alarm_rate=rate)
@@ -225,7 +247,7 @@ def test_the_smallest_rate_that_is_named_can_be_had():
     assert "not measured: half of the reference has fewer than 5 windows" in had.notes[0]
 
 
-def test_one_class_without_times_and_an_empty_reference_are_outcomes():
+def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
     table, times = rows_of_days(np.random.default_rng(4), 30)
     reference = reference_of(table, None)
 
@@ -233,7 +255,7 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes():
     assert verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason == "the reference has no rows"
 
 
-def test_independent_rows_need_no_times(tmp_path):
+def test_independent_rows_need_no_times(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     table = pa.table({"a": rng.normal(size=3000), "b": rng.choice(["x", "y"], 3000)})
     reference = reference_of(table, None)
@@ -270,7 +292,9 @@ def test_independent_rows_need_no_times(tmp_path):
         (90, 30, "bootstrap", r"; not measured: fewer than 5 windows of the reference have 2 before them$"),
     ],
 )
-def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, null, told, tmp_path):
+def test_long_windows_are_judged_by_what_the_reference_is_worth(
+    days: int, length: int, null: str, told: str, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(6)
     table, times = rows_of_days(rng, days, rows=24)
     kept = ["temperature", "noise", "carrier"]
@@ -287,7 +311,7 @@ def test_long_windows_are_judged_by_what_the_reference_is_worth(days, length, nu
     assert re.search(told, first.notes[0])
 
 
-def test_of_few_overlapping_windows_the_rate_is_not_measured():
+def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:
     rng = np.random.default_rng(6)
     table, times = rows_of_days(rng, 14, rows=24)
     calm = rows_of_days(rng, 7, rows=24)[0]
@@ -298,7 +322,7 @@ def test_of_few_overlapping_windows_the_rate_is_not_measured():
     assert "not measured: half of the reference has fewer than 5 windows" in verdict.notes[0]
 
 
-def busy_days(rng, days):
+def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
     """Hours whose level runs through a cycle of ± 3 deviations each day."""
     cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)
     level = np.repeat(cycle + rng.normal(0, 0.2, len(cycle)), ROWS)
@@ -306,7 +330,7 @@ def busy_days(rng, days):
     return pa.table({"level": level + rng.normal(size=len(level)), "noise": rng.normal(size=len(level))}), times
 
 
-def rolling_reference(table, times, lag, until):
+def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> DriftReference:
     """Of the hours before `until`, each beside the one `lag` hours before it."""
     before = times < until * HOUR
     table, times = table.filter(pa.array(before)), times[before]
@@ -315,7 +339,9 @@ def rolling_reference(table, times, lag, until):
     return DriftReference(bins, bins_digest(bins), sketch_pieces(bins, [(table, times)], over), table)
 
 
-def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_the_cycle_of_a_day(tmp_path):
+def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_the_cycle_of_a_day(
+    tmp_path: Path,
+) -> None:
     rng = np.random.default_rng(1)
     table, times = busy_days(rng, 8)
     hour, states = 7 * 24 + 14, []
@@ -327,7 +353,7 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
 
     verdict = verdict_on(shifted, beside, hour * HOUR, cache=tmp_path)
 
-    all_hours = reference_of(*(part[: hour * ROWS] for part in (table, times)), HOUR, hour * HOUR)
+    all_hours = reference_of(table[: hour * ROWS], times[: hour * ROWS], HOUR, hour * HOUR)
     assert states.count("drift") <= 1
     assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "lagged", "level")
     assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
@@ -350,7 +376,7 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
     )
 
 
-def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait():
+def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> None:
     table, times = busy_days(np.random.default_rng(1), 8)
     beside = rolling_reference(table, times, 24, 7 * 24)
     few = replace(beside, pieces=replace(beside.pieces, max_pairs=60))
@@ -363,7 +389,7 @@ def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait():
     )
 
 
-def test_without_the_window_so_long_before_nothing_is_judged():
+def test_without_the_window_so_long_before_nothing_is_judged() -> None:
     table, times = busy_days(np.random.default_rng(1), 3)
     gap = times // HOUR != 24
     reference = rolling_reference(table.filter(pa.array(gap)), times[gap], 24, 48)
@@ -376,17 +402,19 @@ def test_without_the_window_so_long_before_nothing_is_judged():
     assert "the log is too young" in verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason
 
 
-def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at_the_stated_rate(tmp_path):
+def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at_the_stated_rate(
+    tmp_path: Path,
+) -> None:
     rng = np.random.default_rng(2)
 
-    def hours(count, shift=0.0, rows=300):
+    def hours(count: int, shift: float = 0.0, rows: int = 300) -> pa.Table:
         size = count * rows
         return pa.table({"level": rng.normal(shift, 1, size), "carrier": rng.choice(["a", "b", "c"], size)})
 
     times = np.repeat(np.arange(48) * HOUR, 300)
     reference, until = rolling_reference(hours(48), times, 24, 48), 48 * HOUR
 
-    def judged(number, rows, rows_before, shift=0.0):
+    def judged(number: int, rows: int, rows_before: int, shift: float = 0.0) -> DriftVerdict:
         before = sketch_batches(reference.bins, [hours(1, rows=rows_before)])  # a day that is as calm
         beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
         now = hours(1, shift, rows)
@@ -401,7 +429,7 @@ def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at
     assert judged(120, 300, 300, shift=0.5).state == "drift"
 
 
-def test_segments_share_the_rate_and_are_named():
+def test_segments_share_the_rate_and_are_named() -> None:
     rng = np.random.default_rng(7)
     table, times = rows_of_days(rng, 39, rows=150)
     table = table.select(["temperature", "carrier"])
@@ -424,7 +452,7 @@ def test_segments_share_the_rate_and_are_named():
     assert left_out == ["the window has 20 rows; min_rows is 30"] * 2
 
 
-def test_a_second_judgement_takes_the_null_from_the_disk(days, tmp_path):
+def test_a_second_judgement_takes_the_null_from_the_disk(days: DriftReference, tmp_path: Path) -> None:
     first = verdict_on(window(1), days, cache=tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = verdict_on(window(1), days, cache=tmp_path)
@@ -438,10 +466,10 @@ def test_a_second_judgement_takes_the_null_from_the_disk(days, tmp_path):
 
 
 @pytest.mark.parametrize("columns", [50, pytest.param(1000, marks=pytest.mark.long)])
-def test_one_of_many_columns_is_found(columns):
+def test_one_of_many_columns_is_found(columns: int) -> None:
     rng = np.random.default_rng(9)
 
-    def wide(count, shift):
+    def wide(count: int, shift: int) -> pa.Table:
         return pa.table({f"c{number}": rng.normal(shift if number == 7 else 0, 1, count) for number in range(columns)})
 
     reference = reference_of(wide(20 * 40, 0), np.repeat(np.arange(20) * DAY, 40))

@@ -35,7 +35,7 @@ def test_of_probabilities_that_mean_what_they_say_every_figure_comes_out_as_expe
     assert len(truth) == len(CLASSIFICATION)
 
 
-def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows(request) -> None:
+def test_probabilities_that_say_too_much_are_corrected_by_earlier_windows() -> None:
     judged, _ = window(0, overconfident=3.0)
     earlier = [window(seed, overconfident=3.0)[0] for seed in (1, 2, 3)]
 

@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.spec import CaptureSpec
+from tests.monitoring.kinds.conftest import Desk
 from tests.support.inference_log import ENDPOINT, event_table
 
 from .conftest import CLASSIFIER, DAY
@@ -59,13 +60,13 @@ def reference() -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference's own windows are worked out once for all tests."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
-def ask(desk, reference, cache) -> Callable[..., MonitorResult]:
+def ask(desk: Desk, reference: pa.Table, cache: Path) -> Callable[..., MonitorResult]:
     """What a kind says of one day with these rows."""
     desk.serve(CLASSIFIER, reference)
     desk.settings.cache_path.symlink_to(cache)
@@ -85,7 +86,9 @@ def states(judged: MonitorResult) -> dict[tuple[str, str], str]:
     return {(one.subject, one.check): one.state for one in judged.findings}
 
 
-def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(ask, desk, found) -> None:
+def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
+    ask: Callable[..., Any], desk: Desk, found: Callable[..., Any]
+) -> None:
     calm = ask(day(100))
     shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)))
 
@@ -97,7 +100,7 @@ def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(ask, d
     assert profile_from_parquet(shifted.report.artifacts[SKETCHES]).rows == 2 * ROWS
 
 
-def test_only_the_named_columns_are_judged(ask) -> None:
+def test_only_the_named_columns_are_judged(ask: Callable[..., Any]) -> None:
     judged = ask(day(100, temp=np.full(ROWS, 50.0)), columns=["noise", "carrier"])
 
     assert judged.state == "no drift"
@@ -105,7 +108,9 @@ def test_only_the_named_columns_are_judged(ask) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
-def test_what_the_log_withholds_is_not_judged_and_no_drift(ask, found, kind: str) -> None:
+def test_what_the_log_withholds_is_not_judged_and_no_drift(
+    ask: Callable[..., Any], found: Callable[..., Any], kind: str
+) -> None:
     hashed = day(100, carrier=np.array([f"h{number:064x}" for number in range(ROWS)], dtype=object))
     del hashed["temp"]
 
@@ -117,7 +122,7 @@ def test_what_the_log_withholds_is_not_judged_and_no_drift(ask, found, kind: str
     assert {found(judged, name).state for name in ("temp", "carrier")} == {"not judged"}
 
 
-def test_drift_of_predictions_is_of_answers_alone(ask, found) -> None:
+def test_drift_of_predictions_is_of_answers_alone(ask: Callable[..., Any], found: Callable[..., Any]) -> None:
     warm = day(100, temp=np.full(ROWS, 50.0))
 
     assert ask(warm, "prediction_drift").state == "no drift"
@@ -126,7 +131,9 @@ def test_drift_of_predictions_is_of_answers_alone(ask, found) -> None:
     assert {one.subject for one in judged.findings} == {"prediction"}
 
 
-def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask, found) -> None:
+def test_segments_share_one_rate_and_tell_what_all_rows_hide(
+    ask: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     columns = day(100, rows=480)
     only = columns["carrier"] == "UA"
     columns["noise"][only] += 4
@@ -139,7 +146,9 @@ def test_segments_share_one_rate_and_tell_what_all_rows_hide(ask, found) -> None
     assert "segments: the reference has no column 'gate' to tell rows by" in judged.notes
 
 
-def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask, found) -> None:
+def test_quality_is_judged_by_the_reference_and_by_what_is_required(
+    ask: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     temperature = np.random.default_rng(5).normal(size=ROWS)
     temperature[:120] = np.nan
 
@@ -166,7 +175,9 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(ask, found) 
     }
 
 
-def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(desk, found) -> None:
+def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
+    desk: Desk, found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     desk.answer(day(100))
 
@@ -177,7 +188,9 @@ def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
     assert "has no reference" in found(judged, "unseen").reason
 
 
-def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(ask, found) -> None:
+def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference(
+    ask: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     columns = day(100)
     columns["temp"][: ROWS // 2] = np.nan
     columns["carrier"][:60] = "ZZ"
@@ -194,7 +207,7 @@ def test_a_column_that_breaks_what_is_required_says_what_it_was_in_the_reference
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_column_that_is_gone_is_told(ask, kind) -> None:
+def test_a_column_that_is_gone_is_told(ask: Callable[..., Any], kind: str) -> None:
     columns = day(100)
     del columns["prediction"]
 
@@ -205,7 +218,7 @@ def test_a_column_that_is_gone_is_told(ask, kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_column_of_another_type_is_told(ask, kind) -> None:
+def test_a_column_of_another_type_is_told(ask: Callable[..., Any], kind: str) -> None:
     columns = day(100, prediction=np.array(["late"] * ROWS, dtype=object))
 
     judged = ask(columns, kind)
@@ -215,7 +228,7 @@ def test_a_column_of_another_type_is_told(ask, kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_columns_without_any_value_are_told(ask, kind) -> None:
+def test_columns_without_any_value_are_told(ask: Callable[..., Any], kind: str) -> None:
     judged = ask({name: [None] * ROWS for name in day(0)}, kind)
 
     assert judged.state == "drift"
@@ -224,7 +237,7 @@ def test_columns_without_any_value_are_told(ask, kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [0, 1])
-def test_no_row_and_one_row_are_not_judged(ask, kind, rows) -> None:
+def test_no_row_and_one_row_are_not_judged(ask: Callable[..., Any], kind: str, rows: int) -> None:
     judged = ask(day(100, rows=rows), kind)
 
     assert judged.state == "not judged"
@@ -235,7 +248,7 @@ def test_no_row_and_one_row_are_not_judged(ask, kind, rows) -> None:
 @pytest.mark.parametrize(
     "given", ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"]
 )
-def test_without_a_reference_every_column_says_so(desk, kind, given) -> None:
+def test_without_a_reference_every_column_says_so(desk: Desk, kind: str, given: str) -> None:
     desk.serve(CLASSIFIER)
     desk.answer(day(100))
 
@@ -247,7 +260,7 @@ def test_without_a_reference_every_column_says_so(desk, kind, given) -> None:
     assert "prediction" in {one.subject for one in judged.findings}
 
 
-def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask, desk) -> None:
+def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask: Callable[..., Any], desk: Desk) -> None:
     ask(day(100))
     folder = desk.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
     (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
@@ -259,7 +272,7 @@ def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask, desk) -> None:
 
 
 @pytest.mark.long
-def test_a_hundred_thousand_different_texts_are_judged(ask, found) -> None:
+def test_a_hundred_thousand_different_texts_are_judged(ask: Any, found: Any) -> None:
     rows = 100_000
     columns = day(100, rows=rows, carrier=np.array([f"carrier {row}" for row in range(rows)], dtype=object))
 
@@ -270,7 +283,7 @@ def test_a_hundred_thousand_different_texts_are_judged(ask, found) -> None:
 
 
 @pytest.mark.long
-def test_a_thousand_columns_are_judged(desk) -> None:
+def test_a_thousand_columns_are_judged(desk: Any) -> None:
     rng = np.random.default_rng(0)
     names = [f"x{number}" for number in range(1_000)]
     first = DAY - timedelta(days=60)
@@ -289,7 +302,7 @@ def test_a_thousand_columns_are_judged(desk) -> None:
     assert {one.subject for one in judged.findings} == set(names)
 
 
-def test_rows_that_another_version_answered_are_left_out(ask, desk) -> None:
+def test_rows_that_another_version_answered_are_left_out(ask: Callable[..., Any], desk: Desk) -> None:
     desk.answer(day(100, rows=120, temp=np.full(120, 50.0)), version="2")
 
     judged = ask(day(101))
@@ -298,12 +311,14 @@ def test_rows_that_another_version_answered_are_left_out(ask, desk) -> None:
     assert any("120 rows of the window were answered by flight-delay version 2" in n for n in judged.notes)
 
 
-def test_a_log_that_is_not_there_has_no_rows(desk) -> None:
+def test_a_log_that_is_not_there_has_no_rows(desk: Desk) -> None:
     assert drift.judge(desk.ask()).reason == "the window has no rows"
     assert open_log(desk.settings.inference_log).endpoints() == []
 
 
-def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(ask, desk, monkeypatch) -> None:
+def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(
+    ask: Callable[..., Any], desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(drift, "READ_ROWS", 80)
 
     judged = ask(day(100))
@@ -313,7 +328,7 @@ def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(ask, desk, mo
 
 
 @pytest.mark.long
-def test_the_days_before_are_a_reference_by_segment_too(desk, found) -> None:
+def test_the_days_before_are_a_reference_by_segment_too(desk: Any, found: Any) -> None:
     desk.serve(CLASSIFIER)
     for number in range(1, 41):
         desk.answer(day(number), DAY - timedelta(days=number))

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import LabelledWindow, labels_contradict
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
@@ -19,22 +21,28 @@ ALL = np.ones(ROWS, bool)
 Scheme = Callable[[np.random.Generator, ClassPredictions, np.ndarray], np.ndarray]
 
 
-def at_random(rng, answers, truth):
+def at_random(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
     """Every second row."""
     return np.full(len(truth), 0.5)
 
 
-def by_score(rng, answers, truth):
+def classes_of(predictions: Predictions) -> ClassPredictions:
+    assert predictions.classified is not None
+    return predictions.classified
+
+
+def by_score(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
     """Where the model is sure, nearly all; where it is not, hardly one."""
+    assert answers.probabilities is not None
     return 0.05 + 0.9 * np.abs(2 * answers.probabilities[:, 1] - 1)
 
 
-def by_age(rng, answers, truth):
+def by_age(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
     """The older, the more."""
     return np.linspace(0.9, 0.2, len(truth))
 
 
-def by_truth(rng, answers, truth):
+def by_truth(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
     """9 of 10 of one class, 2 of 10 of the other."""
     return np.where(truth == 1, 0.9, 0.2)
 
@@ -87,9 +95,9 @@ def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
     plain, weighted = [], []
     for seed in range(100):
         labelled, predictions, truth = drawn(seed, by_score)
-        real = float((truth == predictions.classified.predicted).mean())
+        real = float((truth == classes_of(predictions).predicted).mean())
         alone = classification_metrics(
-            predictions.truth[labelled.rows], predictions.classified.take(labelled.rows), ["accuracy"], Sampling(0.95)
+            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows), ["accuracy"], Sampling(0.95)
         )["accuracy"]
         assert isinstance(alone, MetricInterval)
         plain.append(alone.low <= real <= alone.high)
@@ -104,11 +112,11 @@ def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabili
     seen, held = [], []
     for seed in range(60):
         labelled, predictions, truth = drawn(seed, by_truth)
-        known, classified = predictions.truth[labelled.rows], predictions.classified.take(labelled.rows)
+        known, classified = predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows)
         seen.append(labelled.is_selected and labels_contradict(known, classified, [], 0.95))
         one = accuracy_of(labelled.at_worst, predictions)
         assert one.method == "worst case"
-        held.append(one.low <= float((truth == predictions.classified.predicted).mean()) <= one.high)
+        held.append(one.low <= float((truth == classes_of(predictions).predicted).mean()) <= one.high)
 
     assert all(seen)
     assert all(held)
@@ -119,7 +127,7 @@ def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
     for seed in range(100):
         labelled, predictions, _ = drawn(seed, by_score)
         departing += labels_contradict(
-            predictions.truth[labelled.rows], predictions.classified.take(labelled.rows), [], 0.95
+            predictions.truth[labelled.rows], classes_of(predictions).take(labelled.rows), [], 0.95
         )
 
     assert departing <= 11  # 5 are expected
@@ -128,6 +136,7 @@ def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
 def test_probabilities_that_are_off_are_corrected_by_earlier_windows_before_labels_are_held_against_them() -> None:
     def window(seed: int) -> tuple[np.ndarray, ClassPredictions]:
         answers, truth = answers_of(np.random.default_rng(seed))
+        assert answers.probabilities is not None
         sharper = answers.probabilities**3 / (answers.probabilities**3).sum(axis=1, keepdims=True)
         return truth, ClassPredictions(
             answers.predicted, sharper + [[0.04, -0.04]] * (sharper[:, 1:] > 0.5), ("0", "1")
@@ -166,7 +175,7 @@ def test_no_labels_of_the_unknown_rows_bring_a_figure_beyond_its_bounds(name: st
 
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
         guessed = np.where(labelled.rows, truth, rng.random(ROWS) < share)
-        found = classification_metrics(guessed, predictions.classified, [name], Sampling(0.95))[name]
+        found = classification_metrics(guessed, classes_of(predictions), [name], Sampling(0.95))[name]
         assert isinstance(found, MetricInterval)
         assert one.low < found.value < one.high
 

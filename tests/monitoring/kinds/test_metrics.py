@@ -28,6 +28,11 @@ def answers_to(truth: np.ndarray, classes: int, rng: np.random.Generator) -> Cla
     return ClassPredictions(probabilities.argmax(axis=1), probabilities, tuple(map(str, range(classes))))
 
 
+def is_held(one: MetricInterval | Refused, truth: float) -> bool:
+    assert isinstance(one, MetricInterval)
+    return one.low <= truth <= one.high
+
+
 def value(measured: object) -> float:
     assert isinstance(measured, MetricInterval), measured
     assert measured.low <= measured.value <= measured.high
@@ -43,6 +48,7 @@ def test_the_figures_of_a_classifier_are_those_of_scikit_learn(classes: int) -> 
 
     average = {"average": "binary" if classes == 2 else "macro"}
     chances = answers.probabilities
+    assert chances is not None
     assert value(found["accuracy"]) == pytest.approx(metrics.accuracy_score(truth, answers.predicted))
     assert value(found["f1"]) == pytest.approx(metrics.f1_score(truth, answers.predicted, **average))
     assert value(found["precision"]) == pytest.approx(metrics.precision_score(truth, answers.predicted, **average))
@@ -125,7 +131,8 @@ def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
     is_positive = np.arange(20) >= 10
     found = auc_interval(is_positive[:, None], np.arange(20.0)[:, None], Sampling(0.95))
 
-    assert (found.value, found.high) == (1.0, pytest.approx(1.0))
+    assert found.value == 1.0
+    assert found.high == pytest.approx(1.0)
     assert found.low == pytest.approx(wilson_interval("", 10, 10, 0.95).low)
 
 
@@ -147,7 +154,9 @@ def answered(rng: np.random.Generator, stretches: int, dependence: float) -> tup
 
 
 @pytest.mark.parametrize(("dependence", "before", "least"), [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)])
-def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(dependence, before, least) -> None:
+def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
+    dependence: float, before: float, least: float
+) -> None:
     rng = np.random.default_rng(0)
     windows = 60
     times = np.arange(600.0)
@@ -157,7 +166,7 @@ def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(dependence,
     def held(sampling: Sampling) -> dict[str, float]:
         draws = np.random.default_rng(1)
         found = [classification_metrics(*answered(draws, 30, dependence), NAMES, sampling) for _ in range(windows)]
-        return {name: np.mean([one[name].low <= values[name] <= one[name].high for one in found]) for name in NAMES}
+        return {name: float(np.mean([is_held(one[name], values[name]) for one in found])) for name in NAMES}
 
     alone, as_they_come = held(Sampling(0.95)), held(Sampling(0.95, times))
 
@@ -173,7 +182,9 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
     shuffled = rng.permutation(800)
 
     def rmse(times: np.ndarray | None) -> MetricInterval:
-        return regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))["rmse"]
+        found = regression_metrics(errors, np.zeros(800), ["rmse"], Sampling(0.95, times))["rmse"]
+        assert isinstance(found, MetricInterval)
+        return found
 
     assert rmse(None).effective_n == 800
     assert rmse(np.arange(800)).effective_n < 120

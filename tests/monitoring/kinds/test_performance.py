@@ -1,20 +1,31 @@
 """What labels say of a window's answers, what can be said before they are in, and what cannot be said at all."""
 
 import re
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds.performance import judge
+from tests.monitoring.kinds.conftest import Desk
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
 
-ACCURACY = {"kind": "performance", "require": ["accuracy>=0.8"], "min_rows": 100}
+ACCURACY: dict[str, Any] = {"kind": "performance", "require": ["accuracy>=0.8"], "min_rows": 100}
 
 
-def flights(desk, classify, rows=600, skill=4.0, labelled=None, seed=0, day=DAY, first=0) -> dict[int, int]:
+def flights(
+    desk: Desk,
+    classify: Callable[..., Any],
+    rows: int = 600,
+    skill: float = 4.0,
+    labelled: int | None = None,
+    seed: int = 0,
+    day: datetime = DAY,
+    first: int = 0,
+) -> dict[int, int]:
     columns, truth = classify(np.random.default_rng(seed), range(first, first + rows), skill)
     desk.answer(columns, day)
     known = {key: value for key, value in truth.items() if labelled is None or key - first < labelled}
@@ -23,7 +34,9 @@ def flights(desk, classify, rows=600, skill=4.0, labelled=None, seed=0, day=DAY,
 
 
 @pytest.mark.parametrize(("skill", "state"), [(8.0, "kept"), (1.0, "violated")])
-def test_a_requirement_is_judged_on_labels_with_its_interval(desk, classify, found, skill, state) -> None:
+def test_a_requirement_is_judged_on_labels_with_its_interval(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any], skill: float, state: str
+) -> None:
     desk.serve(CLASSIFIER)
     flights(desk, classify, skill=skill)
 
@@ -41,7 +54,7 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(desk, classify, fou
 
 @pytest.mark.parametrize("beyond", [0.01, -0.01])
 def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figure_is(
-    desk, classify, found, beyond
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any], beyond: float
 ) -> None:
     desk.serve(CLASSIFIER)
     flights(desk, classify, rows=200, skill=3.0)
@@ -54,7 +67,9 @@ def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figu
     assert "which lies within the interval" in found(judged, "accuracy").reason
 
 
-def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(desk, classify) -> None:
+def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
+    desk: Desk, classify: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
     desk.answer(columns)
@@ -66,7 +81,16 @@ def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
     assert (result.state, result.reason) == ("cannot tell", "recall: no label is '1'")
 
 
-def partly(desk, classify, chance, skill=8.0, rows=1_000, seed=0, day=DAY, first=0) -> None:
+def partly(
+    desk: Desk,
+    classify: Callable[..., Any],
+    chance: Callable[..., Any],
+    skill: float = 8.0,
+    rows: int = 1_000,
+    seed: int = 0,
+    day: datetime = DAY,
+    first: int = 0,
+) -> None:
     """Answers of which some have a label: `chance` of the probability of 1, and of what is true."""
     rng = np.random.default_rng(seed)
     columns, truth = classify(rng, range(first, first + rows), skill)
@@ -77,7 +101,7 @@ def partly(desk, classify, chance, skill=8.0, rows=1_000, seed=0, day=DAY, first
     desk.label("flight", labels, f"labels-{first}")
 
 
-def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk, classify) -> None:
+def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk: Desk, classify: Callable[..., Any]) -> None:
     desk.serve(CLASSIFIER)
     partly(desk, classify, lambda said, true: 0.5, rows=600)
 
@@ -90,7 +114,9 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk, classify
     assert result.figures["labelled_share"] == rows / 600
 
 
-def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_that_is_in(desk, classify) -> None:
+def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_that_is_in(
+    desk: Desk, classify: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(1_000), 8.0)
     desk.answer(columns)
@@ -101,7 +127,9 @@ def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_tha
     assert judge(desk.ask(**ACCURACY)).state == "violated"
 
 
-def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(desk, classify, found) -> None:
+def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     partly(desk, classify, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
 
@@ -115,7 +143,9 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(desk, classif
     assert any("differ from those without in score" in n and "are weighted" in n for n in judged.notes)
 
 
-def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(desk, classify, found) -> None:
+def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     partly(desk, classify, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
     ask = ACCURACY | {"require": ["accuracy>=0.85", "roc_auc>=0.7"]}
@@ -132,7 +162,7 @@ def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verd
 
 
 def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_windows_correct_it(
-    desk, classify, found
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
     def too_sure(rows: int, seed: int) -> tuple[dict[str, Any], dict[int, int]]:
         columns, truth = classify(np.random.default_rng(seed), range(rows * seed, rows * seed + rows), 1.0)
@@ -163,7 +193,9 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
     assert found(beside, "accuracy").state == "violated"
 
 
-def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(desk, classify, found) -> None:
+def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     flights(desk, classify, labelled=300, skill=8.0)
 
@@ -176,7 +208,7 @@ def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(desk, classif
 
 
 def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
-    desk, classify, found
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
     desk.serve(CLASSIFIER)
     for number in range(1, 5):
@@ -193,7 +225,9 @@ def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm
     assert note in judged.notes
 
 
-def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(desk, found) -> None:
+def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(
+    desk: Desk, found: Callable[..., Any]
+) -> None:
     desk.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     answers = rng.uniform(0, 10, 4_000)
@@ -210,7 +244,9 @@ def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(desk, 
     assert any("cannot be seen without probabilities" in note for note in judged.notes)
 
 
-def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(desk, classify, found) -> None:
+def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     flights(desk, classify, skill=1.0, labelled=20)
 
@@ -222,13 +258,15 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(d
     assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.notes)
 
 
-def confirmed(desk, classify, rows=600, windows=4) -> None:
+def confirmed(desk: Desk, classify: Callable[..., Any], rows: int = 600, windows: int = 4) -> None:
     """Earlier windows whose labels are in."""
     for number in range(1, windows + 1):
         flights(desk, classify, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
 
 
-def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(desk, classify, found) -> None:
+def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     confirmed(desk, classify)
     flights(desk, classify, skill=0.5, labelled=0)
@@ -247,7 +285,9 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(d
     assert any("CBPE" in note for note in judged.notes)
 
 
-def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(desk, classify, found) -> None:
+def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     confirmed(desk, classify)
     flights(desk, classify, skill=0.5, labelled=0)
@@ -262,7 +302,9 @@ def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(desk, class
 
 
 @pytest.mark.parametrize("estimate", ["informs", "decides"])
-def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(desk, classify, estimate) -> None:
+def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(
+    desk: Desk, classify: Callable[..., Any], estimate: str
+) -> None:
     desk.serve(CLASSIFIER)
     confirmed(desk, classify)
     flights(desk, classify, rows=99, skill=0.5, labelled=0)
@@ -272,7 +314,9 @@ def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(desk, classify, e
     assert (result.state, result.reason) == ("not judged", "accuracy: the window has 99 rows; min_rows is 100")
 
 
-def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(desk, classify, found) -> None:
+def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     for number in range(1, 5):
         flights(desk, classify, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
@@ -296,7 +340,9 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
     assert "which 0 earlier windows with labels cannot confirm" in new.reason
 
 
-def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(desk, found) -> None:
+def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(
+    desk: Desk, found: Callable[..., Any]
+) -> None:
     classes = list(range(12))
     desk.serve(CLASSIFIER | {"classes": classes})
     desk.answer({"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240})
@@ -306,7 +352,7 @@ def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is
     assert "of at most 8 labels they are read from the log, and the model has 12" in found(judged, "accuracy").reason
 
 
-def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk, found) -> None:
+def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk: Desk, found: Callable[..., Any]) -> None:
     desk.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     wanted = rng.normal(10, 3, 300)
@@ -324,7 +370,9 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk, found) -> N
     assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 
-def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(desk, classify, found) -> None:
+def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(200))
     desk.answer(columns)
@@ -337,7 +385,9 @@ def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(desk, c
     assert found(judged, "recall").reason == "no label is '1'"
 
 
-def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(desk, classify, found) -> None:
+def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(900), 8.0)
     carriers = columns["carrier"]
@@ -356,7 +406,7 @@ def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(desk, clas
     assert "segments: the rows have no column 'gate'" in judged.notes
 
 
-def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(desk) -> None:
+def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(desk: Desk) -> None:
     desk.serve(CLASSIFIER | {"classes": [False, True]})
     desk.answer({"flight": np.arange(200), "prediction": np.arange(200) % 2 == 0})
     desk.label(
@@ -366,7 +416,7 @@ def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same
     assert judge(desk.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
-def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk) -> None:
+def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk: Desk) -> None:
     desk.serve(CLASSIFIER | {"classes": ["late", "on time"]})
     desk.answer({"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)})
     desk.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
@@ -377,7 +427,9 @@ def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk) 
 @pytest.mark.parametrize(
     ("names", "shown"), [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")]
 )
-def test_labels_that_name_other_classes_than_the_model_are_not_judged(desk, classify, found, names, shown) -> None:
+def test_labels_that_name_other_classes_than_the_model_are_not_judged(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any], names: dict[str, Any], shown: str
+) -> None:
     desk.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
     desk.answer(columns)
@@ -392,7 +444,9 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(desk, clas
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(desk, classify, rows) -> None:
+def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(
+    desk: Desk, classify: Callable[..., Any], rows: int
+) -> None:
     desk.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
     desk.answer(columns)
@@ -404,7 +458,7 @@ def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(desk, clas
     assert "the model's classes are '0', '1'" in result.reason
 
 
-def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(desk) -> None:
+def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(desk: Desk) -> None:
     desk.serve(CLASSIFIER | {"classes": []})
     desk.answer({"flight": np.arange(3), "prediction": np.zeros(3, np.int64)})
     desk.label("flight", dict.fromkeys(range(3), 1))
@@ -412,7 +466,7 @@ def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(des
     assert judge(desk.ask(**(ACCURACY | {"min_rows": 1}))).figures["accuracy"] == 0.0
 
 
-def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk) -> None:
+def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk: Desk) -> None:
     desk.serve(REGRESSOR)
     desk.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
     desk.label("flight", dict.fromkeys(range(150), "late"))
@@ -423,7 +477,9 @@ def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk) ->
     assert "150 labels are no numbers and are left out" in result.notes
 
 
-def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(desk, classify) -> None:
+def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(
+    desk: Desk, classify: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     columns, _ = classify(np.random.default_rng(0), range(300), 8.0)
     desk.answer(columns)
@@ -435,7 +491,9 @@ def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(d
     assert "1 of 300 rows have a label; min_rows is 100; the labels are '2', the model's" in result.notes[0]
 
 
-def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(desk, classify, found) -> None:
+def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(400), 8.0)
     desk.answer(columns)
@@ -452,7 +510,9 @@ def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(des
     assert note in judged.notes
 
 
-def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(desk, classify, found) -> None:
+def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(
+    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
@@ -466,7 +526,9 @@ def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(des
     assert "0 earlier windows" in reason
 
 
-def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(desk, found) -> None:
+def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
+    desk: Desk, found: Callable[..., Any]
+) -> None:
     desk.serve(CLASSIFIER | {"classes": []})
     names = np.array([f"label {number}" for number in range(20_000)], dtype=object)
     desk.answer({"flight": np.arange(20_000), "prediction": names})
@@ -478,7 +540,7 @@ def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
     assert "20,000 different labels" in found(judged, "f1").reason
 
 
-def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(desk) -> None:
+def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(desk: Desk) -> None:
     desk.serve(CLASSIFIER)
     assert judge(desk.ask(**ACCURACY)).reason == "the window has no rows"
 
@@ -488,7 +550,7 @@ def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(desk) -> 
     assert (result.version, result.rows) == ("1", 5)
 
 
-def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(desk) -> None:
+def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(desk: Desk) -> None:
     answers = np.arange(200) % 2
     desk.answer({"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)})
     desk.label("flight", dict(enumerate(answers.tolist())))
@@ -497,7 +559,9 @@ def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
     assert judge(desk.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
-def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(desk, classify, mlflow_store) -> None:
+def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
+    desk: Any, classify: Any, mlflow_store: Any
+) -> None:
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
     desk.serve(CLASSIFIER)

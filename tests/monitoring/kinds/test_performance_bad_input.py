@@ -8,6 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from tests.monitoring.kinds.conftest import Desk
 
 from .conftest import CLASSIFIER, REGRESSOR
 
@@ -41,7 +42,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("given", ODD)
-def test_odd_rows_are_an_outcome(desk, given) -> None:
+def test_odd_rows_are_an_outcome(desk: Desk, given: str) -> None:
     """With labels of every sort, and a shadow that says the same."""
     columns = {"flight": np.arange(ROWS), **ODD[given], "_prediction_id": [f"id-{row}" for row in range(ROWS)]}
     desk.answer(columns | {"_shadow": [False] * ROWS})
@@ -54,4 +55,4 @@ def test_odd_rows_are_an_outcome(desk, given) -> None:
 
             assert judged.reason, kind
             assert judged.state in ("drift", "no drift", "violated", "kept", "not judged"), kind
-            assert all(np.isfinite(value) for value in judged.figures.values()), (kind, judged.result)
+            assert all(np.isfinite(value) for value in judged.figures.values()), (kind, judged)

@@ -1,15 +1,20 @@
 """Latencies and failures of a window against an objective."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.inference_log import FAILURES
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
+from tests.monitoring.kinds.conftest import Desk
 
-P99 = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
+P99: dict[str, Any] = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
 
 
-def requests(rng, count=1_000, slow=0.002, **others):
+def requests(rng: Any, count: int = 1_000, slow: float = 0.002, **others: Any) -> dict[str, Array]:
     latencies = rng.integers(2_000, 50_000, count)
     latencies[: int(slow * count)] = 900_000
     return {"_latency_us": latencies, "_status": np.full(count, 200, np.int16), "x": np.arange(count), **others}
@@ -18,7 +23,9 @@ def requests(rng, count=1_000, slow=0.002, **others):
 @pytest.mark.parametrize(
     ("slow", "state"), [(0.002, "kept"), (0.007, "cannot tell"), (0.012, "cannot tell"), (0.03, "violated")]
 )
-def test_a_quantile_is_judged_by_the_share_of_slow_requests(desk, found, slow, state) -> None:
+def test_a_quantile_is_judged_by_the_share_of_slow_requests(
+    desk: Desk, found: Callable[..., Any], slow: float, state: str
+) -> None:
     desk.answer(requests(np.random.default_rng(0), slow=slow))
 
     judged = judge(desk.ask(**P99))
@@ -30,7 +37,7 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(desk, found, slow, s
     assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
 
-def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk, found) -> None:
+def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk: Desk, found: Callable[..., Any]) -> None:
     desk.answer(requests(np.random.default_rng(0)))
     without = judge(desk.ask(**P99))
     statuses = np.array([500] * 60 + [400] * 40, np.int16)
@@ -46,7 +53,7 @@ def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk, found) -> 
     assert found(after, "error_rate", segment="_variant=champion").value == one.value
 
 
-def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(desk, found) -> None:
+def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(desk: Desk, found: Callable[..., Any]) -> None:
     desk.answer(requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)))
 
     judged = judge(desk.ask(**(P99 | {"segment_by": ["carrier"]})))
@@ -55,7 +62,7 @@ def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(desk, fo
     assert "no columns of the model" in found(judged, "error_rate", segment="carrier=UA").reason
 
 
-def test_quantiles_are_those_of_all_requests(desk) -> None:
+def test_quantiles_are_those_of_all_requests(desk: Desk) -> None:
     columns = requests(np.random.default_rng(3), count=5_000)
     desk.answer(columns)
 
@@ -66,7 +73,7 @@ def test_quantiles_are_those_of_all_requests(desk) -> None:
         assert figures[name] == pytest.approx(exact, rel=0.01)
 
 
-def test_segments_are_judged_apart(desk, found) -> None:
+def test_segments_are_judged_apart(desk: Desk, found: Callable[..., Any]) -> None:
     columns = requests(np.random.default_rng(0), count=3_000, slow=0)
     columns["carrier"] = np.array(["UA", "AA", None] * 1_000, dtype=object)
     columns["_latency_us"][columns["carrier"] == "UA"] = 500_000
@@ -79,7 +86,7 @@ def test_segments_are_judged_apart(desk, found) -> None:
     assert "segments: the rows have no column 'gate'" in judged.notes
 
 
-def test_no_request_few_requests_and_rows_of_an_older_server_are_told(desk, found) -> None:
+def test_no_request_few_requests_and_rows_of_an_older_server_are_told(desk: Desk, found: Callable[..., Any]) -> None:
     assert judge(desk.ask(**P99)).reason == "the window has no rows"
 
     desk.answer({"x": np.arange(50)})

@@ -1,20 +1,27 @@
 """What shadows would have said, beside what was answered."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
+from tests.monitoring.kinds.conftest import Desk
 
 from .conftest import CLASSIFIER, REGRESSOR
 
-AGREE = {"kind": "shadow", "require": ["disagreement<=0.05"], "min_rows": 100}
+AGREE: dict[str, Any] = {"kind": "shadow", "require": ["disagreement<=0.05"], "min_rows": 100}
 
 
-def ids(first, count):
+def ids(first: int, count: int) -> list[str]:
     return [f"id-{number}" for number in range(first, first + count)]
 
 
-def answer_both(desk, answers, others, variant="candidate", copies=None, **columns):
+def answer_both(
+    desk: Desk, answers: Array, others: Array, variant: str = "candidate", copies: int | None = None, **columns: Any
+) -> None:
     """What was answered, and what a shadow of version 2 computed for the first `copies` of them, in another order."""
     rows = len(answers)
     desk.answer({"_prediction_id": ids(0, rows), "_shadow": np.zeros(rows, bool), "prediction": answers, **columns})
@@ -31,7 +38,9 @@ def answer_both(desk, answers, others, variant="candidate", copies=None, **colum
 
 
 @pytest.mark.parametrize(("wrong", "state"), [(10, "kept"), (100, "violated")])
-def test_rows_are_laid_side_by_side_by_prediction_id_and_row(desk, found, wrong, state) -> None:
+def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
+    desk: Desk, found: Callable[..., Any], wrong: int, state: str
+) -> None:
     desk.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(600) % 2
     answer_both(desk, answers, np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers))
@@ -45,7 +54,7 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(desk, found, wrong,
     assert "shadow candidate: flight-delay version 2, 600 of 600 answered rows compared" in judged.notes
 
 
-def test_numbers_agree_where_a_caller_would_not_notice(desk, found) -> None:
+def test_numbers_agree_where_a_caller_would_not_notice(desk: Desk, found: Callable[..., Any]) -> None:
     desk.serve(REGRESSOR, v2=REGRESSOR)
     numbers = np.random.default_rng(0).normal(100, 10, 400)
     answer_both(desk, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
@@ -53,7 +62,7 @@ def test_numbers_agree_where_a_caller_would_not_notice(desk, found) -> None:
     assert found(judge(desk.ask(**AGREE)), "disagreement").value == 0.1
 
 
-def test_shadows_are_judged_apart_and_a_requirement_may_name_one(desk, found) -> None:
+def test_shadows_are_judged_apart_and_a_requirement_may_name_one(desk: Desk, found: Callable[..., Any]) -> None:
     desk.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(300) % 2
     answer_both(desk, answers, answers, "calm")
@@ -76,7 +85,7 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(desk, found) ->
     assert "no shadow 'gone'" in found(named, "disagreement(gone)").reason
 
 
-def test_segments_and_rows_without_a_copy(desk, found) -> None:
+def test_segments_and_rows_without_a_copy(desk: Desk, found: Callable[..., Any]) -> None:
     desk.serve(CLASSIFIER, v2=CLASSIFIER)
     answers, carriers = np.arange(600) % 2, np.array(["UA", "AA"] * 300, dtype=object)
     answer_both(desk, answers, np.where(carriers == "UA", 1 - answers, answers), copies=400, carrier=carriers)
@@ -88,7 +97,7 @@ def test_segments_and_rows_without_a_copy(desk, found) -> None:
     assert judged.figures["copied_share/candidate"] == pytest.approx(400 / 600)
 
 
-def test_answers_that_cannot_be_compared_are_told(desk, found) -> None:
+def test_answers_that_cannot_be_compared_are_told(desk: Desk, found: Callable[..., Any]) -> None:
     other = REGRESSOR | {"outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}]}
     desk.serve(REGRESSOR, v2=other | {"prediction": []})
     desk.answer({"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)})
@@ -102,7 +111,9 @@ def test_answers_that_cannot_be_compared_are_told(desk, found) -> None:
     assert any("200 rows of flight-delay version 1 and its shadow" in note for note in judged.notes)
 
 
-def test_no_row_no_shadow_and_versions_that_are_gone(desk, found, monkeypatch) -> None:
+def test_no_row_no_shadow_and_versions_that_are_gone(
+    desk: Desk, found: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk.serve(CLASSIFIER)
     assert judge(desk.ask(**AGREE)).reason == "the window has no rows"
 

@@ -1,19 +1,21 @@
 """What has become of a finding, told in the same way of every kind of monitor."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow, add_history
 from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, State
 from tests.support.results import FIRST, result_of
 
 DAY = timedelta(days=1)
 
 
-def accuracy(state: str, value: float | None, segment: str = "") -> Finding:
+def accuracy(state: State, value: float | None, segment: str = "") -> Finding:
     return Finding("accuracy", "criterion", state, f"{value} on 500 rows", value, 0.8, segment)
 
 
@@ -28,7 +30,7 @@ def past_of(*judgements: MonitorResult) -> list[PastWindow]:
     return [PastWindow(one.window.start, one.state, to_metrics(one)) for one in judgements]
 
 
-def days(*windows: tuple[str, float | None]) -> list[PastWindow]:
+def days(*windows: tuple[State, float | None]) -> list[PastWindow]:
     """A day each, up to the one before the tenth: state and accuracy, which is to be 0.8."""
     first = 10 - len(windows)
     return past_of(*(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)))
@@ -70,7 +72,9 @@ def before_states(windows: list[PastWindow]) -> list[PastWindow]:
     ],
     ids=["first", "one", "in a row", "undecided", "unchanged", "ever since"],
 )
-def test_a_violated_figure_says_from_what_it_went_and_since_when(logged, windows, change, since, in_a_row) -> None:
+def test_a_violated_figure_says_from_what_it_went_and_since_when(
+    logged: Callable[..., Any], windows: list[Any], change: str, since: int, in_a_row: int
+) -> None:
     (found,) = add_history(judged(10, accuracy("violated", 0.7)), logged(days(*windows))).findings
 
     assert (found.change, found.in_a_row) == (change, in_a_row)
@@ -131,7 +135,7 @@ def test_a_window_that_another_requirement_violated_does_not_count() -> None:
 
 
 def test_columns_whose_metrics_have_the_same_name_are_told_apart() -> None:
-    def missing(column: str, state: str, value: float) -> Finding:
+    def missing(column: str, state: State, value: float) -> Finding:
         return Finding(f"missing({column})", "criterion", state, "", value, 0.1)
 
     before = past_of(judged(9, missing("a+b", "violated", 0.3), missing("a*b", "cannot tell", 0.2)))

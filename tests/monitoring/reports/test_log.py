@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from threading import Barrier
+from typing import Any
 
 import mlflow
 import pytest
@@ -17,24 +18,24 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
-from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.monitoring.result import Finding, State
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from tests.support.results import FIRST, result_of
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
 
-def all_runs_of(client, endpoint):
+def all_runs_of(client: Any, endpoint: Any) -> Any:
     experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
     return client.search_runs([experiment.experiment_id]) if experiment else []
 
 
-def runs_of(client, endpoint):
+def runs_of(client: Any, endpoint: Any) -> Any:
     """Those of windows."""
     return [run for run in all_runs_of(client, endpoint) if "onnxserve.series" not in run.data.tags]
 
 
-def artifact(run_id, name):
+def artifact(run_id: Any, name: Any) -> Any:
     with open(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name), "rb") as file:
         return file.read()
 
@@ -42,17 +43,17 @@ def artifact(run_id, name):
 class Files(Mapping):
     """One file of a report; what is to happen, happens when it is stored."""
 
-    def __init__(self, then):
+    def __init__(self, then: Any) -> None:
         self._then = then
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: Any) -> Any:
         return {"a.txt": "a"}[name]
 
-    def __iter__(self):
+    def __iter__(self) -> Any:
         self._then()
         return iter(["a.txt"])
 
-    def __len__(self):
+    def __len__(self) -> Any:
         return 1
 
 
@@ -68,7 +69,7 @@ log_judgement(pickle.load(sys.stdin.buffer), Files())
 """
 
 
-def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient):
+def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(tracking: MlflowClient) -> None:
     given = result_of(endpoint="whole", temperature=6.5, noise=0.5, model_id="m-not-here")
 
     run = log_result(given, {**build_report(given), "sketches.parquet": b"\xffPAR1"})
@@ -93,10 +94,13 @@ def test_the_run_has_the_files_the_metrics_at_the_windows_end_and_the_tags(track
     assert artifact(run.run_id, "trend.png").startswith(b"\x89PNG")
 
 
-def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_the_monitor(tracking: MlflowClient):
+def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_the_monitor(
+    tracking: MlflowClient,
+) -> None:
     given = result_of(endpoint="tried", statistic=6.5)
     kept = log_result(given, {})
-    tried = [replace(given, state=state, tried=bounds) for bounds, state in (("a=1", "no drift"), ("a=2", "drift"))]
+    tried_states: tuple[tuple[str, State], ...] = (("a=1", "no drift"), ("a=2", "drift"))
+    tried = [replace(given, state=state, tried=bounds) for bounds, state in tried_states]
 
     runs = [log_result(one, {}).run_id for one in (*tried, *tried)]
 
@@ -112,7 +116,7 @@ def test_bounds_that_were_tried_have_runs_of_their_own_that_are_no_verdicts_of_t
     assert len(tracking.get_metric_history(series.info.run_id, "statistic")) == 1
 
 
-def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tracking: MlflowClient):
+def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tracking: MlflowClient) -> None:
     given = result_of(endpoint="anew", statistic=1.0)
     of_older_onnxserve = log_result(given, {}).run_id
     first, second = (replace(given, endpoint_created=f"2026-11-20T1{hour}:00:00+00:00") for hour in (1, 2))
@@ -123,17 +127,18 @@ def test_an_endpoint_that_was_made_anew_leaves_the_runs_of_its_namesake_alone(tr
     assert all("onnxserve.superseded_by" not in run.data.tags for run in runs_of(tracking, "anew"))
 
 
-def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient):
+def test_names_that_mlflow_refuses_are_logged_under_names_that_it_takes(tracking: MlflowClient) -> None:
     names = ["a/b%[x]", "..", "../../etc", "x" * 400, "ü mlaut", ""]
+    scores: dict[str, Any] = dict.fromkeys(names, 1.0)
 
-    run = log_result(result_of(endpoint="names", **dict.fromkeys(names, 1.0)), {})
+    run = log_result(result_of(endpoint="names", **scores), {})
 
     kept = {name for name in tracking.get_run(run.run_id).data.metrics if name.startswith("distribution_score/")}
     assert len(kept) == len(names)
 
 
-def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tracking: MlflowClient):
-    def version():
+def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tracking: MlflowClient) -> None:
+    def version() -> Any:
         return tracking.get_model_version("flight-delay", "1")
 
     runs = [log_result(result_of(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
@@ -147,7 +152,7 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
     assert f"| no drift | 2013-07-03T00:00 – 2013-07-04T00:00 | `{runs[1].run_id}/report.html` |" in description
 
 
-def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient):
+def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient) -> None:
     number = tracking.create_model_version("flight-delay", source=".").version
     for endpoint, monitor in (("a", "b.c"), ("a.b", "c"), ("a", "b.c.window")):
         log_result(result_of(0, endpoint, monitor=monitor, version=str(number), temperature=1.0), {})
@@ -160,13 +165,13 @@ def test_names_with_dots_are_not_taken_for_one_another(tracking: MlflowClient):
     assert sorted(rows) == ["| a, b.c", "| a, b.c.window", "| a.b, c"]
 
 
-def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient):
+def test_a_version_that_is_gone_or_was_never_registered_is_no_error(tracking: MlflowClient) -> None:
     for version in ("77", ""):
         assert log_result(result_of(endpoint="gone", version=version, temperature=1.0), {}).run_id
     assert len(runs_of(tracking, "gone")) == 1
 
 
-def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClient):
+def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClient) -> None:
     first = log_result(result_of(endpoint="again", temperature=9.0), {"report.html": "first"})
     second = log_result(result_of(endpoint="again", temperature=1.0), {"report.html": "second"})
     revised = log_result(result_of(endpoint="again", temperature=2.0, revision=2), {})
@@ -180,10 +185,10 @@ def test_a_window_that_is_reported_again_overwrites_its_run(tracking: MlflowClie
 
 def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left_is_found(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     given, create = result_of(endpoint="left", temperature=9.0), MlflowClient.create_run
 
-    def die_after(*arguments, **named):
+    def die_after(*arguments: Any, **named: Any) -> Any:
         create(*arguments, **named)
         raise KeyboardInterrupt
 
@@ -199,14 +204,14 @@ def test_a_run_says_what_it_is_of_from_its_creation_on_so_that_one_that_was_left
 
 def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_no_error(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     given, log_batch = result_of(endpoint="two", temperature=9.0), MlflowClient.log_batch
     first = log_result(given, {})
     run = tracking.get_run(first.run_id)
     tags = {name: value for name, value in run.data.tags.items() if name != "onnxserve.verdict"}
     tracking.create_run(run.info.experiment_id, tags=tags)
 
-    def deleted_before(client, run_id, **logged):
+    def deleted_before(client: Any, run_id: Any, **logged: Any) -> Any:
         if any(tag.key == "onnxserve.superseded_by" for tag in logged.get("tags", ())):
             client.delete_run(run_id)
         log_batch(client, run_id, **logged)
@@ -218,7 +223,7 @@ def test_another_run_of_the_window_that_is_deleted_by_who_made_it_meanwhile_is_n
 
 
 @pytest.mark.long
-def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient):
+def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient) -> None:
     given = result_of(endpoint="killed", temperature=9.0)
 
     child = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE], input=pickle.dumps(given), check=False)
@@ -234,11 +239,11 @@ def test_a_killed_report_is_gone_on_with_in_the_same_run(tracking: MlflowClient)
 
 
 @pytest.mark.long
-def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: MlflowClient):
+def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: MlflowClient) -> None:
     given = result_of(endpoint="crowd", temperature=9.0)
     barrier = Barrier(4)
 
-    def report(_number):
+    def report(_number: Any) -> Any:
         barrier.wait(60)
         meet = [lambda: barrier.wait(60)]  # once: all are in the middle at the same time
         return log_result(given, Files(lambda: meet.pop()() if meet else None))
@@ -252,10 +257,12 @@ def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: 
     assert counting[0].info.status == "FINISHED"
 
 
-def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: MlflowClient, monkeypatch):
+def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = result_of(endpoint="down", temperature=9.0)
 
-    def fail():
+    def fail() -> Any:
         raise ConnectionError("Connection refused")
 
     with pytest.raises(RegistryUnavailable, match=r"endpoint down: .*connection refused"):
@@ -271,11 +278,13 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(tracking: Mlflow
         log_result(given, {})
 
 
-def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(tracking: MlflowClient, monkeypatch):
+def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
+    tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class UploadFailed(Exception):
         """As boto3 has one."""
 
-    def fail(*_arguments):
+    def fail(*_arguments: Any) -> Any:
         raise UploadFailed("Could not connect to the endpoint URL: http://s3.example/reports")
 
     monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
@@ -284,7 +293,7 @@ def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(tracking: M
         log_result(result_of(endpoint="artifacts", temperature=9.0), {"a.txt": "a"})
 
 
-def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient):
+def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient) -> None:
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 
     for day, score, revision in ((0, 1.0, 1), (1, 2.0, 1), (1, 9.0, 2), (3, 5.0, 1)):
@@ -298,7 +307,7 @@ def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient):
     assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
 
 
-def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking: MlflowClient):
+def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking: MlflowClient) -> None:
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 
     gone, made_anew = (f"2026-11-20T1{hour}:00:00+00:00" for hour in (1, 2))
@@ -312,7 +321,7 @@ def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking
     assert len(series) == 2
 
 
-def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient):
+def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowClient) -> None:
     given = [result_of(day, "series", temperature=score) for day, score in enumerate([1.0, 2.0, 9.0])]
     for result in (given[0], given[1], given[1], given[2]):
         log_result(result, {})
@@ -327,7 +336,7 @@ def test_one_run_more_has_all_windows_of_a_monitor_over_time(tracking: MlflowCli
     assert (series.info.run_name, series.info.status) == ("daily: all windows", "FINISHED")
 
 
-def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient):
+def test_criteria_are_charted_each_with_its_threshold(tracking: MlflowClient) -> None:
     found = (
         Finding("accuracy", "criterion", "violated", "", 0.71, 0.8),
         Finding("accuracy", "criterion", "kept", "", 0.81, 0.8, "carrier=AA"),

@@ -1,33 +1,40 @@
 """The files of a report: Evidently agrees with the verdict, and no column kills them."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.monitoring.reports import build_report, evidently_charts
-from mlflow_deploy_plugin.monitoring.result import Finding, ReportData
+from mlflow_deploy_plugin.monitoring.reports.evidently_charts import _Column
+from mlflow_deploy_plugin.monitoring.result import Check, Finding, ReportData
 from tests.support.results import result_of
 
 SIZE, ROWS = 1000, 40
 RNG = np.random.default_rng(0)
 
 
-def number(values, size=ROWS):
+def number(values: list[Any], size: int = ROWS) -> ColumnValues:
     return ColumnValues("trap", "number", np.resize(np.asarray(values, dtype=np.float64), size))
 
 
-def text(values, size=ROWS):
+def text(values: list[Any], size: int = ROWS) -> ColumnValues:
     return ColumnValues("trap", "category", np.resize(np.array(values, dtype=object), size))
 
 
-def plain(size, shift=0.0, name="plain"):
+def plain(size: int, shift: float = 0.0, name: str = "plain") -> ColumnValues:
     return ColumnValues(name, "number", RNG.normal(shift, 1, size))
 
 
-def drift_of(files):
+def scores_of(names: Iterable[str]) -> dict[str, Any]:
+    return dict.fromkeys(names, 1.0)
+
+
+def drift_of(files: Mapping[str, str | bytes]) -> tuple[dict[str, float], set[Any], str]:
     """Score and whether it is called drifted, by column, as Evidently's own JSON has them."""
     document = json.loads(files["evidently.json"])
     scores = {
@@ -43,7 +50,7 @@ def drift_of(files):
 
 
 @pytest.mark.parametrize("score", [1.0, 9.0])
-def test_evidently_and_the_verdict_say_the_same(score):
+def test_evidently_and_the_verdict_say_the_same(score: float) -> None:
     given = result_of(plain=score, trap=0.5)
     pairs = [(plain(SIZE), plain(ROWS)), (text(["a", "b", None], SIZE), text(["a", "b"]))]
 
@@ -69,24 +76,22 @@ TRAPS = {
 }
 
 
-def test_no_column_kills_the_report():
+def test_no_column_kills_the_report() -> None:
     """All of FACTS' traps in one report, beside a column that is fine."""
     pairs = [
         (ColumnValues(name, left.kind, left.values), ColumnValues(name, right.kind, right.values))
         for name, (left, right) in TRAPS.items()
     ]
     files = build_report(
-        replace(
-            result_of(plain=9.0, **dict.fromkeys(TRAPS, 1.0)), report=ReportData([(plain(SIZE), plain(ROWS)), *pairs])
-        )
+        replace(result_of(plain=9.0, **scores_of(TRAPS)), report=ReportData([(plain(SIZE), plain(ROWS)), *pairs]))
     )
 
     assert set(drift_of(files)[0]) == {"plain", *TRAPS}
     assert "<script>alert(1)" not in files["report.html"]
 
 
-def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(monkeypatch):
-    def untamed(columns, rng):
+def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def untamed(columns: list[_Column], rng: Any) -> tuple[Any, Any, set[Any]]:
         reference, current, text_columns = frames(columns, rng)
         if "trap" in reference.columns:  # as it would be without what is done for it: Evidently raises
             reference["trap"], current["trap"] = None, None
@@ -105,19 +110,19 @@ def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(monkeypatc
     assert "evidently.json" not in alone
 
 
-def test_a_column_may_have_any_name():
+def test_a_column_may_have_any_name() -> None:
     names = ["", "a b", "a/b%[x]", "prediction", "target", "index", "0", "<i>", "</script><script>alert(1)</script>"]
     pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]
 
-    files = build_report(replace(result_of(**dict.fromkeys(names, 1.0)), report=ReportData([*pairs, *pairs])))
+    files = build_report(replace(result_of(**scores_of(names)), report=ReportData([*pairs, *pairs])))
 
     assert set(drift_of(files)[0]) == set(names)
     assert "<script>alert(1)" not in files["report.html"]
 
 
 @pytest.mark.long
-def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small():
-    scores = {"worst": 9.0, **{f"f{n}": 1.0 for n in range(1000)}}
+def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small() -> None:
+    scores: dict[str, Any] = {"worst": 9.0, **{f"f{n}": 1.0 for n in range(1000)}}
     shared = RNG.normal(size=SIZE)
     pairs = [(ColumnValues(name, "number", shared), ColumnValues(name, "number", shared[:ROWS])) for name in scores]
 
@@ -127,14 +132,14 @@ def test_of_a_thousand_columns_the_worst_are_drawn_and_the_page_stays_small():
     assert (len(found), failed) == (30, {"worst"})
     assert "of 1001" in files["report.html"]
     assert "701 more findings stand in verdict.json" in files["report.html"]
-    assert len(files["report.html"].encode()) < 6_000_000
+    assert len(str(files["report.html"]).encode()) < 6_000_000
     assert len(json.loads(files["verdict.json"])["findings"]) == 1001
 
 
-def test_the_page_begins_with_the_verdict_and_fetches_nothing():
+def test_the_page_begins_with_the_verdict_and_fetches_nothing() -> None:
     given = result_of(plain=9.0, notes=("a note <b>",))
 
-    page = build_report(replace(given, report=ReportData([(plain(SIZE), plain(ROWS))])))["report.html"]
+    page = str(build_report(replace(given, report=ReportData([(plain(SIZE), plain(ROWS))])))["report.html"])
 
     assert page.count("<body") == 1
     assert "the largest score is beyond the threshold." in page
@@ -146,11 +151,11 @@ SINCE = "2013-06-29T00:00:00+00:00"
 
 
 @pytest.mark.parametrize("check", ["distribution", "criterion"])
-def test_the_page_says_what_became_of_a_finding_and_since_when(check):
+def test_the_page_says_what_became_of_a_finding_and_since_when(check: Check) -> None:
     change = "0.84 (the window before) → 0.71, lower"
     found = Finding("wind", check, "drift", "on 500 rows", 6.0, 3.0, change=change, since=SINCE, in_a_row=3)
 
-    page = build_report(result_of(calm=1.0, findings=(found,)))["report.html"]
+    page = str(build_report(result_of(calm=1.0, findings=(found,)))["report.html"])
 
     assert "<th>since (UTC)<th>in a row<th>value<th>threshold<th>change<th>why" in page
     assert f">drift<td class=s>2013-06-29<td class=n>3<td class=n>6<td class=n>3<td>{change}<td>on 500 rows<" in page
@@ -160,13 +165,13 @@ def test_the_page_says_what_became_of_a_finding_and_since_when(check):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
-def test_so_few_rows_are_not_drawn(rows):
+def test_so_few_rows_are_not_drawn(rows: int) -> None:
     files = build_report(replace(result_of(plain=9.0), report=ReportData([(plain(SIZE), plain(rows))])))
 
     assert "of fewer than 3 rows nothing is drawn" in files["report.html"]
 
 
-def test_a_kind_without_rows_to_draw_has_its_findings_and_figures():
+def test_a_kind_without_rows_to_draw_has_its_findings_and_figures() -> None:
     found = Finding("accuracy", "criterion", "violated", "0.71 < 0.80", 0.71, 0.8, "carrier=AA")
     given = result_of(
         findings=(found, Finding("f1", "criterion", "not judged", "one class only")),
@@ -185,20 +190,20 @@ def test_a_kind_without_rows_to_draw_has_its_findings_and_figures():
     assert files["sketches.parquet"] == b"PAR1"
 
 
-def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine():
+def test_what_cannot_be_told_is_shown_neither_as_an_alarm_nor_as_fine() -> None:
     found = Finding("accuracy", "criterion", "cannot tell", "0.79, which lies within the interval", 0.79, 0.8)
     given = result_of(findings=(found,), kind="performance", state="cannot tell", figures={})
 
-    page = build_report(given)["report.html"]
+    page = str(build_report(given)["report.html"])
 
     assert "<span class='open'>cannot tell</span>" in page
     assert "<td class='s open'>cannot tell" in page
 
 
-def test_what_is_not_judged_has_a_page_that_says_why():
+def test_what_is_not_judged_has_a_page_that_says_why() -> None:
     given = result_of(state="not judged", reason="the window has 2 rows; min_rows is 200", plain=1.0)
 
-    page = build_report(replace(given, report=ReportData([(plain(SIZE), plain(2))])))["report.html"]
+    page = str(build_report(replace(given, report=ReportData([(plain(SIZE), plain(2))])))["report.html"])
 
     assert "not judged" in page
     assert "the window has 2 rows; min_rows is 200." in page

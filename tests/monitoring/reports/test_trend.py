@@ -4,6 +4,7 @@ import io
 import math
 import warnings
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import matplotlib.image
 import pytest
@@ -67,7 +68,7 @@ def test_each_requirement_has_a_line_and_so_has_what_is_named_beside_them() -> N
 
 
 def test_every_column_that_an_alert_names_has_a_line() -> None:
-    scores = {f"column_{number}": 9.0 - number / 10 for number in range(12)}
+    scores: dict[str, Any] = {f"column_{number}": 9.0 - number / 10 for number in range(12)}
     result = result_of(9, **scores)
 
     drawn = trend_lines(result, to_metrics(result))
@@ -104,7 +105,8 @@ def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
 def red_and_green(picture: bytes) -> tuple[int, int]:
     """How many pixels have the colours of alarms and of what is fine."""
     pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
-    return tuple(int((pixels == colour).all(axis=-1).sum()) for colour in ((0xCF, 0x22, 0x2E), (0x1A, 0x7F, 0x37)))
+    red, green = (int((pixels == colour).all(axis=-1).sum()) for colour in ((0xCF, 0x22, 0x2E), (0x1A, 0x7F, 0x37)))
+    return red, green
 
 
 def test_a_column_is_red_where_it_is_beyond_the_threshold_itself() -> None:

@@ -1,9 +1,11 @@
 """References: training samples, datasets and the log's own past, cut into windows like the one that is judged."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,42 +17,33 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import HOUR_US, Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references import load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.references.log_reference import rolling_windows
-from mlflow_deploy_plugin.monitoring.drift.references.windows import window_grid
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import merge
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows
 from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import too_few_rows
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE, MonitorSpec, rolling_span
-from tests.monitoring.conftest import (
-    ENDPOINT,
-    FIRST_DAY,
-    MODEL,
-    LogWriter,
-    day_of_rows,
-    event_table,
-    reference_of_days,
-    serve,
-    write_model,
-)
+from tests.monitoring.conftest import FIRST_DAY, day_of_rows, reference_of_days, serve, write_model
 from tests.monitoring.drift.sketches.test_sketch import assert_same
+from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
 
 DAY = parse_window("2013-02-01/2013-02-02")
 DAYS, ROWS = 12, 60
 
 
-def some_days():
+def some_days() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     return [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=ROWS) for number in range(DAYS)]
 
 
 @pytest.fixture
-def days():
+def days() -> list[dict[str, Any]]:
     return some_days()
 
 
 @pytest.fixture(scope="module")
-def captured(tmp_path_factory) -> Path:
+def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log with the days, answered by version 1."""
     folder = tmp_path_factory.mktemp("captured")
     for number, day in enumerate(some_days()):  # four hours of each, since each hour is a file
@@ -61,13 +54,15 @@ def captured(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def question_of(tmp_path, captured, days):
+def question_of(tmp_path: Path, captured: Path, days: list[dict[str, Any]]) -> Callable[..., Any]:
     """What a monitor is asked; version 1 is served, with the days as its reference."""
     settings = Settings(home=tmp_path / "home", log_uri=str(captured))
     state_dir = settings.deployments_path / ENDPOINT
     serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))
 
-    def request(reference="training", window=DAY, columns=(), every="1d"):
+    def request(
+        reference: str = "training", window: Window = DAY, columns: tuple[Any, ...] = (), every: str = "1d"
+    ) -> WindowRequest:
         spec = MonitorSpec(reference=reference, columns=columns, every=every)
         return WindowRequest(ENDPOINT, "drift", spec, window, 1, settings)
 
@@ -75,16 +70,22 @@ def question_of(tmp_path, captured, days):
 
 
 @pytest.fixture
-def ask(question_of):
+def ask(question_of: Callable[..., Any]) -> Callable[..., Any]:
     """Loads the reference of a monitor."""
 
-    def ask(reference="training", window=DAY, version="1", columns=(), every="1d"):
+    def ask(
+        reference: str = "training",
+        window: Window = DAY,
+        version: str = "1",
+        columns: tuple[Any, ...] = (),
+        every: str = "1d",
+    ) -> DriftReference | None:
         return load_reference(question_of(reference, window, columns, every), MODEL, version)
 
     return ask
 
 
-def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(ask):
+def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(ask: Callable[..., Any]) -> None:
     reference = ask()
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * DAYS
@@ -95,7 +96,7 @@ def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_pha
     assert shifted.bins_key == reference.bins_key
 
 
-def test_steps_are_contiguous_and_make_the_blocks(ask):
+def test_steps_are_contiguous_and_make_the_blocks(ask: Callable[..., Any]) -> None:
     reference = ask(window=parse_window("2013-02-01T06:00/12h"))
 
     assert (reference.pieces.step_seconds, reference.pieces.window_steps) == (3600, 12)
@@ -106,7 +107,9 @@ def test_steps_are_contiguous_and_make_the_blocks(ask):
     assert sum(step.rows for step in reference.pieces.steps) == reference.pieces.total.rows
 
 
-def test_what_one_block_alone_has_is_new_to_it(ask, days, tmp_path):
+def test_what_one_block_alone_has_is_new_to_it(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
+) -> None:
     days[3]["carrier"][:5] = "ZZ"
     days[4]["temperature"][0] = 99.0
     pq.write_table(reference_of_days(days), tmp_path / "models" / "1" / "reference.parquet")
@@ -118,7 +121,9 @@ def test_what_one_block_alone_has_is_new_to_it(ask, days, tmp_path):
     assert sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5  # from what is kept on this disk
 
 
-def test_a_reference_without_times_has_a_total_and_says_so(ask, days, tmp_path):
+def test_a_reference_without_times_has_a_total_and_says_so(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
+) -> None:
     table = reference_of_days(days).drop_columns(["_event_time"])
     pq.write_table(table, tmp_path / "models" / "1" / "reference.parquet")
 
@@ -128,14 +133,14 @@ def test_a_reference_without_times_has_a_total_and_says_so(ask, days, tmp_path):
     assert "no event times" in reference.notes[0]
 
 
-def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(ask, tmp_path):
+def test_a_model_without_a_reference_is_an_error_that_says_what_to_do(ask: Callable[..., Any], tmp_path: Path) -> None:
     serve(tmp_path / "home" / "deployments" / ENDPOINT, write_model(tmp_path / "models" / "2", None), "2")
 
     with pytest.raises(InvalidArtifact, match="version 2 has no reference to compare with; log it with"):
         ask(version="2")
 
 
-def test_only_the_named_columns_are_compared(ask):
+def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
     reference = ask(columns=("carrier", "gone"))
 
     assert list(reference.bins) == ["carrier"]
@@ -144,7 +149,7 @@ def test_only_the_named_columns_are_compared(ask):
         ask(columns=("gone",))
 
 
-def test_a_version_that_is_not_served_is_downloaded_once(world):
+def test_a_version_that_is_not_served_is_downloaded_once(world: Any) -> None:
     shutil.rmtree(world.state_dir)
     request = WindowRequest(ENDPOINT, "drift", MonitorSpec(), DAY, 1, world.settings)
     first = load_reference(request, MODEL, "1")
@@ -162,7 +167,9 @@ def test_a_version_that_is_not_served_is_downloaded_once(world):
 
 @pytest.mark.parametrize("column", ["_event_time", "when"])
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
-def test_a_dataset_is_a_reference(ask, days, tmp_path, suffix, column):
+def test_a_dataset_is_a_reference(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path, suffix: str, column: str
+) -> None:
     table = reference_of_days(days)
     table = table.rename_columns([column if name == "_event_time" else name for name in table.column_names])
     path = tmp_path / f"calm.{suffix}"
@@ -185,7 +192,9 @@ def test_a_dataset_is_a_reference(ask, days, tmp_path, suffix, column):
         (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, "1 rows have no _event_time"),
     ],
 )
-def test_a_dataset_that_is_none_is_a_clear_error(ask, tmp_path, content, error, message):
+def test_a_dataset_that_is_none_is_a_clear_error(
+    ask: Callable[..., Any], tmp_path: Path, content: bytes | pa.Table | None, error: type[Exception], message: str
+) -> None:
     path = tmp_path / "data.parquet"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -196,7 +205,7 @@ def test_a_dataset_that_is_none_is_a_clear_error(ask, tmp_path, content, error, 
         ask(f"dataset:{path}")
 
 
-def test_a_pinned_window_of_the_log_is_a_reference(ask):
+def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> None:
     reference = ask("window:2013-01-03/2013-01-09")
 
     assert [block.rows for block in reference.pieces.windows] == [ROWS] * 6
@@ -216,7 +225,7 @@ def test_a_pinned_window_of_the_log_is_a_reference(ask):
     )
 
 
-def test_what_one_captured_window_alone_has_is_new_to_it(ask, captured):
+def test_what_one_captured_window_alone_has_is_new_to_it(ask: Callable[..., Any], captured: Path) -> None:
     rng = np.random.default_rng(1)
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=80 + number), rows=ROWS) for number in range(3)]
     days[0]["carrier"][:5] = "ZZ"
@@ -229,14 +238,16 @@ def test_what_one_captured_window_alone_has_is_new_to_it(ask, captured):
     assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
 
 
-def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask):
+def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask: Callable[..., Any]) -> None:
     reference = ask("window:2013-01-03/2013-01-09", version="2")
 
     assert reference.pieces.total.rows == 6 * ROWS
     assert "version 2 did not answer in the reference" in reference.notes[0]
 
 
-def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(ask, captured):
+def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(
+    ask: Callable[..., Any], captured: Path
+) -> None:
     pieces = ask("rolling:2d", window=parse_window("2013-01-11/1d")).pieces
 
     assert [block.rows for block in pieces.windows] == [ROWS] * 10
@@ -248,7 +259,7 @@ def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before
     assert list(captured.glob("_sketches/samples/**/*.parquet"))
 
 
-def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask):
+def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask: Callable[..., Any]) -> None:
     reference = ask("rolling:1d", window=parse_window("2013-01-11T05:00/1h"))
 
     starts = reference.pieces.window_starts_us
@@ -260,11 +271,11 @@ def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask):
     assert (gone.pieces.others.rows, len(gone.pieces.windows) > 0) == (0, True)
 
 
-def window_rows(reference, window):
+def window_rows(reference: DriftReference, window: str) -> int:
     return reference.pieces.windows[reference.pieces.window_starts_us.index(parse_window(window).start_us)].rows
 
 
-def test_of_more_windows_than_are_kept_pairs_are(ask):
+def test_of_more_windows_than_are_kept_pairs_are(ask: Callable[..., Any]) -> None:
     pieces = ask("rolling:4d", window=parse_window("2013-01-11T05:00/10m")).pieces
 
     later, earlier = pieces.pairs()
@@ -275,7 +286,7 @@ def test_of_more_windows_than_are_kept_pairs_are(ask):
 
 
 @pytest.mark.parametrize("lag", [1, 24, 168, 5000])
-def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag):
+def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag: int) -> None:
     length = timedelta(hours=1)
     span = rolling_span(lag * length, length, SMALLEST_ROLLING_RATE)
 
@@ -285,9 +296,14 @@ def test_as_many_pairs_are_kept_as_the_smallest_rate_needs(lag):
     assert len(np.intersect1d(kept, kept + lag)) >= over.max_pairs == needed_windows(SMALLEST_ROLLING_RATE)
 
 
-def test_no_span_leaves_the_calendar(question_of):
+def test_no_span_leaves_the_calendar(question_of: Callable[..., Any]) -> None:
     window = Window(FIRST_DAY, FIRST_DAY + timedelta(days=30))
-    spec = {"kind": "data_quality", "every": "30d", "reference": "rolling:30d", "false_alarm_rate": 1e-300}
+    spec: dict[str, Any] = {
+        "kind": "data_quality",
+        "every": "30d",
+        "reference": "rolling:30d",
+        "false_alarm_rate": 1e-300,
+    }
     asked = replace(question_of(window=window), spec=MonitorSpec(**spec))
 
     with pytest.raises(NotFound, match="nothing was captured of 'flights' before"):
@@ -295,7 +311,7 @@ def test_no_span_leaves_the_calendar(question_of):
     assert rolling_span(timedelta(3660), timedelta(3660), 1e-300) < timedelta(50_000)
 
 
-def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask):
+def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask: Callable[..., Any]) -> None:
     window = parse_window("2013-01-09T05:00/10m")
 
     pieces = ask("rolling:60d", window=window).pieces
@@ -307,7 +323,9 @@ def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask):
 
 
 @pytest.mark.parametrize("reference", ["window:2013-01-03/2013-01-09", "rolling:2d", "training"])
-def test_a_segment_of_a_reference_is_of_all_of_its_rows(ask, question_of, reference):
+def test_a_segment_of_a_reference_is_of_all_of_its_rows(
+    ask: Callable[..., Any], question_of: Callable[..., Any], reference: str
+) -> None:
     window = parse_window("2013-01-11/1d")
     whole = ask(reference, window=window)
 
@@ -330,12 +348,16 @@ def test_a_segment_of_a_reference_is_of_all_of_its_rows(ask, question_of, refere
         ("rolling:7d", NotFound, "nothing was captured of 'flights' before 2012-02-01"),
     ],
 )
-def test_a_past_without_rows_is_a_clear_error(ask, reference, error, message):
+def test_a_past_without_rows_is_a_clear_error(
+    ask: Callable[..., Any], reference: str, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         ask(reference, window=parse_window("2012-02-01/1d"))
 
 
-def test_bins_and_pieces_hold_any_number_of_windows(ask, days, tmp_path):
+def test_bins_and_pieces_hold_any_number_of_windows(
+    ask: Callable[..., Any], days: list[dict[str, Any]], tmp_path: Path
+) -> None:
     times = [FIRST_DAY + timedelta(days=40 * number) for number in range(900)]
     pq.write_table(event_table({"_event_time": times, "x": np.arange(900.0)}), tmp_path / "models/1/reference.parquet")
 

@@ -28,7 +28,9 @@ FOUR_DAYS = {
         ),  # the first three have all that the fourth has; 9 and `new` are the third's own
     ],
 )
-def test_a_day_is_measured_against_the_others_or_those_before_a_time(until, unseen, above):
+def test_a_day_is_measured_against_the_others_or_those_before_a_time(
+    until: int | None, unseen: list[int], above: list[int]
+) -> None:
     times = np.repeat(np.arange(4) * DAY_US, 2)
     table = pa.table(FOUR_DAYS).append_column("_event_time", pa.array(times, pa.timestamp("us", tz="UTC")))
     bins = {name: freeze_bins(feature) for name, feature in read_columns(table)[0].items()}

@@ -1,24 +1,26 @@
 """Bins that are frozen on the reference, and distances over them."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins, OrderedBins, freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues
 
 RNG = np.random.default_rng(0)
 
 
-def numbers(values):
+def numbers(values: Array | list[Any]) -> ColumnValues:
     return ColumnValues("x", "number", np.asarray(values, dtype=np.float64))
 
 
-def texts(values):
+def texts(values: list[Any]) -> ColumnValues:
     return ColumnValues("x", "category", np.array(values, dtype=object))
 
 
-def distance(reference, current):
+def distance(reference: ColumnValues, current: ColumnValues) -> float:
     bins = freeze_bins(reference)
     left, right = (
         np.bincount(codes[codes >= 0], minlength=bins.size).astype(float)
@@ -27,14 +29,20 @@ def distance(reference, current):
     return float(bins.distance(left, right))
 
 
+def frozen_texts(values: list[str]) -> CategoryBins:
+    bins = freeze_bins(texts(values))
+    assert isinstance(bins, CategoryBins)
+    return bins
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.5, 2.0, 8.0])
-def test_the_distance_of_numbers_is_the_way_they_moved_in_standard_deviations(shift):
+def test_the_distance_of_numbers_is_the_way_they_moved_in_standard_deviations(shift: float) -> None:
     values = RNG.normal(10, 3, 20_000)
 
     assert distance(numbers(values), numbers(values + 3 * shift)) == pytest.approx(shift, abs=0.06 + 0.02 * shift)
 
 
-def test_one_sentinel_among_the_values_has_a_bounded_weight():
+def test_one_sentinel_among_the_values_has_a_bounded_weight() -> None:
     values = RNG.normal(size=10_000)
     with_sentinel = np.append(values[1:], -1e300)
 
@@ -42,7 +50,7 @@ def test_one_sentinel_among_the_values_has_a_bounded_weight():
     assert distance(numbers(with_sentinel), numbers(values + 1)) == pytest.approx(1, abs=0.05)
 
 
-def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones():
+def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones() -> None:
     reference = texts([f"id{number}" for number in range(5000)])
     fresh = texts([f"new{number}" for number in range(5000)])
 
@@ -54,7 +62,7 @@ def test_categories_that_the_reference_lacks_fall_in_with_the_rare_ones():
 @pytest.mark.parametrize(
     "values", [[], [np.nan], [1.0], [1.0] * 9, [0.0, 1.0], [np.inf, -np.inf], [1e308, -1e308, 0.0], [5e-324, 0.0, 1.0]]
 )
-def test_numbers_without_a_spread_are_compared_by_value(values):
+def test_numbers_without_a_spread_are_compared_by_value(values: list[Any]) -> None:
     bins = freeze_bins(numbers(values))
 
     codes = bins.encode(numbers([*values, 7.0, np.inf, np.nan]))
@@ -63,15 +71,15 @@ def test_numbers_without_a_spread_are_compared_by_value(values):
     assert ((codes >= -1) & (codes < bins.size)).all()
 
 
-def test_the_bins_do_not_depend_on_the_order_of_the_rows():
+def test_the_bins_do_not_depend_on_the_order_of_the_rows() -> None:
     values = [f"c{number % 70}" for number in range(700)]
     shuffled = list(RNG.permutation(values))
 
-    assert freeze_bins(texts(values)).codes == freeze_bins(texts(shuffled)).codes
+    assert frozen_texts(values).codes == frozen_texts(shuffled).codes
     assert isinstance(freeze_bins(numbers(np.arange(1000))), OrderedBins)
 
 
-def test_a_side_without_values_has_no_distance():
+def test_a_side_without_values_has_no_distance() -> None:
     bins = freeze_bins(numbers(np.arange(100)))
 
     empty, full = np.zeros(bins.size), np.ones(bins.size)
@@ -79,23 +87,23 @@ def test_a_side_without_values_has_no_distance():
 
 
 @pytest.mark.filterwarnings("error")
-def test_range_beyond_a_float_is_binned_without_a_warning():
+def test_range_beyond_a_float_is_binned_without_a_warning() -> None:
     values = np.array([-1.7e308, 1.7e308, np.inf, *np.zeros(5), np.nan])
 
     assert isinstance(freeze_bins(ColumnValues("x", "number", values)), CategoryBins)
 
 
-def test_the_bins_know_what_the_reference_holds():
+def test_the_bins_know_what_the_reference_holds() -> None:
     bins = freeze_bins(numbers([*range(1000), np.nan]), "int64")
     assert (bins.kind, bins.minimum, bins.maximum, bins.arrow_type) == ("number", 0, 999, "int64")
 
-    categories = freeze_bins(texts([f"id{number}" for number in range(5000)]))
+    categories = frozen_texts([f"id{number}" for number in range(5000)])
     assert (categories.kind, len(categories.codes), len(categories.reference_hashes)) == ("category", 50, 5000)
 
 
-def test_texts_of_arrow_fall_into_the_bins_of_the_same_texts():
+def test_texts_of_arrow_fall_into_the_bins_of_the_same_texts() -> None:
     values = [f"c{number % 70}" for number in range(700)]
-    bins = freeze_bins(texts(values))
+    bins = frozen_texts(values)
     some = ["c3", "c69", "new", ""]
 
     assert bins.codes_of_texts(pa.array(some, pa.large_string())).tolist() == bins.encode(texts(some)).tolist()

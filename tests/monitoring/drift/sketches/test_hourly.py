@@ -3,12 +3,15 @@
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.inference_log import open_log, parse_window
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog
+from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
@@ -17,8 +20,9 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     window_profile,
     window_versions,
 )
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
-from tests.monitoring.conftest import ENDPOINT, FIRST_DAY, MODEL, day_of_rows, event_table
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_batches
+from tests.monitoring.conftest import FIRST_DAY, day_of_rows
+from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
 from tests.support.services.s3 import s3_server
 
 from .test_sketch import assert_same
@@ -29,7 +33,7 @@ CUT = parse_window("2013-01-01T05:20/2013-01-03T07:40")
 
 
 @pytest.fixture
-def days():
+def days() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
     for number, day in enumerate(days):  # five hours of each, since each hour is a file
@@ -39,33 +43,35 @@ def days():
 
 
 @pytest.fixture
-def log(writer, days):
+def log(writer: LogWriter, days: list[dict[str, Any]]) -> InferenceLog:
     for number, day in enumerate(days):
         writer.write(day, segment=f"s{number}")
     return open_log(str(writer.root))
 
 
 @pytest.fixture
-def bins(days):
+def bins(days: list[dict[str, Any]]) -> dict[str, Any]:
     return freeze_table(event_table(days[0]), (), "the reference")[0]
 
 
-def profile(log, bins, window=MONTH, version="1"):
+def profile(log: InferenceLog, bins: dict[str, Any], window: Window = MONTH, version: str = "1") -> Profile:
     return window_profile(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, version, window)
 
 
-def expected(bins, days, window=MONTH):
+def expected(bins: dict[str, Any], days: list[dict[str, Any]], window: Window = MONTH) -> Profile:
     table = pa.concat_tables([event_table(day) for day in days])
     times = table.column("_event_time").cast(pa.int64()).to_numpy()
     return sketch_batches(bins, [table.filter(pa.array((times >= window.start_us) & (times < window.end_us)))])
 
 
-def stored(log) -> list[Path]:
+def stored(log: InferenceLog) -> list[Path]:
     return sorted(Path(log.root).glob("_sketches/*/endpoint=flights/date=*/hours.parquet"))
 
 
 @pytest.mark.parametrize("window", [MONTH, CUT, parse_window("2013-01-02T03:10/10m"), parse_window("2014-01-01/1d")])
-def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(log, bins, days, window):
+def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], window: Window
+) -> None:
     made = profile(log, bins, window)
 
     assert_same(made, expected(bins, days, window)) if made.rows else None
@@ -73,7 +79,9 @@ def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(log, 
     assert_same(profile(log, bins, window), made)  # from what is stored
 
 
-def test_what_is_stored_is_used_in_place_of_the_rows(log, bins, days):
+def test_what_is_stored_is_used_in_place_of_the_rows(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
     first = profile(log, bins)
     assert len(stored(log)) == DAYS
 
@@ -84,7 +92,9 @@ def test_what_is_stored_is_used_in_place_of_the_rows(log, bins, days):
     assert not log.unreadable
 
 
-def test_late_rows_and_compaction_are_noticed(log, bins, days, writer):
+def test_late_rows_and_compaction_are_noticed(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+) -> None:
     profile(log, bins)
     late = day_of_rows(np.random.default_rng(9), FIRST_DAY + timedelta(days=1), rows=7)
 
@@ -97,7 +107,9 @@ def test_late_rows_and_compaction_are_noticed(log, bins, days, writer):
     assert_same(profile(log, bins), expected(bins, [*days, late]))
 
 
-def test_stored_profiles_that_make_no_sense_are_made_anew(log, bins, days):
+def test_stored_profiles_that_make_no_sense_are_made_anew(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
     profile(log, bins)
     broken = [b"", b"no parquet", stored(log)[2].read_bytes()[:-40]]
     for path, content in zip(stored(log), broken, strict=True):
@@ -107,7 +119,9 @@ def test_stored_profiles_that_make_no_sense_are_made_anew(log, bins, days):
     assert all(path.stat().st_size > 1000 for path in stored(log))
 
 
-def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(log, bins, days):
+def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
     path = next(Path(log.root).glob("endpoint=*/date=2013-01-02/hour=*/*.parquet"))
     content = path.read_bytes()
     path.write_bytes(b"x" * len(content))
@@ -121,13 +135,17 @@ def test_a_file_that_cannot_be_read_is_named_each_time_until_it_can_be(log, bins
     assert_same(profile(open_log(log.shown), bins), expected(bins, days))
 
 
-def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(log, bins, days):
+def test_a_log_whose_sketches_cannot_be_written_is_sketched_all_the_same(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
     (Path(log.root) / "_sketches").write_text("a file where the folder would be")
 
     assert_same(profile(log, bins), expected(bins, days))
 
 
-def test_a_log_in_a_bucket_keeps_its_profiles_there(log, bins, days, monkeypatch):
+def test_a_log_in_a_bucket_keeps_its_profiles_there(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     with s3_server() as bucket:
@@ -145,7 +163,9 @@ def test_a_log_in_a_bucket_keeps_its_profiles_there(log, bins, days, monkeypatch
         assert len(bucket.asked) < 20
 
 
-def test_two_that_sketch_at_once_do_no_harm(log, bins, days):
+def test_two_that_sketch_at_once_do_no_harm(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: profile(open_log(log.shown), bins), range(8)))
 
@@ -154,7 +174,9 @@ def test_two_that_sketch_at_once_do_no_harm(log, bins, days):
     assert len(list(Path(log.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2  # no temporary file is left
 
 
-def test_versions_are_kept_apart_and_counted(log, bins, days, writer):
+def test_versions_are_kept_apart_and_counted(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+) -> None:
     writer.write(day_of_rows(np.random.default_rng(9), FIRST_DAY, rows=11), version="2")
 
     assert profile(log, bins, version="2").rows == 11
@@ -164,13 +186,17 @@ def test_versions_are_kept_apart_and_counted(log, bins, days, writer):
     assert window_versions(log, ENDPOINT, MONTH) == {(MODEL, "1"): 360, (MODEL, "2"): 11}
 
 
-def test_a_row_that_stands_in_the_log_twice_counts_once(log, bins, days, writer):
+def test_a_row_that_stands_in_the_log_twice_counts_once(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]], writer: LogWriter
+) -> None:
     writer.write(days[1], segment="s1", suffix="-again")
 
     assert_same(profile(log, bins), expected(bins, days))
 
 
-def test_hours_come_in_order_with_their_own_profiles(log, bins, days):
+def test_hours_come_in_order_with_their_own_profiles(
+    log: InferenceLog, bins: dict[str, Any], days: list[dict[str, Any]]
+) -> None:
     hours = list(hour_profiles(SketchStore(log, ENDPOINT, bins, bins_digest(bins)), MODEL, "1", CUT))
 
     starts = [start for start, _ in hours]

@@ -3,6 +3,8 @@
 import datetime
 import decimal
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,13 +39,13 @@ EXACT = (
 )
 
 
-def freeze(table):
+def freeze(table: pa.Table) -> dict[str, Any]:
     features, _ = read_columns(table)
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     return {name: freeze_bins(feature, types.get(name, "double")) for name, feature in features.items()}
 
 
-def sketch(reference, *batches):
+def sketch(reference: dict[str, Any], *batches: Any) -> Profile:
     return sketch_batches(freeze(pa.table(reference)), [pa.table(batch) for batch in batches])
 
 
@@ -61,7 +63,7 @@ def assert_same_column(left: ColumnSketch, right: ColumnSketch) -> None:
     np.testing.assert_allclose([left.mean, left.m2], [right.mean, right.m2], rtol=1e-9, atol=1e-9)
 
 
-def test_numbers_are_counted_over_the_references_bins_and_beyond_its_range():
+def test_numbers_are_counted_over_the_references_bins_and_beyond_its_range() -> None:
     values = np.array([-5.0, 0.5, 1.5, 40.0, np.nan, np.inf])
 
     column = sketch({"x": np.linspace(0, 10, 1000)}, {"x": values}).columns["x"]
@@ -74,7 +76,7 @@ def test_numbers_are_counted_over_the_references_bins_and_beyond_its_range():
     assert round(column.distinct) == 5
 
 
-def test_categories_that_the_reference_lacks_are_counted_on_their_own():
+def test_categories_that_the_reference_lacks_are_counted_on_their_own() -> None:
     rows = {"carrier": ["UA", "ZZ", None, "ZZ", "YY"]}
 
     column = sketch({"carrier": ["UA", "AA", "UA"]}, rows).columns["carrier"]
@@ -84,7 +86,7 @@ def test_categories_that_the_reference_lacks_are_counted_on_their_own():
     assert round(column.distinct) == 3
 
 
-def test_a_rare_category_of_the_reference_is_not_unseen():
+def test_a_rare_category_of_the_reference_is_not_unseen() -> None:
     names = [f"id{number}" for number in range(5000)]
 
     column = sketch({"id": names}, {"id": [*names[-10:], "new"]}).columns["id"]
@@ -92,7 +94,7 @@ def test_a_rare_category_of_the_reference_is_not_unseen():
     assert (column.unseen, column.unseen_values) == (1, {"new": 1})
 
 
-def test_numbers_without_a_spread_know_their_values():
+def test_numbers_without_a_spread_know_their_values() -> None:
     column = sketch({"x": [1.0] * 9 + [2.0]}, {"x": [1.0, 2.0, 3.5, None]}).columns["x"]
 
     assert (column.kind, column.unseen, column.unseen_values, column.mean) == ("number", 1, {"3.5": 1}, 6.5 / 3)
@@ -107,7 +109,7 @@ def test_numbers_without_a_spread_know_their_values():
         (pa.array([{"a": 1}, None]), "struct<a: int64>"),
     ],
 )
-def test_a_column_that_cannot_be_judged_is_there_with_its_type(values, arrow_type):
+def test_a_column_that_cannot_be_judged_is_there_with_its_type(values: Any, arrow_type: str) -> None:
     column = sketch({"x": values}, {"x": values}).columns["x"]
 
     assert (column.kind, column.arrow_type, column.rows, column.missing) == ("other", arrow_type, 2, 1)
@@ -124,13 +126,13 @@ def test_a_column_that_cannot_be_judged_is_there_with_its_type(values, arrow_typ
         (pa.array(["a", "b", None], pa.large_string()), "category"),
     ],
 )
-def test_a_column_of_any_type_that_has_a_distance_is_counted(values, kind):
+def test_a_column_of_any_type_that_has_a_distance_is_counted(values: Any, kind: str) -> None:
     column = sketch({"x": values}, {"x": values}).columns["x"]
 
     assert (column.kind, column.missing, column.unseen, column.counts.sum()) == (kind, 1, 0, 3)
 
 
-def test_new_and_vanished_columns_are_seen():
+def test_new_and_vanished_columns_are_seen() -> None:
     profile = sketch({"x": [1.0, 2.0], "gone": ["a", "b"]}, {"x": [1.0], "new": ["a"]})
 
     assert set(profile.columns) == {"x", "new"}
@@ -142,14 +144,16 @@ def test_new_and_vanished_columns_are_seen():
     ("reference", "values", "arrow_type"),
     [([1.0, 2.0, 3.0], ["a", "b", None], "string"), (["a", "b"], [1, 2, None], "int64")],
 )
-def test_a_column_of_another_kind_than_the_reference_is_marked(reference, values, arrow_type):
+def test_a_column_of_another_kind_than_the_reference_is_marked(
+    reference: list[Any], values: list[Any], arrow_type: str
+) -> None:
     column = sketch({"x": reference}, {"x": values}).columns["x"]
 
     assert (column.kind, column.mistyped, column.missing) == ("other", 2, 1)
     assert column.arrow_type == arrow_type != column.expected_type
 
 
-def test_a_column_without_any_value_fits_every_reference_and_a_reference_without_any_takes_every_value():
+def test_a_column_without_any_value_fits_every_reference_and_a_reference_without_any_takes_every_value() -> None:
     nulls = pa.nulls(3)
 
     assert sketch({"x": [1.0, 2.0, 3.0]}, {"x": nulls}).columns["x"].missing == 3
@@ -157,14 +161,14 @@ def test_a_column_without_any_value_fits_every_reference_and_a_reference_without
     assert (column.unseen, column.mistyped, column.counts.tolist()) == (2, 0, [2, 1])
 
 
-def test_types_that_differ_from_file_to_file_are_all_named():
+def test_types_that_differ_from_file_to_file_are_all_named() -> None:
     column = sketch({"x": [1.0, 2.0, 3.0]}, {"x": [1.0]}, {"x": [1]}, {"x": pa.nulls(1)}, {"x": ["a"]}).columns["x"]
 
     assert (column.kind, column.arrow_type, column.rows) == ("number", "double | int64 | string", 4)
     assert (column.missing, column.mistyped) == (1, 1)
 
 
-def test_a_vector_stays_a_vector_whatever_rows_a_batch_has():
+def test_a_vector_stays_a_vector_whatever_rows_a_batch_has() -> None:
     reference = {"p": [[0.25, 0.75]] * 5, "image": [list(range(9))] * 5}
 
     profile = sketch(reference, {"p": [[1.0]], "image": [[1, 2]]}, {"p": [[], None], "image": [None, []]})
@@ -173,7 +177,7 @@ def test_a_vector_stays_a_vector_whatever_rows_a_batch_has():
     assert (profile.columns["p.1"].missing, profile.columns["image.mean"].mean) == (3, 1.5)
 
 
-def test_a_hundred_thousand_texts_and_a_thousand_columns_are_sketched():
+def test_a_hundred_thousand_texts_and_a_thousand_columns_are_sketched() -> None:
     texts = [f"id{number}" for number in range(100_000)]
     column = sketch({"id": texts}, {"id": [*texts, *(f"new{number}" for number in range(1000))]}).columns["id"]
     assert (column.unseen, len(column.unseen_values)) == (1000, 20)
@@ -183,9 +187,9 @@ def test_a_hundred_thousand_texts_and_a_thousand_columns_are_sketched():
     assert len(sketch(wide, wide).columns) == 1000
 
 
-def test_groups_of_rows_are_sketched_as_each_of_them_alone():
+def test_groups_of_rows_are_sketched_as_each_of_them_alone() -> None:
     rng = np.random.default_rng(0)
-    table = pa.table({"x": rng.normal(size=500), "c": rng.choice(["a", "b", "new", None], 500)})
+    table = pa.table({"x": rng.normal(size=500), "c": rng.choice(np.array(["a", "b", "new", None], dtype=object), 500)})
     bins = freeze(pa.table({"x": rng.normal(size=100), "c": ["a", "b"] * 50}))
     groups = rng.integers(0, 4, 500)
 
@@ -196,13 +200,13 @@ def test_groups_of_rows_are_sketched_as_each_of_them_alone():
         )
 
 
-def test_no_rows_make_an_empty_profile():
+def test_no_rows_make_an_empty_profile() -> None:
     assert (merge([]).rows, merge([]).columns) == (0, {})
     assert sketch({"x": [1.0, 2.0]}, {"x": pa.array([], pa.float64())}).columns["x"].rows == 0
 
 
 @pytest.mark.parametrize("reference", [[1.0] * 9, [1.0, 2.0, 3.0], pa.nulls(3)])
-def test_a_file_without_any_value_says_nothing_of_the_kind(reference):
+def test_a_file_without_any_value_says_nothing_of_the_kind(reference: list[float] | pa.NullArray) -> None:
     column = sketch({"x": reference}, {"x": pa.nulls(2)}, {"x": [1.0]}, {"x": pa.nulls(1)}).columns["x"]
 
     assert (column.kind, column.arrow_type, column.rows, column.missing) == ("number", "double", 4, 3)
@@ -218,7 +222,7 @@ BINS = freeze(pa.table(REFERENCE))
 
 
 @st.composite
-def tables(draw):
+def tables(draw: Callable[..., Any]) -> pa.Table:
     """Rows that may lack a column, or have one as text."""
     rows = draw(st.integers(0, 8))
     columns = {}
@@ -231,7 +235,9 @@ def tables(draw):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(tables(), min_size=1, max_size=4), st.randoms(use_true_random=False))
-def test_merging_is_associative_and_commutative_and_batches_make_no_difference(parts, random):
+def test_merging_is_associative_and_commutative_and_batches_make_no_difference(
+    parts: list[pa.Table], random: Any
+) -> None:
     profiles = [sketch_batches(BINS, [part]) for part in parts]
     together = merge(profiles)
 
@@ -244,7 +250,7 @@ def test_merging_is_associative_and_commutative_and_batches_make_no_difference(p
     assert_same(profile_from_parquet(profile_to_parquet(together)), together)
 
 
-def test_equal_bins_have_one_key():
+def test_equal_bins_have_one_key() -> None:
     other = freeze(pa.table(dict(reversed(REFERENCE.items()))))
 
     assert bins_digest(BINS) == bins_digest(other)
@@ -256,7 +262,7 @@ SENT = [True, False, None, True]
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64(), pa.int64(), pa.bool_()])
 @pytest.mark.parametrize("given", [pa.float32(), pa.float64(), pa.int64(), pa.bool_()])
-def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(kind, given):
+def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(kind: pa.DataType, given: pa.DataType) -> None:
     as_numbers = [None if value is None else int(value) for value in SENT]
     sides = [pa.array(SENT if one == pa.bool_() else as_numbers, one) for one in (kind, given)]
 
@@ -272,14 +278,16 @@ def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(kind, give
     assert column.arrow_type == str(given)
 
 
-def test_a_number_that_is_no_truth_value_is_of_another_type_than_booleans():
+def test_a_number_that_is_no_truth_value_is_of_another_type_than_booleans() -> None:
     assert sketch({"flag": [True, False]}, {"flag": [1.0, 2.0]}).columns["flag"].mistyped == 2
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
 @pytest.mark.parametrize("given", [pa.float32(), pa.float64()])
 @pytest.mark.parametrize("values", [[0.1, 0.3], [0.1, 0.7, 0.3, 0.2], [123456789, 3]])
-def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(kind, given, values):
+def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(
+    kind: pa.DataType, given: pa.DataType, values: list[Any]
+) -> None:
     sides = [pa.array(np.array(values, one.to_pandas_dtype())) for one in (kind, given)]
 
     column = sketch({"x": sides[0]}, {"x": sides[1]}).columns["x"]
@@ -287,7 +295,7 @@ def test_a_number_is_itself_whether_it_was_kept_in_32_or_64_bits(kind, given, va
     assert (column.below, column.above, column.unseen, column.mistyped) == (0, 0, 0, 0)
 
 
-def test_a_whole_number_is_itself_beside_a_reference_that_a_graph_has_rounded():
+def test_a_whole_number_is_itself_beside_a_reference_that_a_graph_has_rounded() -> None:
     column = sketch({"id": pa.array([123456789.0, 3.0], pa.float32())}, {"id": [123456789, 3]}).columns["id"]
 
     assert (column.unseen, column.counts.tolist()) == (0, [1, 1, 0, 0])

@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, window_profile
 from mlflow_deploy_plugin.monitoring.drift.sketches.spark import spark_session, spark_window_profile
-from tests.monitoring.conftest import ENDPOINT, FIRST_DAY, MODEL, day_of_rows, event_table
+from tests.monitoring.conftest import FIRST_DAY, day_of_rows
+from tests.support.inference_log import ENDPOINT, MODEL, event_table
 
 from .test_sketch import assert_same
 
 WINDOW = parse_window("2013-01-01T05:20/2013-01-03T07:40")
 
 
-def test_without_pyspark_the_extra_is_named(monkeypatch):
+def test_without_pyspark_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
 
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[spark\]'"):
@@ -29,14 +31,14 @@ def test_without_pyspark_the_extra_is_named(monkeypatch):
 
 
 @pytest.fixture
-def session():
+def session() -> Any:
     session = spark_session("local[2]")
     yield session
     session.stop()
 
 
 @pytest.mark.long
-def test_spark_gives_the_same_numbers(session, writer):
+def test_spark_gives_the_same_numbers(session: Any, writer: Any) -> None:
     rng = np.random.default_rng(0)
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number), rows=200) for number in range(3)]
     for day in days:

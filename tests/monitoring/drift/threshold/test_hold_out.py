@@ -1,6 +1,8 @@
 """The rate of false alarms forward in time: what the reference's own later windows say of its promise."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,17 +22,20 @@ from benchmarks.drifting.worlds import (
     walking_days,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
 from mlflow_deploy_plugin.refused import Refused
 
 DAYS, ROWS = 90, 60
 WORLDS = {"churn": churning_days, "walk": walking_days}
 
 
-def days_apart(rng, days, rows):
+def days_apart(rng: Any, days: int, rows: int) -> Any:
     return dependent_days(rng, (0.0, 0.0), days, rows)
 
 
-def verdict_on_next_day(world, seed, days=DAYS, lag=0, **spec):
+def verdict_on_next_day(
+    world: Callable[..., Any], seed: int, days: int = DAYS, lag: int = 0, **spec: Any
+) -> DriftVerdict:
     """On the day after the reference, which is of the same world."""
     rows = world(np.random.default_rng([seed, 5]), days + 1, ROWS)
     past, start = rows.between(0, days * DAY_US), days * DAY_US
@@ -40,10 +45,15 @@ def verdict_on_next_day(world, seed, days=DAYS, lag=0, **spec):
     return verdict
 
 
-def test_the_alarms_of_a_calm_reference_are_explained_by_chance():
+def alarms_of(verdict: DriftVerdict) -> HoldOutAlarms:
+    assert isinstance(verdict.held_out, HoldOutAlarms)
+    return verdict.held_out
+
+
+def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
     verdicts = [verdict_on_next_day(days_apart, seed) for seed in range(12)]
 
-    measured = [verdict.held_out for verdict in verdicts]
+    measured = [alarms_of(verdict) for verdict in verdicts]
     assert {(one.windows, one.rate) for one in measured} == {(45, 0.05)}
     assert 0 < np.mean([one.share for one in measured]) < 0.1  # not the same number each time: nothing is held by force
     assert len({one.alarms for one in measured}) > 1
@@ -57,13 +67,15 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance():
 
 
 @pytest.mark.parametrize(("world", "column"), [("churn", "item"), ("walk", "x0")])
-def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_helps_are_named(world, column):
+def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_helps_are_named(
+    world: str, column: str
+) -> None:
     verdicts = [verdict_on_next_day(WORLDS[world], seed) for seed in range(6)]
 
-    beyond = [verdict for verdict in verdicts if verdict.held_out.is_beyond]
+    beyond = [verdict for verdict in verdicts if alarms_of(verdict).is_beyond]
     assert len(beyond) >= 2
     for verdict in beyond:
-        assert verdict.held_out.columns[0].startswith(f"{column} (")
+        assert alarms_of(verdict).columns[0].startswith(f"{column} (")
         assert re.search(
             rf"more windows than 5\.0% are called drifted: \d+\.\d% of the reference's own, mostly by {column} .*; "
             r"reference rolling:7d compares a window with a recent one",
@@ -71,31 +83,31 @@ def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_help
         )
 
 
-def test_beside_the_window_of_a_week_before_they_are_as_promised():
+def test_beside_the_window_of_a_week_before_they_are_as_promised() -> None:
     for world in (*WORLDS.values(), persistent_days):
-        measured = [verdict_on_next_day(world, seed, lag=7).held_out for seed in range(4)]
+        measured = [alarms_of(verdict_on_next_day(world, seed, lag=7)) for seed in range(4)]
 
         assert np.mean([one.share for one in measured]) < 0.1
         assert "pairs, each judged by those before it" in measured[0].how
 
 
-def days_that_grow_wild(rng, days, rows):
+def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
     """Days apart, of which those of the second half differ five times as much."""
     calm, wild = dependent_days(rng, (0.0,), days, rows), dependent_days(rng, (0.0,), days, rows)
     level = calm.table["x0"].to_numpy() + 5 * np.repeat(rng.normal(size=days), rows) * (calm.times > days // 2 * DAY_US)
     return Rows(wild.table.set_column(0, "x0", pa.array(level)), calm.times)
 
 
-def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again():
+def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again() -> None:
     verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
 
-    assert verdict.held_out.columns == ("x0 (7)",)  # and no more: what is wild becomes normal
-    assert verdict.held_out.p_value < 0.02
+    assert alarms_of(verdict).columns == ("x0 (7)",)  # and no more: what is wild becomes normal
+    assert alarms_of(verdict).p_value < 0.02
     assert "more windows than 5.0% are called drifted: 16.7% of the reference's own" in verdict.notes[-1]
     assert "rolling:" not in " ".join(verdict.notes)
 
 
-def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them():
+def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them() -> None:
     rng = np.random.default_rng(3)
     hours = 84 * 24
     table = pa.table({"x0": rng.normal(size=2 * hours) + 0.25 * np.repeat(np.arange(hours) >= 70 * 24, 2)})
@@ -105,12 +117,12 @@ def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them()
     verdict = judge(table.slice(0, 336), start)
 
     judge.close()
-    assert (verdict.null, verdict.held_out.windows) == ("bootstrap", 10)
-    assert 1 <= verdict.held_out.alarms <= 3  # the last two weeks, of which the second stands beside the first, too
+    assert (verdict.null, alarms_of(verdict).windows) == ("bootstrap", 10)
+    assert 1 <= alarms_of(verdict).alarms <= 3  # the last two weeks, of which the second stands beside the first, too
     assert "on its last 10 windows, each judged by what is drawn from those before it" in verdict.notes[0]
 
 
-def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said():
+def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said() -> None:
     verdicts = [verdict_on_next_day(persistent_days, seed) for seed in range(6)]
 
     fewer = [verdict for verdict in verdicts if verdict.effective_n < 19]
@@ -122,37 +134,38 @@ def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_th
             r"and 90 that are worth ([\d.]+) support no rate below ([\d.]+)%; reference rolling:7d",
             verdict.notes[1],
         )
+        assert supported
         assert float(supported[1]) == pytest.approx(verdict.effective_n, rel=0.1)
         assert float(supported[2]) == pytest.approx(100 / (1 + verdict.effective_n), abs=0.1)
         assert f"beside 90 windows of the reference, worth {supported[1]} independent ones)" in verdict.reason
 
 
 @pytest.mark.parametrize("days", [19, 28])
-def test_a_short_reference_is_measured_at_the_rate_that_its_half_supports(days):
-    measured = verdict_on_next_day(days_apart, 1, days=days).held_out
+def test_a_short_reference_is_measured_at_the_rate_that_its_half_supports(days: int) -> None:
+    measured = alarms_of(verdict_on_next_day(days_apart, 1, days=days))
 
     assert measured.rate == pytest.approx(1 / (1 + days // 2))
     assert measured.windows == days - days // 2
 
 
-def test_windows_that_are_too_few_are_not_measured():
+def test_windows_that_are_too_few_are_not_measured() -> None:
     verdict = verdict_on_next_day(days_apart, 1, days=9, rate=0.1)
 
     assert verdict.held_out == Refused("half of the reference has fewer than 5 windows")
     assert verdict.notes[0].endswith("; not measured: half of the reference has fewer than 5 windows")
 
 
-def rows_that_depend(rng, days, rows):
+def rows_that_depend(rng: Any, days: int, rows: int) -> Any:
     return dependent_days(rng, (0.3, 0.0), days, rows)
 
 
-def rows_apart(rng, days, rows):
+def rows_apart(rng: Any, days: int, rows: int) -> Any:
     times = np.repeat(np.arange(days) * DAY_US, rows) + rng.integers(0, DAY_US, days * rows)
     return Rows(independent_rows(rng, days * rows), times)
 
 
 @pytest.mark.parametrize("lag", [0, 7])
-def test_independent_rows_are_refused_where_the_references_own_windows_contradict_them(lag):
+def test_independent_rows_are_refused_where_the_references_own_windows_contradict_them(lag: int) -> None:
     for seed in range(3):
         verdict = verdict_on_next_day(rows_that_depend, seed, days=40, lag=lag, independent_rows=True)
 
@@ -165,7 +178,7 @@ def test_independent_rows_are_refused_where_the_references_own_windows_contradic
         )
 
 
-def test_a_column_that_is_gone_is_drift_also_where_independent_rows_are_refused():
+def test_a_column_that_is_gone_is_drift_also_where_independent_rows_are_refused() -> None:
     rows = rows_that_depend(np.random.default_rng(1), 41, ROWS)
     judge = Judge(reference_of(rows.between(0, 40 * DAY_US), 40 * DAY_US, DAY_US), independent_rows=True)
 
@@ -178,7 +191,7 @@ def test_a_column_that_is_gone_is_drift_also_where_independent_rows_are_refused(
     )
 
 
-def test_a_reference_of_a_few_rows_an_hour_tells_what_windows_of_many_rows_would_be():
+def test_a_reference_of_a_few_rows_an_hour_tells_what_windows_of_many_rows_would_be() -> None:
     """Of two rows an hour no window could be judged; they are alike all the same."""
     rng = np.random.default_rng(2)
     hours, rows = 40 * 24, dependent_days(rng, (0.3, 0.0), 41, 48)
@@ -191,12 +204,12 @@ def test_a_reference_of_a_few_rows_an_hour_tells_what_windows_of_many_rows_would
     assert (verdict.state, verdict.reason[:43]) == ("not judged", "the reference contradicts independent_rows:")
 
 
-def test_rows_that_are_independent_are_judged_as_such():
+def test_rows_that_are_independent_are_judged_as_such() -> None:
     verdicts = [verdict_on_next_day(rows_apart, seed, days=40, independent_rows=True) for seed in range(3)]
 
     assert {verdict.null for verdict in verdicts} == {"rows"}
     for verdict in verdicts:
         assert isinstance(verdict.held_out, HoldOutAlarms)
-        assert verdict.held_out.windows >= 20
-        assert verdict.held_out.p_value > 0.001
+        assert alarms_of(verdict).windows >= 20
+        assert alarms_of(verdict).p_value > 0.001
     assert "measured on its own" in verdicts[0].notes[0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import scores, threshold
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import out_of_reference, subsample
@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Overlapping
 
 
-def autoregressive(coefficient, count, seed=0):
+def autoregressive(coefficient: float, count: int, seed: int = 0) -> Array:
     noise = np.random.default_rng(seed).normal(size=count + 100)
     series = np.zeros(count + 100)
     for position in range(1, len(series)):
@@ -26,12 +26,12 @@ def autoregressive(coefficient, count, seed=0):
 
 
 @pytest.mark.parametrize(("rate", "windows"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.07, 14), (0.5, 1)])
-def test_a_rate_needs_so_many_windows(rate, windows):
+def test_a_rate_needs_so_many_windows(rate: float, windows: int) -> None:
     assert needed_windows(rate) == windows
     assert 1 / (windows + 1) <= rate
 
 
-def test_thinning_keeps_shares_and_takes_no_row_twice():
+def test_thinning_keeps_shares_and_takes_no_row_twice() -> None:
     rng = np.random.default_rng(0)
     counts = np.array([[600, 300, 0, 100], [2, 1, 0, 0], [0, 0, 0, 0], [50, 50, 50, 50]])
 
@@ -44,7 +44,7 @@ def test_thinning_keeps_shares_and_takes_no_row_twice():
     assert thinned[:, 3, 0].var() == pytest.approx(100 * 0.25 * 0.75 * 100 / 199, rel=0.3)
 
 
-def test_what_is_beyond_others_is_told_by_the_bins():
+def test_what_is_beyond_others_is_told_by_the_bins() -> None:
     numbers = freeze_bins(ColumnValues("n", "number", np.arange(100.0)))
     counts = np.zeros((1, numbers.size + 1))
     codes = numbers.encode(ColumnValues("n", "number", np.array([-50.0, 10.0, 20.0, 300.0])))
@@ -59,7 +59,7 @@ def test_what_is_beyond_others_is_told_by_the_bins():
     assert np.isnan(out_of_reference(texts, np.array([[3.0, 1, 2, 0, 0]]), np.array([[5.0, 0, 1, 4, 0]])).unseen).all()
 
 
-def test_dependence_is_told_of_a_series():
+def test_dependence_is_told_of_a_series() -> None:
     independent = [dependence(autoregressive(0, 400, seed)) for seed in range(10)]
     dependent = [dependence(autoregressive(0.6, 400, seed)) for seed in range(10)]
     cycle = dependence(np.tile([0.0, 0, 0, 0, 0, 1, 1], 20))
@@ -72,7 +72,7 @@ def test_dependence_is_told_of_a_series():
     assert dependence(np.ones(50)) == dependence(np.arange(5.0)) == Dependence(1.0, 1.0)
 
 
-def test_drawn_series_consist_of_stretches_of_the_mean_length():
+def test_drawn_series_consist_of_stretches_of_the_mean_length() -> None:
     positions = draw(np.random.default_rng(0), 200, 50, 100, 5.0)
 
     assert positions.shape == (200, 100)
@@ -81,7 +81,7 @@ def test_drawn_series_consist_of_stretches_of_the_mean_length():
     assert np.bincount(positions.ravel(), minlength=50).min() > 200
 
 
-def test_windows_of_the_reference_stand_for_as_many_as_they_are_worth():
+def test_windows_of_the_reference_stand_for_as_many_as_they_are_worth() -> None:
     blocks = Contiguous.cut(np.array([100, 100, 10, 90, 60]), 100)
     steps = Overlapping.cut(np.full(60, 10), 6, 60)
 
@@ -91,7 +91,7 @@ def test_windows_of_the_reference_stand_for_as_many_as_they_are_worth():
     assert (steps.windows + steps.complements == 1).all()
 
 
-def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depend_on():
+def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depend_on() -> None:
     calm, slow = Dependence(2.0, 3.0), Dependence(2.0, 9.0)
     steps = np.full(90, 10)
 
@@ -107,7 +107,7 @@ def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depe
     assert (drawn.stretches.sum(axis=(1, 2)) == 90).all()
 
 
-def test_each_member_is_measured_by_all_others():
+def test_each_member_is_measured_by_all_others() -> None:
     pool = np.random.default_rng(0).normal(size=(6, 2, 4)) * 10
     pool[2, 0, 3] = np.nan
 
@@ -120,7 +120,7 @@ def test_each_member_is_measured_by_all_others():
     assert np.allclose(result, scores(pool, np.zeros(4), apart))
 
 
-def test_the_threshold_leaves_the_stated_share_beyond_it():
+def test_the_threshold_leaves_the_stated_share_beyond_it() -> None:
     statistics = np.arange(39.0)
 
     assert threshold(statistics, 0.05) == 37.0
