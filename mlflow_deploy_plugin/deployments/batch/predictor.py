@@ -83,8 +83,7 @@ def _onnx_predictor(folder: Path) -> Predictor:
 
 
 def _pyfunc_predictor(folder: Path) -> Predictor:
-    from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, one_line  # here: mlflow.pyfunc takes a second
-    from mlflow_deploy_plugin.pyfunc.scorer import Scorer
+    from mlflow_deploy_plugin.pyfunc import RequestRefused, Scorer, one_line  # here: mlflow.pyfunc takes a second
 
     try:
         with redirect_stdout(sys.stderr):  # a model may print, and the predictions may go to stdout

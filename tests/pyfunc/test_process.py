@@ -1,0 +1,78 @@
+"""A side process reports that it is ready, answers one request after the other, and ends with its worker."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from mlflow_deploy_plugin.processes import Child
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
+from tests.support.waiting import wait_until
+
+CHILD = """
+import sys
+from mlflow_deploy_plugin.pyfunc.process import CannotStart, answer_all
+from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage
+
+def start():
+    if sys.argv[1] == "fails":
+        raise CannotStart("the package 'x' is missing")
+    return SideMessage("ready"), answer
+
+def answer(request):
+    if request.kind == "refuse":
+        raise RequestRefused("schema", "column 'x' is missing")
+    if request.kind == "raise":
+        raise KeyError("/usr/lib/python3/thing.py")
+    return SideMessage("answer", {"n": request.fields["n"]})
+
+answer_all(int(sys.argv[2]), "test", start)
+"""
+
+
+@pytest.fixture
+def connections() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def start(connections: tuple[socket.socket, socket.socket], how: str) -> Child:
+    theirs = connections[1]
+    command = [sys.executable, "-c", CHILD, how, str(theirs.fileno())]
+    child = Child(command, descriptors=[theirs.fileno()], stderr=subprocess.DEVNULL)
+    theirs.close()
+    return child
+
+
+def ask(connection: socket.socket, kind: str, **fields: int) -> SideMessage:
+    send(connection, SideMessage(kind, fields))
+    answer = receive(connection)
+    assert answer is not None
+    return answer
+
+
+def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
+    connections: tuple[socket.socket, socket.socket],
+) -> None:
+    child, ours = start(connections, "works"), connections[0]
+    ready = receive(ours)
+    assert ready is not None
+    assert ready.kind == "ready"
+    assert [ask(ours, "add", n=n).fields["n"] for n in (1, 2)] == [1, 2]
+    assert ask(ours, "refuse").fields == {"what": "schema", "message": "column 'x' is missing"}
+    said = ask(ours, "raise").fields
+    assert said == {"what": "model", "message": "the model cannot answer: KeyError: '…'"}
+    ours.close()
+    wait_until(lambda: child.wait(0) is not None, 60, "the end of the side process")
+
+
+def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socket, socket.socket]) -> None:
+    child = start(connections, "fails")
+    failed = receive(connections[0])
+    assert failed is not None
+    assert (failed.kind, failed.fields["message"]) == ("failed", "the package 'x' is missing")
+    assert child.wait(60) == 0
