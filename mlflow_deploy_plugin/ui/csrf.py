@@ -13,8 +13,13 @@ from urllib.parse import urlsplit
 
 from flask import Flask, request
 from flask.sessions import SecureCookieSessionInterface
-from flask_wtf.csrf import generate_csrf, validate_csrf
-from wtforms import ValidationError
+
+try:
+    from flask_wtf.csrf import generate_csrf, validate_csrf
+    from wtforms import ValidationError
+except ModuleNotFoundError as error:
+    command = "pip install 'mlflow-onnxserve[ui]'"
+    raise ModuleNotFoundError(f"the console needs {error.name}: {command}", name=error.name) from None
 
 FIELD = "csrf_token"
 _TOKEN_SECONDS = 365 * 24 * 3600  # a page may stay open as long as the browser: Flask-WTF's own limit is an hour
