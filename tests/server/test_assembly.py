@@ -1,0 +1,35 @@
+"""The server of a state folder is made from its spec."""
+
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.server.assembly import open_server, read_server_spec
+from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import SPEC
+
+ENDPOINT = "name: {name}\nvariants: {{main: {{model: models:/m/1}}}}\nserver: {{threads: {threads}}}\n"
+
+
+def test_without_a_spec_the_defaults_hold(tmp_path: Path) -> None:
+    assert read_server_spec(tmp_path) == ServerSpec()
+
+
+def test_the_first_of_several_endpoints_has_the_server(tmp_path: Path) -> None:
+    documents = ENDPOINT.format(name="a", threads=3), ENDPOINT.format(name="b", threads=3)
+    (tmp_path / SPEC).write_text("---\n".join(documents))
+    assert read_server_spec(tmp_path).threads == 3
+
+
+def test_a_malformed_spec_is_refused(tmp_path: Path) -> None:
+    (tmp_path / SPEC).write_text("name: [")
+    with pytest.raises(InvalidConfig):
+        read_server_spec(tmp_path)
+
+
+def test_a_server_closes_what_it_has_opened(tmp_path: Path) -> None:
+    server = open_server(tmp_path)
+    server.close()
+    assert not list((tmp_path / "workers").glob("*.json"))
+    assert server.repository.table == {}

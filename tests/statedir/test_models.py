@@ -1,0 +1,16 @@
+"""The contents of state files: a reader copes with a newer writer, and nobody changes them."""
+
+import pytest
+from pydantic import ValidationError
+
+from mlflow_deploy_plugin.statedir import Wanted, WorkerState
+
+
+def test_fields_of_a_newer_writer_are_ignored() -> None:
+    state = WorkerState.model_validate_json('{"pid": 7, "generation": 3, "mood": "fine"}')
+    assert state == WorkerState(pid=7, generation=3)
+
+
+def test_a_state_is_not_changed_in_place() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Wanted().generation = 1  # type: ignore[misc]
