@@ -12,6 +12,29 @@ from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, ServerSpec, StickySpec, VariantSpec
 from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS
 
+_EXPECTED = {
+    "int_parsing": "a whole number is expected",
+    "int_type": "a whole number is expected",
+    "int_from_float": "a whole number is expected",
+    "float_parsing": "a number is expected",
+    "float_type": "a number is expected",
+    "bool_parsing": "true or false is expected",
+    "bool_type": "true or false is expected",
+    "string_type": "a text is expected",
+    "greater_than_equal": "at least {ge} is expected",
+    "greater_than": "more than {gt} is expected",
+    "less_than_equal": "at most {le} is expected",
+    "less_than": "less than {lt} is expected",
+    "literal_error": "{expected} is expected",
+}
+"""The part of a message that says what would be right, by the type of pydantic's error."""
+_NOT_BY_NAME = {
+    ("variants.NAME.", "model"),  # -m says it
+    ("monitors.NAME.", "retrain"),  # its fields stand for it
+    ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
+}
+"""The fields (prefix, name) that have no dotted name of their own."""
+
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
     """Return the endpoints of a YAML text, one a document. They share one server, which the first describes.
@@ -54,33 +77,6 @@ def spec_document(spec: EndpointSpec) -> dict[str, Any]:
     return spec.model_dump(by_alias=True, exclude_defaults=True)
 
 
-_EXPECTED = {
-    "int_parsing": "a whole number is expected",
-    "int_type": "a whole number is expected",
-    "int_from_float": "a whole number is expected",
-    "float_parsing": "a number is expected",
-    "float_type": "a number is expected",
-    "bool_parsing": "true or false is expected",
-    "bool_type": "true or false is expected",
-    "string_type": "a text is expected",
-    "greater_than_equal": "at least {ge} is expected",
-    "greater_than": "more than {gt} is expected",
-    "less_than_equal": "at most {le} is expected",
-    "less_than": "less than {lt} is expected",
-    "literal_error": "{expected} is expected",
-}
-"""The part of a message that says what would be right, by the type of pydantic's error."""
-
-
-def _expected(error: Mapping[str, Any]) -> str:
-    context = error.get("ctx", {})
-    if error["type"] == "string_pattern_mismatch" and context["pattern"] in PATTERNS_IN_WORDS:
-        return PATTERNS_IN_WORDS[context["pattern"]]
-    if error["type"] in _EXPECTED:
-        return _EXPECTED[error["type"]].format(**context)
-    return str(error["msg"]).removeprefix("Value error, ")
-
-
 def validate_spec(document: Any) -> EndpointSpec:
     """Return the spec that a document of plain values describes.
 
@@ -102,13 +98,6 @@ def validate_spec(document: Any) -> EndpointSpec:
         raise InvalidConfig(f"{where}: {message}{given}" if where else message) from None
 
 
-_NOT_BY_NAME = {
-    ("variants.NAME.", "model"),  # -m says it
-    ("monitors.NAME.", "retrain"),  # its fields stand for it
-    ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
-}
-
-
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
     """Yield every field that `-C` takes: (dotted name, type, default, description)."""
     parts: list[tuple[str, type[BaseModel]]] = [
@@ -127,6 +116,15 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
             yield prefix + name, _type_name(field.annotation), default, field.description or ""
     require = EndpointSpec.model_fields["require"]
     yield "require", _type_name(require.annotation), "", require.description or ""
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    context = error.get("ctx", {})
+    if error["type"] == "string_pattern_mismatch" and context["pattern"] in PATTERNS_IN_WORDS:
+        return PATTERNS_IN_WORDS[context["pattern"]]
+    if error["type"] in _EXPECTED:
+        return _EXPECTED[error["type"]].format(**context)
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _type_name(annotation: Any) -> str:
