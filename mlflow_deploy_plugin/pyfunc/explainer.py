@@ -36,6 +36,73 @@ from mlflow_deploy_plugin.server import (
 )
 from mlflow_deploy_plugin.server.protocols import mlflow
 
+BACKGROUND_ROWS = 100
+_MIN_ROWS = 10
+_MATRIX_BYTES = 128 * 1024 * 1024
+"""The limit of the matrix of all masked rows of one permutation; a wide model is explained against fewer rows."""
+_MAX_MODELS = 4
+_RUN_ROWS = 2048
+_SEED = 0
+
+
+class ShapExplainer:
+    """Explains predictions of models, of which it keeps the last few in memory."""
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, OnnxModel] = OrderedDict()
+        self._backgrounds: dict[tuple[str, int], Background] = {}
+
+    def answer(self, request: SideMessage) -> SideMessage:
+        """Return the contributions of the columns of each row.
+
+        Args:
+            request: has the `folder` of the model, `max_evals`, `seed`, the `seconds` that it may take, and the rows
+                as `feeds`.
+
+        Returns:
+            `values` [N, columns, outputs] and `base_values` [outputs] in float64; the names of both.
+
+        Raises:
+            RequestRefused: the model cannot be explained, or not within the time.
+        """
+        fields = request.fields
+        deadline = time.monotonic() + fields["seconds"]
+        try:
+            model = self._model(fields["folder"])
+            rows = dict(request.arrays["feeds"])
+            features = explained_features(model.artifact, rows)
+            fitting = _MATRIX_BYTES // (8 * len(features) * (2 * len(features) + 1))
+            most_rows = min(BACKGROUND_ROWS, max(fitting, _MIN_ROWS))
+            key = fields["folder"], most_rows
+            if key not in self._backgrounds:
+                self._backgrounds[key] = read_background(model, most_rows, _SEED)
+            background = self._backgrounds[key]
+            codes = _Codes.of(features, background.feeds, rows)
+            numbers = _CodedModel(model, codes, deadline)
+            values, base_values = _explain_rows(numbers, codes, fields["max_evals"], fields["seed"])
+        except InferenceError as error:
+            raise RequestRefused("model", error.message) from None
+        except OnnxserveError as error:
+            raise RequestRefused("request", error.message) from None
+        except _TimeIsUp:
+            message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
+            raise RequestRefused("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
+        described = {
+            "columns": [feature.name for feature in features],
+            "outputs": numbers.names,
+            "background": {"source": background.source, "rows": len(codes.background)},
+        }
+        return SideMessage("explained", described, {"explained": {"values": values, "base_values": base_values}})
+
+    def _model(self, folder: str) -> OnnxModel:
+        if folder not in self._models:
+            self._models[folder] = OnnxModel.load(Path(folder))
+            if len(self._models) > _MAX_MODELS:
+                dropped, _ = self._models.popitem(last=False)
+                self._backgrounds = {key: kept for key, kept in self._backgrounds.items() if key[0] != dropped}
+        self._models.move_to_end(folder)  # the least recently used model is dropped first
+        return self._models[folder]
+
 
 @dataclass(frozen=True, eq=False)
 class Background:
@@ -86,77 +153,6 @@ def _reference(model: OnnxModel, file: str, most_rows: int, seed: int) -> Feeds:
     )
 
 
-BACKGROUND_ROWS = 100
-_FEWEST_ROWS = 10
-_MATRIX_BYTES = 128 * 1024 * 1024
-"""The limit of the matrix of all masked rows of one permutation; a wide model is explained against fewer rows."""
-_MODELS = 4
-_RUN_ROWS = 2048
-_SEED = 0
-
-
-class ShapExplainer:
-    """Explains predictions of models, of which it keeps the last few in memory."""
-
-    def __init__(self) -> None:
-        self._models: OrderedDict[str, OnnxModel] = OrderedDict()
-        self._backgrounds: dict[tuple[str, int], Background] = {}
-
-    def answer(self, question: SideMessage) -> SideMessage:
-        """Return the contributions of the columns of each row.
-
-        Args:
-            question: has the `folder` of the model, `max_evals`, `seed`, the `seconds` that it may take, and the rows
-                as `feeds`.
-
-        Returns:
-            `values` [N, columns, outputs] and `base_values` [outputs] in float64; the names of both.
-
-        Raises:
-            RequestRefused: the model cannot be explained, or not within the time.
-        """
-        fields = question.fields
-        deadline = time.monotonic() + fields["seconds"]
-        try:
-            model = self._model(fields["folder"])
-            rows = dict(question.arrays["feeds"])
-            features = explained_features(model.artifact, rows)
-            background = self._background(model, len(features))
-            codes = _Codes.of(features, background.feeds, rows)
-            numbers = _Numbers(model, codes, deadline)
-            values, base_values = _explained(numbers, codes, fields["max_evals"], fields["seed"])
-        except InferenceError as error:
-            raise RequestRefused("model", error.message) from None
-        except OnnxserveError as error:
-            raise RequestRefused("request", error.message) from None
-        except _TimeIsUp:
-            message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
-            raise RequestRefused("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
-        said = {
-            "columns": [feature.name for feature in features],
-            "outputs": numbers.names,
-            "background": {"source": background.source, "rows": len(codes.background)},
-        }
-        return SideMessage("explained", said, {"explained": {"values": values, "base_values": base_values}})
-
-    def _model(self, folder: str) -> OnnxModel:
-        if folder not in self._models:
-            self._models[folder] = OnnxModel.load(Path(folder))
-            if len(self._models) > _MODELS:
-                dropped, _ = self._models.popitem(last=False)
-                self._backgrounds = {key: kept for key, kept in self._backgrounds.items() if key[0] != dropped}
-        self._models.move_to_end(folder)
-        return self._models[folder]
-
-    def _background(self, model: OnnxModel, columns: int) -> Background:
-        fitting = _MATRIX_BYTES // (8 * columns * (2 * columns + 1))
-        rows = min(BACKGROUND_ROWS, max(fitting, _FEWEST_ROWS))
-        key = str(model.artifact.folder), rows
-        if key not in self._backgrounds:
-            self._backgrounds[key] = read_background(model, rows, _SEED)
-        return self._backgrounds[key]
-
-
 class _TimeIsUp(Exception):
     """The deadline of a request has passed."""
 
@@ -202,7 +198,7 @@ class _Codes:
         return feeds
 
 
-class _Numbers:
+class _CodedModel:
     """The model as shap calls it: a matrix of codes in, a matrix of numbers out.
 
     Attributes:
@@ -234,14 +230,14 @@ class _Numbers:
         return numbers
 
 
-def _explained(numbers: Callable[[Array], Array], codes: _Codes, max_evals: int, seed: int) -> tuple[Array, Array]:
+def _explain_rows(numbers: Callable[[Array], Array], codes: _Codes, max_evals: int, seed: int) -> tuple[Array, Array]:
     """Explain each row by itself, so that its contributions do not depend on the rows beside it."""
     masker = shap.maskers.Independent(codes.background, max_samples=len(codes.background))
     values = []
     for row in codes.rows:
         explainer = shap.PermutationExplainer(numbers, masker, seed=seed)
-        told = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
-        values.append(told.values[0])
-        base_values = told.base_values[0]
+        explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
+        values.append(explanation.values[0])
+        base_values = explanation.base_values[0]
     shape = codes.rows.shape
     return np.array(values).reshape(*shape, -1), np.reshape(base_values, -1)  # shap leaves out a last dimension of one
