@@ -1,4 +1,4 @@
-"""Commands as the agent takes them: what they change of the spec, and what is kept of it."""
+"""The agent executes commands: they change which endpoints are served, and control.json keeps the change."""
 
 import itertools
 from collections.abc import Callable

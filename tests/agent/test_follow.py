@@ -1,4 +1,4 @@
-"""`Follower` round by round: what is wanted, and when the registry is asked."""
+"""`Follower` round by round: it decides which versions are wanted, and when the registry is polled."""
 
 from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, AgentState, ShippingState, read_state
 from tests.support.fake_registry import STAGE, Case

@@ -1,4 +1,4 @@
-"""`Follower` round by round: versions that have to have passed their gate."""
+"""`Follower` round by round: an endpoint may require that versions have passed their gate."""
 
 import pytest
 

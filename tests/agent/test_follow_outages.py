@@ -1,4 +1,4 @@
-"""`Follower` round by round: a registry or files that cannot be had, and restarts meanwhile."""
+"""`Follower` round by round: the registry or the files are missing, and the agent restarts meanwhile."""
 
 import itertools
 import threading

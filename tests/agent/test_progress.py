@@ -1,4 +1,4 @@
-"""What the agent says of its server in the log: until when it is complete, and that nothing was lost."""
+"""The watermark says until when the log is complete, and that nothing was lost."""
 
 import shutil
 import sys

@@ -1,4 +1,4 @@
-"""`Shipper`: what captured requests and labels become in the inference log."""
+"""`Shipper`: captured requests and labels become rows of the inference log."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""`Shipper`: what a worker, the shipper or the machine leaves that was killed in the middle."""
+"""`Shipper`: a worker, the shipper or the machine was killed in the middle, and nothing is lost."""
 
 import os
 import signal

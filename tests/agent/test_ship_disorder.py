@@ -1,4 +1,4 @@
-"""`Shipper`: what cannot be read or written takes nothing else with it."""
+"""`Shipper`: a segment or row that cannot be read or written takes no other with it."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""`Shipper`: when a segment is shipped, and how often a log is asked that is down."""
+"""`Shipper`: segments are shipped when they are due, and a log that is down is asked less and less often."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Labels beside their rows: the last one wins, however it names its row."""
+"""Labels are joined to their rows: the last one wins, however it names its row."""
 
 import json
 from datetime import UTC, datetime, timedelta

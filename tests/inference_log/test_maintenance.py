@@ -1,4 +1,4 @@
-"""Compaction loses nothing and changes nothing that a reader sees; what is too old is deleted."""
+"""Compaction loses nothing and changes nothing that a reader sees; old rows are deleted."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

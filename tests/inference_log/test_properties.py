@@ -1,4 +1,4 @@
-"""Whatever comes in whatever order: the log gives the same rows, and the last label of each."""
+"""The log returns the same rows, and the last label of each, in whatever order files arrive."""
 
 import tempfile
 from contextlib import suppress
@@ -33,7 +33,7 @@ _steps = st.lists(st.one_of(_ships, _ships, _doubles, _upkeep), min_size=3, max_
 
 
 class Died(BaseException):
-    """What a process that is killed feels."""
+    """Stands for the end of a process that is killed."""
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,4 +1,4 @@
-"""SQL over the log: what it sees, what it does not, and what a mistake is told."""
+"""SQL over the log sees the rows and nothing else, and a mistake gets one line that helps."""
 
 import resource
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What a statement may take, by a clock of the test's."""
+"""A statement has limits of time, by the test's clock, and of memory."""
 
 from dataclasses import dataclass, field
 

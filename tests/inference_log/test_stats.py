@@ -1,4 +1,4 @@
-"""Figures about the log, and whether anything is missing."""
+"""Counts of the log show whether anything is missing."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""What names an inference log, and what a mistake in it is told: never with a secret in it."""
+"""A folder or a URI names an inference log; the message of a mistake never holds a secret."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Windows of event time as they are written."""
+"""Windows of event time are parsed and written."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""What `--since` and `--until` mean."""
+"""`--since` and `--until` select rows by receipt or by event time."""
 
 from datetime import UTC, datetime, timedelta
 
