@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
     from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.inference_log import Watermark
-    from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
+    from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
     from mlflow_deploy_plugin.store import MonitorWindow
 
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
@@ -368,7 +368,7 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
         from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
-        from mlflow_deploy_plugin.monitoring.alerts import send_due
+        from mlflow_deploy_plugin.monitoring import send_due
 
         found = find_monitor(deployments, name, monitor_name)
         try:

@@ -18,7 +18,7 @@ from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Endpoint, Monitors, Store
 from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorWindowRow, RetrainingRow

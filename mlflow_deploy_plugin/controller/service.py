@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
 from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.monitoring.alerts import GROUPING_DELAY, send_due
+from mlflow_deploy_plugin.monitoring import GROUPING_DELAY, send_due
 from mlflow_deploy_plugin.store import Rollout
 
 _REPEAT_SECONDS = 5.0

@@ -200,7 +200,7 @@ def _named_columns(monitor: MonitorSpec) -> Iterator[tuple[str, str, str]]:
 def _check_dataset(monitor: MonitorSpec, columns: _KnownColumns | None) -> None:
     """Check that the dataset has every judged column: one that only one side has is drift in every window."""
     # here: pyarrow and scipy, which no other command of deployments needs
-    from mlflow_deploy_plugin.monitoring.drift.references.dataset import dataset_columns
+    from mlflow_deploy_plugin.monitoring import dataset_columns
 
     try:
         held = dataset_columns(monitor.reference.removeprefix(_DATASET))

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
 
 _LATEST = 4
 _LOOKED_AT = 20

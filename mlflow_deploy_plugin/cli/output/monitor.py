@@ -7,7 +7,7 @@ from mlflow_deploy_plugin.cli.output.terminal import align_columns
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
 from mlflow_deploy_plugin.inference_log import Window
-from mlflow_deploy_plugin.monitoring.result import to_document
+from mlflow_deploy_plugin.monitoring import to_document
 from mlflow_deploy_plugin.store import MonitorWindow
 
 MONITOR_HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")

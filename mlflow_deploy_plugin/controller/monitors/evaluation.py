@@ -19,8 +19,7 @@ from mlflow_deploy_plugin.inference_log import (
     join_labels,
     open_log,
 )
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.monitoring import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorSpec
@@ -65,7 +64,7 @@ def judge_and_log(question: WindowRequest) -> EvaluatedWindow:
         OnnxserveError: the log or the reference cannot be read.
     """
     # here: Evidently takes seconds and half a gigabyte that the controller itself does without
-    from mlflow_deploy_plugin.monitoring.run import run_monitor
+    from mlflow_deploy_plugin.monitoring import run_monitor
 
     with registry_errors(f"the experiment of endpoint {question.endpoint}"):  # before a minute's work that it may lose
         registry_client().get_experiment_by_name(f"onnxserve/{question.endpoint}")
@@ -107,7 +106,7 @@ def count_labels(questions: Sequence[WindowRequest]) -> list[int]:
     log = questions[0].log
     labels = EndpointLabels(log.location, questions[0].endpoint, log.unreadable)
     # here: the controller itself judges nothing, and does without what judgements are made with
-    from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
+    from mlflow_deploy_plugin.monitoring import affordable_rows
 
     counts = []
     for question in questions:

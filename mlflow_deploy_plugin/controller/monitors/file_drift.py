@@ -17,8 +17,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow,
 from mlflow_deploy_plugin.controller.monitors.manual_runs import DEFAULT_MONITOR, SelectedMonitor
 from mlflow_deploy_plugin.controller.monitors.window_runner import as_judged, unsaved_window
 from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, window_at
-from mlflow_deploy_plugin.monitoring.drift.references.dataset import load_dataset
-from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows
+from mlflow_deploy_plugin.monitoring import ReferenceRows, load_dataset
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorSpec, empty_endpoint

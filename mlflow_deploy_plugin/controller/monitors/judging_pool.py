@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import (
     judge_and_log,
 )
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring import WindowRequest
 from mlflow_deploy_plugin.processes import Worker, WorkerPool
 
 IDLE_SECONDS = 300.0

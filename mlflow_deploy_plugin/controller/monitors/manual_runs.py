@@ -32,8 +32,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window, open_log
-from mlflow_deploy_plugin.monitoring.request import Engine, WindowRequest
-from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
+from mlflow_deploy_plugin.monitoring import Engine, WindowRequest, wait_until_shipped
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
 from mlflow_deploy_plugin.statedir import SPEC
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Store, unknown_endpoint

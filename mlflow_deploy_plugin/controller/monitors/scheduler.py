@@ -26,8 +26,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 from mlflow_deploy_plugin.controller.work import WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, resolve_orphaned
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring import WindowRequest, announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, MonitorNote, Monitors, MonitorState, MonitorWindow

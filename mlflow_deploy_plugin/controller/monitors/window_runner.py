@@ -32,9 +32,14 @@ from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
-from mlflow_deploy_plugin.monitoring.alerts import record_failure, record_result
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, MonitorResult
+from mlflow_deploy_plugin.monitoring import (
+    ALARMS,
+    UNDECIDED,
+    MonitorResult,
+    WindowRequest,
+    record_failure,
+    record_result,
+)
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec

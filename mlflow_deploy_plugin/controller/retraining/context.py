@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.controller.retraining.plan import (
 )
 from mlflow_deploy_plugin.controller.retraining.training_data import remove_training_data
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.monitoring.alerts import announce
+from mlflow_deploy_plugin.monitoring import announce
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, Rollout, WaitsFor, utc_now
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.inference_log import Window, parse_window
-from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.monitoring import MonitorResult
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Retraining

@@ -23,8 +23,7 @@ from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments, check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
-from mlflow_deploy_plugin.monitoring.alerts import announce
-from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.monitoring import MonitorResult, announce
 from mlflow_deploy_plugin.registry import LoggedRun, parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Retraining, Retrainings, Store, current_actor, utc_now
