@@ -7,7 +7,6 @@
 from mlflow_deploy_plugin.processes.child import (
     Child,
     die_with_parent,
-    end_own_group,
     exit_reason,
     read_log_tail,
     requests_of_parent,
@@ -32,7 +31,6 @@ __all__ = [
     "WorkerPool",
     "adopt_orphans",
     "die_with_parent",
-    "end_own_group",
     "exit_reason",
     "read_log_tail",
     "requests_of_parent",

@@ -186,14 +186,9 @@ def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Reques
         with contextlib.suppress(Exception):  # whatever it is, nothing can be read any more
             while (request := receive()) is not None:
                 requests.put(request)
-        end_own_group()
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
+        os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
     return iter(requests.get, object())
-
-
-def end_own_group() -> None:
-    """End this process at once, and everything that it has started if it leads a group."""
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(0)
