@@ -331,12 +331,16 @@ class _Supervisor:
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
         if not wanted.endpoints:
             return f"onnxserve: every endpoint is unloaded at {self._url}"
-        return "\n".join(
-            f"onnxserve: {name} = "
-            + ", ".join(f"{v.model} version {v.version}" + _aspect(v.aspects) for v in endpoint.variants.values())
-            + f" at {self._url}"
-            for name, endpoint in wanted.endpoints.items()
-        )
+        lines = []
+        for name, endpoint in wanted.endpoints.items():
+            versions = []
+            for variant in endpoint.variants.values():
+                aspects = variant.aspects
+                alias = f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", "")
+                followed = aspects.get("stage") or alias
+                versions.append(f"{variant.model} version {variant.version}" + (f" ({followed})" if followed else ""))
+            lines.append(f"onnxserve: {name} = {', '.join(versions)} at {self._url}")
+        return "\n".join(lines)
 
     def _write(self, phase: Phase) -> None:
         state = ServerState(
@@ -349,8 +353,3 @@ class _Supervisor:
         )
         write_state(self._state_dir / SERVER, state)
         self._phase = phase
-
-
-def _aspect(aspects: dict[str, str]) -> str:
-    shown = aspects.get("stage") or (f"@{aspects['alias']}" if "alias" in aspects else aspects.get("tag", ""))
-    return f" ({shown})" if shown else ""

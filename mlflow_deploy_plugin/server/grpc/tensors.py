@@ -126,7 +126,9 @@ def encode(
         if is_raw:
             response.raw_output_contents.append(to_binary(array))
         else:
-            getattr(tensor.contents, _FIELDS[datatype]).extend(_typed(array))
+            is_text = array.dtype.kind == "O"
+            values = [str(value).encode() for value in array.flat] if is_text else array.ravel().tolist()
+            getattr(tensor.contents, _FIELDS[datatype]).extend(values)
     return response
 
 
@@ -177,11 +179,17 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents) -
     if len(values) != prod(head.shape):
         raise SchemaMismatch(f"{head} has {len(values)} elements; its shape asks for {prod(head.shape)}")
     if head.datatype == "BYTES":
-        return np.array(_texts(head, values), dtype=object).reshape(head.shape)
-    return _narrowed(head, values).reshape(head.shape)
+        texts: list[str] = []
+        for value in values:
+            try:
+                texts.append(value.decode())
+            except UnicodeDecodeError:
+                raise SchemaMismatch(f"{head}: element {len(texts)} is not valid UTF-8") from None
+        return np.array(texts, dtype=object).reshape(head.shape)
+    return _to_width(head, values).reshape(head.shape)
 
 
-def _narrowed(head: TensorHeader, values: Sequence[Any]) -> Array:
+def _to_width(head: TensorHeader, values: Sequence[Any]) -> Array:
     """Return numbers in the width of the datatype: signed and unsigned ones of 8 and 16 bits come as 32 bits."""
     dtype = dtype_of(head.datatype)
     if dtype.itemsize >= 4 or dtype.kind not in "iu":
@@ -192,17 +200,3 @@ def _narrowed(head: TensorHeader, values: Sequence[Any]) -> Array:
     if len(outside):
         raise SchemaMismatch(f"{head}: element {outside[0]} is {wide[outside[0]]}, which does not fit {head.datatype}")
     return wide.astype(dtype)
-
-
-def _texts(head: TensorHeader, values: Sequence[bytes]) -> list[str]:
-    texts: list[str] = []
-    for value in values:
-        try:
-            texts.append(value.decode())
-        except UnicodeDecodeError:
-            raise SchemaMismatch(f"{head}: element {len(texts)} is not valid UTF-8") from None
-    return texts
-
-
-def _typed(array: Array) -> list[Any]:
-    return [str(value).encode() for value in array.flat] if array.dtype.kind == "O" else array.ravel().tolist()

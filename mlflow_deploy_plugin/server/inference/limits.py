@@ -28,6 +28,7 @@ MAX_CLIENTS = 65_536
 
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
+_GPU_BATCH_SIZE = 32
 
 RateLimiter = Callable[[bytes], float | None]
 """Counts a request of the client with this key; returns None if it may pass, else the seconds until one would."""
@@ -131,18 +132,14 @@ class MemoryRateLimiter:
             if last != window:
                 current, previous = 0, current if last == window - 1 else 0
             if int(previous * (1 - elapsed / self._period) + current) >= self._amount:
-                return self._wait(elapsed, current, previous)
+                # until the requests that still count are fewer than the amount, not just as many
+                share = 1.0 if current >= self._amount else 1 - (self._amount - current) / previous
+                return self._period * share - elapsed + _EDGE_SECONDS
             self._clients[client] = int(window), current + 1, previous
             self._clients.move_to_end(client)
             if len(self._clients) > MAX_CLIENTS:
                 self._clients.popitem(last=False)
         return None
-
-    def _wait(self, elapsed: float, current: int, previous: int) -> float:
-        """Return the seconds until the requests that still count are fewer than the amount."""
-        if current >= self._amount:
-            return self._period - elapsed + _EDGE_SECONDS
-        return self._period * (1 - (self._amount - current) / previous) - elapsed + _EDGE_SECONDS
 
 
 class RedisRateLimiter:
@@ -187,12 +184,11 @@ def open_rate_limiter(rate: str, redis_url: str) -> RateLimiter:
     return RedisRateLimiter(item, redis_url) if redis_url else MemoryRateLimiter(item.amount, item.get_expiry())
 
 
-_GPU_BATCH_SIZE = 32
-
-
 def request_threads(spec: ServerSpec) -> int:
-    """Threads for requests beside a loop: one batch is computed while the next one fills; and what is over the limit of
-    requests needs a free thread too, to be told so at once."""
+    """Return the number of a worker's threads for requests.
+
+    One batch runs while the next one fills. A request above the limit needs a free thread too, to be refused at once.
+    """
     batch = max_batch_rows(spec)
     filling = 2 * batch if batch > 1 else 1
     refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1
@@ -200,5 +196,5 @@ def request_threads(spec: ServerSpec) -> int:
 
 
 def max_batch_rows(spec: ServerSpec) -> int:
-    """Rows that are joined into one run at most; 1: requests are not joined."""
+    """Return the largest number of rows in one run; 1 if requests are not run together."""
     return spec.max_batch_size or (1 if spec.device == "cpu" else _GPU_BATCH_SIZE)

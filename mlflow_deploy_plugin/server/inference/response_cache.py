@@ -98,7 +98,7 @@ class MemoryCache:
 
     def put(self, key: bytes, outputs: Outputs) -> None:
         """Keep copies: outputs may be views of a whole batch. Outputs with objects other than texts are not kept."""
-        if not all(array.dtype.kind in _NUMERIC_KINDS or _is_encode_texts(array) for array in outputs.values()):
+        if not all(array.dtype.kind in _NUMERIC_KINDS or _is_text(array) for array in outputs.values()):
             return
         size = _ENTRY_BYTES + sum(array.nbytes for array in outputs.values())
         size += sum(
@@ -194,29 +194,25 @@ def decode_outputs(content: bytes) -> Outputs | None:
         outputs: Outputs = {}
         for name, kind, shape, size in orjson.loads(content[4:position]):
             blob = content[position : position + size]
-            outputs[name] = _decode_array(kind, blob).reshape(shape)
             position += size
+            if kind == "str":
+                texts = orjson.loads(blob)
+                array = np.empty(len(texts), dtype=object)
+                array[:] = texts
+            elif np.dtype(kind).kind in _NUMERIC_KINDS:
+                array = np.frombuffer(blob, dtype=kind)
+            else:
+                raise ValueError(kind)
+            outputs[name] = array.reshape(shape)
     except (ValueError, TypeError) as error:
         logger.warning("what Redis has for an answer is none: %s", type(error).__name__)
         return None
     return outputs
 
 
-def _decode_array(kind: str, blob: bytes) -> Array:
-    if kind == "str":
-        texts = orjson.loads(blob)
-        array = np.empty(len(texts), dtype=object)
-        array[:] = texts
-        return array
-    dtype = np.dtype(kind)
-    if dtype.kind not in _NUMERIC_KINDS:
-        raise ValueError(kind)
-    return np.frombuffer(blob, dtype=dtype)
-
-
 def _encode_texts(array: Array) -> bytes | None:
     """Return strings as a JSON list; None if they are no strings, or one has a lone surrogate, which has no bytes."""
-    if not _is_encode_texts(array):
+    if not _is_text(array):
         return None
     try:
         return orjson.dumps(array.reshape(-1).tolist())
@@ -224,5 +220,5 @@ def _encode_texts(array: Array) -> bytes | None:
         return None
 
 
-def _is_encode_texts(array: Array) -> bool:
+def _is_text(array: Array) -> bool:
     return array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat)

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -74,7 +75,9 @@ def read_families(folder: Path) -> list[MetricFamily]:
             bound, _, after = after.partition(b'"')
             buckets[before + mark + b'"' + after].append((float(bound), bound.decode(), value))
         for key, found in buckets.items():
-            _series(families, kind, key).buckets = _cumulative(found)
+            found.sort()
+            counts = accumulate(value for *_, value in found)
+            _series(families, kind, key).buckets = list(zip((bound for _, bound, _ in found), counts, strict=True))
     return [families[name] for name in sorted(families)]
 
 
@@ -102,7 +105,10 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
 
 
 def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Iterator[str]:
-    named = [(label, f'{label}="{_escape(value)}"') for label, value in sorted(series.labels.items())]
+    named = []
+    for label, value in sorted(series.labels.items()):
+        escaped = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+        named.append((label, f'{label}="{escaped}"'))
     labels = ",".join(text for _, text in named)
     braced = f"{{{labels}}}" if labels else ""
     if family.kind != "histogram":
@@ -118,10 +124,6 @@ def _format_series(family: MetricFamily, name: str, series: MetricSeries) -> Ite
     yield f"{name}_sum{braced} {series.value!r}\n"
 
 
-def _escape(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-
-
 def _series(families: dict[str, MetricFamily], kind: MetricKind, key: bytes) -> MetricSeries:
     """Return the series of a key; make it, and its family, if there is none."""
     name, _, labels, text = orjson.loads(key)
@@ -134,16 +136,6 @@ def _series(families: dict[str, MetricFamily], kind: MetricKind, key: bytes) -> 
     if series is None:
         series = family.series[identity] = MetricSeries(labels)
     return series
-
-
-def _cumulative(buckets: list[tuple[float, str, float]]) -> list[tuple[str, float]]:
-    buckets.sort()
-    counted = 0.0
-    found = []
-    for _, bound, value in buckets:
-        counted += value
-        found.append((bound, counted))
-    return found
 
 
 def _sum_files(folder: Path, only: str = "") -> dict[MetricKind, dict[bytes, float]]:

@@ -48,17 +48,14 @@ def open_tracer() -> "Tracer | None":
             "the environment asks for OpenTelemetry traces, and the SDK is not installed: "
             "pip install 'mlflow-onnxserve[otel]'"
         ) from None
-    resource = Resource.create({"service.version": __version__, **_service_name()})
+    attributes = {"service.version": __version__}
+    if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        attributes["service.name"] = "onnxserve"  # the SDK reads those variables
+    resource = Resource.create(attributes)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     exporter = OTLPSpanExporter()
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return Tracer(provider, exporter)
-
-
-def _service_name() -> dict[str, str]:
-    """Return our name unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES, which the SDK reads, has one."""
-    named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    return {} if named else {"service.name": "onnxserve"}
 
 
 @dataclass(frozen=True, slots=True)
