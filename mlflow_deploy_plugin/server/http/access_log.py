@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.observability.tracing import RequestSpan, Tracer
+from mlflow_deploy_plugin.server.observability.tracing import Tracer
 
 logger = logging.getLogger("mlflow_deploy_plugin.request")
 
@@ -25,16 +25,35 @@ def observe_request(
 ) -> RawResponse:
     """Handle the request within a span, and log it. With a tracer the response has `traceparent`."""
     path = request.path[:500]
-    attributes = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
-    begun = time.perf_counter()
-    with tracer.request(_span_name(request), request.headers, attributes) if tracer else nullcontext() as span:
+    fields = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}
+    began = time.perf_counter()
+    with tracer.request(_span_name(request), request.headers, fields) if tracer else nullcontext() as span:
         response = handle()
         named = {field: response.headers[header] for header, field in _FIELDS.items() if header in response.headers}
         if span:
             response.headers["traceparent"] = span.traceparent
             span.set_status(response.status, named)
     if logs_requests:
-        _log(request, response, time.perf_counter() - begun, {**attributes, **named}, span)
+        seconds = time.perf_counter() - began
+        extra = {
+            **fields,
+            **named,
+            "http.response.status_code": response.status,
+            "http.request.body.bytes": len(request.body),
+            "http.response.body.bytes": len(response.body),
+            "event.duration": int(seconds * 1e9),
+        }
+        if span:
+            extra["trace.id"] = span.trace_id
+        logger.info(
+            "%s %s %d in %.2f ms, X-Request-Id %s",
+            fields["http.request.method"],
+            path,
+            response.status,
+            seconds * 1000,
+            named.get("http.request.id", "-"),
+            extra=extra,
+        )
     return response
 
 
@@ -45,27 +64,3 @@ def _span_name(request: RawRequest) -> str:
         if parts[position - 1] in ("models", "versions", "endpoints"):
             parts[position] = "{" + parts[position - 1][:-1] + "}"
     return f"{request.method[:20]} {'/'.join(parts)[:100]}"
-
-
-def _log(
-    request: RawRequest, response: RawResponse, seconds: float, fields: dict[str, str], span: RequestSpan | None
-) -> None:
-    """Log one line, with ECS fields for JSON."""
-    extra = {
-        **fields,
-        "http.response.status_code": response.status,
-        "http.request.body.bytes": len(request.body),
-        "http.response.body.bytes": len(response.body),
-        "event.duration": int(seconds * 1e9),
-    }
-    if span:
-        extra["trace.id"] = span.trace_id
-    logger.info(
-        "%s %s %d in %.2f ms, X-Request-Id %s",
-        fields["http.request.method"],
-        fields["url.path"],
-        response.status,
-        seconds * 1000,
-        fields.get("http.request.id", "-"),
-        extra=extra,
-    )

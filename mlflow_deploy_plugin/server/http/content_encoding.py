@@ -6,6 +6,7 @@ as an uncompressed one. No more memory than that is given to it, whatever size i
 
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -119,21 +120,13 @@ def _unzstd(body: bytes, limit: int) -> bytes:
         return decompressor.decompress(body, max_output_size=limit, allow_extra_data=False)
     except zstandard.ZstdError as error:
         reason = str(error).removeprefix("decompression error: ")
-    if _is_longer(decompressor, body, limit):
-        raise BodyTooLarge(_too_large(limit))
-    raise InvalidRequest(f"the body is not one valid zstd frame: {reason}")
-
-
-def _is_longer(decompressor: zstandard.ZstdDecompressor, body: bytes, limit: int) -> bool:
-    """Return True if a frame that has not ended within `limit` bytes has more of them."""
     read = 0
-    try:
-        with decompressor.stream_reader(body) as stream:
-            while read <= limit and (piece := stream.read(1024 * 1024)):
-                read += len(piece)
-    except zstandard.ZstdError:
-        return False
-    return read > limit
+    with suppress(zstandard.ZstdError), decompressor.stream_reader(body) as stream:
+        while read <= limit and (piece := stream.read(1024 * 1024)):
+            read += len(piece)
+        if read > limit:  # the frame has not ended within the limit, and is not torn before it
+            raise BodyTooLarge(_too_large(limit))
+    raise InvalidRequest(f"the body is not one valid zstd frame: {reason}")
 
 
 def _too_large(limit: int) -> str:

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.errors import (
 REQUEST_LINE_BYTES, FIELD_BYTES, FIELDS = 8190, 8190, 100
 _HEAD_BYTES = 128 * 1024  # all fields together; each has its own limit
 CHUNKED = -1
+LAST_CHUNK = b"0\r\n\r\n"
 EMPTY_LINE = b"\r\n"
 """Skipped before a request: some clients end a body with one (RFC 9112, 2.2)."""
 MISSING_HOST = "the request has no Host header; HTTP/1.1 wants one"

@@ -30,7 +30,6 @@ from mlflow_deploy_plugin.server.protocols import jsonlines
 from mlflow_deploy_plugin.server.protocols.content import media_name, media_type
 from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS
 
-LAST_CHUNK = b"0\r\n\r\n"
 MAX_STREAMS = 4
 """Streams of one worker at the same time, each in a thread of its own."""
 _AHEAD_BYTES = 1024 * 1024

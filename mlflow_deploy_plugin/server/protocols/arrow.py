@@ -349,8 +349,8 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
     for entry in range(_U32.unpack_from(metadata, vector)[0]):
         offset, length = struct.unpack_from("<qq", metadata, vector + 4 + 16 * entry)
         if length > 0:
-            said = _I64.unpack_from(body, max(0, offset))[0]
-            total += said if said >= 0 else length
+            declared = _I64.unpack_from(body, max(0, offset))[0]
+            total += declared if declared >= 0 else length
     return total
 
 

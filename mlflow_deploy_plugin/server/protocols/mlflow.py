@@ -10,6 +10,7 @@ CSV is typed by the signature: nothing is guessed from the text, not even whethe
 import csv
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -120,18 +121,6 @@ def _decode_split(value: Any, schema: Schema) -> Feeds:
     return schema.from_rows(columns if types == {str} else list(map(str, columns)), value["data"])
 
 
-def _decode_records(value: Any, schema: Schema) -> Feeds:
-    return schema.from_records(_checked_rows("dataframe_records", value))
-
-
-def _decode_instances(value: Any, schema: Schema) -> Feeds:
-    return _decode_named_or_rows("instances", value, schema)
-
-
-def _decode_inputs(value: Any, schema: Schema) -> Feeds:
-    return _decode_named_or_rows("inputs", value, schema)
-
-
 def _decode_named_or_rows(field: str, value: Any, schema: Schema) -> Feeds:
     """Decode columns or tensors by name, one record (none of its values is a list), records, or rows without names."""
     if isinstance(value, dict):
@@ -149,9 +138,9 @@ def _checked_rows(field: str, value: Any) -> list[Any]:
 
 _FIELD_DECODERS: dict[str, Callable[[Any, Schema], Feeds]] = {
     "dataframe_split": _decode_split,
-    "dataframe_records": _decode_records,
-    "instances": _decode_instances,
-    "inputs": _decode_inputs,
+    "dataframe_records": lambda value, schema: schema.from_records(_checked_rows("dataframe_records", value)),
+    "instances": partial(_decode_named_or_rows, "instances"),
+    "inputs": partial(_decode_named_or_rows, "inputs"),
 }
 
 

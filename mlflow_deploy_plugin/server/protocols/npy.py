@@ -7,7 +7,7 @@ for the shape in a header: it is compared with the bytes that came.
 import io
 import re
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
@@ -36,7 +36,7 @@ def decode(body: bytes, schema: Schema) -> Feeds:
         InvalidRequest: the body is no array, or has another size than its header says.
         SchemaMismatch: the array does not fit the signature.
     """
-    array = _read(body)
+    array = _read_array(body)
     if not schema.columns:
         return schema.from_array(array)
     width = len(schema.names)
@@ -60,22 +60,18 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     return sink.getvalue()
 
 
-def _read(body: bytes) -> Array:
-    shape, is_fortran, dtype, start = _header(body)
+def _read_array(body: bytes) -> Array:
+    size = _LENGTH_BYTES.get(body[6:8], 0) if body.startswith(_MAGIC) else 0
+    start = 8 + size + int.from_bytes(body[8 : 8 + size], "little")
+    header = _HEADER.fullmatch(body[8 + size : start]) if size and start - size <= _LONGEST_HEADER else None
+    if header is None:
+        raise InvalidRequest("the body is not an array of numbers in numpy's format, as np.save writes it")
+    shape = tuple(int(entry) for entry in header["shape"].decode().replace(" ", "").split(",") if entry)
+    dtype: np.dtype[Any] = np.dtype(header["dtype"].decode())
     if len(body) - start != prod(shape) * dtype.itemsize:
         raise InvalidRequest(f"the array has {len(body) - start} bytes; its shape {list(shape)} says otherwise")
-    array = np.frombuffer(body, dtype, offset=start).reshape(shape, order="F" if is_fortran else "C")
+    order: Literal["F", "C"] = "F" if header["order"] == b"True" else "C"
+    array = np.frombuffer(body, dtype, offset=start).reshape(shape, order=order)
     if dtype.kind == "b":
         array = array.view(np.uint8) != 0  # other bytes than 0 and 1 are no booleans to numpy
     return array.astype(dtype.newbyteorder("="), copy=not array.flags.aligned)
-
-
-def _header(body: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Return shape, order, dtype, and the position of the data."""
-    size = _LENGTH_BYTES.get(body[6:8], 0) if body.startswith(_MAGIC) else 0
-    start = 8 + size + int.from_bytes(body[8 : 8 + size], "little")
-    found = _HEADER.fullmatch(body[8 + size : start]) if size and start - size <= _LONGEST_HEADER else None
-    if found is None:
-        raise InvalidRequest("the body is not an array of numbers in numpy's format, as np.save writes it")
-    shape = tuple(int(entry) for entry in found["shape"].decode().replace(" ", "").split(",") if entry)
-    return shape, found["order"] == b"True", np.dtype(found["dtype"].decode()), start

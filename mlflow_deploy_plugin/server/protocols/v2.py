@@ -271,14 +271,10 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
         if name not in fed.dtypes:
             raise SchemaMismatch(f"{head} is unknown; the model takes {join_names(_known_names(schema), name)}")
         check_datatype(head, fed.dtypes[name])
-        data[name] = _column(head, array) if by_column else array
+        if by_column and array.ndim != 1 and array.shape[1:] != (1,):
+            raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
+        data[name] = array.reshape(-1) if by_column else array
     return fed.from_columns(data)
-
-
-def _column(head: TensorHeader, array: Array) -> Array:
-    if array.ndim == 1 or array.shape[1:] == (1,):
-        return array.reshape(-1)
-    raise SchemaMismatch(f"{head} stands for a column; the shape [N] or [N, 1] is expected")
 
 
 def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[RequestedOutput, ...]:

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
 from mlflow_deploy_plugin.server.protocols import v2
-from mlflow_deploy_plugin.server.protocols.content import json_type, load_json
+from mlflow_deploy_plugin.server.protocols.content import json_object, json_type
 from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
 
@@ -132,10 +132,7 @@ def _parse_endpoint(name: str, config: str) -> EndpointSpec:
 
 
 def _optional_object(body: bytes) -> Mapping[str, Any]:
-    document = load_json(body) if body.strip() else {}
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
-    return document
+    return json_object(body) if body.strip() else {}
 
 
 def model_config(variant: ServedVariant, versions: Sequence[str], server: ServerSpec) -> dict[str, Any]:

@@ -19,7 +19,7 @@ MAX_RANK = 32
 """The dimensions that numpy allows; the product of a million sizes would take hours."""
 
 MANY_TENSORS = 1_000
-"""If a request has more tensors, their names are checked before any value is read."""
+"""The names of more tensors are checked before any value is read."""
 
 MAX_EMPTY_TENSOR_SIZE = 65_536
 """The product of the other sizes of a tensor without elements: a graph may make that many elements of nothing, as the

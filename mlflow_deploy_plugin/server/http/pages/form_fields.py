@@ -38,7 +38,7 @@ class FormField:
 
     Attributes:
         id: of its element on the page.
-        said: the name as the server's errors quote it.
+        quoted_name: the name as the server's errors quote it.
         meaning: type, or dtype and shape, as text.
         is_nullable: True if an empty field is sent as null.
         value: the initial text of the field.
@@ -46,7 +46,7 @@ class FormField:
 
     id: str
     name: str
-    said: str
+    quoted_name: str
     kind: Kind
     meaning: str
     is_nullable: bool

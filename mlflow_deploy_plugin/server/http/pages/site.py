@@ -77,8 +77,8 @@ def try_page(server: Server, endpoint: str | None) -> RawResponse:
     schema, example, artifact = subject.schema, subject.example, subject.artifact
     fields = form_fields(schema, example)
     has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
-    told = {
-        "ask": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
+    page_data = {
+        "predictionPath": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
         "isTable": bool(schema.columns),
         "classes": list(artifact.classes),
         "fields": [asdict(field) for field in fields],
@@ -86,7 +86,7 @@ def try_page(server: Server, endpoint: str | None) -> RawResponse:
     pasted = (
         examples.csv_example(example) if schema.columns else _json_text(examples.invocations_example(schema, example))
     )
-    return _page("try.html", server, subject, fields=fields, told=told, pasted=pasted, example=example)
+    return _page("try.html", server, subject, fields=fields, page_data=page_data, pasted=pasted, example=example)
 
 
 def docs_page(

@@ -33,6 +33,7 @@ from mlflow_deploy_plugin.server.http.messages import (
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
     EMPTY_LINE,
+    LAST_CHUNK,
     SLOWEST_BYTES_PER_SECOND,
     BodyParser,
     RequestHead,
@@ -41,7 +42,7 @@ from mlflow_deploy_plugin.server.http.parser import (
     read_head,
 )
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
-from mlflow_deploy_plugin.server.http.streaming import LAST_CHUNK, MAX_STREAMS, StreamedExchange, may_stream
+from mlflow_deploy_plugin.server.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
 from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
 
 _PIPELINED_BYTES = 64 * 1024

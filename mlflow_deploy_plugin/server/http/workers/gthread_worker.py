@@ -40,6 +40,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.server.http.parser import (
     CHUNKED,
+    LAST_CHUNK,
     SLOWEST_BYTES_PER_SECOND,
     RequestHead,
     body_parser,
@@ -50,7 +51,6 @@ _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
 _MAX_LAG_SECONDS = 3.0
 """The seconds that a request may lag behind `SLOWEST_BYTES_PER_SECOND` while others wait for its thread."""
 _PEEKED_BYTES = 64 * 1024
-_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class _CountingUnreader(SocketUnreader):  # type: ignore[misc]  # gunicorn has no types
@@ -376,5 +376,5 @@ def _lag_unread(conn: Any, seconds: float) -> float:
         head, rest = parse_head(data)
     except OnnxserveError:
         return -math.inf  # it is answered as soon as it is read
-    is_whole = head is not None and (rest.endswith(_LAST_CHUNK) if head.length == CHUNKED else len(rest) >= head.length)
+    is_whole = head is not None and (rest.endswith(LAST_CHUNK) if head.length == CHUNKED else len(rest) >= head.length)
     return -math.inf if is_whole else seconds - len(data) / SLOWEST_BYTES_PER_SECOND

@@ -51,7 +51,7 @@ def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> No
         ("number", "9007199254740993", False, False),
         ("boolean", "true", False, True),
     ]
-    assert fields[1].said == '"it\'s"'  # as Python's repr, which the errors use
+    assert fields[1].quoted_name == '"it\'s"'  # as Python's repr, which the errors use
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan")])

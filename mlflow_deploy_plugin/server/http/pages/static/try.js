@@ -2,7 +2,7 @@
 import { csvOf, drawn, make, read } from "./answer.js";
 import { pixelsOf, shadeGrey, tensorOf } from "./pictures.js";
 
-const told = JSON.parse(document.getElementById("told").textContent);
+const page = JSON.parse(document.getElementById("page-data").textContent);
 const question = document.getElementById("question");
 const element = (id) => document.getElementById(id);
 const pictures = new Map(); // field id → JSON of the tensor
@@ -28,8 +28,8 @@ function fieldJson(field) {
 }
 
 function formBody() {
-  const values = told.fields.map((field) => [field, fieldJson(field)]);
-  if (told.isTable) {
+  const values = page.fields.map((field) => [field, fieldJson(field)]);
+  if (page.isTable) {
     const given = values.filter(([field, json]) => field.is_required || json !== "null");
     const names = given.map(([field]) => JSON.stringify(field.name));
     return `{"dataframe_split": {"columns": [${names}], "data": [[${given.map(([, json]) => json)}]]}}`;
@@ -54,7 +54,7 @@ async function ask() {
   const started = performance.now();
   element("ask").disabled = true;
   try {
-    const response = await fetch(told.ask, { method: "POST", headers: { "Content-Type": contentType }, body });
+    const response = await fetch(page.predictionPath, { method: "POST", headers: { "Content-Type": contentType }, body });
     answered(response, await response.text(), performance.now() - started);
   } catch (error) {
     refuse(`No answer: ${error.message}.`);
@@ -85,7 +85,7 @@ function parsed(text) {
 function clear() {
   element("refusal").hidden = element("told-headers").hidden = element("download").hidden = true;
   element("answer").replaceChildren();
-  for (const field of told.fields) {
+  for (const field of page.fields) {
     element(field.id).removeAttribute("aria-invalid");
     element(`${field.id}-error`).hidden = true;
   }
@@ -99,8 +99,8 @@ function refuse(message) {
   if (!isByForm()) return;
   // the names stand before the value that was sent, which may be called like another field
   const subject = message.split(/, row \d+|: |; /)[0];
-  const named = told.fields.filter((field) => /^(the )?(column|tensor)/.test(message) && subject.includes(field.said));
-  const wrong = named.length === 0 && message.startsWith("the tensor") ? told.fields : named;
+  const named = page.fields.filter((field) => /^(the )?(column|tensor)/.test(message) && subject.includes(field.quoted_name));
+  const wrong = named.length === 0 && message.startsWith("the tensor") ? page.fields : named;
   for (const field of wrong) {
     element(field.id).setAttribute("aria-invalid", "true");
     element(`${field.id}-error`).textContent = message;
@@ -184,7 +184,7 @@ question.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.tagName === "TEXTAREA") question.requestSubmit();
 });
 element("file").addEventListener("change", (event) => takeFile(event.target.files[0]));
-for (const field of told.fields.filter((entry) => entry.picture)) {
+for (const field of page.fields.filter((entry) => entry.picture)) {
   element(`${field.id}-picture`).addEventListener("change", (event) => takePicture(field, event.target.files[0]));
   element(`${field.id}-clear`).addEventListener("click", () => {
     pictures.delete(field.id);
