@@ -32,7 +32,10 @@ def describe(deployment: Deployment) -> dict[str, Any]:
     wanted = observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None
     loaded = {pid: variants.get(deployment.name, LoadedVariant()) for pid, variants in _loaded(deployment).items()}
     versions = sorted({one.version for one in loaded.values() if one.version})
-    error = observation.errors.get(deployment.name) or _registry_error(observation, endpoint.name, deployment.name)
+    is_refused = any((one.endpoint, one.variant) == (endpoint.name, deployment.name) for one in observation.refused)
+    # the agent's error may be only about versions of other deployments
+    registry_error = observation.registry_error if is_refused or not observation.refused else ""
+    error = observation.errors.get(deployment.name) or registry_error
     state, reason = _deployment_state(observation, all(one.version for one in loaded.values()), error)
     return {
         "name": deployment.name,
@@ -109,12 +112,6 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
 def _loaded(observed: Deployment | ObservedEndpoint) -> dict[int, dict[str, LoadedVariant]]:
     """Return the variants of the endpoint that each worker has loaded, by its process id."""
     return {worker.pid: worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers}
-
-
-def _registry_error(observation: Observation, endpoint: str, variant: str) -> str:
-    """Return the agent's error, unless it is only about versions of other deployments."""
-    is_refused = any((one.endpoint, one.variant) == (endpoint, variant) for one in observation.refused)
-    return observation.registry_error if is_refused or not observation.refused else ""
 
 
 def _deployment_state(observation: Observation, is_loaded: bool, error: str) -> tuple[str, str]:

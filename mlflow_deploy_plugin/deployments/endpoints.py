@@ -5,7 +5,7 @@ finishes what a crash has interrupted. If applying it fails, store and backend a
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import yaml
@@ -164,7 +164,20 @@ class Endpoints:
         with locked(self.settings.deployments_path / ".ports.lock"):
             owners = {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
             owners |= {_port_of_unreadable(e.text): e.name for e in self.store.unreadable() if e.target == TARGET}
-            yield lambda spec: _with_port(spec, owners)
+
+            def with_port(spec: EndpointSpec) -> EndpointSpec:
+                port = spec.server.port
+                if port is None and spec.variants:
+                    taken = [taken for taken in owners if taken is not None]
+                    return apply_config(spec, {"server.port": choose_port(spec.server.host, taken)})
+                if port is not None and owners.get(port, spec.name) != spec.name:
+                    raise InvalidConfig(
+                        f"port {port} belongs to the deployment {owners[port]!r}: choose another one by "
+                        "-C server.port=…"
+                    )
+                return spec
+
+            yield with_port
 
 
 def _port_of_unreadable(text: str) -> int | None:
@@ -174,18 +187,6 @@ def _port_of_unreadable(text: str) -> int | None:
     except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):  # as in `load_specs`; or it has none
         return None
     return port if isinstance(port, int) else None
-
-
-def _with_port(spec: EndpointSpec, owners: Mapping[int | None, str]) -> EndpointSpec:
-    port = spec.server.port
-    if port is None and spec.variants:
-        taken = [taken for taken in owners if taken is not None]
-        return apply_config(spec, {"server.port": choose_port(spec.server.host, taken)})
-    if port is not None and owners.get(port, spec.name) != spec.name:
-        raise InvalidConfig(
-            f"port {port} belongs to the deployment {owners[port]!r}: choose another one by -C server.port=…"
-        )
-    return spec
 
 
 def _undo_reason(error: BaseException) -> str:

@@ -56,7 +56,7 @@ class VersionRow:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A registered model with its newest versions, and those that stand somewhere.
+    """A registered model with its newest versions, and all with an alias or in Production or Staging.
 
     Attributes:
         gated: the stages and aliases that only a passed version may take.

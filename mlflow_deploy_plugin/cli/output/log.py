@@ -22,7 +22,11 @@ _BAR = 30
 def table_lines(result: QueryResult, bound: int | None) -> Iterator[str]:
     """Yield at most `bound` rows as a table; the first rows give the widths."""
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in result.schema]
-    rows = (row for batch in result.batches for row in zip(*_cells(batch), strict=True))
+    rows = (
+        row
+        for batch in result.batches
+        for row in zip(*(map(_cell, values_of(column)) for column in batch.columns), strict=True)
+    )
     first = list(islice(rows, _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)))
     names = [printable(name) for name in result.schema.names]
     widths = [max(map(len, column)) for column in zip(names, *first, strict=True)]
@@ -102,10 +106,6 @@ def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
     width = len(f"{most:,}")
     for shown, rows in last:
         yield f"  {shown}  {rows:{width},}  {'█' * max(1, round(_BAR * rows / most))}"
-
-
-def _cells(batch: Any) -> list[list[str]]:
-    return [[_cell(value) for value in values_of(column)] for column in batch.columns]
 
 
 def _cell(value: Any) -> str:

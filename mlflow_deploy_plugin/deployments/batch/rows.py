@@ -162,18 +162,17 @@ def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
         head = {key: value for key, value in content.items() if key not in ("data", "index")}
         return content["data"], lambda rows: orjson.dumps({**extras, form: {**head, "data": rows}})
     if isinstance(content, dict) and _is_of_columns(content):
-        names = list(content)
-        rows = list(zip(*content.values(), strict=True))
-        return rows, lambda part: orjson.dumps({**extras, form or "inputs": _columns(names, part)})
+
+        def encode(rows: list[tuple[Any, ...]]) -> bytes:
+            columns = dict(zip(content, zip(*rows, strict=True), strict=True))
+            return orjson.dumps({**extras, form or "inputs": columns})
+
+        return list(zip(*content.values(), strict=True)), encode
     if isinstance(content, dict) and content and not any(isinstance(value, list) for value in content.values()):
         return [content], _rows_body  # one record
     raise InvalidRequest(
         f"{name}: no rows are found in it: {', '.join(BODY_FORMS)}, or columns of one length, are expected"
     )
-
-
-def _columns(names: list[str], rows: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    return {name: list(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def _is_of_columns(content: Mapping[str, Any]) -> bool:
