@@ -109,11 +109,12 @@ class Worker:
                 self._connection, theirs = Pipe()
                 with theirs:
                     self._child = Child(
-                        [sys.executable, "-m", __package__, str(theirs.fileno())],
+                        [sys.executable, "-P", "-m", __package__, str(theirs.fileno())],
                         descriptors=[theirs.fileno()],
                         stdout=2 if self._stderr is None else self._stderr,  # what libraries print is not our output
                         stderr=self._stderr,
                     )
+                self._connection.send(sys.path)  # functions are found where the parent finds them
                 self._connection.send(self._prepare)
                 self._calls = 0
             return self._connection
@@ -165,9 +166,10 @@ class WorkerPool:
 
 
 def serve(descriptor: int) -> None:
-    """Call what the parent sends; its first message is the function that prepares this process."""
+    """Call what the parent sends, after its module path and the function that prepares this process."""
     connection = Connection(descriptor)
     requests = requests_of_parent(connection.recv_bytes)
+    sys.path[:] = pickle.loads(next(requests))
     if (prepare := pickle.loads(next(requests))) is not None:
         prepare()
     for request in requests:

@@ -140,3 +140,21 @@ def test_a_pool_calls_in_as_many_processes_as_it_has() -> None:
         pool.end()
     with pytest.raises(ProcessEnded):
         pool.call(os.getpid, seconds=SECONDS)
+
+
+def test_functions_are_found_where_the_parent_finds_them_and_not_in_the_folder_it_runs_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "pickle.py").write_text("raise SystemExit(9)")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "found_by_path.py").write_text("def answer():\n    return 42\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    from found_by_path import answer  # type: ignore[import-not-found]
+
+    worker = Worker()
+    try:
+        assert worker.call(answer, seconds=SECONDS) == 42
+    finally:
+        worker.end()
