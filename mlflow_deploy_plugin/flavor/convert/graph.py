@@ -1,4 +1,4 @@
-"""Changes of ONNX graphs: their outputs, and new nodes in a graph that skl2onnx is making."""
+"""Changes of ONNX graphs: names, shapes and types of the outputs as the original model has them."""
 
 from typing import Any
 
@@ -69,20 +69,3 @@ def _rename(graph: Any, old: str, new: str) -> None:
 def _append(graph: Any, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
     graph.node.append(helper.make_node(operator, inputs, [output], name=f"onnxserve_{output}", **attributes))
     return output
-
-
-def add_node(
-    scope: Any, container: Any, operator: str, inputs: list[str], version: int, output: str = "", **attributes: Any
-) -> str:
-    """Add a node with one output, and return the output's name."""
-    result = output or str(scope.get_unique_variable_name(f"onnxserve_{operator.lower()}"))
-    name = scope.get_unique_operator_name(operator)
-    container.add_node(operator, inputs, [result], op_version=version, name=name, **attributes)
-    return result
-
-
-def add_constant(scope: Any, container: Any, kind: int, shape: list[int], values: list[Any]) -> str:
-    """Add an initializer of an ONNX type, and return its name."""
-    name = str(scope.get_unique_variable_name("onnxserve_constant"))
-    container.add_initializer(name, kind, shape, values)
-    return name

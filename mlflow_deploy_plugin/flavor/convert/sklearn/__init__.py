@@ -7,6 +7,7 @@
 | `precision.py`                                        | casts between 32-bit and 64-bit floats                    |
 | `boundary_values.py`                                  | thresholds, categories and terms, for the parity rows     |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
+| `nodes.py`                                            | adding nodes to the graph that skl2onnx is making         |
 """
 
 import warnings

@@ -12,8 +12,8 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
-from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
 _KEYS = {StringTensorType: "keys_strings", Int64TensorType: "keys_int64s", FloatTensorType: "keys_floats"}
@@ -32,16 +32,17 @@ def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
     Raises:
         NotImplementedError: infrequent categories.
     """
+    graph = NodeBuilder(scope, container)
     encoder: OrdinalEncoder = operator.raw_operator
     if getattr(encoder, "_infrequent_enabled", False):
         raise NotImplementedError("OrdinalEncoder with infrequent categories")
     unknown = float(encoder.unknown_value) if encoder.handle_unknown == "use_encoded_value" else _NO_COLUMN
     missing = float(encoder.encoded_missing_value)
     parts = []
-    for column, categories in zip(_columns(scope, operator, container), encoder.categories_, strict=True):
+    for column, categories in zip(_columns(graph, operator), encoder.categories_, strict=True):
         codes = [missing if _is_missing(entry) else float(code) for code, entry in enumerate(categories)]
-        parts.append(_encode(scope, container, column, categories, codes, unknown))
-    add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
+        parts.append(_encode(graph, column, categories, codes, unknown))
+    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
 def one_hot_shapes(operator: Any) -> None:
@@ -53,16 +54,17 @@ def one_hot_shapes(operator: Any) -> None:
 
 def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
     """Add a 1 in the column of the row's category, 0 in the others."""
+    graph = NodeBuilder(scope, container)
     encoder: OneHotEncoder = operator.raw_operator
     parts = []
-    columns = _columns(scope, operator, container)
+    columns = _columns(graph, operator)
     for position, (column, categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
         codes, unknown, width = _one_hot_codes(encoder, position)
-        code = _encode(scope, container, column, categories, codes, unknown)
-        numbers = add_constant(scope, container, TensorProto.FLOAT, [1, width], [float(n) for n in range(width)])
-        equal = add_node(scope, container, "Equal", [code, numbers], 19)
-        parts.append(add_node(scope, container, "Cast", [equal], 19, to=TensorProto.FLOAT))
-    add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
+        code = _encode(graph, column, categories, codes, unknown)
+        numbers = graph.constant(TensorProto.FLOAT, [1, width], [float(n) for n in range(width)])
+        equal = graph.node("Equal", [code, numbers])
+        parts.append(graph.node("Cast", [equal], to=TensorProto.FLOAT))
+    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
 def target_shapes(operator: Any) -> None:
@@ -72,15 +74,16 @@ def target_shapes(operator: Any) -> None:
 
 def convert_target(scope: Any, operator: Any, container: Any) -> None:
     """Add the mean of the target for a row's category; for an unknown one, the mean of all rows."""
+    graph = NodeBuilder(scope, container)
     encoder: TargetEncoder = operator.raw_operator
     means = np.atleast_1d(encoder.target_mean_)
     parts = []
-    columns = _columns(scope, operator, container)
+    columns = _columns(graph, operator)
     for position, encoding in enumerate(encoder.encodings_):
         feature, mean = position // len(means), float(means[position % len(means)])
         codes = [float(code) for code in encoding]
-        parts.append(_encode(scope, container, columns[feature], encoder.categories_[feature], codes, mean))
-    add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
+        parts.append(_encode(graph, columns[feature], encoder.categories_[feature], codes, mean))
+    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
 def _one_hot_codes(encoder: OneHotEncoder, position: int) -> tuple[list[float], float, int]:
@@ -98,36 +101,30 @@ def _one_hot_codes(encoder: OneHotEncoder, position: int) -> tuple[list[float], 
     return [float(code) for code in codes], float(infrequent) if takes_unknown else _NO_COLUMN, int(codes.max()) + 1
 
 
-def _columns(scope: Any, operator: Any, container: Any) -> list[tuple[str, type]]:
+def _columns(graph: NodeBuilder, operator: Any) -> list[tuple[str, type]]:
     """Return each column [N, 1] of all inputs, and its type."""
     found = []
     for entry in operator.inputs:
         kind, source = type(entry.type), entry.full_name
         for position in range(entry.type.shape[1]):
-            index = add_constant(scope, container, TensorProto.INT64, [1], [position])
-            found.append((add_node(scope, container, "Gather", [source, index], 13, axis=1), kind))
+            index = graph.constant(TensorProto.INT64, [1], [position])
+            found.append((graph.node("Gather", [source, index], axis=1), kind))
     return found
 
 
-def _encode(
-    scope: Any, container: Any, column: tuple[str, type], categories: Array, codes: list[float], unknown: float
-) -> str:
+def _encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, codes: list[float], unknown: float) -> str:
     """Return [N, 1] 32-bit floats, the code of each row's category."""
     source, kind = column
     texts = kind is StringTensorType
     present = [position for position, entry in enumerate(categories) if texts or not _is_missing(entry)]
     keys, values = [categories[position] for position in present], [codes[position] for position in present]
     if kind is DoubleTensorType:
-        encoded = _encode_doubles(scope, container, source, keys, values, unknown)
+        encoded = _encode_doubles(graph, source, keys, values, unknown)
     else:
         attributes: dict[str, Any] = {_KEYS[kind]: [_key(kind, key) for key in keys]}
-        encoded = add_node(
-            scope,
-            container,
+        encoded = graph.node(
             "LabelEncoder",
             [source],
-            2,
-            op_domain="ai.onnx.ml",
             values_floats=values,
             default_float=unknown,
             **attributes,
@@ -135,27 +132,23 @@ def _encode(
     if len(present) == len(categories) or kind is Int64TensorType:
         return encoded
     gap = next(code for code, entry in zip(codes, categories, strict=True) if _is_missing(entry))
-    filler = add_constant(scope, container, TensorProto.FLOAT, [1, 1], [gap])
-    return add_node(scope, container, "Where", [add_node(scope, container, "IsNaN", [source], 20), filler, encoded], 16)
+    filler = graph.constant(TensorProto.FLOAT, [1, 1], [gap])
+    return graph.node("Where", [graph.node("IsNaN", [source]), filler, encoded])
 
 
-def _encode_doubles(
-    scope: Any, container: Any, source: str, keys: list[Any], values: list[float], unknown: float
-) -> str:
+def _encode_doubles(graph: NodeBuilder, source: str, keys: list[Any], values: list[float], unknown: float) -> str:
     """Return [N, 1] codes of 64-bit numbers, compared exactly; LabelEncoder does not take them."""
     keys, values = keys or [np.nan], values or [0.0]
-    known = add_constant(scope, container, TensorProto.DOUBLE, [1, len(keys)], [float(key) for key in keys])
-    codes = add_constant(scope, container, TensorProto.FLOAT, [len(keys), 1], values)
-    default = add_constant(scope, container, TensorProto.FLOAT, [1, 1], [unknown])
-    zero = add_constant(scope, container, TensorProto.FLOAT, [1], [0.0])
-    equal = add_node(scope, container, "Equal", [source, known], 19)
-    equal = add_node(scope, container, "Cast", [equal], 19, to=TensorProto.FLOAT)
-    axis = add_constant(scope, container, TensorProto.INT64, [1], [1])
-    found = add_node(
-        scope, container, "Greater", [add_node(scope, container, "ReduceMax", [equal, axis], 18), zero], 13
-    )
-    code = add_node(scope, container, "MatMul", [equal, codes], 13)
-    return add_node(scope, container, "Where", [found, code, default], 16)
+    known = graph.constant(TensorProto.DOUBLE, [1, len(keys)], [float(key) for key in keys])
+    codes = graph.constant(TensorProto.FLOAT, [len(keys), 1], values)
+    default = graph.constant(TensorProto.FLOAT, [1, 1], [unknown])
+    zero = graph.constant(TensorProto.FLOAT, [1], [0.0])
+    equal = graph.node("Equal", [source, known])
+    equal = graph.node("Cast", [equal], to=TensorProto.FLOAT)
+    axis = graph.constant(TensorProto.INT64, [1], [1])
+    found = graph.node("Greater", [graph.node("ReduceMax", [equal, axis]), zero])
+    code = graph.node("MatMul", [equal, codes])
+    return graph.node("Where", [found, code, default])
 
 
 def _key(kind: type, category: Any) -> bytes | int | float:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
-from skl2onnx.operator_converters.common import concatenate_variables
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import (
     Binarizer,
@@ -23,8 +22,8 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
 from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
 _Steps = list[tuple[str, Array]]
@@ -65,42 +64,44 @@ def same_shape(operator: Any) -> None:
 
 def convert_scaler(scope: Any, operator: Any, container: Any) -> None:
     """Add each step in the precision of numpy, rounded to the precision of the input."""
-    current, own = _source(scope, operator, container)
+    graph = NodeBuilder(scope, container)
+    current, own = _source(graph, operator)
     dtype = np.float64 if own == TensorProto.DOUBLE else np.float32
     for name, values in _SCALERS[type(operator.raw_operator)](operator.raw_operator, dtype):
         wide = values.dtype == np.float64
         kind = TensorProto.DOUBLE if wide else TensorProto.FLOAT
-        constant = add_constant(scope, container, kind, [1, len(values)], [float(value) for value in values])
+        constant = graph.constant(kind, [1, len(values)], [float(value) for value in values])
         if wide and own == TensorProto.FLOAT:
-            current = add_node(scope, container, "Cast", [current], 19, to=TensorProto.DOUBLE)
+            current = graph.node("Cast", [current], to=TensorProto.DOUBLE)
         elif not wide and own == TensorProto.DOUBLE:
-            constant = add_node(scope, container, "Cast", [constant], 19, to=TensorProto.DOUBLE)
-        current = add_node(scope, container, name, [current, constant], 14 if name not in ("Max", "Min") else 13)
+            constant = graph.node("Cast", [constant], to=TensorProto.DOUBLE)
+        current = graph.node(name, [current, constant])
         if wide and own == TensorProto.FLOAT:
-            current = add_node(scope, container, "Cast", [current], 19, to=TensorProto.FLOAT)
-    add_node(scope, container, "Identity", [current], 16, operator.outputs[0].full_name)
+            current = graph.node("Cast", [current], to=TensorProto.FLOAT)
+    graph.node("Identity", [current], operator.outputs[0].full_name)
 
 
 def convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
     """Add 1 above the threshold, else 0."""
-    current, own = _source(scope, operator, container)
-    wide = add_node(scope, container, "Cast", [current], 19, to=TensorProto.DOUBLE)
-    edge = add_constant(scope, container, TensorProto.DOUBLE, [1], [float(operator.raw_operator.threshold)])
-    above = add_node(scope, container, "Greater", [wide, edge], 13)
-    add_node(scope, container, "Cast", [above], 19, operator.outputs[0].full_name, to=own)
+    graph = NodeBuilder(scope, container)
+    current, own = _source(graph, operator)
+    wide = graph.node("Cast", [current], to=TensorProto.DOUBLE)
+    edge = graph.constant(TensorProto.DOUBLE, [1], [float(operator.raw_operator.threshold)])
+    above = graph.node("Greater", [wide, edge])
+    graph.node("Cast", [above], operator.outputs[0].full_name, to=own)
 
 
 def convert_power(scope: Any, operator: Any, container: Any) -> None:
     """Add Box-Cox or Yeo-Johnson in 64 bits, https://doi.org/10.1093/biomet/87.4.954, and their standardisation."""
+    graph = NodeBuilder(scope, container)
     power: PowerTransformer = operator.raw_operator
-    current, own = _source(scope, operator, container)
+    current, own = _source(graph, operator)
 
     def constant(values: Any) -> str:
-        return add_constant(scope, container, TensorProto.DOUBLE, [1, len(values)], [float(value) for value in values])
+        return graph.constant(TensorProto.DOUBLE, [1, len(values)], [float(value) for value in values])
 
     def node(name: str, *inputs: str) -> str:
-        versions = {"Cast": 19, "Where": 16, "GreaterOrEqual": 16, "Pow": 15, "Log": 13, "Neg": 13}
-        return add_node(scope, container, name, list(inputs), versions.get(name, 14))
+        return graph.node(name, list(inputs))
 
     one, zero = constant([1.0]), constant([0.0])
 
@@ -109,10 +110,10 @@ def convert_power(scope: Any, operator: Any, container: Any) -> None:
         none = np.abs(exponents) < np.spacing(1.0)
         bent = node("Sub", node("Pow", base, constant(exponents)), one)
         bent = node("Div", bent, constant(np.where(none, 1.0, exponents)))
-        logarithmic = add_constant(scope, container, TensorProto.BOOL, [1, len(none)], none.tolist())
+        logarithmic = graph.constant(TensorProto.BOOL, [1, len(none)], none.tolist())
         return node("Where", logarithmic, node("Log", base), bent)
 
-    wide = add_node(scope, container, "Cast", [current], 19, to=TensorProto.DOUBLE)
+    wide = graph.node("Cast", [current], to=TensorProto.DOUBLE)
     if power.method == "box-cox":
         result = powered(wide, power.lambdas_)
     else:
@@ -123,7 +124,7 @@ def convert_power(scope: Any, operator: Any, container: Any) -> None:
     if power.standardize:
         result = node("Sub", result, constant(power._scaler.mean_))
         result = node("Div", result, constant(power._scaler.scale_))
-    add_node(scope, container, "Cast", [result], 19, operator.outputs[0].full_name, to=own)
+    graph.node("Cast", [result], operator.outputs[0].full_name, to=own)
 
 
 def bins_shapes(operator: Any) -> None:
@@ -135,27 +136,26 @@ def bins_shapes(operator: Any) -> None:
 
 def convert_bins(scope: Any, operator: Any, container: Any) -> None:
     """Add the number of inner edges that a value has reached, as a code or one-hot."""
+    graph = NodeBuilder(scope, container)
     bins: KBinsDiscretizer = operator.raw_operator
-    current, own = _source(scope, operator, container)
-    axis = add_constant(scope, container, TensorProto.INT64, [1], [1])
+    current, own = _source(graph, operator)
+    axis = graph.constant(TensorProto.INT64, [1], [1])
     parts = []
     for position, edges in enumerate(bins.bin_edges_):
-        index = add_constant(scope, container, TensorProto.INT64, [1], [position])
-        column = add_node(scope, container, "Gather", [current, index], 13, axis=1)
-        column = add_node(scope, container, "Cast", [column], 19, to=TensorProto.DOUBLE)
+        index = graph.constant(TensorProto.INT64, [1], [position])
+        column = graph.node("Gather", [current, index], axis=1)
+        column = graph.node("Cast", [column], to=TensorProto.DOUBLE)
         inner = [float(edge) for edge in edges[1:-1]] or [np.inf]
-        constant = add_constant(scope, container, TensorProto.DOUBLE, [1, len(inner)], inner)
-        reached = add_node(scope, container, "GreaterOrEqual", [column, constant], 16)
-        reached = add_node(scope, container, "Cast", [reached], 19, to=own)
-        code = add_node(scope, container, "ReduceSum", [reached, axis], 13, keepdims=1)
+        constant = graph.constant(TensorProto.DOUBLE, [1, len(inner)], inner)
+        reached = graph.node("GreaterOrEqual", [column, constant])
+        reached = graph.node("Cast", [reached], to=own)
+        code = graph.node("ReduceSum", [reached, axis], keepdims=1)
         if bins.encode != "ordinal":
             count = int(bins.n_bins_[position])
-            numbers = add_constant(scope, container, own, [1, count], [float(number) for number in range(count)])
-            code = add_node(
-                scope, container, "Cast", [add_node(scope, container, "Equal", [code, numbers], 19)], 19, to=own
-            )
+            numbers = graph.constant(own, [1, count], [float(number) for number in range(count)])
+            code = graph.node("Cast", [graph.node("Equal", [code, numbers])], to=own)
         parts.append(code)
-    add_node(scope, container, "Concat", parts, 13, operator.outputs[0].full_name, axis=1)
+    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
 def _kind(operator: Any) -> Any:
@@ -163,12 +163,10 @@ def _kind(operator: Any) -> Any:
     return DoubleTensorType if doubles else FloatTensorType
 
 
-def _source(scope: Any, operator: Any, container: Any) -> tuple[str, int]:
+def _source(graph: NodeBuilder, operator: Any) -> tuple[str, int]:
     """Return all columns [N, k] in the output's type, and that type."""
     own = int(TensorProto.DOUBLE if _kind(operator) is DoubleTensorType else TensorProto.FLOAT)
-    joined = concatenate_variables(scope, operator.inputs, container)
-    source = joined if isinstance(joined, str) else joined[0]
-    return add_node(scope, container, "Cast", [source], 19, to=own), own
+    return graph.node("Cast", [graph.all_columns(operator)], to=own), own
 
 
 def imputer_shapes(operator: Any) -> None:
@@ -184,33 +182,33 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     Raises:
         NotImplementedError: an option that drops columns, or marks something else as missing.
     """
+    graph = NodeBuilder(scope, container)
     imputer: SimpleImputer = operator.raw_operator
     kind = operator.inputs[0].type
     texts = isinstance(kind, StringTensorType)
     marks_nan = isinstance(imputer.missing_values, float) and np.isnan(imputer.missing_values)
     if not (marks_nan or texts) or (texts and _marked(imputer)):
         raise NotImplementedError("SimpleImputer with missing_values other than NaN, or add_indicator on texts")
-    joined = concatenate_variables(scope, operator.inputs, container)
-    source = joined if isinstance(joined, str) else joined[0]
+    source = graph.all_columns(operator)
     result = operator.outputs[0].full_name
     shape = [1, len(imputer.statistics_)]
     if isinstance(kind, Int64TensorType):  # integers have no gaps
-        add_node(scope, container, "Identity", [source], 16, result)
+        graph.node("Identity", [source], result)
         return
     if texts:
-        mark = add_constant(scope, container, TensorProto.STRING, [1], [MISSING.encode()])
-        filler = add_constant(scope, container, TensorProto.STRING, shape, _texts(imputer))
-        gaps = add_node(scope, container, "Equal", [source, mark], 19)
+        mark = graph.constant(TensorProto.STRING, [1], [MISSING.encode()])
+        filler = graph.constant(TensorProto.STRING, shape, _texts(imputer))
+        gaps = graph.node("Equal", [source, mark])
     else:
-        filler = add_constant(scope, container, _float(kind), shape, _numbers(imputer))
-        gaps = add_node(scope, container, "IsNaN", [source], 20)
-    filled = add_node(scope, container, "Where", [gaps, filler, source], 16)
+        filler = graph.constant(_float(kind), shape, _numbers(imputer))
+        gaps = graph.node("IsNaN", [source])
+    filled = graph.node("Where", [gaps, filler, source])
     if marked := _marked(imputer):
-        chosen = add_constant(scope, container, TensorProto.INT64, [len(marked)], marked)
-        flags = add_node(scope, container, "Gather", [gaps, chosen], 13, axis=1)
-        numbers = add_node(scope, container, "Cast", [flags], 19, to=_float(kind))
-        filled = add_node(scope, container, "Concat", [filled, numbers], 13, axis=1)
-    add_node(scope, container, "Identity", [filled], 16, result)
+        chosen = graph.constant(TensorProto.INT64, [len(marked)], marked)
+        flags = graph.node("Gather", [gaps, chosen], axis=1)
+        numbers = graph.node("Cast", [flags], to=_float(kind))
+        filled = graph.node("Concat", [filled, numbers], axis=1)
+    graph.node("Identity", [filled], result)
 
 
 def _marked(imputer: SimpleImputer) -> list[int]:

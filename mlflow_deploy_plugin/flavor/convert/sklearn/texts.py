@@ -16,7 +16,7 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 
-from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
 
 _PAD = "\x00 \x00"  # fills up after the last token; it is no character and no term
 _DOTTED = "İ"  # the only character whose lower case is two: "i" and a dot
@@ -56,42 +56,38 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
     Raises:
         NotImplementedError: tokens are not found by one class of characters; the message names the obstacle.
     """
+    graph = NodeBuilder(scope, container)
     vectorizer: CountVectorizer = operator.raw_operator
     analysis = _analysis(vectorizer)
-    flat = add_constant(scope, container, TensorProto.INT64, [1], [-1])
-    texts = add_node(scope, container, "Reshape", [operator.inputs[0].full_name, flat], 13)
-    tokens = add_node(
-        scope, container, "Tokenizer", [texts], 1, op_domain="com.microsoft",
-        tokenexp=analysis.expression, pad_value=_PAD, mark=0, mincharnum=1,
-    )  # fmt: skip
+    flat = graph.constant(TensorProto.INT64, [1], [-1])
+    texts = graph.node("Reshape", [operator.inputs[0].full_name, flat])
+    tokens = graph.node("Tokenizer", [texts], tokenexp=analysis.expression, pad_value=_PAD, mark=0, mincharnum=1)
     # texts without any token would make a table without columns, which the next operators refuse
-    always = add_constant(scope, container, TensorProto.BOOL, [1], [True])
-    column = add_constant(scope, container, TensorProto.INT64, [2], [-1, 1])
-    column = add_node(scope, container, "Reshape", [texts, column], 13)
-    pads = add_node(scope, container, "Where", [always, _text(scope, container, _PAD), column], 16)
-    tokens = add_node(scope, container, "Concat", [tokens, pads], 13, axis=1)
+    always = graph.constant(TensorProto.BOOL, [1], [True])
+    column = graph.constant(TensorProto.INT64, [2], [-1, 1])
+    column = graph.node("Reshape", [texts, column])
+    pads = graph.node("Where", [always, _text(graph, _PAD), column])
+    tokens = graph.node("Concat", [tokens, pads], axis=1)
     if analysis.characters:  # a run of white space is one space
-        runs = add_node(scope, container, "RegexFullMatch", [tokens], 20, pattern=f"{_class(_SPACES)}{{2,}}")
-        pads = add_node(scope, container, "Equal", [tokens, _text(scope, container, _PAD)], 19)
-        runs = add_node(scope, container, "And", [runs, add_node(scope, container, "Not", [pads], 1)], 7)
-        tokens = add_node(scope, container, "Where", [runs, _text(scope, container, " "), tokens], 16)
+        runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{2,}}")
+        pads = graph.node("Equal", [tokens, _text(graph, _PAD)])
+        runs = graph.node("And", [runs, graph.node("Not", [pads])])
+        tokens = graph.node("Where", [runs, _text(graph, " "), tokens])
     if vectorizer.lowercase:
-        dotted = add_node(scope, container, "Equal", [tokens, _text(scope, container, _DOTTED)], 19)
-        shape = add_node(scope, container, "Shape", [tokens], 19)
-        one_by_one = add_node(scope, container, "Reshape", [tokens, flat], 13)
-        lower = add_node(
-            scope, container, "StringNormalizer", [one_by_one], 10, case_change_action="LOWER", is_case_sensitive=1
-        )
-        tokens = add_node(scope, container, "Reshape", [lower, shape], 13)
-        lowered = _text(scope, container, _DOTTED.lower())
-        tokens = add_node(scope, container, "Where", [dotted, lowered, tokens], 16)
-    counts = add_node(scope, container, "TfIdfVectorizer", [tokens], 9, **_pool(vectorizer, analysis))
+        dotted = graph.node("Equal", [tokens, _text(graph, _DOTTED)])
+        shape = graph.node("Shape", [tokens])
+        one_by_one = graph.node("Reshape", [tokens, flat])
+        lower = graph.node("StringNormalizer", [one_by_one], case_change_action="LOWER", is_case_sensitive=1)
+        tokens = graph.node("Reshape", [lower, shape])
+        lowered = _text(graph, _DOTTED.lower())
+        tokens = graph.node("Where", [dotted, lowered, tokens])
+    counts = graph.node("TfIdfVectorizer", [tokens], **_pool(vectorizer, analysis))
     if vectorizer.binary:
-        one = add_constant(scope, container, TensorProto.FLOAT, [1], [1.0])
-        counts = add_node(scope, container, "Min", [counts, one], 13)
+        one = graph.constant(TensorProto.FLOAT, [1], [1.0])
+        counts = graph.node("Min", [counts, one])
     if isinstance(vectorizer, TfidfVectorizer):
-        counts = _weighted(scope, container, vectorizer._tfidf, counts)
-    add_node(scope, container, "Identity", [counts], 16, operator.outputs[0].full_name)
+        counts = _weighted(graph, vectorizer._tfidf, counts)
+    graph.node("Identity", [counts], operator.outputs[0].full_name)
 
 
 def transformer_shapes(operator: Any) -> None:
@@ -101,30 +97,31 @@ def transformer_shapes(operator: Any) -> None:
 
 def convert_transformer(scope: Any, operator: Any, container: Any) -> None:
     """Add the weights for counts that another step has made."""
-    weighted = _weighted(scope, container, operator.raw_operator, operator.inputs[0].full_name)
-    add_node(scope, container, "Identity", [weighted], 16, operator.outputs[0].full_name)
+    graph = NodeBuilder(scope, container)
+    weighted = _weighted(graph, operator.raw_operator, operator.inputs[0].full_name)
+    graph.node("Identity", [weighted], operator.outputs[0].full_name)
 
 
-def _weighted(scope: Any, container: Any, transformer: TfidfTransformer, counts: str) -> str:
+def _weighted(graph: NodeBuilder, transformer: TfidfTransformer, counts: str) -> str:
     """Return counts [N, V] times the terms' weights, each row with norm 1; 64 bits, so that no square vanishes."""
-    zero, one = (add_constant(scope, container, TensorProto.DOUBLE, [1], [value]) for value in (0.0, 1.0))
-    counts = add_node(scope, container, "Cast", [counts], 19, to=TensorProto.DOUBLE)
+    zero, one = (graph.constant(TensorProto.DOUBLE, [1], [value]) for value in (0.0, 1.0))
+    counts = graph.node("Cast", [counts], to=TensorProto.DOUBLE)
     if transformer.sublinear_tf:
-        damped = add_node(scope, container, "Add", [add_node(scope, container, "Log", [counts], 13), one], 14)
-        absent = add_node(scope, container, "Equal", [counts, zero], 19)
-        counts = add_node(scope, container, "Where", [absent, zero, damped], 16)
+        damped = graph.node("Add", [graph.node("Log", [counts]), one])
+        absent = graph.node("Equal", [counts, zero])
+        counts = graph.node("Where", [absent, zero, damped])
     if transformer.use_idf:
         weights = [float(weight) for weight in transformer.idf_]
-        idf = add_constant(scope, container, TensorProto.DOUBLE, [1, len(weights)], weights)
-        counts = add_node(scope, container, "Mul", [counts, idf], 14)
+        idf = graph.constant(TensorProto.DOUBLE, [1, len(weights)], weights)
+        counts = graph.node("Mul", [counts, idf])
     if transformer.norm is not None:
-        axis = add_constant(scope, container, TensorProto.INT64, [1], [1])
+        axis = graph.constant(TensorProto.INT64, [1], [1])
         norm = {"l1": "ReduceL1", "l2": "ReduceL2"}[transformer.norm]
-        length = add_node(scope, container, norm, [counts, axis], 18)
-        empty = add_node(scope, container, "Equal", [length, zero], 19)
-        length = add_node(scope, container, "Where", [empty, one, length], 16)
-        counts = add_node(scope, container, "Div", [counts, length], 14)
-    return add_node(scope, container, "Cast", [counts], 19, to=TensorProto.FLOAT)
+        length = graph.node(norm, [counts, axis])
+        empty = graph.node("Equal", [length, zero])
+        length = graph.node("Where", [empty, one, length])
+        counts = graph.node("Div", [counts, length])
+    return graph.node("Cast", [counts], to=TensorProto.FLOAT)
 
 
 def _pool(vectorizer: CountVectorizer, analysis: _Analysis) -> dict[str, Any]:
@@ -229,8 +226,8 @@ def _as_class(members: Any) -> str:
     return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
 
 
-def _text(scope: Any, container: Any, text: str) -> str:
-    return add_constant(scope, container, TensorProto.STRING, [1], [text.encode()])
+def _text(graph: NodeBuilder, text: str) -> str:
+    return graph.constant(TensorProto.STRING, [1], [text.encode()])
 
 
 SHAPES = {CountVectorizer: vectorizer_shapes, TfidfVectorizer: vectorizer_shapes, TfidfTransformer: transformer_shapes}

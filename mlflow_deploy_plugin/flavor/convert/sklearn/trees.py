@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, numpy_helper
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
-from skl2onnx.operator_converters.common import concatenate_variables
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from mlflow_deploy_plugin.flavor.convert.graph import add_constant, add_node
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -66,13 +65,14 @@ def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
     Raises:
         NotImplementedError: trees that split by categories, or another link.
     """
+    graph = NodeBuilder(scope, container)
     boosting: HistGradientBoostingRegressor = operator.raw_operator
-    scores = _scores(scope, operator, container)
+    scores = _scores(graph, operator)
     link = type(boosting._loss.link).__name__
-    inverse = {"IdentityLink": ("Identity", 16), "LogLink": ("Exp", 13)}.get(link)
+    inverse = {"IdentityLink": "Identity", "LogLink": "Exp"}.get(link)
     if inverse is None:
         raise NotImplementedError(f"HistGradientBoostingRegressor with the link {link}")
-    add_node(scope, container, inverse[0], [scores], inverse[1], operator.outputs[0].full_name)
+    graph.node(inverse, [scores], operator.outputs[0].full_name)
 
 
 def classifier_shapes(operator: Any) -> None:
@@ -84,48 +84,49 @@ def classifier_shapes(operator: Any) -> None:
 
 def convert_classifier(scope: Any, operator: Any, container: Any) -> None:
     """Add the probabilities from the trees' sums, and the class of the largest; with two classes, of a positive sum."""
+    graph = NodeBuilder(scope, container)
     boosting: HistGradientBoostingClassifier = operator.raw_operator
     classes = boosting.classes_
     label, probabilities = (output.full_name for output in operator.outputs)
-    scores = _scores(scope, operator, container)
+    scores = _scores(graph, operator)
     raw = container.get_options(boosting, {"raw_scores": False})["raw_scores"]
     if len(classes) == 2:
-        zero, one = (add_constant(scope, container, TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
-        chosen = add_node(scope, container, "Greater", [scores, zero], 13)
-        likely = scores if raw else add_node(scope, container, "Sigmoid", [scores], 13)
-        other = [add_node(scope, container, "Neg", [scores], 13)] if raw else []
-        other = other or [add_node(scope, container, "Sub", [one, likely], 14)]
-        add_node(scope, container, "Concat", [*other, likely], 13, probabilities, axis=1)
-        position = add_node(scope, container, "Cast", [chosen], 19, to=TensorProto.INT64)
+        zero, one = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
+        chosen = graph.node("Greater", [scores, zero])
+        likely = scores if raw else graph.node("Sigmoid", [scores])
+        other = [graph.node("Neg", [scores])] if raw else []
+        other = other or [graph.node("Sub", [one, likely])]
+        graph.node("Concat", [*other, likely], probabilities, axis=1)
+        position = graph.node("Cast", [chosen], to=TensorProto.INT64)
     else:
-        operator_name, version = ("Identity", 16) if raw else ("Softmax", 13)
-        add_node(scope, container, operator_name, [scores], version, probabilities)
-        position = add_node(scope, container, "ArgMax", [scores], 13, axis=1, keepdims=1)
-    flat = add_constant(scope, container, TensorProto.INT64, [1], [-1])
-    position = add_node(scope, container, "Reshape", [position, flat], 13)
-    names = _labels(scope, container, classes)
-    add_node(scope, container, "Gather", [names, position], 13, label, axis=0)
+        graph.node("Identity" if raw else "Softmax", [scores], probabilities)
+        position = graph.node("ArgMax", [scores], axis=1, keepdims=1)
+    flat = graph.constant(TensorProto.INT64, [1], [-1])
+    position = graph.node("Reshape", [position, flat])
+    names = _labels(graph, classes)
+    graph.node("Gather", [names, position], label, axis=0)
 
 
-def _labels(scope: Any, container: Any, classes: Array) -> str:
+def _labels(graph: NodeBuilder, classes: Array) -> str:
     if classes.dtype.kind in "OU":
         texts = [str(entry).encode() for entry in classes]
-        return add_constant(scope, container, TensorProto.STRING, [len(texts)], texts)
-    return add_constant(scope, container, TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
+        return graph.constant(TensorProto.STRING, [len(texts)], texts)
+    return graph.constant(TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
 
 
-def _scores(scope: Any, operator: Any, container: Any) -> str:
+def _scores(graph: NodeBuilder, operator: Any) -> str:
     """Return [N, trees an iteration] 32-bit floats, the sums of the trees' leaves."""
     boosting = operator.raw_operator
-    joined = concatenate_variables(scope, operator.inputs, container)
-    source = joined if isinstance(joined, str) else joined[0]
-    rows = add_node(scope, container, "Cast", [source], 19, to=TensorProto.DOUBLE)
+    rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.DOUBLE)
     width = int(boosting.n_trees_per_iteration_)
-    return add_node(
-        scope, container, "TreeEnsembleRegressor", [rows], 3, op_domain="ai.onnx.ml",
-        n_targets=width, post_transform="NONE", base_values_as_tensor=_tensor(boosting._baseline_prediction),
+    return graph.node(
+        "TreeEnsembleRegressor",
+        [rows],
+        n_targets=width,
+        post_transform="NONE",
+        base_values_as_tensor=_tensor(boosting._baseline_prediction),
         **_trees([predictor.nodes for iteration in boosting._predictors for predictor in iteration], width),
-    )  # fmt: skip
+    )
 
 
 def _trees(trees: list[Array], width: int) -> dict[str, Any]:
