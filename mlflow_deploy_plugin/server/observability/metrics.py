@@ -202,6 +202,7 @@ class Metrics:
                     slot = known.get((type(label), label))
                     if slot is None:
                         slot = self._new_prediction(known, version, label)
+                        cells = counters.cells  # the file may have grown
                     cells[slot] += number
 
         return count

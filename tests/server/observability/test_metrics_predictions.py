@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -61,3 +62,16 @@ def test_an_answer_counts_for_its_version(
     page = metrics.page().decode()
     assert 'ml_predictions_total{model_version="1",prediction="yes"} 2.0' in page
     assert 'onnxserve_requests_total{endpoint="",model="",protocol="v2",status="404",variant="",version=""} 1.0' in page
+
+
+def test_labels_are_counted_while_the_file_of_the_counters_grows() -> None:
+    metrics = Metrics()
+    for version in range(12):
+        loaded = SimpleNamespace(predictor=SimpleNamespace(artifact=artifact(LABEL)), model="m", version=str(version))
+        variant: Any = SimpleNamespace(endpoint="e", name="v", loaded=loaded)
+        count = metrics.prediction_counter(variant, "v2")
+        for label in range(100):
+            count(1, 0.001, 0.002, {"label": np.array([label])})
+    page = metrics.page().decode()
+    assert page.count("ml_predictions_total{") == 12 * 101  # with "other"
+    assert 'ml_predictions_total{model_version="11",prediction="99"} 1.0' in page
