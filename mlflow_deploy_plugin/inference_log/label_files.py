@@ -136,7 +136,11 @@ def _document(
     if columns.key:
         if missing := [name for name in columns.key if name not in values or (kind == "csv" and name in is_empty)]:
             return _NotALabel(f"it has no {missing[0]!r}, which is of the key")
-        return {**document, "key": {name: _as_logged(values[name], name in columns.numbers) for name in columns.key}}
+        key = {name: values[name] for name in columns.key}
+        for name in columns.numbers & key.keys():
+            if isinstance(key[name], str) and _FRACTION.fullmatch(key[name]):
+                key[name] = float(key[name])
+        return {**document, "key": key}
     if columns.prediction_id not in values or columns.prediction_id in is_empty:
         return _NotALabel(f"it has no {columns.prediction_id!r}")
     document["prediction_id"] = values[columns.prediction_id]
@@ -144,12 +148,6 @@ def _document(
     if columns.row in values and columns.row not in is_empty:
         document["row"] = int(given) if isinstance(given, str) and _NUMBER.fullmatch(given) else given
     return document
-
-
-def _as_logged(value: Any, is_number: bool) -> Any:
-    if is_number and isinstance(value, str) and _FRACTION.fullmatch(value):
-        return float(value)
-    return value
 
 
 def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row]:

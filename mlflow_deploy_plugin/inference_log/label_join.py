@@ -125,22 +125,20 @@ class RowKeys:
             self._hashes.pop(kind, None)
 
     def _row_hashes(self, kind: Kind) -> Array | None:
-        """Return [N] uint64: the key of each row, or None if the rows lack a column of it."""
-        if kind not in self._hashes:
-            self._hashes[kind] = self._hash(kind)
-        return self._hashes[kind]
-
-    def _hash(self, kind: Kind) -> Array | None:
-        if not len(self._table) or not set(kind) <= set(self._table.column_names):
-            return None
-        if kind == _BY_ID:
-            return hash_ids(self._table.column("_prediction_id"))
-        if kind == _BY_ROW:
-            ids = self._row_hashes(_BY_ID)
-            return None if ids is None else combine_hashes(ids, _unsigned(self._table.column("_row")))
-        if any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
-            return None  # a label's key holds single values
-        return hash_texts(row_keys(self._table, kind))
+        """Return [N] uint64: the key of each row, or None if a column of it is missing or holds no single values."""
+        if kind in self._hashes:
+            return self._hashes[kind]
+        hashes: Array | None = None
+        if len(self._table) and set(kind) <= set(self._table.column_names):
+            if kind == _BY_ID:
+                hashes = hash_ids(self._table.column("_prediction_id"))
+            elif kind == _BY_ROW:
+                ids = self._row_hashes(_BY_ID)
+                hashes = None if ids is None else combine_hashes(ids, _unsigned(self._table.column("_row")))
+            elif not any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
+                hashes = hash_texts(row_keys(self._table, kind))  # a label's key holds single values
+        self._hashes[kind] = hashes
+        return hashes
 
 
 class LabelMatches:

@@ -36,28 +36,28 @@ def csv_records(file: IO[bytes], strict: bool = False) -> Iterator[CsvRecord]:
 
     def texts() -> Iterator[str]:
         nonlocal number, position
+        encoding = "utf-8-sig"
         for block in file:
             # a file may end its lines by a carriage return alone
-            for line in block.splitlines(keepends=True) if b"\r" in block[:-2] else (block,):
+            for line in (block,) if block.find(b"\r", 0, -2) < 0 else block.splitlines(keepends=True):
                 number += 1
                 position += len(line)
                 lines.append(line)
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape")
+                yield line.decode(encoding, "surrogateescape")
+                encoding = "utf-8"
 
     reader = csv.reader(texts(), strict=strict)
     while True:
         start, error = number + 1, ""
-        fields: list[str] | None = []
         try:
-            fields = next(reader, None)
-        except csv.Error as refused:
-            error = str(refused)
-        if fields is None:
+            fields = next(reader)
+        except StopIteration:
             return
-        raw = b"".join(lines)
+        except csv.Error as refused:
+            fields, error = [], str(refused)
+        raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
-        is_blank = not fields or (len(fields) == 1 and not fields[0].strip())
-        if error or not is_blank:
+        if error or len(fields) > 1 or (fields and fields[0].strip()):  # a blank line is no record
             yield CsvRecord(start, fields, raw if raw.endswith(b"\n") else raw + b"\n", position, error)
 
 
