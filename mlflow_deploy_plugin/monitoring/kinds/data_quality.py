@@ -69,7 +69,11 @@ def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[
     if requirement.name != "missing" and compared.reference is None:
         yield _finding(requirement, requirement.of, "not judged", compared.missing_reason, None)
         return
-    names = [requirement.of] if requirement.of else [name for name in compared.names if _asked(name, spec.columns)]
+    names = (
+        [requirement.of]
+        if requirement.of
+        else [name for name in compared.names if not spec.columns or name in spec.columns]
+    )
     unknown = requirement.of and requirement.of not in compared.names
     if unknown or not names:
         reason = f"neither the window nor the reference has the column; there are {', '.join(compared.names[:20])}"
@@ -106,10 +110,6 @@ def _change(compared: WindowComparison, requirement: Requirement, name: str, sha
     first, last = f"{before:.1%}", f"{share:.1%}"
     where = "unchanged" if first == last else "more" if share > before else "fewer"
     return f"{first} (the reference) → {last}, {where}"
-
-
-def _asked(name: str, columns: tuple[str, ...]) -> bool:
-    return not columns or name in columns
 
 
 def _missing(profile: Profile, column: ColumnSketch | None) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, as_floats
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions
 from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output, as_text
@@ -81,7 +81,8 @@ def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions 
     if numbers is None:
         return Refused("the log has no column that holds one answer a row")
     truth = _numbers(table, LABEL_NUMBER)
-    unusable = _known(table, LABEL) - int(np.isfinite(truth).sum())
+    labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0
+    unusable = labelled - int(np.isfinite(truth).sum())
     return Predictions(None, numbers, truth, max(unusable, 0))
 
 
@@ -269,9 +270,4 @@ def _numbers(table: pa.Table, name: str) -> Array:
         return np.full(len(table), np.nan)
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())
-    numbers: Array = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
-    return numbers
-
-
-def _known(table: pa.Table, name: str) -> int:
-    return len(table) - table.column(name).null_count if name in table.column_names else 0
+    return as_floats(column)

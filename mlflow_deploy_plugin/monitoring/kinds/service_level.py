@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array, as_floats
 from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson_interval
 from mlflow_deploy_plugin.monitoring.kinds.log_rows import ModelVersion, count_versions, most_first, unreadable_notes
 from mlflow_deploy_plugin.monitoring.kinds.requirements import (
@@ -245,8 +245,7 @@ def _numbers(table: pa.Table, name: str) -> Array:
     """Return [N] float64, NaN where the value is not known."""
     if name not in table.column_names:
         return np.full(len(table), np.nan)
-    numbers: Array = pc.fill_null(pc.cast(table.column(name), pa.float64(), safe=False), float("nan")).to_numpy()
-    return numbers
+    return as_floats(table.column(name))
 
 
 _NO_FAILURES = Refused("the log does not say which requests failed: an older server has captured them")

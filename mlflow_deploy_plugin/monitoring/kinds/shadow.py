@@ -114,12 +114,14 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
 
     Of more rows those are kept whose prediction id has a small hash, so that both sides keep the same ones.
     """
-    limit = 2**64 - 1
+    limit, segment_by = 2**64 - 1, request.spec.segment_by
+    prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     tables: list[pa.Table] = []
     hashes: list[Array] = []
     held = total = 0
     for batch in request.log.batches(request.endpoint, request.window, shadows=True):
-        batch = batch.select([name for name in batch.column_names if _is_needed(name, request.spec.segment_by)])
+        needed = [name for name in batch.column_names if name in segment_by or name.startswith(prefixes)]
+        batch = batch.select(needed)
         own = hash_texts(batch.column("_prediction_id"))
         total += len(batch)
         kept = own <= np.uint64(limit)
@@ -144,10 +146,6 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
         return None, {}, notes
     variants = sorted(name for name in pc.unique(computed.column("_variant")).to_pylist() if name is not None)
     return answered, {name: computed.filter(pc.equal(computed.column("_variant"), name)) for name in variants}, notes
-
-
-def _is_needed(name: str, segment_by: tuple[str, ...]) -> bool:
-    return name in segment_by or name.startswith((OWN_PREFIX, PREDICTION, OUTPUT_PREFIX))
 
 
 class _Artifacts:
@@ -191,7 +189,9 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
                 continue
             sides = left.take(pa.array(rows)), right.take(pa.array(rows))
             try:
-                same[rows] = _same(artifacts.of(one, sides[0]), sides[0], artifacts.of(other, sides[1]), sides[1])
+                artifact, shadow = artifacts.of(one, sides[0]), artifacts.of(other, sides[1])
+                outcome = compare_outputs(artifact, _outputs(artifact, sides[0]), shadow, _outputs(shadow, sides[1]))
+                same[rows] = np.where(outcome.same, _SAME, _OTHER)
             except InferenceError as error:
                 failures.append(f"{len(rows):,} rows of {one[0]} version {one[1]} and its shadow: {error.message}")
     return _ShadowRows(left, same, next(iter(count_versions(computed))), tuple(failures), len(computed))
@@ -200,11 +200,6 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
 def _keys(table: pa.Table) -> Array:
     """Return [N] uint64 of prediction id and row."""
     return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
-
-
-def _same(given_by: Artifact, given: pa.Table, shadow: Artifact, computed: pa.Table) -> Array:
-    outcome = compare_outputs(given_by, _outputs(given_by, given), shadow, _outputs(shadow, computed))
-    return np.where(outcome.same, _SAME, _OTHER).astype(np.int8)
 
 
 def _outputs(artifact: Artifact, rows: pa.Table) -> Mapping[str, Array]:

@@ -186,7 +186,9 @@ def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.Da
                 sides[0][column.name], sides[1][column.name] = left, right
                 continue
         text.add(column.name)
-        sides[0][column.name], sides[1][column.name] = _categories(_as_text(left), _as_text(right))
+        sides[0][column.name], sides[1][column.name] = _categories(
+            [_text(value) for value in left.tolist()], [_text(value) for value in right.tolist()]
+        )
     return pd.DataFrame(sides[0]), pd.DataFrame(sides[1]), text
 
 
@@ -198,10 +200,6 @@ def _has_histogram(values: Array) -> bool:
     largest = float(np.abs(known).max())
     width = float(known.max() - known.min()) or 1.0  # numpy widens a constant by a half to both sides
     return largest < _LARGEST and width > 100 * float(np.spacing(largest))
-
-
-def _as_text(values: Array) -> list[str | None]:
-    return [_text(value) for value in values.tolist()]
 
 
 def _text(value: Any) -> str | None:

@@ -84,7 +84,8 @@ class LogReference:
         Raises:
             NotFound: there are none.
         """
-        rows = _rows(window_versions(self.log, self.endpoint, self.sampled), self.model, self.version)
+        versions = window_versions(self.log, self.endpoint, self.sampled)
+        rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
         key = f"{self.sampled} {self.model} {self.version} {rows}"
         if self.log.since is not None:
             key += f" {self.log.since.isoformat()}"
@@ -99,7 +100,9 @@ class LogReference:
         if not rows:
             raise NotFound(f"the reference has no rows: nothing was captured of {self.endpoint!r} in {self.sampled}")
         table = sample.table()
-        _store(self.log, name, table)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_beside_log(self.log.location, name, sink.getvalue())
         return table
 
     def rows(self, window: Window) -> Iterator[pa.Table]:
@@ -199,10 +202,6 @@ def _past(
     return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [note]
 
 
-def _rows(versions: Mapping[tuple[str, str], int], model: str, version: str) -> int:
-    return versions.get((model, version), 0) if version else sum(versions.values())
-
-
 def _load(log: InferenceLog, name: str) -> pa.Table | None:
     try:
         with log.location.filesystem.open_input_file(f"{log.root}/{name}") as source:
@@ -212,9 +211,3 @@ def _load(log: InferenceLog, name: str) -> pa.Table | None:
     except (OSError, pa.ArrowException) as error:
         _log.warning("the stored sample %s is made anew: %s", name, " ".join(str(error).split()))
         return None
-
-
-def _store(log: InferenceLog, name: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_beside_log(log.location, name, sink.getvalue())

@@ -10,11 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.inference_log import microseconds_of, summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array, as_floats
 from mlflow_deploy_plugin.monitoring.drift.sketches.counting import type_family
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.runtime import EVENT_TIME
@@ -45,8 +44,7 @@ def count_out_of_rest(
         if one is None or family not in ("number", "category"):
             found[name] = nothing
         elif isinstance(one, OrderedBins):
-            values = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
-            found[name] = _range(values, groups, counted)
+            found[name] = _range(as_floats(column), groups, counted)
         else:
             found[name] = _unseen(column, groups, counted)
     return found

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
 from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, event_times
-from mlflow_deploy_plugin.registry import ResolvedModel, download, registry_address, resolve
+from mlflow_deploy_plugin.registry import download, registry_address, resolve
 from mlflow_deploy_plugin.runtime import Artifact, read_artifact
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state
 
@@ -42,7 +42,8 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path | 
     if served:
         return _of_model(served, shown)
     resolved = resolve(_model_uri(model, version))
-    kept = cache / _key(resolved) if cache else None
+    identity = f"{registry_address()} {resolved.identity}"
+    kept = cache / hashlib.sha256(identity.encode()).hexdigest()[:32] if cache else None
     if kept and (kept / _FILE).is_file():
         return _read(kept / _FILE, (kept / _MODEL_ID).read_text(), shown)
     with tempfile.TemporaryDirectory(prefix="onnxserve-reference-") as temporary:
@@ -107,10 +108,6 @@ def _read(path: Path, model_id: str, shown: str) -> ReferenceRows:
         raise InvalidArtifact(f"the reference {path.name!r} of {shown} cannot be read: {error}") from None
     notes = () if times is not None else (_NO_TIMES,)
     return ReferenceRows(table, times, model_id, f"the reference of {shown}", notes)
-
-
-def _key(resolved: ResolvedModel) -> str:
-    return hashlib.sha256(f"{registry_address()} {resolved.identity}".encode()).hexdigest()[:32]
 
 
 def _keep(reference: Path, model_id: str, kept: Path) -> None:

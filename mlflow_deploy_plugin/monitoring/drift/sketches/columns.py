@@ -57,6 +57,12 @@ def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
     return features, notes
 
 
+def as_floats(column: pa.ChunkedArray) -> Array:
+    """Return a column of numbers as [N] float64, NaN where it is null."""
+    values: Array = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
+    return values
+
+
 def pair_columns(
     reference: Mapping[str, ColumnValues], current: Mapping[str, ColumnValues]
 ) -> tuple[list[tuple[ColumnValues, ColumnValues]], list[str]]:
@@ -90,8 +96,7 @@ def _feature(name: str, column: pa.ChunkedArray) -> ColumnValues | None:
     if pa.types.is_boolean(kind):
         return ColumnValues(name, "category", _text(column))
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        values = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan"))
-        return ColumnValues(name, "number", values.to_numpy())
+        return ColumnValues(name, "number", as_floats(column))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return ColumnValues(name, "category", _text(column))
     return None

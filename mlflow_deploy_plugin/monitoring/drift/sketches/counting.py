@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins, round_to_reference
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import TRUTH, Array
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import TRUTH, Array, as_floats
 from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import count_registers, hash_numbers, hash_texts
 
 Family = Literal["number", "category", "null", "other"]
@@ -92,7 +92,7 @@ def _other(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int
 
 
 def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int, kept: int) -> ColumnCounts:
-    values = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
+    values = as_floats(column)
     is_known = ~np.isnan(values)
     is_missing = ~is_known
     hashes = hash_numbers(values[is_known])

@@ -12,7 +12,7 @@ nothing is lost but time.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
@@ -174,7 +174,7 @@ def _day(sketches: SketchStore, listed: Listed, whole_is_enough: bool) -> Stored
     """Return the profiles of a day with at least these hours. Stale hours are made anew, and the day is stored."""
     files = {hour.start: some for hour, some in listed.items()}
     name = sketches.path(f"{min(files):%Y-%m-%d}")
-    present = {start: [(_name(file), file.size) for file in some] for start, some in files.items()}
+    present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
     stored = load_day(sketches.log.location, name, present if whole_is_enough else None)
     stale = [start for start, made_of in present.items() if stored.files.get(start) != made_of]
     if not stale:
@@ -186,21 +186,13 @@ def _day(sketches: SketchStore, listed: Listed, whole_is_enough: bool) -> Stored
         stored.hours[start] = made.get(start, {})
         is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
         stored.files[start] = present[start] if is_readable else [_UNREADABLE]
-    stored = StoredDay(stored.files, stored.hours, _together(stored.hours.values()))
-    store_day(sketches.log.location, name, stored)
-    return stored
-
-
-def _together(hours: Iterable[Profiles]) -> Profiles:
     parts: dict[Identity, list[Profile]] = {}
-    for profiles in hours:
+    for profiles in stored.hours.values():
         for identity, profile in profiles.items():
             parts.setdefault(identity, []).append(profile)
-    return {identity: merge(some) for identity, some in parts.items()}
-
-
-def _name(file: LogFile) -> str:
-    return file.path.rpartition("/")[2]
+    stored = StoredDay(stored.files, stored.hours, {identity: merge(some) for identity, some in parts.items()})
+    store_day(sketches.log.location, name, stored)
+    return stored
 
 
 def _runs(starts: list[datetime]) -> Iterator[Window]:

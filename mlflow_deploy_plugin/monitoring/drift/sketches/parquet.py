@@ -8,7 +8,7 @@ The file of a day has a profile for each hour and version, the log files that it
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import attrgetter
@@ -183,7 +183,8 @@ def load_day(location: LogLocation, name: str, wanted: Mapping[datetime, Files] 
                 datetime.fromisoformat(start): [(file, size) for file, size in made_of]
                 for start, made_of in meta["files"].items()
             }
-            whole = dict(zip(_identities(meta["whole"]), table_to_profiles(parquet.read_row_group(0)), strict=True))
+            identities = [(model, version) for model, version in meta["whole"]]
+            whole = dict(zip(identities, table_to_profiles(parquet.read_row_group(0)), strict=True))
             if files == wanted:
                 return StoredDay(files, {}, whole)
             hours: dict[datetime, Profiles] = {start: {} for start in files}
@@ -196,10 +197,6 @@ def load_day(location: LogLocation, name: str, wanted: Mapping[datetime, Files] 
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
         _log.warning("the stored sketches %s are made anew: %s", name, " ".join(str(error).split()))
         return StoredDay({}, {}, {})
-
-
-def _identities(pairs: Iterable[list[str]]) -> list[Identity]:
-    return [(model, version) for model, version in pairs]
 
 
 def store_day(location: LogLocation, name: str, day: StoredDay) -> None:

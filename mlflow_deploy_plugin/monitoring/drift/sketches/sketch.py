@@ -169,7 +169,7 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
         name=parts[0].name,
         kind=min(judged, default="other"),
         arrow_type=_TYPE_SEPARATOR.join(sorted(types - {"null"} or types)),
-        counts=_sum_counts(parts),
+        counts=np.sum([part.counts for part in parts], axis=0),
         rows=sum(part.rows for part in parts),
         missing=sum(part.missing for part in parts),
         mistyped=sum(part.mistyped for part in parts),
@@ -185,11 +185,6 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
         m2=m2,
         expected_type=parts[0].expected_type,
     )
-
-
-def _sum_counts(parts: Sequence[ColumnSketch]) -> Array:
-    counts: Array = np.sum([part.counts for part in parts], axis=0)
-    return counts
 
 
 def _merge_fresh(parts: Sequence[Mapping[str, int]]) -> Mapping[str, int]:
