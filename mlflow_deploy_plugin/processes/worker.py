@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.processes.child import Child, Output, exit_reason, req
 _log = logging.getLogger(__name__)
 
 _OWN_END_SECONDS = 0.2
+_KILL_SECONDS = 5.0
 
 
 class ProcessEnded(OnnxserveError):
@@ -127,7 +128,7 @@ class Worker:
                 return None
             if child.wait(_OWN_END_SECONDS) is None:
                 child.kill()
-            return child.wait()
+            return child.wait(_KILL_SECONDS)  # not for ever: a process may hang in the kernel
 
 
 class WorkerPool:
