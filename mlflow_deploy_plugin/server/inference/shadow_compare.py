@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime import Array, Artifact, Output, row_count
+from mlflow_deploy_plugin.runtime import Array, Artifact, row_count
 
 RELATIVE, ABSOLUTE = 0.01, 1e-6
 
@@ -32,25 +32,27 @@ class ShadowComparison:
     differences: Array
 
 
-def compare_outputs(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outputs) -> ShadowComparison:
+def compare_outputs(
+    answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
+) -> ShadowComparison:
     """Compare the outputs of two graphs for the same rows, whichever of them were requested.
 
     Raises:
         InferenceError: they have no outputs in common, or not the same number of rows.
     """
-    rows = row_count(given)
-    if rows != row_count(computed):
-        raise InferenceError(f"the shadow answered {row_count(computed)} rows to a request of {rows}")
-    pairs = list(_pairs(given_by, given, shadow, computed))
-    found = [_difference(*pair) for pair in pairs if _are_floats(*pair)]
-    differences = np.max(found, axis=0) if found else np.empty(0)
-    labels = _labels(given_by, given, rows), _labels(shadow, computed, rows)
-    if labels[0] is not None and labels[1] is not None:
-        return ShadowComparison(_is_equal(labels[0], labels[1]), differences)
+    rows, shadow_rows = row_count(outputs), row_count(shadow_outputs)
+    if rows != shadow_rows:
+        raise InferenceError(f"the shadow answered {shadow_rows} rows to a request of {rows}")
+    pairs = list(_pairs(answering, outputs, shadow, shadow_outputs))
+    by_pair = [_difference(*pair) for pair in pairs if _are_floats(*pair)]
+    differences = np.max(by_pair, axis=0) if by_pair else np.empty(0)
+    labels, shadow_labels = _labels(answering, outputs, rows), _labels(shadow, shadow_outputs, rows)
+    if labels is not None and shadow_labels is not None:
+        return ShadowComparison(_is_equal(labels, shadow_labels), differences)
     if not pairs:
         raise InferenceError(
-            f"nothing in the shadow's answer ({', '.join(computed) or 'empty'}) can be compared with the one that was "
-            f"given ({', '.join(given) or 'empty'})"
+            f"nothing in the shadow's answer ({', '.join(shadow_outputs) or 'empty'}) can be compared with the one "
+            f"that was given ({', '.join(outputs) or 'empty'})"
         )
     return ShadowComparison(np.logical_and.reduce([_is_close(*pair) for pair in pairs]), differences)
 
@@ -77,64 +79,62 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
     return first.reshape(rows, 1)
 
 
-def _pairs(given_by: Artifact, given: Outputs, shadow: Artifact, computed: Outputs) -> Iterator[tuple[Array, Array]]:
-    """Yield corresponding arrays, [N, k] each: those of the same name, else of the same place among their role."""
-    ours = [output for output in given_by.outputs if output.name in given and output.role != "label"]
-    theirs = [output for output in shadow.outputs if output.name in computed and output.role != "label"]
-    for output in ours:
-        other = _counterpart(output, ours, theirs)
+def _pairs(
+    answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
+) -> Iterator[tuple[Array, Array]]:
+    """Yield corresponding arrays, [N, k] each: those of the same name, else of the same position among their role."""
+    candidates = [output for output in answering.outputs if output.name in outputs and output.role != "label"]
+    others = [output for output in shadow.outputs if output.name in shadow_outputs and output.role != "label"]
+    for output in candidates:
+        other = next((other for other in others if other.name == output.name), None)
         if other is None:
-            continue
-        one, two = given[output.name], computed[other.name]
-        if output.role == "probabilities" == other.role and given_by.classes != shadow.classes:
-            if sorted(map(str, given_by.classes)) != sorted(map(str, shadow.classes)):
+            same_role = [one for one in candidates if one.role == output.role]
+            others_of_role = [one for one in others if one.role == output.role]
+            if len(same_role) != len(others_of_role):
                 continue
-            two = two[:, [shadow.classes.index(name) for name in given_by.classes]]
-        if one.shape[:1] == two.shape[:1] != () and one.size == two.size:
-            yield one.reshape(len(one), -1), two.reshape(len(two), -1)
+            other = others_of_role[same_role.index(output)]
+        left, right = outputs[output.name], shadow_outputs[other.name]
+        if output.role == "probabilities" == other.role and answering.classes != shadow.classes:
+            if sorted(map(str, answering.classes)) != sorted(map(str, shadow.classes)):
+                continue
+            right = right[:, [shadow.classes.index(name) for name in answering.classes]]
+        if left.shape[:1] == right.shape[:1] != () and left.size == right.size:
+            yield left.reshape(len(left), -1), right.reshape(len(right), -1)
 
 
-def _counterpart(output: Output, ours: list[Output], theirs: list[Output]) -> Output | None:
-    for other in theirs:
-        if other.name == output.name:
-            return other
-    mine, alike = ([one for one in outputs if one.role == output.role] for outputs in (ours, theirs))
-    return alike[mine.index(output)] if len(mine) == len(alike) else None
-
-
-def _are_floats(one: Array, two: Array) -> bool:
+def _are_floats(left: Array, right: Array) -> bool:
     """Return whether both are numbers, and one of them floating-point: integers may be codes."""
-    kinds = one.dtype.kind + two.dtype.kind
+    kinds = left.dtype.kind + right.dtype.kind
     return "f" in kinds and set(kinds) <= set("fiu")
 
 
-def _difference(one: Array, two: Array) -> Array:
+def _difference(left: Array, right: Array) -> Array:
     """Return float64 [N], the largest difference of each row: 0 if both are NaN, NaN if one is."""
     with np.errstate(invalid="ignore"):
-        difference = np.abs(one.astype(np.float64) - two.astype(np.float64))
-    difference[(one == two) | ((one != one) & (two != two))] = 0.0
+        difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
+    difference[(left == right) | ((left != left) & (right != right))] = 0.0
     result: Array = difference.max(axis=1, initial=0.0)
     return result
 
 
-def _is_close(one: Array, two: Array) -> Array:
+def _is_close(left: Array, right: Array) -> Array:
     """Return bool [N], whether the values of a row are the same up to the tolerance."""
-    if not _are_floats(one, two):
-        return _is_equal(one, two)
+    if not _are_floats(left, right):
+        return _is_equal(left, right)
     with np.errstate(invalid="ignore", over="ignore"):
-        bound = ABSOLUTE + RELATIVE * np.maximum(np.abs(one), np.abs(two))
-        near = np.abs(one.astype(np.float64) - two) <= np.where(np.isfinite(bound), bound, 0.0)
-    both_missing = (one != one) & (two != two)
-    result: Array = (near | (one == two) | both_missing).all(axis=1)
+        bound = ABSOLUTE + RELATIVE * np.maximum(np.abs(left), np.abs(right))
+        near = np.abs(left.astype(np.float64) - right) <= np.where(np.isfinite(bound), bound, 0.0)
+    both_missing = (left != left) & (right != right)
+    result: Array = (near | (left == right) | both_missing).all(axis=1)
     return result
 
 
-def _is_equal(one: Array, two: Array) -> Array:
+def _is_equal(left: Array, right: Array) -> Array:
     """Return bool [N], whether all values of a row are equal, whatever types the two arrays have."""
-    if one.shape != two.shape:
-        return np.zeros(len(one), dtype=bool)
-    if one.dtype.kind in "fiub" and two.dtype.kind in "fiub":
-        result: Array = (one == two).all(axis=1)
+    if left.shape != right.shape:
+        return np.zeros(len(left), dtype=bool)
+    if left.dtype.kind in "fiub" and right.dtype.kind in "fiub":
+        result: Array = (left == right).all(axis=1)
         return result
-    pairs = zip(one.tolist(), two.tolist(), strict=True)
-    return np.fromiter((a == b for a, b in pairs), dtype=bool, count=len(one))
+    pairs = zip(left.tolist(), right.tolist(), strict=True)
+    return np.fromiter((a == b for a, b in pairs), dtype=bool, count=len(left))
