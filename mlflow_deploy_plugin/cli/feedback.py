@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_input
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.feedback import LabelTarget
+    from mlflow_deploy_plugin.deployments import LabelTarget
     from mlflow_deploy_plugin.inference_log import BadRow, InferenceLog
 
 _SHOWN_BAD = 20
@@ -84,7 +84,7 @@ def feedback(
     exit status is then 1.
     """
     # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels
+    from mlflow_deploy_plugin.deployments import check_key_columns, import_labels
     from mlflow_deploy_plugin.inference_log import LabelColumns, open_log, read_label_file
     from mlflow_deploy_plugin.settings import load_settings
 
@@ -152,7 +152,7 @@ def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarg
     Raises:
         NotFound: nothing is known of the endpoint, neither a server nor a row.
     """
-    from mlflow_deploy_plugin.deployments.feedback import label_target
+    from mlflow_deploy_plugin.deployments import label_target
     from mlflow_deploy_plugin.nearest import did_you_mean, join_names
 
     with opened_deployments() as deployments:

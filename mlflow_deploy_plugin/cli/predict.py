@@ -20,8 +20,7 @@ from mlflow_deploy_plugin.tabular import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments.batch.predictor import Predictor
-    from mlflow_deploy_plugin.deployments.batch.rows import RowBatch, RowFile
+    from mlflow_deploy_plugin.deployments import Predictor, RowBatch, RowFile
 
 _KINDS = click.Choice(FILE_FORMATS)
 
@@ -77,8 +76,7 @@ def predict(
     if (model_uri is None) == (name is None):
         raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments.batch.predictor import predict_batch
-    from mlflow_deploy_plugin.deployments.batch.rows import read_rows
+    from mlflow_deploy_plugin.deployments import predict_batch, read_rows
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")
     wanted = cast(FileFormat, output_type or output_format(output_path, given))
@@ -123,11 +121,10 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
 
 
 def _open_predictor(model_uri: str | None, name: str | None) -> "AbstractContextManager[Predictor]":
-    from mlflow_deploy_plugin.deployments.batch import predictor
-    from mlflow_deploy_plugin.deployments.scoring import scoring_target
+    from mlflow_deploy_plugin.deployments import model_predictor, scoring_target, server_predictor
 
     if model_uri is not None:
-        return predictor.model_predictor(model_uri)
+        return model_predictor(model_uri)
     with opened_deployments() as deployments:
         is_endpoint = deployments.store.endpoint(name or "") is not None
-        return predictor.server_predictor(scoring_target(deployments, *((None, name) if is_endpoint else (name, None))))
+        return server_predictor(scoring_target(deployments, *((None, name) if is_endpoint else (name, None))))

@@ -6,7 +6,7 @@ So controllers in pods, and those next to other servers of the same store, neith
 
 import uuid
 
-from mlflow_deploy_plugin.deployments.backends.local import state_dir
+from mlflow_deploy_plugin.deployments import state_dir
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.statedir import locked, write_atomically
 
