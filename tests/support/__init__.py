@@ -1,1 +1,1 @@
-"""What the tests of several rooms share; `from tests.support.waiting import wait_until`."""
+"""Support that the tests of several rooms share; `from tests.support.waiting import wait_until`."""

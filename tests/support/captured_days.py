@@ -46,7 +46,7 @@ class TwoDays:
 
 @contextmanager
 def two_captured_days(server: MlflowServer, store_url: str, serve: Callable[..., Served]) -> Iterator[TwoDays]:
-    """MLflow's server, the store and the environment's S3 API are to be where the process that judges reaches them.
+    """Capture the days. The process that judges must reach MLflow's server, the store and the environment's S3 API.
 
     Args:
         server: is started here.
@@ -72,7 +72,7 @@ def two_captured_days(server: MlflowServer, store_url: str, serve: Callable[...,
 
 
 def _register() -> None:
-    """y = 2x, with forty calm days as its reference."""
+    """Return the model y = 2x with forty calm days as its reference."""
     times = pd.date_range(BEGIN - 40 * DAY, BEGIN, periods=3000, inclusive="left")
     rows = pd.DataFrame({"x": np.random.default_rng(0).normal(size=len(times))})
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):

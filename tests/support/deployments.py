@@ -24,7 +24,7 @@ SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("doubl
 
 
 def weighted_sum(factor: float) -> onnx.ModelProto:
-    """y = (a + b) * factor: the answer tells which model gave it."""
+    """Return the model y = (a + b) * factor, whose answers tell which model gave them."""
     return parse_graph(
         f"""sum (float[N,2] x) => (float[N] y) <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
           total = ReduceSum <keepdims = 0> (x, axes)
@@ -44,7 +44,7 @@ class Models:
 
 
 def save_models(folder: Path) -> Models:
-    """Writes them into `folder`."""
+    """Write them into `folder`."""
     for name, factor in (("once", 1.0), ("twice", 2.0)):
         mlflow.onnx.save_model(
             weighted_sum(factor), folder / name, signature=SIGNATURE, pip_requirements=["onnxruntime"]
@@ -58,7 +58,7 @@ def save_models(folder: Path) -> Models:
 
 @contextmanager
 def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
-    """A client on a home of its own; in the end all that is there is removed, and no process may be left."""
+    """Yield a client with a home of its own. At the end all of it is removed, and no process may be left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
         # homes do not know of each other's ports; tests that run at the same time begin to look at different ones
@@ -76,7 +76,7 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
 
 
 def working_in(folder: Path) -> list[psutil.Process]:
-    """The processes whose working directory is somewhere below `folder`."""
+    """Return the processes whose working directory lies below `folder`."""
     found = []
     for process in psutil.process_iter():
         try:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Writes beyond `size` bytes come short, then fail with EFBIG (SIGXFSZ is ignored by Python).
+    """Let writes beyond `size` bytes come short, then fail with EFBIG (SIGXFSZ is ignored by Python).
 
     It holds for the file that the tests' own output may go to as well: for the one call under test, nothing more.
     """

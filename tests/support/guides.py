@@ -17,18 +17,18 @@ _FOREIGN = ("ONNXSERVE_", "MLFLOW_", "PYTHON", "UV_", "VIRTUAL_ENV")
 
 
 def section(heading: str) -> str:
-    """The text below `## heading`."""
+    """Return the text below `## heading`."""
     (found,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE)
     return str(found)
 
 
 def blocks(language: str, text: str = README) -> list[str]:
-    """The fenced blocks of that language."""
+    """Return the fenced blocks of that language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def shell(environment: Path, folder: Path) -> dict[str, str]:
-    """The variables of a user's shell with that virtual environment active, and with nothing deployed yet.
+    """Return the variables of a user's shell with that virtual environment active, and nothing deployed yet.
 
     Args:
         folder: for what a user keeps at home.
@@ -48,7 +48,7 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
 
 
 def run_smallest_example(environment: Path, folder: Path) -> None:
-    """Runs the example in that virtual environment and an empty folder; it has to predict."""
+    """Run the example in that virtual environment and an empty folder; it has to predict."""
     (code,) = blocks("python", section("The smallest example"))
     command = [str(environment / "bin" / "python"), "-c", code]
     result = subprocess.run(
@@ -59,7 +59,7 @@ def run_smallest_example(environment: Path, folder: Path) -> None:
 
 
 def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
-    """Runs the commands of "By hand" in their order; they do what the page says, and leave nothing running."""
+    """Run the commands of "By hand" in their order; they do what the page says, and leave nothing running."""
     script = "set -euo pipefail\n" + "".join(blocks("sh", section("By hand")))
     for port in ("5000", "8123"):
         script = script.replace(port, str(free_port()))
@@ -96,7 +96,7 @@ def _check_what_was_said(output: str) -> None:
 
 
 def _running_in(group: int) -> list[int]:
-    """The processes of that group that have not ended."""
+    """Return the processes of that group that have not ended."""
     running = []
     for process in psutil.process_iter(["status"]):
         try:
@@ -111,7 +111,7 @@ _TIMEOUT_SECONDS = 300
 
 
 def run_page(name: str, folder: Path, tracking_uri: str) -> list[str]:
-    """What each `sh` and `python` block of docs/NAME prints to stdout; each has to end with status 0.
+    """Return the output of each `sh` and `python` block of docs/NAME; each has to end with status 0.
 
     Args:
         folder: where they run; deployments are in the home that this process's environment names.

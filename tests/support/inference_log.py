@@ -19,7 +19,7 @@ _segments = itertools.count(1)
 
 
 def event_table(columns: Mapping[str, Any]) -> pa.Table:
-    """A table whose `_event_time` has the log's type."""
+    """Return a table whose `_event_time` has the log's type."""
     arrays = {name: pa.array(values) for name, values in columns.items() if name != "_event_time"}
     arrays["_event_time"] = pa.array(columns["_event_time"], type=pa.timestamp("us", tz="UTC"))
     return pa.table(arrays)
@@ -40,7 +40,7 @@ class LogWriter:
         endpoint: str = ENDPOINT,
         suffix: str = "",
     ) -> str:
-        """One request with these rows, one file an hour; gives the segment. Columns may be the log's own ones."""
+        """Write one request with these rows, one file an hour; return its segment. The log's own columns may be among them."""
         segment = segment or f"segment-{next(_segments)}"  # not a random one: it chooses which rows are compared
         table = event_table(columns)
         rows = len(table)
@@ -68,7 +68,7 @@ class LogWriter:
         return segment
 
     def label(self, *labels: Label, day: str = "2013-07-02", name: str = "labels", endpoint: str = ENDPOINT) -> None:
-        """A file of labels that came in on a day."""
+        """Write a file of labels that arrived on a day."""
         folder = self.root / LABELS / f"endpoint={endpoint}" / f"date={day}"
         folder.mkdir(parents=True, exist_ok=True)
         pq.write_table(labels_table(labels), folder / f"{name}.parquet")

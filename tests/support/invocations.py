@@ -1,4 +1,4 @@
-"""What is sent to `/invocations` of MLflow's scoring server and of ours: form by form, value by value."""
+"""The requests to `/invocations` of MLflow's scoring server and of ours: form by form, value by value."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ JSON, CSV = "application/json", "text/csv"
 
 
 def case(name: str, model: str, body: Any, content_type: str | None = JSON) -> Any:
-    """One request: to which model, what is sent (bytes, or a document that is sent as JSON), and as what."""
+    """One request: its model, its content (bytes, or a document that is sent as JSON), and its content type."""
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
     return pytest.param(name, model, sent, content_type, id=name)
 
@@ -27,7 +27,7 @@ def split(columns: list[Any], *rows: list[Any], **more: Any) -> dict[str, Any]:
 
 
 def mixed(**changed: Any) -> dict[str, Any]:
-    """The first two flights, the first with other values."""
+    """Return the first two flights, the first with other values."""
     return {"dataframe_records": [RECORDS[0] | changed, RECORDS[1]]}
 
 

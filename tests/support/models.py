@@ -12,12 +12,12 @@ IDENTITY = "same (float[N,1] x) => (float[N,1] y) { y = Identity(x) }"
 
 
 def parse_graph(text: str) -> onnx.ModelProto:
-    """The model of a graph in ONNX's text form, without its header."""
+    """Return the model of a graph in ONNX's text form, without its header."""
     return onnx.parser.parse_model(HEADER + text)
 
 
 def adder(amount: float) -> onnx.ModelProto:
-    """y = x + amount: the answer tells which version gave it."""
+    """Return the model y = x + amount, whose answers tell which version gave them."""
     return parse_graph(
         f"adder (float[N,1] x) => (float[N,1] y) <float[1] amount = {{{amount}}}> {{ y = Add(x, amount) }}"
     )
@@ -30,7 +30,7 @@ def write_model(
     section: dict[str, Any] | None = None,
     model_id: str = "m-1",
 ) -> Path:
-    """An MLmodel folder; `section`: the rest of flavors.onnxserve, None for a model of the stock onnx flavor."""
+    """Write an MLmodel folder; `section`: the rest of flavors.onnxserve, None for a model of the stock onnx flavor."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(parse_graph(graph), folder / "model.onnx")
     flavors: dict[str, Any] = {"onnx": {"data": "model.onnx", "onnx_version": "1.23.2"}}

@@ -21,7 +21,7 @@ _DAY_ROWS = 75
 
 
 def make_endpoint(home: Path, name: str = "flights", every: str = "1d", begin: datetime = CALM, **more: str) -> None:
-    """An endpoint that was created at `begin`, as the store says, with a monitor `daily`."""
+    """Create an endpoint with a monitor `daily`; the store says that it was created at `begin`."""
     rng = np.random.default_rng(0)
     model = home.parent / f"model-of-{name}"
     model.mkdir(parents=True)
@@ -46,7 +46,7 @@ def make_endpoint(home: Path, name: str = "flights", every: str = "1d", begin: d
 
 
 def capture(home: Path, begin: datetime, shift: float = 0.0, rows: int = 250, name: str = "flights") -> None:
-    """Writes rows of the first minutes after `begin`; a shift of 9 is another world."""
+    """Write rows of the first minutes after `begin`; a shift of 9 is another world."""
     rng = np.random.default_rng(int(begin.timestamp()))
     times = [begin + timedelta(seconds=row) for row in range(rows)]
     columns = {"_event_time": times, "x": rng.normal(shift, 1, rows)}

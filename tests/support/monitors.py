@@ -61,11 +61,11 @@ class MonitoredWorld:
         return open_store(self.settings.store_url, clock)
 
     def endpoint(self, name: str = "flights", **monitors: Mapping[str, Any]) -> None:
-        """Adds an endpoint with these monitors, by default an hourly one."""
+        """Add an endpoint with these monitors, by default an hourly one."""
         self.store.add_endpoint("onnxserve", self.spec(name, **monitors))
 
     def spoil(self, name: str = "flights") -> None:
-        """Leaves the endpoint's spec as a version of onnxserve wrote it whose fields nobody knows here."""
+        """Replace the endpoint's spec by one with fields of another version of onnxserve."""
         with self.store.transaction() as session:
             row = session.get(EndpointRow, name)
             assert row is not None
@@ -80,7 +80,7 @@ class MonitoredWorld:
         return apply_config(new_endpoint(name, "models:/flight-delay/1"), fields)
 
     def rows(self, *hours: datetime, endpoint: str = "flights", rows: int = 3) -> None:
-        """Writes rows into the first seconds of these hours."""
+        """Write rows into the first seconds of these hours."""
         for hour in hours:
             times = [hour + timedelta(seconds=second) for second in range(rows)]
             self.writer.write({"_event_time": times, "x": [1.0] * rows}, endpoint=endpoint)
@@ -113,7 +113,7 @@ class MonitoredWorld:
         return EvaluatedWindow(judgement, run, rows)
 
     def start(self, store: Store | None = None, lease_seconds: float = 15, **more: Any) -> threading.Event:
-        """Runs a scheduler beside the test; the event that is given ends it, and so does the test's end."""
+        """Run a scheduler beside the test; the yielded event ends it, and so does the end of the test."""
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
         given: dict[str, Any] = {
@@ -138,12 +138,12 @@ class MonitoredWorld:
         return over
 
     def count_looks(self) -> Callable[[], int]:
-        """Tells how often the clock was asked since, which a scheduler does at each look."""
+        """Return a function that counts the reads of the clock since; a scheduler reads it at each look."""
         before = self.looks
         return lambda: self.looks - before
 
     def wait_for_attempt(self, number: int, monitor: str | None = None) -> MonitorWindow:
-        """The window whose attempt of this number has failed."""
+        """Return the window whose attempt of this number has failed."""
 
         def found() -> MonitorWindow | None:
             windows = self.monitors.windows(monitor=monitor, states=("pending",))
@@ -159,7 +159,7 @@ class MonitoredWorld:
         self.threads.clear()
 
     def wait_for(self, count: int, monitor: str | None = None, state: str = "judged") -> list[MonitorWindow]:
-        """The windows that are in this state, once there are so many."""
+        """Return the windows in this state as soon as there are so many."""
 
         def found() -> list[MonitorWindow]:
             windows = [one for one in self.monitors.windows(monitor=monitor) if one.state == state]

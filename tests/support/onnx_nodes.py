@@ -22,7 +22,7 @@ class NodeCase:
 
 
 def node_cases(every: int = 1) -> list[NodeCase]:
-    """Each case with tensors of V2's datatypes, or every so-many-th of them, by name."""
+    """Return the cases with tensors of V2's datatypes, or every n-th of them, by name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy's, of the infinities that some cases hold on purpose
         from onnx.backend.test.case.node import collect_testcases

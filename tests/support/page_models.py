@@ -47,7 +47,7 @@ def digits_model(folder: Path) -> Path:
 
 
 def hostile_model(folder: Path) -> Path:
-    """Column names that are HTML, and classes that are, too."""
+    """Write a model with column names that are HTML, and classes that are, too."""
     graph = f"""
 hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)
 <int64[1] first = {{0}}, int64[1] second = {{1}}, int64[1] axis = {{1}}, double[1] zero = {{0.0}},

@@ -47,7 +47,7 @@ class Troubled(PythonModel):
 
 
 class Anything(PythonModel):
-    """Without a signature: says what it was given, and gives what has no form as JSON numbers."""
+    """A model without a signature: it echoes its input, with values that JSON has no numbers for."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         if isinstance(model_input, pd.DataFrame):
@@ -80,7 +80,7 @@ class Tensors(PythonModel):
 
 
 def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
-    """The folder of each model by its name, or of some of those that are a PythonModel."""
+    """Save each model, or only some that are a PythonModel, and return the folders by name."""
     import cloudpickle
     import mlflow
     from mlflow.models import ModelSignature, infer_signature

@@ -96,21 +96,21 @@ class RetrainingWorld:
         return MonitorSpec.model_validate({"kind": "performance", "require": ["accuracy>=0.9"], "retrain": retrain})
 
     def monitor(self, name: str = "accuracy", **fields: Any) -> None:
-        """Gives the endpoint a monitor with this `retrain`."""
+        """Give the endpoint a monitor with this `retrain`."""
         retrain = {"project": str(self.project), "env_manager": "local", **fields}
         config = {f"monitors.{name}.retrain.{field}": value for field, value in retrain.items()}
         config |= {f"monitors.{name}.kind": "performance", f"monitors.{name}.require": "accuracy>=0.9"}
         self._change(config)
 
     def serve_model(self, name: str) -> None:
-        """The endpoint serves another registered model from now on."""
+        """Let the endpoint serve another registered model from now on."""
         client = MlflowClient()
         client.create_registered_model(name)
         client.create_model_version(name, (self.project / "models" / "better").as_uri())
         self._change({f"variants.{ENDPOINT}.model": f"models:/{name}/1"})
 
     def divide_traffic(self) -> None:
-        """By a rollout of another version than the candidate."""
+        """Roll out another version than the candidate."""
         stored = self.deployments.store.endpoint(ENDPOINT)
         assert stored is not None
         spec = add_variant(stored.spec, "candidate", f"models:/{MODEL}/1")
@@ -150,7 +150,7 @@ class RetrainingWorld:
         return self.retrainings.find()[-1]
 
     def at(self, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
-        """A retraining that has come so far; no project has run."""
+        """Return a retraining in this state; no project has run."""
         assert retrain_on_alarm(self.deployments, self.result(), self.run(), self.spec(then=then)) is not None
         run_id = ""
         if state != "waiting":
@@ -164,17 +164,17 @@ class RetrainingWorld:
         return written
 
     def register(self, run_id: str | None = None, model: str = "better") -> str:
-        """One of the project's models as the next version."""
+        """Register one of the project's models as the next version."""
         folder = self.project / "models" / model
         return str(MlflowClient().create_model_version(MODEL, folder.as_uri(), run_id).version)
 
     def take(self) -> Retraining:
-        """One step of the last retraining."""
+        """Advance the last retraining by one step."""
         try_step(self.context, self.latest())
         return self.latest()
 
     def until(self, *states: str, seconds: float = 90.0) -> Retraining:
-        """Step after step until it is in one of these states."""
+        """Advance it until it is in one of these states."""
         wait_until(lambda: self.take().state in states, seconds, f"the retraining is {' or '.join(states)}")
         return self.latest()
 
@@ -186,7 +186,7 @@ class RetrainingWorld:
         share_labelled: float = 1.0,
         change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda rows: rows,
     ) -> None:
-        """Rows of a day, one request every four hours, as version 1 answered them, with what really happened."""
+        """Write the rows of a day, one request every four hours, as version 1 answered them, with their labels."""
         writer = LogWriter(Path(self.deployments.settings.inference_log))
         found = change(labelled(rows, seed=seed))
         for place, part in enumerate(np.array_split(np.arange(rows), 6)):
@@ -209,7 +209,7 @@ class RetrainingWorld:
 
 @cache
 def _models() -> Path:
-    """Made once a process, and copied."""
+    """Make it once a process, and copy it."""
     folder = Path(tempfile.mkdtemp(prefix="retraining-models-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     reference = {name: labelled(400, seed=1)[name] for name in COLUMNS}

@@ -29,7 +29,7 @@ PLAN = RolloutPlan(
 def counted(
     requests: float, errors: float = 0, slow: float = 0, same: float = 0, different: float = 0
 ) -> VersionCounters:
-    """Requests of which `slow` took between 0.1 and 1 s and the others less than 10 ms."""
+    """Return requests of which `slow` took between 0.1 and 1 s and the others less than 10 ms."""
     timed = {0.01: requests - slow, 0.1: requests - slow, 1.0: requests, math.inf: requests}
     return VersionCounters(requests, errors, timed, same, different)
 
@@ -45,7 +45,7 @@ def numbers(
 
 
 def variants(share: int | None) -> dict[str, VariantSpec]:
-    """The deployments while the candidate has this share; None: before it is there."""
+    """Return the deployments while the candidate has this share; None: before it is deployed."""
     champion = VariantSpec(model="models:/X/Production", weight=100 - (share or 0))
     if share is None:
         return {"champion": champion}

@@ -36,7 +36,7 @@ class Served:
         return self
 
     def predict(self, *row: float, **headers: str) -> requests.Response:
-        """The answer to one row; headers are named as in Python, `X_Event_Time`."""
+        """Return the answer to one row; headers are named as in Python, `X_Event_Time`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(f"{self.url}/invocations", json={"inputs": [row]}, headers=named, timeout=30)
 
@@ -44,11 +44,11 @@ class Served:
         return self.predict(0).headers["X-Model-Version"]
 
     def members(self) -> list[psutil.Process]:
-        """Every process of the session: supervisor, agent, gunicorn, workers."""
+        """Return every process of the session: supervisor, agent, gunicorn, workers."""
         return [process for process in psutil.process_iter() if _session(process) == self.process.pid]
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Ends it, if it has not ended, and gives its exit status once no process of it is left."""
+        """End it, if it has not ended, and return its exit status as soon as no process of it is left."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(timeout=40)
@@ -65,7 +65,7 @@ def _session(process: psutil.Process) -> int:
 
 @contextmanager
 def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
-    """Starts `onnxserve serve ARGUMENTS --state-dir FOLDER/state`; whatever is still there at the end is ended."""
+    """Yield a function that starts `onnxserve serve ARGUMENTS --state-dir FOLDER/state`; all end with it."""
     started: list[Served] = []
 
     def start(*arguments: str, state: str = "state") -> Served:

@@ -62,6 +62,6 @@ class Clock:
 
 
 def forget_what_is_shipped(folder: Path) -> None:
-    """A crash after rows were written to the log, and before it was written down."""
+    """Crash after rows were written to the log, and before that was recorded."""
     (shipped,) = (folder / "spool").glob("*.shipped")
     shipped.unlink()

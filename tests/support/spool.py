@@ -40,7 +40,7 @@ class CapturedRequest:
 
 
 def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:
-    """The requests from offset `start` (0, or what an earlier call gave) on, and where to go on the next time.
+    """Return the requests from offset `start` on (0, or the result of an earlier call), and the next offset.
 
     Stops without a word at a frame that is torn or not yet whole.
     """
@@ -62,7 +62,7 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
 
 
 def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, dict[str, Array]]]:
-    """The record and the arrays of a request that was packed by this layout (parsed)."""
+    """Return the record and the arrays of a request that was packed by this (parsed) layout."""
     rows, event_time, received_time, latency, status, request_length, prediction_length = _HEAD.unpack_from(packed)
     position = _HEAD.size
     ids = []

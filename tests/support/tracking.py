@@ -12,7 +12,7 @@ DEFAULT_EXPERIMENT = "0"  # to be named: what a test sets by `mlflow.set_experim
 
 
 def create_database(path: Path) -> None:
-    """An SQLite of MLflow's tables without any row: to be made once and copied, since their migrations take seconds."""
+    """Make an SQLite file with MLflow's tables and no rows, to be copied: their migrations take seconds."""
     from mlflow import MlflowClient
 
     # only the registry's store is opened: the tracking store would add an experiment whose files lie here
@@ -21,7 +21,7 @@ def create_database(path: Path) -> None:
 
 @contextmanager
 def tracking_at(uri: str) -> Iterator[None]:
-    """MLflow's tracking, and with it its registry, at `uri`; afterwards where the environment said before.
+    """Set MLflow's tracking, and with it its registry, to `uri`; afterwards to what the environment says.
 
     `mlflow.set_registry_uri` is left alone: once it is called, the registry follows the tracking URI no more.
     """

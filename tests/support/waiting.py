@@ -9,7 +9,7 @@ import requests
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = "the condition") -> Any:
-    """The first true value of `condition`; fails with `what` after `seconds`."""
+    """Return the first true value of `condition`; fail with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
@@ -18,14 +18,14 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = 
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of this machine that was free a moment ago."""
+    """Return a port of this machine that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of `url` is answered with a status below 400."""
+    """Return True if a GET of `url` is answered with a status below 400."""
     try:
         return requests.get(url, timeout=5).ok
     except requests.RequestException:

@@ -18,7 +18,7 @@ class Receiver:
     got: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def url(self, path: str) -> str:
-        """The channel's, with a secret."""
+        """The URL of the channel, with a secret."""
         return f"json://bot:s3cret-token@127.0.0.1:{self.port}/{path}"
 
     def titles(self, path: str) -> list[str]:

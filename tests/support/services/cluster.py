@@ -44,7 +44,7 @@ class Cluster:
         self.kubectl("apply", "-f", "-", given=yaml.safe_dump(manifest))
 
     def job(self, name: str, cronjob: Manifest) -> str:
-        """Starts a Job as the CronJob would, and gives how it ends (`kubectl create job --from` knows no old ones)."""
+        """Start a Job as the CronJob would, and return how it ends (`kubectl create job --from` knows no old ones)."""
         kind = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}}
         self.apply({**kind, "spec": cronjob["spec"]["jobTemplate"]["spec"]})
         return self.end_of(name)
@@ -57,7 +57,7 @@ class Cluster:
         return json.loads(self.kubectl("get", kind, "-o", "json", *selection))["items"]  # type: ignore[no-any-return]
 
     def end_of(self, job: str, seconds: float = 240) -> str:
-        """Waits until the Job is `Complete` or `Failed`."""
+        """Wait until the Job is `Complete` or `Failed`."""
 
         def end() -> str:
             (found,) = self.items("job", f"--field-selector=metadata.name={job}")
@@ -67,13 +67,13 @@ class Cluster:
         return wait_until(end, seconds, f"the job {job} has ended")  # type: ignore[no-any-return]
 
     def logs(self, job: str) -> list[str]:
-        """What the pods of a Job have written, as lines."""
+        """Return the lines that the pods of a Job have written."""
         return self.kubectl("logs", "--tail=-1", "-l", f"job-name={job}").splitlines()
 
 
 @contextmanager
 def own_namespace() -> Iterator[Cluster]:
-    """A namespace that is gone, with all its pods, at the end of the `with`; skips where no cluster answers."""
+    """Yield a namespace that is deleted with all its pods at the end; skip if no cluster answers."""
     try:
         versions = _kubectl("api-versions")
     except FileNotFoundError:

@@ -31,7 +31,7 @@ class Collector:
 
 
 def attributes(span: Span) -> dict[str, str | int]:
-    """A span's attributes, texts and whole numbers."""
+    """Return the attributes of a span: texts and whole numbers."""
     return {entry.key: entry.value.string_value or entry.value.int_value for entry in span.attributes}
 
 

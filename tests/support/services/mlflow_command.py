@@ -13,7 +13,7 @@ from mlflow.cli import cli
 
 
 def run_here(command: list[str], extra_env: dict[str, str], **_: Any) -> None:
-    """Takes the place of MLflow's starting `python … -m uvicorn …`."""
+    """Take the place of MLflow's starting `python … -m uvicorn …`."""
     os.environ.update(extra_env)
     module = command.index("-m") + 1
     sys.argv = command[module:]

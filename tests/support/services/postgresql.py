@@ -17,7 +17,7 @@ _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
 @contextmanager
 def postgresql_server(host: str = "127.0.0.1") -> Iterator[str]:
-    """URL of an empty database with a user that needs a password; this machine's own networks alone may reach it."""
+    """Yield the URL of an empty database whose user needs a password; only this machine's networks may reach it."""
     if not _PROGRAMS:
         pytest.skip("PostgreSQL's server programs are not installed (apt-get install postgresql)")
     programs = _PROGRAMS[-1].parent

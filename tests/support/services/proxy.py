@@ -13,7 +13,7 @@ _HOP = ("transfer-encoding", "connection", "keep-alive", "content-length", "date
 
 @dataclass
 class Proxy:
-    """What is done with requests whose path holds `where`.
+    """A rule for requests whose path contains `where`.
 
     Attributes:
         mood: "honest" passes them on; "slow" likewise, after `seconds`; "hang" reads and never answers; "refuse"
@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def proxy_to(host: str, port: int) -> Iterator[Proxy]:
-    """A proxy on a port of its own."""
+    """Yield a proxy on a port of its own."""
     proxy = Proxy(host, port)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

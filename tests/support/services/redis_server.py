@@ -14,7 +14,7 @@ from tests.support.waiting import free_port, wait_until
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    """Its URL, once it answers; skips the test where no redis-server is installed."""
+    """Yield its URL as soon as it answers; skip the test if no redis-server is installed."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("no redis-server is installed: apt-get install redis-server")

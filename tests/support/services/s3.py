@@ -23,7 +23,7 @@ import pytest
 
 @dataclass
 class Bucket:
-    """What is in it.
+    """The objects of a bucket, and its moods.
 
     Attributes:
         refusals: statuses with which the next writes are refused, one each; 0: the connection is closed.
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def s3_server() -> Iterator[Bucket]:
-    """A server on a port of its own; `AWS_ENDPOINT_URL` is to name its `url`."""
+    """Yield a server on a port of its own; `AWS_ENDPOINT_URL` has to name its `url`."""
     bucket = Bucket()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"bucket": bucket}))
     server.daemon_threads = True
@@ -168,7 +168,7 @@ NEEDS_S3 = [
 
 @contextmanager
 def own_bucket() -> Iterator[Any]:
-    """A bucket that is gone, with all that is in it, at the end of the `with`."""
+    """Yield a bucket that is deleted with all its content at the end."""
     made = boto3.resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
     yield made
     made.objects.all().delete()
