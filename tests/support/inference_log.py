@@ -40,7 +40,7 @@ class LogWriter:
         endpoint: str = ENDPOINT,
         suffix: str = "",
     ) -> str:
-        """Write one request with these rows, one file an hour; return its segment. The log's own columns may be among them."""
+        """Write one request with these rows, one file an hour, and return its segment."""
         segment = segment or f"segment-{next(_segments)}"  # not a random one: it chooses which rows are compared
         table = event_table(columns)
         rows = len(table)
