@@ -19,13 +19,13 @@ import ctypes
 import hashlib
 import os
 import platform
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.statedir import FileCache
 
 _PROVIDERS: dict[Device, list[str]] = {
     "cpu": ["CPUExecutionProvider"],
@@ -41,7 +41,6 @@ MAX_KEPT_BYTES = 4_000_000_000
 _MIN_GRAPH_BYTES = 1_000_000
 _MAX_GRAPH_BYTES = 1_000_000_000  # protobuf ends at two gigabytes, and ONNX Runtime puts the weights into the one file
 _SUFFIX = ".onnx"
-_ABANDONED_SECONDS = 3600.0
 
 
 def import_onnxruntime() -> Any:
@@ -207,29 +206,13 @@ def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int)
                 os.utime(kept)  # the least recently used graph is evicted first
             return session
     options = _session_options(ort, "cpu", intra_op_num_threads)
-    temporary = kept.with_name(f".{os.urandom(8).hex()}{_SUFFIX}")
-    options.optimized_model_filepath = str(temporary)
     try:
-        session = ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
+        with FileCache(kept.parent, _SUFFIX, max_bytes=MAX_KEPT_BYTES).writing(kept) as temporary:
+            options.optimized_model_filepath = str(temporary)
+            return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
     except Exception:  # noqa: BLE001 - as above; the original alone says what is wrong with it
-        temporary.unlink(missing_ok=True)
         options = _session_options(ort, "cpu", intra_op_num_threads)
         return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
-    with contextlib.suppress(OSError):
-        os.replace(temporary, kept)
-        _evict_graphs(kept)
-    return session
-
-
-def _evict_graphs(newest: Path) -> None:
-    """Delete the least recently used graphs beyond `MAX_KEPT_BYTES`, and temporary files that somebody abandoned."""
-    states = [(path, path.stat()) for path in newest.parent.glob(f"*{_SUFFIX}")]
-    left = MAX_KEPT_BYTES
-    for path, state in sorted(states, key=lambda entry: entry[1].st_mtime_ns, reverse=True):
-        left -= state.st_size
-        is_abandoned = path.name.startswith(".") and state.st_mtime < time.time() - _ABANDONED_SECONDS
-        if path != newest and (left < 0 or is_abandoned):
-            path.unlink(missing_ok=True)
 
 
 @cache

@@ -23,6 +23,7 @@ Every file has one writer and is replaced by an atomic rename, so that a reader 
 half of one. If the registry is down, or after a restart, what `wanted.json` says goes on being served.
 """
 
+from mlflow_deploy_plugin.statedir.cache import FileCache
 from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     ANSWERS,
@@ -86,6 +87,7 @@ __all__ = [
     "Command",
     "CommandAnswer",
     "Control",
+    "FileCache",
     "Followed",
     "FollowedReference",
     "KnownVersion",

@@ -6,8 +6,6 @@ not count them each time. The pieces of the log come from the profiles of hours 
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import SCHEMA, profi
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.statedir import FileCache
 
 CACHE = "references"
 _LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogReference, list[str]]]] = {
@@ -139,11 +138,13 @@ def _cached_pieces(
     for column in rows.table.columns:
         for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer):
             digest.update(buffer)
-    path = cache / f"{digest.hexdigest()[:32]}.parquet"
+    files = FileCache(cache, ".parquet", _KEPT)
+    path = files.path(digest.hexdigest()[:32])
     pieces = _load(path)
     if pieces is None:
         pieces = cut_pieces(bins, rows.table, rows.times, phase, length_us)
-        _store(path, pieces)
+        with files.writing(path) as temporary:
+            _store(temporary, pieces)
     return pieces
 
 
@@ -174,19 +175,4 @@ def _store(path: Path, pieces: ReferencePieces) -> None:
         "window_steps": pieces.window_steps,
     }
     table = profiles_to_table([pieces.total, *pieces.windows, *pieces.steps])
-    temporary = path.with_name(f".{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.cast(SCHEMA.with_metadata({_META: json.dumps(meta)})), temporary, compression="zstd")
-        os.replace(temporary, path)
-        for old in sorted(path.parent.glob("*.parquet"), key=_changed, reverse=True)[_KEPT:]:
-            old.unlink(missing_ok=True)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # another has deleted it
-        return 0.0
+    pq.write_table(table.cast(SCHEMA.with_metadata({_META: json.dumps(meta)})), path, compression="zstd")

@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDis
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms
 from mlflow_deploy_plugin.refused import Refused
+from mlflow_deploy_plugin.statedir import FileCache
 
 _METHOD = 6
 """Part of every key: raise it when figures or nulls are computed in another way."""
@@ -23,60 +23,22 @@ _SUFFIX = ".npz"
 _PLAIN = ("kind", "effective_n", "widening", "block_length", "persistence", "slowest_column", "length")
 
 
-@dataclass(frozen=True)
-class DistributionCache:
-    """A folder of null distributions; beyond 200 files or 256 MB the least recently used ones are removed."""
+def load_or_build(
+    folder: Path, key: str, build: Callable[[], NullDistribution | Refused]
+) -> NullDistribution | Refused:
+    """Return what is kept under the key, else what `build` returns, which is kept from now on.
 
-    folder: Path
-
-    def get_or_build(self, key: str, build: Callable[[], NullDistribution | Refused]) -> NullDistribution | Refused:
-        """Return what is kept under the key, else what `build` returns, which is kept from now on.
-
-        A file that cannot be read is made anew; a folder that cannot be written costs time, not the verdict.
-        """
-        path = self.folder / f"{key}{_SUFFIX}"
-        found = _read(path)
-        if found is not None:
-            return found
-        made = build()
-        try:
-            self._write(path, made)
-            self._sweep(path)
-        except OSError:
-            pass  # nothing is lost but time
-        return made
-
-    def _write(self, path: Path, made: NullDistribution | Refused) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=_SUFFIX)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                if isinstance(made, Refused):
-                    np.savez(file, about=np.array(json.dumps({"refusal": asdict(made)})))
-                else:
-                    about = {name: getattr(made, name) for name in _PLAIN}
-                    told = made.held_out
-                    about["held_out"] = told.reason if isinstance(told, Refused) else asdict(told)
-                    np.savez(
-                        file,
-                        about=np.array(json.dumps({"pool": about})),
-                        figures=made.figures,
-                        scales=made.scales,
-                        floors=made.floors,
-                        starts=made.starts,
-                    )
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-
-    def _sweep(self, fresh: Path) -> None:
-        kept = sorted(self.folder.glob(f"[!.]*{_SUFFIX}"), key=lambda path: -path.stat().st_mtime)
-        size = 0
-        for number, path in enumerate(kept):
-            size += path.stat().st_size
-            if path != fresh and (number >= _MAX_FILES or size > _MAX_BYTES):
-                path.unlink(missing_ok=True)
+    A file that cannot be read is made anew; a folder that cannot be written costs time, not the verdict.
+    """
+    files = FileCache(folder, _SUFFIX, _MAX_FILES, _MAX_BYTES)
+    path = files.path(key)
+    found = _read(path)
+    if found is not None:
+        return found
+    made = build()
+    with files.writing(path) as temporary:
+        _write(temporary, made)
+    return made
 
 
 def key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
@@ -102,6 +64,23 @@ def key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
             if column is not None:
                 digest.update(column.counts.tobytes())
     return digest.hexdigest()[:40]
+
+
+def _write(path: Path, made: NullDistribution | Refused) -> None:
+    if isinstance(made, Refused):
+        np.savez(path, about=np.array(json.dumps({"refusal": asdict(made)})))
+    else:
+        about = {name: getattr(made, name) for name in _PLAIN}
+        told = made.held_out
+        about["held_out"] = told.reason if isinstance(told, Refused) else asdict(told)
+        np.savez(
+            path,
+            about=np.array(json.dumps({"pool": about})),
+            figures=made.figures,
+            scales=made.scales,
+            floors=made.floors,
+            starts=made.starts,
+        )
 
 
 def _read(path: Path) -> NullDistribution | Refused | None:

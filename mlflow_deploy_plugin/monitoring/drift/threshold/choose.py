@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.threshold.cache import DistributionCache, key_of
+from mlflow_deploy_plugin.monitoring.drift.threshold.cache import key_of, load_or_build
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution, NullKind
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup, column_counts
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows, show_rate
@@ -54,7 +54,7 @@ def null_distribution(
 
     if cache is None:
         return build()
-    return DistributionCache(cache).get_or_build(key_of(groups, rate, independent_rows), build)
+    return load_or_build(cache, key_of(groups, rate, independent_rows), build)
 
 
 def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:

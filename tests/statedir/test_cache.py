@@ -1,0 +1,65 @@
+"""A folder of files by digest: whole or not at all, and never more than it may hold."""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mlflow_deploy_plugin.statedir import FileCache
+
+
+def write(cache: FileCache, digest: str, content: str = "x", age: float = 0.0) -> Path:
+    path = cache.path(digest)
+    with cache.writing(path) as temporary:
+        temporary.write_text(content)
+    if path.exists():
+        os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def names(cache: FileCache) -> list[str]:
+    return sorted(path.name for path in cache.folder.iterdir())
+
+
+def test_a_file_takes_its_place_at_the_end(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "made" / "here", ".bin")
+    path = cache.path("aa")
+    with cache.writing(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert (path.read_text(), names(cache)) == ("whole", ["aa.bin"])
+
+
+def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path, ".bin")
+    with suppress(ZeroDivisionError), cache.writing(cache.path("aa")) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert names(cache) == []
+
+
+def test_a_disk_that_takes_no_file_costs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert not write(FileCache(tmp_path / "file" / "folder", ".bin"), "aa").exists()
+
+
+def test_the_oldest_files_go_beyond_a_number_or_a_size(tmp_path: Path) -> None:
+    by_number = FileCache(tmp_path / "number", ".bin", max_files=2)
+    for age, digest in enumerate(["dd", "cc", "bb", "aa"]):
+        write(by_number, digest, age=40 - age * 10)
+    assert names(by_number) == ["aa.bin", "bb.bin"]
+
+    by_size = FileCache(tmp_path / "size", ".bin", max_bytes=10)
+    write(by_size, "aa", "x" * 6, age=20)
+    write(by_size, "bb", "x" * 6, age=10)
+    assert names(by_size) == ["bb.bin"]
+    assert write(by_size, "cc", "x" * 99).exists()  # the newest stays, however large it is
+
+
+def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path, ".bin")
+    for name, age in ((".old.bin", 4000), (".new.bin", 10)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write(cache, "aa")
+    assert names(cache) == [".new.bin", "aa.bin"]
