@@ -88,7 +88,7 @@ def mixed_model(folder: Path) -> Path:
 
 
 def single_model(folder: Path, bias: float = 0.0) -> Path:
-    """Columns a, b, c stacked into X; y tells the version by its bias."""
+    """Make a model of the columns a, b, c, stacked into X; the bias of y shows the version."""
     section = {
         "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["a", "b", "c"]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
@@ -98,7 +98,7 @@ def single_model(folder: Path, bias: float = 0.0) -> Path:
 
 
 def tensor_model(folder: Path) -> Path:
-    """Two outputs, both answered, from one tensor."""
+    """Make a model of one tensor and two outputs, which are both predictions."""
     signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
     section = {
         "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 2, 2]}],
@@ -112,7 +112,7 @@ def tensor_model(folder: Path) -> Path:
 
 
 def stock_model(folder: Path) -> Path:
-    """MLflow's own onnx flavor, without a signature."""
+    """Make a model of MLflow's own onnx flavor, without a signature."""
     return write_model(folder, single(0.5))
 
 
@@ -126,14 +126,14 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folder of each model by its kind."""
+    """Return the folder of each model by its kind."""
     root = tmp_path_factory.mktemp("models")
     return {kind: make(root / kind) for kind, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="session")
 def bias_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Versions 1 to 4 of the single model; version v adds 1000 · v."""
+    """Return versions 1 to 4 of the single model; version v adds 1000 · v."""
     root = tmp_path_factory.mktemp("versions")
     return {str(version): single_model(root / str(version), 1000.0 * version) for version in range(1, 5)}
 
@@ -143,7 +143,7 @@ def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
 
 
 def want(state_dir: Path, generation: int, endpoints: dict[str, dict[str, dict[str, Any]]], **capture: Any) -> None:
-    """Writes wanted.json: endpoint → variant → fields."""
+    """Write wanted.json: endpoint → variant → fields."""
     document = {name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()}
     write_state(state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document}))
 
@@ -156,7 +156,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Opens a server in this process on endpoint → variant → fields, and waits until it is ready.
+    """Open servers in this process on endpoint → variant → fields, and waits until it is ready.
 
     `server` are fields of the spec's server.
     """
@@ -202,7 +202,7 @@ def gunicorn(
     awaited: int = 200,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """A real server on the state folder, once /ping answers `awaited`; `config` stands in for our configuration."""
+    """Run a real server on the state folder, once /ping answers `awaited`; `config` replaces our configuration."""
     port = free_port()
     log = state_dir / "server.log"
     command = gunicorn_command(state_dir, spec or ServerSpec(), port)
@@ -226,7 +226,7 @@ def gunicorn(
 
 
 def ping(running: Running) -> int:
-    """The status of /ping; 0: nobody answers."""
+    """Return the status of /ping, or 0 if nobody answers."""
     assert running.process.poll() is None, running.log.read_text()
     try:
         return requests.get(running.url + "/ping", timeout=5, verify=running.trusted or True).status_code
@@ -235,7 +235,7 @@ def ping(running: Running) -> int:
 
 
 def exchange(url: str, request: bytes) -> bytes:
-    """What the server sends back for raw bytes, until it closes or its first answer is there."""
+    """Return the server's first response to raw bytes, or what comes until it closes."""
     host, _, port = url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(request)
@@ -244,7 +244,7 @@ def exchange(url: str, request: bytes) -> bytes:
 
 @pytest.fixture(scope="session")
 def tools() -> SimpleNamespace:
-    """The functions of this file: a conftest cannot be imported by the tests beside it."""
+    """Return the functions of this file: a conftest cannot be imported by the tests beside it."""
     return SimpleNamespace(
         want=want,
         variant=variant,

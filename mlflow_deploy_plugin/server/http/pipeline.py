@@ -2,6 +2,8 @@
 
 `infer` blocks its thread from the first step to the last. `infer_async` takes the same steps for an event loop: it
 decodes on the loop, and encodes in the thread that has computed the batch. A failure is captured, too.
+
+The fast worker first tries a plan (`plan.py`), which composes these steps once for the usual request.
 """
 
 import logging

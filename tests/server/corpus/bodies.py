@@ -1,4 +1,4 @@
-"""Bodies that can be read by nobody, or only at a price: content types, encodings, JSON itself."""
+"""Bodies that are invalid or costly to read: content types, encodings, JSON itself."""
 
 import gzip
 import zlib
@@ -18,7 +18,7 @@ def _always(body: bytes) -> Body:
 
 
 def _good(route: Route) -> bytes:
-    """Some body where nothing but its headers is wrong, or what is done to it."""
+    """Return a valid body, for cases in which only the headers are wrong."""
     return route.good or b"{}"
 
 

@@ -1,4 +1,4 @@
-"""Small or ordinary bodies that ask for much more memory than they have bytes, and what reading each may take.
+"""Small bodies that would take much more memory than they have bytes, and the memory that reading each may take.
 
 python -m tests.server.corpus.bombs NAME      # reads one: {"mib", "status", "message"} on stdout
 """
@@ -45,7 +45,7 @@ _ARTIFACT: Any = SimpleNamespace(outputs=())
 
 @dataclass(frozen=True)
 class Bomb:
-    """A body, of how it is said to be, for a model.
+    """A body, its content type, and the model that it is for.
 
     Attributes:
         most_mib: that reading it may take beside the body itself.
@@ -260,13 +260,13 @@ def read(bomb: Bomb, body: bytes) -> None:
 
 
 def _peak_mib() -> float:
-    """Of this process alone: `ru_maxrss` begins with what the parent had when it forked."""
+    """Return the peak memory of this process alone: `ru_maxrss` begins with that of the parent at the fork."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def _try(name: str, packed: Path) -> None:
-    """Reads one bomb, in a process of its own, and says on stdout what that took."""
+    """Read one bomb, in a process of its own, and print what that took."""
     body = gzip.decompress(packed.read_bytes())
     assert len(body) <= LIMIT, len(body)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here

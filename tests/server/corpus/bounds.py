@@ -1,4 +1,4 @@
-"""Every bound that refuses bad input: where it stands, and how to take it away, so that the corpus proves it holds."""
+"""Every bound that refuses bad input: its place, and how to remove it, so that the corpus proves that it holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ _HTTP, _PROTOCOLS, _RUNTIME = f"{_OURS}server.http.", f"{_OURS}server.protocols.
 
 @dataclass(frozen=True)
 class Removal:
-    """How a bound is taken away in one of the workers, or in the function that both answer by.
+    """The removal of a bound in one of the workers, or in the function that both answer by.
 
     Attributes:
         patched: what stands in for attributes of modules and classes: Python expressions, in which `original` is what
@@ -24,12 +24,12 @@ class Removal:
 
 
 def _answer(**patched: str) -> tuple[Removal, ...]:
-    """Names with `__` for the dots below the package."""
+    """Return a removal from the function. The names have `__` for the dots below the package."""
     return (Removal("answer", {_OURS + name.replace("__", "."): text for name, text in patched.items()}),)
 
 
 def _both(fast: Mapping[str, str], gthread: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
-    """The same of both, where nothing is said of the second."""
+    """Return removals from both workers; the same if the second is not given."""
     patched = (("fast", fast), ("gthread", fast if gthread is None else gthread))
     return tuple(Removal(of, {_HTTP + name: text for name, text in names.items()}) for of, names in patched)  # type: ignore[arg-type]
 
@@ -225,4 +225,4 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     "rate": ("server/inference/limits.py", (Removal("fast", fields={"rate_limit": None}),)),
     "deadline": ("runtime/batcher.py; server/inference/dataplane.py", ()),
 }
-"""By name: where it stands, and how it is taken away; by no way where it is not one attribute."""
+"""The place of each bound, and its removals; none if it is not one attribute."""

@@ -1,4 +1,4 @@
-"""What a bad request is: where it goes, what is sent, and how it has to be answered."""
+"""Bad requests: their route, their bytes, and the response that they have to get."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ Headers = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Route:
-    """One way to ask the server of the corpus: a path in one of the languages that it reads.
+    """One route of the server of the corpus, in one of the protocols that it reads.
 
     Attributes:
         reads: the language of its bodies, as in `routes.LANGUAGES`; empty: it takes none.
@@ -31,7 +31,7 @@ class Route:
 
     @property
     def has_short_errors(self) -> bool:
-        """Whether it tells errors as V2 and TensorFlow do, and not as MLflow."""
+        """True if its errors have the form of V2 and TensorFlow, not that of MLflow."""
         return self.path == "/v2" or self.path.startswith(("/v2/", "/v1/models/"))
 
     def request(
@@ -42,7 +42,7 @@ class Route:
         path: str | None = None,
         length: int | None = None,
     ) -> bytes:
-        """A request to this route, on the wire; what is not said is as in the good one.
+        """Return a request to this route as bytes. Parts that are not given are those of the good request.
 
         Args:
             headers: beside or instead of the route's own; an empty one is left out.

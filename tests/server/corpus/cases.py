@@ -1,4 +1,4 @@
-"""All of it."""
+"""All cases of the corpus."""
 
 from tests.server.corpus import bodies, heads, tables, values
 from tests.server.corpus.case import AnyCase

@@ -23,7 +23,7 @@ _VERTEX = {"AIP_HTTP_PORT": "8080", "AIP_PREDICT_ROUTE": VERTEX, "AIP_HEALTH_ROU
 
 @dataclass(frozen=True)
 class Tried:
-    """A server that the corpus is sent to."""
+    """A server for the corpus."""
 
     running: Any
     wire: Wire
@@ -42,7 +42,7 @@ Start = Callable[..., Any]
 
 
 def _write_state(folder: Path, model_folders: dict[str, Path], tools: Any, server: dict[str, Any]) -> None:
-    """What a server of `routes.py` finds in its state folder; `server` are fields of its spec."""
+    """Write the state folder of a server of `routes.py`; `server` are fields of its spec."""
     kinds = {"flights": "mixed", "tensor": "tensor", "single": "single"}
     tools.want(folder, 1, {name: {"v": tools.variant(model_folders[kind])} for name, kind in kinds.items()})
     document = {"name": "flights", "variants": {"v": {"model": "models:/m/1"}}, "server": server}
@@ -67,7 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path], tools: Any) -> Start:
-    """Starts a server with the endpoints of `routes.py`; keywords are fields of its spec.
+    """Start a server with the endpoints of `routes.py`; keywords are fields of its spec.
 
     `config` stands in for gunicorn's configuration file.
     """
@@ -87,7 +87,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
 
 @pytest.fixture(scope="session")
 def tried(start: Start) -> Iterator[dict[str, Tried]]:
-    """The server of each worker class; at the end the same workers live, and no traceback is in a log."""
+    """Yield the server of each worker class. At the end the same workers live, and no log has a traceback."""
     with ExitStack() as stack:
         servers = {kind: stack.enter_context(start(kind)) for kind in WORKERS}
         before = {kind: server.pids for kind, server in servers.items()}

@@ -1,4 +1,4 @@
-"""Request lines, paths, header fields and lengths that are broken, ambiguous or without measure, on any route."""
+"""Request lines, paths, header fields and lengths that are broken, ambiguous or too large, on any route."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Build = Callable[[Route], bytes]
 
 
 def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
-    """The request with another request line, made from the method and the path."""
+    """Return the request with another request line, made from the method and the path."""
 
     def sent(route: Route) -> bytes:
         _, _, rest = route.request().partition(b"\r\n")
@@ -19,12 +19,12 @@ def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
 
 
 def _at(change: Callable[[str], str]) -> Build:
-    """The request to another path, made from the route's."""
+    """Return the request to another path, made from the route's."""
     return _line(lambda method, path: b"%s %s HTTP/1.1" % (method, change(path.decode()).encode("latin-1")))
 
 
 def _with(*lines: bytes) -> Build:
-    """The request with more lines in its head."""
+    """Return the request with more lines in its head."""
 
     def sent(route: Route) -> bytes:
         line, _, rest = route.request().partition(b"\r\n")
@@ -38,7 +38,7 @@ def _host(line: bytes) -> Build:
 
 
 def _lengths(*lines: bytes, body: bytes = b"abc") -> Build:
-    """A head that tells of its body in these lines."""
+    """Return a head that describes its body by these lines."""
 
     def sent(route: Route) -> bytes:
         return route.request(b"", length=-1)[:-2] + b"\r\n".join(lines) + b"\r\n\r\n" + body

@@ -20,7 +20,7 @@ Fill = Callable[[int], bytes]
 def filled(
     size: int, piece: Callable[[int], bytes], before: bytes = b"", after: bytes = b"", by: bytes = b","
 ) -> bytes:
-    """Numbered pieces up to a size, between what stands before and after them."""
+    """Return numbered pieces up to a size, between a beginning and an end."""
     length = len(piece(10_000)) + len(by)
     return before + by.join(map(piece, range(max(1, size // length)))) + after
 
@@ -314,7 +314,7 @@ def _within(field: bytes, fills: dict[str, Fill]) -> Iterator[tuple[str, Fill]]:
 
 
 def shapes(route: Route) -> dict[str, Fill]:
-    """Bodies for a route, by what there is much of in them."""
+    """Return bodies for a route, by the element that they repeat."""
     if route.reads in _TABLES:
         return _TABLES[route.reads]
     if route.reads not in FIELDS:

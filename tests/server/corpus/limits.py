@@ -1,4 +1,4 @@
-"""What is refused for its number and not for its form: queues, rates, requests in flight, deadlines.
+"""Requests that are refused for their number: queues, rates, requests in flight, deadlines.
 
 The servers join requests, and wait for more of them a while, so that a few fill what there is room for.
 """
@@ -22,7 +22,7 @@ NARROW: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Crowd:
-    """Requests at the same time, each with a key of its own if not said otherwise.
+    """Requests at the same time, each with a key of its own by default.
 
     Attributes:
         status: of at least one of them; all others are right.

@@ -1,4 +1,4 @@
-"""Bytes of a connection as a whole, and what has to come back: the same from both workers, however they are cut up."""
+"""The bytes of a whole connection, and the responses that have to come: the same from both workers, however cut."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Raw:
-    """What a client sends, and then, whatever is answered, a last good request.
+    """The bytes that a client sends, followed by a last good request.
 
     Attributes:
         statuses: of the answers to `sent`, in their order.
@@ -38,7 +38,7 @@ class Raw:
 
     @property
     def cuts(self) -> list[int]:
-        """Where it is cut in two: around each line end and at the borders of its parts, and between."""
+        """The positions at which it is cut in two: around each line end, at the borders of its parts, and between."""
         found = {1, len(self.sent) // 2, len(self.sent) - 1}
         for match in re.finditer(rb"[\r\n:; ]", self.sent[:400]):
             found |= {match.start(), match.end()}
@@ -48,7 +48,7 @@ class Raw:
 
 
 def exchanged(port: int, pieces: Sequence[bytes], pause: float = _PAUSE_SECONDS) -> tuple[tuple[int, ...], bool]:
-    """The statuses that come back for these segments, and whether the last request was answered."""
+    """Return the statuses for these segments, and True if the last request was answered."""
     answered = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -66,7 +66,7 @@ def exchanged(port: int, pieces: Sequence[bytes], pause: float = _PAUSE_SECONDS)
 
 
 def _answers(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Status and body of each."""
+    """Return the status and the body of each response."""
     while data:
         head, _, data = data.partition(b"\r\n\r\n")
         line, length = _LINE.match(head), _LENGTH.search(head + b"\r\n")
@@ -88,7 +88,7 @@ def _get(target: bytes = b"/ping", *fields: bytes) -> bytes:
 
 
 def _post(body: bytes, *fields: bytes, path: bytes = b"/predict", kind: bytes = b"json") -> bytes:
-    """A request whose length is said by `fields`."""
+    """Return a request whose length is given by `fields`."""
     return _head(b"POST %s HTTP/1.1" % path, b"Content-Type: application/" + kind, *fields) + body
 
 
@@ -107,7 +107,7 @@ def _chunks(body: bytes, *fields: bytes) -> bytes:
 
 
 def _size(size: bytes) -> bytes:
-    """Chunks, of which the first says its size so."""
+    """Return chunks, the first with this size line."""
     return _chunks(size + b"\r\n" + ROW + b"\r\n" + _END)
 
 

@@ -1,4 +1,4 @@
-"""Clients that are slow, on any route: nothing comes, half a request comes, bytes trickle, nobody reads the answers."""
+"""Slow clients, on any route: they send nothing, half a request, or bytes that trickle, or read no response."""
 
 import contextlib
 import socket
@@ -97,7 +97,7 @@ CASES = [
 
 
 def never_read(wire: Wire, route: Route, limit: float) -> None:
-    """A client that asks again and again and takes no answer is let go.
+    """Close a client that sends request after request and takes no response.
 
     Raises:
         Refused: it is not.

@@ -112,7 +112,7 @@ _WIDE = pa.table({name: pa.nulls(600_000) for name in RECORD})
 
 
 def _many(column: str, values: Any) -> pa.Table:
-    """A table of as many rows as `values`, in which the other columns are good."""
+    """Return a table of as many rows as `values`, in which the other columns are valid."""
     return pa.table({name: values if name == column else [RECORD[name]] * len(values) for name in RECORD})
 
 
@@ -206,7 +206,7 @@ _SIZE = "Inference-Header-Content-Length"
 
 
 def _binary(size: Any = IMAGE.nbytes, data: bytes = IMAGE.tobytes(), **changes: Any) -> tuple[Body, dict[str, str]]:
-    """An infer request whose tensor lies behind the JSON."""
+    """Return an infer request whose tensor follows the JSON."""
     entry = {"name": "image", "shape": [1, 2, 2], "datatype": "FP32", "parameters": {"binary_data_size": size}}
     head = dump({"inputs": [{**entry, **changes}]})
     return _always(head + data), {_SIZE: str(len(head))}

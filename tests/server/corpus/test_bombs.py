@@ -1,4 +1,4 @@
-"""What a body may unpack to is bounded: the memory that a process of its own takes to read each bomb."""
+"""The memory that a body takes is bounded: each bomb is read in a process of its own."""
 
 import gzip
 import json

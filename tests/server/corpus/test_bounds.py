@@ -39,7 +39,7 @@ def test_every_case_names_a_bound_and_every_bound_has_cases() -> None:
 
 
 def fails(attempts: Iterable[Callable[[], None]]) -> bool:
-    """Whether one of them is refused in another way than it should; what becomes of good requests does not count."""
+    """Return True if a case is refused in another way than it should; good requests do not count."""
     for attempt in attempts:
         try:
             attempt()

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parametrize("kind", ["fast", "gthread"])
 
 
 def failures(check: Callable[[Route], None], routes: tuple[Route, ...]) -> list[str]:
-    """What went wrong on which route."""
+    """Return the failures by route."""
     found = []
     for route in routes:
         try:

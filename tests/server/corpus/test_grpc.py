@@ -1,4 +1,4 @@
-"""Messages over gRPC that are none, too large, or torn, to every method. What they hold: tests/server/grpc."""
+"""gRPC messages that are invalid, too large, or torn, to every method. Their contents: tests/server/grpc."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ _CODES = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_P
 
 @pytest.fixture(scope="module", params=["fast", "gthread"])
 def called(request: pytest.FixtureRequest, start: Any) -> Iterator[tuple[Any, Any]]:
-    """A channel to the server, and the server."""
+    """Yield a channel to the server, and the server."""
     port = free_port()
     with start(request.param, grpc_port=port) as tried, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         before = tried.pids
@@ -42,7 +42,7 @@ def called(request: pytest.FixtureRequest, start: Any) -> Iterator[tuple[Any, An
 
 
 def refusal(channel: Any, method: str, body: bytes) -> tuple[str, str]:
-    """Code and details of the answer; some methods take any bytes for an empty message."""
+    """Return code and details of the response. Some methods take any bytes for an empty message."""
     try:
         channel.unary_unary(method)(body, timeout=20)
     except grpc.RpcError as error:

@@ -1,4 +1,4 @@
-"""Crowds: who is too much is told so at once, and everybody else is answered rightly."""
+"""Crowds: a request above a limit is refused at once, and every other one gets its right response."""
 
 from typing import Any
 

@@ -42,7 +42,7 @@ _ROUTES = [
 
 @pytest.fixture(autouse=True)
 def _without_collector() -> Iterator[None]:
-    """What the collector looks at is the whole process of the tests."""
+    """Switch the garbage collector off: it would look at the whole process of the tests."""
     was_enabled = gc.isenabled()
     gc.disable()
     yield

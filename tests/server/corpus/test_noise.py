@@ -1,4 +1,4 @@
-"""Bytes that nobody thought of: noise, and good bodies bent, to every route, in one process: never a 5xx."""
+"""Noise, and changed good bodies, to every route, in one process: the response is never a 5xx."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Bodies that can be read and do not fit the model: rows, columns, types, numbers, texts, shapes."""
+"""Valid bodies that do not fit the model: rows, columns, types, numbers, strings, shapes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,7 +51,7 @@ def _without(column: str) -> dict[str, Any]:
 
 
 def _split(columns: list[Any], *rows: Any) -> Callable[[Route], bytes]:
-    """A table in columns and rows, which one language holds apart."""
+    """Return a table in columns and rows."""
 
     def body(route: Route) -> bytes:
         return dump({route.reads: {"columns": columns, "data": list(rows)}})
@@ -60,7 +60,7 @@ def _split(columns: list[Any], *rows: Any) -> Callable[[Route], bytes]:
 
 
 def _doubled(route: Route) -> bytes:
-    """The last key of each object once more, as no writer of JSON would."""
+    """Repeat the last key of each object, as no JSON writer would."""
     return route.good.replace(b'"late": true}', b'"late": true, "late": 5}')
 
 

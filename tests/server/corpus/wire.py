@@ -25,15 +25,15 @@ class Answer:
 
 
 class Refused(AssertionError):
-    """The server answered a bad request otherwise than it should."""
+    """The server gave a bad request another response than it should."""
 
 
 class Neglected(Refused):
-    """It answered a good request otherwise than it should."""
+    """The server gave a good request another response than it should."""
 
 
 def read_answer(stream: IO[bytes], has_body: bool = True) -> Answer | None:
-    """The next answer; None: the server has closed the connection."""
+    """Return the next response, or None if the server has closed the connection."""
     line = stream.readline()
     while line.startswith(b"HTTP/1.1 100 "):
         stream.readline()
@@ -49,7 +49,7 @@ def read_answer(stream: IO[bytes], has_body: bool = True) -> Answer | None:
 
 
 class Wire:
-    """One server, asked by bytes."""
+    """One server, and requests to it as bytes."""
 
     def __init__(self, port: int, secrets: Iterable[bytes] = ()) -> None:
         self.port = port
@@ -59,13 +59,13 @@ class Wire:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS)
 
     def check_good(self, route: Route) -> None:
-        """The good request of the route gets its right answer."""
+        """Check that the good request of the route gets its right response."""
         with self.connect() as connection, connection.makefile("rb") as stream:
             connection.sendall(route.request())
             check_right(route, read_answer(stream))
 
     def check(self, case: AnyCase, route: Route, comes_first: bool = False) -> None:
-        """The case is refused as it should, and a good request to the same route then gets its right answer.
+        """Check that the case is refused as it should, and that a good request then gets its right response.
 
         Args:
             comes_first: a good request is sent together with the case, before it.
@@ -107,7 +107,7 @@ def check_right(route: Route, answer: Answer | None) -> None:
 
 
 def check_refusal(case: AnyCase, route: Route, answer: Answer, secrets: Iterable[bytes] = _SECRETS) -> None:
-    """The status, the form and the words of a refusal."""
+    """Check the status, the form and the message of an error."""
     shown = answer.body[:300]
     if answer.status != case.status:
         raise Refused(f"{answer.status} in place of {case.status}: {shown!r}")

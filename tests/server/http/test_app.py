@@ -1,4 +1,4 @@
-"""The Flask application: what it makes of a request, beside what `routes.py` answers."""
+"""The Flask application: how it reads a request."""
 
 import io
 import json

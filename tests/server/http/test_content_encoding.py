@@ -1,4 +1,4 @@
-"""Compressed bodies and answers: every codec there and back, and what a hostile or a torn one costs."""
+"""Compressed requests and responses: every codec there and back, and the cost of hostile and torn ones."""
 
 import contextlib
 import gzip
@@ -25,7 +25,7 @@ ROW = b'{"inputs": [[1, 2, 3]]}'
 
 
 def streamed_zstd(data: bytes) -> bytes:
-    """A frame that does not say how long its content is."""
+    """Return a frame that does not declare its length."""
     stream = zstandard.ZstdCompressor().compressobj()
     return stream.compress(data) + stream.flush()
 

@@ -48,7 +48,7 @@ NUMBERS = {name: np.random.default_rng(2).normal(size=30).astype("float32").toli
 
 
 def with_reference(folder: Path, columns: dict[str, Any]) -> Path:
-    """What the flavor keeps beside a model, `flavor/reference_sample.py`."""
+    """Write the reference sample that the flavor saves with a model (`flavor/reference_sample.py`)."""
     pq.write_table(pa.table(columns), folder / "reference.parquet")
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
@@ -151,7 +151,7 @@ def probabilities_of(model: OnnxModel, columns: dict[str, Sequence[Any]]) -> Any
 
 
 def shapley(model: OnnxModel, row: dict[str, Any]) -> list[float]:
-    """By definition: over all sets of columns that are the row's, the others being those of the reference in turn."""
+    """Return Shapley values by their definition: over all sets of columns of the row, the others from the reference."""
     names = list(row)
     count = len(FLIGHTS["carrier"])
     value = {

@@ -1,4 +1,4 @@
-"""What callers say of earlier predictions: taken by a real server of either worker, and refused with what is wrong."""
+"""Labels of earlier predictions: accepted by a real server of either worker, or refused with the reason."""
 
 from collections.abc import Callable
 from pathlib import Path

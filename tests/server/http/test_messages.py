@@ -1,4 +1,4 @@
-"""Answers as bytes."""
+"""Responses as bytes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`/invocations` in every form, asked and answered; through the function, and through a real server."""
+"""Requests and responses of `/invocations` in every format, by the function and by a real server."""
 
 import gzip
 import io

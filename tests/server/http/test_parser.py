@@ -1,4 +1,4 @@
-"""Heads of requests: what they say, and which targets and hosts pass. Over the wire: `workers/test_connection.py`."""
+"""Heads of requests, and the targets and hosts that are valid. Over the wire: `workers/test_connection.py`."""
 
 import pytest
 from flask import Flask, request

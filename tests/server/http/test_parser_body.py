@@ -1,4 +1,4 @@
-"""Bodies in pieces: however they are cut, they are the same."""
+"""Bodies in pieces: the result does not depend on the cuts."""
 
 import itertools
 
@@ -13,7 +13,7 @@ AFTER = b"GET /next"
 
 
 def fed(body: BodyParser, data: bytes, cuts: list[int]) -> bytes:
-    """Feeds `data` cut at these places; gives back what is not the body's."""
+    """Feed `data` cut at these positions, and return the rest."""
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     left = b""
     for start, end in itertools.pairwise(edges):

@@ -53,7 +53,7 @@ def post(running: Any) -> Post:
 
 @pytest.fixture
 def connect(running: Any) -> Iterator[Callable[[], socket.socket]]:
-    """Opens connections, and in the end sees the server still answering rightly."""
+    """Open connections, and check in the end that the server still answers."""
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     with contextlib.ExitStack() as opened:
         yield lambda: opened.enter_context(socket.create_connection(address, timeout=30))
@@ -67,7 +67,7 @@ def chunk(piece: bytes = b"") -> bytes:
 
 
 def read_all(connection: socket.socket, end: bytes = b"") -> bytes:
-    """What comes until these bytes, or the end of the connection."""
+    """Return what comes until these bytes, or the end of the connection."""
     content = b""
     while not (end and content.endswith(end)) and (piece := connection.recv(65536)):
         content += piece
@@ -203,7 +203,7 @@ def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket
     open_streams: list[socket.socket] = []
 
     def open_stream() -> bool:
-        """Those of clients that have left a moment ago may not have ended."""
+        """Wait: the streams of clients that have just left may not have ended."""
         stream = connect()
         stream.sendall(CHUNKED + chunk(LINE % 3))
         is_open = b"200 OK" in read_all(stream, b"\n")

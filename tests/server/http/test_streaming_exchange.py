@@ -37,7 +37,7 @@ def chunk(piece: bytes = b"") -> bytes:
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any) -> Server:
-    """Lets one request in at a time: one that does not leave is noticed."""
+    """Allow one request at a time, so that one that is never released shows."""
     limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
     return serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}, limits)
 
@@ -77,7 +77,7 @@ class Listener:
             await asyncio.get_running_loop().sock_sendall(client, sent)
 
     async def read(self, client: socket.socket, end: bytes = b"", at_least: int = sys.maxsize) -> bytes:
-        """What comes until these bytes, so many, or the end of the connection."""
+        """Return what comes until these bytes, so many bytes, or the end of the connection."""
         content = b""
         async with asyncio.timeout(20):
             while len(content) < at_least and not (end and content.endswith(end)):
@@ -88,7 +88,7 @@ class Listener:
         return content
 
     def tick(self, seconds: float) -> Literal[True]:
-        """Checks all deadlines so much later."""
+        """Check all deadlines so many seconds later."""
         self.front.now += seconds
         for connection in list(self.connections):
             connection.check_deadline(self.front.now)
@@ -135,7 +135,7 @@ def counted(server: Server, name: str) -> dict[str, float]:
 
 
 def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -> None:
-    """It may look at any moment: here when the loop has read the body's end, and not handed over its lines."""
+    """The thread may look at any moment: here when the loop has read the body's end, but not handed over its lines."""
     body: Any = body_parser(CHUNKED, LIMIT)
     written: list[bytes] = []
     ended: list[RawResponse | bool] = []
@@ -211,7 +211,7 @@ def test_time_runs_for_the_client_only_while_the_model_is_done(
 
 
 def test_a_client_that_still_sends_when_the_answer_breaks_off_is_heard_out(server: Server) -> None:
-    """What waited for the thread had stopped the reading, and nothing takes it any more."""
+    """Reading was paused for the thread, which takes nothing any more."""
 
     async def talk() -> None:
         async with listener(server) as opened:
@@ -261,7 +261,7 @@ def test_the_labels_that_a_stream_predicts_are_counted(
 def test_a_piece_without_an_answer_does_not_end_the_answer(
     serve_here: Callable[..., Server], tmp_path: Path, tools: Any
 ) -> None:
-    """The chunk that would say so has no bytes."""
+    """A chunk without bytes would be the last one."""
     graph = """
     positive (float[N,1] X) => (float[M] y) <float[1] zero = {0.0}> {
       is_positive = Greater(X, zero)

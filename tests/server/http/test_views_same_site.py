@@ -1,4 +1,4 @@
-"""Who may load and unload: whatever is no web page of elsewhere."""
+"""Loads and unloads are refused from web pages of other sites."""
 
 import pytest
 

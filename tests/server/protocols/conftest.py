@@ -46,7 +46,7 @@ uneven (float[N,2] x) => (float[N,2] y, float[N] z) <int64[1] axis = {1}> {
 
 
 def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
-    """By name: the folder that MLflow serves, and the one that we serve.
+    """Return the folder that MLflow serves, and the one that we serve, by name.
 
     scikit-learn's are the original on MLflow's side; ONNX files logged by us are the same folder on both; `stock` ones
     are MLflow's own.
@@ -137,7 +137,7 @@ def scored_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[
 
 @pytest.fixture(scope="module")
 def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
-    """MLflow's scoring server, the application that `mlflow models serve` starts, on a real socket."""
+    """Yield MLflow's scoring server, the application that `mlflow models serve` starts, on a real socket."""
     import uvicorn
     from mlflow import pyfunc
     from mlflow.pyfunc import scoring_server
@@ -164,7 +164,7 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
 def ask_ours(
     scored_folders: dict[str, tuple[Path, Path]], tools: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ask]:
-    """Our server, one endpoint a model."""
+    """Yield our server, one endpoint a model."""
     state_dir = tmp_path_factory.mktemp("ours") / "state"
     tools.want(state_dir, 1, {name: {"main": tools.variant(ours)} for name, (_, ours) in scored_folders.items()})
     server = open_server(state_dir)

@@ -1,4 +1,4 @@
-"""Arrow and Parquet bodies ↔ arrays: every type there and back, and what a hostile body costs."""
+"""Arrow and Parquet bodies ↔ arrays: every type there and back, and the cost of hostile bodies."""
 
 import struct
 import time
@@ -268,7 +268,7 @@ def refusal(media: str, body: bytes) -> OnnxserveError | None:
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_a_bent_footer_ends_no_process(data: st.DataObject) -> None:
-    """pyarrow's own view of the footer did; what this test finds shows as a crash of pytest."""
+    """pyarrow's own view of the footer ended the process; here that would be a crash of pytest."""
     table = pa.table({"carrier": ["a", "b"], "distance": [1.0, None], "hour": [1, 2], "late": [True, False]})
     body = bytearray(parquet_file(table))
     start = len(body) - 8 - int.from_bytes(body[-8:-4], "little")
@@ -370,7 +370,7 @@ def test_prefixes_that_repeat_without_a_bound_are_refused() -> None:
 
 
 def test_a_page_that_lies_about_its_size_is_not_believed() -> None:
-    """The footer says what the file takes when decompressed; what counts is what the pages say."""
+    """The footer declares the decompressed size of the file; the sizes of the pages count."""
     body = bytearray(parquet_file(pa.table({"f0": np.zeros(1000)}), use_dictionary=False, compression="gzip"))
     assert zlib.decompressobj(31).decompress(bytes(body[body.index(b"\x1f\x8b") :]))
     chunk = parquet.ParquetFile(pa.BufferReader(bytes(body))).metadata.row_group(0).column(0)

@@ -1,4 +1,4 @@
-"""Large infer requests are read as the exact way reads them, or left to it."""
+"""Large infer requests are read as `content.load_json` reads them, or left to it."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, Any]:
-    """Mostly a plain tensor; sometimes something is odd."""
+    """Draw a plain tensor, sometimes with something odd."""
     rows = draw(st.integers(1, 3))
     data: Any = [[draw(elements(datatype)) for _ in range(width)] for _ in range(rows)]
     if draw(st.integers(0, 3)) == 0:

@@ -1,4 +1,4 @@
-"""MLflow's scoring protocol, form by form."""
+"""MLflow's scoring protocol, field by field."""
 
 import json
 from typing import Any

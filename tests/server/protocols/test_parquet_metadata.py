@@ -1,4 +1,4 @@
-"""Structs of Thrift's compact protocol, as pyarrow writes them, and bytes that are none."""
+"""Structs of Thrift's compact protocol, as pyarrow writes them, and invalid bytes."""
 
 import pyarrow as pa
 import pytest

@@ -1,4 +1,4 @@
-"""The short protocol of the guides, through the whole surface but the socket."""
+"""The short protocol of the guides, through `handle_request`."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_models_without_classes_answer_without_probabilities(
 
 @pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
 def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
-    """ONNX Runtime's int64 outputs are numpy.longlong on Linux, which orjson does not know one by one."""
+    """ONNX Runtime's int64 outputs are numpy.longlong on Linux, which orjson does not take one by one."""
     artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
     answered = predict.encode(artifact, "m", "1", {"label": np.array([1], dtype)})
     assert json.loads(answered)["prediction"] == 1

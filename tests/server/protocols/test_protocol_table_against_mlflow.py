@@ -113,7 +113,7 @@ def test_the_same_bytes_have_the_same_answer(
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal: keys in any order, floats nearly; an integer is no float."""
+    """Return True if two JSON values are equal: keys in any order, floats nearly; an integer is no float."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):

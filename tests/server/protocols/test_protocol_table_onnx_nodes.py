@@ -62,7 +62,7 @@ def saved(folder: Path, case: NodeCase) -> Path:
 
 
 def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
-    """Why the answer is wrong; empty: it is right."""
+    """Return the reason why the response is wrong; empty if it is right."""
     inputs = [{**head_of(key, array), "data": plain(array)} for key, array in case.inputs.items()]
     status, body, _ = ask(server, name, json.dumps({"inputs": inputs}).encode(), {"content-type": "application/json"})
     if status != 200:
@@ -79,7 +79,7 @@ def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
 
 
 def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
-    """As `ask_in_json`, with Triton's binary tensor data."""
+    """Send the request with Triton's binary tensor data; see `ask_in_json`."""
     blobs = [to_binary(array) for array in case.inputs.values()]
     inputs = [
         {**head_of(key, array), "parameters": {"binary_data_size": len(blob)}}
@@ -113,7 +113,7 @@ def numpy_name(array: Array) -> str:
 
 
 def plain(array: Array) -> list[Any]:
-    """The elements, in row-major order; NaN is null, and what JSON cannot say is written as Python does."""
+    """Return the elements in row-major order. NaN is null; infinity is written as Python writes it."""
     return [None if isinstance(value, float) and value != value else value for value in array.ravel().tolist()]
 
 

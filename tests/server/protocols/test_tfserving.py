@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST protocol over the whole surface."""
+"""TensorFlow Serving's REST protocol, through `handle_request`."""
 
 import base64
 import json
@@ -153,6 +153,6 @@ def test_base64_in_a_deep_document_is_refused(server: Server) -> None:
 
 
 def test_the_content_type_does_not_matter(server: Server) -> None:
-    """curl's default stands in TensorFlow's own examples."""
+    """TensorFlow's own examples send curl's default."""
     headers = {"content-type": "application/x-www-form-urlencoded"}
     assert ask(server, "single:predict", {"instances": [[1, 2, 3]]}, **headers)[0] == 200

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2 through the whole surface but the socket."""
+"""The Open Inference Protocol V2 through `handle_request`."""
 
 import json
 import struct
@@ -52,7 +52,7 @@ def column(name: str, datatype: str, *values: Any) -> dict[str, Any]:
 
 
 def columns(**changed: dict[str, Any] | None) -> dict[str, Any]:
-    """A request to the mixed model, one row by columns."""
+    """Return a request to the mixed model, one row by columns."""
     tensors: dict[str, dict[str, Any] | None] = {
         "carrier": column("carrier", "BYTES", "AA"),
         "distance": column("distance", "FP64", 0.0),

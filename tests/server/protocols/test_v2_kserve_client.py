@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).parents[2] / "support" / "services" / "kserve_client.py
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """The interpreter of an environment with kserve; made in seconds where uv has the packages already."""
+    """Return the interpreter of an environment with kserve, made in seconds if uv has the packages already."""
     interpreter = ENVIRONMENT / "bin" / "python"
     if not interpreter.exists():
         making = ENVIRONMENT.with_name(f".{ENVIRONMENT.name}-{os.getpid()}")
@@ -47,7 +47,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def said(python: Path, tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
-    """What the client was told, by protocol and call."""
+    """Return the results of the client, by protocol and call."""
     port = free_port()
     arguments = ["-m", str(model_folders["tensor"]), "--name", "images", "-C", f"server.grpc_port={port}"]
     with servers_below(tmp_path_factory.mktemp("kserve")) as start:

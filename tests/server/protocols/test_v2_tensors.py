@@ -27,7 +27,7 @@ SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=4)
 
 
 def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
-    """Arrays of a datatype; JSON has no infinity."""
+    """Draw arrays of a datatype; JSON has no infinity."""
     if datatype == "BYTES":
         return hnp.arrays(object, SHAPES, elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
     elements = {"allow_infinity": infinity} if datatype.startswith("FP") else None
@@ -35,7 +35,7 @@ def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
 
 
 def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
-    """A model that gives back its input."""
+    """Return a model that returns its input."""
     dtype = DTYPES[datatype]
     entry, output = Input("x", dtype, shape), Output("x", dtype, shape)
     artifact = Artifact(Path(), Path(), "onnx", "", "", "", inputs=(entry,), outputs=(output,), prediction=("x",))
@@ -43,7 +43,7 @@ def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
 
 
 def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
-    """What a model that gives back its input would have been given, had its answer been the next request."""
+    """Return the feeds of the identity model if its response were the next request."""
     artifact, schema = same(datatype, (-1,) * array.ndim)
     question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),))
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
@@ -109,7 +109,7 @@ def test_any_request_is_read_or_refused(document: Any, blob: bytes, has_bytes: b
 
 
 def test_what_has_no_datatype_is_not_offered() -> None:
-    """scikit-learn's classifiers as converted by default answer a mapping from class to probability."""
+    """scikit-learn's classifiers, as converted by default, return a mapping from class to probability."""
     artifact, schema = same("FP32", (-1,))
     artifact = replace(artifact, outputs=(*artifact.outputs, Output("map", "map", ())))
     tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}

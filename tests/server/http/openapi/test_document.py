@@ -31,7 +31,7 @@ def fetched(server: Server) -> dict[str, Any]:
 
 
 def body_schema(document: dict[str, Any], path: str, media_type: str = "application/json") -> dict[str, Any]:
-    """The schema of a request's body, its reference resolved."""
+    """Return the schema of a request's body, its reference resolved."""
     schema = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]
     return {**document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]}
 

@@ -1,4 +1,4 @@
-"""What schemathesis makes of the served OpenAPI document, asked of a real server by its own command."""
+"""The served OpenAPI document, tested on a real server by the command of schemathesis."""
 
 import importlib.util
 import subprocess

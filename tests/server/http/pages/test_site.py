@@ -25,7 +25,7 @@ PHONE = {"width": 360, "height": 740}
 
 
 def png(path: Path, rows: list[bytes], width: int) -> Path:
-    """A picture of 8-bit grey from its rows."""
+    """Return a picture of 8-bit grey from its rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -46,7 +46,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, pages_server: Any) -> Iterator[Any]:
-    """A tab; afterwards: nothing was complained about in its console, and nobody but the server was asked."""
+    """Yield a tab. Afterwards its console has no complaint, and it has sent requests to the server only."""
     context = browser.new_context(base_url=pages_server.url, accept_downloads=True)
     tab = context.new_page()
     tab.set_default_timeout(20_000)
@@ -284,6 +284,6 @@ def test_every_page_allows_no_foreign_script(pages_server: Any, path: str) -> No
 
 
 def table(page: Any) -> list[list[str]]:
-    """The texts of the answer's cells, row by row."""
+    """Return the texts of the answer's cells, row by row."""
     rows = page.locator("#answer tbody tr").all()
     return [[cell.inner_text() for cell in row.locator("> td").all()] for row in rows]

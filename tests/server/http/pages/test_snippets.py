@@ -1,4 +1,4 @@
-"""The code that the docs page shows, run as it stands."""
+"""The code of the docs page, run as it is."""
 
 import html
 import re
@@ -12,7 +12,7 @@ import requests
 
 
 def shown(url: str, endpoint: str) -> list[str]:
-    """The snippets of an endpoint's docs page."""
+    """Return the snippets of an endpoint's docs page."""
     page = requests.get(f"{url}/endpoints/{endpoint}/docs", timeout=10).text
     ask = page[page.index("<h2>Ask it</h2>") : page.index("<h2>Routes</h2>")]
     return [html.unescape(code) for code in re.findall(r"<code>(.*?)</code>", ask, re.DOTALL)]

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as the accelerated worker speaks it, byte by byte over real sockets."""
+"""HTTP/1.1 of the fast worker, byte by byte over real sockets."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ Connect = Callable[[], socket.socket]
 
 @pytest.fixture
 def connect(running: Any) -> Iterator[Connect]:
-    """Opens connections, and in the end sees the server still answering rightly."""
+    """Open connections, and check in the end that the server still answers."""
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     with contextlib.ExitStack() as opened:
         yield lambda: opened.enter_context(socket.create_connection(address, timeout=20))
@@ -58,7 +58,7 @@ def connect(running: Any) -> Iterator[Connect]:
 
 
 def read_answer(connection: socket.socket, has_body: bool = True) -> tuple[int, dict[str, str], Any]:
-    """The next answer: status, headers, document; takes no byte of a later one."""
+    """Return the status, headers and document of the next response, and read no byte of a later one."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         piece = connection.recv(1)
@@ -75,7 +75,7 @@ def read_answer(connection: socket.socket, has_body: bool = True) -> tuple[int, 
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Nothing more comes."""
+    """Check that nothing more comes."""
     return connection.recv(1) == b""
 
 
@@ -301,7 +301,7 @@ LATE = {
 
 
 def test_a_request_that_does_not_come_has_its_time(connect: Connect) -> None:
-    """All at once: each takes seconds."""
+    """The cases run at the same time: each takes seconds."""
     connections = {sent: connect() for sent in LATE}
     for sent, connection in connections.items():
         connection.sendall(sent)

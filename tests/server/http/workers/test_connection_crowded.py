@@ -1,4 +1,4 @@
-"""More clients than there are places: those who say nothing give way to those who ask."""
+"""More clients than places: idle ones are closed for those that send requests."""
 
 import contextlib
 import resource
@@ -32,7 +32,7 @@ def kind(request: pytest.FixtureRequest) -> WorkerClass:
 
 @pytest.fixture
 def connect(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: WorkerClass) -> Iterator[Connect]:
-    """Opens a connection to a worker with 4 threads, and sends something."""
+    """Open a connection to a worker with 4 threads, and send something."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4 * PLACES)), hard))
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
@@ -50,7 +50,7 @@ def connect(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: Wor
 
 
 def is_answered(connection: socket.socket) -> bool:
-    """The answer to PING comes, head and body."""
+    """Check that the response to PING comes, head and body."""
     answer = b""
     while not answer.endswith(b"\r\n\r\n\n") and (piece := connection.recv(4096)):
         answer += piece
@@ -88,7 +88,7 @@ def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> No
 
 @pytest.mark.parametrize("begun", [HALF_A_HEAD, HALF_A_BODY], ids=["heads", "bodies"])
 def test_requests_that_come_too_slowly_give_way(connect: Connect, kind: WorkerClass, begun: bytes) -> None:
-    """In the threaded worker each of them takes a thread, or a place among those who wait for one."""
+    """Each of them takes a thread of the threaded worker, or waits for one."""
     slow = [connect(begun) for _ in range(PLACES if kind == "fast" else PLACES // 2)]
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Both workers: the same bytes for the same requests; nothing lost when one is told to end, or killed."""
+"""Both workers: the same bytes for the same requests, and nothing lost when one ends or is killed."""
 
 import contextlib
 import http.client
@@ -33,7 +33,7 @@ OF_THE_CONNECTION = {"date", "server", "connection", "keep-alive"}
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], tools: Any) -> Iterator[list[Any]]:
-    """A server of each kind, on the same two endpoints."""
+    """Yield a server of each kind, on the same two endpoints."""
     with contextlib.ExitStack() as servers:
         running = []
         for kind in WORKERS:
@@ -46,7 +46,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path]
 
 
 def ask(url: str, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body; the path goes out as it is written here."""
+    """Return status, headers and body; the path is sent as it is written."""
     host, _, port = url.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     with contextlib.closing(connection):
@@ -198,7 +198,7 @@ BROKEN = {
 
 
 def exchanged(url: str, sent: bytes) -> bytes:
-    """What comes back, up to the end of the document."""
+    """Return the response, up to the end of the document."""
     answered = b""
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as connection:
         connection.sendall(sent)
@@ -217,7 +217,7 @@ def test_both_workers_refuse_broken_http_alike(both: list[Any], sent: bytes) -> 
 
 
 class Load:
-    """Clients that ask one request after the other, on connections that they keep, until told to stop."""
+    """Clients that send one request after the other, on kept connections, until they are stopped."""
 
     def __init__(self, url: str, clients: int = 6) -> None:
         self.statuses: list[int] = []
@@ -333,7 +333,7 @@ def test_an_idle_client_does_not_hold_the_end_back_and_a_late_one_is_answered(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that vouches for itself, and its key."""
+    """Return a self-signed certificate for 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
     subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
@@ -373,7 +373,7 @@ def test_tls_is_spoken_with_the_spec_s_certificate(
 def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gunicorn(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
-    """Both kinds at once: it takes seconds."""
+    """Both kinds run at the same time: it takes seconds."""
     with contextlib.ExitStack() as stack:
         servers = []
         for kind in WORKERS:

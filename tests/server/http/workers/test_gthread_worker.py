@@ -24,7 +24,7 @@ ROW = {"instances": [[1, 2, 3]]}
 
 
 def trickle(connection: socket.socket, stop: threading.Event) -> None:
-    """Sends a byte now and then: there is never a second without news."""
+    """Send a byte now and then: there is never a second without one."""
     with contextlib.suppress(OSError):
         while not stop.wait(0.2):
             connection.sendall(b" ")
@@ -36,7 +36,7 @@ BEGUN = (b"GET /ping HTTP/1.1\r\nX:", b"POST /invocations HTTP/1.1\r\nHost: x\r\
 def test_clients_whose_requests_trickle_in_do_not_hold_the_threads_for_ever(
     tmp_path: Path, bias_folders: dict[str, Path], tools: Any
 ) -> None:
-    """Of either kind as many as there are threads."""
+    """There are as many clients of either kind as threads."""
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     spec = ServerSpec(worker_class="gthread", threads=2, request_timeout_seconds=1)
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""The server as it is run: gunicorn, its workers, their ends and their successors."""
+"""gunicorn with its workers: their ends and their successors."""
 
 import contextlib
 import json
@@ -179,7 +179,7 @@ def test_a_server_without_a_model_says_so(tmp_path: Path, tools: Any) -> None:
 def test_one_row_costs_little_more_than_an_answer_without_a_model(
     tmp_path: Path, model_folders: dict[str, Path], tools: Any
 ) -> None:
-    """By ratio, since the machine is shared: decoding, the graph, encoding and capture against a bare /ping."""
+    """The bound is a ratio, since the machine is shared: decode, run, encode and capture against a bare /ping."""
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(model_folders["mixed"])}})
     row = {"dataframe_records": [{"carrier": "AA", "distance": 1.0, "hour": 2, "late": True}]}
     body = json.dumps(row)

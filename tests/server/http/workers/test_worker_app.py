@@ -1,4 +1,4 @@
-"""What the connections of one worker share, on a loop of the test's own."""
+"""The state that the connections of one worker share, on a loop of the test's own."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which requests may be answered on the loop."""
+"""The requests that may be answered on the loop."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ SMALL = RawRequest("POST", "/invocations", {"content-type": "application/json"},
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the time is; an answer moves it on."""
+    """Return the clock, which a response moves on."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return now
@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def took(clock: list[float]) -> Callable[..., None]:
-    """Answers a request in so many seconds."""
+    """Return a function that answers a request in so many seconds."""
 
     def answer(
         costs: InlinePolicy, request: RawRequest, seconds: float, status: int = 200, predicts: bool = True
