@@ -1,4 +1,4 @@
-"""Every route of a server with the endpoints flights (a table, the default), tensor, single, and its right response."""
+"""Every route of a server with the endpoints flights (a table, the default), tensor, single, and their right responses.
 
 A record of `flights` is written in each language that a route reads, so that the same mistake goes to all of them.
 """

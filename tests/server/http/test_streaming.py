@@ -203,7 +203,7 @@ def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket
     open_streams: list[socket.socket] = []
 
     def open_stream() -> bool:
-        """Wait: the streams of clients that have just left may not have ended."""
+        """Try to open a stream: those of clients that have just left may not have ended."""
         stream = connect()
         stream.sendall(CHUNKED + chunk(LINE % 3))
         is_open = b"200 OK" in read_all(stream, b"\n")
