@@ -1,13 +1,17 @@
 """A store with a clock of its own, and a web server that takes alerts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.monitoring.alerts import record_result, send_due
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Store, open_store
 from tests.support.services.alert_receiver import Receiver
 from tests.support.services.alert_receiver import receiver as a_receiver
@@ -57,3 +61,19 @@ def settings(tmp_path: Path, receiver: Receiver) -> Settings:
         f"urls:\n  - {receiver.url('ops')}:\n    - tag: ops\n  - {receiver.url('science')}:\n    - tag: science\n"
     )
     return Settings(home=tmp_path, alert_config=file)
+
+
+RUN = "http://mlflow/#/experiments/1/runs/abc"
+
+OPS = MonitorSpec(alert=("ops",))
+
+
+@pytest.fixture
+def see(store: Store, settings: Settings) -> Callable[..., Any]:
+    """Takes a judgement, and tells what is to be told."""
+
+    def take(result: MonitorResult, spec: MonitorSpec = OPS, settings: Settings = settings) -> int:
+        record_result(store, settings, result, RUN, spec)
+        return send_due(store, settings)
+
+    return take

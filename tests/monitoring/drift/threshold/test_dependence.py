@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
+from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence, persistence
 
 
 def series(coefficient: float, count: int, seed: int) -> Array:
@@ -44,3 +44,24 @@ def test_a_cycle_is_no_persistence_and_no_column_is_worth_less_than_two_windows(
     assert persistence(weeks) == persistence(hours) == 1
     assert persistence(np.ones(40)) == persistence(np.arange(7.0)) == 1
     assert persistence(np.arange(40.0)) == 20
+
+
+def autoregressive(coefficient: float, count: int, seed: int = 0) -> Array:
+    noise = np.random.default_rng(seed).normal(size=count + 100)
+    series = np.zeros(count + 100)
+    for position in range(1, len(series)):
+        series[position] = coefficient * series[position - 1] + noise[position]
+    return series[100:]
+
+
+def test_dependence_is_told_of_a_series() -> None:
+    independent = [dependence(autoregressive(0, 400, seed)) for seed in range(10)]
+    dependent = [dependence(autoregressive(0.6, 400, seed)) for seed in range(10)]
+    cycle = dependence(np.tile([0.0, 0, 0, 0, 0, 1, 1], 20))
+
+    assert np.median([one.block_length for one in independent]) < 4
+    assert np.median([one.correlation_time for one in independent]) == pytest.approx(1, abs=0.4)
+    assert np.median([one.block_length for one in dependent]) > 5
+    assert np.median([one.correlation_time for one in dependent]) == pytest.approx(4, abs=1.5)
+    assert cycle.correlation_time < 1  # it comes round within any longer window
+    assert dependence(np.ones(50)) == dependence(np.arange(5.0)) == Dependence(1.0, 1.0)

@@ -21,11 +21,12 @@ from benchmarks.drifting.worlds import (
     rolling_reference_of,
     walking_days,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms
+from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms, needed_windows
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
 from mlflow_deploy_plugin.refused import Refused
 
 DAYS, ROWS = 90, 60
+
 WORLDS = {"churn": churning_days, "walk": walking_days}
 
 
@@ -213,3 +214,9 @@ def test_rows_that_are_independent_are_judged_as_such() -> None:
         assert alarms_of(verdict).windows >= 20
         assert alarms_of(verdict).p_value > 0.001
     assert "measured on its own" in verdicts[0].notes[0]
+
+
+@pytest.mark.parametrize(("rate", "windows"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.07, 14), (0.5, 1)])
+def test_a_rate_needs_so_many_windows(rate: float, windows: int) -> None:
+    assert needed_windows(rate) == windows
+    assert 1 / (windows + 1) <= rate

@@ -1,0 +1,72 @@
+"""Channels: what they are sent, and that no secret of theirs is shown."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.monitoring.alerts import record_result, send_due
+from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.store.alerts import Alerts
+from mlflow_deploy_plugin.store.store import Store
+from tests.support.results import result_of
+from tests.support.services.alert_receiver import Receiver
+
+from .conftest import RUN
+
+
+def test_no_secret_reaches_the_log_the_store_or_a_repr(
+    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    receiver.is_broken = True
+    see(result_of(0, temperature=6.0))
+
+    assert "s3cret" not in caplog.text
+    assert "/ops" not in caplog.text
+    assert "did not take the alert" in caplog.text
+    assert "s3cret" not in repr(settings) + repr(Alerts(store).firing())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "there is no file"),
+        ("", "names no channel"),
+        ("nonsense://s3cret\n", "names no channel"),
+        ("urls: [s3cret", "names no channel"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(
+    see: Callable[..., Any], store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None, said: str
+) -> None:
+    file = tmp_path / "broken.yaml"
+    if text is not None:
+        file.write_text(text)
+
+    assert see(result_of(0, temperature=6.0), settings=Settings(alert_config=file)) == 0
+
+    send_due(store, Settings(alert_config=file))
+    assert caplog.text.replace(f"{file} ", "").count(f"nobody is told: ONNXSERVE_ALERT_CONFIG: {said}") == 1
+    assert "s3cret" not in caplog.text
+    assert len(Alerts(store).firing()) == 1
+
+
+def test_a_channel_that_takes_html_is_sent_the_names_as_text(
+    store: Store, settings: Settings, receiver: Receiver
+) -> None:
+    assert settings.alert_config is not None
+    settings.alert_config.write_text(f"urls:\n  - {receiver.url('html')}?format=html\n")
+    found = Finding("<img src=x>\n- wind", "unseen", "drift", "new is <b>", 6.0, 3.0)
+
+    record_result(store, settings, result_of(findings=(found,)), RUN, MonitorSpec())
+    send_due(store, settings)
+
+    message = receiver.got["/html"][0]["message"]
+    assert "<img" not in message
+    assert "&lt;img src=x&gt; - wind, unseen 6 (threshold 3): new is &lt;b&gt;" in message.replace("&nbsp;", " ")
+    assert "<br" in message

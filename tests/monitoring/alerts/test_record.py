@@ -1,0 +1,117 @@
+"""Alerts in the store: when one begins, grows worse, goes on and is over, and what it says."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.monitoring.alerts import announce, record_failure, record_result, send_due
+from mlflow_deploy_plugin.monitoring.result import Finding
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.store.alerts import Alerts
+from mlflow_deploy_plugin.store.store import Store
+from tests.support.results import result_of
+from tests.support.services.alert_receiver import Receiver
+
+from .conftest import OPS, RUN, Clock
+
+
+def test_it_is_told_again_when_it_is_half_as_bad_again_or_goes_on_for_the_repeat_interval(
+    see: Callable[..., Any], receiver: Receiver, clock: Clock
+) -> None:
+    see(result_of(0, temperature=6.0))
+    see(result_of(1, temperature=8.0))
+    see(result_of(2, temperature=10.0))
+    clock.pass_by(hours=23)
+    see(result_of(3, temperature=10.0))
+    clock.pass_by(hours=2)
+    see(result_of(4, temperature=10.0))
+
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Worse", "Still"]
+
+
+@pytest.mark.parametrize("undecided", ["not judged", "cannot tell"])
+def test_a_window_of_which_nothing_can_be_said_begins_no_alarm_and_ends_none(
+    see: Callable[..., Any], receiver: Receiver, store: Store, undecided: str
+) -> None:
+    see(result_of(0, state=undecided, reason="accuracy: 0.79"))
+    assert Alerts(store).firing() == []
+
+    see(result_of(1, temperature=6.0))
+    see(result_of(2, state=undecided, reason="accuracy: 0.79"))
+    assert len(Alerts(store).firing()) == 1
+
+    see(result_of(3, state="kept"))
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Alarm", "Over"]
+
+
+def test_a_window_that_is_judged_again_or_that_is_older_is_not_told(
+    see: Callable[..., Any], receiver: Receiver, store: Store
+) -> None:
+    see(result_of(5, temperature=6.0))
+    see(result_of(5, temperature=6.0))
+    see(result_of(2, temperature=1.0))
+    see(result_of(6, state="not judged", temperature=1.0))
+
+    assert len(receiver.titles("ops")) == 1
+    assert [one.count for one in Alerts(store).firing()] == [1]
+
+
+def test_a_monitor_that_fails_is_told_to_its_channels_until_it_works_again(
+    see: Callable[..., Any], store: Store, settings: Settings, receiver: Receiver
+) -> None:
+    spec = EndpointSpec.model_validate(
+        {"name": "flights", "variants": {"flights": {"model": "models:/m/1"}}, "monitors": {"daily": {"alert": "ops"}}}
+    )
+    store.add_endpoint("onnxserve", spec)
+    for _ in range(3):
+        record_failure(store, settings, "flights", "daily", "MLflow does not answer")
+        send_due(store, settings)
+    see(result_of(0, temperature=1.0))
+
+    assert [title.split(": ")[2] for title in receiver.titles("ops")] == ["Failing", "Over"]
+    assert "flights: the monitor fails: MLflow does not answer" in receiver.got["/ops"][0]["message"]
+    assert receiver.titles("science") == []
+
+
+def test_what_waits_for_a_person_is_told_once(store: Store, settings: Settings, receiver: Receiver) -> None:
+    for _ in range(2):
+        announce(store, "flights", "daily", "flight-delay version 7 waits for approval", RUN)
+        send_due(store, settings)
+
+    (message,) = receiver.got["/ops"]
+    assert "flight-delay version 7 waits for approval" in message["message"]
+
+
+def test_of_a_criterion_segment_and_value_are_named(see: Callable[..., Any], receiver: Receiver) -> None:
+    found = Finding("accuracy", "criterion", "violated", "0.71 < 0.8", 0.71, 0.8, "carrier=AA")
+    see(result_of(0, kind="performance", state="violated", findings=(found,)))
+
+    message = receiver.got["/ops"][0]["message"]
+    assert "- accuracy [carrier=AA], criterion 0.71 (threshold 0.8): 0.71 < 0.8" in message
+
+
+def test_a_column_is_told_with_what_has_become_of_it_and_since_when(
+    see: Callable[..., Any], receiver: Receiver
+) -> None:
+    change = "mean 3.2 → 8.9, higher"
+    since = "2013-06-29T00:00:00+00:00"
+    wind = Finding("wind", "distribution", "drift", "far", 6.0, 3.0, change=change, since=since, in_a_row=3)
+    gone = Finding("humid", "presence", "drift", "in the reference, not in the window", 1.0, 0.0)
+
+    see(result_of(0, findings=(wind, gone)))
+
+    told = receiver.got["/ops"][0]["message"].splitlines()
+    history = "mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row"
+    assert f"- wind, distribution 6 (threshold 3): {history}; far" in told
+    assert "- humid, presence: in the reference, not in the window" in told
+
+
+def test_what_is_said_stays_short(store: Store, settings: Settings, receiver: Receiver) -> None:
+    found = Finding("x" * 100_000, "presence", "drift", "no such column\n" * 1000)
+
+    record_result(store, settings, result_of(findings=(found,), reason="because " * 1000), RUN, OPS)
+    send_due(store, settings)
+
+    assert len(receiver.got["/ops"][0]["message"]) < 1500

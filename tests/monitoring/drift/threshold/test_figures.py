@@ -1,0 +1,36 @@
+"""The figures of windows: rows are subsampled fairly, and the bins tell what is out of reference."""
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import out_of_reference, subsample
+
+
+def test_thinning_keeps_shares_and_takes_no_row_twice() -> None:
+    rng = np.random.default_rng(0)
+    counts = np.array([[600, 300, 0, 100], [2, 1, 0, 0], [0, 0, 0, 0], [50, 50, 50, 50]])
+
+    thinned = np.stack([subsample(counts, 100, rng) for _ in range(400)])
+
+    assert (thinned.sum(axis=2) == np.minimum(counts.sum(axis=1), 100)).all()
+    assert (thinned <= counts).all()
+    assert thinned[:, 0].mean(axis=0) == pytest.approx([60, 30, 0, 10], abs=1)
+    # the hypergeometric distribution's, not the binomial's
+    assert thinned[:, 3, 0].var() == pytest.approx(100 * 0.25 * 0.75 * 100 / 199, rel=0.3)
+
+
+def test_what_is_beyond_others_is_told_by_the_bins() -> None:
+    numbers = freeze_bins(ColumnValues("n", "number", np.arange(100.0)))
+    counts = np.zeros((1, numbers.size + 1))
+    codes = numbers.encode(ColumnValues("n", "number", np.array([-50.0, 10.0, 20.0, 300.0])))
+    np.add.at(counts[0], codes, 1)
+    others = np.zeros_like(counts)
+    np.add.at(others[0], numbers.encode(ColumnValues("n", "number", np.arange(5.0, 90.0))), 1)
+
+    assert out_of_reference(numbers, counts, others).outside.tolist() == [2]
+
+    texts = freeze_bins(ColumnValues("t", "category", np.array(["a", "b", "c"], dtype=object)))
+    assert out_of_reference(texts, np.array([[3.0, 1, 2, 0, 0]]), np.array([[5.0, 0, 1, 0, 0]])).unseen.tolist() == [1]
+    assert np.isnan(out_of_reference(texts, np.array([[3.0, 1, 2, 0, 0]]), np.array([[5.0, 0, 1, 4, 0]])).unseen).all()
