@@ -227,11 +227,6 @@ class _Supervisor:
         """Return whether a worker of the dead gunicorn lives; kill those whose time is up."""
         return dead.signal_group(signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
 
-    def _end_orphans(self, dead: SupervisedChild) -> None:
-        while self._has_orphans(dead) and time.monotonic() < self._kill_orphans_at + _ORPHAN_SECONDS:
-            signal.sigtimedwait(self._signals, _TICK_SECONDS)
-            self._children.reap()
-
     def _check_agent(self) -> None:
         if self._agent is None:
             if time.monotonic() >= self._restart_agent_at:
@@ -303,7 +298,10 @@ class _Supervisor:
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
             if self._restart_gunicorn_at < math.inf:  # it was killed, and its workers may still write to the spool
-                self._end_orphans(self._gunicorn)
+                give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS
+                while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
+                    signal.sigtimedwait(self._signals, _TICK_SECONDS)
+                    self._children.reap()
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self._state_dir / SPOOL).glob("*.seg")):

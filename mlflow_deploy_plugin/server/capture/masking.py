@@ -4,7 +4,6 @@ The hash is keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexa
 out values. The same value has the same hash in every column, version and server that has the same key.
 """
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -17,6 +16,7 @@ import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime import Array, as_key
+from mlflow_deploy_plugin.statedir import locked
 
 MASK_KEY = "mask.key"
 """The file in a server's state folder. Another server with a copy of it makes the same hashes."""
@@ -87,9 +87,7 @@ def _read_key(path: Path) -> bytes:
 
 def _make_key(path: Path) -> None:
     """Write a new key, unless another worker was faster: all workers need the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

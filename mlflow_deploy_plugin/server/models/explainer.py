@@ -9,7 +9,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotInstalled, NotReady, TooManyRequests
@@ -73,15 +74,11 @@ class ExplainerClient:
                 "explanations need shap, which is not installed where this server runs: "
                 "pip install 'mlflow-onnxserve[explain]'"
             )
-        self._admit()
-        try:
+        with self._admit():
             process = self._start(deadline)
             fields = {"folder": str(folder), "max_evals": max_evals, "seed": seed}
             left = max(0.0, deadline - time.perf_counter())
-            message = SideMessage("explain", {**fields, "seconds": left}, {"feeds": feeds})
-            return process.request(message, deadline)
-        finally:
-            self._release()
+            return process.request(SideMessage("explain", {**fields, "seconds": left}, {"feeds": feeds}), deadline)
 
     def close(self) -> None:
         """End the process; the next request would start another."""
@@ -92,7 +89,9 @@ class ExplainerClient:
         if process is not None:
             process.close()
 
-    def _admit(self) -> None:
+    @contextmanager
+    def _admit(self) -> Iterator[None]:
+        """Bound the requests that wait, and keep the process while there is one."""
         with self._lock:
             if self._active >= self._max_waiting:
                 raise TooManyRequests(
@@ -101,14 +100,15 @@ class ExplainerClient:
             self._active += 1
             if self._idle is not None:
                 self._idle.cancel()
-
-    def _release(self) -> None:
-        with self._lock:
-            self._active -= 1
-            if self._active == 0:
-                self._idle = threading.Timer(self._idle_seconds, self._end_if_idle)
-                self._idle.daemon = True
-                self._idle.start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active -= 1
+                if self._active == 0:
+                    self._idle = threading.Timer(self._idle_seconds, self._end_if_idle)
+                    self._idle.daemon = True
+                    self._idle.start()
 
     def _end_if_idle(self) -> None:
         with self._lock:
