@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation
     from mlflow_deploy_plugin.deployments.backends.local import state_dir
-    from mlflow_deploy_plugin.deployments.batch.predictor import (
+    from mlflow_deploy_plugin.deployments.batch_prediction import (
         Predictor,
+        RowBatch,
+        RowFile,
         model_predictor,
         predict_batch,
+        read_rows,
         server_predictor,
     )
-    from mlflow_deploy_plugin.deployments.batch.rows import RowBatch, RowFile, read_rows
     from mlflow_deploy_plugin.deployments.description import describe_endpoint, describe_endpoints, summarize_endpoints
     from mlflow_deploy_plugin.deployments.endpoints import AuditContext, ObservedEndpoint
     from mlflow_deploy_plugin.deployments.feedback import LabelTarget, check_key_columns, import_labels, label_target
@@ -64,16 +66,14 @@ _MODULES = {
         "Observation",
     ),
     "backends.local": ("state_dir",),
-    "batch.predictor": (
+    "batch_prediction": (
         "Predictor",
-        "model_predictor",
-        "predict_batch",
-        "server_predictor",
-    ),
-    "batch.rows": (
         "RowBatch",
         "RowFile",
+        "model_predictor",
+        "predict_batch",
         "read_rows",
+        "server_predictor",
     ),
     "description": (
         "describe_endpoint",

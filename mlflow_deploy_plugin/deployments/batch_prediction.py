@@ -1,0 +1,351 @@
+"""Batch prediction: one prediction for every row of a file, by a deployment's server or by a model in this process.
+
+The rows are read in batches. Only one batch is in memory, except for a JSON document, which is read whole. A row keeps
+its form of the file, so that it is read by the same rules as a request: nothing is guessed here.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from mlflow_deploy_plugin.deployments.scoring import BODY_FORMS, ScoringTarget
+from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
+from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.registry import download, resolve
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OnnxModel, available_cores, read_served_artifact
+from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json
+from mlflow_deploy_plugin.server.protocols import arrow, mlflow
+from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
+
+_TRIES = 6
+_LARGEST_TABLE_BYTES = 2**31
+
+Predictor = Callable[[str, bytes], Any]
+"""A function of content type and body of /invocations that returns the value of `predictions`."""
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows that are predicted with one request.
+
+    Attributes:
+        records: the rows in a form of the reader's own, which can be sliced.
+        places: the place of each row in the file: `line 7`, `row 12`.
+        content_type: of the body of /invocations.
+        encode: makes that body of such records.
+        position: the reader's position in the file after them, in bytes or rows.
+    """
+
+    records: Any
+    places: Sequence[str]
+    content_type: str
+    encode: Callable[[Any], bytes]
+    position: int = 0
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def body(self) -> bytes:
+        return self.encode(self.records)
+
+    def part(self, start: int, stop: int) -> "RowBatch":
+        return replace(self, records=self.records[start:stop], places=self.places[start:stop])
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """The rows of a file.
+
+    Attributes:
+        name: of the file, for messages.
+        length: of the file in the unit of `RowBatch.position`; None if nobody knows.
+    """
+
+    name: str
+    length: int | None
+    batches: Iterator[RowBatch]
+
+
+def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
+    """Return the rows of an open file, `batch_rows` at a time.
+
+    Raises (also while the batches are taken):
+        InvalidRequest: it is not of this kind, or has no rows; the message says where.
+    """
+    match kind:
+        case "csv":
+            return RowFile(name, _length(file), _csv(file, name, batch_rows))
+        case "jsonl":
+            return RowFile(name, _length(file), _jsonl(file, name, batch_rows))
+        case "json":
+            rows = _json(file.read(), name, batch_rows)
+            return RowFile(name, len(rows), iter(rows))
+        case "parquet":
+            return _parquet(file, name, batch_rows)
+
+
+@contextmanager
+def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
+    """Predict by a server; one that is overloaded, or is just being changed, is tried again."""
+    url = f"{target.url}/invocations"
+    with ServerSession() as session:
+        yield lambda content_type, body: post_with_retries(
+            session, url, body, content_type, target.timeout_seconds, _TRIES
+        ).get("predictions")
+
+
+@contextmanager
+def model_predictor(model_uri: str) -> Iterator[Predictor]:
+    """Predict by the model in this process: by ONNX Runtime if it has that form, else by `mlflow.pyfunc`.
+
+    Raises:
+        InvalidConfig, NotFound, RegistryUnavailable: the model cannot be had.
+        InvalidArtifact: it cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
+        files = download(resolve(model_uri).source, Path(folder))
+        is_pyfunc = read_served_artifact(files).flavor == PYTHON_FUNCTION
+        yield _pyfunc_predictor(files) if is_pyfunc else _onnx_predictor(files)
+
+
+def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[Any]:
+    """Return one plain value for each row of a batch of the file `name`.
+
+    Raises:
+        InvalidRequest: a row cannot be answered; the message says which, and why.
+    """
+    try:
+        return _split_by_row(predict(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
+    except BodyTooLarge:
+        if len(batch) == 1:
+            raise
+        middle = len(batch) // 2
+        halves = (batch.part(0, middle), batch.part(middle, len(batch)))
+        return [row for half in halves for row in predict_batch(predict, name, half)]
+    except (InvalidRequest, InferenceError) as error:
+        raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
+
+
+def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
+    header = b""
+
+    def rows() -> Iterator[tuple[bytes, str, int]]:
+        nonlocal header
+        width = 0
+        for record in csv_records(file, strict=True):
+            if record.error:
+                raise InvalidRequest(f"{name}, line {record.line}: not valid CSV: {record.error}")
+            if not header:
+                header, width = record.raw, len(record.fields)
+            elif len(record.fields) != width:
+                raise InvalidRequest(f"{name}, line {record.line}: {len(record.fields)} fields; the header has {width}")
+            else:
+                yield record.raw, f"line {record.line}", record.position
+
+    return _in_batches(rows(), batch_rows, CSV, lambda records: b"".join([header, *records]))
+
+
+def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
+    def rows() -> Iterator[tuple[Any, str, int]]:
+        first: Any = None
+        for count, (number, line, position) in enumerate(json_lines(file)):
+            record = _parse_json(line, f"{name}, line {number}")
+            if count % batch_rows == 0:
+                first = record
+            if isinstance(record, dict) != isinstance(first, dict):
+                raise InvalidRequest(f"{name}, line {number}: one line is a JSON object, another is not")
+            yield record, f"line {number}", position
+
+    return _in_batches(rows(), batch_rows, JSON, _rows_body)
+
+
+def _in_batches(
+    rows: Iterator[tuple[Any, str, int]], batch_rows: int, content_type: str, encode: Callable[[Any], bytes]
+) -> Iterator[RowBatch]:
+    """Yield batches of rows, each of which is a record with its place and the position after it."""
+    while batch := list(islice(rows, batch_rows)):
+        records, places, positions = zip(*batch, strict=True)
+        yield RowBatch(records, places, content_type, encode, positions[-1])
+
+
+def _rows_body(records: Sequence[Any]) -> bytes:
+    form = "dataframe_records" if isinstance(records[0], dict) else "instances"
+    return orjson.dumps({form: records})
+
+
+def _json(text: bytes, name: str, batch_rows: int) -> list[RowBatch]:
+    """Return the batches of a document: one of MLflow's forms, a list of rows or records, or a mapping of columns."""
+    records, encode = _sliceable(_parse_json(text, name), name)
+    places = [f"row {row} (from 0)" for row in range(len(records))]
+    whole = RowBatch(records, places, JSON, encode)
+    return [
+        RowBatch(part.records, part.places, JSON, encode, position)
+        for position, start in enumerate(range(0, len(whole), batch_rows), 1)
+        for part in [whole.part(start, start + batch_rows)]
+    ]
+
+
+def _parse_json(text: bytes, where: str) -> Any:
+    try:
+        return load_json(text)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error.message.removeprefix('the body is ')}") from None
+
+
+def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
+    """Return the rows of a document, and a function that encodes some of them in its form."""
+    if isinstance(document, list):
+        return document, _rows_body
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"{name}: a JSON object or array is expected, with {', '.join(BODY_FORMS)}, or rows")
+    form = next((form for form in BODY_FORMS if form in document), None)
+    extras = {key: value for key, value in document.items() if key != form} if form else {}
+    content = document[form] if form else document
+    if isinstance(content, list):
+        return content, lambda rows: orjson.dumps({**extras, form: rows})
+    if form == "dataframe_split" and isinstance(content, dict) and isinstance(content.get("data"), list):
+        head = {key: value for key, value in content.items() if key not in ("data", "index")}
+        return content["data"], lambda rows: orjson.dumps({**extras, form: {**head, "data": rows}})
+    if isinstance(content, dict) and _is_of_columns(content):
+
+        def encode(rows: list[tuple[Any, ...]]) -> bytes:
+            columns = dict(zip(content, zip(*rows, strict=True), strict=True))
+            return orjson.dumps({**extras, form or "inputs": columns})
+
+        return list(zip(*content.values(), strict=True)), encode
+    if isinstance(content, dict) and content and not any(isinstance(value, list) for value in content.values()):
+        return [content], _rows_body  # one record
+    raise InvalidRequest(
+        f"{name}: no rows are found in it: {', '.join(BODY_FORMS)}, or columns of one length, are expected"
+    )
+
+
+def _is_of_columns(content: Mapping[str, Any]) -> bool:
+    lengths = {len(values) if isinstance(values, list) else -1 for values in content.values()}
+    return len(lengths) == 1 and -1 not in lengths
+
+
+def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
+    import pyarrow as pa  # here: no other format needs it
+
+    def batches(parquet: Any) -> Iterator[RowBatch]:
+        row = 0
+        try:
+            for records in parquet.iter_batches(batch_size=batch_rows):
+                places = [f"row {number} (from 0)" for number in range(row, row + len(records))]
+                row += len(records)
+                yield RowBatch(records, places, PARQUET, _parquet_body, row)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidRequest(f"{name}: row {row} and what follows cannot be read: {first_line(error)}") from None
+
+    try:
+        parquet = open_parquet(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidRequest(f"{name} is not a Parquet file: {first_line(error)}") from None
+    return RowFile(name, parquet.metadata.num_rows, batches(parquet))
+
+
+def _parquet_body(records: Any) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_batches([records]), sink, compression="none")
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded
+
+
+def _length(file: IO[bytes]) -> int | None:
+    """Return the length in bytes; None for a stream."""
+    try:
+        return os.fstat(file.fileno()).st_size if file.seekable() else None
+    except OSError:  # no file of the system's
+        return None
+
+
+def _onnx_predictor(folder: Path) -> Predictor:
+    loaded = OnnxModel.load(folder, "cpu", available_cores())
+
+    def predict(content_type: str, body: bytes) -> Any:
+        is_parquet = content_type == arrow.PARQUET
+        if is_parquet:
+            feeds: Feeds = arrow.decode(content_type, body, loaded.schema, _LARGEST_TABLE_BYTES)
+        else:
+            feeds = mlflow.decode(content_type, body, loaded.schema)
+        outputs = loaded.run(feeds, loaded.artifact.prediction)
+        prediction = loaded.prediction(outputs, of_table=is_parquet or mlflow.is_table(content_type, body))
+        return orjson.loads(mlflow.encode(prediction))["predictions"]
+
+    return predict
+
+
+def _pyfunc_predictor(folder: Path) -> Predictor:
+    from mlflow_deploy_plugin.pyfunc import RequestRefused, Scorer, one_line  # here: mlflow.pyfunc takes a second
+
+    try:
+        with redirect_stdout(sys.stderr):  # a model may print, and the predictions may go to stdout
+            scorer = Scorer.load(folder)
+    except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
+        raise OnnxserveError(f"MLflow cannot load the model: {one_line(error)}") from None
+
+    def predict(content_type: str, body: bytes) -> Any:
+        try:
+            with redirect_stdout(sys.stderr):
+                response = scorer.invoke(content_type, body).body
+        except RequestRefused as refusal:
+            raise InvalidRequest(refusal.message) from None
+        return orjson.loads(response)["predictions"]
+
+    return predict
+
+
+def _split_by_row(predictions: Any, count: int, where: str) -> list[Any]:
+    """Return predictions by row; the server gives a list, or a mapping of lists by output."""
+    if isinstance(predictions, dict) and all(isinstance(values, list) for values in predictions.values()):
+        lengths = {len(values) for values in predictions.values()}
+        if lengths == {count}:
+            return [dict(zip(predictions, row, strict=True)) for row in zip(*predictions.values(), strict=True)]
+    if isinstance(predictions, list) and len(predictions) == count:
+        return predictions
+    given = f"{len(predictions)} predictions" if isinstance(predictions, list) else f"a {type(predictions).__name__}"
+    raise OnnxserveError(f"{where}: the model answers {count} rows with {given}; one prediction a row is needed")
+
+
+def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
+    """Return the message about the first row that is refused alone, or about the file if no row is."""
+    first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
+    if first and first == last == error.message and len(batch) > 1:
+        return f"{name}: {first}"
+    if first:
+        return f"{name}, {batch.places[0]}: {_without_row_number(first)}"
+    while len(batch) > 1:
+        middle = len(batch) // 2
+        halves = batch.part(0, middle), batch.part(middle, len(batch))
+        refused = next((half for half in halves if _batch_error(predict, half)), None)
+        if refused is None:  # the rows are refused together, and neither half alone
+            return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
+        batch = refused
+    return f"{name}, {batch.places[0]}: {_without_row_number(_batch_error(predict, batch))}"
+
+
+def _batch_error(predict: Predictor, batch: RowBatch) -> str:
+    """Return why these rows are refused; empty if they are not."""
+    try:
+        predict(batch.content_type, batch.body)
+    except (InvalidRequest, InferenceError) as error:
+        return error.message
+    return ""
+
+
+def _without_row_number(message: str) -> str:
+    """Return the message without the row's number, which is not the one in the file: the row was sent alone."""
+    return message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)
