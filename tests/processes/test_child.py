@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mlflow_deploy_plugin.processes import Child, exit_reason, read_log_tail, signal_group, signal_process
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_gone, wait_until
 
 SLEEP = "import time; time.sleep(600)"
 WITH_GRANDCHILD = f"""
@@ -64,10 +63,6 @@ def new_child() -> Iterator[New]:
     for child in made:
         child.kill()
         child.wait(60)
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def grandchild_of(child: Child, output: Path) -> int:

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.processes import ProcessCrashed, ProcessEnded, Worker, WorkerPool
 from tests.support.raising import raise_it
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_gone, wait_until
 
 SECONDS = 60.0
 PARENT = """
@@ -38,10 +37,6 @@ def worker() -> Iterator[Worker]:
     one = Worker(kept_errors=[RegistryUnavailable])
     yield one
     one.end()
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker: Worker) -> None:

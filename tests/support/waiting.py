@@ -1,10 +1,11 @@
-"""Waiting for a condition instead of for a time, and ports that nobody uses."""
+"""Waiting for a condition instead of for a time, processes that have ended, and ports that nobody uses."""
 
 import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import requests
 
 
@@ -15,6 +16,14 @@ def wait_until(condition: Callable[[], Any], seconds: float = 30.0, what: str = 
         assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
         time.sleep(0.02)
     return value
+
+
+def is_gone(pid: int) -> bool:
+    """Return True if the process has ended, even if nobody has reaped it."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact, NotReady, TooManyRequests
 from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.side_process import SideProcess
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_gone, wait_until
 
 CHILD = """
 import os, socket, subprocess, sys, time
@@ -61,10 +60,6 @@ def new_process(tmp_path: Path) -> Iterator[Start]:
     yield make
     for process in made:
         process.close()
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def pid_of(process: SideProcess) -> int:
