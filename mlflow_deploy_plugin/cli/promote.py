@@ -195,7 +195,7 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
 
 
 def _show_promotion(promotion: "Promotion", served: list[ServedAfterPromotion]) -> None:
-    stands = f"{promotion.model} version {promotion.version} {promotion.stands}"
+    stands = f"{promotion.model} version {promotion.version} {promotion.location_text}"
     if not promotion.is_moved:
         click.echo(f"{stands} already: nothing is done (gate: {promotion.gate}; {promotion.reason})")
         return

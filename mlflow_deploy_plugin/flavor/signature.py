@@ -72,8 +72,8 @@ def check_example(example: Batch) -> None:
     """Refuse an example that has no signature.
 
     Raises:
-        InvalidConfig: no rows, no columns, a column's name that stands twice, or one that the table of a model's rows
-            (`runtime/log_columns.py`) has for itself.
+        InvalidConfig: no rows, no columns, a column's name that occurs twice, or one that the table of a model's rows
+            (`runtime/log_columns.py`) reserves.
     """
     names = [str(name) for name in example]
     if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:

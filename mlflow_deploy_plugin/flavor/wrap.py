@@ -85,8 +85,7 @@ def wrap(
     except (ConversionError, ParityError) as error:
         cause = error.__cause__ or error
         if alternative := pyfunc_alternative(model):
-            between = "\n" if "\n" in error.message else " " if error.message.endswith(".") else ". "
-            raise type(error)(f"{error.message}{between}{alternative}.") from cause
+            raise type(error)(f"{error.message.removesuffix('.')}. {alternative}.") from cause
         raise error from cause
     lock = mlmodel.environment_lock()
     return WrappedModel(

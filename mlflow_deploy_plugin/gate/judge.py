@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.gate.dataset import (
 )
 from mlflow_deploy_plugin.gate.measure import MeasuredCost, measure_costs
 from mlflow_deploy_plugin.gate.metrics import default_metric, weighted_metric
-from mlflow_deploy_plugin.gate.model import LoadedModel, Predictions, downloaded_version, load_version
+from mlflow_deploy_plugin.gate.model import LoadedModel, ModelPredictions, downloaded_version, load_version
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry import ResolvedModel
@@ -43,8 +43,8 @@ class EvaluationData:
 
     dataset: str
     truth: Array
-    candidate: Predictions
-    current: Predictions | None
+    candidate: ModelPredictions
+    current: ModelPredictions | None
 
 
 @dataclass(eq=False)
@@ -58,7 +58,7 @@ class _Context:
     current_folder: Path | None = None
     current: LoadedModel | None = None
     dataset: Dataset | None = None
-    answers: Predictions | None = None
+    answers: ModelPredictions | None = None
     evaluated: EvaluationData | None = None
     notes: list[str] = field(default_factory=list)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.model import Predictions
+from mlflow_deploy_plugin.gate.model import ModelPredictions
 from mlflow_deploy_plugin.gate.policy import MetricName
 from mlflow_deploy_plugin.runtime import Array
 
@@ -43,11 +43,11 @@ class MetricComparison:
     high: float
 
 
-def default_metric(truth: Array, predictions: Predictions) -> MetricName:
+def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
     return "accuracy" if argmax_labels(truth, predictions).is_label else "rmse"
 
 
-def argmax_labels(truth: Array, predictions: Predictions) -> Predictions:
+def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictions:
     """Turn class scores, as networks return them, into the index of the highest, if the truth is such an index."""
     scores = predictions.prediction
     if (
@@ -59,10 +59,10 @@ def argmax_labels(truth: Array, predictions: Predictions) -> Predictions:
     ):
         return predictions
     is_place = (truth == np.round(truth)) & (truth >= 0) & (truth < scores.shape[1])
-    return Predictions(scores.argmax(axis=1), True) if is_place.all() else predictions
+    return ModelPredictions(scores.argmax(axis=1), True) if is_place.all() else predictions
 
 
-def weighted_metric(metric: MetricName, truth: Array, predictions: Predictions) -> WeightedMetric:
+def weighted_metric(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
     """Return the metric of the predictions, as a function of the rows' weights.
 
     Raises:
@@ -116,7 +116,7 @@ def _weighted_mean(values: Array) -> WeightedMetric:
     return lambda weights: float(weights @ numbers / weights.sum())
 
 
-def _error(metric: MetricName, truth: Array, predictions: Predictions) -> WeightedMetric:
+def _error(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
     try:
         wanted, found = truth.astype(np.float64), predictions.prediction.astype(np.float64)
     except (TypeError, ValueError):
@@ -130,7 +130,7 @@ def _error(metric: MetricName, truth: Array, predictions: Predictions) -> Weight
     return lambda weights: float(np.sqrt(squares(weights)))
 
 
-def _labels(metric: MetricName, truth: Array, predictions: Predictions) -> Array:
+def _labels(metric: MetricName, truth: Array, predictions: ModelPredictions) -> Array:
     if not predictions.is_label:
         raise InvalidConfig(f"{metric} is of labels; the model answers numbers")
     predicted = predictions.prediction
@@ -152,8 +152,8 @@ def _example(values: Array) -> str:
 
 
 def _f1(truth: Array, predicted: Array, labels: Array) -> WeightedMetric:
-    asked = labels[-1:] if len(labels) == 2 else np.unique(np.concatenate([labels, np.unique(predicted)]))
-    sides = [((truth == label).astype(np.float64), (predicted == label).astype(np.float64)) for label in asked]
+    scored = labels[-1:] if len(labels) == 2 else np.unique(np.concatenate([labels, np.unique(predicted)]))
+    sides = [((truth == label).astype(np.float64), (predicted == label).astype(np.float64)) for label in scored]
     both = [true * found for true, found in sides]
 
     def score(weights: Array) -> float:
@@ -166,7 +166,7 @@ def _f1(truth: Array, predicted: Array, labels: Array) -> WeightedMetric:
     return score
 
 
-def _probabilities(metric: MetricName, labels: Array, predictions: Predictions) -> tuple[Array, list[int]]:
+def _probabilities(metric: MetricName, labels: Array, predictions: ModelPredictions) -> tuple[Array, list[int]]:
     """Return the probabilities, and the index of their column for each label of the truth."""
     probabilities = predictions.probabilities
     if probabilities is None:

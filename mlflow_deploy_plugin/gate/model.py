@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Predictions:
+class ModelPredictions:
     """A model's predictions for N rows.
 
     Attributes:
@@ -50,7 +50,7 @@ class LoadedModel(Protocol):
     @property
     def artifact(self) -> Artifact: ...
 
-    def predict(self, rows: Mapping[str, Array]) -> Predictions:
+    def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
         """Return the predictions for rows, which may have more columns than the model needs.
 
         Raises:
@@ -90,7 +90,7 @@ class _LoadedOnnx:
         self._model = model
         self.artifact = model.artifact
 
-    def predict(self, rows: Mapping[str, Array]) -> Predictions:
+    def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
         names = self._model.schema.names
         # the only tensor may have no name: then it takes all rows
         given = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
@@ -103,7 +103,7 @@ class _LoadedOnnx:
             raise SchemaMismatch(f"none of the model's columns is in the rows; it needs {', '.join(names)}")
         return self._by_role({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
-    def _by_role(self, outputs: dict[str, Array]) -> Predictions:
+    def _by_role(self, outputs: dict[str, Array]) -> ModelPredictions:
         artifact = self.artifact
         by_role: dict[str, Array] = {}
         for output in artifact.outputs:
@@ -115,9 +115,9 @@ class _LoadedOnnx:
             probabilities = None
         label = by_role.get("label")
         if label is not None:
-            return Predictions(_flat(label), True, probabilities, artifact.classes)
+            return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
         name = (artifact.prediction or tuple(outputs))[0]
-        return Predictions(_flat(outputs[name]), False, probabilities, artifact.classes)
+        return ModelPredictions(_flat(outputs[name]), False, probabilities, artifact.classes)
 
 
 class _LoadedPyfunc:
@@ -133,7 +133,7 @@ class _LoadedPyfunc:
         except Exception as error:  # noqa: BLE001 - the model's own code
             raise InferenceError(f"mlflow.pyfunc cannot load it: {_one_line(error)}") from None
 
-    def predict(self, rows: Mapping[str, Array]) -> Predictions:
+    def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
         import pandas as pd  # imported late, as above
 
         columns = self.artifact.columns
@@ -154,7 +154,7 @@ class _LoadedPyfunc:
             array = np.asarray(prediction)
             if array.dtype.kind == "O" and all(isinstance(value, int | float) for value in array.flat):
                 array = np.array(array.tolist())
-            return Predictions(_flat(array), array.dtype.kind in "OUib")
+            return ModelPredictions(_flat(array), array.dtype.kind in "OUib")
         except InferenceError:
             raise
         except Exception as error:  # noqa: BLE001 - the model's own code

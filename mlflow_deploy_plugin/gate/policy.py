@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG, StageOrAlias, registry_client, registry_errors
 
 REFERENCE = "reference"
-"""The dataset of a policy that stands for the sample beside the model."""
+"""The name of the dataset that is the reference of the model itself."""
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
 
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]

@@ -57,7 +57,7 @@ class Promotion:
     is_moved: bool = True
 
     @property
-    def stands(self) -> str:
+    def location_text(self) -> str:
         """The end of a sentence that begins with the version."""
         return f"{'has the alias' if self.to.startswith('@') else 'is in'} {self.to}"
 
@@ -105,7 +105,7 @@ def promote(
         raise InvalidConfig(f"model {model} has a policy of its own, in its tag {GATE_POLICY_TAG}; leave the file out")
     with store_or_default(store) as trail:
         begun = trail.now()
-        before = version_at(model, place, beside=candidate.version)
+        before = version_at(model, place, exclude=candidate.version)
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
             tags = dict(registry_client().get_model_version(candidate.name, candidate.version).tags)
         request = _Request(candidate, place, before, chosen, tags, why, actor or current_actor(), begun)
@@ -136,7 +136,7 @@ class _Request:
     """A promotion that is requested.
 
     Attributes:
-        before: the version that is there now, beside the candidate.
+        before: the version that is there now; the candidate does not count.
         tags: the candidate's.
     """
 

@@ -45,7 +45,7 @@ class ServedVerdict:
     """The verdict on the version that is served, which has nothing left to be compared with.
 
     Attributes:
-        stands: the gated stages and aliases that it has.
+        stands: the gated stages and aliases that it has; the name is that of `onnxserve gate --output json`.
     """
 
     model: str
@@ -120,7 +120,7 @@ def run_gate(
 
 def _served_version(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
     """Return the version that the candidate would replace."""
-    found = (version_at(candidate.name, place, beside=candidate.version) for place in policy.gated_places)
+    found = (version_at(candidate.name, place, exclude=candidate.version) for place in policy.gated_places)
     return next((version for version in found if version is not None), None)
 
 
@@ -134,7 +134,7 @@ def gate_version(
     is_official: bool = True,
     allowed: Permissions = ALL_PERMISSIONS,
 ) -> GateRun:
-    """Judge the candidate beside the current version; log, tag and record the verdict.
+    """Judge the candidate against the current version; log, tag and record the verdict.
 
     Args:
         is_official: the verdict is the one that the model's policy requires, so the version is tagged with it.

@@ -98,7 +98,7 @@ def import_mlflow_without_pandas() -> None:
     """
     if "mlflow" in sys.modules or "pandas" in sys.modules:
         return
-    sys.modules["pandas"] = None  # type: ignore[assignment]  # how Python is told that there is none
+    sys.modules["pandas"] = None  # type: ignore[assignment]  # makes the import of pandas fail
     try:
         import mlflow  # noqa: F401
     finally:

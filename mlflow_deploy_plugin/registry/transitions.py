@@ -52,11 +52,11 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
     raise InvalidConfig(f"{text!r} is neither a stage ({', '.join(_STAGES)}) nor an alias (@champion)")
 
 
-def version_at(model: str, place: StageOrAlias, beside: str = "") -> ResolvedModel | None:
+def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
     """Return the version that has the stage (of several the highest number) or the alias now, or None.
 
     Args:
-        beside: a version that is left out: for one that is promoted already, the others are found.
+        exclude: a version that is left out, to find the one that it replaces.
 
     Raises:
         NotFound: there is no such model.
@@ -72,7 +72,7 @@ def version_at(model: str, place: StageOrAlias, beside: str = "") -> ResolvedMod
             if not found:
                 client.get_registered_model(model)  # raises if there is no such model
             versions = [str(version.version) for version in found if version.current_stage == place.stage]
-    versions = sorted((version for version in versions if version != beside), key=int)
+    versions = sorted((version for version in versions if version != exclude), key=int)
     return resolve(f"models:/{model}/{versions[-1]}") if versions else None
 
 

@@ -96,10 +96,10 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
         model, version, to, why=job.arguments["why"], actor=job.actor, store=store, progress=print, allowed=allowed
     )
     if not moved.is_moved:
-        return f"Version {moved.version} {moved.stands} already; nothing was done."
+        return f"Version {moved.version} {moved.location_text} already; nothing was done."
     Deployments(store, settings, print).poll_registry(model)
     before = f", where version {moved.before} was" if moved.before else ""
-    return f"Version {moved.version} {moved.stands}{before}; gate {moved.gate}: {moved.reason}."
+    return f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
 
 
 def _gate(job: Job, store: Store, settings: Settings) -> str:

@@ -6,30 +6,30 @@ from sklearn import metrics
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.gate.metrics import MetricComparison, default_metric, paired_bootstrap, weighted_metric
-from mlflow_deploy_plugin.gate.model import Predictions
+from mlflow_deploy_plugin.gate.model import ModelPredictions
 from mlflow_deploy_plugin.gate.policy import MetricName
 from mlflow_deploy_plugin.runtime import Array
 
 ROWS = 300
 
 
-def classifier(classes: Any, seed: int = 0, certainty: float = 1.0) -> tuple[Array, Predictions]:
+def classifier(classes: Any, seed: int = 0, certainty: float = 1.0) -> tuple[Array, ModelPredictions]:
     """Truth and answers that are right more often than not; scores have ties."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(classes, ROWS)
     scores = rng.normal(size=(ROWS, len(classes))) + certainty * (truth[:, None] == np.array(classes))
     probabilities = np.round(np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True), 1) + 0.01
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return truth, Predictions(np.array(classes)[probabilities.argmax(axis=1)], True, probabilities, tuple(classes))
+    return truth, ModelPredictions(np.array(classes)[probabilities.argmax(axis=1)], True, probabilities, tuple(classes))
 
 
-def regressor(seed: int = 0, noise: float = 1.0) -> tuple[Array, Predictions]:
+def regressor(seed: int = 0, noise: float = 1.0) -> tuple[Array, ModelPredictions]:
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=ROWS)
-    return truth, Predictions(truth + rng.normal(size=ROWS) * noise, False)
+    return truth, ModelPredictions(truth + rng.normal(size=ROWS) * noise, False)
 
 
-def of_sklearn(metric: MetricName, truth: Array, answers: Predictions, weights: Array) -> Any:
+def of_sklearn(metric: MetricName, truth: Array, answers: ModelPredictions, weights: Array) -> Any:
     labels, probabilities = np.unique(truth), answers.probabilities
     several = len(labels) > 2
     match metric:
@@ -81,31 +81,36 @@ def test_the_default_is_that_of_what_the_model_answers() -> None:
 @pytest.mark.parametrize(
     ("metric", "truth", "answers", "message"),
     [
-        ("accuracy", np.zeros(3), Predictions(np.zeros(3), False), "accuracy is of labels; the model answers numbers"),
+        (
+            "accuracy",
+            np.zeros(3),
+            ModelPredictions(np.zeros(3), False),
+            "accuracy is of labels; the model answers numbers",
+        ),
         (
             "roc_auc",
             np.array([0, 1]),
-            Predictions(np.array([0, 1]), True),
+            ModelPredictions(np.array([0, 1]), True),
             "probabilities, which the model does not give",
         ),
-        ("rmse", np.array(["a"]), Predictions(np.zeros(1), False), "rmse is of numbers"),
+        ("rmse", np.array(["a"]), ModelPredictions(np.zeros(1), False), "rmse is of numbers"),
         (
             "accuracy",
             np.array(["a"], dtype=object),
-            Predictions(np.zeros(1, int), True),
+            ModelPredictions(np.zeros(1, int), True),
             "holds 'a', the model answers 0",
         ),
-        ("mae", np.zeros(2), Predictions(np.zeros((2, 3)), False), r"shape \(2,\), the answers \(2, 3\)"),
+        ("mae", np.zeros(2), ModelPredictions(np.zeros((2, 3)), False), r"shape \(2,\), the answers \(2, 3\)"),
         (
             "log_loss",
             np.array([0, 7]),
-            Predictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
+            ModelPredictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
             "holds 7, which is no class of the model",
         ),
         (
             "roc_auc",
             np.array([1, 1]),
-            Predictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
+            ModelPredictions(np.array([0, 1]), True, np.full((2, 2), 0.5), (0, 1)),
             "needs rows of two labels",
         ),
     ],
@@ -118,7 +123,12 @@ def test_a_metric_that_does_not_fit_is_refused_with_the_reason(
 
 
 def compared(
-    metric: MetricName, truth: Array, candidate: Predictions, current: Predictions, seed: int = 0, resamples: int = 300
+    metric: MetricName,
+    truth: Array,
+    candidate: ModelPredictions,
+    current: ModelPredictions,
+    seed: int = 0,
+    resamples: int = 300,
 ) -> MetricComparison:
     pair = weighted_metric(metric, truth, candidate), weighted_metric(metric, truth, current)
     return paired_bootstrap(metric, *pair, len(truth), 0.95, resamples, seed)
@@ -139,7 +149,7 @@ def test_the_same_seed_gives_the_same_bounds() -> None:
 
 def test_a_smaller_error_is_better_and_counts_as_a_share() -> None:
     truth, current = regressor(noise=1.0)
-    halved = Predictions(truth + (current.prediction - truth) / 2, False)
+    halved = ModelPredictions(truth + (current.prediction - truth) / 2, False)
     found = compared("rmse", truth, halved, current)
     assert found.difference == pytest.approx(0.5)
     assert found.low == pytest.approx(0.5)
@@ -152,14 +162,14 @@ def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         truth = np.ones(ROWS, dtype=int)
-        ours, theirs = (Predictions((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2))
+        ours, theirs = (ModelPredictions((rng.random(ROWS) < 0.8).astype(int), True) for _ in range(2))
         missed += compared("accuracy", truth, ours, theirs, seed, resamples=200).low > 0
     assert 2 <= missed <= 22
 
 
 def test_scores_of_classes_are_the_label_of_the_highest() -> None:
     truth, scores = np.array([0.0, 2.0, 1.0, 1.0]), np.eye(3)[[0, 2, 1, 0]] * 9 - 4
-    answers = Predictions(scores, False)
+    answers = ModelPredictions(scores, False)
     assert default_metric(truth, answers) == "accuracy"
     assert weighted_metric("accuracy", truth, answers)(np.ones(4)) == 0.75
     for other in (truth + 0.5, truth + 1, truth[:, None], np.array(["a", "c", "b", "b"], dtype=object)):

@@ -91,7 +91,7 @@ def test_an_alias_can_be_gated_too(toy: MlflowClient) -> None:
     with pytest.raises(GateRefused, match="toy version 4 does not go to @champion"):
         promote("toy", "4", "@champion")
     found = promote("toy", "2", "@champion")
-    assert found.stands == "has the alias @champion"
+    assert found.location_text == "has the alias @champion"
     assert (found.gate, found.before, found.uri) == ("passed", "1", "models:/toy@champion")
     assert toy.get_model_version_by_alias("toy", "champion").version == 2
 
@@ -118,7 +118,12 @@ def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: Mlfl
 def test_of_what_is_there_already_nothing_is_done(toy: MlflowClient) -> None:
     moved = promote("toy", "2", "Production", actor="eva")
     again = promote("toy", "2", "Production", actor="eva")
-    assert (moved.is_moved, again.is_moved, again.gate, again.stands) == (True, False, "passed", "is in Production")
+    assert (moved.is_moved, again.is_moved, again.gate, again.location_text) == (
+        True,
+        False,
+        "passed",
+        "is in Production",
+    )
     assert again.reason == moved.reason
     assert actions() == [("gate", "2", "eva"), ("promote", "2", "eva")]
 

@@ -62,9 +62,9 @@ def explain_failure(error: BaseException, model: Any) -> str:
     part = _operator_of(error) or _named_in(error, model)
     if options and (part is None or all(type(one) is not type(part) for one, *_ in options)):
         part = options[0][0]
-    told = [reason for one, reason in options if part is not None and type(one) is type(part)]
+    reasons = [reason for one, reason in options if part is not None and type(one) is type(part)]
     cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes
-    reason = told[0] if told else plain_reason(str(cause)) or type(cause).__name__
+    reason = reasons[0] if reasons else plain_reason(str(cause)) or type(cause).__name__
     if part is None or type(part) is type(model):
         return f"{type(model).__name__} cannot be converted to ONNX: {reason}"
     return f"{type(model).__name__} cannot be converted to ONNX: {_place(part, model)}: {reason}"

@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.gate.metrics import (
     paired_bootstrap,
     weighted_metric,
 )
-from mlflow_deploy_plugin.gate.model import Predictions
+from mlflow_deploy_plugin.gate.model import ModelPredictions
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, CheckState
 from mlflow_deploy_plugin.runtime import Array
@@ -25,7 +25,7 @@ NAME = "evaluation"
 
 
 def check_evaluation(
-    truth: Array, candidate: Predictions, current: Predictions | None, policy: EvaluationPolicy, seed: int
+    truth: Array, candidate: ModelPredictions, current: ModelPredictions | None, policy: EvaluationPolicy, seed: int
 ) -> CheckResult:
     """Compare the predictions of two versions for the same labelled rows.
 

@@ -19,7 +19,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.gate.dataset import NamedArrays, count_rows, take_rows
 from mlflow_deploy_plugin.gate.metrics import HIGHER_IS_BETTER, RELATIVE_METRICS, WeightedMetric
-from mlflow_deploy_plugin.gate.model import LoadedModel, Predictions
+from mlflow_deploy_plugin.gate.model import LoadedModel, ModelPredictions
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.runtime import Array
@@ -41,9 +41,9 @@ class LabelledMetric:
     """
 
     metric: MetricName
-    score: Callable[[Predictions], WeightedMetric]
+    score: Callable[[ModelPredictions], WeightedMetric]
 
-    def value(self, predictions: Predictions) -> float:
+    def value(self, predictions: ModelPredictions) -> float:
         return self.score(predictions)(np.ones(len(predictions)))
 
 
@@ -145,12 +145,12 @@ def check_robustness(
     for outcome in outcomes:
         figures |= outcome.figures()
     bounds = policy
-    if noise.failures(policy) and (beside := _served_under_noise(served, policy, seed, labelled)) is not None:
+    if noise.failures(policy) and (current := _served_under_noise(served, policy, seed, labelled)) is not None:
         # the new version need not be better than the current one
-        least = {"max_flips": beside.flips * _SERVED_FACTOR, "max_loss": (beside.loss or 0.0) * _SERVED_FACTOR}
+        least = {"max_flips": current.flips * _SERVED_FACTOR, "max_loss": (current.loss or 0.0) * _SERVED_FACTOR}
         bounds = policy.model_copy(update={name: max(getattr(policy, name), value) for name, value in least.items()})
-        notes.append(f"under the same noise {beside.flips:.1%} of the answers of what is served change")
-        figures["noise_flips_current"] = beside.flips
+        notes.append(f"under the same noise {current.flips:.1%} of the answers of what is served change")
+        figures["noise_flips_current"] = current.flips
     failures = [failure for outcome in outcomes for failure in outcome.failures(bounds)]
     table = ReportTable(
         ("disturbance", "answers changed", "answers that are no numbers", f"loss of {metric}"),
@@ -222,7 +222,7 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
     return {name: disturb(values) for name, values in rows.items()}
 
 
-def flipped_rows(clean: Predictions, disturbed: Predictions) -> Array:
+def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:
     """Return [N] booleans: True for a row whose prediction has changed."""
     if clean.is_label:
         changed = np.asarray(clean.prediction != disturbed.prediction)
@@ -249,7 +249,7 @@ def _by_column(model: LoadedModel, rows: NamedArrays, policy: RobustnessPolicy, 
 
 
 def _outcome(
-    name: str, model: LoadedModel, clean: Predictions, rows: NamedArrays, labelled: LabelledMetric | None
+    name: str, model: LoadedModel, clean: ModelPredictions, rows: NamedArrays, labelled: LabelledMetric | None
 ) -> _Outcome:
     try:
         disturbed = model.predict(rows)
@@ -265,7 +265,7 @@ def _outcome(
     return _Outcome(name, float(flipped_rows(clean, disturbed).mean()), _no_answer(disturbed) - _no_answer(clean), loss)
 
 
-def _no_answer(predictions: Predictions) -> float:
+def _no_answer(predictions: ModelPredictions) -> float:
     """Return the share of rows with NaN or infinity in the prediction or the probabilities."""
     sides = [
         side

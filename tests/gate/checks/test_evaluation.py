@@ -5,18 +5,18 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
-from mlflow_deploy_plugin.gate.model import Predictions
+from mlflow_deploy_plugin.gate.model import ModelPredictions
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 
 ROWS = 1000
 TRUTH = np.random.default_rng(0).integers(0, 2, ROWS)
 
 
-def wrong_in(count: int) -> Predictions:
+def wrong_in(count: int) -> ModelPredictions:
     """Answers that miss the first `count` labels."""
     answers = TRUTH.copy()
     answers[:count] = 1 - answers[:count]
-    return Predictions(answers, True)
+    return ModelPredictions(answers, True)
 
 
 def policy(**fields: Any) -> EvaluationPolicy:
@@ -59,7 +59,7 @@ def test_the_floor_holds_whatever_is_served() -> None:
 
 def test_few_rows_prove_nothing() -> None:
     result = check_evaluation(
-        TRUTH[:50], Predictions(TRUTH[:50], True), Predictions(TRUTH[:50], True), policy(), seed=7
+        TRUTH[:50], ModelPredictions(TRUTH[:50], True), ModelPredictions(TRUTH[:50], True), policy(), seed=7
     )
     assert (result.state, result.reason) == (
         "failed",
@@ -69,15 +69,17 @@ def test_few_rows_prove_nothing() -> None:
 
 def test_the_margin_of_an_error_is_a_share() -> None:
     values = TRUTH + np.random.default_rng(1).normal(size=ROWS)
-    served, near = Predictions(values - 1.0, False), Predictions(values - 1.005, False)
+    served, near = ModelPredictions(values - 1.0, False), ModelPredictions(values - 1.005, False)
     assert check_evaluation(values, near, served, policy(), seed=7).state == "passed"
-    result = check_evaluation(values, Predictions(values - 1.5, False), served, policy(), seed=7)
+    result = check_evaluation(values, ModelPredictions(values - 1.5, False), served, policy(), seed=7)
     assert result.state == "failed"
     assert "rmse 1.5000, served now 1.0000: 50.0% worse" in result.reason
 
 
 def test_answers_that_are_no_numbers_fail() -> None:
-    result = check_evaluation(TRUTH.astype(float), Predictions(np.full(ROWS, np.nan), False), None, policy(), seed=7)
+    result = check_evaluation(
+        TRUTH.astype(float), ModelPredictions(np.full(ROWS, np.nan), False), None, policy(), seed=7
+    )
     assert (result.state, result.reason) == ("failed", "rmse of the new version is nan: it answers no numbers")
 
 
@@ -87,6 +89,6 @@ def test_a_metric_of_probabilities_asks_for_them() -> None:
 
 
 def test_served_answers_of_another_kind_cannot_be_compared_with() -> None:
-    result = check_evaluation(TRUTH, wrong_in(1), Predictions(TRUTH.astype(float), False), policy(), seed=7)
+    result = check_evaluation(TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), seed=7)
     assert result.state == "failed"
     assert "what is served cannot be compared with: accuracy is of labels" in result.reason
