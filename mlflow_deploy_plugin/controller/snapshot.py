@@ -125,11 +125,17 @@ def main_variant(spec: EndpointSpec) -> str:
 def take_snapshot(observed: ObservedEndpoint, with_counters: bool = True) -> EndpointSnapshot:
     """Return a snapshot of the endpoint; with counters it asks the server for them."""
     spec, observation = observed.endpoint.spec, observed.observation
+    workers = [worker.endpoints.get(spec.name, {}) for worker in observation.workers]
+    answering = {}
+    for name in spec.variants:
+        versions = {worker[name].version if name in worker else "" for worker in workers}
+        if len(versions) == 1 and (version := versions.pop()):
+            answering[name] = version
     return EndpointSnapshot(
         variants=spec.variants,
         state=observation.state,
         reason=observation.reason or observation.registry_error,
-        versions=_versions(observed),
+        versions=answering,
         errors=observation.errors,
         refused={(one.variant, one.version): one.reason for one in observation.refused if one.endpoint == spec.name},
         counters=fetch_counters(observation.url, spec.name) if with_counters and observation.url else None,
@@ -203,13 +209,3 @@ def parse_counters(page: str, endpoint: str) -> CountersByVersion:
         key: VersionCounters(**values.get(key, {}), timed=dict(sorted(timed.get(key, {}).items())))
         for key in {*values, *timed}
     }
-
-
-def _versions(observed: ObservedEndpoint) -> dict[str, str]:
-    workers = [worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers]
-    found = {}
-    for name in observed.endpoint.spec.variants:
-        versions = {worker[name].version if name in worker else "" for worker in workers}
-        if len(versions) == 1 and (version := versions.pop()):
-            found[name] = version
-    return found

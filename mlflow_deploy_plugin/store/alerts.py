@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, storable_text, write_event
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, from_row
+from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, from_row, given
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
@@ -70,9 +70,7 @@ class Alerts:
 
     def firing(self, endpoint: str | None = None) -> list[Alert]:
         """Return the firing alerts, oldest first."""
-        query = select(AlertRow).where(AlertRow.state == FIRING).order_by(AlertRow.id)
-        if endpoint is not None:
-            query = query.where(AlertRow.endpoint == endpoint)
+        query = select(AlertRow).filter_by(state=FIRING, **given(endpoint=endpoint)).order_by(AlertRow.id)
         with self._store.transaction() as session:
             return [from_row(row, Alert) for row in session.scalars(query)]
 
@@ -136,8 +134,7 @@ class Silences:
     def active(self, endpoint: str | None = None) -> list[Silence]:
         """Return the silences that hold now, oldest first."""
         query = select(SilenceRow).where(SilenceRow.until > self._store.now()).order_by(SilenceRow.id)
-        if endpoint is not None:
-            query = query.where(SilenceRow.endpoint == endpoint)
+        query = query.filter_by(**given(endpoint=endpoint))
         with self._store.transaction() as session:
             return [from_row(row, Silence) for row in session.scalars(query)]
 

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
-from mlflow_deploy_plugin.store.tables import AuditRow, from_row
+from mlflow_deploy_plugin.store.tables import AuditRow, from_row, given
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
@@ -59,11 +59,8 @@ def write_event(session: Session, event: AuditEvent) -> None:
 
 def read_events(session: Session, endpoint: str | None, model: str | None, limit: int | None) -> list[AuditEvent]:
     """Return the events, oldest first; with `limit` only the newest."""
-    query = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
-    if endpoint is not None:
-        query = query.where(AuditRow.endpoint == endpoint)
-    if model is not None:
-        query = query.where(AuditRow.model == model)
+    query = select(AuditRow).filter_by(**given(endpoint=endpoint, model=model))
+    query = query.order_by(AuditRow.id.desc()).limit(limit)
     return [from_row(row, AuditEvent) for row in reversed(session.scalars(query).all())]
 
 
@@ -105,20 +102,16 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
                 text.append(f"{name} {share}" if is_same_model else f"{name} {variant.model} {share}")
     changed = set(before.monitors) ^ set(after.monitors)
     for text, spec in zip(texts, (before, after), strict=True):
-        text.extend(_monitor_text(name, spec) for name in sorted(changed & set(spec.monitors)))
+        for name in sorted(changed & set(spec.monitors)):  # monitor speed service_level every 1h require p99<=200ms
+            fields = dict(_flat(spec_document(spec)["monitors"][name]))
+            kind = fields.pop("kind", spec.monitors[name].kind)
+            text.append(" ".join([f"monitor {name} {kind}", *(f"{field} {value}" for field, value in fields.items())]))
     old, new = _other_fields(before, changed), _other_fields(after, changed)
     for field_name in sorted({*old, *new}):
         if old.get(field_name) != new.get(field_name):
-            for text, fields in zip(texts, (old, new), strict=True):
-                text.append(f"{field_name} {fields.get(field_name, 'not set')}")
+            for text, values in zip(texts, (old, new), strict=True):
+                text.append(f"{field_name} {values.get(field_name, 'not set')}")
     return ", ".join(texts[0]), ", ".join(texts[1])
-
-
-def _monitor_text(name: str, spec: EndpointSpec) -> str:
-    """Return an added or removed monitor: `monitor speed service_level every 1h require p99<=200ms`."""
-    fields = dict(_flat(spec_document(spec)["monitors"][name]))
-    kind = fields.pop("kind", spec.monitors[name].kind)
-    return " ".join([f"monitor {name} {kind}", *(f"{field_name} {value}" for field_name, value in fields.items())])
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, Any]:

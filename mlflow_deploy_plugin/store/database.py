@@ -42,7 +42,14 @@ def open_store(
         InvalidConfig: it is not a URL of a database that is known here.
         StoreUnavailable: it cannot be reached, or a newer onnxserve made it.
     """
-    engine = _engine(_parsed(url))
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # the text is not shown: it may hold a password
+        raise InvalidConfig(
+            "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db"
+        ) from None
+    engine = _engine(parsed)
     try:
         with engine.begin() as connection:
             if not _is_up_to_date(connection):
@@ -92,22 +99,16 @@ def _migrate(connection: Connection) -> None:
         command.upgrade(config, "head")
 
 
-def _parsed(url: str) -> URL:
-    try:
-        return make_url(url)
-    except (ArgumentError, ValueError):
-        # the text is not shown: it may hold a password
-        raise InvalidConfig(
-            "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db"
-        ) from None
-
-
 def _engine(url: URL) -> Engine:
     backend = url.get_backend_name()
     arguments: dict[str, Any] = {}
     if backend == "sqlite":
         arguments = {"timeout": _BUSY_SECONDS}
-        _make_folder(url)
+        if url.database and url.database != ":memory:":
+            try:
+                Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise store_unavailable(url, error) from None
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS}
     try:
@@ -122,15 +123,6 @@ def _engine(url: URL) -> Engine:
     if backend == "sqlite":
         _take_write_lock_at_start(engine)
     return engine
-
-
-def _make_folder(url: URL) -> None:
-    if not url.database or url.database == ":memory:":
-        return
-    try:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise store_unavailable(url, error) from None
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:

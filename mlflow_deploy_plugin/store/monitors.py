@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.store import leases
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, storable_text, write_event
 from mlflow_deploy_plugin.store.leases import Lease
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow, from_row
+from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow, from_row, given
 
 WindowState = Literal["pending", "running", "judged", "failed"]
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
@@ -105,9 +105,8 @@ class Monitors:
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
         """Return the stored states, by name."""
-        query = select(MonitorRow).order_by(MonitorRow.endpoint, MonitorRow.monitor)
-        if endpoint is not None:
-            query = query.where(MonitorRow.endpoint == endpoint)
+        query = select(MonitorRow).filter_by(**given(endpoint=endpoint))
+        query = query.order_by(MonitorRow.endpoint, MonitorRow.monitor)
         with self._store.transaction() as session:
             return [from_row(row, MonitorState) for row in session.scalars(query)]
 
@@ -146,7 +145,7 @@ class Monitors:
     def forget(self, endpoint: str, monitor: str) -> None:
         """Delete the monitor's state, not its windows."""
         with self._store.transaction() as session:
-            session.execute(delete(MonitorRow).where(MonitorRow.endpoint == endpoint, MonitorRow.monitor == monitor))
+            session.execute(delete(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor))
 
     def next_revision(self, endpoint: str, monitor: str, start: datetime) -> int:
         """Return the next revision of windows that begin at `start`, however long they are."""
@@ -179,12 +178,8 @@ class Monitors:
                 session.flush()
                 return from_row(row, MonitorWindow)
         except IntegrityError:
-            query = select(MonitorWindowRow).where(
-                MonitorWindowRow.endpoint == endpoint,
-                MonitorWindowRow.monitor == monitor,
-                MonitorWindowRow.start == start,
-                MonitorWindowRow.revision == revision,
-            )
+            same = {"endpoint": endpoint, "monitor": monitor, "start": start, "revision": revision}
+            query = select(MonitorWindowRow).filter_by(**same)
             with self._store.transaction() as session:
                 return from_row(session.scalars(query).one(), MonitorWindow)
 
@@ -244,23 +239,18 @@ class Monitors:
             by_hand: only those that a person has asked for, or only the scheduled ones; None: both.
         """
         order = (MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc())
-        query = select(MonitorWindowRow).order_by(*order).limit(limit)
-        if endpoint is not None:
-            query = query.where(MonitorWindowRow.endpoint == endpoint)
-        if monitor is not None:
-            query = query.where(MonitorWindowRow.monitor == monitor)
+        query = select(MonitorWindowRow).filter_by(**given(endpoint=endpoint, monitor=monitor, by_hand=by_hand))
+        query = query.order_by(*order).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
         if since is not None:
             query = query.where(MonitorWindowRow.end > since)
-        if by_hand is not None:
-            query = query.where(MonitorWindowRow.by_hand == by_hand)
         with self._store.transaction() as session:
             return [from_row(row, MonitorWindow) for row in reversed(session.scalars(query).all())]
 
 
 def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
-    query = select(MonitorRow).where(MonitorRow.endpoint == endpoint, MonitorRow.monitor == monitor).with_for_update()
+    query = select(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor).with_for_update()
     row = session.scalars(query).one_or_none()
     if row is None:
         row = MonitorRow(endpoint=endpoint, monitor=monitor)

@@ -6,13 +6,12 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import select, text
-from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row
+from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row, given
 
 WaitsFor = Literal["", "local_controller"]
 """A retraining with a gated version may wait for a controller that sees the endpoint's server."""
@@ -87,7 +86,9 @@ class Retrainings:
         """
         now = self._clock()
         with self._store.transaction() as session:
-            _take_turns(session, model)
+            if session.get_bind().dialect.name == "postgresql":  # on SQLite nobody else writes meanwhile
+                lock = {"model": f"retraining of {model}"}
+                session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:model))"), lock)
             live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
             if (found := session.scalars(live.limit(1)).first()) is not None:
                 raise AlreadyExists(f"model {model} is being trained already: retraining {found.id} is {found.state}")
@@ -109,11 +110,7 @@ class Retrainings:
 
     def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
         """Return retrainings, oldest first; with `live` only those that have not ended."""
-        query = select(RetrainingRow).order_by(RetrainingRow.id)
-        if endpoint is not None:
-            query = query.where(RetrainingRow.endpoint == endpoint)
-        if model is not None:
-            query = query.where(RetrainingRow.model == model)
+        query = select(RetrainingRow).filter_by(**given(endpoint=endpoint, model=model)).order_by(RetrainingRow.id)
         if live:
             query = query.where(RetrainingRow.ended_at.is_(None))
         with self._store.transaction() as session:
@@ -145,9 +142,3 @@ class Retrainings:
             if event is not None:
                 write_event(session, event)
             return from_row(row, Retraining)
-
-
-def _take_turns(session: Session, model: str) -> None:
-    """Keep others from adding one for the model until the transaction ends; on SQLite nobody else writes anyway."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(text("SELECT pg_advisory_xact_lock(hashtext(:model))"), {"model": f"retraining of {model}"})

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.tables import RolloutRow, from_row
+from mlflow_deploy_plugin.store.tables import RolloutRow, from_row, given
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ def add(session: Session, endpoint: str, spec: dict[str, Any], state: str, now: 
 
 def find(session: Session, endpoint: str | None, live: bool) -> list[Rollout]:
     """Return rollouts, oldest first; with `live` only those that have not ended."""
-    query = select(RolloutRow).order_by(RolloutRow.id)
-    if endpoint is not None:
-        query = query.where(RolloutRow.endpoint == endpoint)
+    query = select(RolloutRow).filter_by(**given(endpoint=endpoint)).order_by(RolloutRow.id)
     if live:
         query = query.where(RolloutRow.ended_at.is_(None))
     return [from_row(row, Rollout) for row in session.scalars(query)]

@@ -59,6 +59,11 @@ def from_row(row: Base, kind: type[ValueT]) -> ValueT:
     return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 
 
+def given(**columns: Any) -> dict[str, Any]:
+    """Return the columns that are not None, for `filter_by`."""
+    return {name: value for name, value in columns.items() if value is not None}
+
+
 class EndpointRow(Base):
     """One endpoint; the backend knows if it runs."""
 

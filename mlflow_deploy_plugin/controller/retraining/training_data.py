@@ -70,24 +70,28 @@ def collect_training_data(log: InferenceLog, plan: RetrainPlan, folder: Path, ty
             f"{window} has {have} labelled rows, and at least {MIN_ROWS} are wanted: send what really happened by "
             "POST /feedback or `onnxserve feedback`"
         )
-    learned, held_out = _cut(rows)
+    learned, held_out = _hold_out(rows)
     if plan.mode == "full":
-        earlier = _earlier(log, plan, window)
-        learned = pa.concat_tables([*earlier, learned], promote_options="permissive")
-    if _answers(learned) < 2:
+        hours = [hour.start for hour in log.hours(plan.endpoint) if hour.start < window.start]
+        earlier = _labelled(log, plan, Window(hours[0], window.start)) if hours else None
+        if earlier is not None:
+            learned = pa.concat_tables([_model_columns(earlier), learned], promote_options="permissive")
+    if _distinct_labels(learned) < 2:
         only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(
             f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}: that teaches nothing"
         )
+    answers_texts = PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
     folder.mkdir(parents=True, exist_ok=True)
     data, judged_by = (folder / name for name in _FILES)
-    pq.write_table(_as_signed(learned, types), data)
+    pq.write_table(_cast_to_signature(learned, types), data)
     if held_out is not None:
         pq.write_table(held_out, judged_by)  # the gate gives each version its own types
     return TrainingData(
         data=data,
         held_out=judged_by if held_out is not None else None,
-        target=_target(rows),
+        # the label as a text if the model answers texts, or a label is no number
+        target=LABEL if answers_texts or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER,
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
         window=window,
@@ -98,12 +102,6 @@ def remove_training_data(folder: Path) -> None:
     """Remove the rows that were written for a retraining. Its log stays, and MLflow has the held-out rows."""
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
-
-
-def _earlier(log: InferenceLog, plan: RetrainPlan, window: Window) -> list[pa.Table]:
-    hours = [hour.start for hour in log.hours(plan.endpoint) if hour.start < window.start]
-    found = _labelled(log, plan, Window(hours[0], window.start)) if hours else None
-    return [_own(found)] if found is not None else []
 
 
 def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table | None:
@@ -121,25 +119,25 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window) -> pa.Table 
     return table.sort_by([(EVENT_TIME, "ascending"), ("_segment", "ascending"), ("_offset", "ascending")])
 
 
-def _cut(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
+def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """Split the rows into the older ones and the newest. Rows of the same event time stay together.
 
     Nothing is held out if it could not judge: too few rows, or of one answer alone, which a constant model gets right.
     """
     times = microseconds_of(rows.column(EVENT_TIME))
     place = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
-    learned, held_out = _own(rows.slice(0, place)), _own(rows.slice(place))
-    if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _answers(held_out) < 2:
-        return _own(rows), None
+    learned, held_out = _model_columns(rows.slice(0, place)), _model_columns(rows.slice(place))
+    if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _distinct_labels(held_out) < 2:
+        return _model_columns(rows), None
     return learned, held_out
 
 
-def _answers(labelled: pa.Table) -> int:
+def _distinct_labels(labelled: pa.Table) -> int:
     """Return how many different labels there are."""
     return int(pc.count_distinct(labelled.column(LABEL)).as_py())
 
 
-def _own(table: pa.Table) -> pa.Table:
+def _model_columns(table: pa.Table) -> pa.Table:
     """Return the model's columns, the label and the event time."""
     kept = (EVENT_TIME, LABEL, LABEL_NUMBER)
     names = [
@@ -150,7 +148,7 @@ def _own(table: pa.Table) -> pa.Table:
     return table.select(names)
 
 
-def _as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
+def _cast_to_signature(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
     """Cast numbers to the signature's types, so that the new version's signature is the same.
 
     A column with gaps stays as it is.
@@ -162,9 +160,3 @@ def _as_signed(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
         if typed is not values[name]:
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(typed))
     return table
-
-
-def _target(rows: pa.Table) -> str:
-    """Return the label's text column if the model answers texts or a label is no number, else its number column."""
-    is_text = PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
-    return LABEL if is_text or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from mlflow_deploy_plugin.controller.rollouts.plan import (
     DEFAULT_CRITERIA,
     MIN_REQUESTS,
-    PromotionKind,
     RolloutPlan,
     parse_criteria,
     parse_steps,
@@ -69,6 +68,12 @@ def start_rollout(
     resolved = _resolve(request.to, reference)
     _check(spec, reference, resolved, before)
     criteria = parse_criteria(request.abort_on)
+    try:
+        seconds = float(duration_seconds(request.every))
+    except (ValueError, KeyError, IndexError):
+        seconds = 0.0
+    if seconds < 1:
+        raise InvalidConfig(f"--every {request.every}: a duration like 30s, 5m or 1h is expected")
     if request.min_requests < 1:
         raise InvalidConfig("--min-requests: at least 1 is expected")
     candidate = _free_name(CANDIDATE, spec.variants)
@@ -83,10 +88,10 @@ def start_rollout(
         version=resolved.version,
         before_uri=spec.variants[main].model,
         before_version=before,
-        kind=_kind(reference),
+        kind=reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned",
         selector=reference.selector,
         steps=parse_steps(request.steps),
-        every=float(_seconds(request.every)),
+        every=seconds,
         abort_on=",".join(one.text for one in criteria),
         min_requests=request.min_requests,
         actor=actor or current_actor(),
@@ -121,24 +126,6 @@ def _check(spec: EndpointSpec, main: ModelURI, to: ResolvedModel, before: str) -
             f"endpoint {spec.name!r} requires {spec.require}, and {to.name} version {to.version} does not have it: "
             f"{judged.reason}"
         )
-
-
-def _kind(reference: ModelURI) -> PromotionKind:
-    match reference.kind:
-        case "stage" | "alias" | "tag":
-            return reference.kind
-        case _:
-            return "pinned"
-
-
-def _seconds(every: str) -> int:
-    try:
-        seconds = duration_seconds(every)
-    except (ValueError, KeyError, IndexError):
-        seconds = 0
-    if seconds < 1:
-        raise InvalidConfig(f"--every {every}: a duration like 30s, 5m or 1h is expected")
-    return seconds
 
 
 def _free_name(wanted: str, taken: Iterable[str]) -> str:
