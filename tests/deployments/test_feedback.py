@@ -1,0 +1,64 @@
+"""Labels that go straight into a log with masked columns. The command: tests/cli/test_feedback.py."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.server.capture.masking import ColumnMask
+from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
+from tests.support.inference_log import LogWriter
+
+
+def feedback(*arguments: str, given: str | None = None) -> Result:
+    return CliRunner().invoke(main, ["feedback", *arguments], input=given)
+
+
+def said(result: Result) -> str:
+    """The one line of a command that did nothing."""
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.strip().removeprefix("Error: ")
+
+
+@pytest.fixture
+def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A log of an endpoint that the store does not know, whose column `carrier` is masked, and a file of one label."""
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    log = tmp_path / "home" / "inference_log"
+    key = tmp_path / "home" / "mask.key"
+    key.parent.mkdir()
+    key.write_text("ab" * 32)
+    carriers = ColumnMask(key).hash_values({"carrier": "UA"}, frozenset({"carrier"}))["carrier"]
+    LogWriter(log).write(
+        {"_event_time": [datetime(2013, 7, 1, tzinfo=UTC)], "carrier": [carriers], "flight": [7]}, endpoint="sums"
+    )
+    (tmp_path / "labels.csv").write_text("carrier,flight,label\nUA,7,1\n")
+    monkeypatch.chdir(tmp_path)
+    return log
+
+
+def test_keys_are_masked_as_the_spec_of_a_server_says_that_nobody_deployed(masked_log: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "serve" / "others-8080"
+    folder.mkdir(parents=True)
+    specs = [new_endpoint("others", "m"), apply_config(new_endpoint("sums", "m"), {"capture.mask": "carrier"})]
+    (folder / "spec.yaml").write_text("---\n".join(map(dump_spec, specs)))
+    command = ("sums", "--file", "labels.csv", "--key", "carrier,flight")
+
+    refused = feedback(*command)
+    assert "carrier is masked in the log, and the key of the mask is not on this machine" in said(refused)
+
+    (tmp_path / "home" / "mask.key").rename(folder / "mask.key")
+    assert "of 1 rows that they name, 1 are in the log" in feedback(*command).stdout
+    (brought,) = (masked_log / "_labels").rglob("*.parquet")
+    assert "UA" not in str(pq.ParquetFile(brought).read().to_pylist())
+
+
+def test_what_looks_masked_in_the_log_gets_no_plain_keys_where_no_spec_says_more(masked_log: Path) -> None:
+    line = said(feedback("sums", "--file", "labels.csv", "--key", "carrier,flight"))
+    assert line.startswith("carrier looks masked in the log, and no spec of sums is on this machine")
+    assert not (masked_log / "_labels").exists()
+    assert feedback("sums", "--file", "labels.csv", "--key", "flight").exit_code == 0
