@@ -1,7 +1,7 @@
 """The findings of each column: checks that need no threshold, and the sentences of those that have one."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBin
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, Kind
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import DISTANCE, FIGURES, MISSING, ColumnGroup
-from mlflow_deploy_plugin.monitoring.result import Check, Finding
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import DISTANCE, MISSING, ColumnGroup
+from mlflow_deploy_plugin.monitoring.result import Check, Finding, State
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
 """The checks of the figures in `threshold/figures.py`, in their order."""
@@ -47,7 +47,7 @@ def schema_findings(reference: DriftReference, window: Profile, columns: Sequenc
     """Return a finding for each column that is new, gone or of another type.
 
     They are exact: none of the reference's own windows has such a column, so that they raise no false alarm as long as
-    the reference is like the window. Where a window of the reference lacks the column, too, that is no drift.
+    the reference is like the window. If a window of the reference lacks the column, too, that is no drift.
 
     Args:
         columns: only these are judged; empty: all.
@@ -65,7 +65,7 @@ def schema_findings(reference: DriftReference, window: Profile, columns: Sequenc
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
     expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
     if given is None or given.rows == 0:
-        some = sum(name not in window.columns for window in reference.pieces.windows)
+        some = sum(name not in own.columns for own in reference.pieces.windows)
         if some:
             reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.windows)} windows do"
             return Finding(name, "presence", "no drift", reason)
@@ -133,144 +133,128 @@ def not_judged_findings(columns: Sequence[str], reason: str, segment: str = "") 
 
 
 def judge_columns(
-    groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, standardised: Array, limit: float
+    groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, scores: Array, threshold: float
 ) -> tuple[list[ColumnVerdict], list[Finding]]:
     """Return the verdict on every column of every group, and the findings of its checks.
 
     Args:
-        window: [F, FIGURES] the window's own figures; standardised: the same in deviations above the reference's own.
-        limit: the threshold of all of them.
+        window: [F, FIGURES] the window's own figures.
+        scores: [F, FIGURES] the same in deviations above the reference's own windows; threshold: of all of them.
     """
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
-    features = []
-    findings = []
-    for position, (group, name) in enumerate(members):
-        features.append(_feature(group, name, float(window[position, DISTANCE]), standardised[position], limit))
-        for figure in _shown(window[position], features[-1].reference_missing):
-            amounts = {
-                "value": float(window[position, figure]),
-                "usual": float(usual[position, figure]),
-                "spread": float(spread[position, figure]),
-                "missing": features[-1].missing,
-                "reference_missing": features[-1].reference_missing,
-            }
-            score = float(standardised[position, figure])
-            findings.append(_finding(group, name, CHECKS[figure], score, limit, amounts))
-    return features, findings
+    verdicts, findings = [], []
+    for place, (group, name) in enumerate(members):
+        given, others = group.window.columns[name], group.reference.pieces.others
+        score = float(scores[place].max())
+        verdict = ColumnVerdict(
+            name=name,
+            kind=group.reference.bins[name].kind,
+            score=score,
+            distance=float(window[place, DISTANCE]),
+            missing=_missing_share(given, group.window.rows),
+            reference_missing=_missing_share(others.columns.get(name), others.rows),
+            is_drifted=score > threshold,
+            segment=group.segment,
+        )
+        verdicts.append(verdict)
+        for figure, check in enumerate(CHECKS):
+            # a check that saw nothing is no finding
+            is_seen = window[place, figure] > 0 or (figure == MISSING and verdict.reference_missing)
+            if figure == DISTANCE or is_seen:
+                checked = _CheckedColumn(
+                    verdict=verdict,
+                    bins=group.reference.bins[name],
+                    given=given,
+                    expected=group.reference.pieces.total.columns[name],
+                    before=others.columns.get(name),
+                    value=float(window[place, figure]),
+                    usual=float(usual[place, figure]),
+                    spread=float(spread[place, figure]),
+                )
+                findings.append(checked.finding(check, float(scores[place, figure]), threshold))
+    return verdicts, findings
 
 
-def _feature(group: ColumnGroup, name: str, distance: float, standardised: Array, limit: float) -> ColumnVerdict:
-    given, others = group.window.columns[name], group.reference.pieces.others
-    score = float(standardised.max())
-    return ColumnVerdict(
-        name=name,
-        kind=group.reference.bins[name].kind,
-        score=score,
-        distance=distance,
-        missing=_missing_share(given, group.window.rows),
-        reference_missing=_missing_share(others.columns.get(name), others.rows),
-        is_drifted=score > limit,
-        segment=group.segment,
-    )
+@dataclass(frozen=True, eq=False)
+class _CheckedColumn:
+    """One figure of one column.
 
-
-def _finding(
-    group: ColumnGroup, name: str, check: Check, score: float, limit: float, amounts: Mapping[str, float]
-) -> Finding:
-    if not np.isfinite(score):
-        reason = "too few of the reference's own windows say how large it may be"
-        return Finding(name, check, "not judged", reason, segment=group.segment)
-    given, pieces, bins = group.window.columns[name], group.reference.pieces, group.reference.bins[name]
-    reason = _sentence(check, bins, given, pieces.total.columns[name], amounts)
-    change = _change(check, bins, given, pieces.others.columns.get(name), amounts) if score > limit else ""
-    return Finding(
-        subject=name,
-        check=check,
-        state="drift" if score > limit else "no drift",
-        reason=reason,
-        value=score,
-        threshold=limit,
-        segment=group.segment,
-        change=change,
-    )
-
-
-def _change(
-    check: Check, bins: Bins, given: ColumnSketch, before: ColumnSketch | None, figures: Mapping[str, float]
-) -> str:
-    """Return from what to what a column has gone, and where to; empty where it cannot be said.
-
-    Args:
-        before: what the window is compared with.
-        figures: as in `_sentence`.
+    Attributes:
+        given: the column of the window; expected: of the whole reference; before: of what the window is compared with.
+        value: of the window; usual, spread: the mean and the deviation of the reference's own windows.
     """
-    if check == "missing":
-        first, now = figures["reference_missing"], figures["missing"]
-        return f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
-    if check in ("unseen", "range"):
-        what = "values that the reference lacks" if check == "unseen" else "out of range"
-        rows, where = (given.unseen, "more") if check == "unseen" else (given.below + given.above, _side(given))
-        return f"{what} {figures['usual']:.1%} → {_share(rows, given)}, {where}"
-    if before is None or len(before.counts) != len(given.counts):
-        return ""
-    if isinstance(bins, OrderedBins):
-        return _moved(bins, given, before, figures["value"])
-    shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
-    place = int(np.argmax(np.abs(shares[1] - shares[0])))
-    first, now = (float(share[place]) for share in shares)
-    names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in bins.codes]
-    name = names[place] if place < len(names) else "rarer values"
-    return f"{name} {first:.1%} → {now:.1%}, {'more often' if now > first else 'less often'}"
 
+    verdict: ColumnVerdict
+    bins: Bins
+    given: ColumnSketch
+    expected: ColumnSketch
+    before: ColumnSketch | None
+    value: float
+    usual: float
+    spread: float
 
-def _moved(bins: OrderedBins, given: ColumnSketch, before: ColumnSketch, distance: float) -> str:
-    """Return where numbers went: the mean, where it explains half of the distance at least, else how wide they are."""
-    if not (before.finite and given.finite):
-        return ""
-    means = f"mean {before.mean:.4g} → {given.mean:.4g}"
-    if abs(given.mean - before.mean) >= distance * bins.scale / 2:
-        return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
-    wide = "wider" if given.deviation > before.deviation else "narrower"
-    return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
+    def finding(self, check: Check, score: float, threshold: float) -> Finding:
+        name, segment = self.verdict.name, self.verdict.segment
+        if not np.isfinite(score):
+            reason = "too few of the reference's own windows say how large it may be"
+            return Finding(name, check, "not judged", reason, segment=segment)
+        is_drift = score > threshold
+        change = self._change(check) if is_drift else ""
+        state: State = "drift" if is_drift else "no drift"
+        return Finding(name, check, state, self._sentence(check), score, threshold, segment, change)
+
+    def _sentence(self, check: Check) -> str:
+        """Return what the check saw, in its own units."""
+        given = self.given
+        if check == "distribution":
+            is_ordered = isinstance(self.bins, OrderedBins)
+            name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")
+            usual = f"{self.usual:.3g} ± {self.spread:.2g} in the reference's own windows"
+            return f"{name} distance {self.value:.3g}{unit}, {usual}"
+        if check == "missing":
+            return f"{self.verdict.missing:.1%} missing, {self.verdict.reference_missing:.1%} in the reference"
+        usual = f"{self.usual:.1%} ± {self.spread:.1%} in the reference's own windows"
+        if check == "unseen":
+            shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
+            return f"{_share(given.unseen, given)} of rows have a value that the reference lacks ({shown}), {usual}"
+        ranges = f"{self.expected.minimum:g} to {self.expected.maximum:g}"
+        outside = _share(given.below + given.above, given)
+        return f"{outside} of rows are outside of {ranges} ({_side(given)}), {usual}"
+
+    def _change(self, check: Check) -> str:
+        """Return how the column changed, as `mean 3.2 → 8.9, higher`; empty if it cannot be said."""
+        given, before = self.given, self.before
+        if check == "missing":
+            first, now = self.verdict.reference_missing, self.verdict.missing
+            return f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
+        if check == "unseen":
+            return f"values that the reference lacks {self.usual:.1%} → {_share(given.unseen, given)}, more"
+        if check == "range":
+            outside = _share(given.below + given.above, given)
+            return f"out of range {self.usual:.1%} → {outside}, {_side(given)}"
+        if before is None or len(before.counts) != len(given.counts):
+            return ""
+        if isinstance(self.bins, OrderedBins):
+            if not (before.finite and given.finite):
+                return ""
+            means = f"mean {before.mean:.4g} → {given.mean:.4g}"
+            if abs(given.mean - before.mean) >= self.value * self.bins.scale / 2:  # it explains half of the distance
+                return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
+            wide = "wider" if given.deviation > before.deviation else "narrower"
+            return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
+        shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
+        place = int(np.argmax(np.abs(shares[1] - shares[0])))
+        first, now = (float(share[place]) for share in shares)
+        names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in self.bins.codes]
+        name = names[place] if place < len(names) else "rarer values"
+        return f"{name} {first:.1%} → {now:.1%}, {'more often' if now > first else 'less often'}"
 
 
 def _side(given: ColumnSketch) -> str:
     if given.below and given.above:
         return "on both sides"
     return "above" if given.above else "below"
-
-
-def _shown(figures: Array, reference_missing: float) -> Iterator[int]:
-    """Yield the figures that a finding is made of."""
-    for figure in range(FIGURES):
-        if figure == DISTANCE or figures[figure] > 0 or (figure == MISSING and reference_missing):
-            yield figure
-
-
-def _sentence(
-    check: Check, bins: Bins, given: ColumnSketch, expected: ColumnSketch, figures: Mapping[str, float]
-) -> str:
-    """Return what a check of a column saw, in its own units.
-
-    Args:
-        figures: `value` of the window; `usual` and `spread`, the mean and the deviation of the reference's own windows;
-            `missing` and `reference_missing`, shares.
-    """
-    usual = f"{figures['usual']:.3g} ± {figures['spread']:.2g} in the reference's own windows"
-    if check == "distribution":
-        name = "Wasserstein distance" if isinstance(bins, OrderedBins) else "Jensen–Shannon distance"
-        unit = " deviations" if isinstance(bins, OrderedBins) else ""
-        return f"{name} {figures['value']:.3g}{unit}, {usual}"
-    if check == "missing":
-        return f"{figures['missing']:.1%} missing, {figures['reference_missing']:.1%} in the reference"
-    usual = f"{figures['usual']:.1%} ± {figures['spread']:.1%} in the reference's own windows"
-    if check == "unseen":
-        shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
-        return f"{_share(given.unseen, given)} of rows have a value that the reference lacks ({shown}), {usual}"
-    outside = given.below + given.above
-    ranges = f"{expected.minimum:g} to {expected.maximum:g}"
-    return f"{_share(outside, given)} of rows are outside of {ranges} ({_side(given)}), {usual}"
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:
