@@ -1,1 +1,1 @@
-"""Monitors on a schedule: which window is judged when, by whom, and what happens where that fails."""
+"""Monitors: a schedule of windows, judged under leases, and tried again after failures."""

@@ -60,7 +60,7 @@ def judge_and_log(question: WindowRequest) -> EvaluatedWindow:
     """Judge the window and log its run. If this revision has a run already, return that one.
 
     Raises:
-        RegistryUnavailable: MLflow does not answer; asked before anything is judged.
+        RegistryUnavailable: MLflow does not answer; this is checked before anything is judged.
         OnnxserveError: the log or the reference cannot be read.
     """
     # here: Evidently takes seconds and half a gigabyte that the controller itself does without

@@ -104,8 +104,8 @@ class LogMaintenance:
                 _log.warning("%s: the log's upkeep has failed, again in an hour: %s", endpoint.name, error.message)
         try:
             if gone := process.call(forget_agents, settings, now, seconds=_TIMEOUT_SECONDS):
-                said = "agents that have said nothing for %d days are forgotten: %s"
-                _log.info(said, GONE_AFTER.days, ", ".join(gone))
+                line = "agents that have said nothing for %d days are forgotten: %s"
+                _log.info(line, GONE_AFTER.days, ", ".join(gone))
         except ProcessEnded:
             return
         except OnnxserveError as error:

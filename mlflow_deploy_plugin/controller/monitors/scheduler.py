@@ -46,13 +46,13 @@ class _Watched:
     Attributes:
         looked_for_late: when late rows and labels were last looked for (monotonic).
         troubles / late_troubles: failures in a row to run it, and to look for late rows and labels.
-        said: the reason that was said last, so that it is said once.
+        last_reason: the reason that was logged last, so that it is logged once.
     """
 
     looked_for_late: float = float("-inf")
     troubles: int = 0
     late_troubles: int = 0
-    said: str = ""
+    last_reason: str = ""
 
 
 class MonitorScheduler:
@@ -186,7 +186,7 @@ class MonitorScheduler:
                 return min(_HELD_SECONDS, self._lease_seconds / 4)
             with LeaseKeeper(self._store, lease, self._monotonic) as own:
                 taken = windows.run_next(*key, own)
-                watched.troubles, watched.said = 0, ""  # what comes back is said again
+                watched.troubles, watched.last_reason = 0, ""  # what comes back is logged again
                 if isinstance(taken, Idle) and self._monotonic() - watched.looked_for_late > EVERY_SECONDS:
                     watched.looked_for_late = self._monotonic()  # also if it fails: it may have read hours of rows
                     self._look_for_late_data(key, watched, windows)
@@ -235,8 +235,8 @@ class MonitorScheduler:
     def _report_trouble(self, key: Key, reason: str) -> None:
         """Say once why a monitor cannot be run, and note it for `onnxserve monitor list`."""
         watched = self._watched[key]
-        if watched.said != reason:
-            watched.said = reason
+        if watched.last_reason != reason:
+            watched.last_reason = reason
             note = MonitorNote("cannot_run", f"cannot be run: {reason}")
             self._say(f"{key[0]}: monitor {key[1]} {note.text}")
             log_errors(lambda: self._monitors.update_state(*key, note=note))

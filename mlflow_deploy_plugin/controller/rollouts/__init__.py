@@ -1,1 +1,1 @@
-"""Rollouts: a new version takes the traffic step by step, by what is measured of it, or goes; and the way back."""
+"""Rollouts: a new version takes the traffic step by step as it proves itself, or is rolled back."""

@@ -92,7 +92,7 @@ def rollback(
 
 
 def rollback_refusal(store: Store, observed: ObservedEndpoint, registry: Any = None) -> str:
-    """Say why `rollback` would refuse to bring back what was served before; empty where it would try.
+    """Say why `rollback` would refuse to bring back what was served before; empty if it would try.
 
     Args:
         registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
