@@ -89,7 +89,13 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
     """
     import pyarrow as pa
 
-    columns = _output_columns(prediction)
+    if isinstance(prediction, dict):
+        columns = prediction
+    elif prediction.dtype.kind == "O" and len(prediction) and all(isinstance(row, dict) for row in prediction.flat):
+        records = list(prediction.flat)
+        columns = {str(name): np.array([record.get(name) for record in records]) for name in records[0]}
+    else:
+        columns = {PREDICTION: prediction}
     check_row_aligned(columns)
     table = pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
     sink = pa.BufferOutputStream()
@@ -133,8 +139,7 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
         pre_buffer=False,
     )
     names = _select_columns(file.schema_arrow, schema)
-    if rows * max(1, len(names)) > limit:
-        raise BodyTooLarge(_too_many_values(rows, len(names), limit))
+    _check_value_count(rows, len(names), limit)
     paths = [column.path for column in file.schema]
     check_pages(body, groups, _leaf_indices(paths, set(names)) if schema.columns else range(len(paths)), limit)
     return file.read(columns=names, use_threads=False)
@@ -189,8 +194,7 @@ def _select_columns(given: Any, schema: Schema) -> list[str]:
 
 def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
     chosen = _select_columns(table.schema, schema)
-    if table.num_rows * max(1, len(chosen)) > limit:
-        raise BodyTooLarge(_too_many_values(table.num_rows, len(chosen), limit))
+    _check_value_count(table.num_rows, len(chosen), limit)
     budget = StringBudget(limit)
     arrays = {name: _column(name, table.column(name), limit, budget) for name in chosen}
     if table.num_rows == 0:
@@ -271,15 +275,6 @@ def _shaped(array: Array, inner: tuple[int, ...]) -> Array:
     return array.reshape(len(array), *inner) if values == int(np.prod(inner)) else array
 
 
-def _output_columns(prediction: Array | dict[str, Array]) -> dict[str, Array]:
-    if isinstance(prediction, dict):
-        return prediction
-    if prediction.dtype.kind == "O" and len(prediction) and all(isinstance(row, dict) for row in prediction.flat):
-        records = list(prediction.flat)
-        return {str(name): np.array([record.get(name) for record in records]) for name in records[0]}
-    return {PREDICTION: prediction}
-
-
 def _to_arrow(array: Array) -> Any:
     """Return an array of [N, …] as an Arrow array of N, around the same memory if that is contiguous."""
     import pyarrow as pa
@@ -299,8 +294,9 @@ def _to_arrow(array: Array) -> Any:
     return pa.Array.from_buffers(kind, len(array), buffers)
 
 
-def _too_many_values(rows: int, columns: int, limit: int) -> str:
-    return f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values"
+def _check_value_count(rows: int, columns: int, limit: int) -> None:
+    if rows * max(1, columns) > limit:
+        raise BodyTooLarge(f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values")
 
 
 def check_stream_size(messages: Iterable[Any], limit: int) -> None:

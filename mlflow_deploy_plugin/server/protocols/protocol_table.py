@@ -158,30 +158,20 @@ def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedRe
     return EncodedResponse(response.body)
 
 
-def _decode_predict(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
-    feeds = predict.decode(headers.get("content-type"), body, variant.loaded.predictor.schema)
-    return DecodedRequest(feeds, _encode_predict)
+def _predict_protocol(
+    name: str, decode: Callable[[str | None, bytes, Schema], Feeds], encode: Callable[..., bytes]
+) -> Protocol:
+    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+        return DecodedRequest(
+            decode(headers.get("content-type"), body, variant.loaded.predictor.schema), encode_response
+        )
 
+    def encode_response(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
+        predictor = variant.loaded.predictor
+        has_rows = predictor.schema.has_rows
+        return EncodedResponse(encode(predictor.artifact, response.model, response.version, response.outputs, has_rows))
 
-def _encode_predict(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    predictor = variant.loaded.predictor
-    has_rows = predictor.schema.has_rows
-    return EncodedResponse(
-        predict.encode(predictor.artifact, response.model, response.version, response.outputs, has_rows)
-    )
-
-
-def _decode_predict_batch(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
-    feeds = predict.decode_batch(headers.get("content-type"), body, variant.loaded.predictor.schema)
-    return DecodedRequest(feeds, _encode_predict_batch)
-
-
-def _encode_predict_batch(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    predictor = variant.loaded.predictor
-    has_rows = predictor.schema.has_rows
-    return EncodedResponse(
-        predict.encode_batch(predictor.artifact, response.model, response.version, response.outputs, has_rows)
-    )
+    return Protocol(name, decode_request)
 
 
 def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
@@ -274,8 +264,8 @@ def decode_azure(content_type: str | None, body: bytes) -> dict[str, Any]:
 
 
 INVOCATIONS = Protocol("invocations", _decode_invocations)
-PREDICT = Protocol("predict", _decode_predict)
-PREDICT_BATCH = Protocol("predict_batch", _decode_predict_batch)
+PREDICT = _predict_protocol("predict", predict.decode, predict.encode)
+PREDICT_BATCH = _predict_protocol("predict_batch", predict.decode_batch, predict.encode_batch)
 V2 = Protocol("v2", _decode_v2)
 TFSERVING = Protocol("tfserving", _decode_tfserving)
 VERTEX = _cloud_protocol("vertex", decode_vertex, encode_vertex)

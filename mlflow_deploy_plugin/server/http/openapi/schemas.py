@@ -183,8 +183,17 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
 
 
 def invocations_answer(artifact: Artifact) -> JsonSchema:
-    """Return the schema of `{"predictions": …}`, as `mlflow.encode` writes it."""
-    return _object({"predictions": _predictions_schema(artifact)})
+    """Return the schema of `{"predictions": …}`: nested lists for one output, an object for several.
+
+    The predictions of a stock ONNX model may be anything.
+    """
+    outputs = {output.name: output for output in artifact.outputs}
+    names = artifact.prediction
+    if artifact.flavor == "onnx" or not outputs or any(name not in outputs for name in names):
+        return _object({"predictions": {"type": ["array", "object"]}})
+    if len(names) == 1:
+        return _object({"predictions": _output_schema(artifact, outputs[names[0]])})
+    return _object({"predictions": _object({name: _output_schema(artifact, outputs[name]) for name in names})})
 
 
 def predict_answer(artifact: Artifact) -> JsonSchema:
@@ -206,16 +215,6 @@ _V2_DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "float32", "float64"),
 )
-
-
-def _predictions_schema(artifact: Artifact) -> JsonSchema:
-    """Return nested lists for one prediction output, an object for several, or anything for a stock ONNX model."""
-    outputs = {output.name: output for output in artifact.outputs}
-    if artifact.flavor == "onnx" or any(name not in outputs for name in artifact.prediction) or not outputs:
-        return {"type": ["array", "object"]}
-    if len(artifact.prediction) == 1:
-        return _output_schema(artifact, outputs[artifact.prediction[0]])
-    return _object({name: _output_schema(artifact, outputs[name]) for name in artifact.prediction})
 
 
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:

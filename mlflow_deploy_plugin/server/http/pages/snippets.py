@@ -37,21 +37,16 @@ def snippets(base: str, path: str, endpoint: str, schema: Schema, example: Examp
     body = invocations_example(schema, example)
     if not body:
         return []
-    found = [Snippet("curl", _curl(base + path, body)), Snippet("Python, requests", _requests(base + path, body))]
+    url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
+    curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
+    python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body, timeout=30)\n"
+    found = [
+        Snippet("curl", curl),
+        Snippet("Python, requests", python + 'print(response.json()["predictions"])'),
+    ]
     if tensors := v2_example(schema, example):
         found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors)))
     return found
-
-
-def _curl(url: str, body: dict[str, Any]) -> str:
-    data = shlex.quote(json.dumps(body, ensure_ascii=False))
-    return f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
-
-
-def _requests(url: str, body: dict[str, Any]) -> str:
-    return f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body, timeout=30)\n" + (
-        'print(response.json()["predictions"])'
-    )
 
 
 def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
