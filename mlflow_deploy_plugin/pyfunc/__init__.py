@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, one_line
+from mlflow_deploy_plugin.pyfunc.process import RequestRefused, one_line
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc.scorer import Scorer

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all
-from mlflow_deploy_plugin.pyfunc.refusal import one_line
+from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all, one_line
 from mlflow_deploy_plugin.server import READY, SideMessage
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
+from mlflow_deploy_plugin.pyfunc.process import RequestRefused
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, UNNAMED_OUTPUT, Array, Artifact, Feeds, numpy_dtype
 
 

@@ -22,7 +22,7 @@ import shap
 from pyarrow.types import is_floating
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
-from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
+from mlflow_deploy_plugin.pyfunc.process import RequestRefused
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server import (
     EXAMPLE,

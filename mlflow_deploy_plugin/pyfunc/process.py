@@ -1,27 +1,45 @@
 """A side process, seen from within: it reports that it is ready, and answers requests until the worker has gone.
 
 `server/models/side_process.py` starts it with the descriptor of its socket. The main thread answers the requests one by
-one. A second thread reads them, and ends this process and all that it has started when the worker has gone.
+one. A second thread reads them, and ends this process and all that it has started when the worker has gone. A request
+that is refused says what is at fault, and exceptions of other people's code are cleaned for the client.
 """
 
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
+from typing import Literal
 
 from mlflow_deploy_plugin.processes import die_with_parent, requests_of_parent
-from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, one_line
 from mlflow_deploy_plugin.server import FAILED, SideMessage, receive, send
 
 _log = logging.getLogger(__name__)
 
+RefusalKind = Literal["request", "schema", "media type", "model", "time"]
+"""The part at fault: the body, its data, its type, the model, or the time that it takes."""
 Answer = Callable[[SideMessage], SideMessage]
 """Returns the answer to one request, or raises `RequestRefused`."""
+
+_MAX_CHARACTERS = 500
+_PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
+_TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol")
+"""The beginnings of what MLflow's messages append: the body again, and advice about version 1 of its protocol."""
 
 
 class CannotStart(Exception):
     """Nothing could be made ready to answer; the message says why."""
+
+
+class RequestRefused(Exception):
+    """A request is not computed; `what` is at fault."""
+
+    def __init__(self, what: RefusalKind, message: str) -> None:
+        super().__init__(message)
+        self.what = what
+        self.message = message
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
@@ -56,5 +74,21 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
             send(connection, _refusal("model", f"the answer is too large: {error}"))
 
 
-def _refusal(what: str, message: str) -> SideMessage:
+def _refusal(what: RefusalKind, message: str) -> SideMessage:
     return SideMessage("refused", {"what": what, "message": message})
+
+
+def one_line(error: BaseException) -> str:
+    """Return the class and the text of an exception in one line."""
+    text = clean_message(str(error))
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def clean_message(text: str) -> str:
+    """Return a message of MLflow or of a model in one short line without paths."""
+    if text.startswith("Failed to predict data"):
+        text = text.partition("\nError: ")[2] or text
+    for tail in _TAILS:
+        text = text.partition(tail)[0]
+    text = " ".join(_PATH.sub("…", text[: 4 * _MAX_CHARACTERS]).split())
+    return text if len(text) <= _MAX_CHARACTERS else text[: _MAX_CHARACTERS - 1] + "…"

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import load_model, scoring_server
 
 from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_model_input, to_outputs
-from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused, clean_message, one_line
+from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, one_line
 from mlflow_deploy_plugin.runtime import Array, Artifact, read_served_artifact
 from mlflow_deploy_plugin.server import EXAMPLE, SideMessage
 

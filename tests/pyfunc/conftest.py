@@ -29,7 +29,7 @@ def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str | None, bytes], Answer]:
-    from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
+    from mlflow_deploy_plugin.pyfunc.process import RequestRefused
 
     def ask(model: str, content_type: str | None, body: bytes) -> Answer:
         try:

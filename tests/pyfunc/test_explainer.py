@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
+from mlflow_deploy_plugin.pyfunc.process import RequestRefused
 from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from tests.support.models import write_model
 from tests.support.page_models import with_example

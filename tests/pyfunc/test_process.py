@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import pytest
 
 from mlflow_deploy_plugin.processes import Child
+from mlflow_deploy_plugin.pyfunc.process import clean_message, one_line
 from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
 from tests.support.waiting import wait_until
 
 CHILD = """
 import sys
-from mlflow_deploy_plugin.pyfunc.process import CannotStart, answer_all
-from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
+from mlflow_deploy_plugin.pyfunc.process import CannotStart, RequestRefused, answer_all
 from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 
 def start():
@@ -76,3 +76,17 @@ def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socke
     assert failed is not None
     assert (failed.kind, failed.fields["message"]) == ("failed", "the package 'x' is missing")
     assert child.wait(60) == 0
+
+
+def test_an_exception_is_named_in_one_line_without_paths() -> None:
+    assert one_line(KeyError("no such\nthing in /usr/lib/python3/thing.py")) == "KeyError: 'no such\\nthing in …'"
+    assert one_line(MemoryError()) == "MemoryError"
+
+
+def test_what_mlflow_appends_is_left_out() -> None:
+    text = "Failed to predict data '[1]'. \nError: the column is missing\nInput: 1,2,3"
+    assert clean_message(text) == "the column is missing"
+
+
+def test_a_long_message_is_cut() -> None:
+    assert clean_message("x" * 10_000) == "x" * 499 + "…"

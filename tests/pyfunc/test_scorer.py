@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.pyfunc.refusal import RequestRefused
+from mlflow_deploy_plugin.pyfunc.process import RequestRefused
 
 JSON = "application/json"
 
