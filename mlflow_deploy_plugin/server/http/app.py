@@ -1,24 +1,29 @@
-"""The Flask application of the threaded worker. The responses are made by `routes.handle_request`."""
+"""The Flask application: its own way for predictions and health checks, blueprints for all else, in both workers."""
 
 import errno
+import io
+import sys
 from collections.abc import Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.http.access_log import observe_request
+from mlflow_deploy_plugin.server.http.blueprint import flask_response, register_blueprints
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, exception_response, safe_headers
 from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, check_host, decode_path
-from mlflow_deploy_plugin.server.http.routes import handle_request
+from mlflow_deploy_plugin.server.http.routes import failure, handle_direct, method_not_allowed, not_found
 from mlflow_deploy_plugin.server.http.streaming import BrokenResponse, may_stream, stream_predictions
 from mlflow_deploy_plugin.settings import load_settings
 
-SERVER = "onnxserve"
-"""The key of the `Server` in the application's extensions, for what else answers in the worker (gRPC)."""
-
+_RAW_REQUEST = "onnxserve.raw_request"
+"""The key of a request in the environment of `call_flask`."""
 _TORN = "the body broke off, did not arrive in time, or is not in valid chunks"
 _PIECE_BYTES = 64 * 1024
 
@@ -35,28 +40,96 @@ def create_app(state_dir: str) -> Flask:
     return build_app(open_server(Path(state_dir)))
 
 
-def build_app(server: Server) -> Flask:
+def build_app(server: Server) -> "ServerApp":
     """Return the application around a server."""
-    app = Flask("onnxserve", static_folder=None)
-    app.extensions[SERVER] = server
+    return ServerApp(server)
 
-    @app.before_request  # before Flask looks for a route: it would redirect some paths, and not know some methods
-    def view() -> Response:
+
+class ServerApp(Flask):
+    """The Flask application around a server. The fast worker calls `handle`, the threaded worker calls it as WSGI.
+
+    Predictions and health checks are answered before Flask looks for a route. All else is a view of a blueprint.
+
+    Attributes:
+        server: answers the requests.
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__("onnxserve", static_folder=None)
+        self.server = server
+        self._observes = bool(server.tracer or server.logs_requests)
+        self.before_request(self._receive)
+        self.register_error_handler(Exception, self._answer_error)
+        register_blueprints(self)
+
+    def handle(self, raw: RawRequest) -> RawResponse:
+        """Answer any request. Never raises: an unexpected error is logged with its traceback and answered without."""
+        if self._observes:
+            return observe_request(raw, partial(self._handle, raw), self.server.tracer, self.server.logs_requests)
+        return self._handle(raw)
+
+    def _handle(self, raw: RawRequest) -> RawResponse:
+        return handle_direct(self.server, raw) or call_flask(self, raw)
+
+    def _receive(self) -> Response | None:
+        """Read the request, and answer it if it is a prediction or a health check."""
+        if (raw := request.environ.get(_RAW_REQUEST)) is not None:
+            g.raw_request = raw
+            return None
         path = ""
         stream = request.environ["wsgi.input"]
         try:
             path = decode_path(request.environ["RAW_URI"])
             headers = _headers()
-            if _may_stream(path, headers, server.max_body_bytes):
-                return _stream(server, RawRequest(request.method, path, headers, b"", request.remote_addr or ""))
-            body = _read_body(stream, request.content_length, server.max_body_bytes)
+            if _may_stream(path, headers, self.server.max_body_bytes):
+                return _stream(self.server, RawRequest(request.method, path, headers, b"", request.remote_addr or ""))
+            body = _read_body(stream, request.content_length, self.server.max_body_bytes)
         except OnnxserveError as error:
             _close_unless_whole(stream)
-            return _flask_response(exception_response(path, error))
-        raw = RawRequest(request.method, path, headers, body, request.remote_addr or "")  # it has arrived by now
-        return _flask_response(handle_request(server, raw))
+            return flask_response(exception_response(path, error))
+        # it has arrived by now
+        query = request.environ.get("QUERY_STRING", "")
+        raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query)
+        return flask_response(self.handle(raw))
 
-    return app
+    def _answer_error(self, error: Exception) -> Any:
+        if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
+            return flask_response(method_not_allowed(g.raw_request, error.valid_methods or ()))
+        if isinstance(error, HTTPException) and error is request.routing_exception:
+            return flask_response(not_found(g.raw_request.path))
+        return error if isinstance(error, HTTPException) else flask_response(failure(g.raw_request, error))
+
+
+def call_flask(app: Flask, raw: RawRequest) -> RawResponse:
+    """Answer a request by a view of the application. A HEAD is a GET whose body the worker leaves out."""
+    headers = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in raw.headers.items()}
+    host, _, port = raw.headers.get("host", "localhost").partition(":")
+    environ = {
+        **headers,
+        "REQUEST_METHOD": "GET" if raw.method == "HEAD" else raw.method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": raw.path.encode().decode("latin-1"),
+        "QUERY_STRING": raw.query,
+        "CONTENT_TYPE": raw.headers.get("content-type", ""),
+        "CONTENT_LENGTH": str(len(raw.body)),
+        "REMOTE_ADDR": raw.client,
+        "SERVER_NAME": host,
+        "SERVER_PORT": port or "80",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(raw.body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        _RAW_REQUEST: raw,
+    }
+    with app.request_context(environ):
+        response = app.full_dispatch_request()
+        body = response.get_data()
+    kept = {name: value for name, value in response.headers.items() if name not in ("Content-Type", "Content-Length")}
+    return RawResponse(response.status_code, body, response.content_type or "", kept)
 
 
 def _headers() -> dict[str, str]:
@@ -109,7 +182,7 @@ def _stream(server: Server, raw: RawRequest) -> Response:
     response, pieces = stream_predictions(server, raw, _pieces(stream, length))
     if pieces is None:
         _close_unless_whole(stream)
-        return _flask_response(response)
+        return flask_response(response)
     held_back = _hold_back(pieces, server.max_body_bytes)
     return Response(held_back, response.status, safe_headers(response.headers), content_type=response.content_type)
 
@@ -153,13 +226,6 @@ def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Iterator[byt
         yield b"".join(held)
         raise BrokenPipeError(errno.EPIPE, "the answer ended in an error") from None
     yield b"".join(held)
-
-
-def _flask_response(response: RawResponse) -> Response:
-    flask = Response(response.body, response.status, safe_headers(response.headers), content_type=response.content_type)
-    if response.status == 204:
-        del flask.headers["Content-Type"]
-    return flask
 
 
 def _close_unless_whole(stream: IO[bytes]) -> None:

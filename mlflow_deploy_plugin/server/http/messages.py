@@ -37,6 +37,7 @@ class RawRequest:
 
     Attributes:
         client: the address that it came from.
+        query: the part of the target after the question mark, as it was sent.
         arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
     """
 
@@ -45,6 +46,7 @@ class RawRequest:
     headers: Mapping[str, str]
     body: bytes
     client: str = ""
+    query: str = ""
     arrived: float = field(default_factory=time.perf_counter)
 
 

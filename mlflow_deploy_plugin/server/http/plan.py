@@ -2,7 +2,7 @@
 
 Until what is served changes, most decisions of the pipeline come out alike for every request to a path: its protocol,
 whether there are limits, a tracer, a cache, shadows, a sticky key, a batcher, a deadline. `PlanTable` makes them once.
-A request that its plan does not cover, or that fails in it, takes the general way (`routes.handle_request`). That way
+A request that its plan does not cover, or that fails in it, takes the general way (`routes.handle_direct`). That way
 gives the same bytes, and every error; a property test holds the two together.
 """
 

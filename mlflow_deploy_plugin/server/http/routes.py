@@ -1,12 +1,12 @@
-"""The routes of the HTTP surface, in one table, and their dispatch: `handle_request(server, request)`.
+"""The routes of the HTTP surface, in one table, and the dispatch of predictions and health checks.
 
-Both workers call it; they add only the bytes of HTTP. A route's path is a template as documentation shows it: `NAME`
+Flask dispatches all other routes (`blueprint.py`). A route's path is a template as documentation shows it: `NAME`
 stands for an endpoint, `V` for a version, `L` for a label, and a part in brackets may be left out.
 """
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,6 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.nearest import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
-from mlflow_deploy_plugin.server.http.access_log import observe_request
 from mlflow_deploy_plugin.server.http.content_encoding import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.explain import explain
 from mlflow_deploy_plugin.server.http.feedback import feedback
@@ -40,6 +39,7 @@ class Route:
     Attributes:
         operation: its document for OpenAPI.
         protocol: the protocol of a prediction; None for other views, and for `/invocations`, which negotiates it.
+        is_direct: a prediction or a health check, which the fast worker answers without Flask.
     """
 
     path: str
@@ -47,6 +47,7 @@ class Route:
     view: View
     operation: Operation
     protocol: Protocol | None = None
+    is_direct: bool = False
 
 
 def _get(path: str, view: View, operation: Operation) -> Route:
@@ -58,7 +59,11 @@ def _post(path: str, view: View, operation: Operation) -> Route:
 
 
 def _predict(path: str, protocol: Protocol, operation: Operation) -> Route:
-    return Route(path, "POST", partial(infer, protocol=protocol), operation, protocol)
+    return Route(path, "POST", partial(infer, protocol=protocol), operation, protocol, is_direct=True)
+
+
+def _direct(path: str, method: str, view: View, operation: Operation) -> Route:
+    return Route(path, method, view, operation, is_direct=True)
 
 
 def _openapi(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
@@ -85,22 +90,22 @@ ROUTES = (
     _get("/docs", _docs, operations.DOCS_PAGE),
     _get("/openapi.json", _openapi, operations.OPENAPI),
     *(_get(f"/pages/{name}", partial(views.page_asset, name=name), document) for name, document in _ASSETS.items()),
-    _post("/invocations", views.invocations, operations.INVOCATIONS),
+    _direct("/invocations", "POST", views.invocations, operations.INVOCATIONS),
     _predict("/predict", PREDICT, operations.PREDICT),
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
     _post("/explain", explain, operations.EXPLAIN),
     _post("/feedback", feedback, operations.FEEDBACK),
-    _get("/ping", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
-    _get("/health", _healthy, operations.HEALTH),
+    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
+    _direct("/health", "GET", _healthy, operations.HEALTH),
     _get("/version", views.version, operations.MLFLOW_VERSION),
     _get("/metrics", views.metrics_page, operations.METRICS),
     _get("/v2", views.v2_server, operations.V2_SERVER),
     _get("/v2/models/stats", views.v2_statistics, operations.V2_STATISTICS),
     _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX),
-    _get("/v2/health/live", views.v2_live, operations.V2_LIVE),
-    _get("/v2/health/ready", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
-    _post("/endpoints/NAME/invocations", views.invocations, operations.INVOCATIONS),
+    _direct("/v2/health/live", "GET", views.v2_live, operations.V2_LIVE),
+    _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
+    _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS),
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _post("/endpoints/NAME/explain", explain, operations.EXPLAIN),
     _post("/endpoints/NAME/feedback", feedback, operations.FEEDBACK),
@@ -114,8 +119,8 @@ ROUTES = (
     _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD),
     _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD),
     _get(_V2_MODEL, views.v2_model, operations.V2_METADATA),
-    _post(_TF_MODEL + ":predict", views.tf_predict, operations.TF_PREDICT),
-    _post(_TF_MODEL + ":classify", views.tf_unsupported_method, operations.TF_CLASSIFY),
+    _direct(_TF_MODEL + ":predict", "POST", views.tf_predict, operations.TF_PREDICT),
+    _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS),
 )
@@ -133,6 +138,8 @@ def _path_pattern(path: str) -> re.Pattern[str]:
 _BY_PATH: dict[str, dict[str, Route]] = {}
 _BY_PATTERN: list[tuple[re.Pattern[str], dict[str, Route]]] = []
 for _route in ROUTES:
+    if not _route.is_direct:
+        continue
     if "NAME" in _route.path:
         _BY_PATTERN.append((_path_pattern(_route.path), {_route.method: _route}))
     else:
@@ -146,19 +153,12 @@ def list_routes() -> list[tuple[str, str, Operation]]:
     return [(route.path, route.method, route.operation) for route in ROUTES]
 
 
-def handle_request(server: Server, request: RawRequest) -> RawResponse:
-    """Answer any request. Never raises: an unexpected error is logged with its traceback and answered without."""
-    if server.tracer or server.logs_requests:
-        return observe_request(request, partial(_handle, server, request), server.tracer, server.logs_requests)
-    return _handle(server, request)
-
-
 def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
     """Answer a prediction of a batched version without blocking, for an event loop.
 
     Returns:
         True if `done` is called once with the response, in this thread or another; it must not raise. False if nothing
-        has happened; the caller has to call `handle_request`.
+        has happened; the caller has to ask in a thread.
     """
     if server.tracer or server.logs_requests or request.method != "POST" or "content-encoding" in request.headers:
         return False
@@ -178,37 +178,52 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
     return infer_async(server, request, lambda response: done(encode_body(request, response)), protocol, **named)
 
 
-def _handle(server: Server, request: RawRequest) -> RawResponse:
-    try:
-        return _dispatch(server, request)
-    except OnnxserveError as error:
-        return exception_response(request.path, error)
-    except Exception:
-        logger.exception("answering %s %s failed", request.method, request.path[:200])
-        message = "the server failed to answer; its log says why"
-        return error_response(request.path, 500, "INTERNAL_ERROR", message)
+def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
+    """Answer a request to the path of a prediction or a health check; return None for other paths.
 
-
-def _dispatch(server: Server, request: RawRequest) -> RawResponse:
+    Never raises: an unexpected error is logged with its traceback and answered without.
+    """
     path = request.path
     routes, named = _match(path) if path not in server.cloud.paths else (_cloud_routes(server, path), _NOTHING_NAMED)
-    route = routes.get("GET" if request.method == "HEAD" else request.method)
-    if route is not None:
-        return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
     if not routes:
-        found = close_matches(path, [*dict.fromkeys(route.path for route in ROUTES)], _SUGGESTED_PATHS)
-        nearest = f"the nearest {'is' if len(found) == 1 else 'are'} {', '.join(found)}; " if found else ""
-        message = f"there is no {path[:200]} here; {nearest}/docs shows every route"
-        return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
-    allowed = ", ".join([*routes, *(["HEAD"] if "GET" in routes else []), "OPTIONS"])
+        return None
+    route = routes.get("GET" if request.method == "HEAD" else request.method)
+    if route is None:
+        return method_not_allowed(request, routes)
+    try:
+        return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
+    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        return failure(request, error)
+
+
+def failure(request: RawRequest, error: Exception) -> RawResponse:
+    """Return the response to a request whose view has raised. An error of others is logged with its traceback."""
+    if isinstance(error, OnnxserveError):
+        return exception_response(request.path, error)
+    logger.error("answering %s %s failed", request.method, request.path[:200], exc_info=error)
+    return error_response(request.path, 500, "INTERNAL_ERROR", "the server failed to answer; its log says why")
+
+
+def not_found(path: str) -> RawResponse:
+    """Return the response for a path without a route: it names the nearest ones."""
+    found = close_matches(path, [*dict.fromkeys(route.path for route in ROUTES)], _SUGGESTED_PATHS)
+    nearest = f"the nearest {'is' if len(found) == 1 else 'are'} {', '.join(found)}; " if found else ""
+    message = f"there is no {path[:200]} here; {nearest}/docs shows every route"
+    return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
+
+
+def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawResponse:
+    """Return the response for a method that a path does not take: for OPTIONS, the methods that it takes."""
+    named = sorted({*methods} - {"HEAD", "OPTIONS"})
+    allowed = ", ".join([*named, *(["HEAD"] if "GET" in named else []), "OPTIONS"])
     if request.method == "OPTIONS":
         return RawResponse(204, b"", "", {"Allow": allowed})
-    message = f"{path[:200]} takes {allowed}, not {request.method[:20]}"
-    return error_response(path, 405, "BAD_REQUEST", message, {"Allow": allowed})
+    message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
+    return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
 
 
 def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
-    """Return the routes of a path by HTTP method, and what the path names; both are empty if there is no route."""
+    """Return the direct routes of a path by method, and what the path names; both are empty if there is none."""
     if path in _BY_PATH:
         return _BY_PATH[path], _NOTHING_NAMED
     for pattern, routes in _BY_PATTERN:

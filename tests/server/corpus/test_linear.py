@@ -14,8 +14,8 @@ import pytest
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
+from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
-from mlflow_deploy_plugin.server.http.routes import handle_request
 from tests.server.corpus import hostile
 from tests.server.corpus.case import Route
 from tests.server.corpus.routes import POSTS, dump
@@ -100,7 +100,7 @@ def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route:
     statuses = set()
 
     def ask(body: bytes) -> None:
-        statuses.add(handle_request(server, RawRequest(route.method, route.path, headers, body)).status)
+        statuses.add(build_app(server).handle(RawRequest(route.method, route.path, headers, body)).status)
 
     found = {}
     for name, fill in hostile.shapes(route).items():

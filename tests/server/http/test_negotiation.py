@@ -14,8 +14,8 @@ import pytest
 from pyarrow import parquet
 
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.routes import handle_request
 from mlflow_deploy_plugin.server.protocols import arrow
 from mlflow_deploy_plugin.spec import ServerSpec
 
@@ -66,7 +66,7 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], to
 
 
 def ask(server: Server, content_type: str, body: bytes, path: str = "/invocations", **headers: str) -> RawResponse:
-    return handle_request(server, RawRequest("POST", path, {"content-type": content_type, **headers}, body))
+    return build_app(server).handle(RawRequest("POST", path, {"content-type": content_type, **headers}, body))
 
 
 def check(response: RawResponse, form: str) -> None:

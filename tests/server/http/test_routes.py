@@ -12,7 +12,6 @@ from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
-from mlflow_deploy_plugin.server.http.routes import handle_request
 from tests.support.spool import read_segment
 
 JSON = {"content-type": "application/json"}
@@ -30,7 +29,7 @@ def ask(
     server: Server, path: str = "/invocations", method: str = "POST", body: bytes = ROW, **headers: str
 ) -> RawResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle_request(server, RawRequest(method, path, {**JSON, **named}, body))
+    return build_app(server).handle(RawRequest(method, path, {**JSON, **named}, body))
 
 
 def captured(server: Server, tmp_path: Path) -> list[Any]:
@@ -244,7 +243,7 @@ def test_flask_sends_what_the_function_answers(
     server: Server, method: str, path: str, body: bytes, content_type: str
 ) -> None:
     headers = {"content-type": content_type, "x-request-id": "mine"}
-    expected = handle_request(server, RawRequest(method, path, headers, body))
+    expected = build_app(server).handle(RawRequest(method, path, headers, body))
     got = build_app(server).test_client().open(path, method=method, data=body, headers=headers)
     assert (got.status_code, got.data, got.headers["Content-Type"]) == (
         expected.status,
@@ -257,8 +256,8 @@ def test_flask_sends_what_the_function_answers(
 
 def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Server]) -> None:
     server = serve_here({})
-    told = json.loads(handle_request(server, RawRequest("POST", "/invocation", {}, b"")).body)["message"]
+    told = json.loads(build_app(server).handle(RawRequest("POST", "/invocation", {}, b"")).body)["message"]
     assert told.startswith("there is no /invocation here; the nearest are /invocations, ")
     assert told.endswith("; /docs shows every route")
     assert len(told) < 200
-    assert "nearest" not in handle_request(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()
+    assert "nearest" not in build_app(server).handle(RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()

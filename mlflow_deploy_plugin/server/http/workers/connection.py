@@ -1,4 +1,4 @@
-"""A connection of the fast worker: HTTP/1.1 on the event loop, bytes → `routes.handle_request` → bytes.
+"""A connection of the fast worker: HTTP/1.1 on the event loop, bytes → `ServerApp.handle` → bytes.
 
 No framework is between, and Flask is not even imported: the surface is one function, so every route is a hot one. A
 request that is expected to take less than a millisecond is answered on the loop, another one in a thread. A connection
@@ -339,7 +339,9 @@ class HttpConnection(asyncio.Protocol):
                 self._loop.call_soon_threadsafe(self._send, head, response)
 
         def answer_in_thread() -> None:
-            request = RawRequest(head.method, head.path, head.headers, b"".join(pieces), self._client)
+            request = RawRequest(
+                head.method, head.path, head.headers, b"".join(pieces), self._client, head.target.partition("?")[2]
+            )
             self._loop.call_soon_threadsafe(self._send, head, self._app.handle(request))
 
         if request is None or not handle_request_async(self._app.server, request, send_from_batch):

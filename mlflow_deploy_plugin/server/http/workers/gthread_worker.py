@@ -161,9 +161,7 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     @property
     def server(self) -> Any:
         """The `Server` that the application of this worker answers from."""
-        from mlflow_deploy_plugin.server.http.app import SERVER  # gunicorn imports this module before it forks
-
-        return self.wsgi.extensions[SERVER]
+        return self.wsgi.server
 
     def init_process(self) -> None:
         """Set the send timeout of the listeners, which accepted connections inherit (Linux)."""

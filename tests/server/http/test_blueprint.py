@@ -1,0 +1,100 @@
+"""Flask's part of the HTTP surface: its rules, and blueprints of other distributions, in both workers."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.server.http.blueprint import flask_rules
+from mlflow_deploy_plugin.spec import ServerSpec
+
+PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "rules"),
+    [
+        ("/metrics", ["/metrics"]),
+        ("/endpoints/NAME/openapi.json", ["/endpoints/<endpoint>/openapi.json"]),
+        ("/v2/models/NAME[/versions/V]", ["/v2/models/<endpoint>", "/v2/models/<endpoint>/versions/<version>"]),
+        (
+            "/v1/models/NAME[/versions/V|/labels/L]/metadata",
+            [
+                "/v1/models/<name:endpoint>/metadata",
+                "/v1/models/<name:endpoint>/versions/<name:version>/metadata",
+                "/v1/models/<name:endpoint>/labels/<name:label>/metadata",
+            ],
+        ),
+    ],
+)
+def test_a_path_becomes_rules_of_flask(path: str, rules: list[str]) -> None:
+    assert list(flask_rules(path)) == rules
+
+
+@pytest.fixture(scope="module")
+def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's example as an installed distribution, and a second blueprint that cannot be loaded."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
+    entry = re.findall(r"^flights = \"(.*)\"$", PAGE, re.MULTILINE)[0]
+    failing = "\n\n@blueprint.get('/broken')\ndef broken():\n    raise RuntimeError('secret')\n"
+    (folder / "flights_pages.py").write_text(code + failing)
+    metadata = folder / "flights_pages-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: flights-pages\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[onnxserve.blueprints]\nflights = {entry}\nabsent = no_such_module:x\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module", params=["fast", "gthread"])
+def running(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    distribution: Path,
+    bias_folders: dict[str, Path],
+    tools: Any,
+) -> Iterator[Any]:
+    state_dir = tmp_path_factory.mktemp(request.param)
+    tools.want(state_dir, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    path = os.pathsep.join(filter(None, [str(distribution), os.environ.get("PYTHONPATH")]))
+    with tools.gunicorn(state_dir, ServerSpec(worker_class=request.param), environment={"PYTHONPATH": path}) as running:
+        yield running
+
+
+def test_a_blueprint_of_another_distribution_is_reached(running: Any) -> None:
+    response = requests.get(running.url + "/airports/ewr?detail=long", timeout=30)
+    assert response.json() == {"code": "EWR", "detail": "long", "served": {"e": ["1"]}}
+    assert requests.get(running.url + "/airports/ewr", timeout=30).json()["detail"] == "short"
+
+
+def test_its_methods_are_flask_s(running: Any) -> None:
+    refused = requests.post(running.url + "/airports/ewr", json={}, timeout=30)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
+    head = requests.head(running.url + "/airports/ewr", timeout=30)
+    got = requests.get(running.url + "/airports/ewr", timeout=30)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == str(len(got.content))
+
+
+def test_a_view_that_fails_is_answered_without_its_reason(running: Any) -> None:
+    response = requests.get(running.url + "/broken", timeout=30)
+    assert response.status_code == 500
+    assert response.json()["error_code"] == "INTERNAL_ERROR"
+    assert "secret" not in response.text
+    assert "secret" in running.log.read_text()
+
+
+def test_one_that_cannot_be_loaded_keeps_nobody_from_answers(running: Any) -> None:
+    assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[1006.0]]}
+    assert "the blueprint absent (no_such_module:x) cannot be used" in running.log.read_text()
+
+
+def test_our_own_routes_stay_ours(running: Any) -> None:
+    assert requests.get(running.url + "/v2/models/e/versions/1", timeout=30).json()["name"] == "e"
+    assert requests.get(running.url + "/ping", timeout=30).text == "\n"
