@@ -1,4 +1,4 @@
-"""What a cloud says by its environment, and a server of each cloud asked as that cloud asks."""
+"""The environment of each cloud is read, and a server in it answers the requests that the cloud sends."""
 
 import json
 from collections.abc import Callable, Iterator

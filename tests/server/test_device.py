@@ -1,4 +1,4 @@
-"""Is the device there? Where a GPU is, the refusals cannot be provoked and are skipped."""
+"""A missing device is refused. On a machine with a GPU the refusals cannot be provoked and are skipped."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What the supervisor does about the gRPC port before anything is started."""
+"""The supervisor reserves the gRPC port before anything starts."""
 
 import socket
 from collections.abc import Callable

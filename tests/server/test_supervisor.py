@@ -1,4 +1,4 @@
-"""The supervisor and its children as processes: what happens when any of them is killed."""
+"""The supervisor and its children are real processes; each of them is killed in some test."""
 
 import errno
 import os

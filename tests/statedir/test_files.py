@@ -1,4 +1,4 @@
-"""What the processes of one server tell each other, on a disk that may be full."""
+"""State files are written whole or not at all, also on a full disk."""
 
 from pathlib import Path
 

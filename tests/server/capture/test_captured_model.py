@@ -1,4 +1,4 @@
-"""What is kept of a captured request: all of it, or what the spec leaves."""
+"""A captured request is kept whole, or without the columns that the spec drops or masks."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A graph without a batch dimension: a request is one row as a whole, is never joined, and the server says so."""
+"""A request to a graph without a batch dimension is one row, is never batched, and the server says so."""
 
 import json
 import os
@@ -44,7 +44,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def server(tmp_path: Path, serve_here: Callable[..., Server], tools: SimpleNamespace) -> Server:
-    """Each graph at an endpoint of its name, asked to be batched and captured."""
+    """Serve each graph at an endpoint of its name, with batching and capture on."""
     folders = {name: tools.write_model(tmp_path / name, graph) for name, graph in GRAPHS.items()}
     endpoints = {name: {"main": tools.variant(folder)} for name, folder in folders.items()}
     return serve_here(endpoints, {"max_batch_size": 8})

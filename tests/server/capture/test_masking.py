@@ -1,4 +1,4 @@
-"""Masked values are equal where the values are, in a column and in a label's key, whatever their types."""
+"""Equal values have equal hashes, in a column and in a label's key, whatever their types."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

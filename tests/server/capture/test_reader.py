@@ -169,7 +169,7 @@ def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
 
 
 class _TakenBackMeanwhile(io.BytesIO):
-    """A segment from which its worker has taken half a frame back, and written another there, while it was read."""
+    """Read a segment while its worker truncates half a frame and writes another one there."""
 
     is_first = True
 

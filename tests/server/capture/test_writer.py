@@ -1,4 +1,4 @@
-"""The spool: what is written can be read back whole, and nothing that is torn is read."""
+"""Whatever the writer has written can be read back whole, and nothing that is torn is read."""
 
 import fcntl
 import os

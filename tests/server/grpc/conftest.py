@@ -1,4 +1,4 @@
-"""gunicorn with a gRPC port, and what Triton's client needs to ask it."""
+"""gunicorn with a gRPC port, and requests for it by Triton's client."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ _ONNX = {"BOOL": "bool", "FP16": "float16", "FP32": "float", "FP64": "double", "
 
 
 def echo_model(folder: Path, datatype: str) -> Path:
-    """y is x, a [N, 2] of this datatype."""
+    """Write a model whose y is x, a [N, 2] of this datatype."""
     kind = _ONNX.get(datatype, datatype.lower())
     dtype = "str" if datatype == "BYTES" else np.dtype(DTYPES[datatype]).name
     text = f"echo ({kind}[N,2] x) => ({kind}[N,2] y) {{ y = Identity(x) }}"
@@ -47,7 +47,7 @@ def echo_model(folder: Path, datatype: str) -> Path:
 
 @dataclass(frozen=True)
 class Called:
-    """A server that answers on a gRPC port beside HTTP."""
+    """A running server with a gRPC port and an HTTP port."""
 
     http: Any
     address: str
@@ -64,7 +64,7 @@ class Called:
 
 @pytest.fixture(scope="session")
 def calling(tools: Any) -> Callable[..., Any]:
-    """Serves endpoint → variant → fields on HTTP and gRPC; keywords are fields of the server's spec."""
+    """Serve endpoint → variant → fields on HTTP and gRPC; keywords are fields of the server's spec."""
 
     @contextmanager
     def serve(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterator[Called]:
@@ -87,7 +87,7 @@ def called(
     calling: Callable[..., Any],
     tools: Any,
 ) -> Iterator[Called]:
-    """One server a worker class, with the models of the other tests and one a datatype."""
+    """Run one server a worker class, with the models of the other tests and one for each datatype."""
     root = tmp_path_factory.mktemp("grpc")
     folders = {kind: model_folders[kind] for kind in ("mixed", "single", "tensor")}
     folders |= {datatype: echo_model(root / datatype, datatype) for datatype in (*DTYPES, "BYTES")}
@@ -97,14 +97,14 @@ def called(
 
 
 def tensor(name: str, array: Any) -> InferInput:
-    """An input of Triton's client, in bytes."""
+    """Return an input of Triton's client, in bytes."""
     given = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
     given.set_data_from_numpy(array)
     return given
 
 
 def message(endpoint: str, *, name: str = "image", shape: Any = (1, 2, 2), datatype: str = "FP32", **more: Any) -> Any:
-    """An infer request with one tensor; `more` are fields of the request, and `contents` of the tensor."""
+    """Return an infer request with one tensor; `more` are fields of the request, `contents` of the tensor."""
     contents = more.pop("contents", None)
     entry = service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape, contents=contents)
     return service_pb2.ModelInferRequest(model_name=endpoint, inputs=[entry], **more)
@@ -112,5 +112,5 @@ def message(endpoint: str, *, name: str = "image", shape: Any = (1, 2, 2), datat
 
 @pytest.fixture(scope="session")
 def asking() -> SimpleNamespace:
-    """The functions of this file: a conftest cannot be imported by the tests beside it."""
+    """Return the functions of this file: tests cannot import a conftest."""
     return SimpleNamespace(tensor=tensor, message=message, dtypes=DTYPES, echo_model=echo_model)

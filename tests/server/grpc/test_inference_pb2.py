@@ -1,4 +1,4 @@
-"""The messages: made of inference.proto, and with the numbers of the standard."""
+"""The messages are generated from inference.proto and have the field numbers of the standard."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Field = tuple[str, str, str, int]
 
 
 def written(text: str) -> Iterator[Field]:
-    """What the .proto says: message, field, its type, its number."""
+    """Return message, field, type and number as inference.proto has them."""
     scope: list[str] = []
     for line in re.sub(r"//.*", "", text).splitlines():
         if opened := re.match(r"\s*(message|enum|oneof) (\w+) \{(\})?", line):
@@ -32,7 +32,7 @@ def written(text: str) -> Iterator[Field]:
 
 
 def made(owner: str, descriptor: Any) -> Iterator[Field]:
-    """The same of a descriptor."""
+    """Return the same of a descriptor."""
     for enum in descriptor.enum_types:
         yield from ((f"{owner}.{enum.name}", value.name, "value", value.number) for value in enum.values)
     for field in descriptor.fields:

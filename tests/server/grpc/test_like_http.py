@@ -1,4 +1,4 @@
-"""What a server does beside answering, it does over gRPC as over HTTP: limits, cache, capture, traces, pyfuncs."""
+"""Limits, cache, capture, traces and pyfuncs work over gRPC as over HTTP."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ LIMITS = {
 
 
 def told(call: Any) -> dict[str, str]:
-    """The trailing metadata of an answer or an error."""
+    """Return the trailing metadata of a response or an error."""
     return dict(call.trailing_metadata())
 
 
@@ -60,7 +60,7 @@ def test_a_caller_has_its_rate_over_both_together(limited: Any, asking: Any) -> 
 
 
 def test_requests_in_flight_are_bounded_over_both_together(limited: Any, asking: Any) -> None:
-    """Those that come together wait for a batch to fill, longer than it takes to send them."""
+    """Requests that come together wait for a batch to fill, longer than it takes to send them."""
     request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
 
     with limited.stub() as stub:

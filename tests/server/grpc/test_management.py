@@ -1,4 +1,4 @@
-"""Endpoints loaded and unloaded over gRPC while a server with its agent runs."""
+"""Endpoints are loaded and unloaded over gRPC while a server with its agent runs."""
 
 import json
 from collections.abc import Callable

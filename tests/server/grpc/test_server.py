@@ -1,4 +1,4 @@
-"""The gRPC port of a server: shared by its workers, bounded, encrypted, and drained with HTTP."""
+"""The gRPC port of a server is shared by its workers, bounded, encrypted, and drained with HTTP."""
 
 import signal
 import subprocess
@@ -64,7 +64,7 @@ def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any], c
 def test_a_call_in_flight_is_answered_when_the_server_ends(
     tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any, worker_class: str
 ) -> None:
-    """A batch that is not full waits for 1.5 s; a second call on the same connection shows that the first has come."""
+    """A partial batch waits for 1.5 s; a second call on the same connection shows that the first has arrived."""
     waits = {"max_batch_size": 8, "max_queue_delay_microseconds": 1_500_000}
     request = asking.message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called, called.stub() as stub:
@@ -149,7 +149,7 @@ def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
 def test_messages_that_never_come_do_not_keep_others_out(
     tmp_path: Path, endpoints: dict[str, Any], calling: Any, asking: Any
 ) -> None:
-    """As many calls as there are threads, and more, that send nothing: they are cancelled after the timeout."""
+    """More calls than threads that send nothing are cancelled after the timeout."""
     ended = threading.Event()
 
     def silent() -> Any:
@@ -187,7 +187,7 @@ def test_messages_beyond_the_limit_are_refused(
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """For localhost, signed by itself; and its key."""
+    """Return a self-signed certificate for localhost, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     certfile, keyfile = folder / "cert.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]

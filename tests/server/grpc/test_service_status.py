@@ -1,4 +1,4 @@
-"""Our errors in gRPC's words, and headers as metadata."""
+"""Our errors become gRPC's status codes, and headers become metadata."""
 
 import grpc
 import pytest

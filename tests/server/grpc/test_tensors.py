@@ -1,4 +1,4 @@
-"""Messages ↔ arrays, without a server: what goes in comes out, and what is wrong is told."""
+"""Messages become arrays and arrays messages; malformed ones are refused."""
 
 import contextlib
 from pathlib import Path
@@ -46,7 +46,7 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
 
 
 def model_of(array: Any) -> tuple[Artifact, Schema]:
-    """One input x and one output y of the array's type, the batch free."""
+    """Return a model with one input x and one output y of the array's type and a free batch dimension."""
     dtype = "str" if array.dtype.kind == "O" else array.dtype.name
     shape = (-1, *array.shape[1:])
     tensor, entry = Tensor("x", dtype, shape), Input("x", dtype, shape)
@@ -65,7 +65,7 @@ def model_of(array: Any) -> tuple[Artifact, Schema]:
 
 
 def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRequest:
-    """As a client of the standard makes it: its bytes are read by our messages."""
+    """Parse with our messages the bytes that a client of the standard has made."""
     entry = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=array.shape)
     request = service_pb2.ModelInferRequest(model_name="e", inputs=[entry], id="mine")
     if is_raw:

@@ -1,4 +1,4 @@
-"""A Redis that is away is left alone for a while, and its URL is never repeated."""
+"""A Redis that is down is not asked for a while, and no message repeats its URL."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What lies below every protocol: deadlines, batches, the cache, limits, and an end that answers what was asked."""
+"""The data plane below every protocol: deadlines, batches, the cache, limits, and an orderly shutdown."""
 
 import threading
 from collections.abc import Callable
@@ -30,7 +30,7 @@ NOISY = "noisy (float[N,1] X) => (float[N,1] y) { noise = RandomNormalLike(X) y 
 
 @pytest.fixture
 def serve(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> Serve:
-    """Version 1 of the single model at endpoint e, with these fields of the spec's server."""
+    """Serve version 1 of the single model at endpoint e, with these fields of the spec's server."""
     return lambda **server: serve_here({"e": {"e": tools.variant(bias_folders["1"])}}, server)
 
 
@@ -51,7 +51,7 @@ def infer(server: Server, **more: Any) -> Any:
 
 
 def sample(server: Server, name: str, **labels: str) -> float:
-    """The sum of the values of a metric whose labels hold these."""
+    """Return the sum of the values of a metric over the series with these labels."""
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
     lines = server.metrics.page().decode().splitlines()
     found = [line for line in lines if line.startswith(name + "{") and all(text in line for text in wanted)]
@@ -231,7 +231,7 @@ BODIES = [
 
 
 def ask_later(server: Server, path: str, body: Any, **headers: str) -> RawResponse | None:
-    """As an event loop asks; None: it is told to ask otherwise."""
+    """Send a request as the event loop does; return None if it has to go the general way."""
     answers: SimpleQueue[RawResponse] = SimpleQueue()
     named = {"content-type": "application/json", "x-request-id": "r", **headers}
     if not handle_request_async(server, RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"), answers.put):

@@ -1,4 +1,4 @@
-"""Identifiers never repeat, in a forked process neither."""
+"""Identifiers never repeat, not even in a forked process."""
 
 import os
 

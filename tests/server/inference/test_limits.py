@@ -1,4 +1,4 @@
-"""Callers are limited each by themselves, requests in flight all together, and a Redis that is away limits nobody."""
+"""Each client has its own rate, all share the requests in flight, and a Redis that is down limits nobody."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""What was computed before is given again: the same arrays, for a while, within bounds, never from foreign bytes."""
+"""The cache returns the same arrays, for a limited time, within its bounds, and never from foreign bytes."""
 
 import logging
 from typing import Any

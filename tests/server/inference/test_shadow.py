@@ -1,4 +1,4 @@
-"""Shadows behind the data plane: compared, captured, bounded, and never in the way of an answer."""
+"""Shadows are compared, captured and bounded, and never delay a response."""
 
 import math
 import os
@@ -36,7 +36,7 @@ Serve = Callable[..., Server]
 
 @pytest.fixture
 def serve(serve_here: Serve, tools: Any) -> Callable[..., Server]:
-    """The endpoint e: what answers, and what stands in its shadow."""
+    """Serve the endpoint e with an answering variant and its shadow."""
 
     def serve(answering: Path, shadow: Path, server: dict[str, Any] | None = None, **capture: Any) -> Server:
         variants = {
@@ -54,7 +54,7 @@ def ask(server: Server, *rows: list[float]) -> RawResponse:
 
 
 def shadowed(server: Server, name: str, **labels: str) -> float:
-    """A value of the shadows' metrics, summed over the labels that are not said; of a histogram the sum."""
+    """Return a value of the shadows' metrics, summed over all other labels; of a histogram the sum."""
     families = {family.name: family for family in read_families(server.metrics.folder)}
     if (family := families.get(f"onnxserve_shadow_{name}")) is None:
         return 0.0
@@ -162,7 +162,7 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
 
 @dataclass
 class Slow:
-    """A version that begins to compute when it is told to."""
+    """A version that waits for an event before it computes."""
 
     model: Predictor
     go_on: threading.Event
@@ -183,7 +183,7 @@ class Slow:
 
 @pytest.fixture
 def slow(serve: Serve, bias_folders: dict[str, Path]) -> Iterator[tuple[Server, ServedVariant, Slow]]:
-    """A server, its variant that answers, and the shadow of that."""
+    """Return a server, its answering variant, and the predictor of the shadow."""
     server = serve(bias_folders["1"], bias_folders["2"])
     variant = server.dataplane.select_variant("e")
     (shadow,) = variant.shadows

@@ -1,4 +1,4 @@
-"""Two answers to the same rows: labels that are equal or not, numbers that are near or not."""
+"""Outputs for the same rows agree if labels are equal and numbers are close."""
 
 from pathlib import Path
 from typing import Any

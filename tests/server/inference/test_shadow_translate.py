@@ -1,4 +1,4 @@
-"""One version's feeds as another version takes them."""
+"""Feeds of one version are translated for another version."""
 
 from typing import Any
 

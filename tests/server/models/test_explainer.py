@@ -1,4 +1,4 @@
-"""The worker's side of explanations, with a process that is told what to do in place of the one that explains."""
+"""The worker's side of explanations, with a scripted process in place of the one that explains."""
 
 import sys
 from collections.abc import Callable, Iterator

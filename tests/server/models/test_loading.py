@@ -1,4 +1,4 @@
-"""What is found out about a version before it answers."""
+"""Loading a version warms it up and finds out how it is best run."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The bound on what a worker holds, by files that are as large as they say and memory that is really taken."""
+"""The memory limit of a worker, with files of real size and memory that is really taken."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ MIB = 2**20
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A folder of 16 MiB."""
+    """Make a folder of 16 MiB."""
     (tmp_path / "data").mkdir()
     with (tmp_path / "data" / "weights").open("wb") as file:
         file.truncate(16 * MIB)
@@ -28,7 +28,7 @@ def test_without_a_limit_everything_is_loaded(model: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is too small to tell what loading takes."""
+    """Make a folder that is too small to measure its load."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "weights").write_bytes(b"x")
     return folder

@@ -1,4 +1,4 @@
-"""What a worker does while the agent takes, does not take, or cannot take its commands."""
+"""A worker's commands while the agent answers, is slow, or is down."""
 
 import os
 import threading
@@ -47,7 +47,7 @@ def agent_lives(state_dir: Path) -> None:
 
 @contextmanager
 def answering(state_dir: Path, error: Callable[[Command], OnnxserveError | None]) -> Iterator[None]:
-    """An agent that answers every command at once, and each only once."""
+    """Run an agent that answers every command at once, and only once."""
     agent_lives(state_dir)
     stop = threading.Event()
     answered: set[str] = set()

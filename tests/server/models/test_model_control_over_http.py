@@ -1,4 +1,4 @@
-"""Endpoints loaded and unloaded while a server runs, by Triton's own client; what a restart finds again."""
+"""Triton's own client loads and unloads endpoints of a running server, and a restart keeps the changes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def client_of(served: Served) -> Any:
 
 
 def index(client: Any) -> dict[str, tuple[str, str]]:
-    """State and reason by endpoint."""
+    """Return state and reason by endpoint."""
     return {entry["name"]: (entry["state"], entry["reason"]) for entry in client.get_model_repository_index()}
 
 
@@ -42,7 +42,7 @@ def spec_file(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str,
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, spec_file: Path) -> Iterator[Served]:
-    """Two workers with the endpoints first and second, and all that commands may change."""
+    """Run two workers with the endpoints first and second, in explicit model control."""
     with servers_below(tmp_path_factory.mktemp("served")) as start:
         yield start("--spec", str(spec_file), "-C", EXPLICIT).wait_ready()
 
@@ -55,7 +55,7 @@ def client(served: Served) -> Iterator[Any]:
 
 
 def asked_twenty_times(served: Served, path: str) -> set[int]:
-    """The statuses of GETs on connections of their own, so that both workers are asked."""
+    """Return the statuses of GETs on separate connections, so that both workers get some."""
     return {requests.get(served.url + path, timeout=10).status_code for _ in range(20)}
 
 

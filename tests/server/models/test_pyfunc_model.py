@@ -1,4 +1,4 @@
-"""Models without an ONNX form behind our routes, each in a real side process."""
+"""Models without an ONNX form answer behind our routes, each in a real side process."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ TIMEOUT_SECONDS = 2
 
 @pytest.fixture(scope="module")
 def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """See `save_pyfuncs`."""
+    """Save the pyfuncs once; see `save_pyfuncs`."""
     return save_pyfuncs(tmp_path_factory.mktemp("pyfuncs"))
 
 
@@ -45,7 +45,7 @@ def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def server(
     pyfunc_folders: dict[str, Path], tools: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """One endpoint a model, of the same name."""
+    """Serve one endpoint for each model, of the same name."""
     state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
     tools.want(state_dir, 1, {name: {"main": tools.variant(pyfunc_folders[name])} for name in MODELS})
     spec = f"name: days\nvariants: {{main: {{model: x}}}}\nserver: {{request_timeout_seconds: {TIMEOUT_SECONDS}}}"

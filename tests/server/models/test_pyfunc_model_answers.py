@@ -1,4 +1,4 @@
-"""What every protocol makes of a pyfunc that takes missing texts, and whose outputs nothing says before it answers."""
+"""Every protocol serves a pyfunc that takes missing texts and declares no outputs."""
 
 import io
 import json

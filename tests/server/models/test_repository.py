@@ -1,4 +1,4 @@
-"""Versions in memory: swapped whole, dropped when the last request has left, kept when the next one fails."""
+"""Versions are swapped whole, freed when their last request ends, and kept if the next version fails."""
 
 import gc
 import os
@@ -36,7 +36,7 @@ def loads() -> list[Path]:
 
 @pytest.fixture
 def repository(tmp_path: Path, loads: list[Path]) -> Iterator[Repository]:
-    """Without its thread: a test calls `look` itself."""
+    """Return a repository without its thread: a test calls `poll` itself."""
 
     def load(folder: Path) -> Any:
         loads.append(folder)
@@ -52,7 +52,7 @@ Serve = Callable[..., WorkerState]
 
 @pytest.fixture
 def serve(tmp_path: Path, repository: Repository, tools: Any) -> Serve:
-    """Wants variants of the endpoint e, and gives the worker's account of them."""
+    """Want variants of the endpoint e, and return the worker's state of them."""
     generations = iter(range(1, 100))
 
     def serve(**variants: dict[str, Any]) -> WorkerState:

@@ -1,4 +1,4 @@
-"""Many small models in one server: all answer, one that is broken keeps none from it, a change touches only itself."""
+"""Many small models in one server all answer; a broken one, or a change, affects only itself."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ COUNT = 50
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tools: Any) -> list[Path]:
-    """Models that differ: number n adds n."""
+    """Make models that differ: number n adds n."""
     root = tmp_path_factory.mktemp("many")
     return [tools.single_model(root / f"m{number}", float(number)) for number in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -> Iterator[Served]:
-    """Two workers with all of them, one whose folder is not there, and one whose graph is broken."""
+    """Run two workers with all of them, one with a missing folder, and one with a broken graph."""
     root = tmp_path_factory.mktemp("served")
     broken = root / "broken"
     broken.mkdir()

@@ -1,4 +1,4 @@
-"""The keeper of a side process, on a process that is told what to do and needs neither mlflow nor a model."""
+"""The keeper of a side process, with a scripted process that needs neither mlflow nor a model."""
 
 import os
 import signal
@@ -63,7 +63,7 @@ def new_process(tmp_path: Path) -> Iterator[Start]:
 
 
 def pid_of(process: SideProcess) -> int:
-    """Once it answers (again)."""
+    """Wait until the process answers, and return its id."""
 
     def ask() -> int:
         try:

@@ -1,4 +1,4 @@
-"""Shares of the traffic, and callers that stay where they are."""
+"""Variants get their shares of the traffic, and a sticky client keeps its variant."""
 
 from dataclasses import dataclass
 from random import Random

@@ -1,4 +1,4 @@
-"""What of a request keeps its caller to one variant."""
+"""The value of a column keeps a client at one variant."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The page says what prometheus_client would say of the same files."""
+"""The page equals that of prometheus_client for the same files."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ LABELS = st.dictionaries(st.sampled_from(["a", "endpoint", "model"]), WORDS, min
 
 
 def parsed(page: bytes) -> Page:
-    """By family: its type, its help, and its samples by name and labels."""
+    """Return by family its type, its help, and its samples by name and labels."""
     return {
         family.name: (
             family.type,

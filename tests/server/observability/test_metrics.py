@@ -1,4 +1,4 @@
-"""What is counted stands on the page and in the statistics, summed over the workers that share a folder."""
+"""The page and the statistics sum up the workers that share a folder."""
 
 import re
 import threading
@@ -22,13 +22,13 @@ REQUEST = ("e", "v", "m", "7", "v2", "200")
 
 @pytest.fixture
 def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Metrics, Metrics]:
-    """Two workers' metrics in one folder."""
+    """Return two workers' metrics in one folder."""
     monkeypatch.setenv(MULTIPROC_DIR, str(tmp_path))
     return Metrics(), Metrics()
 
 
 def samples(metrics: Metrics, name: str) -> dict[str, float]:
-    """By label text: the samples of this name on the page."""
+    """Return the samples of this name on the page by their label text."""
     found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", metrics.page().decode(), re.MULTILINE)
     return {labels: float(value) for labels, value in found}
 

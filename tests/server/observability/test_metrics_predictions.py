@@ -1,4 +1,4 @@
-"""What is counted of an answer: the request always, its labels where the model predicts any."""
+"""Every response is counted, and its labels if the model predicts any."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A worker's numbers in shared memory, read back by prometheus_client's own reader."""
+"""A worker's counters in shared memory are read back by prometheus_client's own reader."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Shadows are counted beside the requests, in the files of their worker."""
+"""Shadows are counted in files of their worker, next to the requests."""
 
 from pathlib import Path
 from types import SimpleNamespace
