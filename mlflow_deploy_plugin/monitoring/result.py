@@ -92,7 +92,7 @@ class MonitorResult:
         rows: rows of the window that the version answered.
         findings: the worst first. Every column is among them, with its outcome or why it was not judged.
         figures: names of metrics and their values, for MLflow and for charts.
-        notes: lines that the reader has to know beside the state.
+        notes: further lines for the reader.
         tried: bounds that were tried once, as `min_rows=50`; such a result is no verdict of the monitor.
         endpoint_created: when the endpoint was created, which tells it from an earlier one of its name; empty if not
             known.

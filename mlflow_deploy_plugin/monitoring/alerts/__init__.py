@@ -1,6 +1,6 @@
-"""Alerts: who is told when a monitor's window raises an alarm, when it is over, and when a monitor fails.
+"""Alerts: messages to people when a monitor's window raises an alarm, when it is over, and when a monitor fails.
 
-`record.py` writes into the store what is to be told, and `send.py` sends it over the channels of the configuration.
+`record.py` writes into the store what has to be sent, and `send.py` sends it over the channels of the configuration.
 """
 
 from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, record_result, resolve_orphaned

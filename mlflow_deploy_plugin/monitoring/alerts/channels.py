@@ -1,6 +1,6 @@
 """The channels of the alert configuration: read by Apprise, which knows how to reach each.
 
-A channel's URL holds its secrets. So nothing of it is ever shown or kept: a channel is called by its service, its tags
+A channel's URL holds its secrets, so nothing of it is ever shown or kept. A channel is called by its service, its tags
 and a digest, and Apprise's own log, which quotes URLs, is shut.
 """
 
@@ -73,7 +73,7 @@ def read_channels(path: Path) -> list[Channel]:
     import apprise
 
     _shut_log()
-    if not os.path.isfile(path):  # which says no, too, where its folder cannot be looked into
+    if not os.path.isfile(path):  # it says no, too, if the folder cannot be read
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: there is no file {path}")
     try:
         config, found = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())

@@ -67,7 +67,7 @@ class DriftVerdict:
         features: the columns by falling score.
         findings: the worst first; every column has its outcome, or why it was not judged.
         figures: names of metrics and their values.
-        notes: lines that the reader has to know beside the verdict.
+        notes: further lines for the reader.
     """
 
     state: State

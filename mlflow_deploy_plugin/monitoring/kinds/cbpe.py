@@ -1,23 +1,27 @@
 """Estimates of a classifier's metrics before its labels are in, from its own confidence (CBPE).
 
-A row whose answer has the probability p is right with the probability p, if probabilities mean what they say. So the
-expected number of hits, and with it every figure of the confusion matrix, is a sum of probabilities: confidence-based
-performance estimation, as NannyML's documentation describes it (CBPE; Białek et al., We don't need no labels, arXiv
-2401.08348, lays it beside its further forms). It sees that rows have become harder; it cannot see that the same rows
-have come to mean something else.
+A row whose prediction has the probability p is right with the probability p, if probabilities mean what they say. So
+the expected number of hits, and with it every figure of the confusion matrix, is a sum of probabilities:
+confidence-based performance estimation, as NannyML's documentation describes it (CBPE; Białek et al., We don't need no
+labels, arXiv 2401.08348, compares it with its further forms). It sees that rows have become harder. It cannot see that
+the same rows have come to mean something else.
 
-Whether probabilities mean what they say is found out on earlier windows whose labels are in: they are corrected by
-isotonic regression where that brings them nearer to what was true in windows that it was not fitted on, and the same
+Earlier windows whose labels are in show whether probabilities mean what they say. Probabilities are corrected by
+isotonic regression if that brings them nearer to what was true in windows that it was not fitted on, and the same
 windows tell how far the estimate is off. Without such windows the estimate is a figure and decides nothing.
 
-The interval is one for what the labels of this window's rows will say: a prediction interval. Two things part them from
-the estimate. The window's labels are a draw from their chances, the fewer rows the further off (simulated, 100 draws).
-And the chances are off, by another amount in each window: that is seen in the errors of the earlier windows, which hold
-the sampling error of their own rows, too. So the squared standard error is the mean square of those errors, and what
-the sampling variance of this window is above theirs; a window with more rows than they have is taken to be no surer.
-Student's quantile has as many degrees of freedom as there are earlier windows, 3.2 for three of them and 2.3 for eight
-at 95 %, and the interval is never narrower than the largest of their errors. It holds what it promises where errors are
-about normal and this window's is one like theirs; the latter part holds k/(k+1) whatever their distribution.
+The interval is a prediction interval for what the labels of this window's rows will say. Two things part them from the
+estimate:
+
+1. The window's labels are a draw from their chances, the fewer rows the further off (simulated, 100 draws).
+2. The chances are off, by another amount in each window. That is seen in the errors of the earlier windows, which hold
+   the sampling error of their own rows, too.
+
+So the squared standard error is the mean square of those errors, and what the sampling variance of this window is above
+theirs; a window with more rows than they have is taken to be no surer. Student's quantile has as many degrees of
+freedom as there are earlier windows, 3.2 for three of them and 2.3 for eight at 95 %, and the interval is never
+narrower than the largest of their errors. It holds what it promises if errors are about normal and this window's is one
+like theirs; the latter part holds k/(k+1) whatever their distribution.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Data quality: values that are missing, of another type, unseen or out of range, and columns that come or go.
 
-Against the reference each is judged as drift is, by what the reference's own windows do. What `require` says is judged
-exactly: it speaks of the rows of this window, all of which were counted, and not of what they are a sample of.
+Against the reference each is judged as drift is, by what the reference's own windows do. Requirements (`require`) are
+judged exactly: they speak of the rows of this window, all of which were counted, and not of what they are a sample of.
 """
 
 from collections.abc import Callable, Iterator, Mapping

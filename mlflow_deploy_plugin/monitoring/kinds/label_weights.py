@@ -1,16 +1,17 @@
-"""The labelled rows of a window tell of the others as far as they are like them.
+"""Weights of labelled rows, by which they speak for the rows without a label that are like them.
 
 Labels are seldom missing at random: a claim is checked where the model was unsure, a fraud is reported and an honest
-payment is not. So rows with a label are compared with those without: by score, answer, segment and event time, each by
-Pearson's chi-square test, all of them together at the monitor's rate of false alarms (Bonferroni). Where they differ,
-labelled rows are weighted by the inverse of how often rows like them have a label (Horvitz & Thompson, JASA 1952), in
-ten strata of the propensity that a logistic regression on what differs gives (Rosenbaum & Rubin, JASA 1984). Rows that
-resemble fewer than five labelled ones are spoken for by nobody: any label is possible for them, and the figure lies
-between the worst and the best of these (Manski, American Economic Review 80, 1990).
+payment is not. So rows with a label are compared with those without: by score, prediction, segment and event time, each
+by Pearson's chi-square test, all of them together at the monitor's rate of false alarms (Bonferroni).
 
-Weights help where labels are missing by what is compared, and not where they are missing by what they would say. That
-cannot be seen in the rows; but then the labels that are there do not fit the model's probabilities
-(`cbpe.labels_contradict`), and `performance.py` takes the worst case of every row without a label.
+If they differ, labelled rows are weighted by the inverse of how often rows like them have a label (Horvitz & Thompson,
+JASA 1952), in ten strata of the propensity that a logistic regression on what differs gives (Rosenbaum & Rubin, JASA
+1984). Rows that resemble fewer than five labelled ones are represented by none: any label is possible for them, and the
+metric lies between the worst and the best of these (Manski, American Economic Review 80, 1990).
+
+Weights help if labels are missing by what is compared, and not if they are missing by what they would say. That cannot
+be seen in the rows; but then the labels that are there do not fit the model's probabilities (`cbpe.labels_contradict`),
+and `performance.py` takes the worst case of every row without a label.
 """
 
 import math

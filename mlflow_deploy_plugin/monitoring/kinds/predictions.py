@@ -1,10 +1,10 @@
 """Predictions and labels of rows of the log, as classes or numbers.
 
-A classifier's answers are the places of its classes in ascending order; labels and answers are compared as text, so
-that 1, 1.0 and true mean one class where the model answers numbers or booleans. Everything else is numbers.
+A classifier's predictions are places in its classes, in ascending order. Labels and predictions are compared as text,
+so that 1, 1.0 and true mean one class if the model answers numbers or booleans. Everything else is numbers.
 
-Labels that are written otherwise than the model's classes ("yes" for 1) are no wrong answers: nothing is compared then.
-A class that only some labels name is one that the model has never learned, and its rows are answered wrongly.
+Labels that are written otherwise than the model's classes ("yes" for 1) are no wrong predictions: nothing is compared
+then. A class that only some labels name is one that the model has never learned, and its rows are predicted wrongly.
 """
 
 import re

@@ -6,7 +6,7 @@ it calls the data set drifted when one column is.
 
 Evidently 0.7.23 fails as a whole on a single column that it cannot take. So every column is made one that it can:
 float64 or text, numbers without a value or without a histogram as text, no more than some fifty categories, no
-infinities. And where it fails all the same, each column is tried alone, and those that fail are left out by name.
+infinities. If it fails all the same, each column is tried alone, and those that fail are left out by name.
 """
 
 import logging
@@ -44,7 +44,7 @@ class EvidentlyReport:
     """The charts and figures that Evidently made of the columns.
 
     Attributes:
-        page: its page, empty where it made none.
+        page: its page, empty if it made none.
         figures: its figures as JSON, likewise.
         left_out: column → why it is not drawn.
         notes: what holds for all of them.

@@ -1,8 +1,8 @@
 """The history of a finding: how its figure changed, and since when it is an alarm.
 
-What stands beside a reference, as a column's check, says itself what it went from. Any other requirement stands beside
-the windows before, as MLflow has them of the monitor. Since when it is an alarm is told of both in the same way: a
-window in which it could not be told neither counts in the row nor breaks it, as with alarms.
+A column's check stands beside a reference and says itself what it changed from. Any other requirement stands beside the
+windows before, as MLflow has them of the monitor. For both, a window in which the state could not be told neither
+counts in a row of alarms nor breaks it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -50,7 +50,7 @@ class CriterionMetrics:
 
 
 def criterion_metrics(finding: Finding, figures: Mapping[str, float]) -> CriterionMetrics:
-    """Return the names of a criterion's metrics, as `score_of`."""
+    """Return the names of a criterion's metrics, as `score_metric`."""
     name = _subject(finding)
     return CriterionMetrics(*(_found(f"{kind}/{name}", figures) for kind in _CRITERION))
 

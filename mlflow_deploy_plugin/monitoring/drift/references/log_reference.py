@@ -2,14 +2,14 @@
 
 `window:START/END` pins a part of the log that is known to be calm. It is cut into its own windows.
 
-`rolling:7d` compares with the same window a week before, as hour 14 of a Tuesday with hour 14 of the last one. What is
-normal say the pairs before it: each window of the last week beside its own a week before (of the last 40 windows where
-a week has fewer, of more where the rate needs them). So a cycle of a day or a week is in no figure, a slow trend is no
+`rolling:7d` compares with the same window a week before, as hour 14 of a Tuesday with hour 14 of the last one. The
+pairs before it say what is normal: each window of the last week beside its own a week before (of the last 40 windows
+if a week has fewer, of more if the rate needs them). So a cycle of a day or a week is in no figure, a slow trend is no
 drift, and what lasts becomes normal after that time. It is seasonal differencing (Box & Jenkins, Time Series Analysis,
 1970, chapter 9), of distributions.
 
-Bins are frozen on a bounded sample of the rows, once for a pinned window, and for rolling ones once in four times their
-span, so that the profiles of hours that are kept (`hourly.py`) serve many windows. The sample is kept beside them.
+Bins are frozen on a bounded sample of the rows: once for a pinned window, and for rolling ones once in four times their
+span, so that the stored profiles of hours (`sketches/hourly.py`) serve many windows. The sample is stored beside them.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
-"""Values of each window of a reference that the rest of the reference lacks: categories, and numbers beyond its
-range.
+"""Values of each window of a reference that the rest of the reference lacks: categories, and numbers beyond its range.
 
 Measured against the whole reference none of its own windows has anything new, and the first odd value of a later window
-would be an alarm. Left out one by one they show how much that is new a calm window brings.
+would be an alarm. Left out one by one, they show how much that is new a calm window brings.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ class ReferenceRows:
 
     Attributes:
         times: [N] int64, microseconds since 1970; None if they are not known.
-        model_id: the logged model, for links in MLflow; empty where the model was never logged.
+        model_id: the logged model, for links in MLflow; empty if the model was never logged.
         shown: what they are, for messages.
         notes: lines for the reader.
     """

@@ -52,7 +52,7 @@ class OrderedBins:
         positions: [K] float64, ascending; a value belongs to the nearest.
         scale: the reference's standard deviation, within its middle 99 %.
         minimum, maximum: the reference's own range.
-        arrow_type: the reference's type, as Arrow writes it; empty where it is not known.
+        arrow_type: the reference's type, as Arrow writes it; empty if it is not known.
     """
 
     positions: Array
@@ -94,9 +94,9 @@ class CategoryBins:
     Attributes:
         codes: the bin of each, by the value itself.
         kind: of the values: text, or numbers without a spread.
-        known: uint64, ascending: the hashes (`distinct.py`) of all values of the reference; empty: they are not known.
+        known: uint64, ascending: the hashes of all values of the reference; empty if they are not known.
         minimum, maximum: the reference's own range, of numbers.
-        arrow_type: the reference's type, as Arrow writes it; empty where it is not known.
+        arrow_type: the reference's type, as Arrow writes it; empty if it is not known.
     """
 
     codes: dict[str | float, int]

@@ -1,7 +1,7 @@
-"""Counts one Arrow column over frozen bins, for many groups of rows at once.
+"""Count one Arrow column over frozen bins, for many groups of rows at once.
 
-What is text is dictionary-encoded first, so that each different value is looked up and hashed once, however many rows
-have it, and no loop runs over rows.
+Text is dictionary-encoded first: each different value is looked up and hashed once, however many rows have it, and no
+loop runs over rows.
 """
 
 from typing import Any, Literal

@@ -1,13 +1,13 @@
-"""Profiles of whole hours, kept beside the log, so that a window of any length costs its bins and not its rows.
+"""Profiles of whole hours, stored beside the log, so that a window of any length costs its bins and not its rows.
 
 LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
 
-A file holds, for each hour of the day and each version that answered in it, the profile and the files (name, size) that
-it was made of. Where the hour's files are others by now, since rows came late or compaction made them one, the hour is
-made anew, and so is everything where the stored file makes no sense. An hour with a file that cannot be read is made
-each time, so that the file goes on being named. Beside the hours the file has the profiles of the day as a whole.
+A file has, for each hour of the day and each version that answered in it, the profile and the log files (name, size)
+that it was made of; and the profiles of the day as a whole. An hour whose files are others by now, since rows came late
+or compaction made them one, is made anew, and so is everything if the stored file makes no sense. An hour with a file
+that cannot be read is made each time, so that the file is named each time.
 
-The profiles follow from the log alone: when two processes make them at once, or the log takes no files from this one,
+The profiles follow from the log alone. If two processes make them at once, or the log takes no files from this one,
 nothing is lost but time.
 """
 

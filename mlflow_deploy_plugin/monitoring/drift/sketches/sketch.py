@@ -1,7 +1,7 @@
 """Sketches: all that a verdict needs of a column, in a size that depends on its bins and not on its rows.
 
 A sketch holds the histogram over bins that are frozen on the reference, counts of what lies beyond the reference, the
-range, the moments and the registers of a HyperLogLog (`distinct.py`). Two sketches over the same bins merge exactly:
+range, the moments and the registers of a HyperLogLog (`hyperloglog.py`). Two sketches over the same bins merge exactly:
 counts add, the moments follow Chan, Golub, LeVeque (Updating formulae and a pairwise algorithm for computing sample
 variances, COMPSTAT 1982). Merging is associative and commutative, up to rounding in the moments alone, so that hours,
 partitions and batches may be merged in any order.
@@ -53,7 +53,7 @@ class ColumnSketch:
         registers: [1024] uint8, the HyperLogLog of the known values.
         minimum, maximum: of the numbers; NaN where there are none.
         finite: numbers that are neither missing nor infinite; mean, m2: of them, m2 the sum of squared deviations.
-        expected_type: that of the reference; empty where there are no bins.
+        expected_type: that of the reference; empty if there are no bins.
     """
 
     name: str

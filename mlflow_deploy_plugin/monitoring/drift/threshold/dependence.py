@@ -23,7 +23,7 @@ class Dependence:
     """The dependence of a series on itself, in items of it.
 
     Attributes:
-        block_length: the mean length of a stretch at which the variance of the series' mean is told best.
+        block_length: the mean length of a stretch that estimates the variance of the series' mean best.
         correlation_time: so many items are worth one independent one: the long-run variance over the variance. 1 for
             independent items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for a cycle.
     """
