@@ -114,15 +114,14 @@ def _text(value: Any) -> str:
     return value
 
 
-def _base64(value: Any) -> str:
-    return base64.b64encode(value).decode()
-
-
 def _iso(value: Any) -> str:
     return str(pd.Timestamp(value).isoformat())
 
 
-_AS_TEXT: dict[str, Callable[[Any], str]] = {"datetime": _iso, "binary": _base64}
+_AS_TEXT: dict[str, Callable[[Any], str]] = {
+    "datetime": _iso,
+    "binary": lambda value: base64.b64encode(value).decode(),
+}
 
 
 def _array(value: Any) -> Array:

@@ -125,7 +125,21 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     artifact = model.artifact
     try:
         if artifact.reference is not None:
-            return Background(_reference(model, artifact.reference, most_rows, seed), "reference")
+            path = artifact.folder / artifact.reference
+            if not path.resolve().is_relative_to(artifact.folder.resolve()):
+                raise InvalidArtifact(f"{artifact.reference!r} lies outside of the model")
+            schema = model.schema if model.schema.columns else model.schema.tensor_schema
+            table = pq.read_table(path, columns=list(schema.names))
+            if table.num_rows > most_rows:
+                table = table.take(
+                    np.sort(np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False))
+                )
+            floats = {
+                name: table.column(name).to_numpy() for name in schema.names if is_floating(table.column(name).type)
+            }
+            typed = cast_columns(schema.dtypes, floats)
+            columns = {name: typed[name] if name in typed else table.column(name).to_pylist() for name in schema.names}
+            return Background(schema.from_columns(columns), "reference")
         example = artifact.folder / EXAMPLE
         if example.is_file():
             feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
@@ -135,22 +149,6 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
     except OnnxserveError as error:
         raise InvalidArtifact(f"the rows that came with the model do not fit it: {error.message}") from None
     raise InvalidArtifact("the model came without rows to explain against")
-
-
-def _reference(model: OnnxModel, file: str, most_rows: int, seed: int) -> Feeds:
-    folder = model.artifact.folder
-    path = folder / file
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidArtifact(f"{file!r} lies outside of the model")
-    schema = model.schema if model.schema.columns else model.schema.tensor_schema
-    table = pq.read_table(path, columns=list(schema.names))
-    if table.num_rows > most_rows:
-        table = table.take(np.sort(np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)))
-    floats = {name: table.column(name).to_numpy() for name in schema.names if is_floating(table.column(name).type)}
-    typed = cast_columns(schema.dtypes, floats)
-    return schema.from_columns(
-        {name: typed[name] if name in typed else table.column(name).to_pylist() for name in schema.names}
-    )
 
 
 class _TimeIsUp(Exception):
