@@ -13,7 +13,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import to_feeds
-from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, available_cores
+from mlflow_deploy_plugin.runtime import Feeds, OnnxModel, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
@@ -39,9 +39,11 @@ class PyfuncModel:
         model = self._model
         outputs = model.run(self._feeds(data), model.artifact.prediction)
         prediction = model.prediction(outputs)
-        if isinstance(data, pd.DataFrame) and model.artifact.framework in ("torch", "onnx"):
-            return _frame(prediction, data.index)
-        return prediction
+        if not isinstance(data, pd.DataFrame) or model.artifact.framework not in ("torch", "onnx"):
+            return prediction
+        if isinstance(prediction, dict) or prediction.ndim > 2:  # their widths and meanings differ
+            return prediction
+        return pd.DataFrame(prediction, index=data.index)
 
     def _feeds(self, data: Any) -> Feeds:
         schema = self._model.schema
@@ -50,21 +52,11 @@ class PyfuncModel:
                 return to_feeds(schema, data)
             return schema.from_array(data.to_numpy())  # the only tensor takes the columns by their position
         if isinstance(data, Mapping):
-            return schema.from_columns({name: _values(values) for name, values in data.items()})
+            listed = (np.ndarray, list, tuple)
+            return schema.from_columns({n: v if isinstance(v, listed) else np.asarray(v) for n, v in data.items()})
         if isinstance(data, list) and data and isinstance(data[0], Mapping):
             return schema.from_records(data)
         return schema.from_array(data)
-
-
-def _values(values: Any) -> Any:
-    return values if isinstance(values, np.ndarray | list | tuple) else np.asarray(values)
-
-
-def _frame(prediction: Array | dict[str, Array], index: Any) -> Any:
-    """Return one output as a DataFrame; several as they are, because their widths and meanings differ."""
-    if isinstance(prediction, dict) or prediction.ndim > 2:
-        return prediction
-    return pd.DataFrame(prediction, index=index)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:

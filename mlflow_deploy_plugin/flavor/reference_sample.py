@@ -28,7 +28,11 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None, seed: i
         times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None if there are none.
     """
     count = batches.row_count(data)
-    if count > (most := _most_rows(data)):
+    most = MAX_ROWS
+    if not isinstance(data, pd.DataFrame):
+        width = sum(array[:1].size for array in data.values())
+        most = min(MAX_ROWS, max(MAX_VALUES // max(width, 1), 1))
+    if count > most:
         chosen = np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
         data, times = batches.take_rows(data, chosen), None if times is None else times[chosen]
     parts: list[dict[str, Array]] = []
@@ -41,13 +45,6 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None, seed: i
             pa.timestamp("us", tz="UTC")
         )
     return pa.table(columns)
-
-
-def _most_rows(data: Batch) -> int:
-    if isinstance(data, pd.DataFrame):
-        return MAX_ROWS
-    width = sum(array[:1].size for array in data.values())
-    return min(MAX_ROWS, max(MAX_VALUES // max(width, 1), 1))
 
 
 def write_reference(table: pa.Table, folder: Path) -> None:

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
-from mlflow_deploy_plugin.runtime import Array, Input, Output
+from mlflow_deploy_plugin.runtime import Input, Output
 
 
 def read_batch(model: Any, data: Any) -> Batch:
@@ -81,20 +81,15 @@ def _known(value: Any) -> tuple[str, tuple[int, ...]]:
 
 def _input(name: str, dtype: str, shape: tuple[int, ...], nodes: list[Any], batch: Batch | None) -> Input:
     """Bind an input to the table's columns: by name, or all of them stacked into the only input."""
+    names = [value.name for value in nodes]
     if not isinstance(batch, pd.DataFrame):
-        _check_tensors(nodes, batch)
+        if batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
+            tensors, expected = sorted(batch), sorted(names)
+            raise InvalidConfig(f"input_example: its tensors {tensors} are not the graph's inputs {expected}")
         return Input(name, dtype, shape)
     columns = tuple(str(column) for column in batch.columns)
-    if all(value.name in columns for value in nodes):
+    if set(names) <= set(columns):
         return Input(name, dtype, shape, (name,))
     if len(nodes) == 1 and (len(shape) != 2 or shape[1] in (-1, len(columns))):
         return Input(name, dtype, shape, columns)
-    raise InvalidConfig(
-        f"input_example: its columns {list(columns)} are not the graph's inputs {[value.name for value in nodes]}"
-    )
-
-
-def _check_tensors(nodes: list[Any], batch: dict[str, Array] | None) -> None:
-    names = {value.name for value in nodes}
-    if batch is not None and set(batch) != names and not (set(batch) == {""} and len(names) == 1):
-        raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")
+    raise InvalidConfig(f"input_example: its columns {list(columns)} are not the graph's inputs {names}")

@@ -4,6 +4,7 @@ skl2onnx's own converters give a missing text a number of its own (OrdinalEncode
 make graphs that fail on an unseen value if categories are grouped as infrequent (OneHotEncoder).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,12 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
 from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
-_KEYS = {StringTensorType: "keys_strings", Int64TensorType: "keys_int64s", FloatTensorType: "keys_floats"}
+_KEYS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    StringTensorType: ("keys_strings", lambda key: str(key).encode()),
+    Int64TensorType: ("keys_int64s", int),
+    FloatTensorType: ("keys_floats", float),
+}
+"""The attribute of LabelEncoder for the keys of an input type, and their conversion."""
 _NO_COLUMN = -1.0
 """The code of a category that is dropped, or unknown: it has no column."""
 
@@ -121,7 +127,8 @@ def _encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, cod
     if kind is DoubleTensorType:
         encoded = _encode_doubles(graph, source, keys, values, unknown)
     else:
-        attributes: dict[str, Any] = {_KEYS[kind]: [_key(kind, key) for key in keys]}
+        attribute, convert = _KEYS[kind]
+        attributes: dict[str, Any] = {attribute: [convert(key) for key in keys]}
         encoded = graph.node(
             "LabelEncoder",
             [source],
@@ -149,12 +156,6 @@ def _encode_doubles(graph: NodeBuilder, source: str, keys: list[Any], values: li
     found = graph.node("Greater", [graph.node("ReduceMax", [equal, axis]), zero])
     code = graph.node("MatMul", [equal, codes])
     return graph.node("Where", [found, code, default])
-
-
-def _key(kind: type, category: Any) -> bytes | int | float:
-    if kind is StringTensorType:
-        return str(category).encode()
-    return int(category) if kind is Int64TensorType else float(category)
 
 
 def _is_missing(entry: Any) -> bool:

@@ -197,10 +197,13 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
         return
     if texts:
         mark = graph.constant(TensorProto.STRING, [1], [MISSING.encode()])
-        filler = graph.constant(TensorProto.STRING, shape, _texts(imputer))
+        filler = graph.constant(TensorProto.STRING, shape, [str(value).encode() for value in imputer.statistics_])
         gaps = graph.node("Equal", [source, mark])
     else:
-        filler = graph.constant(_float(kind), shape, _numbers(imputer))
+        values = np.asarray(imputer.statistics_, dtype=np.float64)
+        if np.isnan(values).any():
+            raise NotImplementedError("SimpleImputer that dropped a column without any value")
+        filler = graph.constant(_float(kind), shape, values.tolist())
         gaps = graph.node("IsNaN", [source])
     filled = graph.node("Where", [gaps, filler, source])
     if marked := _marked(imputer):
@@ -218,17 +221,6 @@ def _marked(imputer: SimpleImputer) -> list[int]:
 
 def _float(kind: Any) -> int:
     return int(TensorProto.DOUBLE if isinstance(kind, DoubleTensorType) else TensorProto.FLOAT)
-
-
-def _numbers(imputer: SimpleImputer) -> list[float]:
-    values = np.asarray(imputer.statistics_, dtype=np.float64)
-    if np.isnan(values).any():
-        raise NotImplementedError("SimpleImputer that dropped a column without any value")
-    return [float(value) for value in values]
-
-
-def _texts(imputer: SimpleImputer) -> list[bytes]:
-    return [str(value).encode() for value in imputer.statistics_]
 
 
 SHAPES = {

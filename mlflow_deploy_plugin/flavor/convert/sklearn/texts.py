@@ -179,7 +179,8 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     second = found and found["second"]
     if found is None or (second and second != found["first"]) or bool(found["edge"]) != bool(found["end"]):
         raise NotImplementedError(f"token_pattern ({pattern!r}): only runs of one class of characters are converted")
-    kind, least = found["first"], _least(found["count"], bool(second))
+    # the shortest token has 1 character for `c+`, 2 for `cc+`, 3 for `c{3,}`
+    kind, least = found["first"], bool(second) + (1 if found["count"] in ("+", None) else int(found["count"][1:-2]))
     if found["edge"] and kind != r"\w":
         # whole words are looked up in a vocabulary that holds those of the class alone; neighbours would be others
         if vectorizer.ngram_range[1] > 1 or not set(_members(kind)) <= set(_members(r"\w")):
@@ -200,12 +201,6 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     if _DOT in members:
         raise NotImplementedError(f"token_pattern ({pattern!r}): a class that holds the dot of a lowered {_DOTTED!r}")
     return f"{expression}|{run}{{{least - 1},}}{_DOTTED}"
-
-
-def _least(count: str | None, doubled: bool) -> int:
-    """Return the length of the shortest token: 1 for `c+`, 2 for `cc+`, 3 for `c{3,}`."""
-    least = 1 if count in ("+", None) else int(str(count)[1:-2])
-    return least + doubled
 
 
 def _class(kind: str) -> str:
