@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.dimensions import SharedDimensions, sizes_match
-from mlflow_deploy_plugin.runtime.feeds import Array, NarrowedFeeds
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, NarrowedFeeds
 from mlflow_deploy_plugin.runtime.values import LISTS, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
@@ -88,7 +88,7 @@ class FastDecoder:
     _blocks: tuple[str, ...]
     _texts: tuple[str, ...]
 
-    def from_rows(self, names: Sequence[str], rows: _Rows) -> dict[str, Array] | None:
+    def from_rows(self, names: Sequence[str], rows: _Rows) -> Feeds | None:
         """Decode rows that are lists in the order of `names`."""
         if not rows or not set(map(type, rows)) <= LISTS or set(map(len, rows)) != {len(names)}:
             return None
@@ -100,7 +100,7 @@ class FastDecoder:
             rows = list(map(pick, rows))
         return self._feeds(rows)
 
-    def from_records(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Array] | None:
+    def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds | None:
         """Decode rows that are mappings from column to value."""
         if not records or set(map(type, records)) != {dict}:
             return None
@@ -110,7 +110,7 @@ class FastDecoder:
             return None
         return self._feeds(rows)
 
-    def from_columns(self, data: Mapping[str, Any]) -> dict[str, Array] | None:
+    def from_columns(self, data: Mapping[str, Any]) -> Feeds | None:
         """Decode columns by name."""
         try:
             columns = self._by_name(data)
@@ -122,7 +122,7 @@ class FastDecoder:
             return None
         return self._feeds(list(zip(*columns, strict=True)))
 
-    def from_array(self, values: Array) -> dict[str, Array] | None:
+    def from_array(self, values: Array) -> Feeds | None:
         """Decode numbers of [N, columns] in the signature's order, for one input of one type of column."""
         if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
             return None
@@ -130,7 +130,7 @@ class FastDecoder:
             return None
         return self._one_block(values, self._groups[0].dtype)
 
-    def _feeds(self, rows: _Rows) -> dict[str, Array] | None:
+    def _feeds(self, rows: _Rows) -> Feeds | None:
         if self._is_one_block:
             group = self._groups[0]
             if not set(map(type, rows[0] if len(rows) == 1 else chain.from_iterable(rows))) <= group.accepted:
@@ -161,7 +161,7 @@ class FastDecoder:
             sent[name] = feeds[name]
         return NarrowedFeeds(feeds, sent)
 
-    def _one_row(self, row: Sequence[Any], packed: struct.Struct) -> dict[str, Array] | None:
+    def _one_row(self, row: Sequence[Any], packed: struct.Struct) -> Feeds | None:
         """Decode a single row as `_one_block` does, in a quarter of the time."""
         target, sent = self._targets[0], self._packed_sent
         try:
@@ -173,7 +173,7 @@ class FastDecoder:
             return self._one_block([row], self._groups[0].dtype)
         return NarrowedFeeds(feeds, {self._blocks[0]: exact})
 
-    def _one_block(self, rows: _Rows | Array, dtype: np.dtype[Any]) -> dict[str, Array] | None:
+    def _one_block(self, rows: _Rows | Array, dtype: np.dtype[Any]) -> Feeds | None:
         """Decode rows of which all columns, in their order, are the one input of the graph."""
         target = self._targets[0]
         try:
@@ -192,9 +192,9 @@ class FastTensorDecoder:
     _tensors: tuple[tuple[str, str, np.dtype[Any], tuple[int, ...]], ...]
     _shared: SharedDimensions
 
-    def from_arrays(self, data: Mapping[str, Any]) -> dict[str, Array] | None:
+    def from_arrays(self, data: Mapping[str, Any]) -> Feeds | None:
         """Return feeds from tensors by name, or None if one needs more than a look."""
-        feeds: dict[str, Array] = {}
+        feeds: Feeds = {}
         for name, fed, dtype, shape in self._tensors:
             array = data.get(name)
             if type(array) is not np.ndarray or array.dtype != dtype or array.ndim != len(shape):
