@@ -110,7 +110,10 @@ class WorkRunner:
             except Exception as error:  # noqa: BLE001 — one piece of work must not end the others
                 _log.exception("%s %s cannot be taken further; again in %g s", self._name, key, self._failure_seconds)
                 pause, work.defects = self._failure_seconds, work.defects + 1
-                self._on_defect(key, error, work.defects)
+                try:
+                    self._on_defect(key, error, work.defects)
+                except Exception:  # noqa: BLE001 — this thread goes on with the other pieces of work
+                    _log.exception("%s %s: the failure cannot be handled", self._name, key)
             work.not_before = max(work.not_before, self._monotonic() + pause)
             work.is_running = False
             self.finished.set()

@@ -64,6 +64,26 @@ def test_only_so_many_run_at_once_and_the_longest_waiting_is_next() -> None:
     assert begun == ["a", "b"]
 
 
+def test_a_failure_that_cannot_be_handled_stops_no_other_work() -> None:
+    done = threading.Event()
+
+    def handle(_key: Hashable, error: Exception, _count: int) -> None:
+        raise error
+
+    def attempt() -> float:
+        raise RuntimeError("a bug")
+
+    def sound() -> float:
+        done.set()
+        return 0.0
+
+    work = WorkRunner("test", 1, 0, handle)
+    work.start("one", attempt)
+    work.start("two", sound)
+    assert done.wait(SECONDS)
+    wait_until(lambda: work.is_free("one"), SECONDS, "it may be tried again")
+
+
 def test_an_unexpected_exception_pauses_the_work_and_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     now, defects = [0.0], list[tuple[Hashable, str, int]]()
     work = WorkRunner("test", 1, 30, lambda key, error, count: defects.append((key, str(error), count)), lambda: now[0])
