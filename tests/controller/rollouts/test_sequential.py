@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 
 def aborted(candidate: float, current: float, threshold: float, seed: int) -> float:
-    """The share of simulated rollouts that abort, at whichever of their looks; judged as `rollouts/evidence.py` does."""
+    """Return the share of simulated rollouts that abort at any look, judged as `rollouts/evidence.py` does."""
     generator = np.random.default_rng(seed)
     ended = np.zeros(ROLLOUTS, bool)
     history = generator.binomial(BEFORE, current, ROLLOUTS)
