@@ -45,16 +45,16 @@ def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], too
 class Listener:
     """A listener whose connections hold little on their way, and clients of it."""
 
-    def __init__(self, front: WorkerApp) -> None:
-        self.front = front
+    def __init__(self, app: WorkerApp) -> None:
+        self.app = app
         self.connections: set[HttpConnection] = set()
         self._clients: list[socket.socket] = []
 
     async def open(self) -> None:
-        front = self.front
-        front.now = asyncio.get_running_loop().time()
+        app = self.app
+        app.now = asyncio.get_running_loop().time()
         state = SimpleNamespace(connections=self.connections)
-        config = SimpleNamespace(app=front)
+        config = SimpleNamespace(app=app)
         listening = socket.create_server(("127.0.0.1", 0))
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self._address = listening.getsockname()
@@ -89,15 +89,15 @@ class Listener:
 
     def tick(self, seconds: float) -> Literal[True]:
         """Check all deadlines so many seconds later."""
-        self.front.now += seconds
+        self.app.now += seconds
         for connection in list(self.connections):
-            connection.check_deadline(self.front.now)
+            connection.check_deadline(self.app.now)
         return True
 
     async def close(self) -> None:
         for client in self._clients:
             client.close()
-        await until(lambda: not self.front.streams and not self.connections)
+        await until(lambda: not self.app.streams and not self.connections)
         self._server.close()
 
 
@@ -109,9 +109,9 @@ async def until(condition: Callable[[], object]) -> None:
 
 @asynccontextmanager
 async def listener(server: Server) -> AsyncIterator[Listener]:
-    front = WorkerApp(server, may_be_inline=True, threads=1)
-    front.limits = ConnectionLimits(request_seconds=10.0)
-    opened = Listener(front)
+    app = WorkerApp(server, may_be_inline=True, threads=1)
+    app.limits = ConnectionLimits(request_seconds=10.0)
+    opened = Listener(app)
     await opened.open()
     yield opened
     await opened.close()
@@ -178,7 +178,7 @@ def test_a_client_that_takes_its_answer_slowly_is_not(server: Server) -> None:
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE * 8_000) + chunk())
             content = await opened.read(client, at_least=12_000)
-            await until(lambda: not opened.front.streams)
+            await until(lambda: not opened.app.streams)
             content += await opened.read(client, at_least=12_000)
             opened.tick(11)
             content += await opened.read(client, LAST)
@@ -196,7 +196,7 @@ def test_time_runs_for_the_client_only_while_the_model_is_done(
     async def talk() -> None:
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE))
-            await until(lambda: opened.front.streams)
+            await until(lambda: opened.app.streams)
             opened.tick(11)
             await opened.read(client, chunk(ANSWER))
             await opened.send(client, chunk())
@@ -234,7 +234,7 @@ def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in
             await asyncio.sleep(0.1)  # most likely the thread waits for the next line
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
             client.close()
-            await until(lambda: not opened.front.streams)
+            await until(lambda: not opened.app.streams)
             client = await opened.connect(HEAD + chunk(LINE) + chunk())
             assert b" 200 OK" in await opened.read(client, LAST)
 
@@ -292,9 +292,9 @@ def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Se
 
     async def talk() -> None:
         async with listener(server) as here:
-            here.front.inline_policy = InlinePolicy(lambda: False)
-            here.front.limits = ConnectionLimits(request_seconds=10.0, connections=1)
-            here.front.pool.submit(answering.wait)  # its only thread
+            here.app.inline_policy = InlinePolicy(lambda: False)
+            here.app.limits = ConnectionLimits(request_seconds=10.0, connections=1)
+            here.app.pool.submit(answering.wait)  # its only thread
             row = LINE.strip()
             head = FIELDS.replace(b"jsonl", b"json") + b"Content-Length: %d\r\n\r\n" % len(b'{"inputs":[%s]}' % row)
             first = await here.connect(head + b'{"inputs":[%s]}' % row)

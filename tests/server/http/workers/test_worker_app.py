@@ -16,12 +16,12 @@ HEAD = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 def test_bodies_of_all_connections_together_are_bounded(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any
 ) -> None:
-    front = WorkerApp(serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}), may_be_inline=True, threads=1)
-    front.limits = ConnectionLimits(body_bytes=100_000)
+    app = WorkerApp(serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}), may_be_inline=True, threads=1)
+    app.limits = ConnectionLimits(body_bytes=100_000)
 
     async def talk() -> None:
         state = SimpleNamespace(connections=set())
-        config = SimpleNamespace(app=front)
+        config = SimpleNamespace(app=app)
         server = await asyncio.get_running_loop().create_server(
             lambda: HttpConnection(config, state, {}), "127.0.0.1", 0
         )
@@ -29,7 +29,7 @@ def test_bodies_of_all_connections_together_are_bounded(
         first, second = [await asyncio.open_connection(*address) for _ in range(2)]
         body = b'{"inputs": [[1, 2, 3]]}' + b" " * 70_000
         first[1].write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
-        while front.buffered_bytes < len(body) - 1:
+        while app.buffered_bytes < len(body) - 1:
             await asyncio.sleep(0.01)
         second[1].write(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
         refused = await second[0].readuntil(b"\r\n\r\n")
@@ -42,4 +42,4 @@ def test_bodies_of_all_connections_together_are_bounded(
         server.close()
 
     asyncio.run(asyncio.wait_for(talk(), 30))
-    assert front.buffered_bytes == 0
+    assert app.buffered_bytes == 0

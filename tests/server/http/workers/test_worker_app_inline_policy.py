@@ -25,19 +25,19 @@ def took(clock: list[float]) -> Callable[..., None]:
     """Return a function that answers a request in so many seconds."""
 
     def answer(
-        costs: InlinePolicy, request: RawRequest, seconds: float, status: int = 200, predicts: bool = True
+        policy: InlinePolicy, request: RawRequest, seconds: float, status: int = 200, predicts: bool = True
     ) -> None:
         def slowly(_: RawRequest) -> RawResponse:
             clock[0] += seconds
             return RawResponse(status, b"", headers={"X-Prediction-Id": "p"} if predicts else {})
 
-        costs.run_in_thread(slowly, request)
+        policy.run_in_thread(slowly, request)
 
     return answer
 
 
 @pytest.fixture
-def costs() -> InlinePolicy:
+def policy() -> InlinePolicy:
     return InlinePolicy(lambda: True)
 
 
@@ -45,75 +45,75 @@ def of_size(size: int, path: str = "/invocations", **headers: str) -> RawRequest
     return RawRequest("POST", path, {"content-type": "application/json", **headers}, b"x" * size)
 
 
-def test_what_is_not_known_yet_is_no_matter_for_the_loop(costs: InlinePolicy, took: Callable[..., None]) -> None:
-    assert not costs.is_quick(SMALL)
-    took(costs, SMALL, QUICK)
-    assert costs.is_quick(SMALL)
-    assert not costs.is_quick(of_size(1000))
-    assert not costs.is_quick(of_size(100, "/predict"))
-    assert not costs.is_quick(RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"x" * 100))
+def test_what_is_not_known_yet_is_no_matter_for_the_loop(policy: InlinePolicy, took: Callable[..., None]) -> None:
+    assert not policy.is_quick(SMALL)
+    took(policy, SMALL, QUICK)
+    assert policy.is_quick(SMALL)
+    assert not policy.is_quick(of_size(1000))
+    assert not policy.is_quick(of_size(100, "/predict"))
+    assert not policy.is_quick(RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"x" * 100))
 
 
-def test_liveness_never_waits_for_a_thread(costs: InlinePolicy) -> None:
-    assert costs.is_quick(RawRequest("GET", "/ping", {}, b""))
-    assert not costs.is_quick(of_size(60_000, "/ping", **{"content-encoding": "gzip"}))
+def test_liveness_never_waits_for_a_thread(policy: InlinePolicy) -> None:
+    assert policy.is_quick(RawRequest("GET", "/ping", {}, b""))
+    assert not policy.is_quick(of_size(60_000, "/ping", **{"content-encoding": "gzip"}))
 
 
 def test_one_slow_answer_is_the_machine_and_several_are_the_model(
-    costs: InlinePolicy, took: Callable[..., None]
+    policy: InlinePolicy, took: Callable[..., None]
 ) -> None:
-    took(costs, SMALL, QUICK)
-    took(costs, SMALL, SLOW)
-    assert costs.is_quick(SMALL)
+    took(policy, SMALL, QUICK)
+    took(policy, SMALL, SLOW)
+    assert policy.is_quick(SMALL)
     for _ in range(3):
-        took(costs, SMALL, SLOW)
-    assert not costs.is_quick(SMALL)
+        took(policy, SMALL, SLOW)
+    assert not policy.is_quick(SMALL)
     for _ in range(10):
-        took(costs, SMALL, QUICK)
-    assert costs.is_quick(SMALL)
+        took(policy, SMALL, QUICK)
+    assert policy.is_quick(SMALL)
 
 
-def test_refusals_say_nothing_of_what_answers_cost(costs: InlinePolicy, took: Callable[..., None]) -> None:
-    took(costs, SMALL, QUICK, status=400)
-    assert not costs.is_quick(SMALL)
+def test_refusals_say_nothing_of_what_answers_cost(policy: InlinePolicy, took: Callable[..., None]) -> None:
+    took(policy, SMALL, QUICK, status=400)
+    assert not policy.is_quick(SMALL)
 
 
-def test_a_failure_that_takes_long_leaves_the_loop(costs: InlinePolicy, took: Callable[..., None]) -> None:
-    took(costs, SMALL, QUICK)
+def test_a_failure_that_takes_long_leaves_the_loop(policy: InlinePolicy, took: Callable[..., None]) -> None:
+    took(policy, SMALL, QUICK)
     for _ in range(4):
-        took(costs, SMALL, SLOW, status=500, predicts=False)
-    assert not costs.is_quick(SMALL)
+        took(policy, SMALL, SLOW, status=500, predicts=False)
+    assert not policy.is_quick(SMALL)
 
 
 @pytest.mark.parametrize("path", ["/score", "/v1/models/flights/labels/champion:predict", "/what/vertex/named"])
 def test_a_prediction_is_known_by_its_answer_wherever_it_was_asked_for(
-    costs: InlinePolicy, took: Callable[..., None], path: str
+    policy: InlinePolicy, took: Callable[..., None], path: str
 ) -> None:
-    took(costs, of_size(100, path), QUICK)
-    assert costs.is_quick(of_size(100, path))
+    took(policy, of_size(100, path), QUICK)
+    assert policy.is_quick(of_size(100, path))
 
 
-def test_what_is_no_prediction_stays_off_the_loop(costs: InlinePolicy, took: Callable[..., None]) -> None:
+def test_what_is_no_prediction_stays_off_the_loop(policy: InlinePolicy, took: Callable[..., None]) -> None:
     load = of_size(100, "/v2/repository/models/trial/load")
-    took(costs, load, QUICK, predicts=False)
-    assert not costs.is_quick(load)
+    took(policy, load, QUICK, predicts=False)
+    assert not policy.is_quick(load)
 
 
 @pytest.mark.parametrize("request_", [of_size(100_000), of_size(100, **{"content-encoding": "gzip"})])
 def test_large_and_packed_requests_stay_off_the_loop(
-    costs: InlinePolicy, took: Callable[..., None], request_: RawRequest
+    policy: InlinePolicy, took: Callable[..., None], request_: RawRequest
 ) -> None:
-    took(costs, request_, QUICK)
-    assert not costs.is_quick(request_)
+    took(policy, request_, QUICK)
+    assert not policy.is_quick(request_)
 
 
 def test_predictions_that_wait_stay_off_the_loop(took: Callable[..., None]) -> None:
-    costs = InlinePolicy(lambda: False)
-    took(costs, SMALL, QUICK)
-    assert not costs.is_quick(SMALL)
+    policy = InlinePolicy(lambda: False)
+    took(policy, SMALL, QUICK)
+    assert not policy.is_quick(SMALL)
 
 
-def test_what_is_remembered_is_bounded(costs: InlinePolicy, took: Callable[..., None]) -> None:
+def test_what_is_remembered_is_bounded(policy: InlinePolicy, took: Callable[..., None]) -> None:
     for number in range(10_000):
-        took(costs, of_size(100, path=f"/v2/models/{number}/infer"), QUICK)
-    assert len(costs._seconds) <= 4096
+        took(policy, of_size(100, path=f"/v2/models/{number}/infer"), QUICK)
+    assert len(policy._seconds) <= 4096

@@ -1,0 +1,136 @@
+"""The pipeline of a prediction: its headers, ids, event times and what is captured."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.http.app import build_app
+from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from tests.support.spool import read_segment
+
+JSON = {"content-type": "application/json"}
+ROW = b'{"inputs": [[1, 2, 3]]}'
+V2_ROW = b'{"inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any) -> Server:
+    return serve_here(
+        {"e": {"v": tools.variant(bias_folders["1"], "1")}, "f": {"w": tools.variant(bias_folders["2"], "2")}}
+    )
+
+
+def ask(
+    server: Server, path: str = "/invocations", method: str = "POST", body: bytes = ROW, **headers: str
+) -> RawResponse:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return build_app(server).handle(RawRequest(method, path, {**JSON, **named}, body))
+
+
+def captured(server: Server, tmp_path: Path) -> list[Any]:
+    server.capture.close()
+    return [request for path in segments(tmp_path / "state-0" / "spool") for request in read_segment(path)[0]]
+
+
+@pytest.mark.parametrize("given", ["0001-01-01T00:00:00+14:00", "0999-01-01T00:00:00Z", "9999-12-31T23:59:59-14:00"])
+def test_an_event_time_that_the_inference_log_cannot_hold_is_refused(server: Server, given: str) -> None:
+    response = ask(server, x_event_time=given)
+    assert response.status == 400
+    assert "X-Event-Time" in json.loads(response.body)["message"]
+
+
+def test_an_answer_says_which_version_gave_it(server: Server) -> None:
+    response = ask(server, x_request_id="mine")
+    assert response.status == 200
+    assert response.headers.pop("X-Prediction-Id")
+    assert response.headers == {"X-Request-Id": "mine", "X-Model-Name": "m", "X-Model-Version": "1"}
+
+
+def test_an_endpoint_is_asked_by_its_name(server: Server) -> None:
+    assert json.loads(ask(server, "/endpoints/f/invocations").body) == {"predictions": [[2006.0]]}
+    assert ask(server, "/endpoints/f/invocations").headers["X-Model-Version"] == "2"
+    assert ask(server, "/endpoints/g/invocations").status == 404
+
+
+def test_a_refused_request_says_which_version_refused_it(server: Server) -> None:
+    response = ask(server, body=b"{}")
+    assert response.status == 400
+    assert {"X-Request-Id", "X-Model-Name", "X-Model-Version"} == set(response.headers)
+
+
+@pytest.mark.parametrize("given", ["", "a" * 129, "a b", "a\nb", "ü"])
+def test_a_request_id_unfit_to_be_sent_back_is_replaced(server: Server, given: str) -> None:
+    made = ask(server, x_request_id=given).headers["X-Request-Id"]
+    assert made != given
+    assert len(made) == 32
+
+
+def test_what_is_answered_is_captured_with_its_ids_and_times(server: Server, tmp_path: Path) -> None:
+    first = ask(server, x_request_id="mine", x_event_time="2013-07-01T08:30:00.5-04:00")
+    second = ask(server, "/endpoints/f/invocations", x_request_id="mine")
+    ask(server, body=b"{}")
+    one, two, failed = captured(server, tmp_path)
+    assert (one.record.endpoint, one.record.variant, one.record.request_id) == ("e", "v", "mine")
+    assert one.record.event_time == 1_372_681_800_500_000
+    assert one.record.prediction_id == first.headers["X-Prediction-Id"] != second.headers["X-Prediction-Id"]
+    assert (two.record.endpoint, two.model.version, two.record.event_time) == ("f", "2", two.record.received_time)
+    assert two.outputs["y"].tolist() == [[2006.0]]
+    assert (one.record.status, failed.record.status, failed.feeds) == (200, 400, {})
+    assert b'onnxserve_capture_requests_total{outcome="captured"} 2.0' in ask(server, "/metrics", "GET").body
+
+
+@pytest.mark.parametrize(("fraction", "low", "high"), [(0.0, 0, 0), (0.5, 20, 80), (1.0, 100, 100)])
+def test_a_fraction_of_the_requests_is_captured(
+    serve_here: Callable[..., Server],
+    bias_folders: dict[str, Path],
+    tools: Any,
+    tmp_path: Path,
+    fraction: float,
+    low: int,
+    high: int,
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"])}}, fraction=fraction)
+    for _ in range(100):
+        assert ask(server).status == 200
+    assert low <= len(captured(server, tmp_path)) <= high
+
+
+def test_an_error_that_nobody_foresaw_is_logged_and_answered_without_details(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(type(server.dataplane), "infer", broken)
+    response = ask(server)
+    assert (response.status, json.loads(response.body)["error_code"]) == (500, "INTERNAL_ERROR")
+    assert b"secret" not in response.body
+    assert "secret" in caplog.text
+    assert response.headers["X-Request-Id"] in caplog.text
+
+
+def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any, tmp_path: Path
+) -> None:
+    variants = {
+        "champion": tools.variant(bias_folders["1"], "1"),
+        "idle": tools.variant(bias_folders["2"], "2", weight=0),
+        "shadow": tools.variant(bias_folders["3"], "3", shadow=True),
+    }
+    server = serve_here({"e": variants})
+    assert json.loads(ask(server, "/v2/models/e", "GET").body)["versions"] == ["1", "2", "3"]
+    for version, biased in (("1", 1006.0), ("2", 2006.0), ("3", 3006.0)):
+        response = ask(server, f"/v2/models/e/versions/{version}/infer", body=V2_ROW)
+        document = json.loads(response.body)
+        assert (document["model_name"], document["model_version"]) == ("e", version)
+        assert (document["outputs"][0]["data"], response.headers["X-Model-Version"]) == ([biased], version)
+    page = ask(server, "/metrics", "GET").body
+    assert b'requests_total{endpoint="e",model="m",protocol="v2",status="200",variant="idle",version="2"} 1.0' in page
+    names = [request.record.variant for request in captured(server, tmp_path)]
+    assert "shadow" in names  # and once more where it has computed the champion's request by then
+    assert [name for name in names if name != "shadow"] == ["champion", "idle"]
