@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all, one_line
-from mlflow_deploy_plugin.server import READY, SideMessage
+from mlflow_deploy_plugin.server import READY_MESSAGE, SideMessage
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc.scorer import Scorer
@@ -27,7 +27,7 @@ def _start(folder: Path) -> tuple[SideMessage, Answer]:
     os.environ.update(_SERVING)
     logging.getLogger("mlflow.pyfunc.scoring_server").setLevel(logging.ERROR)  # it warns at every refused request
     scorer = _load(folder)
-    return SideMessage(READY, {"outputs": scorer.warm_up()}), partial(_answer, scorer)
+    return SideMessage(READY_MESSAGE, {"outputs": scorer.warm_up()}), partial(_answer, scorer)
 
 
 def _load(folder: Path) -> "Scorer":

@@ -9,7 +9,7 @@ import os
 import sys
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all
-from mlflow_deploy_plugin.server import READY, SideMessage
+from mlflow_deploy_plugin.server import READY_MESSAGE, SideMessage
 
 _NICENESS = 10
 """Predictions go first."""
@@ -27,7 +27,7 @@ def _start() -> tuple[SideMessage, Answer]:
         from mlflow_deploy_plugin.pyfunc.explainer import ShapExplainer  # what it imports may be missing
     except ImportError as error:
         raise CannotStart(f"shap cannot be imported here: {error}") from None
-    return SideMessage(READY), ShapExplainer().answer
+    return SideMessage(READY_MESSAGE), ShapExplainer().answer
 
 
 if __name__ == "__main__":

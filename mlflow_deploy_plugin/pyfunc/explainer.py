@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, Onnxser
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused
 from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, cast_columns
 from mlflow_deploy_plugin.server import (
-    EXAMPLE,
+    INPUT_EXAMPLE,
     JSON,
     ExplainedFeature,
     SideMessage,
@@ -140,7 +140,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             typed = cast_columns(schema.dtypes, floats)
             columns = {name: typed[name] if name in typed else table.column(name).to_pylist() for name in schema.names}
             return Background(schema.from_columns(columns), "reference")
-        example = artifact.folder / EXAMPLE
+        example = artifact.folder / INPUT_EXAMPLE
         if example.is_file():
             feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
             return Background({name: array[:most_rows] for name, array in feeds.items()}, "input_example")

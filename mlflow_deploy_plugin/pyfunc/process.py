@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from mlflow_deploy_plugin.processes import die_with_parent, requests_of_parent
-from mlflow_deploy_plugin.server import FAILED, SideMessage, receive, send
+from mlflow_deploy_plugin.server import FAILED_MESSAGE, SideMessage, receive_message, send_message
 
 _log = logging.getLogger(__name__)
 
@@ -52,14 +52,14 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     connection = socket.socket(fileno=descriptor)
     connection.set_inheritable(False)
     die_with_parent()  # code that never lets go of the GIL dies by this
-    requests = requests_of_parent(lambda: receive(connection))
+    requests = requests_of_parent(lambda: receive_message(connection))
     logging.basicConfig(format=f"%(asctime)s [{name} {os.getpid()}] %(levelname)s %(message)s", stream=sys.stderr)
     try:
         ready, answer = start()
     except CannotStart as error:
-        send(connection, SideMessage(FAILED, {"message": str(error)}))
+        send_message(connection, SideMessage(FAILED_MESSAGE, {"message": str(error)}))
         return
-    send(connection, ready)
+    send_message(connection, ready)
     for request in requests:
         try:
             answered = answer(request)
@@ -69,9 +69,9 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
             _log.exception("answering failed")
             answered = _refusal("model", f"the model cannot answer: {one_line(error)}")
         try:
-            send(connection, answered)
+            send_message(connection, answered)
         except ValueError as error:
-            send(connection, _refusal("model", f"the answer is too large: {error}"))
+            send_message(connection, _refusal("model", f"the answer is too large: {error}"))
 
 
 def _refusal(what: RefusalKind, message: str) -> SideMessage:

@@ -17,7 +17,7 @@ from mlflow.pyfunc import load_model, scoring_server
 from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_model_input, to_outputs
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, one_line
 from mlflow_deploy_plugin.runtime import Array, Artifact, read_served_artifact
-from mlflow_deploy_plugin.server import EXAMPLE, SideMessage
+from mlflow_deploy_plugin.server import INPUT_EXAMPLE, SideMessage
 
 _log = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ class Scorer:
 
     def warm_up(self) -> list[tuple[str, str, list[int]]]:
         """Answer the model's own example, if it has one, and return name, dtype and shape of each output."""
-        example = self._artifact.folder / EXAMPLE
+        example = self._artifact.folder / INPUT_EXAMPLE
         if not example.is_file():
             return []
         try:
             outputs = self.invoke(_JSON, example.read_bytes()).arrays.get("outputs", {})
         except RequestRefused as refusal:
-            _log.warning("the model does not answer its own example (%s): %s", EXAMPLE, refusal.message)
+            _log.warning("the model does not answer its own example (%s): %s", INPUT_EXAMPLE, refusal.message)
             return []
         return [
             (name, "str" if array.dtype.kind == "O" else array.dtype.name, [-1, *array.shape[1:]])

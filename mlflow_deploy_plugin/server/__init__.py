@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         explained_numbers,
         explained_outputs,
     )
-    from mlflow_deploy_plugin.server.models.loading import EXAMPLE
+    from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE
     from mlflow_deploy_plugin.server.models.model_control import (
         MAX_COMMAND_AGE_SECONDS,
         MAX_COMMAND_BYTES,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         command_answer,
         command_files,
     )
-    from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
-    from mlflow_deploy_plugin.server.models.side_process import FAILED, READY
+    from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive_message, send_message
+    from mlflow_deploy_plugin.server.models.side_process import FAILED_MESSAGE, READY_MESSAGE
     from mlflow_deploy_plugin.server.observability.capture_counters import (
         CaptureCounters,
         read_capture_counters,
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CSV",
-    "EXAMPLE",
-    "FAILED",
+    "FAILED_MESSAGE",
+    "INPUT_EXAMPLE",
     "JSON",
     "MASK_KEY",
     "MAX_COMMAND_AGE_SECONDS",
     "MAX_COMMAND_BYTES",
     "MAX_WAITING",
     "PARQUET",
-    "READY",
+    "READY_MESSAGE",
     "SHIPPED",
     "SUFFIX",
     "CaptureCounters",
@@ -77,11 +77,11 @@ __all__ = [
     "read_batches",
     "read_capture_counters",
     "read_cloud",
-    "receive",
+    "receive_message",
     "require_device",
     "saved_capture_counters",
     "segments",
-    "send",
+    "send_message",
     "shipped_bytes",
     "supervise",
 ]
@@ -101,7 +101,7 @@ _MODULES = {
         "explained_numbers",
         "explained_outputs",
     ),
-    "models.loading": ("EXAMPLE",),
+    "models.loading": ("INPUT_EXAMPLE",),
     "models.model_control": (
         "MAX_COMMAND_AGE_SECONDS",
         "MAX_COMMAND_BYTES",
@@ -109,8 +109,8 @@ _MODULES = {
         "command_answer",
         "command_files",
     ),
-    "models.side_messages": ("SideMessage", "receive", "send"),
-    "models.side_process": ("FAILED", "READY"),
+    "models.side_messages": ("SideMessage", "receive_message", "send_message"),
+    "models.side_process": ("FAILED_MESSAGE", "READY_MESSAGE"),
     "observability.capture_counters": ("CaptureCounters", "read_capture_counters", "saved_capture_counters"),
     "protocols.arrow": ("PARQUET",),
     "protocols.content": ("CSV", "JSON", "load_json"),

@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_deploy_plugin.processes import Child
 from mlflow_deploy_plugin.pyfunc.process import clean_message, one_line
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive_message, send_message
 from tests.support.waiting import wait_until
 
 CHILD = """
@@ -49,8 +49,8 @@ def start(connections: tuple[socket.socket, socket.socket], how: str) -> Child:
 
 
 def ask(connection: socket.socket, kind: str, **fields: int) -> SideMessage:
-    send(connection, SideMessage(kind, fields))
-    answer = receive(connection)
+    send_message(connection, SideMessage(kind, fields))
+    answer = receive_message(connection)
     assert answer is not None
     return answer
 
@@ -59,7 +59,7 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     connections: tuple[socket.socket, socket.socket],
 ) -> None:
     child, ours = start(connections, "works"), connections[0]
-    ready = receive(ours)
+    ready = receive_message(ours)
     assert ready is not None
     assert ready.kind == "ready"
     assert [ask(ours, "add", n=n).fields["n"] for n in (1, 2)] == [1, 2]
@@ -72,7 +72,7 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
 
 def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socket, socket.socket]) -> None:
     child = start(connections, "fails")
-    failed = receive(connections[0])
+    failed = receive_message(connections[0])
     assert failed is not None
     assert (failed.kind, failed.fields["message"]) == ("failed", "the package 'x' is missing")
     assert child.wait(60) == 0

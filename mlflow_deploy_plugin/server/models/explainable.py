@@ -10,7 +10,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidRequest
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, Output
-from mlflow_deploy_plugin.server.models.loading import EXAMPLE
+from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE
 
 MAX_COLUMNS = 1000
 MAX_OUTPUTS = 100
@@ -53,7 +53,7 @@ def check_explainable(artifact: Artifact) -> None:
                 f"the graph takes batches of {entry.shape[0]} rows; explaining needs one that takes any number of them"
             )
     explained_outputs(artifact)
-    if artifact.reference is None and not (artifact.folder / EXAMPLE).is_file():
+    if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
         raise InvalidRequest(
             "the model came without rows to explain against; log it with mlflow_deploy_plugin.log_model and "
             "reference_data= or input_example="

@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.statedir import WantedVariant, mark_loading
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "serving_input_example.json"
+INPUT_EXAMPLE = "serving_input_example.json"
 """MLflow writes it beside a model that was logged with an input example: a body for `/invocations`."""
 
 _TIMED_RUNS = 3
@@ -147,13 +147,15 @@ def has_random_nodes(onnx_file: Path) -> bool:
 
 def _run_example(model: OnnxModel, folder: Path, seconds: float) -> Feeds | None:
     """Run the model once and return the feeds: its own example if it has one; None if it refuses a row of zeros."""
-    example = folder / EXAMPLE
+    example = folder / INPUT_EXAMPLE
     if example.is_file():
         try:
             feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
             model.try_out(feeds, seconds)
         except OnnxserveError as error:
-            raise InvalidArtifact(f"the model cannot answer its own example ({EXAMPLE}): {error.message}") from None
+            raise InvalidArtifact(
+                f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
+            ) from None
         return feeds
     feeds = model.example_feeds()
     try:

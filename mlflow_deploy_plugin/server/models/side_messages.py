@@ -45,7 +45,7 @@ class SideMessage:
     body: bytes = b""
 
 
-def send(connection: socket.socket, message: SideMessage, deadline: float | None = None) -> None:
+def send_message(connection: socket.socket, message: SideMessage, deadline: float | None = None) -> None:
     """Send the whole message; `deadline` in monotonic seconds.
 
     Raises:
@@ -64,7 +64,7 @@ def send(connection: socket.socket, message: SideMessage, deadline: float | None
         connection.sendall(blob)
 
 
-def receive(connection: socket.socket, deadline: float | None = None) -> SideMessage | None:
+def receive_message(connection: socket.socket, deadline: float | None = None) -> SideMessage | None:
     """Receive the next message, or None if the other side has gone; `deadline` in monotonic seconds.
 
     Raises:

@@ -30,11 +30,16 @@ from mlflow_deploy_plugin.errors import (
     UnsupportedMediaType,
 )
 from mlflow_deploy_plugin.processes import Child, exit_reason
-from mlflow_deploy_plugin.server.models.side_messages import MalformedMessage, SideMessage, receive, send
+from mlflow_deploy_plugin.server.models.side_messages import (
+    MalformedMessage,
+    SideMessage,
+    receive_message,
+    send_message,
+)
 
 logger = logging.getLogger(__name__)
 
-READY, FAILED = "ready", "failed"
+READY_MESSAGE, FAILED_MESSAGE = "ready", "failed"
 _LOAD_SECONDS: Final = 600.0
 _MAX_PAUSE_SECONDS: Final = 30.0
 _STABLE_SECONDS: Final = 60.0
@@ -117,7 +122,7 @@ class SideProcess:
         if not self._looked.wait(wait_seconds):
             raise NotReady(self._unavailable(), 1)
         first = self._first
-        if first is None or first.kind != READY:
+        if first is None or first.kind != READY_MESSAGE:
             self.close()
             raise InvalidArtifact(
                 str(first.fields["message"]) if first else f"the process of this {self._label} {self._state}"
@@ -181,8 +186,8 @@ class SideProcess:
     def _exchange(self, running: _ProcessRun, message: SideMessage) -> SideMessage:
         deadline = time.monotonic() + self._timeout_seconds
         try:
-            send(running.connection, message, deadline)
-            answer = receive(running.connection, deadline)
+            send_message(running.connection, message, deadline)
+            answer = receive_message(running.connection, deadline)
         except TimeoutError:
             self._running = None
             running.child.kill()
@@ -213,7 +218,7 @@ class SideProcess:
                 self._serve(running)
                 crashes = 0 if time.monotonic() - running.child.started_at > _STABLE_SECONDS else crashes + 1
             self._looked.set()
-            if self._first is None or self._first.kind != READY:
+            if self._first is None or self._first.kind != READY_MESSAGE:
                 return  # it never was ready: `start` raises
             pause = min(2.0 ** (crashes - 1), _MAX_PAUSE_SECONDS) if crashes > 1 else 0.0
             self._closed.wait(pause)
@@ -226,7 +231,7 @@ class SideProcess:
         first = self._receive_first(running)
         if self._first is None:
             self._first = first
-        if first is not None and first.kind == READY:
+        if first is not None and first.kind == READY_MESSAGE:
             self._running = running
             self._looked.set()
         elif first is None:
@@ -240,7 +245,7 @@ class SideProcess:
             running.connection.close()
         if first is None:
             self._state = f"{running.exit_reason()} before it was ready"
-        elif first.kind == FAILED:
+        elif first.kind == FAILED_MESSAGE:
             self._state = f"cannot be started: {first.fields['message']}"
         else:
             self._state = f"{running.exit_reason()} and is started anew"
@@ -250,8 +255,10 @@ class SideProcess:
     def _receive_first(self, running: _ProcessRun) -> SideMessage | None:
         """Return the first message, or one that says why there is none; None if the process has gone."""
         try:
-            return receive(running.connection, running.child.started_at + _LOAD_SECONDS)
+            return receive_message(running.connection, running.child.started_at + _LOAD_SECONDS)
         except TimeoutError:
-            return SideMessage(FAILED, {"message": f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"})
+            return SideMessage(
+                FAILED_MESSAGE, {"message": f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"}
+            )
         except (OSError, MalformedMessage):
             return None

@@ -15,22 +15,22 @@ from tests.support.waiting import wait_until
 
 CHILD = """
 import os, socket, sys, time
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive_message, send_message
 
 how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
 connection.set_inheritable(False)
 if how == "failed":
-    send(connection, SideMessage("failed", {"message": "shap cannot be imported here: it is broken"}))
+    send_message(connection, SideMessage("failed", {"message": "shap cannot be imported here: it is broken"}))
     sys.exit(1)
 if how == "never":
     time.sleep(3600)
-send(connection, SideMessage("ready"))
-while (question := receive(connection)) is not None:
+send_message(connection, SideMessage("ready"))
+while (question := receive_message(connection)) is not None:
     if question.fields["seed"] == 1:
         time.sleep(3600)
     if question.fields["seed"] == 2:
         os._exit(7)
-    send(connection, SideMessage("explained", {"pid": os.getpid(), **question.fields}))
+    send_message(connection, SideMessage("explained", {"pid": os.getpid(), **question.fields}))
 """
 FEEDS = {"x": np.zeros((1, 1), dtype=np.float32)}
 HANGS, CRASHES = 1, 2

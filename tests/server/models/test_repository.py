@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
-from mlflow_deploy_plugin.server.models.loading import EXAMPLE, load_warm
+from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE, load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.statedir import (
     LOADING,
@@ -211,11 +211,11 @@ def with_a_broken_graph(folder: Path) -> None:
 
 
 def with_an_example_that_does_not_fit(folder: Path) -> None:
-    (folder / EXAMPLE).write_text('{"inputs": [[1, 2]]}')
+    (folder / INPUT_EXAMPLE).write_text('{"inputs": [[1, 2]]}')
 
 
 def with_an_example_that_is_no_json(folder: Path) -> None:
-    (folder / EXAMPLE).write_text("{")
+    (folder / INPUT_EXAMPLE).write_text("{")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_an_error_that_nobody_foresaw_is_logged_and_told_without_details(
 
 def test_an_example_warms_and_may_hold_nan(serve: Serve, tmp_path: Path, tools: Any) -> None:
     folder = tools.single_model(tmp_path / "m")
-    (folder / EXAMPLE).write_text('{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}')
+    (folder / INPUT_EXAMPLE).write_text('{"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1, NaN, 3]]}}')
     assert serve(v=tools.variant(folder)).endpoints["e"]["v"] == LoadedVariant(version="1")
 
 

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.server.models.side_messages import MalformedMessage, SideMessage, receive, send
+from mlflow_deploy_plugin.server.models.side_messages import (
+    MalformedMessage,
+    SideMessage,
+    receive_message,
+    send_message,
+)
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -32,8 +37,8 @@ def test_what_is_sent_is_received(pair: Pair) -> None:
         },
         "outputs": {"text": objects("ä", "", "half \ud800").reshape(3, 1), "big": np.array([2**63], dtype=np.uint64)},
     }
-    send(pair[0], SideMessage("ask", {"a": [1, None]}, arrays, b"\x00\xff"))
-    got = receive(pair[1])
+    send_message(pair[0], SideMessage("ask", {"a": [1, None]}, arrays, b"\x00\xff"))
+    got = receive_message(pair[1])
     assert got is not None
     assert (got.kind, got.fields, got.body) == ("ask", {"a": [1, None]}, b"\x00\xff")
     for group, named in arrays.items():
@@ -46,22 +51,22 @@ def test_what_is_sent_is_received(pair: Pair) -> None:
 
 def test_a_large_message_crosses_a_small_buffer(pair: Pair) -> None:
     array = np.arange(1_000_000, dtype=np.int64)
-    sender = threading.Thread(target=send, args=(pair[0], SideMessage("ask", arrays={"feeds": {"x": array}})))
+    sender = threading.Thread(target=send_message, args=(pair[0], SideMessage("ask", arrays={"feeds": {"x": array}})))
     sender.start()
-    got = receive(pair[1], time.monotonic() + 30)
+    got = receive_message(pair[1], time.monotonic() + 30)
     sender.join()
     assert got is not None
     assert (got.arrays["feeds"]["x"] == array).all()
 
 
 def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) -> None:
-    send(pair[0], SideMessage("ask"))
+    send_message(pair[0], SideMessage("ask"))
     pair[0].sendall(b"OXP1\x05")
     pair[0].close()
-    assert receive(pair[1]) == SideMessage("ask")
+    assert receive_message(pair[1]) == SideMessage("ask")
     with pytest.raises(MalformedMessage, match="half a message"):
-        receive(pair[1])
-    assert receive(pair[1]) is None
+        receive_message(pair[1])
+    assert receive_message(pair[1]) is None
 
 
 @pytest.mark.parametrize(
@@ -81,13 +86,13 @@ def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) ->
 def test_what_is_no_message_is_refused(pair: Pair, sent: bytes) -> None:
     pair[0].sendall(sent)
     with pytest.raises(MalformedMessage):
-        receive(pair[1], time.monotonic() + 5)
+        receive_message(pair[1], time.monotonic() + 5)
 
 
 def test_silence_ends_at_the_deadline(pair: Pair) -> None:
     with pytest.raises(TimeoutError):
-        receive(pair[1], time.monotonic() + 0.05)
+        receive_message(pair[1], time.monotonic() + 0.05)
     with pytest.raises(TimeoutError):
-        receive(pair[1], time.monotonic() - 1)
+        receive_message(pair[1], time.monotonic() - 1)
     with pytest.raises(TimeoutError):
-        send(pair[0], SideMessage("ask", body=bytes(10_000_000)), time.monotonic() + 0.05)
+        send_message(pair[0], SideMessage("ask", body=bytes(10_000_000)), time.monotonic() + 0.05)

@@ -19,17 +19,17 @@ from tests.support.waiting import is_gone, wait_until
 
 CHILD = """
 import os, socket, subprocess, sys, time
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive, send
+from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive_message, send_message
 
 how, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
 connection.set_inheritable(False)
 if how == "silent":
     sys.exit(3)
 if how == "failed":
-    send(connection, SideMessage("failed", {"message": "the package 'x' is missing"}))
+    send_message(connection, SideMessage("failed", {"message": "the package 'x' is missing"}))
     time.sleep(3600)
-send(connection, SideMessage("ready", {"pid": os.getpid()}))
-while (question := receive(connection)) is not None:
+send_message(connection, SideMessage("ready", {"pid": os.getpid()}))
+while (question := receive_message(connection)) is not None:
     if question.kind == "hang":
         time.sleep(3600)
     if question.kind == "exit":
@@ -39,10 +39,11 @@ while (question := receive(connection)) is not None:
         continue
     if question.kind == "child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-        send(connection, SideMessage("child", {"pid": child.pid}))
+        send_message(connection, SideMessage("child", {"pid": child.pid}))
         continue
     has_metrics = "PROMETHEUS_MULTIPROC_DIR" in os.environ
-    send(connection, SideMessage("echo", {"pid": os.getpid(), "metrics": has_metrics}, question.arrays, question.body))
+    echo = {"pid": os.getpid(), "metrics": has_metrics}
+    send_message(connection, SideMessage("echo", echo, question.arrays, question.body))
 """
 Start = Callable[..., SideProcess]
 

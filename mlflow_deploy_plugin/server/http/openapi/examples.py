@@ -13,7 +13,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema
-from mlflow_deploy_plugin.server.models.loading import EXAMPLE
+from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON, load_json
@@ -130,7 +130,7 @@ def _csv_field(value: Any) -> str:
 
 def _read(loaded: LoadedVersion) -> Example | None:
     """Return the model's own example, or None if it has none that can be shown."""
-    path, schema = loaded.folder / EXAMPLE, loaded.predictor.schema
+    path, schema = loaded.folder / INPUT_EXAMPLE, loaded.predictor.schema
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             return None
