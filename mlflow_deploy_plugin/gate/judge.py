@@ -58,7 +58,7 @@ class _Context:
     current_folder: Path | None = None
     current: LoadedModel | None = None
     dataset: Dataset | None = None
-    answers: ModelPredictions | None = None
+    predictions: ModelPredictions | None = None
     evaluated: EvaluationData | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -157,8 +157,8 @@ def _evaluation(context: _Context) -> CheckResult:
         return CheckResult("evaluation", "skipped", "the policy names no dataset")
     dataset = load_dataset(policy, context.candidate.artifact, context.policy.seed)
     assert dataset.truth is not None
-    answers = context.candidate.predict(dataset.rows)
-    context.dataset, context.answers = dataset, answers
+    predictions = context.candidate.predict(dataset.rows)
+    context.dataset, context.predictions = dataset, predictions
     current = None
     if context.current is not None:
         try:
@@ -166,8 +166,8 @@ def _evaluation(context: _Context) -> CheckResult:
         except OnnxserveError as error:
             reason = f"what is served cannot answer the dataset's rows: {error.message}"
             return CheckResult("evaluation", "failed", reason)
-    context.evaluated = EvaluationData(dataset.name, dataset.truth, answers, current)
-    return check_evaluation(dataset.truth, answers, current, policy, context.policy.seed)
+    context.evaluated = EvaluationData(dataset.name, dataset.truth, predictions, current)
+    return check_evaluation(dataset.truth, predictions, current, policy, context.policy.seed)
 
 
 def _robustness(context: _Context) -> CheckResult:
@@ -177,10 +177,10 @@ def _robustness(context: _Context) -> CheckResult:
         return CheckResult("robustness", "skipped", _NO_ROWS)
     picked = sample_positions(count_rows(dataset.rows), policy.max_rows, seed)
     labelled = None
-    if dataset.truth is not None and context.answers is not None:
+    if dataset.truth is not None and context.predictions is not None:
         truth = dataset.truth[picked]
-        metric = context.policy.evaluation.metric or default_metric(dataset.truth, context.answers)
-        labelled = LabelledMetric(metric, lambda answers: weighted_metric(metric, truth, answers))
+        metric = context.policy.evaluation.metric or default_metric(dataset.truth, context.predictions)
+        labelled = LabelledMetric(metric, lambda predictions: weighted_metric(metric, truth, predictions))
     rows, served = take_rows(dataset.rows, picked), None
     if context.current is not None:
         served = context.current, _own_columns(context.current.artifact, rows)
