@@ -11,6 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOTS = [
     "mlflow_deploy_plugin.cli.serve",
+    "mlflow_deploy_plugin.server.supervisor",
+    "mlflow_deploy_plugin.server.gunicorn_conf",
+    "mlflow_deploy_plugin.server.grpc.server",
     "mlflow_deploy_plugin.server.http.app",
     "mlflow_deploy_plugin.server.http.workers.connection",
     "mlflow_deploy_plugin.server.http.workers.worker_app",
