@@ -175,9 +175,9 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> _Know
 
 def _check_variants(spec: EndpointSpec, monitor: MonitorSpec) -> None:
     for one in monitor.requirements:
-        if one.of and one.of not in spec.variants:
-            hint = did_you_mean(one.of, spec.variants, f"it has {', '.join(spec.variants)}")
-            raise InvalidConfig(f"require: {one.text}: the endpoint has no deployment {one.of!r}{hint}")
+        if one.argument and one.argument not in spec.variants:
+            hint = did_you_mean(one.argument, spec.variants, f"it has {', '.join(spec.variants)}")
+            raise InvalidConfig(f"require: {one.text}: the endpoint has no deployment {one.argument!r}{hint}")
 
 
 def _check_columns(monitor: MonitorSpec, columns: _KnownColumns) -> None:
@@ -193,8 +193,8 @@ def _named_columns(monitor: MonitorSpec) -> Iterator[tuple[str, str, str]]:
         for name in getattr(monitor, field):
             yield field, "", name
     for one in monitor.requirements:
-        if monitor.kind == "data_quality" and one.of:
-            yield "require", f"{one.text}: ", one.of
+        if monitor.kind == "data_quality" and one.argument:
+            yield "require", f"{one.text}: ", one.argument
 
 
 def _check_dataset(monitor: MonitorSpec, columns: _KnownColumns | None) -> None:

@@ -31,11 +31,11 @@ class Condition:
     """A condition as it was written.
 
     Attributes:
-        of: the text in brackets behind the name, or an empty text.
+        argument: the text in brackets behind the name, or an empty text.
     """
 
     name: str
-    of: str
+    argument: str
     sign: Sign
     number: float
     unit: Unit
@@ -56,12 +56,12 @@ class MonitorMetric:
 
     Attributes:
         is_better: the good direction. A requirement in the other direction is taken for a mistake.
-        takes: the kind of name that may stand in brackets behind it, or an empty text.
+        argument: the kind of name that may stand in brackets behind it, or an empty text.
     """
 
     scale: Scale
     is_better: Literal["higher", "lower"]
-    takes: str = ""
+    argument: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class Requirement:
 
     Attributes:
         text: the condition as it was written, stripped.
-        name / of: the metric, and the column or variant in brackets; empty for all of them.
+        name / argument: the metric, and the column or variant in brackets; empty for all of them.
         value: a share, seconds, or the metric's own unit.
     """
 
     text: str
     name: str
-    of: str
+    argument: str
     sign: Sign
     value: float
 
@@ -106,7 +106,7 @@ def parse_requirements(
     requirements = tuple(_requirement(text.strip(), metrics, subject) for text in texts if text.strip())
     seen: dict[tuple[str, str, bool], str] = {}
     for one in requirements:
-        key = one.name, one.of, one.sign.startswith(">")
+        key = one.name, one.argument, one.sign.startswith(">")
         if key in seen:
             raise InvalidConfig(f"require: {seen[key]} and {one.text} speak of the same; say one of them")
         seen[key] = one.text
@@ -122,7 +122,7 @@ def _requirement(text: str, metrics: Mapping[str, MonitorMetric], subject: str) 
     if metric is None:
         hint = did_you_mean(condition.name, metrics)
         raise InvalidConfig(f"require: {subject} has no figure {condition.name!r}; it has {', '.join(metrics)}{hint}")
-    if condition.of and not metric.takes:
+    if condition.argument and not metric.argument:
         raise InvalidConfig(f"require: {text}: {condition.name} takes nothing in brackets")
     units = _UNITS[metric.scale]
     if condition.unit not in units:
@@ -138,4 +138,4 @@ def _requirement(text: str, metrics: Mapping[str, MonitorMetric], subject: str) 
         raise InvalidConfig(f"require: {text}: {condition.name} lies between 0 and 1")
     if metric.scale == "seconds" and value <= 0:
         raise InvalidConfig(f"require: {text}: say a time above 0")
-    return Requirement(text, condition.name, condition.of, condition.sign, value)
+    return Requirement(text, condition.name, condition.argument, condition.sign, value)

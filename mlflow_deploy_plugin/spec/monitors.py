@@ -47,7 +47,7 @@ MONITOR_METRICS: Mapping[str, Mapping[str, MonitorMetric]] = {
         "mape": MonitorMetric("number", "lower"),
         "r2": MonitorMetric("number", "higher"),
     },
-    "shadow": {"disagreement": MonitorMetric("share", "lower", takes="variant")},
+    "shadow": {"disagreement": MonitorMetric("share", "lower", argument="variant")},
     "service_level": {
         "error_rate": MonitorMetric("share", "lower"),
         "p50": MonitorMetric("seconds", "lower"),
@@ -56,9 +56,9 @@ MONITOR_METRICS: Mapping[str, Mapping[str, MonitorMetric]] = {
         "p99": MonitorMetric("seconds", "lower"),
     },
     "data_quality": {
-        "missing": MonitorMetric("share", "lower", takes="column"),
-        "unseen": MonitorMetric("share", "lower", takes="column"),
-        "out_of_range": MonitorMetric("share", "lower", takes="column"),
+        "missing": MonitorMetric("share", "lower", argument="column"),
+        "unseen": MonitorMetric("share", "lower", argument="column"),
+        "out_of_range": MonitorMetric("share", "lower", argument="column"),
     },
 }
 """The metrics that the `require` of a monitor may name, by its kind."""
@@ -190,7 +190,7 @@ class MonitorSpec(SpecPart):
         return self.kind in _COMPARING and self.reference.startswith("rolling:")
 
     @property
-    def reads_before(self) -> timedelta:
+    def history(self) -> timedelta:
         """The span of the log before a window that is read, too.
 
         A rolling reference reads the windows to compare with, an estimate the labelled windows that show its error.
@@ -203,12 +203,12 @@ class MonitorSpec(SpecPart):
         return timedelta()
 
     @property
-    def reads(self) -> timedelta:
+    def max_row_age(self) -> timedelta:
         """The age of the oldest rows that the monitor reads when a window is judged in time."""
         waited = _length(self.grace)
         if self.labels_within is not None:
             waited += _length(self.labels_within)
-        return self.reads_before + _length(self.every) + waited
+        return self.history + _length(self.every) + waited
 
 
 def _length(duration: str) -> timedelta:

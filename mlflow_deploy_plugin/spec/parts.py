@@ -242,8 +242,8 @@ class EndpointSpec(SpecPart):
         if keep is None:
             return self
         for name, monitor in self.monitors.items():
-            if timedelta(seconds=duration_seconds(keep)) < monitor.reads:
-                hours = -(-monitor.reads // timedelta(hours=1))
+            if timedelta(seconds=duration_seconds(keep)) < monitor.max_row_age:
+                hours = -(-monitor.max_row_age // timedelta(hours=1))
                 least = f"{-(-hours // 24)}d" if hours > 48 else f"{hours}h"
                 raise ValueError(
                     f"capture.retention {keep} is shorter than what monitor {name!r} reads of the log: "

@@ -15,7 +15,9 @@ def test_requirements_are_read_with_their_columns_and_units() -> None:
         Requirement("accuracy>=0.8", "accuracy", "", ">=", 0.8),
         Requirement("rmse <= 3", "rmse", "", "<=", 3.0),
     )
-    assert [(one.of, one.value) for one in required("data_quality", "missing<=0.1", "missing(wind (m/s))<5%")] == [
+    assert [
+        (one.argument, one.value) for one in required("data_quality", "missing<=0.1", "missing(wind (m/s))<5%")
+    ] == [
         ("", 0.1),
         ("wind (m/s)", 0.05),
     ]

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.spec import (
 
 def test_rows_of_earlier_windows_are_read_for_what_is_estimated_alone() -> None:
     def reads(figure: str, **fields: Any) -> timedelta:
-        return MonitorSpec(kind="performance", require=(figure,), every="1h", grace="5m", **fields).reads
+        return MonitorSpec(kind="performance", require=(figure,), every="1h", grace="5m", **fields).max_row_age
 
     waited = timedelta(hours=1, minutes=5)
     assert reads("rmse<=3") == waited

@@ -139,7 +139,7 @@ def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> R
         begin = oldest_unjudged_start(endpoint, name, spec, monitors.state(endpoint.name, name), now)
         oldest = min([begin, *(window.start for window in waiting)])
         if oldest < now:
-            needed.windows.append(Window(oldest - spec.reads_before, now))
+            needed.windows.append(Window(oldest - spec.history, now))
         if spec.is_rolling:
-            needed.rolling.append(Window(oldest - spec.reads_before, oldest))
+            needed.rolling.append(Window(oldest - spec.history, oldest))
     return needed

@@ -139,7 +139,7 @@ def parse_steps(text: str) -> tuple[int, ...]:
 
 def _parse(text: str) -> Criterion:
     condition = parse_condition(text)
-    if condition is not None and condition.sign == ">" and not condition.of and condition.number >= 0:
+    if condition is not None and condition.sign == ">" and not condition.argument and condition.number >= 0:
         if condition.name in _SHARES and condition.unit in ("", "%"):
             value = condition.number / (100 if condition.unit else 1)
             if not 0 < value < 1:

@@ -64,20 +64,20 @@ def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[
     profile, spec = compared.profile, compared.request.spec
     if profile.rows < spec.min_rows:
         reason = f"the window has {profile.rows:,} rows; min_rows is {spec.min_rows:,}"
-        yield _finding(requirement, requirement.of, "not judged", reason, None)
+        yield _finding(requirement, requirement.argument, "not judged", reason, None)
         return
     if requirement.name != "missing" and compared.reference is None:
-        yield _finding(requirement, requirement.of, "not judged", compared.missing_reason, None)
+        yield _finding(requirement, requirement.argument, "not judged", compared.missing_reason, None)
         return
     names = (
-        [requirement.of]
-        if requirement.of
+        [requirement.argument]
+        if requirement.argument
         else [name for name in compared.names if not spec.columns or name in spec.columns]
     )
-    unknown = requirement.of and requirement.of not in compared.names
+    unknown = requirement.argument and requirement.argument not in compared.names
     if unknown or not names:
         reason = f"neither the window nor the reference has the column; there are {', '.join(compared.names[:20])}"
-        yield _finding(requirement, requirement.of, "not judged", reason, None)
+        yield _finding(requirement, requirement.argument, "not judged", reason, None)
         return
     shares = {name: SHARES[requirement.name](profile, profile.columns.get(name)) for name in names}
     order = sorted(names, key=lambda name: (-shares[name], name))

@@ -40,7 +40,7 @@ def criterion_finding(
     Args:
         prefix: before the figure's name, as `estimated `.
     """
-    subject = f"{prefix}{requirement.name}{f'({requirement.of})' if requirement.of else ''}"
+    subject = f"{prefix}{requirement.name}{f'({requirement.argument})' if requirement.argument else ''}"
     if isinstance(measured, Refused):
         return Finding(subject, "criterion", "not judged", measured.reason, None, requirement.value, segment)
     state = criterion_state(requirement.holds(measured.low), requirement.holds(measured.high))

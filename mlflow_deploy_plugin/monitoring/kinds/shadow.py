@@ -92,8 +92,10 @@ def judge(request: WindowRequest) -> MonitorResult:
         figures |= _figures(variant, one, len(answered), event_sampling(request, one.answered, confidence))
         findings += _findings(request, variant, one, parts[variant], confidence, len(compared) == 1)
     for requirement in spec.requirements:
-        if requirement.of and requirement.of not in compared:
-            reason = f"no shadow {requirement.of!r} has computed a row of the window; there are {', '.join(compared)}"
+        if requirement.argument and requirement.argument not in compared:
+            reason = (
+                f"no shadow {requirement.argument!r} has computed a row of the window; there are {', '.join(compared)}"
+            )
             findings.append(criterion_finding(requirement, Refused(reason), confidence))
     state, reason = overall_state(findings)
     return request.result(
@@ -252,13 +254,13 @@ def _findings(
     is_only: bool,
 ) -> Iterator[Finding]:
     for requirement in request.spec.requirements:
-        if requirement.of not in ("", variant):
+        if requirement.argument not in ("", variant):
             continue
         for segment, rows in parts:
             found = criterion_finding(
                 requirement, _disagreement(request, compared, rows, confidence), confidence, segment
             )
-            subject = found.subject if is_only or requirement.of else f"{requirement.name}({variant})"
+            subject = found.subject if is_only or requirement.argument else f"{requirement.name}({variant})"
             yield Finding(subject, found.check, found.state, found.reason, found.value, found.threshold, found.segment)
 
 
