@@ -25,7 +25,7 @@ DAY_ROWS = 120
 
 
 def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS) -> dict[str, Any]:
-    """Rows of one day: a temperature that a day shares, noise, a text, a boolean, a prediction."""
+    """Return rows of one day: a temperature that a day shares, noise, a text, a boolean, a prediction."""
     temperature = rng.normal(rng.normal(0, 1) + shift, 1, rows)
     temperature[rng.random(rows) < 0.05] = np.nan
     seconds = np.sort(rng.integers(0, 86400, rows))
@@ -48,7 +48,7 @@ def mlflow_store(tmp_path: Path, new_database: Callable[[Path], str], monkeypatc
 
 
 def write_model(folder: Path, reference: pa.Table | None, model_id: str = "") -> Path:
-    """An MLmodel folder as far as monitoring reads it."""
+    """Write an MLmodel folder as far as monitoring reads it."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"not opened here")
     section: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0"}
@@ -61,7 +61,7 @@ def write_model(folder: Path, reference: pa.Table | None, model_id: str = "") ->
 
 
 def serve(state_dir: Path, folder: Path, version: str = "1") -> None:
-    """Leaves in the state folder what a server that serves this folder leaves there."""
+    """Write the state folder that a server of this folder has."""
     state_dir.mkdir(parents=True, exist_ok=True)
     document = {"name": ENDPOINT, "variants": {ENDPOINT: {"model": f"models:/{MODEL}/{version}"}}}
     (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
@@ -76,7 +76,7 @@ def reference_of_days(days: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 @dataclass(frozen=True)
 class World:
-    """The pieces, and what a test does with them."""
+    """An endpoint with its log, its model and its settings."""
 
     settings: Settings
     writer: LogWriter
@@ -89,7 +89,7 @@ class World:
         return self.settings.deployments_path / ENDPOINT
 
     def capture_day(self, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS, version: str = "1") -> None:
-        """Writes the rows of a day to the log; a shift of 6 is a season."""
+        """Write the rows of a day to the log; a shift of 6 is a season."""
         rng = np.random.default_rng(day.toordinal())
         self.writer.write(day_of_rows(rng, day, shift, rows), version)
 

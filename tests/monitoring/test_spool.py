@@ -1,4 +1,4 @@
-"""Waiting for what was captured to be in the log."""
+"""The wait until captured rows are in the log."""
 
 import os
 from pathlib import Path

@@ -55,7 +55,7 @@ def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
 
 @pytest.fixture
 def settings(tmp_path: Path, receiver: Receiver) -> Settings:
-    """Everybody is told at /ops; those with the tag `science` at /science."""
+    """Settings with two channels: everybody at /ops, and those with the tag `science` at /science."""
     file = tmp_path / "alerts.yaml"
     file.write_text(
         f"urls:\n  - {receiver.url('ops')}:\n    - tag: ops\n  - {receiver.url('science')}:\n    - tag: science\n"
@@ -70,7 +70,7 @@ OPS = MonitorSpec(alert=("ops",))
 
 @pytest.fixture
 def see(store: Store, settings: Settings) -> Callable[..., Any]:
-    """Takes a judgement, and tells what is to be told."""
+    """Record a result, and send what is due."""
 
     def take(result: MonitorResult, spec: MonitorSpec = OPS, settings: Settings = settings) -> int:
         record_result(store, settings, result, RUN, spec)

@@ -1,4 +1,4 @@
-"""The verdict: how often it is wrong where nothing changed, that it sees what changed, and what it says of the rest."""
+"""The verdict: how often it is wrong if nothing changed, that it sees what changed, and what it says of the rest."""
 
 import datetime
 import re
@@ -331,7 +331,7 @@ def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
 
 
 def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> DriftReference:
-    """Of the hours before `until`, each beside the one `lag` hours before it."""
+    """Return the hours before `until`, each beside the one `lag` hours before it."""
     before = times < until * HOUR
     table, times = table.filter(pa.array(before)), times[before]
     bins = reference_of(table, times).bins

@@ -1,4 +1,4 @@
-"""A desk: rows that an endpoint has answered, what turned out to be true, and a version's files; no registry."""
+"""An endpoint: rows that it has answered, their labels, and a version's files; no registry."""
 
 import itertools
 import uuid
@@ -40,8 +40,8 @@ REGRESSOR = {
 
 
 @dataclass(frozen=True)
-class Desk:
-    """The pieces, and what a test does with them."""
+class EndpointWorld:
+    """An endpoint with its log and its settings."""
 
     settings: Settings
 
@@ -54,7 +54,7 @@ class Desk:
         return self.settings.deployments_path / ENDPOINT
 
     def serve(self, meaning: Mapping[str, Any], reference: pa.Table | None = None, **others: Mapping[str, Any]) -> None:
-        """Leaves the files of version 1 where its server keeps them, and of further ones (`v2=…`)."""
+        """Write the files of version 1 where its server keeps them, and of further ones (`v2=…`)."""
         variants = {}
         for name, section in {"v1": meaning, **others}.items():
             folder = self.settings.home / "models" / f"{name}-{uuid.uuid4().hex[:6]}"
@@ -75,7 +75,7 @@ class Desk:
         write_state(self.state_dir / WANTED, wanted)
 
     def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1", folder: str = "") -> None:
-        """Writes rows, each a request of its own, spread over three hours; `columns` may hold the log's own.
+        """Write rows, each a request of its own, spread over three hours; `columns` may hold the log's own.
 
         Args:
             folder: of the log below the log.
@@ -102,7 +102,7 @@ class Desk:
             pq.write_table(table.filter(pa.array(hours == hour)), below / f"{segment}.parquet")
 
     def label(self, column: str, labels: Mapping[Any, Any], name: str = "labels") -> None:
-        """What turned out to be true of the rows by the value of a key column."""
+        """Write labels of the rows by the value of a key column."""
         received = int((DAY + timedelta(days=2)).timestamp() * 1_000_000)
         entries = [
             Label(None, None, {column: key}, value, received, name, offset)
@@ -124,13 +124,13 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(Settings(home=tmp_path))
+def endpoint(tmp_path: Path) -> EndpointWorld:
+    return EndpointWorld(Settings(home=tmp_path))
 
 
 @pytest.fixture
 def found() -> Callable[..., Finding]:
-    """Of what was judged, what was found of a subject."""
+    """Return the one finding of a subject."""
 
     def find(judged: MonitorResult, subject: str, check: str | None = None, segment: str = "") -> Finding:
         chosen = [
@@ -147,7 +147,9 @@ def found() -> Callable[..., Finding]:
 def classified(
     rng: np.random.Generator, keys: Sequence[int], skill: float = 2.0
 ) -> tuple[dict[str, Any], dict[int, int]]:
-    """Answers of a calibrated classifier of two classes to rows that are as hard as `skill` is small, and the truth."""
+    """Return predictions of a calibrated classifier of two classes, and the truth; rows are as hard as `skill` is
+    small.
+    """
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=len(keys))))
     truth = (rng.random(len(keys)) < chances).astype(int)
     columns = {

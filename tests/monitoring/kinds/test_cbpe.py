@@ -1,4 +1,4 @@
-"""What a classifier's own confidence lets expect, beside what turns out to be true."""
+"""Estimates from a classifier's own confidence, beside what turns out to be true."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.refused import Refused
 def window(
     seed: int, classes: int = 2, rows: int = 10_000, overconfident: float = 1.0
 ) -> tuple[LabelledWindow, np.ndarray]:
-    """Answers whose truth is drawn by their chances; what the model says of them is sharper by a power."""
+    """Return a window whose truth is drawn by its chances; the model's probabilities are sharper by a power."""
     rng = np.random.default_rng(seed)
     chances = rng.dirichlet(np.ones(classes), rows)
     truth = (chances.cumsum(axis=1) < rng.random((rows, 1))).sum(axis=1)
@@ -88,7 +88,7 @@ def test_figures_that_cannot_be_expected_say_why() -> None:
 
 
 def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
-    """A window whose chances lie off what the model says, all of them by the same draw."""
+    """Return a window whose chances lie off the model's probabilities, all of them by the same draw."""
     scores = 2 * rng.normal(size=rows)
     said, chances = (1 / (1 + np.exp(-scores - level)) for level in (0.0, spread * rng.normal()))
     both = np.stack([1 - said, said], axis=1)

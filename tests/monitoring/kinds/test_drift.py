@@ -1,4 +1,4 @@
-"""Drift, drift of predictions and data quality, of whole windows and by segment, and what bad input comes to."""
+"""Drift, prediction drift and data quality, of whole windows and by segment, and of bad input."""
 
 import re
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.spec import CaptureSpec
-from tests.monitoring.kinds.conftest import Desk
+from tests.monitoring.kinds.conftest import EndpointWorld
 from tests.support.inference_log import ENDPOINT, event_table
 
 from .conftest import CLASSIFIER, DAY
@@ -32,7 +32,7 @@ ROWS = 240
 
 
 def day(seed: int, rows: int = ROWS, **others: Any) -> dict[str, Any]:
-    """Rows whose temperature a day shares."""
+    """Return rows whose temperature a day shares."""
     rng = np.random.default_rng(seed)
     temperature = rng.normal(rng.normal(0, 0.5), 1, rows)
     temperature[rng.random(rows) < 0.05] = np.nan
@@ -66,17 +66,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def ask(desk: Desk, reference: pa.Table, cache: Path) -> Callable[..., MonitorResult]:
-    """What a kind says of one day with these rows."""
-    desk.serve(CLASSIFIER, reference)
-    desk.settings.cache_path.symlink_to(cache)
+def ask(endpoint: EndpointWorld, reference: pa.Table, cache: Path) -> Callable[..., MonitorResult]:
+    """Judge one day with these rows by a kind of monitor."""
+    endpoint.serve(CLASSIFIER, reference)
+    endpoint.settings.cache_path.symlink_to(cache)
 
     def asked(
         rows: dict[str, Any], kind: str = "drift", withheld: CaptureSpec | None = None, **spec: Any
     ) -> MonitorResult:
         if len(next(iter(rows.values()))):
-            desk.answer(rows)
-        request = desk.ask(kind=kind, **{"min_rows": 100, **spec})
+            endpoint.answer(rows)
+        request = endpoint.ask(kind=kind, **{"min_rows": 100, **spec})
         return KINDS[kind](replace(request, capture=withheld or CaptureSpec()))
 
     return asked
@@ -87,7 +87,7 @@ def states(judged: MonitorResult) -> dict[tuple[str, str], str]:
 
 
 def test_a_calm_day_is_none_and_a_shifted_one_is_with_rows_for_the_report(
-    ask: Callable[..., Any], desk: Desk, found: Callable[..., Any]
+    ask: Callable[..., Any], endpoint: EndpointWorld, found: Callable[..., Any]
 ) -> None:
     calm = ask(day(100))
     shifted = ask(day(101, temp=np.random.default_rng(1).normal(6, 1, ROWS)))
@@ -176,12 +176,14 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(
 
 
 def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
-    desk: Desk, found: Callable[..., Any]
+    endpoint: EndpointWorld, found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
-    desk.answer(day(100))
+    endpoint.serve(CLASSIFIER)
+    endpoint.answer(day(100))
 
-    judged = data_quality.judge(desk.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"]))
+    judged = data_quality.judge(
+        endpoint.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"])
+    )
 
     assert found(judged, "missing(temp)").state == "kept"
     assert found(judged, "unseen").state == "not judged"
@@ -248,11 +250,11 @@ def test_no_row_and_one_row_are_not_judged(ask: Callable[..., Any], kind: str, r
 @pytest.mark.parametrize(
     "given", ["training", "dataset:/nowhere.parquet", "window:2012-01-01/2012-02-01", "rolling:7d"]
 )
-def test_without_a_reference_every_column_says_so(desk: Desk, kind: str, given: str) -> None:
-    desk.serve(CLASSIFIER)
-    desk.answer(day(100))
+def test_without_a_reference_every_column_says_so(endpoint: EndpointWorld, kind: str, given: str) -> None:
+    endpoint.serve(CLASSIFIER)
+    endpoint.answer(day(100))
 
-    judged = KINDS[kind](desk.ask(kind=kind, min_rows=100, reference=given))
+    judged = KINDS[kind](endpoint.ask(kind=kind, min_rows=100, reference=given))
 
     assert judged.state == "not judged"
     assert judged.reason
@@ -260,12 +262,12 @@ def test_without_a_reference_every_column_says_so(desk: Desk, kind: str, given: 
     assert "prediction" in {one.subject for one in judged.findings}
 
 
-def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask: Callable[..., Any], desk: Desk) -> None:
+def test_a_corrupt_file_of_the_log_is_passed_over_and_named(ask: Callable[..., Any], endpoint: EndpointWorld) -> None:
     ask(day(100))
-    folder = desk.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
+    folder = endpoint.log_folder / f"endpoint={ENDPOINT}" / "date=2013-04-01" / "hour=02"
     (folder / "broken.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
 
-    judged = drift.judge(desk.ask(min_rows=100))
+    judged = drift.judge(endpoint.ask(min_rows=100))
 
     assert (judged.state, judged.rows) == ("no drift", ROWS)
     assert any("broken.parquet cannot be read and was passed over" in note for note in judged.notes)
@@ -283,27 +285,27 @@ def test_a_hundred_thousand_different_texts_are_judged(ask: Any, found: Any) -> 
 
 
 @pytest.mark.long
-def test_a_thousand_columns_are_judged(desk: Any) -> None:
+def test_a_thousand_columns_are_judged(endpoint: Any) -> None:
     rng = np.random.default_rng(0)
     names = [f"x{number}" for number in range(1_000)]
     first = DAY - timedelta(days=60)
     rows = 50 * 50
     numbers = rng.normal(size=(rows, len(names)))
     moments = [first + timedelta(days=row // 50, seconds=row % 50) for row in range(rows)]
-    desk.serve(CLASSIFIER, event_table({"_event_time": moments, **dict(zip(names, numbers.T, strict=True))}))
+    endpoint.serve(CLASSIFIER, event_table({"_event_time": moments, **dict(zip(names, numbers.T, strict=True))}))
     window = rng.normal(size=(100, len(names)))
     window[:, 7] += 5
-    desk.answer(dict(zip(names, window.T, strict=True)))
+    endpoint.answer(dict(zip(names, window.T, strict=True)))
 
-    judged = drift.judge(desk.ask(min_rows=50))
+    judged = drift.judge(endpoint.ask(min_rows=50))
 
     assert judged.state == "drift"
     assert judged.findings[0].subject == "x7"
     assert {one.subject for one in judged.findings} == set(names)
 
 
-def test_rows_that_another_version_answered_are_left_out(ask: Callable[..., Any], desk: Desk) -> None:
-    desk.answer(day(100, rows=120, temp=np.full(120, 50.0)), version="2")
+def test_rows_that_another_version_answered_are_left_out(ask: Callable[..., Any], endpoint: EndpointWorld) -> None:
+    endpoint.answer(day(100, rows=120, temp=np.full(120, 50.0)), version="2")
 
     judged = ask(day(101))
 
@@ -311,13 +313,13 @@ def test_rows_that_another_version_answered_are_left_out(ask: Callable[..., Any]
     assert any("120 rows of the window were answered by flight-delay version 2" in n for n in judged.notes)
 
 
-def test_a_log_that_is_not_there_has_no_rows(desk: Desk) -> None:
-    assert drift.judge(desk.ask()).reason == "the window has no rows"
-    assert open_log(desk.settings.inference_log).endpoints() == []
+def test_a_log_that_is_not_there_has_no_rows(endpoint: EndpointWorld) -> None:
+    assert drift.judge(endpoint.ask()).reason == "the window has no rows"
+    assert open_log(endpoint.settings.inference_log).endpoints() == []
 
 
 def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(
-    ask: Callable[..., Any], desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Any], endpoint: EndpointWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drift, "READ_ROWS", 80)
 
@@ -328,16 +330,16 @@ def test_of_a_large_window_the_report_shows_the_rows_of_some_hours(
 
 
 @pytest.mark.long
-def test_the_days_before_are_a_reference_by_segment_too(desk: Any, found: Any) -> None:
-    desk.serve(CLASSIFIER)
+def test_the_days_before_are_a_reference_by_segment_too(endpoint: Any, found: Any) -> None:
+    endpoint.serve(CLASSIFIER)
     for number in range(1, 41):
-        desk.answer(day(number), DAY - timedelta(days=number))
+        endpoint.answer(day(number), DAY - timedelta(days=number))
     columns = day(100)
     columns["noise"][columns["carrier"] == "UA"] += 5
-    desk.answer(columns)
+    endpoint.answer(columns)
 
     judged = drift.judge(
-        desk.ask(reference="rolling:20d", segment_by=["carrier"], min_rows=60, columns=["temp", "noise"])
+        endpoint.ask(reference="rolling:20d", segment_by=["carrier"], min_rows=60, columns=["temp", "noise"])
     )
 
     assert judged.state == "drift"

@@ -44,7 +44,7 @@ def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
 
 
 def together(rng: np.random.Generator, stretches: int, rows: int = 20) -> np.ndarray:
-    """[N] what the rows of each stretch have in common, of variance 1."""
+    """Return [N]: what the rows of each stretch have in common, of variance 1."""
     return np.repeat(rng.normal(size=stretches), rows)
 
 
@@ -52,7 +52,9 @@ NAMES = ("accuracy", "recall", "f1", "roc_auc", "brier")
 
 
 def answered(rng: np.random.Generator, stretches: int, dependence: float) -> tuple[np.ndarray, ClassPredictions]:
-    """Rows of which a stretch is wrong together: the stretch moves the truth's chances, and the model does not know."""
+    """Return rows that are wrong together by stretches: the stretch moves the truth's chances, and the model does not
+    know.
+    """
     chances = rng.uniform(0.3, 0.95, stretches * 20)
     moved = np.log(chances / (1 - chances)) + dependence * together(rng, stretches)
     truth = (rng.random(len(chances)) < 1 / (1 + np.exp(-moved))).astype(int)

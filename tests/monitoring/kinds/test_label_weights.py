@@ -1,4 +1,4 @@
-"""Whether rows with a label can speak for those without, by simulation."""
+"""Rows with a label that speak for those without, by simulation."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ Scheme = Callable[[np.random.Generator, ClassPredictions, np.ndarray], np.ndarra
 
 
 def at_random(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
-    """Every second row."""
+    """Label every second row."""
     return np.full(len(truth), 0.5)
 
 
@@ -32,23 +32,23 @@ def classes_of(predictions: Predictions) -> ClassPredictions:
 
 
 def by_score(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
-    """Where the model is sure, nearly all; where it is not, hardly one."""
+    """Label nearly all rows of which the model is sure, and hardly one of the others."""
     assert answers.probabilities is not None
     return 0.05 + 0.9 * np.abs(2 * answers.probabilities[:, 1] - 1)
 
 
 def by_age(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
-    """The older, the more."""
+    """Label the more rows the older they are."""
     return np.linspace(0.9, 0.2, len(truth))
 
 
 def by_truth(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
-    """9 of 10 of one class, 2 of 10 of the other."""
+    """Label 9 of 10 rows of one class, 2 of 10 of the other."""
     return np.where(truth == 1, 0.9, 0.2)
 
 
 def answers_of(rng: np.random.Generator, rows: int = ROWS, skill: float = 2.0) -> tuple[ClassPredictions, np.ndarray]:
-    """Those of a model whose probabilities mean what they say, and what is true."""
+    """Return predictions of a model whose probabilities mean what they say, and the truth."""
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=rows)))
     said = np.stack([1 - chances, chances], axis=1)
     return ClassPredictions(said.argmax(axis=1), said, ("0", "1")), (rng.random(rows) < chances).astype(np.int64)
@@ -60,7 +60,7 @@ def table_of(rng: np.random.Generator, rows: int = ROWS) -> pa.Table:
 
 
 def drawn(seed: int, scheme: Scheme) -> tuple[LabelWeights, Predictions, np.ndarray]:
-    """A window, some of whose rows have a label, and the truth of all."""
+    """Return a window, some of whose rows have a label, and the truth of all."""
     rng = np.random.default_rng(seed)
     answers, truth = answers_of(rng)
     known = np.where(rng.random(ROWS) < scheme(rng, answers, truth), truth, -1)

@@ -1,4 +1,4 @@
-"""Every figure is scikit-learn's of the same name, and its interval holds what it says."""
+"""Every metric is scikit-learn's of the same name, and its interval holds what it says."""
 
 import numpy as np
 import pytest

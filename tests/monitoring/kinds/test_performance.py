@@ -1,4 +1,4 @@
-"""What labels say of a window's answers, what can be said before they are in, and what cannot be said at all."""
+"""Performance by labels, by estimates before the labels are in, and windows that cannot be judged."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds.performance import judge
-from tests.monitoring.kinds.conftest import Desk
+from tests.monitoring.kinds.conftest import EndpointWorld
 
 from .conftest import CLASSIFIER, DAY, REGRESSOR
 
@@ -17,7 +17,7 @@ ACCURACY: dict[str, Any] = {"kind": "performance", "require": ["accuracy>=0.8"],
 
 
 def flights(
-    desk: Desk,
+    endpoint: EndpointWorld,
     classify: Callable[..., Any],
     rows: int = 600,
     skill: float = 4.0,
@@ -27,20 +27,20 @@ def flights(
     first: int = 0,
 ) -> dict[int, int]:
     columns, truth = classify(np.random.default_rng(seed), range(first, first + rows), skill)
-    desk.answer(columns, day)
+    endpoint.answer(columns, day)
     known = {key: value for key, value in truth.items() if labelled is None or key - first < labelled}
-    desk.label("flight", known, f"labels-{first}")
+    endpoint.label("flight", known, f"labels-{first}")
     return known
 
 
 @pytest.mark.parametrize(("skill", "state"), [(8.0, "kept"), (1.0, "violated")])
 def test_a_requirement_is_judged_on_labels_with_its_interval(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any], skill: float, state: str
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any], skill: float, state: str
 ) -> None:
-    desk.serve(CLASSIFIER)
-    flights(desk, classify, skill=skill)
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, classify, skill=skill)
 
-    judged = judge(desk.ask(**ACCURACY))
+    judged = judge(endpoint.ask(**ACCURACY))
 
     one = found(judged, "accuracy")
     assert (judged.state, one.state, one.threshold) == (state, state, 0.8)
@@ -54,13 +54,13 @@ def test_a_requirement_is_judged_on_labels_with_its_interval(
 
 @pytest.mark.parametrize("beyond", [0.01, -0.01])
 def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figure_is(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any], beyond: float
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any], beyond: float
 ) -> None:
-    desk.serve(CLASSIFIER)
-    flights(desk, classify, rows=200, skill=3.0)
-    accuracy = judge(desk.ask(**ACCURACY)).figures["accuracy"]
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, classify, rows=200, skill=3.0)
+    accuracy = judge(endpoint.ask(**ACCURACY)).figures["accuracy"]
 
-    judged = judge(desk.ask(**(ACCURACY | {"require": [f"accuracy>={accuracy + beyond:.3f}"]})))
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": [f"accuracy>={accuracy + beyond:.3f}"]})))
 
     assert judged.state == "cannot tell"
     assert not judged.is_alarm
@@ -68,21 +68,21 @@ def test_of_a_bound_within_the_interval_it_cannot_be_told_on_which_side_the_figu
 
 
 def test_what_is_required_beside_a_figure_that_could_not_be_had_is_not_all_kept(
-    desk: Desk, classify: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
-    desk.answer(columns)
-    desk.label("flight", dict.fromkeys(truth, 0))
+    endpoint.answer(columns)
+    endpoint.label("flight", dict.fromkeys(truth, 0))
 
-    result = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "recall>=0.5"]})))
+    result = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "recall>=0.5"]})))
 
     assert [(one.subject, one.state) for one in result.findings] == [("accuracy", "kept"), ("recall", "not judged")]
     assert (result.state, result.reason) == ("cannot tell", "recall: no label is '1'")
 
 
 def partly(
-    desk: Desk,
+    endpoint: EndpointWorld,
     classify: Callable[..., Any],
     chance: Callable[..., Any],
     skill: float = 8.0,
@@ -91,21 +91,23 @@ def partly(
     day: datetime = DAY,
     first: int = 0,
 ) -> None:
-    """Answers of which some have a label: `chance` of the probability of 1, and of what is true."""
+    """Write rows of which some have a label: `chance` of the probability of 1, and of what is true."""
     rng = np.random.default_rng(seed)
     columns, truth = classify(rng, range(first, first + rows), skill)
-    desk.answer(columns, day)
+    endpoint.answer(columns, day)
     said = np.array(columns["output.probabilities"])[:, 1]
     known = rng.random(rows) < chance(said, np.array(list(truth.values())))
     labels = {key: value for (key, value), one in zip(truth.items(), known, strict=True) if one}
-    desk.label("flight", labels, f"labels-{first}")
+    endpoint.label("flight", labels, f"labels-{first}")
 
 
-def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk: Desk, classify: Callable[..., Any]) -> None:
-    desk.serve(CLASSIFIER)
-    partly(desk, classify, lambda said, true: 0.5, rows=600)
+def test_half_of_the_labels_are_judged_and_the_other_half_is_told(
+    endpoint: EndpointWorld, classify: Callable[..., Any]
+) -> None:
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, classify, lambda said, true: 0.5, rows=600)
 
-    result = judge(desk.ask(**ACCURACY))
+    result = judge(endpoint.ask(**ACCURACY))
 
     assert result.state == "kept"
     rows = int(result.figures["labelled_rows"])
@@ -115,25 +117,25 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(desk: Desk, cl
 
 
 def test_a_model_that_has_become_worse_is_violated_on_the_half_of_the_labels_that_is_in(
-    desk: Desk, classify: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(1_000), 8.0)
-    desk.answer(columns)
+    endpoint.answer(columns)
     rng = np.random.default_rng(1)
     worse = {key: int(rng.random() < 0.5) if rng.random() < 0.6 else value for key, value in truth.items()}
-    desk.label("flight", {key: value for key, value in worse.items() if rng.random() < 0.5})
+    endpoint.label("flight", {key: value for key, value in worse.items() if rng.random() < 0.5})
 
-    assert judge(desk.ask(**ACCURACY)).state == "violated"
+    assert judge(endpoint.ask(**ACCURACY)).state == "violated"
 
 
 def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
-    partly(desk, classify, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, classify, lambda said, true: 0.1 + 0.8 * np.abs(2 * said - 1), skill=2.0)
 
-    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.85"]})))
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.85"]})))
 
     one = found(judged, "accuracy")
     assert one.value == pytest.approx(0.77, abs=0.04)  # of the labelled ones alone 0.85
@@ -144,14 +146,14 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(
 
 
 def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verdict(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
-    partly(desk, classify, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
+    endpoint.serve(CLASSIFIER)
+    partly(endpoint, classify, lambda said, true: np.where(true == 1, 0.9, 0.2), skill=2.0)
     ask = ACCURACY | {"require": ["accuracy>=0.85", "roc_auc>=0.7"]}
 
-    judged = judge(desk.ask(**ask))
-    near = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1"]})))
+    judged = judge(endpoint.ask(**ask))
+    near = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1"]})))
 
     one = found(judged, "accuracy")
     assert (judged.state, one.state) == ("cannot tell", "cannot tell")
@@ -162,7 +164,7 @@ def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verd
 
 
 def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_windows_correct_it(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
     def too_sure(rows: int, seed: int) -> tuple[dict[str, Any], dict[int, int]]:
         columns, truth = classify(np.random.default_rng(seed), range(rows * seed, rows * seed + rows), 1.0)
@@ -173,20 +175,22 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
 
     def label(seed: int, columns: dict[str, Any], truth: dict[int, int], chance: Any) -> None:
         known = np.random.default_rng(seed).random(1_000) < chance
-        desk.label("flight", {k: v for (k, v), one in zip(truth.items(), known, strict=True) if one}, f"labels-{seed}")
+        endpoint.label(
+            "flight", {k: v for (k, v), one in zip(truth.items(), known, strict=True) if one}, f"labels-{seed}"
+        )
 
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, truth = too_sure(1_000, 9)
-    desk.answer(columns)
+    endpoint.answer(columns)
     said = np.array(columns["output.probabilities"])[:, 1]
     label(9, columns, truth, 0.3 + 0.6 * np.abs(2 * said - 1))
 
-    alone = judge(desk.ask(**ACCURACY))
+    alone = judge(endpoint.ask(**ACCURACY))
     for number in range(1, 6):
         columns, truth = too_sure(1_000, number)
-        desk.answer(columns, DAY - timedelta(days=number))
+        endpoint.answer(columns, DAY - timedelta(days=number))
         label(number, columns, truth, 1.0)
-    beside = judge(desk.ask(**ACCURACY))
+    beside = judge(endpoint.ask(**ACCURACY))
 
     assert "worst case" in found(alone, "accuracy").reason
     assert "Wilson" in found(beside, "accuracy").reason
@@ -194,12 +198,12 @@ def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_wind
 
 
 def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
-    flights(desk, classify, labelled=300, skill=8.0)
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, classify, labelled=300, skill=8.0)
 
-    judged = judge(desk.ask(**ACCURACY))
+    judged = judge(endpoint.ask(**ACCURACY))
 
     one = found(judged, "accuracy")
     assert judged.state == "cannot tell"
@@ -208,17 +212,23 @@ def test_labels_of_the_first_hours_alone_say_nothing_of_the_others(
 
 
 def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm_no_estimate(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
         partly(
-            desk, classify, lambda said, true: np.where(true, 0.9, 0.2), 2.0, seed=number, day=day, first=1_000 * number
+            endpoint,
+            classify,
+            lambda said, true: np.where(true, 0.9, 0.2),
+            2.0,
+            seed=number,
+            day=day,
+            first=1_000 * number,
         )
-    flights(desk, classify, labelled=0)
+    flights(endpoint, classify, labelled=0)
 
-    judged = judge(desk.ask(**ACCURACY))
+    judged = judge(endpoint.ask(**ACCURACY))
 
     assert "0 earlier windows" in found(judged, "estimated accuracy").reason
     note = "4 earlier windows are left out, whose rows with a label are not like those without"
@@ -226,17 +236,17 @@ def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm
 
 
 def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(
-    desk: Desk, found: Callable[..., Any]
+    endpoint: EndpointWorld, found: Callable[..., Any]
 ) -> None:
-    desk.serve(REGRESSOR)
+    endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     answers = rng.uniform(0, 10, 4_000)
     wanted = answers + rng.normal(0, 1 + answers)
-    desk.answer({"flight": np.arange(4_000), "prediction": answers})
+    endpoint.answer({"flight": np.arange(4_000), "prediction": answers})
     known = rng.random(4_000) < 0.95 - answers / 12
-    desk.label("flight", {key: float(wanted[key]) for key in np.flatnonzero(known)})
+    endpoint.label("flight", {key: float(wanted[key]) for key in np.flatnonzero(known)})
 
-    judged = judge(desk.ask(kind="performance", require=["mae<=4"], min_rows=100))
+    judged = judge(endpoint.ask(kind="performance", require=["mae<=4"], min_rows=100))
 
     real = float(np.abs(wanted - answers).mean())
     alone = float(np.abs(wanted - answers)[known].mean())
@@ -245,12 +255,12 @@ def test_numbers_are_weighted_and_it_is_said_that_the_rest_cannot_be_seen(
 
 
 def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
-    flights(desk, classify, skill=1.0, labelled=20)
+    endpoint.serve(CLASSIFIER)
+    flights(endpoint, classify, skill=1.0, labelled=20)
 
-    judged = judge(desk.ask(**ACCURACY))
+    judged = judge(endpoint.ask(**ACCURACY))
 
     assert judged.state == "not judged"
     assert judged.figures["estimated/accuracy"] == pytest.approx(0.69, abs=0.05)
@@ -258,20 +268,20 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(
     assert any("20 of 600 rows have a label; min_rows is 100" in note for note in judged.notes)
 
 
-def confirmed(desk: Desk, classify: Callable[..., Any], rows: int = 600, windows: int = 4) -> None:
-    """Earlier windows whose labels are in."""
+def confirmed(endpoint: EndpointWorld, classify: Callable[..., Any], rows: int = 600, windows: int = 4) -> None:
+    """Write earlier windows whose labels are in."""
     for number in range(1, windows + 1):
-        flights(desk, classify, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+        flights(endpoint, classify, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
 
 
 def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
-    confirmed(desk, classify)
-    flights(desk, classify, skill=0.5, labelled=0)
+    endpoint.serve(CLASSIFIER)
+    confirmed(endpoint, classify)
+    flights(endpoint, classify, skill=0.5, labelled=0)
 
-    judged = judge(desk.ask(**ACCURACY, estimate="decides"))
+    judged = judge(endpoint.ask(**ACCURACY, estimate="decides"))
 
     one = found(judged, "estimated accuracy")
     assert (judged.state, one.state) == ("violated", "violated")
@@ -286,13 +296,13 @@ def test_an_estimate_that_earlier_windows_confirm_decides_where_it_is_asked_to(
 
 
 def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
-    confirmed(desk, classify)
-    flights(desk, classify, skill=0.5, labelled=0)
+    endpoint.serve(CLASSIFIER)
+    confirmed(endpoint, classify)
+    flights(endpoint, classify, skill=0.5, labelled=0)
 
-    judged = judge(desk.ask(**ACCURACY))
+    judged = judge(endpoint.ask(**ACCURACY))
 
     one = found(judged, "estimated accuracy")
     assert (judged.state, one.state) == ("not judged", "not judged")
@@ -303,33 +313,33 @@ def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(
 
 @pytest.mark.parametrize("estimate", ["informs", "decides"])
 def test_a_window_of_fewer_rows_than_min_rows_is_not_estimated(
-    desk: Desk, classify: Callable[..., Any], estimate: str
+    endpoint: EndpointWorld, classify: Callable[..., Any], estimate: str
 ) -> None:
-    desk.serve(CLASSIFIER)
-    confirmed(desk, classify)
-    flights(desk, classify, rows=99, skill=0.5, labelled=0)
+    endpoint.serve(CLASSIFIER)
+    confirmed(endpoint, classify)
+    flights(endpoint, classify, rows=99, skill=0.5, labelled=0)
 
-    result = judge(desk.ask(**ACCURACY, estimate=estimate))
+    result = judge(endpoint.ask(**ACCURACY, estimate=estimate))
 
     assert (result.state, result.reason) == ("not judged", "accuracy: the window has 99 rows; min_rows is 100")
 
 
 def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_it(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
-        flights(desk, classify, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
+        flights(endpoint, classify, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
     columns, _ = classify(np.random.default_rng(0), range(600), 8.0)
     hard = columns["carrier"] == "UA"
     chance = np.random.default_rng(1).uniform(0.45, 0.55, hard.sum())
     for place, value in zip(np.flatnonzero(hard), chance, strict=True):
         columns["output.probabilities"][place] = [1 - value, value]
     columns["carrier"][np.flatnonzero(~hard)[:150]] = "new"
-    desk.answer(columns)
+    endpoint.answer(columns)
 
     judged = judge(
-        desk.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"], "estimate": "decides"}))
+        endpoint.ask(**(ACCURACY | {"segment_by": ["carrier"], "require": ["accuracy>=0.7"], "estimate": "decides"}))
     )
 
     states = {one.segment: one.state for one in judged.findings}
@@ -341,27 +351,29 @@ def test_segments_are_estimated_where_their_own_rows_of_earlier_windows_confirm_
 
 
 def test_of_more_classes_than_the_log_is_read_for_nothing_is_estimated_and_it_is_said(
-    desk: Desk, found: Callable[..., Any]
+    endpoint: EndpointWorld, found: Callable[..., Any]
 ) -> None:
     classes = list(range(12))
-    desk.serve(CLASSIFIER | {"classes": classes})
-    desk.answer({"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240})
+    endpoint.serve(CLASSIFIER | {"classes": classes})
+    endpoint.answer({"prediction": np.arange(240) % 12, "output.probabilities": [[1 / 12] * 12] * 240})
 
-    judged = judge(desk.ask(**ACCURACY))
+    judged = judge(endpoint.ask(**ACCURACY))
 
     assert "of at most 8 labels they are read from the log, and the model has 12" in found(judged, "accuracy").reason
 
 
-def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk: Desk, found: Callable[..., Any]) -> None:
-    desk.serve(REGRESSOR)
+def test_of_numbers_nothing_is_estimated_and_labels_are_judged(
+    endpoint: EndpointWorld, found: Callable[..., Any]
+) -> None:
+    endpoint.serve(REGRESSOR)
     rng = np.random.default_rng(1)
     wanted = rng.normal(10, 3, 300)
-    desk.answer({"flight": np.arange(300), "prediction": wanted + rng.normal(0, 2, 300)})
+    endpoint.answer({"flight": np.arange(300), "prediction": wanted + rng.normal(0, 2, 300)})
     ask: dict[str, Any] = {"kind": "performance", "require": ["rmse<=1", "r2>=0.2", "accuracy>=0.8"], "min_rows": 100}
 
-    before = judge(desk.ask(**ask))
-    desk.label("flight", dict(enumerate(wanted.tolist())))
-    after = judge(desk.ask(**ask))
+    before = judge(endpoint.ask(**ask))
+    endpoint.label("flight", dict(enumerate(wanted.tolist())))
+    after = judge(endpoint.ask(**ask))
 
     assert before.state == "not judged"
     assert "how far they are off cannot be seen" in before.reason
@@ -371,14 +383,14 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(desk: Desk, found
 
 
 def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(200))
-    desk.answer(columns)
-    desk.label("flight", dict.fromkeys(truth, 0))
+    endpoint.answer(columns)
+    endpoint.label("flight", dict.fromkeys(truth, 0))
 
-    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "roc_auc>=0.6", "recall>=0.5"]})))
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.1", "roc_auc>=0.6", "recall>=0.5"]})))
 
     assert found(judged, "accuracy").state == "kept"
     assert found(judged, "roc_auc").reason == "all labels are '0'; roc_auc needs two"
@@ -386,17 +398,17 @@ def test_with_one_class_only_what_can_be_judged_is_and_the_rest_says_why(
 
 
 def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(900), 8.0)
     carriers = columns["carrier"]
     carriers[:5] = "tiny"
-    desk.answer(columns)
+    endpoint.answer(columns)
     wrong = {key: 1 - value if carriers[key] == "UA" else value for key, value in truth.items()}
-    desk.label("flight", wrong)
+    endpoint.label("flight", wrong)
 
-    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.5"], "segment_by": ["carrier", "gate"]})))
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.5"], "segment_by": ["carrier", "gate"]})))
 
     assert judged.state == "violated"
     states = {one.segment: one.state for one in judged.findings}
@@ -406,36 +418,36 @@ def test_segments_are_judged_apart_and_share_the_rate_of_false_alarms(
     assert "segments: the rows have no column 'gate'" in judged.notes
 
 
-def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(desk: Desk) -> None:
-    desk.serve(CLASSIFIER | {"classes": [False, True]})
-    desk.answer({"flight": np.arange(200), "prediction": np.arange(200) % 2 == 0})
-    desk.label(
+def test_labels_and_answers_of_other_types_are_the_same_where_they_mean_the_same(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER | {"classes": [False, True]})
+    endpoint.answer({"flight": np.arange(200), "prediction": np.arange(200) % 2 == 0})
+    endpoint.label(
         "flight", {key: ["false", "true"][key % 2 == 0] if key < 100 else float(key % 2 == 0) for key in range(200)}
     )
 
-    assert judge(desk.ask(**ACCURACY)).figures["accuracy"] == 1.0
+    assert judge(endpoint.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
-def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(desk: Desk) -> None:
-    desk.serve(CLASSIFIER | {"classes": ["late", "on time"]})
-    desk.answer({"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)})
-    desk.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
+def test_text_is_compared_as_it_is_and_a_label_that_no_class_has_is_wrong(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER | {"classes": ["late", "on time"]})
+    endpoint.answer({"flight": np.arange(200), "prediction": np.array(["late"] * 200, dtype=object)})
+    endpoint.label("flight", {key: "late" if key < 150 else "cancelled" for key in range(200)})
 
-    assert judge(desk.ask(**ACCURACY)).figures["accuracy"] == 0.75
+    assert judge(endpoint.ask(**ACCURACY)).figures["accuracy"] == 0.75
 
 
 @pytest.mark.parametrize(
     ("names", "shown"), [({0: "no", 1: "yes"}, "'no', 'yes'"), ({0: 0, 1: 2}, "'0', '2'"), ({0: 1, 1: 2}, "'1', '2'")]
 )
 def test_labels_that_name_other_classes_than_the_model_are_not_judged(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any], names: dict[str, Any], shown: str
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any], names: dict[str, Any], shown: str
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(300), 8.0)
-    desk.answer(columns)
-    desk.label("flight", {key: names[value] for key, value in truth.items()})
+    endpoint.answer(columns)
+    endpoint.label("flight", {key: names[value] for key, value in truth.items()})
 
-    result = judge(desk.ask(**ACCURACY))
+    result = judge(endpoint.ask(**ACCURACY))
 
     assert result.state == "not judged"
     assert f"the labels are {shown}, the model's classes are '0', '1'" in result.reason
@@ -445,61 +457,61 @@ def test_labels_that_name_other_classes_than_the_model_are_not_judged(
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_few_labels_of_another_alphabet_are_no_accuracy_of_0_either(
-    desk: Desk, classify: Callable[..., Any], rows: int
+    endpoint: EndpointWorld, classify: Callable[..., Any], rows: int
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(rows), 8.0)
-    desk.answer(columns)
-    desk.label("flight", {key: ["no", "yes"][value] for key, value in truth.items()})
+    endpoint.answer(columns)
+    endpoint.label("flight", {key: ["no", "yes"][value] for key, value in truth.items()})
 
-    result = judge(desk.ask(**(ACCURACY | {"min_rows": 1})))
+    result = judge(endpoint.ask(**(ACCURACY | {"min_rows": 1})))
 
     assert result.state == "not judged"
     assert "the model's classes are '0', '1'" in result.reason
 
 
-def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(desk: Desk) -> None:
-    desk.serve(CLASSIFIER | {"classes": []})
-    desk.answer({"flight": np.arange(3), "prediction": np.zeros(3, np.int64)})
-    desk.label("flight", dict.fromkeys(range(3), 1))
+def test_a_few_wrong_answers_of_a_model_whose_classes_nobody_knows_are_wrong(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER | {"classes": []})
+    endpoint.answer({"flight": np.arange(3), "prediction": np.zeros(3, np.int64)})
+    endpoint.label("flight", dict.fromkeys(range(3), 1))
 
-    assert judge(desk.ask(**(ACCURACY | {"min_rows": 1}))).figures["accuracy"] == 0.0
+    assert judge(endpoint.ask(**(ACCURACY | {"min_rows": 1}))).figures["accuracy"] == 0.0
 
 
-def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(desk: Desk) -> None:
-    desk.serve(REGRESSOR)
-    desk.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
-    desk.label("flight", dict.fromkeys(range(150), "late"))
+def test_labels_that_are_no_numbers_are_told_where_numbers_are_answered(endpoint: EndpointWorld) -> None:
+    endpoint.serve(REGRESSOR)
+    endpoint.answer({"flight": np.arange(200), "prediction": np.arange(200.0)})
+    endpoint.label("flight", dict.fromkeys(range(150), "late"))
 
-    result = judge(desk.ask(kind="performance", require=["mae<=1"], min_rows=100))
+    result = judge(endpoint.ask(kind="performance", require=["mae<=1"], min_rows=100))
 
     assert result.state == "not judged"
     assert "150 labels are no numbers and are left out" in result.notes
 
 
 def test_a_single_label_of_an_unknown_class_keeps_nothing_from_being_estimated(
-    desk: Desk, classify: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, _ = classify(np.random.default_rng(0), range(300), 8.0)
-    desk.answer(columns)
-    desk.label("flight", {0: 2})
+    endpoint.answer(columns)
+    endpoint.label("flight", {0: 2})
 
-    result = judge(desk.ask(**ACCURACY))
+    result = judge(endpoint.ask(**ACCURACY))
 
     assert "estimated accuracy" in {one.subject for one in result.findings}
     assert "1 of 300 rows have a label; min_rows is 100; the labels are '2', the model's" in result.notes[0]
 
 
 def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     columns, truth = classify(np.random.default_rng(0), range(400), 8.0)
-    desk.answer(columns)
-    desk.label("flight", truth | dict.fromkeys(range(40), 2))
+    endpoint.answer(columns)
+    endpoint.label("flight", truth | dict.fromkeys(range(40), 2))
 
-    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"]})))
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.5", "recall>=0.5", "roc_auc>=0.5"]})))
 
     predicted, wanted = columns["prediction"][40:], np.array([truth[key] for key in range(40, 400)])
     assert found(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
@@ -511,63 +523,63 @@ def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(
 
 
 def test_earlier_windows_whose_labels_name_other_classes_confirm_no_estimate(
-    desk: Desk, classify: Callable[..., Any], found: Callable[..., Any]
+    endpoint: EndpointWorld, classify: Callable[..., Any], found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     for number in range(1, 5):
         day = DAY - timedelta(days=number)
         columns, truth = classify(np.random.default_rng(number), range(1000 * number, 1000 * number + 300), 8.0)
-        desk.answer(columns, day)
-        desk.label("flight", {key: "yes" if value else "no" for key, value in truth.items()}, f"labels-{number}")
-    flights(desk, classify, labelled=0)
+        endpoint.answer(columns, day)
+        endpoint.label("flight", {key: "yes" if value else "no" for key, value in truth.items()}, f"labels-{number}")
+    flights(endpoint, classify, labelled=0)
 
-    reason = found(judge(desk.ask(**ACCURACY)), "estimated accuracy").reason
+    reason = found(judge(endpoint.ask(**ACCURACY)), "estimated accuracy").reason
 
     assert "0 earlier windows" in reason
 
 
 def test_thousands_of_different_labels_have_an_accuracy_and_no_mean_over_labels(
-    desk: Desk, found: Callable[..., Any]
+    endpoint: EndpointWorld, found: Callable[..., Any]
 ) -> None:
-    desk.serve(CLASSIFIER | {"classes": []})
+    endpoint.serve(CLASSIFIER | {"classes": []})
     names = np.array([f"label {number}" for number in range(20_000)], dtype=object)
-    desk.answer({"flight": np.arange(20_000), "prediction": names})
-    desk.label("flight", dict(enumerate(names)))
+    endpoint.answer({"flight": np.arange(20_000), "prediction": names})
+    endpoint.label("flight", dict(enumerate(names)))
 
-    judged = judge(desk.ask(**(ACCURACY | {"require": ["accuracy>=0.8", "f1>=0.8"]})))
+    judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.8", "f1>=0.8"]})))
 
     assert found(judged, "accuracy").state == "kept"
     assert "20,000 different labels" in found(judged, "f1").reason
 
 
-def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(desk: Desk) -> None:
-    desk.serve(CLASSIFIER)
-    assert judge(desk.ask(**ACCURACY)).reason == "the window has no rows"
+def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(endpoint: EndpointWorld) -> None:
+    endpoint.serve(CLASSIFIER)
+    assert judge(endpoint.ask(**ACCURACY)).reason == "the window has no rows"
 
-    desk.answer({"flight": np.arange(5), "text": ["a"] * 5})
-    result = judge(desk.ask(**ACCURACY))
+    endpoint.answer({"flight": np.arange(5), "text": ["a"] * 5})
+    result = judge(endpoint.ask(**ACCURACY))
     assert result.reason == "the log has no column that holds one answer a row"
     assert (result.version, result.rows) == ("1", 5)
 
 
-def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(desk: Desk) -> None:
+def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(endpoint: EndpointWorld) -> None:
     answers = np.arange(200) % 2
-    desk.answer({"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)})
-    desk.label("flight", dict(enumerate(answers.tolist())))
-    desk.serve({})
+    endpoint.answer({"flight": np.arange(200), "output.label": answers, "output.chance": np.full(200, 0.6)})
+    endpoint.label("flight", dict(enumerate(answers.tolist())))
+    endpoint.serve({})
 
-    assert judge(desk.ask(**ACCURACY)).figures["accuracy"] == 1.0
+    assert judge(endpoint.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
 def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(
-    desk: Any, classify: Any, mlflow_store: Any
+    endpoint: Any, classify: Any, mlflow_store: Any
 ) -> None:
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
-    desk.serve(CLASSIFIER)
+    endpoint.serve(CLASSIFIER)
     for number, skill in enumerate([8.0, 8.0, 8.0, 1.0, 1.0]):
-        flights(desk, classify, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
-    found = [run_monitor(desk.ask(f"2013-04-0{day}/1d", **ACCURACY)).result for day in (1, 2, 3, 4, 5)]
+        flights(endpoint, classify, skill=skill, seed=number, day=DAY + timedelta(days=number), first=1000 * number)
+    found = [run_monitor(endpoint.ask(f"2013-04-0{day}/1d", **ACCURACY)).result for day in (1, 2, 3, 4, 5)]
 
     assert [one.state for one in found] == ["kept", "kept", "kept", "violated", "violated"]
     assert "since" not in found[2].reason

@@ -1,4 +1,4 @@
-"""Whatever the rows of a window are, every kind of monitor has an outcome for them."""
+"""Every kind of monitor has an outcome for any rows of a window."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
-from tests.monitoring.kinds.conftest import Desk
+from tests.monitoring.kinds.conftest import EndpointWorld
 
 from .conftest import CLASSIFIER, REGRESSOR
 
@@ -42,16 +42,16 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("given", ODD)
-def test_odd_rows_are_an_outcome(desk: Desk, given: str) -> None:
+def test_odd_rows_are_an_outcome(endpoint: EndpointWorld, given: str) -> None:
     """With labels of every sort, and a shadow that says the same."""
     columns = {"flight": np.arange(ROWS), **ODD[given], "_prediction_id": [f"id-{row}" for row in range(ROWS)]}
-    desk.answer(columns | {"_shadow": [False] * ROWS})
-    desk.answer(columns | {"_shadow": [True] * ROWS, "_variant": ["candidate"] * ROWS}, version="2")
-    desk.label("flight", {row: [0, 1, "late", 0.5, 1e300, True, None][row % 7] for row in range(ROWS)})
+    endpoint.answer(columns | {"_shadow": [False] * ROWS})
+    endpoint.answer(columns | {"_shadow": [True] * ROWS, "_variant": ["candidate"] * ROWS}, version="2")
+    endpoint.label("flight", {row: [0, 1, "late", 0.5, 1e300, True, None][row % 7] for row in range(ROWS)})
     for meaning in (CLASSIFIER, REGRESSOR):
-        desk.serve(meaning, v2=meaning)
+        endpoint.serve(meaning, v2=meaning)
         for kind, (judge, spec) in KINDS.items() if meaning is CLASSIFIER else LABELLED.items():
-            judged = judge(desk.ask(kind=kind, min_rows=20, segment_by=["flight", "prediction"], **spec))
+            judged = judge(endpoint.ask(kind=kind, min_rows=20, segment_by=["flight", "prediction"], **spec))
 
             assert judged.reason, kind
             assert judged.state in ("drift", "no drift", "violated", "kept", "not judged"), kind

@@ -9,7 +9,7 @@ import pytest
 from mlflow_deploy_plugin.inference_log import FAILURES
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
-from tests.monitoring.kinds.conftest import Desk
+from tests.monitoring.kinds.conftest import EndpointWorld
 
 P99: dict[str, Any] = {"kind": "service_level", "require": ["p99<=0.2", "error_rate<=1%"], "min_rows": 100}
 
@@ -24,11 +24,11 @@ def requests(rng: Any, count: int = 1_000, slow: float = 0.002, **others: Any) -
     ("slow", "state"), [(0.002, "kept"), (0.007, "cannot tell"), (0.012, "cannot tell"), (0.03, "violated")]
 )
 def test_a_quantile_is_judged_by_the_share_of_slow_requests(
-    desk: Desk, found: Callable[..., Any], slow: float, state: str
+    endpoint: EndpointWorld, found: Callable[..., Any], slow: float, state: str
 ) -> None:
-    desk.answer(requests(np.random.default_rng(0), slow=slow))
+    endpoint.answer(requests(np.random.default_rng(0), slow=slow))
 
-    judged = judge(desk.ask(**P99))
+    judged = judge(endpoint.ask(**P99))
 
     one = found(judged, "p99")
     assert (judged.state, one.state) == (state, state)
@@ -37,12 +37,14 @@ def test_a_quantile_is_judged_by_the_share_of_slow_requests(
     assert judged.figures["budget_left/p99"] == pytest.approx(1 - slow / 0.01)
 
 
-def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk: Desk, found: Callable[..., Any]) -> None:
-    desk.answer(requests(np.random.default_rng(0)))
-    without = judge(desk.ask(**P99))
+def test_failures_are_judged_from_the_log_of_what_got_no_answer(
+    endpoint: EndpointWorld, found: Callable[..., Any]
+) -> None:
+    endpoint.answer(requests(np.random.default_rng(0)))
+    without = judge(endpoint.ask(**P99))
     statuses = np.array([500] * 60 + [400] * 40, np.int16)
-    desk.answer({"_latency_us": np.full(100, 900_000), "_status": statuses}, folder=FAILURES)
-    after = judge(desk.ask(**(P99 | {"segment_by": ["_variant", "x"]})))
+    endpoint.answer({"_latency_us": np.full(100, 900_000), "_status": statuses}, folder=FAILURES)
+    after = judge(endpoint.ask(**(P99 | {"segment_by": ["_variant", "x"]})))
 
     assert (found(without, "error_rate").state, found(without, "error_rate").value) == ("kept", 0)
     one = found(after, "error_rate")
@@ -53,46 +55,50 @@ def test_failures_are_judged_from_the_log_of_what_got_no_answer(desk: Desk, foun
     assert found(after, "error_rate", segment="_variant=champion").value == one.value
 
 
-def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(desk: Desk, found: Callable[..., Any]) -> None:
-    desk.answer(requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)))
+def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(
+    endpoint: EndpointWorld, found: Callable[..., Any]
+) -> None:
+    endpoint.answer(requests(np.random.default_rng(0), carrier=np.array(["UA"] * 1_000, dtype=object)))
 
-    judged = judge(desk.ask(**(P99 | {"segment_by": ["carrier"]})))
+    judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier"]})))
 
     assert found(judged, "p99", segment="carrier=UA").state == "kept"
     assert "no columns of the model" in found(judged, "error_rate", segment="carrier=UA").reason
 
 
-def test_quantiles_are_those_of_all_requests(desk: Desk) -> None:
+def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:
     columns = requests(np.random.default_rng(3), count=5_000)
-    desk.answer(columns)
+    endpoint.answer(columns)
 
-    figures = judge(desk.ask(**P99)).figures
+    figures = judge(endpoint.ask(**P99)).figures
 
     for name, share in {"p50": 0.5, "p95": 0.95}.items():
         exact = np.quantile(columns["_latency_us"], share) / 1e6
         assert figures[name] == pytest.approx(exact, rel=0.01)
 
 
-def test_segments_are_judged_apart(desk: Desk, found: Callable[..., Any]) -> None:
+def test_segments_are_judged_apart(endpoint: EndpointWorld, found: Callable[..., Any]) -> None:
     columns = requests(np.random.default_rng(0), count=3_000, slow=0)
     columns["carrier"] = np.array(["UA", "AA", None] * 1_000, dtype=object)
     columns["_latency_us"][columns["carrier"] == "UA"] = 500_000
-    desk.answer(columns)
+    endpoint.answer(columns)
 
-    judged = judge(desk.ask(**(P99 | {"segment_by": ["carrier", "gate"]})))
+    judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier", "gate"]})))
 
     assert found(judged, "p99", segment="carrier=UA").state == "violated"
     assert found(judged, "p99", segment="carrier=AA").state == "kept"
     assert "segments: the rows have no column 'gate'" in judged.notes
 
 
-def test_no_request_few_requests_and_rows_of_an_older_server_are_told(desk: Desk, found: Callable[..., Any]) -> None:
-    assert judge(desk.ask(**P99)).reason == "the window has no rows"
+def test_no_request_few_requests_and_rows_of_an_older_server_are_told(
+    endpoint: EndpointWorld, found: Callable[..., Any]
+) -> None:
+    assert judge(endpoint.ask(**P99)).reason == "the window has no rows"
 
-    desk.answer({"x": np.arange(50)})
-    assert judge(desk.ask(**P99)).reason == "the window has 50 requests; min_rows is 100"
+    endpoint.answer({"x": np.arange(50)})
+    assert judge(endpoint.ask(**P99)).reason == "the window has 50 requests; min_rows is 100"
 
-    judged = judge(desk.ask(**(P99 | {"min_rows": 10})))
+    judged = judge(endpoint.ask(**(P99 | {"min_rows": 10})))
     assert judged.state == "not judged"
     assert "an older server has captured them" in found(judged, "p99").reason
     assert "an older server has captured them" in found(judged, "error_rate").reason

@@ -1,4 +1,4 @@
-"""What shadows would have said, beside what was answered."""
+"""The disagreement of shadows with what was answered."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
-from tests.monitoring.kinds.conftest import Desk
+from tests.monitoring.kinds.conftest import EndpointWorld
 
 from .conftest import CLASSIFIER, REGRESSOR
 
@@ -20,13 +20,18 @@ def ids(first: int, count: int) -> list[str]:
 
 
 def answer_both(
-    desk: Desk, answers: Array, others: Array, variant: str = "candidate", copies: int | None = None, **columns: Any
+    endpoint: EndpointWorld,
+    answers: Array,
+    others: Array,
+    variant: str = "candidate",
+    copies: int | None = None,
+    **columns: Any,
 ) -> None:
-    """What was answered, and what a shadow of version 2 computed for the first `copies` of them, in another order."""
+    """Write answered rows, and those that a shadow of version 2 computed for the first `copies`, in another order."""
     rows = len(answers)
-    desk.answer({"_prediction_id": ids(0, rows), "_shadow": np.zeros(rows, bool), "prediction": answers, **columns})
+    endpoint.answer({"_prediction_id": ids(0, rows), "_shadow": np.zeros(rows, bool), "prediction": answers, **columns})
     order = np.random.default_rng(9).permutation(rows if copies is None else copies)
-    desk.answer(
+    endpoint.answer(
         {
             "_prediction_id": [f"id-{row}" for row in order],
             "_shadow": np.ones(len(order), bool),
@@ -39,13 +44,13 @@ def answer_both(
 
 @pytest.mark.parametrize(("wrong", "state"), [(10, "kept"), (100, "violated")])
 def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
-    desk: Desk, found: Callable[..., Any], wrong: int, state: str
+    endpoint: EndpointWorld, found: Callable[..., Any], wrong: int, state: str
 ) -> None:
-    desk.serve(CLASSIFIER, v2=CLASSIFIER)
+    endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(600) % 2
-    answer_both(desk, answers, np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers))
+    answer_both(endpoint, answers, np.where(np.arange(600) % (600 // wrong) == 0, 1 - answers, answers))
 
-    judged = judge(desk.ask(**AGREE))
+    judged = judge(endpoint.ask(**AGREE))
 
     one = found(judged, "disagreement")
     assert (judged.state, one.value) == (state, pytest.approx(wrong / 600))
@@ -54,19 +59,21 @@ def test_rows_are_laid_side_by_side_by_prediction_id_and_row(
     assert "shadow candidate: flight-delay version 2, 600 of 600 answered rows compared" in judged.notes
 
 
-def test_numbers_agree_where_a_caller_would_not_notice(desk: Desk, found: Callable[..., Any]) -> None:
-    desk.serve(REGRESSOR, v2=REGRESSOR)
+def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld, found: Callable[..., Any]) -> None:
+    endpoint.serve(REGRESSOR, v2=REGRESSOR)
     numbers = np.random.default_rng(0).normal(100, 10, 400)
-    answer_both(desk, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
+    answer_both(endpoint, numbers, numbers * np.where(np.arange(400) < 40, 1.02, 1.005))
 
-    assert found(judge(desk.ask(**AGREE)), "disagreement").value == 0.1
+    assert found(judge(endpoint.ask(**AGREE)), "disagreement").value == 0.1
 
 
-def test_shadows_are_judged_apart_and_a_requirement_may_name_one(desk: Desk, found: Callable[..., Any]) -> None:
-    desk.serve(CLASSIFIER, v2=CLASSIFIER)
+def test_shadows_are_judged_apart_and_a_requirement_may_name_one(
+    endpoint: EndpointWorld, found: Callable[..., Any]
+) -> None:
+    endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers = np.arange(300) % 2
-    answer_both(desk, answers, answers, "calm")
-    desk.answer(
+    answer_both(endpoint, answers, answers, "calm")
+    endpoint.answer(
         {
             "_prediction_id": ids(0, 300),
             "_shadow": np.ones(300, bool),
@@ -76,8 +83,8 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(desk: Desk, fou
         version="2",
     )
 
-    each = judge(desk.ask(**AGREE))
-    named = judge(desk.ask(**(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]})))
+    each = judge(endpoint.ask(**AGREE))
+    named = judge(endpoint.ask(**(AGREE | {"require": ["disagreement(calm)<=0.05", "disagreement(gone)<=0.1"]})))
 
     assert (found(each, "disagreement(calm)").state, found(each, "disagreement(wild)").state) == ("kept", "violated")
     assert found(named, "disagreement(calm)").state == "kept"
@@ -85,26 +92,26 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(desk: Desk, fou
     assert "no shadow 'gone'" in found(named, "disagreement(gone)").reason
 
 
-def test_segments_and_rows_without_a_copy(desk: Desk, found: Callable[..., Any]) -> None:
-    desk.serve(CLASSIFIER, v2=CLASSIFIER)
+def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld, found: Callable[..., Any]) -> None:
+    endpoint.serve(CLASSIFIER, v2=CLASSIFIER)
     answers, carriers = np.arange(600) % 2, np.array(["UA", "AA"] * 300, dtype=object)
-    answer_both(desk, answers, np.where(carriers == "UA", 1 - answers, answers), copies=400, carrier=carriers)
+    answer_both(endpoint, answers, np.where(carriers == "UA", 1 - answers, answers), copies=400, carrier=carriers)
 
-    judged = judge(desk.ask(**(AGREE | {"segment_by": ["carrier"]})))
+    judged = judge(endpoint.ask(**(AGREE | {"segment_by": ["carrier"]})))
 
     assert found(judged, "disagreement", segment="carrier=UA").value == 1
     assert found(judged, "disagreement", segment="carrier=AA").state == "kept"
     assert judged.figures["copied_share/candidate"] == pytest.approx(400 / 600)
 
 
-def test_answers_that_cannot_be_compared_are_told(desk: Desk, found: Callable[..., Any]) -> None:
+def test_answers_that_cannot_be_compared_are_told(endpoint: EndpointWorld, found: Callable[..., Any]) -> None:
     other = REGRESSOR | {"outputs": [{"name": "x", "dtype": "float32", "shape": [-1, 2], "role": "values"}]}
-    desk.serve(REGRESSOR, v2=other | {"prediction": []})
-    desk.answer({"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)})
+    endpoint.serve(REGRESSOR, v2=other | {"prediction": []})
+    endpoint.answer({"_prediction_id": ids(0, 200), "_shadow": np.zeros(200, bool), "prediction": np.ones(200)})
     columns = {"_prediction_id": ids(0, 200), "_shadow": np.ones(200, bool), "output.x": [[1.0, 2.0]] * 200}
-    desk.answer(columns, version="2")
+    endpoint.answer(columns, version="2")
 
-    judged = judge(desk.ask(**AGREE))
+    judged = judge(endpoint.ask(**AGREE))
 
     assert judged.state == "not judged"
     assert "0 rows can be compared" in judged.reason
@@ -112,10 +119,10 @@ def test_answers_that_cannot_be_compared_are_told(desk: Desk, found: Callable[..
 
 
 def test_no_row_no_shadow_and_versions_that_are_gone(
-    desk: Desk, found: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    endpoint: EndpointWorld, found: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.serve(CLASSIFIER)
-    assert judge(desk.ask(**AGREE)).reason == "the window has no rows"
+    endpoint.serve(CLASSIFIER)
+    assert judge(endpoint.ask(**AGREE)).reason == "the window has no rows"
 
-    desk.answer({"prediction": np.arange(150) % 2})
-    assert judge(desk.ask(**AGREE)).reason == "no shadow has computed a row of the window"
+    endpoint.answer({"prediction": np.arange(150) % 2})
+    assert judge(endpoint.ask(**AGREE)).reason == "no shadow has computed a row of the window"

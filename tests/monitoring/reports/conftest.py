@@ -11,7 +11,7 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
-    """An MLflow of this module, with one registered version; tests keep apart by the names of their endpoints."""
+    """Yield an MLflow of this module, with one registered version; tests use endpoints of different names."""
     folder = tmp_path_factory.mktemp("tracking")
     with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
         patch.chdir(folder)  # artifacts of a database store go below the working directory

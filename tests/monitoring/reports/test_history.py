@@ -1,4 +1,4 @@
-"""What has become of a finding, told in the same way of every kind of monitor."""
+"""The history of a finding, the same for every kind of monitor."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +20,7 @@ def accuracy(state: State, value: float | None, segment: str = "") -> Finding:
 
 
 def judged(day: int, *findings: Finding, kind: str = "performance") -> MonitorResult:
-    """A day's judgement, whose state and reason are those of its first finding."""
+    """Return a day's result, whose state and reason are those of its first finding."""
     first = findings[0]
     reason = f"{first.subject}: {first.reason}, and 1 more"
     return result_of(day, kind=kind, state=first.state, findings=findings, reason=reason)
@@ -31,13 +31,13 @@ def past_of(*judgements: MonitorResult) -> list[PastWindow]:
 
 
 def days(*windows: tuple[State, float | None]) -> list[PastWindow]:
-    """A day each, up to the one before the tenth: state and accuracy, which is to be 0.8."""
+    """Return a day for each window, up to the one before the tenth: state and accuracy, which has to be 0.8."""
     first = 10 - len(windows)
     return past_of(*(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)))
 
 
 def before_states(windows: list[PastWindow]) -> list[PastWindow]:
-    """The windows as earlier releases have logged them: without the states of single requirements."""
+    """Return the windows as earlier releases have logged them: without the states of single requirements."""
     return [
         PastWindow(one.start, one.state, {name: v for name, v in one.figures.items() if "criterion_state" not in name})
         for one in windows
@@ -157,7 +157,7 @@ def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the
 
 
 def columns(*scores: float | None) -> list[PastWindow]:
-    """Days up to the last one before day 9, each with the score of a column; None: it was not judged."""
+    """Return days up to the last one before day 9, each with the score of a column; None: it was not judged."""
     said = [{"state": "not judged"} if score is None else {"temperature": score} for score in scores]
     return past_of(*(result_of(day, **one) for day, one in enumerate(said, 9 - len(said))))[::-1]
 

@@ -1,4 +1,4 @@
-"""A judged window in MLflow: one run, however often and by how many it is reported."""
+"""A judged window in MLflow: one run, however often and by how many processes it is reported."""
 
 import pickle
 import signal
@@ -31,7 +31,7 @@ def all_runs_of(client: Any, endpoint: Any) -> Any:
 
 
 def runs_of(client: Any, endpoint: Any) -> Any:
-    """Those of windows."""
+    """Return the runs of windows."""
     return [run for run in all_runs_of(client, endpoint) if "onnxserve.series" not in run.data.tags]
 
 
@@ -41,7 +41,7 @@ def artifact(run_id: Any, name: Any) -> Any:
 
 
 class Files(Mapping):
-    """One file of a report; what is to happen, happens when it is stored."""
+    """One file of a report, with an action that runs when it is stored."""
 
     def __init__(self, then: Any) -> None:
         self._then = then
@@ -282,7 +282,7 @@ def test_an_artifact_store_that_is_down_is_said_as_mlflow_being_down(
     tracking: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class UploadFailed(Exception):
-        """As boto3 has one."""
+        """An error like boto3's."""
 
     def fail(*_arguments: Any) -> Any:
         raise UploadFailed("Could not connect to the endpoint URL: http://s3.example/reports")

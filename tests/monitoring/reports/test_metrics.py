@@ -1,4 +1,4 @@
-"""A judgement as metrics, where MLflow's rules make several names the same."""
+"""The metrics of a result, if MLflow's rules make several names the same."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ def scores_of(names: Iterable[str]) -> dict[str, Any]:
 
 
 def drift_of(files: Mapping[str, str | bytes]) -> tuple[dict[str, float], set[Any], str]:
-    """Score and whether it is called drifted, by column, as Evidently's own JSON has them."""
+    """Return scores, drifted columns and the verdict on the data set, as Evidently's own JSON has them."""
     document = json.loads(files["evidently.json"])
     scores = {
         m["config"]["column"]: m["value"] for m in document["metrics"] if m["metric_name"].startswith("ValueDrift")

@@ -103,7 +103,7 @@ def test_a_column_that_is_gone_has_a_line_from_when_it_was_there() -> None:
 
 
 def red_and_green(picture: bytes) -> tuple[int, int]:
-    """How many pixels have the colours of alarms and of what is fine."""
+    """Return how many pixels have the colours of alarms and of what is fine."""
     pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
     red, green = (int((pixels == colour).all(axis=-1).sum()) for colour in ((0xCF, 0x22, 0x2E), (0x1A, 0x7F, 0x37)))
     return red, green

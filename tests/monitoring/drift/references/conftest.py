@@ -1,4 +1,4 @@
-"""A model with a training sample, an inference log, and what is asked for a reference."""
+"""A model with a training sample, an inference log, and requests for references."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -44,7 +44,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def question_of(tmp_path: Path, captured: Path, days: list[dict[str, Any]]) -> Callable[..., Any]:
-    """What a monitor is asked; version 1 is served, with the days as its reference."""
+    """Return requests for windows; version 1 is served, with the days as its reference."""
     settings = Settings(home=tmp_path / "home", log_uri=str(captured))
     state_dir = settings.deployments_path / ENDPOINT
     serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))
@@ -60,7 +60,7 @@ def question_of(tmp_path: Path, captured: Path, days: list[dict[str, Any]]) -> C
 
 @pytest.fixture
 def ask(question_of: Callable[..., Any]) -> Callable[..., Any]:
-    """Loads the reference of a monitor."""
+    """Load the reference of a monitor."""
 
     def ask(
         reference: str = "training",

@@ -1,4 +1,4 @@
-"""References: training samples, datasets and the log's own past, cut into windows like the one that is judged."""
+"""References: training samples, datasets and the log's own past, cut into windows like the judged one."""
 
 from collections.abc import Callable
 from pathlib import Path

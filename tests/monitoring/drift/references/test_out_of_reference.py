@@ -1,4 +1,4 @@
-"""What windows of a reference have that other windows of it lack."""
+"""Values of windows of a reference that other windows of it lack."""
 
 import numpy as np
 import pyarrow as pa

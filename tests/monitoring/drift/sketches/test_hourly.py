@@ -1,4 +1,4 @@
-"""Profiles of whole hours, kept beside the log: a long window costs its bins, and never says what the log does not."""
+"""Profiles of whole hours, stored beside the log: a long window costs its bins, and is never other than the log."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""How many different values there are, estimated from registers that merge."""
+"""The number of different values, estimated from registers that merge."""
 
 from collections.abc import Callable
 from typing import Any

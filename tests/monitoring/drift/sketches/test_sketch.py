@@ -1,4 +1,4 @@
-"""Sketches: what is counted of columns of any type, and that parts merge into what the whole gives."""
+"""Sketches: columns of any type are counted, and parts merge into what the whole gives."""
 
 import datetime
 import decimal

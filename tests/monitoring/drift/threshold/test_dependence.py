@@ -1,4 +1,4 @@
-"""How much windows that follow each other depend on each other."""
+"""The dependence of windows that follow each other."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The rate of false alarms forward in time: what the reference's own later windows say of its promise."""
+"""The rate of false alarms forward in time: the reference's own later windows, judged by its earlier ones."""
 
 import re
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def days_apart(rng: Any, days: int, rows: int) -> Any:
 def verdict_on_next_day(
     world: Callable[..., Any], seed: int, days: int = DAYS, lag: int = 0, **spec: Any
 ) -> DriftVerdict:
-    """On the day after the reference, which is of the same world."""
+    """Judge the day after the reference, which is of the same world."""
     rows = world(np.random.default_rng([seed, 5]), days + 1, ROWS)
     past, start = rows.between(0, days * DAY_US), days * DAY_US
     judge = Judge(rolling_reference_of(past, start, DAY_US, lag) if lag else reference_of(past, start, DAY_US), **spec)
@@ -93,7 +93,7 @@ def test_beside_the_window_of_a_week_before_they_are_as_promised() -> None:
 
 
 def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
-    """Days apart, of which those of the second half differ five times as much."""
+    """Return days of which those of the second half differ five times as much."""
     calm, wild = dependent_days(rng, (0.0,), days, rows), dependent_days(rng, (0.0,), days, rows)
     level = calm.table["x0"].to_numpy() + 5 * np.repeat(rng.normal(size=days), rows) * (calm.times > days // 2 * DAY_US)
     return Rows(wild.table.set_column(0, "x0", pa.array(level)), calm.times)

@@ -1,4 +1,4 @@
-"""The null distribution: its parts, each with what it stands for and where it ends."""
+"""The windows of null distributions, and how many independent ones they are worth."""
 
 import numpy as np
 
