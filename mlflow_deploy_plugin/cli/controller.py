@@ -46,7 +46,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     Rollouts are run by a controller on the machine of the servers.
     """
     # here: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-    from mlflow_deploy_plugin.controller.service import run_controller
+    from mlflow_deploy_plugin.controller import run_controller
     from mlflow_deploy_plugin.deployments import open_deployments
 
     ended = threading.Event()
@@ -58,7 +58,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
         signal.signal(number, end)
     with open_deployments(click.echo) as deployments:
         if metrics_port is not None:
-            from mlflow_deploy_plugin.controller.metrics import start_metrics_server
+            from mlflow_deploy_plugin.controller import start_metrics_server
 
             start_metrics_server(deployments.store, metrics_port)
         run_controller(

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.cli.options import opened_deployments, output_option
 from mlflow_deploy_plugin.cli.output.terminal import align_columns, show_lines
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
+    from mlflow_deploy_plugin.controller import MonitorOverview
 
 
 _COLUMNS = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
@@ -38,7 +38,7 @@ def list_(output: str) -> None:
     """
     with opened_deployments() as deployments:
         # here: MLflow and pandas take a second that `--help` should not wait for
-        from mlflow_deploy_plugin.controller.monitors.overview import overviews
+        from mlflow_deploy_plugin.controller import overviews
         from mlflow_deploy_plugin.deployments import describe_endpoints
 
         found = describe_endpoints(deployments)

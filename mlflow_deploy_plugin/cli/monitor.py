@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.cli.output.terminal import align_columns, show_lines, 
 from mlflow_deploy_plugin.spec import MonitorKind
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
+    from mlflow_deploy_plugin.controller import EvaluatedWindow
     from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.inference_log import Watermark
     from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
@@ -58,8 +58,7 @@ def list_(name: str | None, output: str) -> None:
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.cli.output.monitor import MONITOR_HEAD, monitor_document, monitor_row
-        from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
-        from mlflow_deploy_plugin.controller.monitors.overview import overviews
+        from mlflow_deploy_plugin.controller import STORE_LEASE, overviews
 
         found = overviews(deployments.store, name, _watermarks(deployments))
         lease = deployments.store.lease(STORE_LEASE)
@@ -152,15 +151,14 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     """
     began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors import manual_runs
-        from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
+        from mlflow_deploy_plugin.controller import backfill as backfill_windows
+        from mlflow_deploy_plugin.controller import find_monitor, judge_and_log
         from mlflow_deploy_plugin.inference_log import Window
 
         found = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
         try:
-            for number, count, window, is_new in manual_runs.backfill(deployments, found, began, ended, judge_and_log):
+            for number, count, window, is_new in backfill_windows(deployments, found, began, ended, judge_and_log):
                 judged, passed_over = judged + is_new, passed_over + (not is_new)
                 failed += window.state == "failed"
                 verdict = window.verdict or "could not be judged"
@@ -316,8 +314,7 @@ def _judge_window(
         tried: fields of the monitor's spec for this window alone, which is then not written down; None is as it is.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
+        from mlflow_deploy_plugin.controller import find_monitor, judge_and_log, run_window
         from mlflow_deploy_plugin.inference_log import parse_window
 
         parsed = parse_window(window) if window is not None else None
@@ -342,8 +339,7 @@ def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: 
 
 
 def _judge_files(name: str, rows: str, reference: str, output: str, **bounds: float | None) -> None:
-    from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
-    from mlflow_deploy_plugin.controller.monitors.file_drift import run_files
+    from mlflow_deploy_plugin.controller import judge_and_log, run_files
     from mlflow_deploy_plugin.settings import load_settings
 
     show_progress(f"judging {rows} beside {reference}")  # before seconds of imports
@@ -366,8 +362,7 @@ def _run_due(name: str, monitor_name: str | None, window: str | None, output: st
     if window is not None or output != "text":
         raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
-        from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
+        from mlflow_deploy_plugin.controller import find_monitor, retrain_on_alarm, run_due
         from mlflow_deploy_plugin.monitoring import send_due
 
         found = find_monitor(deployments, name, monitor_name)

@@ -80,10 +80,12 @@ def retrain(
         if listed:
             _list(deployments, name, output)
             return
-        from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
-        from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
-        from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
-        from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
+        from mlflow_deploy_plugin.controller import (
+            STORE_LEASE,
+            controller_status,
+            request_retraining,
+            retraining_summary,
+        )
         from mlflow_deploy_plugin.inference_log import parse_window
 
         assert name is not None
@@ -96,7 +98,7 @@ def retrain(
 
 
 def _list(deployments: "Deployments", name: str | None, output: str) -> None:
-    from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
+    from mlflow_deploy_plugin.controller import retraining_summary
     from mlflow_deploy_plugin.store import Retrainings
 
     found = Retrainings(deployments.store).find(name)
@@ -112,10 +114,15 @@ def _list(deployments: "Deployments", name: str | None, output: str) -> None:
 
 def _wait(deployments: "Deployments", begun: "Retraining") -> None:
     """Show the progress of a retraining until it has ended, and run it here if no controller does."""
-    from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, LeaseKeeper, controller_name, process_name
-    from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
-    from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner
-    from mlflow_deploy_plugin.controller.service import retraining_context
+    from mlflow_deploy_plugin.controller import (
+        STORE_LEASE,
+        LeaseKeeper,
+        RetrainingRunner,
+        controller_name,
+        process_name,
+        retraining_context,
+        retraining_summary,
+    )
     from mlflow_deploy_plugin.store import Retrainings
 
     runner = RetrainingRunner(retraining_context(deployments, controller_name()))

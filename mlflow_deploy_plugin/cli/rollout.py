@@ -90,34 +90,41 @@ def rollout(
     from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
-    from mlflow_deploy_plugin.controller.locality import rollouts_lease_name
-    from mlflow_deploy_plugin.controller.rollouts import commands
+    from mlflow_deploy_plugin.controller import (
+        command_rollout,
+        controller_status,
+        describe_rollout,
+        last_rollout,
+        require_controller,
+        rollouts_lease_name,
+        stall_reason,
+    )
 
     with opened_deployments(quiet=True) as deployments:
         if not deployments.store.rollouts(name):  # a deleted endpoint may have had one
             deployments.store.require_endpoint(name)
         lease = partial(rollouts_lease_name, deployments.settings)
         if to is not None:
-            from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
+            from mlflow_deploy_plugin.controller import RolloutRequest, start_rollout
 
             request = RolloutRequest(to, steps, every, abort_on, min_requests, why)
 
             def check() -> None:
                 if not wait:
-                    commands.require_controller(deployments.store, lease())
+                    require_controller(deployments.store, lease())
 
-            click.echo(commands.describe_rollout(start_rollout(deployments, name, request, before_it_starts=check)))
+            click.echo(describe_rollout(start_rollout(deployments, name, request, before_it_starts=check)))
         elif action == "status":
-            last = commands.last_rollout(deployments.store, name)
-            click.echo(commands.describe_rollout(last))
-            if last.is_live and (missing := commands.stall_reason(deployments, name)):
+            last = last_rollout(deployments.store, name)
+            click.echo(describe_rollout(last))
+            if last.is_live and (missing := stall_reason(deployments, name)):
                 click.echo(missing, err=True)
         elif action is not None:
-            click.echo(commands.command_rollout(deployments, name, action, why))
+            click.echo(command_rollout(deployments, name, action, why))
         if wait:
-            _wait(deployments, commands.last_rollout(deployments.store, name))
+            _wait(deployments, last_rollout(deployments.store, name))
         elif to is not None or action == "resume":
-            click.echo(commands.controller_status(deployments.store, lease()), err=True)
+            click.echo(controller_status(deployments.store, lease()), err=True)
 
 
 @click.command()
@@ -141,7 +148,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
-    from mlflow_deploy_plugin.controller.rollouts.rollback import rollback as go_back
+    from mlflow_deploy_plugin.controller import rollback as go_back
 
     done = go_back(name, why=why, to=to)
     click.echo(
@@ -151,10 +158,13 @@ def rollback(name: str, to: str | None, why: str) -> None:
 
 def _wait(deployments: "Deployments", begun: "Rollout") -> None:
     """Show the progress of a rollout until it has ended, and run it here if no controller does."""
-    from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
-    from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
-    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
-    from mlflow_deploy_plugin.controller.rollouts.state_machine import rollout_summary
+    from mlflow_deploy_plugin.controller import (
+        RolloutActions,
+        RolloutController,
+        controller_name,
+        process_name,
+        rollout_summary,
+    )
 
     ended = threading.Event()
     actions = RolloutActions(deployments, controller_name(), lambda line: None)

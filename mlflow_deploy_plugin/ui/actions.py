@@ -78,7 +78,7 @@ def _traffic(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _rollback(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
+    from mlflow_deploy_plugin.controller import rollback
 
     endpoint = job.arguments["endpoint"]
     deployments = _deployments_of_running(endpoint, store, settings)

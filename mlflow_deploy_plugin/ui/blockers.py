@@ -7,7 +7,7 @@ blocks the button. A reason that only an attempt can find, as the gate's verdict
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_refusal
+from mlflow_deploy_plugin.controller import rollback_refusal
 from mlflow_deploy_plugin.deployments import ObservedEndpoint, rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact

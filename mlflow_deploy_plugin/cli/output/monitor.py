@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlflow_deploy_plugin.cli.output.terminal import align_columns
-from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
-from mlflow_deploy_plugin.controller.monitors.overview import MonitorOverview
+from mlflow_deploy_plugin.controller import EvaluatedWindow, MonitorOverview
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring import to_document
 from mlflow_deploy_plugin.store import MonitorWindow
