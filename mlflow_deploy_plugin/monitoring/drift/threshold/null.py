@@ -106,14 +106,27 @@ class WindowNull(Null):
         return part.windows_at(whole.window_starts_us)
 
     @abstractmethod
+    def compared_windows(
+        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
+    ) -> tuple[WindowCounts, Array]:
+        """Return one column of every window, and [M, K + 1] the counts that each of them is compared with.
+
+        Args:
+            profiles: the aligned pieces.
+        """
+
     def column_figures(
         self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
     ) -> tuple[Array, Array]:
         """Return [M, FIGURES] of one column of every window, and the scales [FIGURES].
 
-        Args:
-            profiles: the aligned pieces.
+        Figures are NaN where a side has fewer than half of the compared rows.
         """
+        windows, complements = self.compared_windows(group, name, profiles, rng)
+        figures = windows.subsampled(group.compared, rng).figures(group.reference.bins[name], complements)
+        rows = np.minimum(windows.counts.sum(axis=1), complements.sum(axis=1))
+        figures[2 * rows < group.compared] = np.nan
+        return figures, np.ones(FIGURES)
 
     def compare(self, groups: Sequence[ColumnGroup], seed: int) -> NullDistribution:
         figures, scales = [], []
@@ -128,16 +141,6 @@ class WindowNull(Null):
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         windows, bins = group.reference.pieces.windows, group.reference.bins
         return slowest_column({name: column_counts(windows, name, bins[name]) for name in group.columns}, bins)
-
-
-def mask_small(figures: Array, windows: WindowCounts, complements: Array, compared: int) -> Array:
-    """Return the figures, NaN where a side has fewer than half of the compared rows."""
-    figures[2 * np.minimum(windows.counts.sum(axis=1), complements.sum(axis=1)) < compared] = np.nan
-    return figures
-
-
-def unscaled() -> Array:
-    return np.ones(FIGURES)
 
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:

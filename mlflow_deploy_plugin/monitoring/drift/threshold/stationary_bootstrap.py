@@ -50,9 +50,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     WindowNull,
     column_levels,
     column_names,
-    mask_small,
     row_counts,
-    unscaled,
 )
 from mlflow_deploy_plugin.refused import Refused
 
@@ -116,21 +114,27 @@ class StationaryBootstrap(WindowNull):
             block_length=self.block_length * groups[0].reference.pieces.step_seconds,
         )
 
+    def compared_windows(
+        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
+    ) -> tuple[WindowCounts, Array]:
+        bins = group.reference.bins[name]
+        steps = column_counts(profiles[self.first : self.last], name, bins)
+        references = self.complements @ steps
+        return out_of_reference(bins, self.windows @ steps, references), references
+
     def column_figures(
         self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
     ) -> tuple[Array, Array]:
+        figures, scales = super().column_figures(group, name, profiles, rng)
         bins = group.reference.bins[name]
         steps = column_counts(profiles[self.first : self.last], name, bins)
-        counts, references = self.windows @ steps, self.complements @ steps
-        windows = out_of_reference(bins, counts, references)
-        figures = windows.subsampled(group.compared, rng).figures(bins, references)
+        references = self.complements @ steps
         squares = np.zeros((len(self.stretches), len(_SCALED)))
         for number in range(self.stretches.shape[1]):
             squares += np.square(_two_figures(bins, self.stretches[:, number] @ steps, references))
         figures[:, _SCALED] /= np.maximum(np.sqrt(squares / self.stretches.shape[1]), FLOORS[_SCALED])
-        scales = unscaled()
         scales[_SCALED] = _own_scales(bins, steps, group.reference.pieces.window_steps)
-        return mask_small(figures, windows, references, group.compared), scales
+        return figures, scales
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         """Return 1: stretches are drawn as long as they need to be."""

@@ -1,7 +1,7 @@
 """The null distributions that are made of the reference's own windows: contiguous, overlapping, and pairs of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -28,9 +28,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     WindowNull,
     column_names,
     evenly,
-    mask_small,
     slowest_column,
-    unscaled,
 )
 from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import EVENT_TIME
@@ -68,14 +66,12 @@ class Contiguous(WindowNull):
         windows[np.arange(len(kept)), kept] = 1
         return cls(windows, 1 - windows, float(len(kept)))
 
-    def column_figures(
+    def compared_windows(
         self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[Array, Array]:
+    ) -> tuple[WindowCounts, Array]:
         bins = group.reference.bins[name]
         windows = count_windows([profiles[place] for place in self.starts], name, bins)
-        complements = column_counts([group.reference.pieces.total], name, bins) - windows.counts
-        figures = windows.subsampled(group.compared, rng).figures(bins, complements)
-        return mask_small(figures, windows, complements, group.compared), unscaled()
+        return windows, column_counts([group.reference.pieces.total], name, bins) - windows.counts
 
     def hold_out(
         self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
@@ -109,14 +105,12 @@ class Contiguous(WindowNull):
         total = counts[:middle].sum(axis=0)
         rng = column_rng(group.segment + name, seed)
         sampled = count_windows([profiles[place] for place in self.starts], name, bins).subsampled(group.compared, rng)
-        rest, all_of_it = np.maximum(total - counts[:middle], 0), np.repeat(total[None], len(later), axis=0)
-        sides = []
-        for places, complements in ((np.arange(middle), rest), (later, all_of_it)):
+
+        def figures(places: Array, complements: Array) -> Array:
             chosen = WindowCounts(sampled.counts[places], sampled.unseen[places], sampled.outside[places])
-            figures = chosen.figures(bins, complements)
-            figures[2 * counts[places].sum(axis=1) < group.compared] = np.nan
-            sides.append(figures)
-        return sides[0], sides[1]
+            return chosen.figures(bins, complements)
+
+        return _both_halves(figures, counts, total, np.arange(middle), later, group.compared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,15 +152,13 @@ class Overlapping(WindowNull):
         length = groups[0].reference.pieces.window_steps
         return replace(super().compare(groups, seed), starts=self.starts, length=length)
 
-    def column_figures(
+    def compared_windows(
         self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[Array, Array]:
+    ) -> tuple[WindowCounts, Array]:
         bins = group.reference.bins[name]
         counts = self.windows @ column_counts(profiles, name, bins)
         complements = column_counts([group.reference.pieces.total], name, bins) - counts
-        windows = out_of_reference(bins, counts, complements)
-        figures = windows.subsampled(group.compared, rng).figures(bins, complements)
-        return mask_small(figures, windows, complements, group.compared), unscaled()
+        return out_of_reference(bins, counts, complements), complements
 
     def hold_out(
         self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
@@ -211,14 +203,11 @@ class Overlapping(WindowNull):
         nothing = np.zeros(len(counts))
         rng = column_rng(group.segment + name, seed)
         sampled = WindowCounts(counts, nothing, nothing).subsampled(group.compared, rng).counts
-        is_small = 2 * counts.sum(axis=1) < group.compared
-        rest, all_of_it = np.maximum(total - counts[earlier], 0), np.repeat(total[None], len(later), axis=0)
-        sides = []
-        for places, complements in ((earlier, rest), (later, all_of_it)):
-            figures = out_of_reference(bins, sampled[places], complements).figures(bins, complements)
-            figures[is_small[places]] = np.nan
-            sides.append(figures)
-        return sides[0], sides[1]
+
+        def figures(places: Array, complements: Array) -> Array:
+            return out_of_reference(bins, sampled[places], complements).figures(bins, complements)
+
+        return _both_halves(figures, counts, total, earlier, later, group.compared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,14 +229,12 @@ class Lagged(WindowNull):
         windows = np.eye(len(window_rows))
         return cls(windows[later[kept]], windows[earlier[kept]], float(len(kept)))
 
-    def column_figures(
+    def compared_windows(
         self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[Array, Array]:
+    ) -> tuple[WindowCounts, Array]:
         bins = group.reference.bins[name]
         windows = count_windows([profiles[place] for place in self.starts], name, bins)
-        complements = subsample(self.complements @ column_counts(profiles, name, bins), group.compared, rng)
-        figures = windows.subsampled(group.compared, rng).figures(bins, complements)
-        return mask_small(figures, windows, complements, group.compared), unscaled()
+        return windows, subsample(self.complements @ column_counts(profiles, name, bins), group.compared, rng)
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         windows, bins = group.reference.pieces.windows, group.reference.bins
@@ -276,6 +263,27 @@ class Lagged(WindowNull):
         windows = min(count - middle, len(later))
         how = f"forward in time, on its later {windows} pairs, each judged by those before it"
         return count_alarms(tests, names, supported, math.inf, windows, persistence, how)
+
+
+def _both_halves(
+    figures: Callable[[Array, Array], Array], counts: Array, total: Array, earlier: Array, later: Array, compared: int
+) -> tuple[Array, Array]:
+    """Return [E, FIGURES] of the earlier windows, each beside the other earlier ones, and [L, FIGURES] of the later
+    windows beside all of these; NaN for a window with fewer than half of the compared rows.
+
+    Args:
+        figures: of the windows at some places beside their complements.
+        counts: [M, K + 1] of all windows; total: [K + 1] of the earlier half.
+    """
+    sides = []
+    for places, complements in (
+        (earlier, np.maximum(total - counts[earlier], 0)),
+        (later, np.repeat(total[None], len(later), axis=0)),
+    ):
+        found = figures(places, complements)
+        found[2 * counts[places].sum(axis=1) < compared] = np.nan
+        sides.append(found)
+    return sides[0], sides[1]
 
 
 def _affordable(later: Array, earlier: int, columns: int) -> Array:
