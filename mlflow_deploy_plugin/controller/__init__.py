@@ -70,45 +70,36 @@ __all__ = [
 ]
 
 _HOMES = {
-    "STORE_LEASE": "leadership",
-    "LeaseKeeper": "leadership",
-    "controller_name": "leadership",
-    "process_name": "leadership",
-    "rollouts_lease_name": "locality",
-    "start_metrics_server": "metrics",
-    "EvaluatedWindow": "monitors.evaluation",
-    "judge_and_log": "monitors.evaluation",
-    "run_files": "monitors.file_drift",
-    "backfill": "monitors.manual_runs",
-    "find_monitor": "monitors.manual_runs",
-    "run_due": "monitors.manual_runs",
-    "run_window": "monitors.manual_runs",
-    "MonitorOverview": "monitors.overview",
-    "overviews": "monitors.overview",
-    "retraining_summary": "retraining.plan",
-    "RetrainingRunner": "retraining.runner",
-    "request_retraining": "retraining.trigger",
-    "retrain_on_alarm": "retraining.trigger",
-    "RolloutActions": "rollouts.actions",
-    "command_rollout": "rollouts.commands",
-    "controller_status": "rollouts.commands",
-    "describe_rollout": "rollouts.commands",
-    "last_rollout": "rollouts.commands",
-    "require_controller": "rollouts.commands",
-    "stall_reason": "rollouts.commands",
-    "RolloutController": "rollouts.controller",
-    "rollback": "rollouts.rollback",
-    "rollback_refusal": "rollouts.rollback",
-    "RolloutRequest": "rollouts.start",
-    "start_rollout": "rollouts.start",
-    "rollout_summary": "rollouts.state_machine",
-    "retraining_context": "service",
-    "run_controller": "service",
+    "leadership": ("STORE_LEASE", "LeaseKeeper", "controller_name", "process_name"),
+    "locality": ("rollouts_lease_name",),
+    "metrics": ("start_metrics_server",),
+    "monitors.evaluation": ("EvaluatedWindow", "judge_and_log"),
+    "monitors.file_drift": ("run_files",),
+    "monitors.manual_runs": ("backfill", "find_monitor", "run_due", "run_window"),
+    "monitors.overview": ("MonitorOverview", "overviews"),
+    "retraining.plan": ("retraining_summary",),
+    "retraining.runner": ("RetrainingRunner",),
+    "retraining.trigger": ("request_retraining", "retrain_on_alarm"),
+    "rollouts.actions": ("RolloutActions",),
+    "rollouts.commands": (
+        "command_rollout",
+        "controller_status",
+        "describe_rollout",
+        "last_rollout",
+        "require_controller",
+        "stall_reason",
+    ),
+    "rollouts.controller": ("RolloutController",),
+    "rollouts.rollback": ("rollback", "rollback_refusal"),
+    "rollouts.start": ("RolloutRequest", "start_rollout"),
+    "rollouts.state_machine": ("rollout_summary",),
+    "service": ("retraining_context", "run_controller"),
 }
-"""The module of each name, below this package."""
+"""The names of each module, below this package."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
