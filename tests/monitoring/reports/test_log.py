@@ -59,13 +59,13 @@ class Files(Mapping):
 
 KILLED_IN_THE_MIDDLE = """
 import os, pickle, signal, sys
-from mlflow_deploy_plugin.monitoring.reports import log_judgement
+from mlflow_deploy_plugin.monitoring.reports import log_result
 
 class Files(dict):
     def get(self, name):
         os.kill(os.getpid(), signal.SIGKILL)
 
-log_judgement(pickle.load(sys.stdin.buffer), Files())
+log_result(pickle.load(sys.stdin.buffer), Files())
 """
 
 
