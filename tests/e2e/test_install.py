@@ -37,7 +37,8 @@ ROOMS = {
     "s3": "import boto3, mlflow_deploy_plugin.inference_log.storage",
     "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
     "grpc": "import mlflow_deploy_plugin.server.grpc.server, mlflow_deploy_plugin.server.grpc.service",
-    "redis": "from mlflow_deploy_plugin.server.inference.circuit_breaker import redis_module; redis_module('redis://host:6379/0')",
+    "redis": "from mlflow_deploy_plugin.server.inference.circuit_breaker import import_redis; "
+    "import_redis('redis://host:6379/0')",
     "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.drift.sketches.spark",
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
