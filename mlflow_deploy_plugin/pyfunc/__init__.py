@@ -3,19 +3,6 @@
 `Scorer` is loaded on first use, because mlflow.pyfunc takes a second.
 """
 
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-from mlflow_deploy_plugin.pyfunc.process import RequestRefused, one_line
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.pyfunc.scorer import Scorer
-
-__all__ = ["RequestRefused", "Scorer", "one_line"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Scorer":
-        from mlflow_deploy_plugin.pyfunc.scorer import Scorer
-
-        return Scorer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

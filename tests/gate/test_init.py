@@ -6,14 +6,9 @@ import pytest
 from mlflow_deploy_plugin import gate
 
 
-@pytest.mark.parametrize("name", gate.__all__)
-def test_every_name_of_the_face_is_there(name: str) -> None:
-    assert getattr(gate, name).__name__ == name
-
-
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'judgement'"):
-        gate.__getattr__("judgement")
+    with pytest.raises(AttributeError, match="gate attribute judgement"):
+        getattr(gate, "judgement")  # noqa: B009 - mypy knows that there is none
 
 
 def test_the_policies_are_read_without_mlflow_and_pandas() -> None:
