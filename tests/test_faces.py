@@ -7,7 +7,9 @@ from importlib import import_module
 import pytest
 
 
-@pytest.mark.parametrize("room", ["controller", "deployments", "gate", "monitoring", "pyfunc", "server"])
+@pytest.mark.parametrize(
+    "room", ["controller", "deployments", "gate", "monitoring", "pyfunc", "server", "store", "tabular"]
+)
 def test_every_name_of_a_face_that_loads_late_is_there(room: str) -> None:
     face = import_module(f"mlflow_deploy_plugin.{room}")
     assert face.__all__

@@ -3,33 +3,6 @@
 pyarrow is imported when a Parquet file is read or written; `--help` imports this room.
 """
 
-from mlflow_deploy_plugin.tabular.files import (
-    FILE_FORMATS,
-    FileFormat,
-    atomic_file,
-    format_of,
-    open_input,
-    open_output,
-    output_format,
-)
-from mlflow_deploy_plugin.tabular.read import CsvRecord, csv_records, first_line, json_lines, open_parquet, read_table
-from mlflow_deploy_plugin.tabular.write import table_writer, value_writer, values_of
+import lazy_loader
 
-__all__ = [
-    "FILE_FORMATS",
-    "CsvRecord",
-    "FileFormat",
-    "atomic_file",
-    "csv_records",
-    "first_line",
-    "format_of",
-    "json_lines",
-    "open_input",
-    "open_output",
-    "open_parquet",
-    "output_format",
-    "read_table",
-    "table_writer",
-    "value_writer",
-    "values_of",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,7 +16,6 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.content_encoding import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.explain import explain
-from mlflow_deploy_plugin.server.http.feedback import feedback
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, exception_response
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
 from mlflow_deploy_plugin.server.http.openapi import operations
@@ -95,7 +94,7 @@ ROUTES = (
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
     _post("/explain", explain, operations.EXPLAIN),
-    _post("/feedback", feedback, operations.FEEDBACK),
+    _post("/feedback", views.feedback, operations.FEEDBACK),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _get("/version", views.version, operations.MLFLOW_VERSION),
@@ -108,7 +107,7 @@ ROUTES = (
     _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS),
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _post("/endpoints/NAME/explain", explain, operations.EXPLAIN),
-    _post("/endpoints/NAME/feedback", feedback, operations.FEEDBACK),
+    _post("/endpoints/NAME/feedback", views.feedback, operations.FEEDBACK),
     _get("/endpoints/NAME/docs", _docs, operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/openapi.json", _openapi, operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", views.try_page, operations.ENDPOINT_TRY_PAGE),

@@ -1,0 +1,18 @@
+from .files import FILE_FORMATS as FILE_FORMATS
+from .files import FileFormat as FileFormat
+from .files import atomic_file as atomic_file
+from .files import format_of as format_of
+from .files import open_input as open_input
+from .files import open_output as open_output
+from .files import output_format as output_format
+from .read import CsvRecord as CsvRecord
+from .read import csv_records as csv_records
+from .read import first_line as first_line
+from .read import json_lines as json_lines
+from .read import open_parquet as open_parquet
+from .read import read_table as read_table
+from .write import table_writer as table_writer
+from .write import value_writer as value_writer
+from .write import values_of as values_of
+
+__all__: list[str]
