@@ -17,13 +17,12 @@ import yaml
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.registry import LoggedColumns, logged_columns, resolve
-from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec
+from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec
 
 SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
 """The parameters that every training is given, besides those of the spec."""
 
 _DATASET = "dataset:"
-_KINDS_WITH_REFERENCE = ("drift", "prediction_drift", "data_quality")
 _OWN_PREFIX = "_"
 _MAX_LISTED = 10
 _URI = re.compile(r"[^/]*:")  # as MLflow tells a Git repository from a folder
@@ -79,7 +78,7 @@ def check_monitors(spec: EndpointSpec, config: Mapping[str, Any], progress: Call
                 _check_variants(spec, monitor)
             if columns is not None:
                 _check_columns(monitor, columns)
-            if monitor.kind in _KINDS_WITH_REFERENCE and monitor.reference.startswith(_DATASET):
+            if monitor.kind in KINDS_WITH_REFERENCE and monitor.reference.startswith(_DATASET):
                 _check_dataset(monitor, columns)
         except InvalidConfig as error:
             raise InvalidConfig(f"monitors.{name}.{error.message}") from None

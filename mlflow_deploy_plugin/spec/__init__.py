@@ -25,7 +25,14 @@ from mlflow_deploy_plugin.spec.change import (
 )
 from mlflow_deploy_plugin.spec.criteria import Condition, Requirement, parse_condition
 from mlflow_deploy_plugin.spec.document import dump_spec, field_reference, load_specs, spec_document
-from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS, REGRESSION, MonitorKind, MonitorSpec, RetrainSpec
+from mlflow_deploy_plugin.spec.monitors import (
+    KINDS_WITH_REFERENCE,
+    MIN_LABELLED_WINDOWS,
+    REGRESSION,
+    MonitorKind,
+    MonitorSpec,
+    RetrainSpec,
+)
 from mlflow_deploy_plugin.spec.parts import (
     CaptureSpec,
     Device,
@@ -41,6 +48,7 @@ from mlflow_deploy_plugin.spec.schedule import MONTHS, WEEKDAYS, load_time_zone,
 from mlflow_deploy_plugin.spec.types import Duration, Name, duration_seconds, parse_time
 
 __all__ = [
+    "KINDS_WITH_REFERENCE",
     "MIN_LABELLED_WINDOWS",
     "MONTHS",
     "REGRESSION",

@@ -63,10 +63,11 @@ MONITOR_METRICS: Mapping[str, Mapping[str, MonitorMetric]] = {
 }
 """The metrics that the `require` of a monitor may name, by its kind."""
 
-_COMPARING: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "data_quality")
+KINDS_WITH_REFERENCE: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "data_quality")
+"""The kinds that compare a window with a reference, by sketches of both."""
 _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
-    "reference": _COMPARING,
-    "columns": _COMPARING,
+    "reference": KINDS_WITH_REFERENCE,
+    "columns": KINDS_WITH_REFERENCE,
     "labels_within": ("performance",),
     "estimate": ("performance",),
 }
@@ -159,8 +160,9 @@ class MonitorSpec(SpecPart):
     def _fits_its_kind(self) -> "MonitorSpec":
         if self.kind in ("performance", "shadow", "service_level") and not self.require:
             raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
-        if self.kind in ("drift", "prediction_drift") and self.require:
-            raise ValueError(f"a monitor of kind {self.kind} takes no `require`: its reference says what is normal")
+        if self.require and self.kind not in MONITOR_METRICS:
+            why = "its reference says what is normal" if self.kind in KINDS_WITH_REFERENCE else "it has no figures"
+            raise ValueError(f"a monitor of kind {self.kind} takes no `require`: {why}")
         for name, kinds in _READ_BY.items():
             if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
                 takers = f"kind{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}"
@@ -187,7 +189,7 @@ class MonitorSpec(SpecPart):
     @property
     def is_rolling(self) -> bool:
         """True if a window is compared with an earlier one, at a fixed lag."""
-        return self.kind in _COMPARING and self.reference.startswith("rolling:")
+        return self.kind in KINDS_WITH_REFERENCE and self.reference.startswith("rolling:")
 
     @property
     def history(self) -> timedelta:

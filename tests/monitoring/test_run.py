@@ -3,14 +3,14 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlflow
 import pytest
 
 from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec import MonitorKind, MonitorSpec
 
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -24,6 +24,12 @@ def run(world: Any, window: str = "2013-04-01/1d", **spec: Any) -> Any:
 
 def artifact(run_id: Any, name: Any) -> Any:
     return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)).read_text()
+
+
+def test_every_kind_of_the_spec_has_its_function() -> None:
+    from mlflow_deploy_plugin.monitoring.run import KINDS
+
+    assert set(KINDS) == set(get_args(MonitorKind))
 
 
 def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:

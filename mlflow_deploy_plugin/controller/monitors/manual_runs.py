@@ -33,7 +33,14 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window, open_log
 from mlflow_deploy_plugin.monitoring import Engine, WindowRequest, wait_until_shipped
-from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, MonitorSpec, empty_endpoint, load_specs
+from mlflow_deploy_plugin.spec import (
+    KINDS_WITH_REFERENCE,
+    CaptureSpec,
+    EndpointSpec,
+    MonitorSpec,
+    empty_endpoint,
+    load_specs,
+)
 from mlflow_deploy_plugin.statedir import SPEC
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Store, unknown_endpoint
 
@@ -44,7 +51,6 @@ MAX_BACKFILLED = 10_000
 """Over a year of hours; each is a run in MLflow, and takes seconds."""
 _SHIPPING_SECONDS = 20.0
 _LEASE_SECONDS = 15.0
-_SKETCHED = ("drift", "prediction_drift", "data_quality")
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 
 
@@ -100,8 +106,10 @@ def run_window(
         NotFound: the window has no rows.
         OnnxserveError: it cannot be judged, or the controller is judging it.
     """
-    if engine == "spark" and monitor.spec.kind not in _SKETCHED:
-        raise InvalidConfig(f"--engine spark: monitors of {', '.join(_SKETCHED)} are sketched, not {monitor.spec.kind}")
+    if engine == "spark" and monitor.spec.kind not in KINDS_WITH_REFERENCE:
+        raise InvalidConfig(
+            f"--engine spark: monitors of {', '.join(KINDS_WITH_REFERENCE)} are sketched, not {monitor.spec.kind}"
+        )
     endpoint = deployments.store.endpoint(monitor.endpoint)
     log = endpoint_log(deployments.settings, endpoint)
     is_shipped = wait_until_shipped(deployments.settings.deployments_path / monitor.endpoint, _SHIPPING_SECONDS)

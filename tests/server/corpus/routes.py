@@ -132,6 +132,7 @@ BINARY = _route(
 )
 CSV_TEXT = b"carrier,distance,hour,late\nAA,100.5,3,true\n"
 
+# Tests name some of these by their position: add at the end.
 RECORDS = (
     _flights("/invocations", "dataframe_split", YES),
     _flights("/invocations", "dataframe_records", YES),

@@ -32,6 +32,7 @@ def test_without_pyspark_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def session() -> Any:
+    pytest.importorskip("pyspark")
     session = spark_session("local[2]")
     yield session
     session.stop()
