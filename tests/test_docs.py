@@ -35,6 +35,13 @@ def test_every_link_to_another_page_leads_to_a_file_and_to_a_heading(page: Path)
         assert not heading or heading in _anchors(target), link
 
 
+def test_every_folder_and_module_of_the_glossary_is_there() -> None:
+    named = re.findall(r"`([a-z_]+/[a-z0-9_/]*(?:\.py)?)`", (DOCS / "glossary.md").read_text())
+    roots = [DOCS.parent / "mlflow_deploy_plugin", DOCS.parent]
+    assert named
+    assert [path for path in named if not any((root / path).exists() for root in roots)] == []
+
+
 def _anchors(page: Path) -> set[str]:
     """Of the headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
