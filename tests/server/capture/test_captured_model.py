@@ -18,9 +18,9 @@ from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
+from tests.support.handling import handle
 from tests.support.waiting import wait_until
 
 COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
@@ -115,7 +115,7 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
     state_dir = server.repository.state_dir
     body = orjson.dumps({"dataframe_records": [{"a": 1, "b": 2, "c": 3}]})
     request = RawRequest("POST", "/invocations", {"content-type": "application/json"}, body)
-    assert build_app(server).handle(request).status == 200
+    assert handle(server, request).status == 200
     tools.want(state_dir, 2, {"e": {"e": tools.variant(bias_folders["2"], version="2")}}, drop=["aa"])
     account = next((state_dir / "workers").glob("*.json"))
 
@@ -124,7 +124,7 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
         return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
 
     assert "capture.drop: m 2 has no column 'aa'; did you mean 'a'?" in wait_until(told, what="the refusal")
-    assert build_app(server).handle(request).headers["X-Model-Version"] == "1"
+    assert handle(server, request).headers["X-Model-Version"] == "1"
     (batch,) = read_batches(segments(state_dir / SPOOL)[0]).batches
     assert list(to_log_columns(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
     assert len(batch.offsets) == 2

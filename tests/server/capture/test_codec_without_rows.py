@@ -12,9 +12,9 @@ import pytest
 from mlflow_deploy_plugin.agent.log_tables import captured_table
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
+from tests.support.handling import handle
 
 GRAPHS = {
     "fixed": "g (float[3,2] x) => (float[3,2] y) { y = Neg(x) }",
@@ -52,7 +52,7 @@ def server(tmp_path: Path, serve_here: Callable[..., Server], tools: SimpleNames
 
 def ask(server: Server, path: str, body: Any = None) -> RawResponse:
     method, content = ("GET", b"") if body is None else ("POST", json.dumps(body).encode())
-    return build_app(server).handle(RawRequest(method, path, {"content-type": "application/json"}, content))
+    return handle(server, RawRequest(method, path, {"content-type": "application/json"}, content))
 
 
 def told(server: Server, path: str, body: Any = None) -> Any:
@@ -129,7 +129,7 @@ def test_a_table_is_answered_or_refused_in_words(server: Server, name: str, acce
             f"/v1/models/{name}:predict",
         ):
             headers = {"content-type": content_type, "accept": accept}
-            response = build_app(server).handle(RawRequest("POST", path, headers, body))
+            response = handle(server, RawRequest("POST", path, headers, body))
             assert response.status < 500, (path, body, response.body)
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from tests.server.corpus import limits, slow
 from tests.server.corpus.bounds import BOUNDS, Removal
 from tests.server.corpus.case import BodyCase
 from tests.server.corpus.cases import CASES
 from tests.server.corpus.wire import Answer, Neglected, Refused, check_refusal
+from tests.support.handling import handle
 
 REMOVALS = [(name, removal) for name, (_, removals) in BOUNDS.items() for removal in removals]
 _SLOW_SECONDS = 8.0
@@ -58,7 +58,7 @@ def test_without_a_bound_of_bodies_one_of_its_cases_fails(
 ) -> None:
     def ask(case: BodyCase, route: Any) -> None:
         headers = {key.lower(): value for key, value in {**route.headers, **case.headers}.items() if value}
-        response = build_app(server).handle(RawRequest(route.method, route.path, headers, case.body(route)))
+        response = handle(server, RawRequest(route.method, route.path, headers, case.body(route)))
         check_refusal(case, route, Answer(response.status, response.headers, response.body))
 
     cases = [case for case in CASES if case.bound == name and isinstance(case, BodyCase)]

@@ -14,11 +14,11 @@ import pytest
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from tests.server.corpus import hostile
 from tests.server.corpus.case import Route
 from tests.server.corpus.routes import POSTS, dump
+from tests.support.handling import handle
 
 SMALL, TIMES = 40_000, 10
 MOST = 1.5
@@ -100,7 +100,7 @@ def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route:
     statuses = set()
 
     def ask(body: bytes) -> None:
-        statuses.add(build_app(server).handle(RawRequest(route.method, route.path, headers, body)).status)
+        statuses.add(handle(server, RawRequest(route.method, route.path, headers, body)).status)
 
     found = {}
     for name, fill in hostile.shapes(route).items():

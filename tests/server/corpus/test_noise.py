@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from tests.server.corpus.case import Route
 from tests.server.corpus.routes import ALL, POSTS
 from tests.server.corpus.wire import Answer, check_right
+from tests.support.handling import handle
 
 ENCODINGS = st.sampled_from(["", "gzip", "zstd", "br", "identity", "gzip, zstd"])
 TYPES = st.sampled_from(sorted({route.headers.get("Content-Type", "") for route in POSTS} | {"application/x"}))
@@ -21,7 +21,7 @@ TYPES = st.sampled_from(sorted({route.headers.get("Content-Type", "") for route 
 def ask(server: Any) -> Any:
     def asked(route: Route, body: bytes, headers: dict[str, str]) -> Answer:
         given = {name.lower(): value for name, value in {**route.headers, **headers}.items() if value}
-        response = build_app(server).handle(RawRequest(route.method, route.path, given, body))
+        response = handle(server, RawRequest(route.method, route.path, given, body))
         return Answer(response.status, response.headers, response.body)
 
     return asked

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.content_encoding import COMPRESSED_FROM_BYTES, decode_body, encode_body
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from tests.support.handling import handle
 
 LIMIT = 1_000_000
 ROW = b'{"inputs": [[1, 2, 3]]}'
@@ -176,7 +176,7 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], to
 
 def ask(server: Server, path: str, body: bytes, **headers: str) -> RawResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return build_app(server).handle(RawRequest("POST", path, {"content-type": "application/json", **named}, body))
+    return handle(server, RawRequest("POST", path, {"content-type": "application/json", **named}, body))
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/endpoints/e/invocations", "/predict/batch"])

@@ -13,11 +13,11 @@ from mlflow_deploy_plugin.server.capture.feedback import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.disk import files_of_at_most
+from tests.support.handling import handle
 
 BATCH = {
     "feedback": [
@@ -36,7 +36,7 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], to
 
 def give(server: Server, body: Any, path: str = "/feedback", content_type: str = "application/json") -> RawResponse:
     content = body if isinstance(body, bytes) else orjson.dumps(body)
-    return build_app(server).handle(RawRequest("POST", path, {"content-type": content_type}, content))
+    return handle(server, RawRequest("POST", path, {"content-type": content_type}, content))
 
 
 def kept(spool: Path) -> list[FeedbackFrame]:

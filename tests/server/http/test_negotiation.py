@@ -14,10 +14,10 @@ import pytest
 from pyarrow import parquet
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.protocols import arrow
 from mlflow_deploy_plugin.spec import ServerSpec
+from tests.support.handling import handle
 
 TABLE = pa.table({"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, None]})
 
@@ -66,7 +66,7 @@ def server(serve_here: Callable[..., Server], model_folders: dict[str, Path], to
 
 
 def ask(server: Server, content_type: str, body: bytes, path: str = "/invocations", **headers: str) -> RawResponse:
-    return build_app(server).handle(RawRequest("POST", path, {"content-type": content_type, **headers}, body))
+    return handle(server, RawRequest("POST", path, {"content-type": content_type, **headers}, body))
 
 
 def check(response: RawResponse, form: str) -> None:

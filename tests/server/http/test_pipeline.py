@@ -9,8 +9,8 @@ import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from tests.support.handling import handle
 from tests.support.spool import read_segment
 
 JSON = {"content-type": "application/json"}
@@ -29,7 +29,7 @@ def ask(
     server: Server, path: str = "/invocations", method: str = "POST", body: bytes = ROW, **headers: str
 ) -> RawResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return build_app(server).handle(RawRequest(method, path, {**JSON, **named}, body))
+    return handle(server, RawRequest(method, path, {**JSON, **named}, body))
 
 
 def captured(server: Server, tmp_path: Path) -> list[Any]:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.statedir import SPOOL
+from tests.support.handling import handle
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -72,7 +72,7 @@ def test_a_plan_gives_the_bytes_of_the_general_way(server: Server, path: str, do
     ):
         planned = plans.answer(request)
         assert planned is not None
-        assert shown(planned, request) == shown(build_app(server).handle(request), request)
+        assert shown(planned, request) == shown(handle(server, request), request)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_whatever_is_sent_a_plan_agrees_or_leaves_it(
     for old, new in changes:
         body = body.replace(old, new, 1)
     request = RawRequest("POST", path, JSON, body)
-    planned, general = PlanTable(shared).answer(request), build_app(shared).handle(request)
+    planned, general = PlanTable(shared).answer(request), handle(shared, request)
     if planned is None:
         assert general.status >= 400, body
     else:
@@ -119,7 +119,7 @@ def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
         plans = PlanTable(server)
         for path, document in BODIES:
             request = post(path, document, x_request_id="r")
-            assert (plans.answer(request) if is_planned else build_app(server).handle(request)) is not None
+            assert (plans.answer(request) if is_planned else handle(server, request)) is not None
         counted = [
             line
             for line in server.metrics.page().decode().splitlines()

@@ -11,6 +11,7 @@ import pytest
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from tests.support.handling import handle
 
 JSON = {"content-type": "application/json"}
 ROW = b'{"inputs": [[1, 2, 3]]}'
@@ -28,7 +29,7 @@ def ask(
     server: Server, path: str = "/invocations", method: str = "POST", body: bytes = ROW, **headers: str
 ) -> RawResponse:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return build_app(server).handle(RawRequest(method, path, {**JSON, **named}, body))
+    return handle(server, RawRequest(method, path, {**JSON, **named}, body))
 
 
 def test_the_plain_pages_answer(server: Server) -> None:
@@ -137,7 +138,7 @@ def test_flask_sends_what_the_function_answers(
     server: Server, method: str, path: str, body: bytes, content_type: str
 ) -> None:
     headers = {"content-type": content_type, "x-request-id": "mine"}
-    expected = build_app(server).handle(RawRequest(method, path, headers, body))
+    expected = handle(server, RawRequest(method, path, headers, body))
     got = build_app(server).test_client().open(path, method=method, data=body, headers=headers)
     assert (got.status_code, got.data, got.headers["Content-Type"]) == (
         expected.status,
@@ -150,8 +151,8 @@ def test_flask_sends_what_the_function_answers(
 
 def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Server]) -> None:
     server = serve_here({})
-    told = json.loads(build_app(server).handle(RawRequest("POST", "/invocation", {}, b"")).body)["message"]
+    told = json.loads(handle(server, RawRequest("POST", "/invocation", {}, b"")).body)["message"]
     assert told.startswith("there is no /invocation here; the nearest are /invocations, ")
     assert told.endswith("; /docs shows every route")
     assert len(told) < 200
-    assert "nearest" not in build_app(server).handle(RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()
+    assert "nearest" not in handle(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()

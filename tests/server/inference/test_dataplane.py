@@ -15,10 +15,10 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
+from tests.support.handling import handle
 from tests.support.models import write_model
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
@@ -37,7 +37,7 @@ def serve(serve_here: Serve, bias_folders: dict[str, Path], tools: Any) -> Serve
 def ask(server: Server, body: Any = None, path: str = "/invocations", **headers: str) -> RawResponse:
     content = orjson.dumps({"dataframe_records": [ROW]} if body is None else body)
     named = {"content-type": "application/json", **{key.replace("_", "-"): value for key, value in headers.items()}}
-    return build_app(server).handle(RawRequest("POST", path, named, content, "192.0.2.1"))
+    return handle(server, RawRequest("POST", path, named, content, "192.0.2.1"))
 
 
 def v2(rows: int = 1, **parameters: Any) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def test_limits_answer_429_with_retry_after_and_leave_other_views_alone(serve: S
     assert ask(server, x_api_key="other").status == 200
     for path in ("/ping", "/health", "/metrics"):
         for _ in range(5):
-            assert build_app(server).handle(RawRequest("GET", path, {"x-api-key": "k"}, b"", "192.0.2.1")).status == 200
+            assert handle(server, RawRequest("GET", path, {"x-api-key": "k"}, b"", "192.0.2.1")).status == 200
     assert sample(server, "onnxserve_refused_requests_total", reason="rate") == 1
 
 

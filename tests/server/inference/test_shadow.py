@@ -20,13 +20,13 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import read_families
 from mlflow_deploy_plugin.server.observability.shadow_metrics import ShadowMetrics
+from tests.support.handling import handle
 from tests.support.models import write_model
 from tests.support.spool import CapturedRequest, read_segment
 from tests.support.waiting import wait_until
@@ -50,7 +50,7 @@ def serve(serve_here: Serve, tools: Any) -> Callable[..., Server]:
 
 def ask(server: Server, *rows: list[float]) -> RawResponse:
     body = orjson.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": rows}})
-    return build_app(server).handle(RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+    return handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
 
 
 def shadowed(server: Server, name: str, **labels: str) -> float:
@@ -88,7 +88,7 @@ def test_equal_labels_agree(serve: Serve, model_folders: dict[str, Path], tools:
     server = serve(model_folders["mixed"], tools.mixed_model(tmp_path / "again"))
     row = {"carrier": "AA", "distance": 5.0, "hour": 3, "late": True}
     body = orjson.dumps({"dataframe_records": [row, row | {"carrier": "B6"}]})
-    build_app(server).handle(RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+    handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
     compared(server, 1)
     assert shadowed(server, "rows", agreement="same") == 2
     assert shadowed(server, "difference") == 0.0
@@ -155,7 +155,7 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
     assert server.dataplane.can_infer_async("e") == (most > 1)  # whatever the shadow does
     for number in range(50):
         body = orjson.dumps({"dataframe_records": [{"a": number}]})
-        build_app(server).handle(RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
+        handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
     compared(server, 50)
     assert shadowed(server, "rows", agreement="same") == 50
 
@@ -276,7 +276,7 @@ def test_whatever_the_protocol_a_copy_is_compared(serve: Serve, bias_folders: di
         RawRequest("POST", "/invocations", {"content-type": "text/csv"}, b"a,b,c\n1,2,3\n4,5,6\n"),
         RawRequest("POST", "/v2/models/e/infer", {"content-type": "application/json"}, v2),
     ]
-    assert [build_app(server).handle(request).status for request in requests] == [200] * 3
+    assert [handle(server, request).status for request in requests] == [200] * 3
     compared(server, 3)
     assert shadowed(server, "rows", agreement="different") == 6
 
@@ -302,6 +302,6 @@ def test_endpoints_that_share_their_versions_are_counted_apart(
     server = serve_here({"e": variants, "f": variants})
     body = orjson.dumps({"inputs": [[1, 2, 3]]})
     for path in ["/endpoints/e/invocations", "/endpoints/f/invocations", "/endpoints/f/invocations"] * 10:
-        build_app(server).handle(RawRequest("POST", path, {"content-type": "application/json"}, body))
+        handle(server, RawRequest("POST", path, {"content-type": "application/json"}, body))
     compared(server, 30)
     assert [shadowed(server, "rows", endpoint=name) for name in "ef"] == [10, 20]

@@ -21,11 +21,11 @@ from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.clouds import Cloud
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.statedir import SPEC
+from tests.support.handling import handle
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.spool import read_segment
 from tests.support.waiting import answers, wait_until
@@ -60,7 +60,7 @@ def server(
 def ask(server: Server) -> Callable[..., RawResponse]:
     def ask(path: str, document: Any, content_type: str = "application/json") -> RawResponse:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        return build_app(server).handle(RawRequest("POST", path, {"content-type": content_type}, body))
+        return handle(server, RawRequest("POST", path, {"content-type": content_type}, body))
 
     return ask
 
@@ -99,7 +99,7 @@ def test_the_clouds_pass_on_the_params_of_a_pyfunc(ask: Callable[..., RawRespons
     assert json.loads(azure.body) == [{"day": 1182, "name": "Ä"}]
     vertex = replace(server, cloud=Cloud(predict_route="/vertex"))
     body = json.dumps({"instances": [DAYS], "parameters": {"plus": 1000}}).encode()
-    response = build_app(vertex).handle(RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
+    response = handle(vertex, RawRequest("POST", "/vertex", {"content-type": "application/json"}, body))
     assert json.loads(response.body) == {"predictions": [{"day": 1182, "name": "Ä"}]}
 
 
@@ -226,14 +226,12 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     rows = json.dumps({"dataframe_split": {"columns": ["a", "b", "c"], "data": [[1.0, 0.0, 0.0]]}}).encode()
 
     def version() -> str:
-        response = build_app(server).handle(
-            RawRequest("POST", "/invocations", {"content-type": "application/json"}, rows)
-        )
+        response = handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, rows))
         assert response.status == 200, response.body
         return response.headers["X-Model-Version"]
 
     def get(path: str) -> RawResponse:
-        return build_app(server).handle(RawRequest("GET", path, {}, b""))
+        return handle(server, RawRequest("GET", path, {}, b""))
 
     assert version() == "1"
     tools.want(state_dir, 2, {"e": {"v": tools.variant(pyfunc_folders["knn"], "2")}})

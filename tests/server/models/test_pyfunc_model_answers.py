@@ -14,9 +14,9 @@ import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
+from tests.support.handling import handle
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until
 
@@ -60,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tools: SimpleNamespace) -> 
 def ask(server: Server) -> Callable[..., Any]:
     def ask(path: str, document: Any, kind: str = JSON, status: int = 200, method: str = "POST") -> Any:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        response: RawResponse = build_app(server).handle(RawRequest(method, path, {"content-type": kind}, body))
+        response: RawResponse = handle(server, RawRequest(method, path, {"content-type": kind}, body))
         assert response.status == status, response.body
         return json.loads(response.body) if response.content_type == JSON else response.body
 

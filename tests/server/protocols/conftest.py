@@ -10,8 +10,8 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.assembly import open_server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
+from tests.support.handling import handle
 from tests.support.models import parse_graph
 from tests.support.waiting import wait_until
 
@@ -173,7 +173,7 @@ def ask_ours(
     def ask(model: str, method: str, path: str, content_type: str | None = None, body: bytes = b"") -> Answer:
         headers = {} if content_type is None else {"content-type": content_type}
         place = f"/endpoints/{model}{path}" if path == "/invocations" else path
-        response = build_app(server).handle(RawRequest(method, place, headers, body))
+        response = handle(server, RawRequest(method, place, headers, body))
         return response.status, response.body
 
     yield ask

@@ -12,9 +12,9 @@ import yaml
 
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols import predict
+from tests.support.handling import handle
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
 SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
@@ -22,7 +22,7 @@ SIGMOID_1 = pytest.approx(0.7310586, abs=1e-6)
 
 def post(server: Server, path: str, body: Any, **headers: str) -> tuple[int, Any]:
     request = RawRequest("POST", path, {"content-type": "application/json", **headers}, json.dumps(body).encode())
-    response = build_app(server).handle(request)
+    response = handle(server, request)
     return response.status, json.loads(response.body)
 
 

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.v2 import HEADER_LENGTH
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
@@ -25,6 +24,7 @@ from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     from_binary,
     to_binary,
 )
+from tests.support.handling import handle
 from tests.support.onnx_nodes import Array, NodeCase, node_cases
 
 EVERY = 12
@@ -100,7 +100,7 @@ def ask_in_bytes(server: Server, name: str, case: NodeCase) -> str:
 
 
 def ask(server: Server, name: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, Any]:
-    response = build_app(server).handle(RawRequest("POST", f"/v2/models/{name}/infer", headers, body))
+    response = handle(server, RawRequest("POST", f"/v2/models/{name}/infer", headers, body))
     return response.status, response.body, response.headers
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.tfserving import decode_base64
+from tests.support.handling import handle
 
 RECORD = {"carrier": "AA", "distance": 100.5, "hour": 3, "late": True}
 
@@ -37,7 +37,7 @@ def server(
 
 def ask(server: Server, path: str, document: Any = None, method: str = "POST", **headers: str) -> tuple[int, Any]:
     body = b"" if document is None else json.dumps(document).encode()
-    response = build_app(server).handle(RawRequest(method, f"/v1/models/{path}", headers, body))
+    response = handle(server, RawRequest(method, f"/v1/models/{path}", headers, body))
     return response.status, json.loads(response.body)
 
 
@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said_in_tensorflows_form(
 
 def test_base64_in_a_deep_document_is_refused(server: Server) -> None:
     deep = b'{"instances": ' + b"[" * 900 + b'{"b64": ""}' + b"]" * 900 + b"}"
-    response = build_app(server).handle(RawRequest("POST", "/v1/models/mixed:predict", {}, deep))
+    response = handle(server, RawRequest("POST", "/v1/models/mixed:predict", {}, deep))
     assert (response.status, "nested" in json.loads(response.body)["error"]) == (400, True)
 
 

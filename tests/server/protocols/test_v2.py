@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from tests.support.handling import handle
 
 X = {"name": "X", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}
 Y = {"name": "y", "shape": [2, 1], "datatype": "FP32", "data": [6.0, 15.0]}
@@ -29,9 +29,7 @@ def ask(server: Server, document: Any, model: str = "single", binary: bytes | No
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     headers = {} if binary is None else {HEADER_LENGTH: str(len(body))}
     named = {name.replace("_", "-"): value for name, value in more.items()}
-    return build_app(server).handle(
-        RawRequest("POST", f"/v2/models/{model}/infer", headers | named, body + (binary or b""))
-    )
+    return handle(server, RawRequest("POST", f"/v2/models/{model}/infer", headers | named, body + (binary or b"")))
 
 
 def outputs(response: RawResponse) -> list[dict[str, Any]]:

@@ -10,19 +10,17 @@ import jsonschema_rs  # schemathesis brings it
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import build_app
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS
 from mlflow_deploy_plugin.server.http.pages import site
 from mlflow_deploy_plugin.server.http.routes import list_routes
 from tests.support import page_models
+from tests.support.handling import handle
 from tests.support.waiting import wait_until
 
 
 def ask(server: Server, path: str, method: str = "GET", body: bytes = b"", content_type: str = "") -> RawResponse:
-    return build_app(server).handle(
-        RawRequest(method, path, {"content-type": content_type} if content_type else {}, body)
-    )
+    return handle(server, RawRequest(method, path, {"content-type": content_type} if content_type else {}, body))
 
 
 def fetched(server: Server) -> dict[str, Any]:
@@ -88,7 +86,7 @@ def test_another_version_is_described_anew_and_the_old_one_let_go(
 
 def test_a_page_that_is_kept_names_each_caller_its_own_address(server: Server) -> None:
     for host in ("one.example:8080", "two.example", "[::1]:8123"):
-        page = build_app(server).handle(RawRequest("GET", "/docs", {"host": host}, b"")).body.decode()
+        page = handle(server, RawRequest("GET", "/docs", {"host": host}, b"")).body.decode()
         assert f"http://{host}/endpoints/flights/invocations" in page
         assert ("one.example" in page) == (host.startswith("one"))
         assert "host-" not in page
