@@ -102,10 +102,9 @@ class ServerApp(Flask):
 
 def call_flask(app: Flask, raw: RawRequest) -> RawResponse:
     """Answer a request by a view of the application. A HEAD is a GET whose body the worker leaves out."""
-    headers = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in raw.headers.items()}
     host, _, port = raw.headers.get("host", "localhost").partition(":")
     environ = {
-        **headers,
+        **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in raw.headers.items()},
         "REQUEST_METHOD": "GET" if raw.method == "HEAD" else raw.method,
         "SCRIPT_NAME": "",
         "PATH_INFO": raw.path.encode().decode("latin-1"),
@@ -127,6 +126,7 @@ def call_flask(app: Flask, raw: RawRequest) -> RawResponse:
     }
     with app.request_context(environ):
         response = app.full_dispatch_request()
+        response.direct_passthrough = False  # a file, whose content is read here
         body = response.get_data()
     kept = {name: value for name, value in response.headers.items() if name not in ("Content-Type", "Content-Length")}
     return RawResponse(response.status_code, body, response.content_type or "", kept)

@@ -15,6 +15,21 @@ from mlflow_deploy_plugin.spec import ServerSpec
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
 
 
+MORE_VIEWS = """
+
+@blueprint.get("/broken")
+def broken():
+    raise RuntimeError("secret")
+
+
+@blueprint.get("/file")
+def file():
+    from flask import send_file
+
+    return send_file(__file__, mimetype="text/plain")
+"""
+
+
 @pytest.mark.parametrize(
     ("path", "rules"),
     [
@@ -41,8 +56,7 @@ def distribution(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site-packages")
     code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
     entry = re.findall(r"^flights = \"(.*)\"$", PAGE, re.MULTILINE)[0]
-    failing = "\n\n@blueprint.get('/broken')\ndef broken():\n    raise RuntimeError('secret')\n"
-    (folder / "flights_pages.py").write_text(code + failing)
+    (folder / "flights_pages.py").write_text(code + MORE_VIEWS)
     metadata = folder / "flights_pages-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: flights-pages\nVersion: 1.0\n")
@@ -80,6 +94,11 @@ def test_its_methods_are_flask_s(running: Any) -> None:
     got = requests.get(running.url + "/airports/ewr", timeout=30)
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["Content-Length"] == str(len(got.content))
+
+
+def test_a_view_may_send_a_file(running: Any, distribution: Path) -> None:
+    response = requests.get(running.url + "/file", timeout=30)
+    assert (response.status_code, response.text) == (200, (distribution / "flights_pages.py").read_text())
 
 
 def test_a_view_that_fails_is_answered_without_its_reason(running: Any) -> None:
