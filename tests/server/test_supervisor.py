@@ -77,6 +77,7 @@ def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_time
         ]
         port = int(running.url.rpartition(":")[2])
         wait_until(lambda: len(connections_to(port)) == 4, what="all of them")
+        wait_until(lambda: "the model hangs" in running.log.read_text(), what="one of them in hand")
         began = time.monotonic()
         assert running.end() == 0
         assert 1.5 < time.monotonic() - began < 15  # and not the 60 s that a request may take

@@ -34,6 +34,8 @@ class Troubled(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         what = model_input["do"].iloc[0]
         if what == "hang":
+            sys.stderr.write("the model hangs\n")
+            sys.stderr.flush()
             time.sleep(HANG_SECONDS)
         if what == "spin":
             re.match("(a+)+$", "a" * 60 + "b")  # for years, and without letting another thread of this process run
