@@ -137,7 +137,7 @@ def bodies() -> list[tuple[str, str, str, str, bytes]]:
 def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str, Callable[[], Any]]:
     """Each part of answering this body as a function without arguments."""
     from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-    from mlflow_deploy_plugin.server.http.app import build_app
+    from mlflow_deploy_plugin.server.http.app import ServerApp
     from mlflow_deploy_plugin.server.http.messages import RawRequest
     from mlflow_deploy_plugin.server.http.plan import PlanTable
     from mlflow_deploy_plugin.server.observability.metrics import count_response
@@ -154,7 +154,7 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
     plans = PlanTable(server)
 
     def answer() -> Any:
-        return plans.answer(request) or build_app(server).handle(request)
+        return plans.answer(request) or ServerApp(server).handle(request)
 
     result = answer()
     assert result.status == 200, result.body[:500]

@@ -65,12 +65,12 @@ def drained(server: Any) -> None:
 
 def burst(server: Any) -> float:
     """Microseconds of this thread's time for one answer."""
-    from mlflow_deploy_plugin.server.http.app import build_app
+    from mlflow_deploy_plugin.server.http.app import ServerApp
 
     asked = request()
     began = time.thread_time()
     for _ in range(BURST):
-        build_app(server).handle(asked)
+        ServerApp(server).handle(asked)
     taken = time.thread_time() - began
     drained(server)
     return taken / BURST * 1e6
@@ -78,14 +78,14 @@ def burst(server: Any) -> float:
 
 def paced(server: Any) -> tuple[float, float]:
     """The median and the 99th percentile of the answers' microseconds, by the clock."""
-    from mlflow_deploy_plugin.server.http.app import build_app
+    from mlflow_deploy_plugin.server.http.app import ServerApp
 
     asked = request()
     taken = []
     for _ in range(PACED):
         time.sleep(GAP_SECONDS)
         began = time.perf_counter()
-        build_app(server).handle(asked)
+        ServerApp(server).handle(asked)
         taken.append(time.perf_counter() - began)
     drained(server)
     ordered = sorted(taken)
@@ -94,12 +94,12 @@ def paced(server: Any) -> tuple[float, float]:
 
 def full(server: Any) -> float:
     """Microseconds by the clock for one of many answers without a pause."""
-    from mlflow_deploy_plugin.server.http.app import build_app
+    from mlflow_deploy_plugin.server.http.app import ServerApp
 
     asked = request()
     answers, began = 0, time.perf_counter()
     while (taken := time.perf_counter() - began) < FULL_SECONDS:
-        build_app(server).handle(asked)
+        ServerApp(server).handle(asked)
         answers += 1
     drained(server)
     return taken / answers * 1e6

@@ -3,7 +3,7 @@
 import threading
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import ServerApp, build_app
+from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 
 _apps: dict[int, ServerApp] = {}
@@ -15,5 +15,5 @@ def handle(server: Server, request: RawRequest) -> RawResponse:
     with _building:
         app = _apps.get(id(server))
         if app is None or app.server is not server:
-            app = _apps[id(server)] = build_app(server)
+            app = _apps[id(server)] = ServerApp(server)
     return app.handle(request)

@@ -37,12 +37,7 @@ def create_app(state_dir: str) -> Flask:
         InvalidConfig: spec.yaml in the folder is not a spec.
     """
     configure_logging(load_settings(), "worker")
-    return build_app(open_server(Path(state_dir)))
-
-
-def build_app(server: Server) -> "ServerApp":
-    """Return the application around a server."""
-    return ServerApp(server)
+    return ServerApp(open_server(Path(state_dir)))
 
 
 class ServerApp(Flask):

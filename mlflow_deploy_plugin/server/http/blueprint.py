@@ -16,12 +16,11 @@ from werkzeug.routing import BaseConverter
 
 from mlflow_deploy_plugin.server.http.content_encoding import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.messages import RawResponse, safe_headers
-from mlflow_deploy_plugin.server.http.routes import ROUTES, Route
+from mlflow_deploy_plugin.server.http.routes import ROUTES, Route, name_placeholders
 
 logger = logging.getLogger(__name__)
 
 GROUP = "onnxserve.blueprints"
-_PLACEHOLDERS = {"NAME": "endpoint", "V": "version", "L": "label"}
 
 
 class NameConverter(BaseConverter):
@@ -37,8 +36,9 @@ def register_blueprints(app: Flask) -> None:
     blueprint = Blueprint("onnxserve", __name__)
     for number, route in enumerate(ROUTES):
         if not route.is_direct:
-            view = partial(_view, route, _groups(route.path))
-            for rule in flask_rules(route.path):
+            rules = list(flask_rules(route.path))
+            view = partial(_view, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
+            for rule in rules:
                 blueprint.add_url_rule(
                     rule, f"route-{number}", view, methods=[route.method], provide_automatic_options=False
                 )
@@ -58,21 +58,14 @@ def flask_rules(path: str) -> Iterator[str]:
         for part in ("", *options.split("|")):
             yield from flask_rules(head + part + tail)
         return
-    converter = "name:" if path.startswith("/v1/") else ""
-    for placeholder, group in _PLACEHOLDERS.items():
-        path = re.sub(rf"(?<=/){placeholder}(?=\W|$)", f"<{converter}{group}>", path)
-    yield path
+    yield name_placeholders(path, "<name:{}>" if path.startswith("/v1/") else "<{}>")
 
 
-def _groups(path: str) -> dict[str, None]:
-    """Return the keywords that a route may name, which are None if a path leaves them out."""
-    return {group: None for name, group in _PLACEHOLDERS.items() if re.search(rf"/{name}(?=\W|$)", path)}
-
-
-def _view(route: Route, groups: dict[str, None], **named: str) -> Response:
+def _view(route: Route, keywords: dict[str, None], **named: str) -> Response:
+    """Call the view of a route. A keyword that the path leaves out is None."""
     server: Any = current_app.server  # type: ignore[attr-defined]
     request = decode_body(g.raw_request, server.max_body_bytes)
-    return flask_response(encode_body(request, route.view(server, request, **(groups | named))))
+    return flask_response(encode_body(request, route.view(server, request, **(keywords | named))))
 
 
 def flask_response(response: RawResponse) -> Response:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.http.content_encoding import COMPRESSED_FROM_BYTES
+from mlflow_deploy_plugin.server.http.content_encoding import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, request_id
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
@@ -97,7 +97,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 if wanted is not INVOCATIONS:
                     return None
             feeds, encode, body_id, _, parameters = decode(headers, body, variant)
-            if parameters or not feeds:
+            if "timeout" in parameters or not feeds:
                 return None
             began = perf_counter()
             outputs = run(feeds)
@@ -108,8 +108,6 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 variant, InferResponse(id_, prediction_id, model, version, name, outputs)
             )
         except Exception:  # noqa: BLE001 - the general way meets the same error, answers it and counts it
-            return None
-        if len(content) >= COMPRESSED_FROM_BYTES:
             return None
         if is_captured:
             latency = int((ended - request.arrived) * 1e6)
@@ -127,6 +125,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         }
         if format_headers:
             response_headers.update(format_headers)
-        return RawResponse(200, content, content_type, response_headers)
+        response = RawResponse(200, content, content_type, response_headers)
+        return response if len(content) < COMPRESSED_FROM_BYTES else encode_body(request, response)
 
     return answer

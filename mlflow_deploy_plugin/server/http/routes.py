@@ -125,12 +125,18 @@ ROUTES = (
 )
 
 
+def name_placeholders(path: str, written: str) -> str:
+    """Return a path template with each placeholder as `written` writes its keyword, as in `<{}>`."""
+    for placeholder, keyword in (("NAME", "endpoint"), ("V", "version"), ("L", "label")):
+        path = re.sub(rf"(?<=/){placeholder}(?=\W|$)", written.format(keyword), path)
+    return path
+
+
 def _path_pattern(path: str) -> re.Pattern[str]:
     """Return the pattern of a path template. Its groups are the keywords of the view."""
     part = "[^/:]+" if path.startswith("/v1/") else "[^/]+"
     pattern = path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
-    for placeholder, group in (("NAME", "endpoint"), ("V", "version"), ("L", "label")):
-        pattern = re.sub(rf"(?<=/){placeholder}(?=\W|$)", f"(?P<{group}>{part})", pattern)
+    pattern = name_placeholders(pattern, f"(?P<{{}}>{part})")
     return re.compile(pattern.replace(":classify", ":(?P<method>classify|regress)"))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.app import build_app
+from mlflow_deploy_plugin.server.http.app import ServerApp
 
 PATIENCE_SECONDS = 1.0
 
@@ -26,7 +26,7 @@ def test_what_a_body_takes_to_arrive_is_not_the_request_s_own_time(
     inputs = [{"name": name, "shape": [1], "datatype": "FP64", "data": [1.0]} for name in ("a", "b", "c")]
     body = json.dumps({"inputs": inputs, "parameters": {"timeout": int(PATIENCE_SECONDS * 1e6)}}).encode()
     response = (
-        build_app(server)
+        ServerApp(server)
         .test_client()
         .post(
             "/v2/models/e/infer",

@@ -32,6 +32,9 @@ BODIES: list[tuple[str, Any]] = [
     ("/v2/models/single/infer", {"inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
     ("/v2/models/tensor/infer", {"id": "mine", "inputs": [{"name": "image", "shape": [1, 2, 2], "datatype": "FP32",
                                                              "data": [1, 2, 3, 4]}]}),
+    ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
+        {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
+    ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),  # its answer is large enough to be compressed
     ("/endpoints/stock/invocations", {"inputs": [[1.0, 2.0, 3.0]]}),
 ]  # fmt: skip
 
@@ -69,6 +72,7 @@ def test_a_plan_gives_the_bytes_of_the_general_way(server: Server, path: str, do
         post(path, document),
         post(path, document, x_request_id="my-own"),
         post(path, document, accept="*/*"),
+        post(path, document, accept_encoding="gzip"),
     ):
         planned = plans.answer(request)
         assert planned is not None

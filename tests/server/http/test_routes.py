@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.http.app import build_app
+from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from tests.support.handling import handle
 
@@ -104,7 +104,7 @@ def test_errors_of_v2_have_its_form(server: Server, method: str, path: str, stat
 
 
 def test_what_flask_refuses_has_v2_s_form_too(server: Server) -> None:
-    client = build_app(server).test_client()
+    client = ServerApp(server).test_client()
     got = client.post("/v2/models/e/infer", data=bytes(server.max_body_bytes + 1))
     assert (got.status_code, list(got.json or {})) == (413, ["error"])
     got = client.post("/invocations", data=bytes(server.max_body_bytes + 1))
@@ -139,7 +139,7 @@ def test_flask_sends_what_the_function_answers(
 ) -> None:
     headers = {"content-type": content_type, "x-request-id": "mine"}
     expected = handle(server, RawRequest(method, path, headers, body))
-    got = build_app(server).test_client().open(path, method=method, data=body, headers=headers)
+    got = ServerApp(server).test_client().open(path, method=method, data=body, headers=headers)
     assert (got.status_code, got.data, got.headers["Content-Type"]) == (
         expected.status,
         expected.body,

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.http.app import build_app
+from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.inference.limits import max_batch_rows, request_threads
@@ -130,7 +130,7 @@ class WorkerApp:
         self.streams = 0
         self.idle_connections: list[tuple[float, Any]] = []
         self._plans = PlanTable(server)
-        self._flask = build_app(server)
+        self._flask = ServerApp(server)
 
     def _handle(self, request: RawRequest) -> RawResponse:
         return self._plans.answer(request) or self._flask.handle(request)
