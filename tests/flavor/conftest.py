@@ -10,6 +10,12 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.models.model import ModelInfo
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import mlflow_deploy_plugin as onnxserve
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +63,38 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    """Three columns of numbers; `model` and `logged` are made of it."""
+    random = np.random.default_rng(0)
+    return pd.DataFrame(random.normal(size=(300, 3)), columns=["a", "b", "c"])
+
+
+@pytest.fixture(scope="module")
+def model(table: pd.DataFrame) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression()).fit(table, np.where(table.a > 0, "up", "down"))
+
+
+@pytest.fixture(scope="module")
+def logged(tracking: Path, model: Pipeline, table: pd.DataFrame) -> ModelInfo:
+    """A registered version, with a dataset in its run and event times in its reference."""
+    times = pd.date_range("2013-01-01", periods=len(table), freq="h")
+    with mlflow.start_run():
+        mlflow.log_input(mlflow.data.from_pandas(table, name="training"))
+        return onnxserve.log_model(
+            model,
+            name="model",
+            registered_model_name="updown",
+            input_example=table,
+            event_time=times,
+            metadata={"team": "sky"},
+            extra_pip_requirements=["requests"],
+        )
+
+
+@pytest.fixture(scope="module")
+def folder(logged: ModelInfo) -> Path:
+    """The downloaded files of `logged`."""
+    return Path(mlflow.artifacts.download_artifacts("models:/updown/1"))

@@ -12,45 +12,11 @@ from mlflow.models import Model
 from mlflow.models.model import ModelInfo
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import TunedThresholdClassifierCV
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ParityError
 from mlflow_deploy_plugin.runtime import read_artifact
-
-
-@pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
-    random = np.random.default_rng(0)
-    return pd.DataFrame(random.normal(size=(300, 3)), columns=["a", "b", "c"])
-
-
-@pytest.fixture(scope="module")
-def model(table: pd.DataFrame) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression()).fit(table, np.where(table.a > 0, "up", "down"))
-
-
-@pytest.fixture(scope="module")
-def logged(tracking: Path, model: Pipeline, table: pd.DataFrame) -> ModelInfo:
-    """A registered version, with a dataset in its run and event times in its reference."""
-    times = pd.date_range("2013-01-01", periods=len(table), freq="h")
-    with mlflow.start_run():
-        mlflow.log_input(mlflow.data.from_pandas(table, name="training"))
-        return onnxserve.log_model(
-            model,
-            name="model",
-            registered_model_name="updown",
-            input_example=table,
-            event_time=times,
-            metadata={"team": "sky"},
-            extra_pip_requirements=["requests"],
-        )
-
-
-@pytest.fixture(scope="module")
-def folder(logged: ModelInfo) -> Path:
-    return Path(mlflow.artifacts.download_artifacts("models:/updown/1"))
 
 
 def test_parity_shows_on_run_model_and_version(logged: ModelInfo) -> None:

@@ -1,26 +1,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
-
-
-@pytest.fixture(scope="module")
-def table() -> pd.DataFrame:
-    random = np.random.default_rng(0)
-    return pd.DataFrame(random.normal(size=(300, 3)), columns=["a", "b", "c"])
-
-
-@pytest.fixture(scope="module")
-def model(table: pd.DataFrame) -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression()).fit(table, np.where(table.a > 0, "up", "down"))
 
 
 @pytest.mark.parametrize(
