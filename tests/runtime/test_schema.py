@@ -9,24 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Feeds, Input, Schema, Tensor, compile_schema
-
-
-def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:
-    """Each column feeds an input of its own name and type."""
-    columns = tuple(Column(name, kind) for name, kind in types.items())
-    inputs = tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), missing) for c in columns)
-    return compile_schema(columns, (), inputs)
-
-
-def tensor_schema(dtype: str, *shape: int, name: str = "") -> Schema:
-    return compile_schema((), (Tensor(name, dtype, shape),), (Input("x", dtype, shape),))
-
-
-def stacked_schema(dtype: str = "float32", *names: str) -> Schema:
-    columns = tuple(Column(name, "double") for name in names)
-    return compile_schema(columns, (), (Input("X", dtype, (-1, len(names)), names),))
-
+from mlflow_deploy_plugin.runtime import Column, Feeds, Input, Schema, Tensor, compile_schema
+from tests.support.schemas import columns_schema, stacked_schema, tensor_schema
 
 MIXED = columns_schema(None, s="string", d="double", n="long", b="boolean")
 
