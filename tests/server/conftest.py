@@ -18,7 +18,7 @@ import yaml
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_state
+from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, read_workers, write_state
 from tests.support.models import write_model
 from tests.support.services.redis_server import redis_server
 from tests.support.waiting import free_port, wait_until
@@ -215,6 +215,8 @@ def gunicorn(
     running = Running(f"{'https' if trusted else 'http'}://127.0.0.1:{port}", process, state_dir, log, trusted)
     try:
         wait_until(lambda: ping(running) == awaited, 90, "gunicorn")
+        if awaited == 200:  # a worker is ready a moment before its state file is there
+            wait_until(lambda: read_workers(state_dir), what="a worker's state file")
         yield running
     finally:
         process.send_signal(signal.SIGTERM)
