@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Samp
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
-from mlflow_deploy_plugin.refused import Refused
+from mlflow_deploy_plugin.errors import Refused
 
 _CONFIDENCE, _RATE = 0.95, 0.05
 _START = datetime(2013, 4, 1, tzinfo=UTC)

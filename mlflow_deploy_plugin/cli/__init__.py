@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import OnnxserveError, did_you_mean
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.version import __version__
 

@@ -153,7 +153,7 @@ def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarg
         NotFound: nothing is known of the endpoint, neither a server nor a row.
     """
     from mlflow_deploy_plugin.deployments import label_target
-    from mlflow_deploy_plugin.nearest import did_you_mean, join_names
+    from mlflow_deploy_plugin.errors import did_you_mean, join_names
 
     with opened_deployments() as deployments:
         target = label_target(deployments, log, name)

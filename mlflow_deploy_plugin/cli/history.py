@@ -44,7 +44,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     JSON has also the events that belong to them (the traffic, the gate, tags, the move in MLflow).
     """
     # here: SQLAlchemy takes a second that no other command should wait for
-    from mlflow_deploy_plugin.nearest import did_you_mean, join_names
+    from mlflow_deploy_plugin.errors import did_you_mean, join_names
     from mlflow_deploy_plugin.registry import event_as_json, event_history, without_step_events
 
     with opened_store() as store:

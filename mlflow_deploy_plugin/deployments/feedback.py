@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady, did_you_mean
 from mlflow_deploy_plugin.inference_log import (
     BadRow,
     InferenceLog,
@@ -32,7 +32,6 @@ from mlflow_deploy_plugin.inference_log import (
     view_tables,
     write_labels,
 )
-from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.server import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs

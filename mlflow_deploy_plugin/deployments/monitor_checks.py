@@ -14,8 +14,7 @@ from urllib.parse import urlparse
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable, did_you_mean
 from mlflow_deploy_plugin.registry import LoggedColumns, logged_columns, resolve
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec
 

@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, did_you_mean
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.view import View, view_rows, view_schema
-from mlflow_deploy_plugin.nearest import did_you_mean
 
 MEMORY = "512MB"
 TIMEOUT_SECONDS = 300.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.errors import NotFound, did_you_mean
 from mlflow_deploy_plugin.inference_log.columns import concat_tables, conform, group_tables, unify_schemas
 from mlflow_deploy_plugin.inference_log.label_join import LabelMatches, join_labels, key_columns
 from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, EndpointLabels
@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import RECEIVED_TIME, SHADOW, RowFilter, scan_hour
 from mlflow_deploy_plugin.inference_log.storage import LogFile
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, microseconds
-from mlflow_deploy_plugin.nearest import did_you_mean
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 _TIME = pa.timestamp("us", tz="UTC")

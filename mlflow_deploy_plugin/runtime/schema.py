@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.nearest import hint_for_missing, join_names
+from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch, hint_for_missing, join_names
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.dimensions import (
     SharedDimensions,

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, did_you_mean
 from mlflow_deploy_plugin.spec.document import field_reference, spec_document, validate_spec
 from mlflow_deploy_plugin.spec.parts import EndpointSpec
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
 
 Sign = Literal[">=", "<=", ">", "<"]
 Unit = Literal["", "%", "x", "ms", "s"]

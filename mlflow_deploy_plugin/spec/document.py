@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, ServerSpec, StickySpec, VariantSpec
 from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from mlflow_deploy_plugin.store.tables import EndpointRow
 

@@ -26,6 +26,7 @@ from typing import Literal
 
 import numpy as np
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.column_findings import (
     ColumnVerdict,
     describe_worst,
@@ -44,7 +45,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup,
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms, needed_windows
 from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import compared_rows, too_few_rows
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 State = Literal["drift", "no drift", "not judged"]

@@ -8,6 +8,7 @@ from datetime import timedelta
 import numpy as np
 import pyarrow as pa
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import EPOCH, Window, WindowRows, concat_tables
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, labels_contradict
@@ -16,7 +17,6 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassP
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, read_predictions
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.spec import duration_seconds
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.stats import chi2_contingency
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
@@ -35,7 +36,6 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
 )
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 from mlflow_deploy_plugin.monitoring.segments import as_texts
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate
 from mlflow_deploy_plugin.monitoring.kinds.estimates import SegmentEstimate, estimate_window, labels_contradict_model
@@ -23,7 +24,6 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import Segment, find_segments
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.spec import REGRESSION
 

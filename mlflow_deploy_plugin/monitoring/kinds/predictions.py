@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, as_floats
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output, as_text
 
 LABEL, LABEL_NUMBER = "_label", "_label_number"

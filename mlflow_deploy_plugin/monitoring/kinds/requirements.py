@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import Finding, State
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import Requirement
 

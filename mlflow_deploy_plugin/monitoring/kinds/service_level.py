@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array, as_floats
 from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson_interval
 from mlflow_deploy_plugin.monitoring.kinds.log_rows import ModelVersion, count_versions, most_first, unreadable_notes
@@ -31,7 +32,6 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import MAX_SEGMENTS, as_texts, segment_name
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import Requirement
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.errors import InferenceError
+from mlflow_deploy_plugin.errors import InferenceError, Refused
 from mlflow_deploy_plugin.inference_log import combine_hashes, concat_tables, hash_texts, is_answered_by
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling, share_interval
@@ -32,7 +32,6 @@ from mlflow_deploy_plugin.monitoring.kinds.requirements import (
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
 from mlflow_deploy_plugin.server import compare_outputs
 

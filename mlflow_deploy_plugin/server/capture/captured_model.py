@@ -7,8 +7,7 @@ from functools import lru_cache
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Column, Input, Schema, Tensor, output_column
 
 

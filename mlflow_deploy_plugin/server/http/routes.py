@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.nearest import close_matches
+from mlflow_deploy_plugin.errors import OnnxserveError, close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.content_encoding import decode_body, encode_body

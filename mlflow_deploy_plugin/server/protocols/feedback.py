@@ -9,8 +9,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.nearest import did_you_mean
+from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, did_you_mean
 from mlflow_deploy_plugin.runtime import short_repr
 from mlflow_deploy_plugin.server.capture.feedback import Feedback, Value
 from mlflow_deploy_plugin.server.protocols.content import load_json_object

@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.nearest import join_names
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch, join_names
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Array,

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, expected_metrics
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, classification_metrics
-from mlflow_deploy_plugin.refused import Refused
 
 
 def window(

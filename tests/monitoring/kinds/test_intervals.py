@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     RESAMPLES,
     MetricInterval,
@@ -16,7 +17,6 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     classification_metrics,
     regression_metrics,
 )
-from mlflow_deploy_plugin.refused import Refused
 
 
 def is_held(one: MetricInterval | Refused, truth: float) -> bool:

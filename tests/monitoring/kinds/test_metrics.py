@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
     Sampling,
@@ -14,7 +15,6 @@ from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     classification_metrics,
     regression_metrics,
 )
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import REGRESSION
 
 

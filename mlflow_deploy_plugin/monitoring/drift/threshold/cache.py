@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.statedir import FileCache
 
 _METHOD = 6

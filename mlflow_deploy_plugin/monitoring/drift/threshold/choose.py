@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.threshold.cache import key_of, load_or_build
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution, NullKind
@@ -22,7 +23,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import
     dependence_of,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE
 
 NULLS: Mapping[NullKind, type[Null]] = {

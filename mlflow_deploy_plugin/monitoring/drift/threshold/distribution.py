@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import NOT_HELD_OUT, HoldOutAlarms
-from mlflow_deploy_plugin.refused import Refused
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])

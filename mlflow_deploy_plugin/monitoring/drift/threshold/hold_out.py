@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from scipy.special import betaincinv
 from scipy.stats import betabinom, binom
 
-from mlflow_deploy_plugin.refused import Refused
+from mlflow_deploy_plugin.errors import Refused
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import TestResult

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.stats import chi2, norm
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
@@ -41,7 +42,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import (
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import Null, column_names
 from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import MIN_COMPARED_ROWS
-from mlflow_deploy_plugin.refused import Refused
 
 MAX_DRAWS = 2_000
 _DRAWS = 400

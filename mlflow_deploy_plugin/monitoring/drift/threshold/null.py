@@ -25,6 +25,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
@@ -39,7 +40,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     column_rng,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms
-from mlflow_deploy_plugin.refused import Refused
 
 MAX_WINDOWS = 500
 

@@ -29,6 +29,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
@@ -52,7 +53,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     column_names,
     row_counts,
 )
-from mlflow_deploy_plugin.refused import Refused
 
 FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
 _DRAWS = 400

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.out_of_reference import correct_for_rest
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
@@ -30,7 +31,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     evenly,
     slowest_column,
 )
-from mlflow_deploy_plugin.refused import Refused
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 OVERLAP_WORTH = 1.5

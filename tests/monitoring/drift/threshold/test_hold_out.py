@@ -21,9 +21,9 @@ from benchmarks.drifting.worlds import (
     rolling_reference_of,
     walking_days,
 )
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms, needed_windows
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
-from mlflow_deploy_plugin.refused import Refused
 
 DAYS, ROWS = 90, 60
 

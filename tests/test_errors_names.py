@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from mlflow_deploy_plugin.nearest import (
+from mlflow_deploy_plugin.errors import (
     close_matches,
     closest_match,
     did_you_mean,
