@@ -86,20 +86,18 @@ def _location(source: str) -> str:
 
 
 def _fetch(source: str, location: str, destination: Path) -> Path:
-    from mlflow.artifacts import (
-        download_artifacts,  # imported late: it takes a second, and a model on this disk does without
-    )
+    # imported late: it takes a second, and a model on this disk does without
+    from mlflow.artifacts import download_artifacts
+    from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
     scheme = urlparse(location).scheme
     where = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
     what = f"the files of {redact_credentials(source)}"
+    if scheme not in get_registered_artifact_repositories():
+        raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…; it knows s3, gs and others")
     try:
         with registry_errors(what, where), no_request_timeout():
             return Path(download_artifacts(artifact_uri=location, dst_path=str(destination)))
-    except RegistryUnavailable as error:
-        if "registered artifact repository" in error.message:
-            raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…; it knows s3, gs and others") from None
-        raise
     except OnnxserveError:
         raise
     except ImportError as error:

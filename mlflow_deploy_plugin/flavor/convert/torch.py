@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
@@ -92,9 +93,10 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
 
 def _reason(error: Exception) -> str:
     """Return the first line of the exporter's message, or its meaning."""
-    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     reason = plain_reason(lines[0]) if lines else type(error).__name__
-    if "data-dependent" in reason:
+    if any(isinstance(one, GuardOnDataDependentSymNode) for one in (cause, cause.__cause__)):
         return f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
     return reason
 

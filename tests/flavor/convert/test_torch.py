@@ -50,6 +50,11 @@ class NoBatch(torch.nn.Module):
         return x.mean()
 
 
+class Branching(torch.nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x if x.sum() > 0 else -x
+
+
 def _mlp() -> Any:
     return torch.nn.Sequential(
         torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Dropout(), torch.nn.Linear(8, 2)
@@ -136,6 +141,11 @@ def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) ->
 def test_answer_without_a_batch_is_refused() -> None:
     with pytest.raises(ConversionError, match="first dimension as the batch"):
         wrap(NoBatch(), torch.randn(4, 3))
+
+
+def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
+    with pytest.raises(ConversionError, match="Branching cannot be .* decides by the values .*; torch.where does so"):
+        wrap(Branching(), torch.randn(4, 3))
 
 
 def test_unknown_input_is_named() -> None:
