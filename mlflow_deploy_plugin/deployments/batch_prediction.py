@@ -21,8 +21,7 @@ from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_w
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OnnxModel, available_cores, read_served_artifact
-from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json
-from mlflow_deploy_plugin.server.protocols import arrow, mlflow
+from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json, protocols
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
 _TRIES = 6
@@ -276,14 +275,14 @@ def _onnx_predictor(folder: Path) -> Predictor:
     loaded = OnnxModel.load(folder, "cpu", available_cores())
 
     def predict(content_type: str, body: bytes) -> Any:
-        is_parquet = content_type == arrow.PARQUET
+        is_parquet = content_type == PARQUET
         if is_parquet:
-            feeds: Feeds = arrow.decode(content_type, body, loaded.schema, _LARGEST_TABLE_BYTES)
+            feeds: Feeds = protocols.arrow.decode(content_type, body, loaded.schema, _LARGEST_TABLE_BYTES)
         else:
-            feeds = mlflow.decode(content_type, body, loaded.schema)
+            feeds = protocols.mlflow.decode(content_type, body, loaded.schema)
         outputs = loaded.run(feeds, loaded.artifact.prediction)
-        prediction = loaded.prediction(outputs, of_table=is_parquet or mlflow.is_table(content_type, body))
-        return orjson.loads(mlflow.encode(prediction))["predictions"]
+        prediction = loaded.prediction(outputs, of_table=is_parquet or protocols.mlflow.is_table(content_type, body))
+        return orjson.loads(protocols.mlflow.encode(prediction))["predictions"]
 
     return predict
 

@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.runtime import as_text
-from mlflow_deploy_plugin.server import Feedback
-from mlflow_deploy_plugin.server.protocols import feedback as protocol
+from mlflow_deploy_plugin.server import Feedback, protocols
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, json_lines, open_parquet
 
 PREDICTION_ID, ROW, LABEL = "prediction_id", "row", "label"
@@ -116,7 +115,7 @@ def _decode(documents: Iterable[dict[str, Any]]) -> list[Feedback]:
         body = orjson.dumps({"feedback": list(documents)}, default=as_text)
     except TypeError as error:  # a number beyond 64 bits, a text that is not Unicode
         raise InvalidRequest(str(error)) from None
-    return protocol.decode(_JSON, body)
+    return protocols.feedback.decode(_JSON, body)
 
 
 def _document(

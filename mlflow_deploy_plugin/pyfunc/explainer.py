@@ -33,8 +33,8 @@ from mlflow_deploy_plugin.server import (
     explained_names,
     explained_numbers,
     explained_outputs,
+    protocols,
 )
-from mlflow_deploy_plugin.server.protocols import mlflow
 
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
@@ -142,7 +142,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             return Background(schema.from_columns(columns), "reference")
         example = artifact.folder / INPUT_EXAMPLE
         if example.is_file():
-            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+            feeds = protocols.mlflow.decode(JSON, example.read_bytes(), model.schema)
             return Background({name: array[:most_rows] for name, array in feeds.items()}, "input_example")
     except (OSError, pa.ArrowException) as error:
         raise InvalidArtifact(f"the rows that came with the model cannot be read: {type(error).__name__}") from None

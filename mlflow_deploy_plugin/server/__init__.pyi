@@ -1,3 +1,6 @@
+from . import (
+    protocols as protocols,
+)
 from .capture.feedback import (
     Feedback as Feedback,
 )
