@@ -73,8 +73,17 @@ from .monitor_checks import (
 from .scoring import (
     scoring_target as scoring_target,
 )
-from .server_client import (
-    ServerSession as ServerSession,
+from .server_metrics import (
+    CountersByVersion as CountersByVersion,
+)
+from .server_metrics import (
+    ServerMetrics as ServerMetrics,
+)
+from .server_metrics import (
+    VersionCounters as VersionCounters,
+)
+from .server_metrics import (
+    fetch_server_metrics as fetch_server_metrics,
 )
 
 __all__: list[str]

@@ -1,10 +1,18 @@
 """The content of the page: endpoints, versions, traffic, health, rollouts, monitors, gate, audit trail."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
-from mlflow_deploy_plugin.errors import StoreUnavailable
+from mlflow_deploy_plugin.deployments import (
+    Deployments,
+    ObservedEndpoint,
+    ServerMetrics,
+    VersionCounters,
+    fetch_server_metrics,
+)
+from mlflow_deploy_plugin.errors import Refused, StoreUnavailable
 from mlflow_deploy_plugin.registry import parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
@@ -19,15 +27,16 @@ from mlflow_deploy_plugin.ui.permissions import (
     may_read,
     visible_events,
 )
-from mlflow_deploy_plugin.ui.server_metrics import Scrape, VariantMetrics, scrape_servers
 
 _EVENTS = 40
 _ROLLOUTS = 10
+_METRICS_SECONDS = 1.5
+_ASKED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant with the version that answers and its figures; `page` is the version's page in MLflow, or empty."""
+    """A variant with the version that answers and its counters; `page` is the version's page in MLflow, or empty."""
 
     name: str
     model_uri: str
@@ -36,7 +45,7 @@ class VariantRow:
     weight: int
     shadow: bool
     error: str
-    figures: VariantMetrics
+    counters: VersionCounters
     page: str
 
 
@@ -85,10 +94,13 @@ def build_overview(store: Store, settings: Settings, registry: Any, pages: Mlflo
     except StoreUnavailable as error:
         return Overview(error=error.message)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
-    scrapes = scrape_servers({one.endpoint.name: one.observation.url for one in readable if one.observation.url})
+    urls = {one.endpoint.name: one.observation.url for one in readable if one.observation.url}
+    with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
+        asked = pool.map(partial(fetch_server_metrics, timeout_seconds=_METRICS_SECONDS), urls.values())
+        metrics = dict(zip(urls, asked, strict=True))
     has_account = bool(caller().user)
     models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
-    cards = [_card(one, scrapes.get(one.endpoint.name), pages, store, registry) for one in readable]
+    cards = [_card(one, metrics.get(one.endpoint.name), pages, store, registry) for one in readable]
     if is_administrator():  # nobody knows their models
         cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
@@ -103,37 +115,32 @@ def build_overview(store: Store, settings: Settings, registry: Any, pages: Mlflo
 
 
 def _card(
-    one: ObservedEndpoint, scrape: Scrape | None, pages: MlflowPages, store: Store, registry: Any
+    one: ObservedEndpoint, metrics: ServerMetrics | Refused | None, pages: MlflowPages, store: Store, registry: Any
 ) -> EndpointCard:
     spec, observation = one.endpoint.spec, one.observation
     may_act = may_act_on(registered_model_names(spec))
-    is_silent = scrape is not None and bool(scrape.error)  # the rollback would ask it again, and wait
-    health, reason = _health(observation, scrape)
+    reason = observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
+    health: str = observation.state
+    if observation.state == "running" and isinstance(metrics, Refused):
+        health, reason = "silent", f"{observation.url}: {metrics.reason}"
+    elif observation.state == "running":
+        health = "degraded" if reason else "healthy"
     return EndpointCard(
         name=spec.name,
         health=health,
         reason=reason,
         url=observation.url,
-        variants=tuple(_row(one, name, scrape or Scrape(), pages) for name in spec.variants),
+        variants=tuple(_row(one, name, metrics, pages) for name in spec.variants),
         verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",
-        no_rollback=rollback_blocker(store, one, registry) if may_act and not is_silent else "",
+        # a rollback would ask a silent server again, and wait
+        no_rollback=rollback_blocker(store, one, registry) if may_act and not isinstance(metrics, Refused) else "",
     )
 
 
-def _health(observation: Observation, scrape: Scrape | None) -> tuple[str, str]:
-    """Return one word, and why it is not `healthy`."""
-    reason = observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
-    if observation.state != "running":
-        return observation.state, reason
-    if scrape is not None and scrape.error:
-        return "silent", f"{observation.url}: {scrape.error}"
-    return ("degraded" if reason else "healthy"), reason
-
-
-def _row(one: ObservedEndpoint, name: str, scrape: Scrape, pages: MlflowPages) -> VariantRow:
+def _row(one: ObservedEndpoint, name: str, metrics: ServerMetrics | Refused | None, pages: MlflowPages) -> VariantRow:
     spec, observation = one.endpoint.spec.variants[name], one.observation
     wanted = observation.wanted.variants.get(name) if observation.wanted is not None else None
     loaded = {
@@ -143,7 +150,17 @@ def _row(one: ObservedEndpoint, name: str, scrape: Scrape, pages: MlflowPages) -
     }
     version = ", ".join(sorted(loaded - {""})) or "–"
     model = wanted.model if wanted is not None else parse_model_uri(spec.model).name
-    figures = scrape.of(name, model, version)
-    page = pages.version(model, version) if version.isdigit() else ""
-    error = observation.errors.get(name, "")
-    return VariantRow(name, spec.model, model, version, spec.weight, spec.shadow, error, figures, page)
+    counters = VersionCounters()
+    if isinstance(metrics, ServerMetrics):
+        counters = metrics.of(one.endpoint.name, name, model, version)
+    return VariantRow(
+        name=name,
+        model_uri=spec.model,
+        model=model,
+        version=version,
+        weight=spec.weight,
+        shadow=spec.shadow,
+        error=observation.errors.get(name, ""),
+        counters=counters,
+        page=pages.version(model, version) if version.isdigit() else "",
+    )

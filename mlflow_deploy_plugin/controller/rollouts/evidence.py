@@ -9,7 +9,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
-from mlflow_deploy_plugin.controller.snapshot import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.deployments import CountersByVersion, VersionCounters
 
 _MIN_TIMED = 100
 """Requests of the current version from which its quantiles are known well enough."""

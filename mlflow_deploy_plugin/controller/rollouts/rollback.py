@@ -9,13 +9,14 @@ from typing import Any
 
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
 from mlflow_deploy_plugin.controller.rollouts.state_machine import plan_of
-from mlflow_deploy_plugin.controller.snapshot import (
-    fetch_metrics_page,
-    main_variant,
-    take_snapshot,
-    versions_by_last_answer,
+from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
+from mlflow_deploy_plugin.deployments import (
+    Deployments,
+    ObservedEndpoint,
+    ServerMetrics,
+    fetch_server_metrics,
+    open_deployments,
 )
-from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
@@ -228,8 +229,10 @@ def _candidates(
     in_trail = [PreviousVersion(version, source) for version in followed if version != current]
     if followed[:1] == [current]:  # else the place was moved past the trail, which is then behind
         yield from in_trail
-    page = fetch_metrics_page(observed.observation.url) if observed.observation.url else None
-    answered = versions_by_last_answer(page, endpoint, main, reference.name) if page else []
+    metrics = fetch_server_metrics(observed.observation.url) if observed.observation.url else None
+    answered = []
+    if isinstance(metrics, ServerMetrics):
+        answered = metrics.versions_by_last_answer(endpoint, main, reference.name)
     registered = previous_in_registry(reference, current, registry)
     passed = ""
     if registered is not None and registered.version not in answered:

@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.controller.rollouts.evidence import (
     rejection,
 )
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
-from mlflow_deploy_plugin.controller.snapshot import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, VersionCounters
 from tests.support.rollouts import PLAN, counted, numbers
 
 

@@ -1,0 +1,174 @@
+"""What a server has counted since its start, read from its page `/metrics`. The controller and the console use it.
+
+The counters are the server's own, summed over its workers and protocols. They begin at zero with each server; a lower
+value than before is taken for a restart, as Prometheus does.
+
+One rule says what counts, for the rollouts that are judged and for the page that a person reads:
+
+- An answer without success is an error. A refusal of the input (4xx) is one, too: a rollout has to find a model that no
+  longer takes what its callers send.
+- A request whose caller left before the answer (499, over gRPC CANCELLED) is not counted.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from mlflow_deploy_plugin.deployments.server_client import ServerSession
+from mlflow_deploy_plugin.errors import Refused
+
+_PAGE_SECONDS = 5.0
+_CALLER_LEFT = ("499", "CANCELLED")
+_REQUESTS = "onnxserve_requests_total"
+_DURATIONS = "onnxserve_request_duration_seconds_bucket"
+_LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
+_SHADOW_ROWS = "onnxserve_shadow_rows_total"
+_SHADOW_REQUESTS = "onnxserve_shadow_requests_total"
+
+
+@dataclass(frozen=True)
+class VersionCounters:
+    """The counters of one version under one variant's name.
+
+    Attributes:
+        requests / errors: the requests that were answered, and those of them that were answered without success.
+        timed: upper bound in seconds → requests of all kinds that took at most so long.
+        same / different: rows that a shadow has answered like the answering version, and otherwise; a request that it
+            could not answer counts as one row.
+    """
+
+    requests: float = 0
+    errors: float = 0
+    timed: Mapping[float, float] = field(default_factory=dict)
+    same: float = 0
+    different: float = 0
+
+    @property
+    def compared(self) -> float:
+        return self.same + self.different
+
+    def since(self, before: "VersionCounters") -> "VersionCounters":
+        """Return what was added since `before`; everything if the server has restarted since."""
+        is_anew = self.requests < before.requests or self.compared < before.compared
+        return self if is_anew else self._combined(before, -1)
+
+    def plus(self, other: "VersionCounters") -> "VersionCounters":
+        return self._combined(other, 1)
+
+    def _combined(self, other: "VersionCounters", sign: int) -> "VersionCounters":
+        bounds = sorted({*self.timed, *other.timed})
+        return VersionCounters(
+            requests=self.requests + sign * other.requests,
+            errors=self.errors + sign * other.errors,
+            timed={bound: self.timed.get(bound, 0) + sign * other.timed.get(bound, 0) for bound in bounds},
+            same=self.same + sign * other.same,
+            different=self.different + sign * other.different,
+        )
+
+    def quantile_bound(self, quantile: float) -> float | None:
+        """Return the end in seconds of the bucket that the quantile of the durations lies in; None without answers."""
+        total = self.timed.get(math.inf, 0)
+        return next((bound for bound, count in sorted(self.timed.items()) if total and count >= quantile * total), None)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "requests": self.requests,
+            "errors": self.errors,
+            "timed": [[str(bound), count] for bound, count in self.timed.items()],
+            "same": self.same,
+            "different": self.different,
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, object]) -> "VersionCounters":
+        timed = {float(bound): count for bound, count in document["timed"]}  # type: ignore[attr-defined]
+        return VersionCounters(**{**document, "timed": timed})  # type: ignore[arg-type]
+
+
+CountersByVersion = Mapping[tuple[str, str], VersionCounters]
+"""By variant and version."""
+_Version = tuple[str, str, str, str]
+"""Endpoint, variant, model, version."""
+
+
+@dataclass(frozen=True)
+class ServerMetrics:
+    """The counters of one server.
+
+    Attributes:
+        counters: by endpoint, variant, model and version.
+        last_requests: endpoint, model and version → the time of its last request in seconds since the epoch.
+    """
+
+    counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
+    last_requests: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+
+    def of(self, endpoint: str, variant: str, model: str, version: str) -> VersionCounters:
+        return self.counters.get((endpoint, variant, model, version), VersionCounters())
+
+    def by_version(self, endpoint: str) -> CountersByVersion:
+        """Return the counters of one endpoint, summed over the models that a variant has had."""
+        found: dict[tuple[str, str], VersionCounters] = {}
+        for (of_endpoint, variant, _, version), counters in self.counters.items():
+            if of_endpoint == endpoint:
+                found[variant, version] = found.get((variant, version), VersionCounters()).plus(counters)
+        return found
+
+    def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
+        """Return the model's versions that have answered as this variant, the last first."""
+        answered = [
+            version
+            for (*others, version), counters in self.counters.items()
+            if others == [endpoint, variant, model] and counters.requests
+        ]
+        last = {version: self.last_requests.get((endpoint, model, version), 0) for version in answered}
+        return sorted(answered, key=last.__getitem__, reverse=True)
+
+
+def fetch_server_metrics(url: str, timeout_seconds: float = _PAGE_SECONDS) -> ServerMetrics | Refused:
+    """Return what the server at `url` has counted, or why it does not say."""
+    try:
+        with ServerSession() as session:
+            answer = session.get(f"{url}/metrics", timeout=timeout_seconds)
+        answer.raise_for_status()
+        return parse_server_metrics(answer.text)
+    except requests.Timeout:
+        return Refused(f"no answer within {timeout_seconds:g} s")
+    except requests.HTTPError as error:
+        return Refused(f"it answers {error.response.status_code}")
+    except requests.RequestException:
+        return Refused("nothing answers there")
+    except ValueError:
+        return Refused("its metrics cannot be read")
+
+
+def parse_server_metrics(page: str) -> ServerMetrics:
+    """Return the counters of a page in Prometheus' text format; raise ValueError if it is none."""
+    sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
+    last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            labels, value = sample.labels, sample.value
+            if sample.name == _LAST_REQUEST:
+                of_model = labels["endpoint"], labels["model"], labels["version"]
+                last[of_model] = max(last[of_model], value)
+            if "variant" not in labels:
+                continue
+            key = labels["endpoint"], labels["variant"], labels["model"], labels["version"]
+            if sample.name == _REQUESTS and labels["status"] not in _CALLER_LEFT:
+                sums[key]["requests"] += value
+                if labels["status"] != "OK" and not labels["status"].startswith("2"):
+                    sums[key]["errors"] += value
+            elif sample.name == _DURATIONS:
+                timed[key][float(labels["le"])] += value
+            elif sample.name == _SHADOW_ROWS:
+                sums[key][labels["agreement"]] += value
+            elif sample.name == _SHADOW_REQUESTS and labels["outcome"] == "failed":
+                sums[key]["different"] += value
+    counters = {key: VersionCounters(**sums[key], timed=dict(sorted(timed[key].items()))) for key in {*sums, *timed}}
+    return ServerMetrics(counters, dict(last))

@@ -1,0 +1,78 @@
+"""Reading what a server has counted, from its page /metrics."""
+
+import ssl
+import subprocess
+from http.server import HTTPServer
+from pathlib import Path
+
+from mlflow_deploy_plugin.deployments.server_metrics import (
+    VersionCounters,
+    fetch_server_metrics,
+    parse_server_metrics,
+)
+from mlflow_deploy_plugin.errors import Refused
+from tests.support.metrics_page import PAGE, serving
+
+
+def test_the_counts_of_one_endpoint_are_added_up_over_protocols() -> None:
+    found = parse_server_metrics(PAGE).by_version("f")
+
+    assert found["main", "6"] == VersionCounters(100, 5, {0.1: 86, float("inf"): 100})
+    assert found["new", "7"].requests == 4
+    assert (found["copy", "7"].same, found["copy", "7"].different) == (30, 15)
+    assert set(found) == {("main", "5"), ("main", "6"), ("main", "4"), ("new", "7"), ("copy", "7")}
+
+
+def test_the_counts_of_a_version_are_those_of_its_own_model() -> None:
+    found = parse_server_metrics(PAGE.replace('model="Y",version="4"', 'model="Y",version="6"'))
+
+    assert found.of("f", "main", "X", "6").requests == 100
+    assert found.of("f", "main", "Y", "6").requests == 1
+    assert found.by_version("f")["main", "6"].requests == 101
+    assert found.of("f", "main", "Z", "6") == VersionCounters()
+
+
+def test_the_bound_of_a_quantile_is_the_end_of_its_bucket() -> None:
+    timed = VersionCounters(100, 0, {0.1: 86, 1.0: 99, float("inf"): 100})
+
+    assert (timed.quantile_bound(0.5), timed.quantile_bound(0.99)) == (0.1, 1.0)
+    assert VersionCounters(timed={0.1: 0, float("inf"): 0}).quantile_bound(0.99) is None
+    assert VersionCounters().quantile_bound(0.99) is None
+
+
+def test_the_version_that_has_answered_last_under_a_name_comes_first() -> None:
+    assert parse_server_metrics(PAGE).versions_by_last_answer("f", "main", "X") == ["6", "5"]
+
+
+def test_versions_of_a_model_that_was_served_before_are_not_taken_for_this_ones() -> None:
+    assert parse_server_metrics(PAGE).versions_by_last_answer("f", "main", "Y") == ["4"]
+
+
+def test_counts_survive_being_written_down() -> None:
+    counted = parse_server_metrics(PAGE).by_version("f")["main", "6"]
+
+    assert VersionCounters.from_json(counted.to_json()) == counted
+
+
+def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
+    with serving({"/metrics": PAGE, "/other/metrics": "no { metrics"}) as url:
+        assert fetch_server_metrics(url) == parse_server_metrics(PAGE)
+        assert fetch_server_metrics(f"{url}/elsewhere") == Refused("it answers 404")
+        assert fetch_server_metrics(f"{url}/other") == Refused("its metrics cannot be read")
+    assert fetch_server_metrics(f"http://127.0.0.1:{free_port}") == Refused("nothing answers there")
+
+
+def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
+    """Its certificate names another host and is signed by nobody else, as that of one behind a public name."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=models.example"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+
+    def speak_tls(server: HTTPServer) -> str:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        return "https"
+
+    with serving({"/metrics": PAGE}, speak_tls) as url:
+        assert fetch_server_metrics(url) == parse_server_metrics(PAGE)
