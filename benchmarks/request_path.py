@@ -138,8 +138,8 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
     """Each part of answering this body as a function without arguments."""
     from mlflow_deploy_plugin.server.capture.codec import RequestRecord
     from mlflow_deploy_plugin.server.http.app import ServerApp
-    from mlflow_deploy_plugin.server.http.messages import RawRequest
     from mlflow_deploy_plugin.server.http.plan import PlanTable
+    from mlflow_deploy_plugin.server.inference.messages import RawRequest
     from mlflow_deploy_plugin.server.observability.metrics import count_response
     from mlflow_deploy_plugin.server.protocols import protocol_table
 

@@ -49,7 +49,7 @@ def open_servers(root: Path) -> dict[str, Any]:
 
 
 def request() -> Any:
-    from mlflow_deploy_plugin.server.http.messages import RawRequest
+    from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
     draw = random.Random(0)
     names = [f"feature_{place}" for place in range(request_path.WIDTH)]

@@ -19,6 +19,7 @@
     ├── FeedbackNotKept             503 TEMPORARILY_UNAVAILABLE  the spool takes no labels just now
     ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
     ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        its time was up before it was computed
+    ├── ClientDisconnected          499 CANCELLED                nobody reads the response any more
     ├── ModelError                  400 INVALID_PARAMETER_VALUE  a model that cannot be used
     │   ├── ConversionError                                      it has no ONNX form
     │   ├── ParityError                                          its ONNX form answers otherwise
@@ -31,7 +32,8 @@
     ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
     ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
-    └── DeploymentFailed            500 INTERNAL_ERROR           a server that did not come up
+    ├── DeploymentFailed            500 INTERNAL_ERROR           a server that did not come up
+    └── InternalError               500 INTERNAL_ERROR           an error that nobody foresaw; the log has it
 
 The message is for the person who made the mistake: what was wrong, where, and what would be right. `http_status`
 and `error_code` (one of MLflow's, so that MLflow's clients understand it) say the same to programs. One place each
@@ -187,6 +189,13 @@ class DeadlineExceeded(OnnxserveError):
     error_code = "DEADLINE_EXCEEDED"
 
 
+class ClientDisconnected(OnnxserveError):
+    """Nobody reads the response any more. The status is nginx's; it is counted and never sent."""
+
+    http_status = 499
+    error_code = "CANCELLED"
+
+
 class ModelError(OnnxserveError):
     """A model that cannot be wrapped or served."""
 
@@ -258,6 +267,10 @@ class StoreUnavailable(OnnxserveError):
 
 class DeploymentFailed(OnnxserveError):
     """A server did not become ready; the message carries the reason from its log."""
+
+
+class InternalError(OnnxserveError):
+    """An error that nobody foresaw. The log has it with its traceback; the message says no more than that."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ import threading
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
 _apps: dict[int, ServerApp] = {}
 _building = threading.Lock()

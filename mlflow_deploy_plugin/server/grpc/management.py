@@ -1,12 +1,11 @@
 """The methods about models and the server: metadata, readiness, configuration, statistics, repository and health.
 
-The views of V2's REST form answer them: their documents have the fields of the messages, since Triton made both so.
-Where REST has a bare array or object, the message has it in a field.
+`inference/management.py` makes their documents for V2's REST form, too: Triton made both with the same fields. Where
+REST has a bare array or object, the message has it in a field.
 """
 
 import base64
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,25 +15,23 @@ from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc.calls import OpenCalls
-from mlflow_deploy_plugin.server.http import views
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response
-from mlflow_deploy_plugin.server.protocols.content import dump_json
+from mlflow_deploy_plugin.server.inference import management as documents
+from mlflow_deploy_plugin.server.protocols import v2, v2_extensions
 
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
-ManagementMethod = Callable[[Server, RawRequest, Any], RawResponse]
-"""Answers a method, given the server, the request and its message; the body of the response is JSON."""
+ManagementMethod = Callable[[Server, Any], dict[str, Any]]
+"""Answers a method, given the server and its message: returns the fields of the response."""
 
 
-def check_health(server: Server, request: RawRequest, message: messages.HealthCheckRequest) -> RawResponse:
+def check_health(server: Server, message: messages.HealthCheckRequest) -> dict[str, Any]:
     """Answer `grpc.health.v1.Health/Check`, for the whole server or one of its services."""
     status = _health_status(server, message.service)
     if status == _STATUS.SERVICE_UNKNOWN:
-        text = f"there is no service {message.service[:100]!r}"
-        return error_response(request.path, 404, "RESOURCE_DOES_NOT_EXIST", text)
-    return RawResponse(200, dump_json({"status": _STATUS.Name(status)}))
+        raise NotFound(f"there is no service {message.service[:100]!r}")
+    return {"status": _STATUS.Name(status)}
 
 
 def watch_health(
@@ -68,59 +65,49 @@ def _health_status(server: Server, service: str) -> messages.HealthCheckResponse
     return _STATUS.NOT_SERVING if server.repository.not_ready_reason() else _STATUS.SERVING
 
 
-def _endpoint_view(view: Callable[..., RawResponse]) -> ManagementMethod:
-    """Return the method of a view of one endpoint, or of one version of it if the message has one."""
-    return lambda server, request, message: view(
-        server, request, endpoint=message.name, version=message.version or None
-    )
-
-
-def _model_ready(server: Server, request: RawRequest, message: messages.ModelReadyRequest) -> RawResponse:
+def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[str, Any]:
     """Call a missing model not ready, as Triton does: otherwise its clients' `is_model_ready` would raise."""
     try:
-        return views.v2_model_ready(server, request, endpoint=message.name, version=message.version or None)
+        return documents.model_ready(server, message.name, message.version or None)
     except (NotFound, NotReady):
-        return RawResponse(200, dump_json({"ready": False}))
+        return {"ready": False}
 
 
-def _config(server: Server, request: RawRequest, message: messages.ModelConfigRequest) -> RawResponse:
-    response = views.v2_model_config(server, request, endpoint=message.name, version=message.version or None)
-    return RawResponse(200, b'{"config":' + response.body + b"}")
+def _parameters_of(message: Any) -> dict[str, Any]:
+    """Return the parameters of a load or unload; those that are bytes (files) in base64, as over REST."""
+    parameters: dict[str, Any] = {}
+    for name, parameter in message.parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        value = getattr(parameter, kind) if kind else None
+        parameters[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+    return parameters
 
 
-def _index(server: Server, request: RawRequest, message: messages.RepositoryIndexRequest) -> RawResponse:
-    response = views.v2_repository_index(server, replace(request, body=dump_json({"ready": message.ready})))
-    return RawResponse(200, b'{"models":' + response.body + b"}")
+def _load(server: Server, message: messages.RepositoryModelLoadRequest) -> dict[str, Any]:
+    documents.load_model(server, message.model_name, _parameters_of(message))
+    return {}
 
 
-def _model_control(view: Callable[..., RawResponse]) -> ManagementMethod:
-    """Return the method of a load or unload; parameters that are bytes (files) are sent in base64, as over REST."""
-
-    def method(server: Server, request: RawRequest, message: Any) -> RawResponse:
-        parameters: dict[str, Any] = {}
-        for name, parameter in message.parameters.items():
-            kind = parameter.WhichOneof("parameter_choice")
-            value = getattr(parameter, kind) if kind else None
-            parameters[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
-        view(server, replace(request, body=dump_json({"parameters": parameters})), endpoint=message.model_name)
-        return RawResponse(200, b"{}")
-
-    return method
+def _unload(server: Server, message: messages.RepositoryModelUnloadRequest) -> dict[str, Any]:
+    documents.unload_model(server, message.model_name, _parameters_of(message))
+    return {}
 
 
 METHODS: dict[str, ManagementMethod] = {
-    "ServerLive": lambda server, request, message: views.v2_live(server, request),
-    "ServerReady": lambda server, request, message: RawResponse(
-        200, dump_json({"ready": not server.repository.not_ready_reason()})
-    ),
-    "ServerMetadata": lambda server, request, message: views.v2_server(server, request),
+    "ServerLive": lambda server, message: {"live": True},
+    "ServerReady": lambda server, message: {"ready": not server.repository.not_ready_reason()},
+    "ServerMetadata": lambda server, message: v2.server_metadata(),
     "ModelReady": _model_ready,
-    "ModelMetadata": _endpoint_view(views.v2_model),
-    "ModelConfig": _config,
-    "ModelStatistics": lambda server, request, message: views.v2_statistics(
-        server, request, endpoint=message.name or None, version=message.version or None
+    "ModelMetadata": lambda server, message: documents.model_metadata(server, message.name, message.version or None),
+    "ModelConfig": lambda server, message: {
+        "config": documents.model_config(server, message.name, message.version or None)
+    },
+    "ModelStatistics": lambda server, message: documents.model_statistics(
+        server, message.name or None, message.version or None
     ),
-    "RepositoryIndex": _index,
-    "RepositoryModelLoad": _model_control(views.v2_repository_load),
-    "RepositoryModelUnload": _model_control(views.v2_repository_unload),
+    "RepositoryIndex": lambda server, message: {
+        "models": v2_extensions.repository_index(server.repository, message.ready)
+    },
+    "RepositoryModelLoad": _load,
+    "RepositoryModelUnload": _unload,
 }

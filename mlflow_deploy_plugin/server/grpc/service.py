@@ -1,14 +1,13 @@
 """The methods of the gRPC services.
 
-An infer call goes through `http/pipeline.py` like every prediction, with the message as its body. The methods about
-models and the server go to the views of V2's REST form (`management.py`). This module has what the wire adds: metadata,
-status codes, deadlines, streams.
+An infer call goes through `inference/pipeline.py` like every prediction, with the message as its body. The methods
+about models and the server are in `management.py`. This module has what the wire adds: metadata, status codes,
+deadlines, streams.
 
 Status codes are paired with HTTP's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
 but 413 and 429 are both RESOURCE_EXHAUSTED: gRPC itself answers so if a message exceeds its limit.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -24,20 +23,13 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import management, tensors
 from mlflow_deploy_plugin.server.grpc.calls import OpenCalls
-from mlflow_deploy_plugin.server.http.access_log import observe_request
-from mlflow_deploy_plugin.server.http.messages import (
-    RawRequest,
-    RawResponse,
-    error_response,
-    exception_response,
-    safe_headers,
-)
-from mlflow_deploy_plugin.server.http.pipeline import infer
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, safe_headers
+from mlflow_deploy_plugin.server.inference.pipeline import failure, infer
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.observability.access_log import observe_request
+from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, EncodedResponse, Protocol
-
-logger = logging.getLogger(__name__)
 
 _PROTOCOL = "grpc"
 _MICROSECONDS = 1_000_000
@@ -92,26 +84,20 @@ def _management_call(
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     request_type, response_type = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
-    def respond(request: RawRequest) -> RawResponse:
-        response = method(server, request, tensors.read_message(request_type, request.body))
-        if response.status >= 400:
-            return response
-        document = json_format.ParseDict(orjson.loads(response.body), response_type(), ignore_unknown_fields=True)
-        return RawResponse(200, document.SerializeToString(), headers=response.headers)
+    def respond(request: RawRequest) -> Reply:
+        document = orjson.loads(dump_json(method(server, tensors.read_message(request_type, request.body))))
+        message = json_format.ParseDict(document, response_type(), ignore_unknown_fields=True)
+        return Reply({}, message.SerializeToString())
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
         request = _raw_request(name, body, context)
-        response = _guard(request, partial(respond, request))
-        _finish(context, response)
-        return response.body
+        return _finish(context, _guard(request, respond))
 
     return answer
 
 
 def _model_infer(server: Server, body: bytes, context: grpc.ServicerContext) -> bytes:
-    response = _infer(server, _raw_request("ModelInfer", body, context), context.time_remaining())
-    _finish(context, response)
-    return response.body
+    return _finish(context, _infer(server, _raw_request("ModelInfer", body, context), context.time_remaining()))
 
 
 def _model_stream_infer(
@@ -123,25 +109,23 @@ def _model_stream_infer(
     """
     with calls.stream(context):
         for body in calls.receive_each(context, bodies):
-            response = _infer(server, _raw_request("ModelStreamInfer", body, context), context.time_remaining())
-            if response.status == 200:
-                message = messages.ModelInferResponse.FromString(response.body)
+            reply = _infer(server, _raw_request("ModelStreamInfer", body, context), context.time_remaining())
+            if reply.error is None:
+                message = messages.ModelInferResponse.FromString(reply.body)
             else:
                 message = messages.ModelInferResponse()
                 with suppress(InvalidRequest):  # the id says which request was refused, if it can be read
                     message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
-            for name, value in response.headers.items():
+            for name, value in reply.headers.items():
                 message.parameters[name.lower()].string_param = value
             streamed = messages.ModelStreamInferResponse(infer_response=message)
-            if response.status != 200:
-                streamed.error_message = message_of(response)
+            if reply.error is not None:
+                streamed.error_message = reply.error.message
             yield streamed.SerializeToString()
 
 
-def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> RawResponse:
-    """Return the response to an infer request: a message, or an error in JSON."""
-
-    def respond() -> RawResponse:
+def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> Reply:
+    def respond(request: RawRequest) -> Reply:
         message = tensors.read_message(messages.ModelInferRequest, request.body)
 
         def decode(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
@@ -171,22 +155,19 @@ def with_deadline(parameters: Mapping[str, Any], seconds_left: float | None) -> 
     return parameters if timeout is not None and is_shorter else {**parameters, "timeout": left}
 
 
-def _guard(request: RawRequest, answer: Callable[[], RawResponse]) -> RawResponse:
-    """Return the response, or its error; an unexpected one is logged with the traceback and answered without."""
+def _guard(request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
     try:
-        return answer()
-    except OnnxserveError as error:
-        return exception_response(request.path, error)
-    except Exception:
-        logger.exception("answering %s failed", request.path)
-        return error_response(request.path, 500, "INTERNAL_ERROR", "the server failed to answer; its log says why")
+        return respond(request)
+    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        return failure(request, error)
 
 
-def _finish(context: grpc.ServicerContext, response: RawResponse) -> None:
-    """Set the trailing metadata; end the call if the response is an error."""
-    context.set_trailing_metadata(metadata_of(response.headers))
-    if response.status >= 400:
-        context.abort(code_of(response), message_of(response))
+def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
+    """Set the trailing metadata and return the message, or end the call if the reply is an error."""
+    context.set_trailing_metadata(metadata_of(reply.headers))
+    if reply.error is not None:
+        context.abort(code_of(reply.error), reply.error.message)
+    return reply.body
 
 
 def _raw_request(method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
@@ -194,14 +175,9 @@ def _raw_request(method: str, body: bytes, context: grpc.ServicerContext) -> Raw
     return RawRequest("POST", f"/{management.INFERENCE}/{method}", headers, body, address_of(context.peer()))
 
 
-def code_of(response: RawResponse) -> grpc.StatusCode:
-    """Return OK, or the code of an error; INTERNAL if the table has no other."""
-    return grpc.StatusCode.OK if response.status < 400 else _CODES.get(response.status, grpc.StatusCode.INTERNAL)
-
-
-def message_of(response: RawResponse) -> str:
-    """Return the message of an error's JSON body."""
-    return str(orjson.loads(response.body)["message"])
+def code_of(error: OnnxserveError) -> grpc.StatusCode:
+    """Return the code of an error; INTERNAL if the table has no other."""
+    return _CODES.get(error.http_status, grpc.StatusCode.INTERNAL)
 
 
 def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -13,8 +13,9 @@ from functools import partial
 import zstandard
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.negotiation import quality_values
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
 COMPRESSED_FROM_BYTES = 16 * 1024
 """Smaller responses are sent as they are: they fit into the first packets of a connection anyway."""

@@ -1,53 +1,18 @@
-"""HTTP requests and responses as plain values, what their headers mean, and a response as bytes."""
+"""HTTP responses: as plain values, for errors in the form of each route, and as bytes."""
 
-import logging
-import re
 import ssl
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPath
-from mlflow_deploy_plugin.server.inference.ids import new_id
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, safe_headers
+from mlflow_deploy_plugin.server.inference.pipeline import failure
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
 
-logger = logging.getLogger(__name__)
-
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
-"""The earliest event time that every reader of the inference log can hold; pandas' nanoseconds begin in 1677."""
-_MOST_AHEAD = timedelta(days=1)
-"""A clock may be wrong, and a time zone; no monitor judges a row before its time has come."""
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-"""The characters that the value of a header, or of gRPC's metadata, may hold as they are."""
-
-
-@dataclass(slots=True)
-class RawRequest:
-    """One whole HTTP request; names of headers in lower case.
-
-    Nobody changes it. A frozen class would cost half a microsecond a request, and as much for the response.
-
-    Attributes:
-        client: the address that it came from.
-        query: the part of the target after the question mark, as it was sent.
-        arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-    client: str = ""
-    query: str = ""
-    arrived: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(slots=True)
@@ -60,20 +25,11 @@ class RawResponse:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the headers of a response with % and everything but visible ASCII percent-encoded.
-
-    So a line end in a value, wherever it came from, begins no header of its own. A caller's id is returned as it came.
-    """
-    text = "".join(headers.values())
-    if text.isascii() and text.isprintable() and "%" not in text:
-        return headers
-    return {
-        name: value
-        if name == "X-Request-Id" and _REQUEST_ID.fullmatch(value)
-        else quote(value, safe=_VISIBLE, errors="replace")
-        for name, value in headers.items()
-    }
+def http_response(request: RawRequest, reply: Reply) -> RawResponse:
+    """Return the response to a request that the pipeline has replied to."""
+    if reply.error is None:
+        return RawResponse(200, reply.body, reply.content_type, reply.headers)
+    return exception_response(request.path, reply.error, reply.headers)
 
 
 def error_response(
@@ -92,40 +48,6 @@ def exception_response(path: str, error: OnnxserveError, headers: dict[str, str]
     if error.retry_after is not None:
         headers = {**(headers or {}), "Retry-After": str(error.retry_after)}
     return error_response(path, error.http_status, error.error_code, error.message, headers)
-
-
-def request_id(headers: Mapping[str, str]) -> str:
-    """Return the caller's `X-Request-Id`, or a new one if it is not 1–128 visible ASCII characters."""
-    given = headers.get("x-request-id", "")
-    return given if given and _REQUEST_ID.fullmatch(given) else new_id()
-
-
-def event_time(headers: Mapping[str, str]) -> int | None:
-    """Return `X-Event-Time` in microseconds since 1970 (UTC), or None if the header is missing.
-
-    Raises:
-        InvalidRequest: it is not a time of RFC 3339 with its offset, or lies too far back or ahead.
-    """
-    given = headers.get("x-event-time")
-    if given is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(given)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise InvalidRequest(
-            f"X-Event-Time is {given[:60]!r}; a time of RFC 3339 with its offset is expected, as 2013-07-01T12:30:00Z"
-        )
-    if moment < _FIRST_EVENT:
-        raise InvalidRequest(f"X-Event-Time is {given[:60]!r}; a time since the year 1700 is expected")
-    now = datetime.now(UTC)
-    if moment - now > _MOST_AHEAD:
-        raise InvalidRequest(
-            f"X-Event-Time is {given[:60]!r}, more than a day ahead of the server's clock, {now:%FT%TZ}; the time "
-            "at which it happened is expected"
-        )
-    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool = True) -> bytes:
@@ -155,11 +77,8 @@ def parse_error_response(error: Exception) -> bytes:
     """
     if isinstance(error, ssl.SSLError):
         error = InvalidRequest(f"the request is not HTTP/1.1 as it is spoken here: {error}")
-    if isinstance(error, OnnxserveError):
-        return serialize_response(exception_response("", error), False)
-    logger.error("answering failed", exc_info=error)
-    message = "the server failed to answer; its log says why"
-    return serialize_response(error_response("", 500, "INTERNAL_ERROR", message), False)
+    nothing = RawRequest("", "", {}, b"")
+    return serialize_response(http_response(nothing, failure(nothing, error)), False)
 
 
 def _serialize_head(response: RawResponse, keep_alive: bool, content: str) -> bytes:

@@ -13,10 +13,11 @@ from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.http.content_encoding import COMPRESSED_FROM_BYTES, encode_body
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, request_id
+from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.ids import new_id
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, PREDICT, PREDICT_BATCH, V2, Protocol
 

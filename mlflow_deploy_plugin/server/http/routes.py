@@ -4,25 +4,23 @@ Flask dispatches all other routes (`blueprint.py`). A route's path is a template
 stands for an endpoint, `V` for a version, `L` for a label, and a part in brackets may be left out.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from mlflow_deploy_plugin.errors import OnnxserveError, close_matches
+from mlflow_deploy_plugin.errors import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.content_encoding import decode_body, encode_body
-from mlflow_deploy_plugin.server.http.explain import explain
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, exception_response
+from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
 from mlflow_deploy_plugin.server.http.openapi import operations
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
-from mlflow_deploy_plugin.server.http.pipeline import infer, infer_async
+from mlflow_deploy_plugin.server.inference import management
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
+from mlflow_deploy_plugin.server.inference.pipeline import failure, infer_async
 from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, V2, Protocol
-
-logger = logging.getLogger(__name__)
 
 _SUGGESTED_PATHS = 3
 
@@ -57,7 +55,7 @@ def _post(path: str, view: View, operation: Operation) -> Route:
 
 
 def _predict(path: str, protocol: Protocol, operation: Operation) -> Route:
-    return Route(path, "POST", partial(infer, protocol=protocol), operation, protocol, is_direct=True)
+    return Route(path, "POST", partial(views.predict, protocol=protocol), operation, protocol, is_direct=True)
 
 
 def _direct(path: str, method: str, view: View, operation: Operation) -> Route:
@@ -75,8 +73,9 @@ def _docs(server: Server, request: RawRequest, endpoint: str | None = None) -> R
 _healthy = partial(views.readiness, body=b'{"status":"ok"}')
 _TF_MODEL = "/v1/models/NAME[/versions/V|/labels/L]"
 _V2_MODEL = "/v2/models/NAME[/versions/V]"
-_load = views.refuse_cross_site(views.v2_repository_load)
-_unload = views.refuse_cross_site(views.v2_repository_unload)
+_statistics = views.v2_document(management.model_statistics)
+_load = views.v2_control(management.load_model)
+_unload = views.v2_control(management.unload_model)
 _ASSETS = {
     "page.css": operations.STYLESHEET,
     **dict.fromkeys(("try.js", "answer.js", "pictures.js", "docs.js"), operations.SCRIPT),
@@ -92,31 +91,31 @@ ROUTES = (
     _predict("/predict", PREDICT, operations.PREDICT),
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
-    _post("/explain", explain, operations.EXPLAIN),
+    _post("/explain", views.explain, operations.EXPLAIN),
     _post("/feedback", views.feedback, operations.FEEDBACK),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _get("/version", views.version, operations.MLFLOW_VERSION),
     _get("/metrics", views.metrics_page, operations.METRICS),
     _get("/v2", views.v2_server, operations.V2_SERVER),
-    _get("/v2/models/stats", views.v2_statistics, operations.V2_STATISTICS),
+    _get("/v2/models/stats", _statistics, operations.V2_STATISTICS),
     _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX),
     _direct("/v2/health/live", "GET", views.v2_live, operations.V2_LIVE),
     _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
     _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS),
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
-    _post("/endpoints/NAME/explain", explain, operations.EXPLAIN),
+    _post("/endpoints/NAME/explain", views.explain, operations.EXPLAIN),
     _post("/endpoints/NAME/feedback", views.feedback, operations.FEEDBACK),
     _get("/endpoints/NAME/docs", _docs, operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/openapi.json", _openapi, operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", views.try_page, operations.ENDPOINT_TRY_PAGE),
     _predict(_V2_MODEL + "/infer", V2, operations.V2_INFER),
-    _get(_V2_MODEL + "/ready", views.v2_model_ready, operations.V2_MODEL_READY),
-    _get(_V2_MODEL + "/stats", views.v2_statistics, operations.V2_MODEL_STATISTICS),
-    _get(_V2_MODEL + "/config", views.v2_model_config, operations.V2_CONFIG),
+    _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY),
+    _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
+    _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG),
     _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD),
     _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD),
-    _get(_V2_MODEL, views.v2_model, operations.V2_METADATA),
+    _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA),
     _direct(_TF_MODEL + ":predict", "POST", views.tf_predict, operations.TF_PREDICT),
     _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA),
@@ -179,7 +178,11 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
         return False
     else:
         protocol = route.protocol
-    return infer_async(server, request, lambda response: done(encode_body(request, response)), protocol, **named)
+
+    def finish(reply: Reply) -> None:
+        done(encode_body(request, http_response(request, reply)))
+
+    return infer_async(server, request, finish, protocol, **named)
 
 
 def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
@@ -197,15 +200,7 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     try:
         return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
     except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        return failure(request, error)
-
-
-def failure(request: RawRequest, error: Exception) -> RawResponse:
-    """Return the response to a request whose view has raised. An error of others is logged with its traceback."""
-    if isinstance(error, OnnxserveError):
-        return exception_response(request.path, error)
-    logger.error("answering %s %s failed", request.method, request.path[:200], exc_info=error)
-    return error_response(request.path, 500, "INTERNAL_ERROR", "the server failed to answer; its log says why")
+        return http_response(request, failure(request, error))
 
 
 def not_found(path: str) -> RawResponse:

@@ -1,50 +1,30 @@
-"""JSON Lines that are answered while they come: neither the body nor the response is ever held whole.
+"""JSON Lines that are answered while they come, over a connection.
 
-One version answers all of a stream, in pieces of up to a thousand lines, each of which is captured as a request of its
-own. If the first piece fails, the response is an error like any other. Later the status has been sent: the last line is
-then an object with `error_code` and `message`, and the connection ends without the last chunk, so that no client takes
-the response for a whole one.
-
-`stream_predictions` blocks its thread. `StreamedExchange` runs it in a thread for a connection on the event loop.
+A response that ends in an error after its head was sent ends without the last chunk, so that no client takes it for a
+whole one. `stream_predictions` blocks its thread. `StreamedExchange` runs it in a thread for a connection on the loop.
 """
 
 import asyncio
 import re
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
-from itertools import chain
 
-from mlflow_deploy_plugin.errors import OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.access_log import observe_request
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, event_time, request_id
+from mlflow_deploy_plugin.server.http.messages import RawResponse, http_response
 from mlflow_deploy_plugin.server.http.parser import BodyParser
-from mlflow_deploy_plugin.server.http.pipeline import failure_response, set_version_headers
-from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
-from mlflow_deploy_plugin.server.models.variants import ServedVariant
-from mlflow_deploy_plugin.server.observability.metrics import count_response, predicted_labels
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer_lines
+from mlflow_deploy_plugin.server.observability.access_log import observe_request
 from mlflow_deploy_plugin.server.protocols import jsonlines
-from mlflow_deploy_plugin.server.protocols.content import media_name, media_type
-from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS
+from mlflow_deploy_plugin.server.protocols.content import media_name
 
 MAX_STREAMS = 4
 """Streams of one worker at the same time, each in a thread of its own."""
 _AHEAD_BYTES = 1024 * 1024
 """Bytes that may have come and wait for the thread; with more, reading is paused."""
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
-_CLIENT_CLOSED_REQUEST = 499
-"""The status that is counted if the client has left, as in nginx."""
-
-
-class BrokenResponse(Exception):
-    """The response ended in an error after its beginning was sent: it must not look whole."""
-
-
-class ClientDisconnected(Exception):
-    """Nobody reads the response any more."""
 
 
 def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
@@ -58,101 +38,19 @@ def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
 def stream_predictions(
     server: Server, request: RawRequest, pieces: Iterable[bytes]
 ) -> tuple[RawResponse, Generator[bytes, None, None] | None]:
-    """Return the head of the response and its pieces; or the whole response, and None.
-
-    Args:
-        request: without its body.
-        pieces: the body, as it comes. An error that they raise ends the response.
-
-    The returned pieces raise:
-        BrokenResponse: after the last one, if that holds an error.
-    """
+    """Return the head of the response and its pieces; or the whole response, and None. See `infer_lines`."""
     begun: list[Generator[bytes, None, None]] = []
-    begin = partial(_begin, server, request, pieces, begun.append)
+
+    def begin() -> RawResponse:
+        match = _PATH.fullmatch(request.path)
+        reply, answered = infer_lines(server, request, match[1] if match else None, pieces)
+        if answered is not None:
+            begun.append(answered)
+        return http_response(request, reply)
+
     is_observed = server.tracer or server.logs_requests
     response = observe_request(request, begin, server.tracer, server.logs_requests) if is_observed else begin()
     return response, begun[0] if begun else None
-
-
-def _begin(
-    server: Server,
-    request: RawRequest,
-    pieces: Iterable[bytes],
-    go_on: Callable[[Generator[bytes, None, None]], None],
-) -> RawResponse:
-    """Return the head of the response once its first piece is computed. `go_on` is given that and the others."""
-    headers = {"X-Request-Id": request_id(request.headers)}
-    variant: ServedVariant | None = None
-    is_admitted = False
-    try:
-        server.limits.acquire(request.headers, request.client)
-        is_admitted = True
-        match = _PATH.fullmatch(request.path)
-        media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
-        variant = server.dataplane.select_variant(match[1] if match else None, None, request.headers)
-        set_version_headers(headers, variant)
-        predictions = _predict(server, request, variant, headers["X-Request-Id"], pieces)
-        first = next(predictions)
-    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        if isinstance(error, ClientDisconnected):
-            response = RawResponse(_CLIENT_CLOSED_REQUEST, b"", headers=headers)
-        else:
-            response = failure_response(request, error, headers)
-        if is_admitted:
-            server.limits.release()
-        _count(server, request, variant, response.status)
-        return response
-    go_on(_send(server, request, variant, headers, first, predictions))
-    return RawResponse(200, b"", media, headers)
-
-
-def _predict(
-    server: Server, request: RawRequest, variant: ServedVariant, identity: str, pieces: Iterable[bytes]
-) -> Iterator[bytes]:
-    """Yield the predictions of each piece of up to a thousand lines."""
-    moment = event_time(request.headers)
-    predictor = variant.loaded.predictor
-    reader = jsonlines.LineReader(predictor.schema, server.max_body_bytes)
-    is_empty = True
-    for feeds in chain(chain.from_iterable(map(reader.feed, pieces)), reader.end()):
-        is_empty = False
-        infer_request = InferRequest(identity, variant.endpoint, feeds, event_time=moment)
-        outputs = server.dataplane.infer(variant, infer_request).outputs
-        for label, rows in predicted_labels(predictor.artifact, outputs):
-            server.metrics.count_prediction(variant.loaded.version, label, rows)
-        yield jsonlines.encode(predictor.prediction(outputs, of_table=True))
-    if is_empty:
-        raise SchemaMismatch(jsonlines.NO_LINES)
-
-
-def _send(
-    server: Server,
-    request: RawRequest,
-    variant: ServedVariant,
-    headers: dict[str, str],
-    first: bytes,
-    predictions: Iterator[bytes],
-) -> Generator[bytes, None, None]:
-    """Yield the predictions, and an error as the last line; count the response when it ends."""
-    status = _CLIENT_CLOSED_REQUEST
-    try:
-        yield first
-        yield from predictions
-        status = 200
-    except ClientDisconnected:
-        return
-    except Exception as error:  # noqa: BLE001 - as above
-        response = failure_response(request, error, headers)
-        status = response.status
-        yield response.body + b"\n"
-        raise BrokenResponse from None
-    finally:
-        server.limits.release()
-        _count(server, request, variant, status)
-
-
-def _count(server: Server, request: RawRequest, variant: ServedVariant | None, status: int) -> None:
-    count_response(server.metrics, variant, INVOCATIONS.name, str(status), time.perf_counter() - request.arrived)
 
 
 class StreamedExchange:
@@ -187,7 +85,7 @@ class StreamedExchange:
         self._write, self._begin, self._end = write, begin, end
         self._condition = threading.Condition()
         self._received = bytearray()  # and not taken by the thread
-        self._error: OnnxserveError | ClientDisconnected | None = None
+        self._error: OnnxserveError | None = None
         self._may_send = threading.Event()
         self._is_gone = False
         self.awaits_client = False
@@ -215,7 +113,7 @@ class StreamedExchange:
                 self._transport.pause_reading()
         return data
 
-    def fail(self, error: OnnxserveError | ClientDisconnected) -> None:
+    def fail(self, error: OnnxserveError) -> None:
         """End the request with an error: no more of it will come."""
         with self._condition:
             self._error = self._error or error
@@ -226,7 +124,7 @@ class StreamedExchange:
         self._is_gone = self._is_gone or is_gone
         self._may_send.set()
         if is_gone:
-            self.fail(ClientDisconnected())
+            self.fail(ClientDisconnected("the client has gone"))
 
     def run(self, server: Server, request: RawRequest) -> None:
         """Answer the request, in a thread of its own, from the first byte to the last."""

@@ -6,29 +6,31 @@ A view takes the server, the request and what its path names: `endpoint`, `versi
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from mlflow_deploy_plugin.errors import (
     CallerRefused,
     FeedbackNotKept,
     InvalidRequest,
     NotFound,
-    NotReady,
     OnnxserveError,
 )
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, error_response, request_id
+from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
-from mlflow_deploy_plugin.server.http.pipeline import admitted, infer
+from mlflow_deploy_plugin.server.inference import explain as explanations
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
+from mlflow_deploy_plugin.server.inference.pipeline import infer
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint
 from mlflow_deploy_plugin.server.observability import metrics
 from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.protocols import tfserving, v2, v2_extensions
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
-from mlflow_deploy_plugin.server.protocols.protocol_table import TFSERVING, VERTEX
+from mlflow_deploy_plugin.server.protocols.protocol_table import TFSERVING, VERTEX, Protocol
 from mlflow_deploy_plugin.spec import ServerSpec
 
 _RETRY_SECONDS = 30
@@ -41,14 +43,26 @@ def invocations(server: Server, request: RawRequest, endpoint: str | None = None
     """Return predictions of the endpoint (None: the default one), in the format that the headers ask for."""
     headers = request.headers
     protocol = negotiate_protocol(headers.get("content-type"), headers.get("accept"), server.max_body_bytes)
-    return infer(server, request, protocol, endpoint)
+    return predict(server, request, protocol, endpoint)
+
+
+def predict(
+    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
+) -> RawResponse:
+    """Return predictions of the endpoint (None: the default one) in this protocol."""
+    return http_response(request, infer(server, request, protocol, endpoint, version))
+
+
+def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+    """Explain the predictions of the endpoint (None: the default one)."""
+    return http_response(request, explanations.explain(server, request, endpoint))
 
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
     """Answer Vertex AI's `AIP_PREDICT_ROUTE`. Bodies other than JSON come by `rawPredict`, as at `/invocations`."""
     if media_name(request.headers.get("content-type")) != JSON:
         return invocations(server, request)
-    return infer(server, request, VERTEX)
+    return predict(server, request, VERTEX)
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
@@ -74,32 +88,18 @@ def v2_live(server: Server, request: RawRequest) -> RawResponse:
 
 
 def v2_server(server: Server, request: RawRequest) -> RawResponse:
-    return RawResponse(200, v2.server_metadata())
+    return RawResponse(200, dump_json(v2.server_metadata()))
 
 
-def v2_model(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    variant = server.dataplane.select_variant(endpoint, version)
-    versions = server.repository.versions(endpoint)
-    return RawResponse(200, v2.model_metadata(endpoint, versions, variant.loaded.predictor.artifact))
+def v2_document(document: Callable[..., dict[str, Any]]) -> Callable[..., RawResponse]:
+    """Return the view of a document of `management`, about an endpoint or one version of it."""
 
+    def view(
+        server: Server, request: RawRequest, endpoint: str | None = None, version: str | None = None
+    ) -> RawResponse:
+        return RawResponse(200, dump_json(document(server, endpoint, version)))
 
-def v2_model_ready(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    if reason := server.dataplane.select_variant(endpoint, version).loaded.unavailable_reason:
-        raise NotReady(reason)
-    return RawResponse(200, v2.model_ready(endpoint))
-
-
-def v2_model_config(server: Server, request: RawRequest, endpoint: str, version: str | None) -> RawResponse:
-    variant = server.dataplane.select_variant(endpoint, version)
-    versions = server.repository.versions(endpoint)
-    return RawResponse(200, dump_json(v2_extensions.model_config(variant, versions, server.spec)))
-
-
-def v2_statistics(
-    server: Server, request: RawRequest, endpoint: str | None = None, version: str | None = None
-) -> RawResponse:
-    counted = server.metrics.statistics()
-    return RawResponse(200, dump_json(v2_extensions.statistics(server.repository, counted, endpoint, version)))
+    return view
 
 
 def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
@@ -107,28 +107,15 @@ def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
     return RawResponse(200, dump_json(v2_extensions.repository_index(server.repository, only_ready)))
 
 
-def v2_repository_load(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
-    """Answer once every worker serves the endpoint. The thread is held until then."""
-    parameters = v2_extensions.decode_parameters(request.body)
-    server.model_control.load(endpoint, v2_extensions.endpoint_to_load(endpoint, parameters))
-    return RawResponse(200, b"")
+def v2_control(change: Callable[[Server, str, Mapping[str, Any]], None]) -> Callable[..., RawResponse]:
+    """Return the view of a load or an unload, for no page of another site. No browser speaks gRPC."""
 
-
-def v2_repository_unload(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
-    """Answer once no worker serves the endpoint any more. The thread is held until then."""
-    v2_extensions.check_unload_parameters(v2_extensions.decode_parameters(request.body))
-    server.model_control.unload(endpoint)
-    return RawResponse(200, b"")
-
-
-def refuse_cross_site(view: Callable[..., RawResponse]) -> Callable[..., RawResponse]:
-    """Return the view behind `check_same_site`. gRPC needs no such check, since no browser speaks it."""
-
-    def checked(server: Server, request: RawRequest, **named: str) -> RawResponse:
+    def view(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
         check_same_site(request, server.spec)
-        return view(server, request, **named)
+        change(server, endpoint, v2_extensions.decode_parameters(request.body))
+        return RawResponse(200, b"")
 
-    return checked
+    return view
 
 
 def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
@@ -170,7 +157,7 @@ def _is_our_host(host: str, spec: ServerSpec) -> bool:
 def tf_predict(
     server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
 ) -> RawResponse:
-    return infer(server, request, TFSERVING, endpoint, _tf_version(server, endpoint, version, label))
+    return predict(server, request, TFSERVING, endpoint, _tf_version(server, endpoint, version, label))
 
 
 def tf_unsupported_method(
@@ -254,7 +241,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         FeedbackNotKept: the spool cannot be written.
     """
     try:
-        with admitted(server, request):
+        with server.limits.admitted(request.headers, request.client):
             name, served = server.repository.find(endpoint)
             entries = protocol.decode(request.headers.get("content-type"), request.body)
             if columns := _captured_columns(served):

@@ -10,7 +10,8 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
@@ -105,6 +106,15 @@ class RequestLimits:
         if self._allowed is not None:
             with self._lock:
                 self._in_flight -= 1
+
+    @contextmanager
+    def admitted(self, headers: Mapping[str, str], client: str) -> Iterator[None]:
+        """Hold a place: `acquire` and `release`."""
+        self.acquire(headers, client)
+        try:
+            yield
+        finally:
+            self.release()
 
 
 class MemoryRateLimiter:

@@ -127,13 +127,13 @@ def encode(
     return b"".join([text, *blobs]), {HEADER_LENGTH: str(len(text))}
 
 
-def server_metadata() -> bytes:
-    """Return the body of `GET /v2`."""
-    return dump_json({"name": "onnxserve", "version": __version__, "extensions": EXTENSIONS})
+def server_metadata() -> dict[str, Any]:
+    """Return the document of `GET /v2`."""
+    return {"name": "onnxserve", "version": __version__, "extensions": EXTENSIONS}
 
 
-def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> bytes:
-    """Return the body of `GET /v2/models/NAME`: the loaded versions, and the inputs and outputs of the graph.
+def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> dict[str, Any]:
+    """Return the document of `GET /v2/models/NAME`: the loaded versions, and the inputs and outputs of the graph.
 
     A free dimension is -1. For a graph without a batch dimension, `parameters` has the reason.
     """
@@ -148,17 +148,12 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
     document = {"name": endpoint, "versions": versions, "platform": platform(artifact)}
     reason = no_batch_dimension_reason(artifact)
     parameters = {"parameters": {"batch_dimension": f"none: {reason}"}} if reason else {}
-    return dump_json({**document, "inputs": inputs, "outputs": outputs, **parameters})
+    return {**document, "inputs": inputs, "outputs": outputs, **parameters}
 
 
 def platform(artifact: Artifact) -> str:
     """Return Triton's name for the runtime of the model. It has none for MLflow's pyfunc."""
     return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
-
-
-def model_ready(endpoint: str) -> bytes:
-    """Return the body of `GET /v2/models/NAME/ready` for a model that is ready."""
-    return dump_json({"name": endpoint, "ready": True})
 
 
 def _split_body(header_length: str | None, body: bytes) -> tuple[bytes, memoryview]:

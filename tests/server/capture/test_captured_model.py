@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
 from tests.support.handling import handle
 from tests.support.waiting import wait_until

@@ -12,7 +12,8 @@ import pytest
 from mlflow_deploy_plugin.agent.log_tables import captured_table
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
 from tests.support.handling import handle
 

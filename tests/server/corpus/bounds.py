@@ -163,12 +163,15 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     ),
     "TensorFlow": ("protocols/tfserving.py: decode", ()),
     "MLflow": ("protocols/mlflow.py: decode_document", ()),
-    "event time": ("http/messages.py: event_time", _answer(server__http__pipeline__event_time=_NOTHING)),
+    "event time": (
+        "server/inference/messages.py: event_time",
+        _answer(server__inference__pipeline__event_time=_NOTHING),
+    ),
     "event years": (
-        "http/messages.py: _FIRST_EVENT, _MOST_AHEAD",
+        "inference/messages.py: _FIRST_EVENT, _MOST_AHEAD",
         _answer(
-            server__http__messages___FIRST_EVENT="original.min.replace(tzinfo=original.tzinfo)",
-            server__http__messages___MOST_AHEAD="original.max",
+            server__inference__messages___FIRST_EVENT="original.min.replace(tzinfo=original.tzinfo)",
+            server__inference__messages___MOST_AHEAD="original.max",
         ),
     ),
     "CSV": (

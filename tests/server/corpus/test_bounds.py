@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.server.corpus import limits, slow
 from tests.server.corpus.bounds import BOUNDS, Removal
 from tests.server.corpus.case import BodyCase

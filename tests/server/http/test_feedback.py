@@ -13,7 +13,8 @@ from mlflow_deploy_plugin.server.capture.feedback import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import SPOOL
 from tests.support.disk import files_of_at_most

@@ -10,7 +10,8 @@ import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
 
 JSON = {"content-type": "application/json"}

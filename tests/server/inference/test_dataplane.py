@@ -15,9 +15,10 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.reader import read_batches
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.models import write_model
 from tests.support.spool import read_segment

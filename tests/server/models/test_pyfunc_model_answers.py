@@ -14,7 +14,8 @@ import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from tests.support.handling import handle
 from tests.support.spool import read_segment

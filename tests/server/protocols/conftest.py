@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.assembly import open_server
-from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.models import parse_graph
 from tests.support.waiting import wait_until

@@ -12,7 +12,7 @@ import yaml
 
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols import predict
 from tests.support.handling import handle
 

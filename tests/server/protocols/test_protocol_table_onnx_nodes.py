@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.v2 import HEADER_LENGTH
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     TensorHeader,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.tfserving import decode_base64
 from tests.support.handling import handle
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
 
 X = {"name": "X", "shape": [2, 3], "datatype": "FP32", "data": [1, 2, 3, 4, 5, 6]}

@@ -116,7 +116,7 @@ def test_what_has_no_datatype_is_not_offered() -> None:
     assert v2.decode({}, json.dumps({"inputs": [tensor]}).encode(), artifact, schema).outputs == (
         v2.RequestedOutput("x"),
     )
-    assert [output["name"] for output in json.loads(v2.model_metadata("e", ("1",), artifact))["outputs"]] == ["x"]
+    assert [output["name"] for output in v2.model_metadata("e", ("1",), artifact)["outputs"]] == ["x"]
     with pytest.raises(SchemaMismatch, match="'map' is unknown"):
         v2.decode({}, json.dumps({"inputs": [tensor], "outputs": [{"name": "map"}]}).encode(), artifact, schema)
 

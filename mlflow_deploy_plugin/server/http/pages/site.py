@@ -18,12 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.openapi import document, examples
 from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, DocumentedRoute, describe_endpoint
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.http.pages.form_fields import form_fields
 from mlflow_deploy_plugin.server.http.pages.snippets import snippets
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.version import __version__

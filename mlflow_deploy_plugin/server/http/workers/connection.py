@@ -24,7 +24,6 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, RequestTimeout, TooManyRequests
 from mlflow_deploy_plugin.server.http.messages import (
     CONTINUE,
-    RawRequest,
     RawResponse,
     exception_response,
     serialize_chunked_head,
@@ -44,6 +43,7 @@ from mlflow_deploy_plugin.server.http.parser import (
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
 from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
 _PIPELINED_BYTES = 64 * 1024
 """Bytes beyond the request that is being answered; with more, reading is paused."""

@@ -10,9 +10,10 @@ from typing import Any
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.inference.limits import max_batch_rows, request_threads
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.settings import load_settings
 
 INLINE_SECONDS = 0.001

@@ -10,10 +10,11 @@ import jsonschema_rs  # schemathesis brings it
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS
 from mlflow_deploy_plugin.server.http.pages import site
 from mlflow_deploy_plugin.server.http.routes import list_routes
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support import page_models
 from tests.support.handling import handle
 from tests.support.waiting import wait_until

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.workers.worker_app import INLINE_SECONDS, InlinePolicy
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
 QUICK, SLOW = INLINE_SECONDS / 20, INLINE_SECONDS * 20
 SMALL = RawRequest("POST", "/invocations", {"content-type": "application/json"}, b"x" * 100)

@@ -4,7 +4,6 @@ The body is one of `/invocations`. The names and shapes of the response are thos
 plots take them as they are.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,11 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, row_count, short_repr
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse, request_id
-from mlflow_deploy_plugin.server.http.pipeline import admitted, failure_response, set_version_headers
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
+from mlflow_deploy_plugin.server.inference.pipeline import RequestContext
 from mlflow_deploy_plugin.server.models.explainable import check_explainable, explained_features
 from mlflow_deploy_plugin.server.models.side_messages import SideMessage
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
-from mlflow_deploy_plugin.server.observability.metrics import count_response
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, load_json_object, media_name
 from mlflow_deploy_plugin.server.protocols.protocol_table import decode_rows
@@ -43,18 +41,15 @@ class ExplainRequest:
     version: str | None = None
 
 
-def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> Reply:
     """Explain the predictions of the endpoint (None: the default one). Explanations are not captured."""
-    headers = {"X-Request-Id": request_id(request.headers)}
-    variant: ServedVariant | None = None
-    try:
-        with admitted(server, request):
-            variant = server.dataplane.select_variant(endpoint, headers=request.headers)
-            set_version_headers(headers, variant)
+    with RequestContext(server, request, "explain") as context:
+        try:
+            context.admit()
+            variant = context.select_variant(endpoint)
             decoded = _decode(server, request, variant)
             if (named := _named_variant(server, variant, decoded)) is not variant:
-                variant = named
-                set_version_headers(headers, variant)
+                variant = context.answer_by(named)
                 decoded = _decode(server, request, variant)
             predictor = variant.loaded.predictor
             # everything that can be refused is refused before the explainer's process is asked
@@ -62,12 +57,11 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             max_evals = evaluations_per_row(decoded, len(explained_features(predictor.artifact, decoded.feeds)))
             outputs = predictor.run(decoded.feeds)
             explanation = server.explainer.explain(variant.loaded.folder, decoded.feeds, max_evals, decoded.seed)
-            body = encode_explanation(explanation, predictor.prediction(outputs), max_evals)
-            response = RawResponse(200, body, JSON, headers)
-    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        response = failure_response(request, error, headers)
-    count_response(server.metrics, variant, "explain", str(response.status), time.perf_counter() - request.arrived)
-    return response
+            reply = Reply(context.headers, encode_explanation(explanation, predictor.prediction(outputs), max_evals))
+        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+            reply = context.fail(error)
+    context.count(reply.status)
+    return reply
 
 
 def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> ExplainRequest:

@@ -4,8 +4,9 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Protocol, TypeVar
 
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.observability.tracing import Tracer
 
 logger = logging.getLogger("mlflow_deploy_plugin.request")
@@ -20,9 +21,22 @@ _FIELDS = {
 """The log field and span attribute of each header of a response (ECS's name if it has one)."""
 
 
+class Response(Protocol):
+    """What a span and a log line tell of the response of any transport."""
+
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def status(self) -> int: ...
+
+
+AnyResponse = TypeVar("AnyResponse", bound=Response)
+
+
 def observe_request(
-    request: RawRequest, handle: Callable[[], RawResponse], tracer: Tracer | None, logs_requests: bool
-) -> RawResponse:
+    request: RawRequest, handle: Callable[[], AnyResponse], tracer: Tracer | None, logs_requests: bool
+) -> AnyResponse:
     """Handle the request within a span, and log it. With a tracer the response has `traceparent`."""
     path = request.path[:500]
     fields = {"http.request.method": request.method[:20], "url.path": path, "client.address": request.client}

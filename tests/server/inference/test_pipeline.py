@@ -9,7 +9,8 @@ import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.http.messages import RawRequest, RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.spool import read_segment
 

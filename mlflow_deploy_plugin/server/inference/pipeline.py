@@ -1,0 +1,305 @@
+"""The pipeline of a request, whatever its transport and protocol: limits → variant → decode → infer → encode → count.
+
+`infer` blocks its thread from the first step to the last. `infer_async` takes the same steps for an event loop: it
+decodes on the loop, and encodes in the thread that has computed the batch. `infer_lines` takes them for JSON Lines that
+are answered while they come, and `explain.py` for explanations. All four share the steps of `RequestContext`.
+
+The fast worker first tries a plan (`http/plan.py`), which composes these steps once for the usual request.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
+from types import TracebackType
+
+from mlflow_deploy_plugin.errors import ClientDisconnected, InternalError, OnnxserveError, SchemaMismatch
+from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
+from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, event_time, request_id
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.observability.metrics import count_response, predicted_labels
+from mlflow_deploy_plugin.server.protocols import jsonlines
+from mlflow_deploy_plugin.server.protocols.content import dump_json, media_type
+from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, DecodedRequest, Protocol
+
+logger = logging.getLogger(__name__)
+
+
+class BrokenResponse(Exception):
+    """The response ended in an error after its beginning was sent: it must not look whole."""
+
+
+class RequestContext:
+    """One request on its way through the pipeline: its place within the limits, its variant, the headers of its reply.
+
+    As a context manager it gives its place back at the end.
+
+    Args:
+        protocol: its label in metrics.
+
+    Attributes:
+        headers: of the reply.
+        variant: the one that answers; None until one is selected.
+    """
+
+    __slots__ = ("_is_admitted", "_protocol", "headers", "request", "server", "variant")
+
+    def __init__(self, server: Server, request: RawRequest, protocol: str) -> None:
+        self.server = server
+        self.request = request
+        self._protocol = protocol
+        self.headers = {"X-Request-Id": request_id(request.headers)}
+        self.variant: ServedVariant | None = None
+        self._is_admitted = False
+
+    def __enter__(self) -> "RequestContext":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def admit(self) -> None:
+        """Take a place within the server's limits.
+
+        Raises:
+            TooManyRequests: there is none.
+        """
+        limits = self.server.limits
+        if limits.is_active:
+            limits.acquire(self.request.headers, self.request.client)
+            self._is_admitted = True
+
+    def release(self) -> None:
+        """Give the place back, if there is one."""
+        if self._is_admitted:
+            self._is_admitted = False
+            self.server.limits.release()
+
+    def select_variant(self, endpoint: str | None, version: str | None = None) -> ServedVariant:
+        """Select the variant that answers.
+
+        Raises:
+            NotFound, NotReady: see `DataPlane.select_variant`.
+        """
+        return self.answer_by(self.server.dataplane.select_variant(endpoint, version, self.request.headers))
+
+    def answer_by(self, variant: ServedVariant) -> ServedVariant:
+        """Answer by this variant, and name its version in the headers of the reply."""
+        self.variant = variant
+        self.headers["X-Model-Name"], self.headers["X-Model-Version"] = variant.loaded.model, variant.loaded.version
+        if variant.has_others:
+            self.headers["X-Model-Variant"] = variant.name
+        return variant
+
+    def fail(self, error: Exception) -> Reply:
+        """Return the reply to a request that has failed."""
+        return failure(self.request, error, self.headers)
+
+    def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
+        """Count the reply, and return the seconds since the request arrived."""
+        seconds = time.perf_counter() - self.request.arrived
+        count_response(self.server.metrics, self.variant, self._protocol, str(status), seconds, outputs)
+        return seconds
+
+    def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
+        """Count the reply to a prediction, and capture a failure, at the caller's event time if there is one."""
+        seconds = self.count(reply.status, outputs)
+        if reply.status >= FIRST_ERROR_STATUS and self.variant is not None:
+            moment = None
+            with suppress(OnnxserveError):
+                moment = event_time(self.request.headers)
+            self.server.dataplane.capture_failure(
+                self.variant, self.headers["X-Request-Id"], reply.status, seconds, moment
+            )
+        return reply
+
+    def build_request(self, protocol: Protocol, variant: ServedVariant) -> tuple[DecodedRequest, InferRequest]:
+        """Decode a prediction for this variant. An id in its body goes into the headers of the reply."""
+        given, headers = self.request.headers, self.headers
+        moment = event_time(given) if "x-event-time" in given else None
+        decoded = protocol.decode(given, self.request.body, variant)
+        feeds, _, body_id, body, parameters = decoded
+        if body_id and "x-request-id" not in given:
+            headers["X-Request-Id"] = request_id({"x-request-id": body_id})
+        return decoded, InferRequest(
+            headers["X-Request-Id"], variant.endpoint, feeds, None, parameters, moment, body, self.request.arrived
+        )
+
+    def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:
+        """Encode the outputs of this variant in the protocol of the request."""
+        headers = self.headers
+        headers["X-Prediction-Id"] = inferred.prediction_id
+        if inferred.is_cached is not None:
+            headers["X-Cache"] = "hit" if inferred.is_cached else "miss"
+        body, content_type, format_headers = decoded.encode(variant, inferred)
+        if format_headers:
+            headers.update(format_headers)
+        return Reply(headers, body, content_type)
+
+
+def failure(request: RawRequest, error: Exception, headers: dict[str, str] | None = None) -> Reply:
+    """Return the reply to a request that has failed. An error that is not ours is logged with its traceback."""
+    headers = headers or {}
+    if not isinstance(error, OnnxserveError):
+        identity, under = headers.get("X-Request-Id"), ""
+        if identity is not None:
+            identity, under = f", X-Request-Id {identity}", " under this X-Request-Id"
+        logger.error(
+            "answering %s %s failed%s", request.method[:20], request.path[:200], identity or "", exc_info=error
+        )
+        error = InternalError(f"the server failed to answer; its log says why{under}")
+    if error.retry_after is not None:
+        headers = {**headers, "Retry-After": str(error.retry_after)}
+    return Reply(headers, error=error)
+
+
+def infer(
+    server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
+) -> Reply:
+    """Return predictions of the endpoint (None: the default one). One version decodes, computes and encodes."""
+    dataplane, tracer = server.dataplane, server.tracer
+    outputs: Mapping[str, Array] | None = None
+    marks = [("decode", time.perf_counter())] if tracer else []
+    with RequestContext(server, request, protocol.name) as context:
+        try:
+            context.admit()
+            variant = context.select_variant(endpoint, version)
+            decoded, infer_request = context.build_request(protocol, variant)
+            if variant.key is not None and version is None:
+                sticky = dataplane.sticky_variant(variant, decoded.feeds)
+                if sticky is not variant:
+                    variant = context.answer_by(sticky)
+                    decoded, infer_request = context.build_request(protocol, variant)
+            if tracer:
+                marks.append(("infer", time.perf_counter()))
+            inferred = dataplane.infer(variant, infer_request)
+            if tracer:
+                marks.append(("encode", time.perf_counter()))
+            reply = context.build_reply(decoded, variant, inferred)
+            outputs = inferred.outputs
+            if tracer:
+                tracer.phases([*marks, ("", time.perf_counter())])
+        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+            reply = context.fail(error)
+    return context.finish(reply, outputs)
+
+
+def infer_async(
+    server: Server,
+    request: RawRequest,
+    done: Callable[[Reply], None],
+    protocol: Protocol,
+    endpoint: str | None = None,
+    version: str | None = None,
+) -> bool:
+    """Submit the request to its version's batcher, without blocking.
+
+    Returns:
+        True if `done` is called once with the reply, in this thread or another. False if nothing has happened, since
+        the request cannot be answered so; the caller has to call `infer`.
+    """
+    dataplane = server.dataplane
+    if server.limits.may_block or not dataplane.can_infer_async(endpoint):
+        return False
+    context = RequestContext(server, request, protocol.name)
+    try:
+        variant = context.select_variant(endpoint, version)
+    except OnnxserveError:
+        return False  # `infer` makes the error reply
+    if variant.loaded.batcher is None or variant.key is not None:
+        return False  # swapped a moment ago; or the variant is known only once the request is decoded
+
+    def encode(inferred: InferResponse | Exception) -> None:
+        outputs = None
+        try:
+            if isinstance(inferred, Exception):
+                reply = context.fail(inferred)
+            else:
+                reply, outputs = context.build_reply(decoded, variant, inferred), inferred.outputs
+        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+            reply = context.fail(error)
+        context.release()
+        done(context.finish(reply, outputs))
+
+    try:
+        context.admit()
+        decoded, infer_request = context.build_request(protocol, variant)
+        dataplane.infer_async(variant, infer_request, encode)
+    except Exception as error:  # noqa: BLE001 - as above; nothing was submitted
+        encode(error)
+    return True
+
+
+def infer_lines(
+    server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]
+) -> tuple[Reply, Generator[bytes, None, None] | None]:
+    """Answer JSON Lines while they come. Neither the body nor the response is ever held whole.
+
+    One version answers all of a stream, in pieces of up to a thousand lines, each of which is captured as a request of
+    its own. If the first piece fails, the reply is an error like any other. Later the head has been sent: the last line
+    is then an object with `error_code` and `message`.
+
+    Args:
+        request: without its body.
+        pieces: the body, as it comes. An error that they raise ends the response.
+
+    Returns:
+        The head of the reply and its pieces; or an error, and None. The pieces raise `BrokenResponse` after the last
+        one if that holds an error. They have to be closed.
+    """
+    context = RequestContext(server, request, INVOCATIONS.name)
+    try:
+        context.admit()
+        media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
+        predictions = _predict_lines(context, context.select_variant(endpoint), pieces)
+        first = next(predictions)
+    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        reply = context.fail(error)
+        context.release()
+        context.count(reply.status)
+        return reply, None
+    return Reply(context.headers, content_type=media), _finish_lines(context, first, predictions)
+
+
+def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the predictions of each piece of up to a thousand lines."""
+    server = context.server
+    moment = event_time(context.request.headers)
+    predictor = variant.loaded.predictor
+    reader = jsonlines.LineReader(predictor.schema, server.max_body_bytes)
+    is_empty = True
+    for feeds in chain(chain.from_iterable(map(reader.feed, pieces)), reader.end()):
+        is_empty = False
+        infer_request = InferRequest(context.headers["X-Request-Id"], variant.endpoint, feeds, event_time=moment)
+        outputs = server.dataplane.infer(variant, infer_request).outputs
+        for label, rows in predicted_labels(predictor.artifact, outputs):
+            server.metrics.count_prediction(variant.loaded.version, label, rows)
+        yield jsonlines.encode(predictor.prediction(outputs, of_table=True))
+    if is_empty:
+        raise SchemaMismatch(jsonlines.NO_LINES)
+
+
+def _finish_lines(context: RequestContext, first: bytes, predictions: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """Yield the predictions, and an error as the last line; count the response when it ends."""
+    status = ClientDisconnected.http_status
+    try:
+        yield first
+        yield from predictions
+        status = 200
+    except ClientDisconnected:
+        return
+    except Exception as error:  # noqa: BLE001 - as above
+        reply = context.fail(error)
+        status = reply.status
+        if reply.error is not None:
+            yield dump_json({"error_code": reply.error.error_code, "message": reply.error.message}) + b"\n"
+        raise BrokenResponse from None
+    finally:
+        context.release()
+        context.count(status)
