@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from sklearn.pipeline import Pipeline
 
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
-from mlflow_deploy_plugin.errors import Refused
 from projects.flight_delay.data import DAY, FEATURES, LABEL, load_flights, months, split
 from projects.flight_delay.fitting import fit_full
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.drifting.judging import on_all_cores
 from benchmarks.drifting.worlds import Array
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import (
     CbpeEstimate,
     LabelledWindow,
@@ -34,7 +35,6 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Samp
 from mlflow_deploy_plugin.monitoring.kinds.label_weights import weigh_labels, weighted_metrics
 from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
-from mlflow_deploy_plugin.errors import Refused
 
 _CONFIDENCE, _RATE = 0.95, 0.05
 _START = datetime(2013, 4, 1, tzinfo=UTC)

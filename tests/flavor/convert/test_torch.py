@@ -144,7 +144,7 @@ def test_answer_without_a_batch_is_refused() -> None:
 
 
 def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
-    with pytest.raises(ConversionError, match="Branching cannot be .* decides by the values .*; torch.where does so"):
+    with pytest.raises(ConversionError, match=r"Branching cannot be .* decides by the values .*; torch.where does so"):
         wrap(Branching(), torch.randn(4, 3))
 
 
