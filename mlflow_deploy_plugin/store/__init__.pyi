@@ -7,9 +7,6 @@ from .audit import current_actor as current_actor
 from .audit import describe_traffic as describe_traffic
 from .database import open_store as open_store
 from .database import utc_now as utc_now
-from .endpoints import Endpoint as Endpoint
-from .endpoints import UnreadableEndpoint as UnreadableEndpoint
-from .endpoints import unknown_endpoint as unknown_endpoint
 from .leases import Lease as Lease
 from .leases import LeaseView as LeaseView
 from .monitors import MonitorNote as MonitorNote
@@ -19,7 +16,10 @@ from .monitors import MonitorWindow as MonitorWindow
 from .retrainings import Retraining as Retraining
 from .retrainings import Retrainings as Retrainings
 from .retrainings import WaitsFor as WaitsFor
-from .rollouts import Rollout as Rollout
+from .store import Endpoint as Endpoint
+from .store import Rollout as Rollout
 from .store import Store as Store
+from .store import UnreadableEndpoint as UnreadableEndpoint
+from .store import unknown_endpoint as unknown_endpoint
 
 __all__: list[str]

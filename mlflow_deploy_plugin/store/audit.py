@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
-from mlflow_deploy_plugin.store.tables import AuditRow, from_row, given
+from mlflow_deploy_plugin.store.tables import AuditRow
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
@@ -55,19 +54,6 @@ def write_event(session: Session, event: AuditEvent) -> None:
     columns = AuditRow.__table__.columns
     texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
-
-
-def read_events(session: Session, endpoint: str | None, model: str | None, limit: int | None) -> list[AuditEvent]:
-    """Return the events, oldest first; with `limit` only the newest."""
-    query = select(AuditRow).filter_by(**given(endpoint=endpoint, model=model))
-    query = query.order_by(AuditRow.id.desc()).limit(limit)
-    return [from_row(row, AuditEvent) for row in reversed(session.scalars(query).all())]
-
-
-def deleted_endpoints(session: Session, name: str | None = None) -> set[str]:
-    """Return the names of deleted endpoints, or `name` if it is one. Another endpoint may have the name by now."""
-    query = select(AuditRow.endpoint).where(AuditRow.action == "delete", AuditRow.endpoint != "").distinct()
-    return set(session.scalars(query if name is None else query.where(AuditRow.endpoint == name)))
 
 
 def storable_text(text: str, longest: int | None) -> str:

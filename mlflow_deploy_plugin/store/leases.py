@@ -65,31 +65,13 @@ def acquire(
     return Lease(name, holder, row.token, seconds, monotonic + seconds)
 
 
-def renew(session: Session, lease: Lease, now: datetime, monotonic: float) -> Lease | None:
-    """Return the lease, renewed from now; None if somebody else has it, or had it since."""
+def held_row(session: Session, lease: Lease) -> LeaseRow | None:
+    """Return the lease's row, locked, if nobody has taken the lease since; else None.
+
+    What this transaction writes is then written under the lease.
+    """
     row = _row(session, lease.name)
-    if row is None or row.token != lease.token or not row.holder:
-        return None
-    row.renewals += 1
-    row.expires_at = now + timedelta(seconds=lease.seconds)
-    return Lease(lease.name, lease.holder, lease.token, lease.seconds, monotonic + lease.seconds)
-
-
-def release(session: Session, lease: Lease) -> None:
-    row = _row(session, lease.name)
-    if row is not None and row.token == lease.token:
-        row.holder = ""
-
-
-def is_held(session: Session, lease: Lease) -> bool:
-    """Return True if nobody has taken the lease since. What this transaction writes is then written under it."""
-    row = _row(session, lease.name)
-    return row is not None and row.token == lease.token and bool(row.holder)
-
-
-def view(session: Session, name: str) -> LeaseView | None:
-    row = session.get(LeaseRow, name)
-    return LeaseView(row.name, row.holder, row.expires_at) if row is not None and row.holder else None
+    return row if row is not None and row.token == lease.token and row.holder else None
 
 
 def _row(session: Session, name: str) -> LeaseRow | None:

@@ -10,9 +10,8 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store import leases
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, storable_text, write_event
-from mlflow_deploy_plugin.store.leases import Lease
+from mlflow_deploy_plugin.store.leases import Lease, held_row
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow, from_row, given
 
@@ -193,7 +192,7 @@ class Monitors:
             None if it was not written: the lease is somebody else's, or the window is judged already.
         """
         with self._store.transaction() as session:
-            if lease is not None and not leases.is_held(session, lease):
+            if lease is not None and held_row(session, lease) is None:
                 return None
             query = select(MonitorWindowRow).where(MonitorWindowRow.id == window.id).with_for_update()
             row = session.scalars(query).one_or_none()

@@ -1,6 +1,5 @@
 """Retrainings in the store: cause, plan, progress and outcome of each."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -9,7 +8,6 @@ from sqlalchemy import select, text
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
-from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row, given
 
@@ -65,9 +63,8 @@ class Retraining:
 class Retrainings:
     """Reads and writes the retrainings of a store."""
 
-    def __init__(self, store: Store, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._clock = clock
 
     def add(
         self,
@@ -84,7 +81,7 @@ class Retrainings:
         Raises:
             AlreadyExists: the model has one that is live.
         """
-        now = self._clock()
+        now = self._store.now()
         with self._store.transaction() as session:
             if session.get_bind().dialect.name == "postgresql":  # on SQLite nobody else writes meanwhile
                 lock = {"model": f"retraining of {model}"}
@@ -137,7 +134,7 @@ class Retrainings:
             row.rollout_id, row.reason, row.figures = retraining.rollout_id, retraining.reason, retraining.figures
             row.ended_at, row.waits_for = retraining.ended_at, retraining.waits_for
             # tells writes apart, also if the clock stands still
-            row.updated_at = max(self._clock(), row.updated_at + timedelta(microseconds=1))
+            row.updated_at = max(self._store.now(), row.updated_at + timedelta(microseconds=1))
             session.flush()
             if event is not None:
                 write_event(session, event)

@@ -1,39 +1,107 @@
-"""Reads and writes of the store: small transactions, frozen dataclasses out."""
+"""Reads and writes of the store: small transactions, frozen dataclasses out.
+
+Here are endpoints, audit events, rollouts and leases; monitors, alerts and retrainings have modules of their own.
+"""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import URL, Engine, delete, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.errors import AlreadyExists, NotFound, StoreUnavailable
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
-from mlflow_deploy_plugin.store import leases, rollouts
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable, did_you_mean
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
 from mlflow_deploy_plugin.store.audit import (
     AuditEvent,
     current_actor,
-    deleted_endpoints,
     describe_change,
     describe_traffic,
-    read_events,
     write_event,
 )
-from mlflow_deploy_plugin.store.endpoints import (
-    Endpoint,
-    UnreadableEndpoint,
-    endpoint_from_row,
-    read_endpoints,
-    unknown_endpoint,
+from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting, acquire, held_row
+from mlflow_deploy_plugin.store.tables import (
+    AlertRow,
+    AuditRow,
+    EndpointRow,
+    LeaseRow,
+    MonitorRow,
+    MonitorWindowRow,
+    RolloutRow,
+    from_row,
+    given,
 )
-from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting
-from mlflow_deploy_plugin.store.rollouts import Rollout
-from mlflow_deploy_plugin.store.tables import AlertRow, AuditRow, EndpointRow, MonitorRow, MonitorWindowRow
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint: its deployment target and its spec.
+
+    Attributes:
+        rows_since: captured rows that were received earlier are those of a deleted endpoint of its name; None: there
+            was none, and all rows captured under the name are its own.
+    """
+
+    name: str
+    target: str
+    spec: EndpointSpec
+    created_at: datetime
+    updated_at: datetime
+    rows_since: datetime | None = None
+
+
+@dataclass(frozen=True)
+class UnreadableEndpoint:
+    """An endpoint whose spec this onnxserve cannot read: another version wrote it, or a person did.
+
+    Attributes:
+        text: the spec as it is stored.
+    """
+
+    name: str
+    target: str
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One rollout of an endpoint; an endpoint has at most one that is live.
+
+    Attributes:
+        spec: the plan (`controller/rollouts/plan.py`); never changed.
+        state: one of `controller/rollouts/state_machine.py`.
+        step: index into the steps of `spec`.
+        step_at: when the step began, for people.
+        figures: the figures that the step is judged by.
+        reason: why it is in this state.
+        revision: grows with every write; one with an older revision is refused.
+        ended_at: None while it is live.
+    """
+
+    id: int
+    endpoint: str
+    spec: dict[str, Any]
+    state: str
+    step: int
+    step_at: datetime
+    figures: dict[str, Any]
+    reason: str
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None = None
+    revision: int = 0
+
+    @property
+    def is_live(self) -> bool:
+        return self.ended_at is None
 
 
 class Store:
@@ -66,7 +134,7 @@ class Store:
                 event = {"after": describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", actor, endpoint=spec.name, **event)
                 session.flush()
-                return endpoint_from_row(row, deleted_endpoints(session, spec.name))
+                return _to_endpoint(row, _deleted_names(session, spec.name))
         except IntegrityError:
             raise AlreadyExists(f"the endpoint {spec.name!r} exists already: update or delete it") from None
 
@@ -88,13 +156,13 @@ class Store:
             row = session.get(EndpointRow, spec.name)
             if row is None:
                 raise NotFound(f"there is no endpoint {spec.name!r}")
-            before = endpoint_from_row(row, ()).spec
+            before = _to_endpoint(row, ()).spec
             row.spec, row.updated_at = dump_spec(spec), self._clock()
             was, became = describe_change(before, spec)
             event = {"before": was, "after": became, "why": why, "detail": {"spec": row.spec, **(detail or {})}}
             self._audit(session, action, actor, endpoint=spec.name, **event)
             session.flush()
-            return endpoint_from_row(row, deleted_endpoints(session, spec.name))
+            return _to_endpoint(row, _deleted_names(session, spec.name))
 
     def remove_endpoint(self, name: str, *, why: str = "", actor: str | None = None) -> bool:
         """Delete the endpoint with its monitors' windows, and end its rollout. Return False if there was none.
@@ -105,13 +173,17 @@ class Store:
             row = session.get(EndpointRow, name)
             if row is None:
                 return False
-            readable, _ = read_endpoints([row])
+            before, now = "", self._clock()
+            with suppress(InvalidConfig):
+                before = describe_traffic(_to_endpoint(row, ()).spec)
             session.delete(row)
             _delete_monitors(session, name)
-            for rollout in rollouts.end(session, name, _ABANDONED, _DELETED, self._clock()):
+            live = select(RolloutRow).filter_by(endpoint=name, ended_at=None).order_by(RolloutRow.id)
+            for rollout in session.scalars(live.with_for_update()):
+                rollout.state, rollout.reason, rollout.revision = _ABANDONED, _DELETED, rollout.revision + 1
+                rollout.updated_at = rollout.ended_at = now
                 detail = {"rollout": rollout.id, "state": _ABANDONED}
                 self._audit(session, "rollout.end", actor, endpoint=name, why=_DELETED, detail=detail)
-            before = ", ".join(describe_traffic(one.spec) for one in readable)
             self._audit(session, "delete", actor, endpoint=name, before=before, why=why)
             return True
 
@@ -119,7 +191,7 @@ class Store:
         """Return the endpoint; None if there is none. Raises InvalidConfig if its spec cannot be read."""
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
-            return None if row is None else endpoint_from_row(row, deleted_endpoints(session, name))
+            return None if row is None else _to_endpoint(row, _deleted_names(session, name))
 
     def require_endpoint(self, name: str) -> Endpoint:
         """Return the endpoint. Raises NotFound with a message that names those there are, and as `endpoint`."""
@@ -176,8 +248,10 @@ class Store:
 
         Events outlive their endpoint and model.
         """
+        query = select(AuditRow).filter_by(**given(endpoint=endpoint, model=model))
+        query = query.order_by(AuditRow.id.desc()).limit(limit)
         with self.transaction() as session:
-            return read_events(session, endpoint, model, limit)
+            return [from_row(row, AuditEvent) for row in reversed(session.scalars(query).all())]
 
     def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str, event: AuditEvent | None = None) -> Rollout:
         """Add a rollout, together with its event.
@@ -185,12 +259,15 @@ class Store:
         Raises:
             AlreadyExists: the endpoint has one that is live.
         """
+        now = self._clock()
+        row = RolloutRow(endpoint=endpoint, spec=spec, state=state, step_at=now, created_at=now, updated_at=now)
         try:
             with self.transaction() as session:
-                added = rollouts.add(session, endpoint, spec, state, self._clock())
+                session.add(row)
+                session.flush()
                 if event is not None:
                     write_event(session, event)
-                return added
+                return from_row(row, Rollout)
         except IntegrityError:
             raise AlreadyExists(
                 f"endpoint {endpoint!r} has a rollout already: wait for its end, or abort it with "
@@ -199,8 +276,11 @@ class Store:
 
     def rollouts(self, endpoint: str | None = None, live: bool = False) -> list[Rollout]:
         """Return rollouts, oldest first; with `live` only those that have not ended."""
+        query = select(RolloutRow).filter_by(**given(endpoint=endpoint)).order_by(RolloutRow.id)
+        if live:
+            query = query.where(RolloutRow.ended_at.is_(None))
         with self.transaction() as session:
-            return rollouts.find(session, endpoint, live)
+            return [from_row(row, Rollout) for row in session.scalars(query)]
 
     def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
         """Write the fields of `rollout` that may change, and its event, and return it with its new revision.
@@ -213,12 +293,20 @@ class Store:
             it has ended.
         """
         with self.transaction() as session:
-            if lease is not None and not leases.is_held(session, lease):
+            if lease is not None and held_row(session, lease) is None:
                 return None
-            updated = rollouts.update(session, rollout, self._clock())
-            if updated is not None and event is not None:
+            query = select(RolloutRow).where(RolloutRow.id == rollout.id).with_for_update()
+            row = session.scalars(query).one_or_none()
+            if row is None or row.revision != rollout.revision or row.ended_at is not None:
+                return None
+            row.state, row.step, row.step_at = rollout.state, rollout.step, rollout.step_at
+            row.figures, row.reason = rollout.figures, rollout.reason
+            row.updated_at, row.ended_at = self._clock(), rollout.ended_at
+            row.revision += 1
+            session.flush()
+            if event is not None:
                 write_event(session, event)
-            return updated
+            return from_row(row, Rollout)
 
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
         """Return the lease of this name, or None while somebody has it.
@@ -228,9 +316,8 @@ class Store:
         monotonic = self._monotonic()
         try:
             with self.transaction() as session:
-                found = leases.acquire(
-                    session, name, holder, seconds, self._sightings.get(name), self._clock(), monotonic
-                )
+                seen = self._sightings.get(name)
+                found = acquire(session, name, holder, seconds, seen, self._clock(), monotonic)
         except IntegrityError:  # another made the row at the same time
             return None
         if isinstance(found, Sighting):
@@ -243,17 +330,24 @@ class Store:
         """Return the lease, renewed for its length from now; None if it is lost."""
         monotonic = self._monotonic()
         with self.transaction() as session:
-            return leases.renew(session, lease, self._clock(), monotonic)
+            row = held_row(session, lease)
+            if row is None:
+                return None
+            row.renewals += 1
+            row.expires_at = self._clock() + timedelta(seconds=lease.seconds)
+            return replace(lease, until=monotonic + lease.seconds)
 
     def release_lease(self, lease: Lease) -> None:
         """Release the lease, so that the next one has it at once. It may be lost already."""
         with self.transaction() as session:
-            leases.release(session, lease)
+            if (row := held_row(session, lease)) is not None:
+                row.holder = ""
 
     def lease(self, name: str) -> LeaseView | None:
         """Return the lease of this name as others see it; None if nobody holds it."""
         with self.transaction() as session:
-            return leases.view(session, name)
+            row = session.get(LeaseRow, name)
+            return LeaseView(row.name, row.holder, row.expires_at) if row is not None and row.holder else None
 
     def close(self) -> None:
         self._engine.dispose()
@@ -279,12 +373,54 @@ class Store:
             raise store_unavailable(self._engine.url, error) from None
 
     def _read_endpoints(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
+        endpoints, unreadable = [], []
         with self.transaction() as session:
-            rows = session.scalars(select(EndpointRow).order_by(EndpointRow.name))
-            return read_endpoints(rows, deleted_endpoints(session))
+            deleted = _deleted_names(session)
+            for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name)):
+                try:
+                    endpoints.append(_to_endpoint(row, deleted))
+                except InvalidConfig as error:
+                    unreadable.append(UnreadableEndpoint(row.name, row.target, row.spec, error.message))
+        return endpoints, unreadable
 
     def _audit(self, session: Session, action: str, actor: str | None, **fields: Any) -> None:
         write_event(session, AuditEvent(self._clock(), actor or current_actor(), action, **fields))
+
+
+def _deleted_names(session: Session, name: str | None = None) -> set[str]:
+    """Return the names of deleted endpoints, or `name` if it is one. Another endpoint may have the name by now."""
+    query = select(AuditRow.endpoint).where(AuditRow.action == "delete", AuditRow.endpoint != "").distinct()
+    return set(session.scalars(query.filter_by(**given(endpoint=name))))
+
+
+def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
+    """Return the row's endpoint. Raises InvalidConfig if its spec cannot be read.
+
+    Args:
+        deleted: names of endpoints that were deleted once.
+    """
+    since = row.created_at if row.name in deleted else None
+    try:
+        return Endpoint(row.name, row.target, _read_spec(row.spec), row.created_at, row.updated_at, since)
+    except InvalidConfig as error:
+        raise InvalidConfig(
+            f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; the onnxserve that wrote "
+            f"it can read it, and `onnxserve endpoint delete {row.name}` makes room for a new one"
+        ) from None
+
+
+@lru_cache(maxsize=1024)
+def _read_spec(text: str) -> EndpointSpec:
+    """Return the spec, parsed once: the controller reads every endpoint every few seconds, and specs are frozen."""
+    (spec,) = load_specs(text, may_be_empty=True)
+    return spec
+
+
+def unknown_endpoint(name: str, known: Iterable[str]) -> NotFound:
+    """Return the error for a name that is not among the known ones."""
+    names = sorted(known)
+    others = f"there are {', '.join(names)}" if names else ""
+    return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}")
 
 
 def _delete_monitors(session: Session, endpoint: str) -> None:

@@ -23,7 +23,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     url = f"sqlite:///{tmp_path / 'store.db'}"
     if request.param == "postgresql":
         url = request.getfixturevalue("postgresql_url")
-    opened = open_store(url)
+    opened = open_store(url, lambda: NOON)
     with opened.transaction() as session:
         session.execute(delete(RetrainingRow))
     yield opened
@@ -32,7 +32,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def retrainings(store: Store) -> Retrainings:
-    return Retrainings(store, lambda: NOON)
+    return Retrainings(store)
 
 
 def add(retrainings: Retrainings, model: str = "X", endpoint: str = "flights") -> Retraining:
