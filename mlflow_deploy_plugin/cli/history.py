@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.errors import NotFound
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import AuditEvent
 
-_STEP = re.compile(r"step \d+ % of a rollout")  # as controller/rollouts/actions.py says it
+_STEP = re.compile(r"step \d+ % of a rollout")  # as controller/rollouts/controller.py says it
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
 

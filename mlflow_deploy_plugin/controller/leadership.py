@@ -10,11 +10,15 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
+from mlflow_deploy_plugin.deployments import state_dir
 from mlflow_deploy_plugin.errors import OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.statedir import locked, write_atomically
 from mlflow_deploy_plugin.store import Lease, Store
 
 _log = logging.getLogger(__name__)
@@ -174,3 +178,28 @@ def log_errors(function: Callable[[], object]) -> None:
         _log.warning("%s", error.message)
     except Exception:  # noqa: BLE001 — one call must not end the next ones
         _log.exception("the controller goes on; something that it does has failed")
+
+
+_NAME = ".place"
+
+
+def rollouts_lease_name(settings: Settings) -> str:
+    """Return the name of the lease for the rollouts of this machine's servers; empty if there never was a server.
+
+    Raises:
+        OSError: the state folders cannot be read, or written.
+    """
+    folder = settings.deployments_path
+    if not folder.is_dir():
+        return ""
+    written = folder / _NAME
+    if not written.exists():
+        with locked(folder / f"{_NAME}.lock"):
+            if not written.exists():
+                write_atomically(written, uuid.uuid4().hex.encode())
+    return f"rollouts/{written.read_text()}"
+
+
+def is_local(endpoint: str, settings: Settings) -> bool:
+    """Return True if this process sees the state folder of the endpoint's server."""
+    return state_dir(endpoint, settings).is_dir()

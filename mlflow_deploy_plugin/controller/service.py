@@ -11,9 +11,8 @@ from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_local_rollouts
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
-from mlflow_deploy_plugin.controller.rollouts.actions import RolloutActions
-from mlflow_deploy_plugin.controller.rollouts.controller import RolloutController
-from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.monitoring import GROUPING_DELAY, send_due
 from mlflow_deploy_plugin.store import Rollout

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, lead_store, repeat
+from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, is_local, lead_store, repeat, rollouts_lease_name
+from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import open_store
 from tests.support.waiting import wait_until
 
@@ -59,3 +60,14 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
     first.set()
     wait_until(lambda: worked[-1] == "second", SECONDS, "the other works")
     store.close()
+
+
+def test_controllers_that_see_the_same_state_folders_want_the_same_lease_and_others_another(tmp_path: Path) -> None:
+    here, there, nowhere = (Settings(home=tmp_path / name) for name in ("here", "there", "nowhere"))
+    for settings in (here, there):
+        (settings.deployments_path / "flights").mkdir(parents=True)
+
+    assert rollouts_lease_name(here) == rollouts_lease_name(here)
+    assert rollouts_lease_name(here) != rollouts_lease_name(there)
+    assert rollouts_lease_name(nowhere) == ""
+    assert [is_local("flights", settings) for settings in (here, there, nowhere)] == [True, True, False]

@@ -20,8 +20,8 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.controller.locality import rollouts_lease_name
-from mlflow_deploy_plugin.controller.rollouts.start import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
+from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store

@@ -78,6 +78,8 @@ class RetrainingWorld:
     folder: Path
     deployments: Deployments
     said: list[str] = field(default_factory=list)
+    ahead: timedelta = timedelta()
+    """So far the store's clock is ahead."""
 
     @property
     def retrainings(self) -> Retrainings:
@@ -223,7 +225,7 @@ def _models() -> Path:
 def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
     """MLflow has to be where the folder's models may be registered, ONNXSERVE_HOME somewhere below the folder."""
     settings = load_settings()
-    store = open_store(settings.store_url)
+    store = open_store(settings.store_url, lambda: utc_now() + world.ahead)
     world = RetrainingWorld(folder, Deployments(store, settings, lambda line: None))
     world.project.mkdir()
     (world.project / "MLproject").write_text(_MLPROJECT)

@@ -3,13 +3,19 @@
 These functions run in the judging processes (`judging_pool.py`), or in the process of a command.
 """
 
+import contextlib
 import hashlib
+import logging
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
+from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.inference_log import (
     LABEL,
     LABEL_NUMBER,
@@ -20,6 +26,7 @@ from mlflow_deploy_plugin.inference_log import (
     open_log,
 )
 from mlflow_deploy_plugin.monitoring import MonitorResult, WindowRequest
+from mlflow_deploy_plugin.processes import Worker, WorkerPool
 from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorSpec
@@ -120,3 +127,56 @@ def count_labels(questions: Sequence[WindowRequest]) -> list[int]:
         else:
             counts.append(int(pc.count(table.column(LABEL)).as_py()))
     return counts
+
+
+IDLE_SECONDS = 300.0
+_MAX_CALLS = 50
+_NICE = 10
+_OOM_SCORE = "500"
+"""The kernel adds it to the process's score when memory is short: it is killed before servers and the controller."""
+
+
+def judging_worker() -> Worker:
+    """Return a worker whose process yields to everything else on this machine; transient errors keep their class."""
+    return Worker(_prepare, _MAX_CALLS, TRANSIENT_ERRORS)
+
+
+class JudgingPool:
+    """A few processes that judge; a controller makes a new pool each time it gets the lease."""
+
+    def __init__(self, processes: int, seconds: float) -> None:
+        self._seconds = seconds
+        self._workers = WorkerPool([judging_worker() for _ in range(processes)])
+
+    def judge(self, request: WindowRequest) -> EvaluatedWindow:
+        """Call `judge_and_log` in a process. Raises as `Worker.call`, like the following."""
+        result: EvaluatedWindow = self._workers.call(judge_and_log, request, seconds=self._seconds)
+        return result
+
+    def count(self, request: WindowRequest) -> int:
+        """Call `count_rows` in a process."""
+        return int(self._workers.call(count_rows, request, seconds=self._seconds))
+
+    def count_labels(self, requests: Sequence[WindowRequest]) -> list[int]:
+        """Call `count_labels` in a process."""
+        counts: list[int] = self._workers.call(count_labels, requests, seconds=self._seconds)
+        return counts
+
+    def rest(self) -> None:
+        """End processes that have been idle for a while."""
+        self._workers.end_idle(IDLE_SECONDS)
+
+    def end(self) -> None:
+        """End all processes, also those at work."""
+        self._workers.end()
+
+
+def _prepare() -> None:
+    os.nice(_NICE)  # servers on this machine go first
+    with contextlib.suppress(OSError):  # not on every system
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    warnings.simplefilter("ignore")  # libraries' advice to their callers
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    from mlflow_deploy_plugin.registry import set_service_timeouts  # not in the process that starts this one
+
+    set_service_timeouts()

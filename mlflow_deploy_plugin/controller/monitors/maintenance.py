@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
-from mlflow_deploy_plugin.controller.monitors.judging_pool import IDLE_SECONDS, judging_worker
+from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, judging_worker
 from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError

@@ -13,8 +13,7 @@ from datetime import datetime
 from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
-from mlflow_deploy_plugin.controller.monitors.evaluation import Judge
-from mlflow_deploy_plugin.controller.monitors.judging_pool import JudgingPool
+from mlflow_deploy_plugin.controller.monitors.evaluation import Judge, JudgingPool
 from mlflow_deploy_plugin.controller.monitors.late_data import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, next_due_window, oldest_pending
 from mlflow_deploy_plugin.controller.monitors.window_runner import (

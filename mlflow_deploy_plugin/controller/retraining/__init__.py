@@ -3,6 +3,6 @@
 plan            the plan of a retraining, its cause, and its events in the audit trail
 trigger         starts one: on an alarm, with cool-down and budget; by a schedule; for a person
 runner          the states, one step after the other; the best place to begin reading
-training        from the rows to the end of the run; training_data, process and tracking are its parts
+training        from the rows to the end of the run; process and tracking are its parts
 deploy          from the registered version to the end: gate, rollout or proposal
 """

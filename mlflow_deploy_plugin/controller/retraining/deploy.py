@@ -3,10 +3,9 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from mlflow_deploy_plugin.controller.locality import is_local
-from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
+from mlflow_deploy_plugin.controller.leadership import is_local
+from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext, answering_version
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan, plan_of
-from mlflow_deploy_plugin.controller.retraining.served import answering_version
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
 from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
@@ -53,7 +52,7 @@ def judge_version(context: RetrainingContext, one: Retraining) -> None:
         "gate_reason": verdict.reason,
         "gate_report": gated.report,
         "against": against,
-        "gated_at": context.clock().isoformat(),
+        "gated_at": context.now().isoformat(),
         # compared on labelled rows, or the policy does without
         "compared": not is_skipped or "evaluation" in verdict.policy.get("skip", ()),
     }
@@ -132,7 +131,7 @@ def _wait_for_server(
     context: RetrainingContext, one: Retraining, plan: RetrainPlan, why: str, waits_for: WaitsFor = ""
 ) -> None:
     since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
-    if context.clock() - since < MAX_SERVER_WAIT:
+    if context.now() - since < MAX_SERVER_WAIT:
         context.wait(one, f"waits for the endpoint: {why}", waits_for)
         return
     context.finish(

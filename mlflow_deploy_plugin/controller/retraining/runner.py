@@ -15,10 +15,9 @@ import logging
 from collections.abc import Hashable
 from functools import partial
 
-from mlflow_deploy_plugin.controller.locality import is_local
+from mlflow_deploy_plugin.controller.leadership import is_local
 from mlflow_deploy_plugin.controller.retraining import deploy, training
-from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
-from mlflow_deploy_plugin.controller.retraining.served import ServedModelChanged
+from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext, ServedModelChanged
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable

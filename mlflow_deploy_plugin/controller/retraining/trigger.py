@@ -5,12 +5,12 @@ trail with the reason.
 """
 
 import logging
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 from mlflow_deploy_plugin.controller.crontab import crontab_trigger
 from mlflow_deploy_plugin.controller.leadership import controller_name
+from mlflow_deploy_plugin.controller.retraining.context import served_model, served_version
 from mlflow_deploy_plugin.controller.retraining.plan import (
     RetrainPlan,
     cause_of,
@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.controller.retraining.plan import (
     refused_event,
     started_event,
 )
-from mlflow_deploy_plugin.controller.retraining.served import served_model, served_version
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments, check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
@@ -26,7 +25,7 @@ from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring import MonitorResult, announce
 from mlflow_deploy_plugin.registry import LoggedRun, parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Retraining, Retrainings, Store, current_actor, utc_now
+from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Retraining, Retrainings, Store, current_actor
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ def retrain_on_alarm(
     result: MonitorResult,
     run: LoggedRun,
     spec: MonitorSpec,
-    clock: Callable[[], datetime] = utc_now,
 ) -> Retraining | None:
     """Start a retraining if the result is an alarm and its monitor's spec asks for one.
 
@@ -66,16 +64,16 @@ def retrain_on_alarm(
             return one
     try:
         _check_served(deployments, result)
-        _check_budget(retrainings, plan.model, spec.retrain, clock())
+        _check_budget(retrainings, plan.model, spec.retrain, store.now())
         try:
             check_project(plan.project, plan.entry_point, plan.parameters)
         except InvalidConfig as error:
             raise _NeedsAPerson(f"it cannot be trained: {error.message}") from None
-        return _add(store, result.monitor, plan, cause, clock())
+        return _add(store, result.monitor, plan, cause, store.now())
     except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
         if isinstance(error, _NeedsAPerson):
             announce(store, plan.endpoint, result.monitor, f"{plan.endpoint}: {error.message}", run.url)
-        record_refusal(store, refused_event(plan, cause, error.message, clock()))
+        record_refusal(store, refused_event(plan, cause, error.message, store.now()))
         return None
 
 
@@ -111,7 +109,7 @@ def request_retraining(
     model = served_model(observed)
     plan = plan_for(retrain, endpoint, model, served_version(observed), found.every, window, actor)
     reason = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
-    return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": reason}, utc_now())
+    return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": reason}, deployments.store.now())
 
 
 class RetrainingSchedule:
@@ -127,7 +125,7 @@ class RetrainingSchedule:
 
         While the model is being trained already, the next one waits. An error is logged once.
         """
-        now = now or utc_now()
+        now = now or self._deployments.store.now()
         for endpoint in self._deployments.store.endpoints():
             for monitor, spec in endpoint.spec.monitors.items():
                 if spec.retrain is None or spec.retrain.schedule is None:

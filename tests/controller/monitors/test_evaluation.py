@@ -1,15 +1,19 @@
 """What is asked before a window is judged."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
-from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log, judging_worker
+from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.inference_log import parse_window
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.processes import Worker
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
+from tests.support.raising import raise_it
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port
 
@@ -24,3 +28,27 @@ def test_where_mlflow_is_down_it_is_said_before_anything_is_judged(
 
     with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable, match="connection refused"):
         judge_and_log(question)
+
+
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    one = judging_worker()
+    yield one
+    one.end()
+
+
+def test_it_yields_to_servers_and_when_memory_is_short_it_is_ended_first(worker: Worker) -> None:
+    pid = worker.call(os.getpid, seconds=SECONDS)
+
+    assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) == 500
+    assert os.getpriority(os.PRIO_PROCESS, pid) >= 10
+    with pytest.raises(OnnxserveError, match=r"^MemoryError: without a word$"):
+        worker.call(bytearray, 2**62, seconds=SECONDS)
+
+
+def test_what_passes_by_itself_is_told_from_what_does_not(worker: Worker) -> None:
+    with pytest.raises(RegistryUnavailable, match=r"^MLflow does not answer$"):
+        worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)

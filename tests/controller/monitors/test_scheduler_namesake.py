@@ -13,8 +13,9 @@ from mlflow_deploy_plugin.inference_log import View, Window, compact, log_stats,
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
 from mlflow_deploy_plugin.monitoring.alerts import record_failure
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
-from mlflow_deploy_plugin.store.alerts import Alerts
-from tests.support.monitors import HOUR, NOON, MonitoredWorld
+from mlflow_deploy_plugin.store.alerts import Alert, Alerts
+from tests.support.monitors import HOUR, NOON, SECONDS, MonitoredWorld
+from tests.support.waiting import wait_until
 
 MINUTE = timedelta(minutes=1)
 
@@ -78,3 +79,21 @@ def test_an_alarm_of_the_deleted_one_is_over(world: MonitoredWorld) -> None:
     assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
     world.store.remove_endpoint("flights")
     assert Alerts(world.store).firing("flights") == []
+
+
+def test_its_windows_and_alerts_wait_and_the_others_go_on(world: MonitoredWorld) -> None:
+    world.endpoint("flights")
+    world.endpoint("taxis")
+    world.rows(NOON, endpoint="taxis")
+    begun = world.monitors.add("flights", "hourly", NOON, NOON + HOUR)
+    Alerts(world.store).change("f", lambda _: Alert("f", "flights", "hourly", "firing", NOON, NOON))
+    world.spoil("flights")
+    world.now = NOON + HOUR + timedelta(minutes=6)
+
+    world.start()
+    (judged,) = world.wait_for(1)
+
+    assert (judged.endpoint, judged.verdict) == ("taxis", "no drift")
+    wait_until(lambda: any("endpoint 'flights' in the store cannot be read" in line for line in world.said), SECONDS)
+    assert [one.state for one in world.monitors.windows("flights")] == [begun.state]
+    assert [one.endpoint for one in Alerts(world.store).firing()] == ["flights"]

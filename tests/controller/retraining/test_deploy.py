@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.controller.retraining.runner import (
     MAX_DEFECTS,
     RetrainingRunner,
     start_local_rollouts,
-    try_step,
 )
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
 from mlflow_deploy_plugin.controller.service import retraining_context
@@ -75,9 +74,8 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     waiting = world.take()
     assert waiting.state == "gated"
     assert waiting.reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
-    late = replace(world.context, clock=lambda: utc_now() + timedelta(hours=2))
-    try_step(late, world.latest())
-    proposed = world.latest()
+    world.ahead = timedelta(hours=2)
+    proposed = world.take()
     assert proposed.state == "proposed"
     assert "the endpoint has not been ready for a rollout for 3600 s" in proposed.reason
     assert f"`onnxserve rollout {ENDPOINT} --to 2` brings it" in proposed.reason
@@ -186,8 +184,10 @@ ELSEWHERE = {"host": "another 1a2b3c4d"}
 
 
 def later(world: RetrainingWorld, **time: float) -> Retraining:
-    try_step(replace(world.context, clock=lambda: utc_now() + timedelta(**time)), world.latest())
-    return world.latest()
+    world.ahead = timedelta(**time)
+    taken = world.take()
+    world.ahead = timedelta()
+    return taken
 
 
 def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(world: RetrainingWorld) -> None:

@@ -57,8 +57,8 @@ def test_the_same_judgement_starts_one_only_also_when_it_is_told_again(world: Re
 
 def test_a_model_is_trained_once_at_a_time(world: RetrainingWorld) -> None:
     retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
-    clock = lambda: utc_now() + timedelta(days=2)  # noqa: E731
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec(), clock) is None
+    world.ahead = timedelta(days=2)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is None
     assert refusals(world) == [f"model {MODEL} is being trained already: retraining 1 is waiting"]
 
 
@@ -69,21 +69,19 @@ def test_a_model_cools_down_and_the_trail_says_so_once(world: RetrainingWorld) -
         assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is None
     assert len(refusals(world)) == 1
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
-    clock = lambda: utc_now() + timedelta(days=1, seconds=1)  # noqa: E731
-    assert (
-        retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec(), clock) is not None
-    )
+    world.ahead = timedelta(days=1, seconds=1)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is not None
 
 
 def test_beyond_the_budget_somebody_has_to_look(world: RetrainingWorld) -> None:
     spec = world.spec(max_runs=1)
     retrain_on_alarm(world.deployments, world.result(), world.run(), spec)
     ended(world)
-    clock = lambda: utc_now() + timedelta(days=29)  # noqa: E731
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec, clock) is None
+    world.ahead = timedelta(days=29)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
     assert "trained 1 times in 30 days, and max_runs is 1" in refusals(world)[0]
-    clock = lambda: utc_now() + timedelta(days=31)  # noqa: E731
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec, clock) is not None
+    world.ahead = timedelta(days=31)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is not None
 
 
 def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of_the_budget(
@@ -94,8 +92,8 @@ def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of
     assert world.take().state == "failed"  # nothing was captured
     assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
-    clock = lambda: utc_now() + timedelta(days=1, seconds=1)  # noqa: E731
-    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec, clock) is not None
+    world.ahead = timedelta(days=1, seconds=1)
+    assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is not None
 
 
 def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once(world: RetrainingWorld) -> None:

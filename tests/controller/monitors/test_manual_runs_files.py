@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, judge_and_log
-from mlflow_deploy_plugin.controller.monitors.file_drift import run_files
+from mlflow_deploy_plugin.controller.monitors.manual_runs import run_files
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
 from tests.support.tracking import tracking_at
