@@ -8,10 +8,15 @@ so that the child can be ended with everything that it has started. It learns of
 - The kernel sends it a signal (`die_with_parent`). PR_SET_PDEATHSIG belongs to the *thread* that started the child: if
   that thread ends, the child dies, though the parent's process lives on. Use it only if the thread lives as long as the
   child is wanted.
+
+`SupervisedChildren` are those of a process with one thread that waits for signals and reaps everything itself. The
+workers of a gunicorn that was killed fall to it, in a container or not (PR_SET_CHILD_SUBREAPER), and are known by their
+process group. A `Child` reaps itself, and cannot be used beside them.
 """
 
 import contextlib
 import ctypes
+import math
 import os
 import queue
 import signal
@@ -19,10 +24,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LONGEST_POLL_SECONDS = 0.05
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -91,14 +97,17 @@ class Child:
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Return the exit status, or None if the child still runs after so many seconds (None: wait for its end)."""
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        # not reaped here, so that its id still belongs to it
+        options = os.WEXITED | os.WNOWAIT | (0 if seconds is None else os.WNOHANG)
         pause = 0.001
-        while not self._has_ended(blocking=deadline is None):
-            left = 0.0 if deadline is None else deadline - time.monotonic()
-            if left <= 0:
-                return None
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, _LONGEST_POLL_SECONDS)
+        with contextlib.suppress(ChildProcessError):  # another thread has reaped it
+            while os.waitid(os.P_PID, self.pid, options) is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_POLL_SECONDS)
         with self._lock:
             if self.exit_status is None:
                 if self._kills_group:
@@ -110,14 +119,6 @@ class Child:
         """Leave the child to itself: it outlives this object, which must not be used any more. Return its id."""
         self._process.returncode = 0  # without this, Popen warns of a child that still runs
         return self.pid
-
-    def _has_ended(self, blocking: bool) -> bool:
-        """Return True if the child has ended. It is not reaped here, so that its id still belongs to it."""
-        options = os.WEXITED | os.WNOWAIT | (0 if blocking else os.WNOHANG)
-        try:
-            return os.waitid(os.P_PID, self.pid, options) is not None
-        except ChildProcessError:  # another thread has reaped it
-            return True
 
 
 def signal_process(pid: int, number: int) -> bool:
@@ -192,3 +193,77 @@ def requests_of_parent(receive: Callable[[], Request | None]) -> Iterator[Reques
 
     threading.Thread(target=read, daemon=True).start()
     return iter(requests.get, object())
+
+
+def watched_signals() -> set[signal.Signals]:
+    """Return the signals that a supervisor waits for. It blocks them, so that they arrive only where it waits.
+
+    SIGHUP is left alone if it is ignored (nohup): a blocked signal would come through.
+    """
+    ends = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    return {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of whatever its children leave behind."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@dataclass
+class SupervisedChild:
+    """One process. `started_at` and `exit_status` are as those of `Child`; the status is None while it runs."""
+
+    pid: int
+    started_at: float = field(default_factory=time.monotonic)
+    exit_status: int | None = None
+
+    @property
+    def exit_reason(self) -> str:
+        """The way it ended, in words."""
+        return exit_reason(self.exit_status or 0)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to this process alone; gunicorn's master tells its workers itself."""
+        if self.exit_status is None:
+            os.kill(self.pid, number)
+
+    def signal_group(self, number: int) -> bool:
+        """Send a signal to the process and all that it has started, also after its own end; 0 is sent to nobody.
+
+        Return False if none of them is left.
+        """
+        return signal_group(self.pid, number)
+
+
+@dataclass
+class SupervisedChildren:
+    """All children that were started here."""
+
+    _running: dict[int, SupervisedChild] = field(default_factory=dict)
+
+    def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
+        """Start `command`, which inherits the descriptors. It gets SIGTERM when this process dies, even by SIGKILL."""
+        supervisor = os.getpid()
+
+        def prepare() -> None:
+            die_with_parent(signal.SIGTERM, supervisor)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+        process = subprocess.Popen(
+            command,
+            pass_fds=descriptors,
+            process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its children in order
+            preexec_fn=prepare,  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
+            stdin=subprocess.DEVNULL,
+        )
+        process.returncode = 0  # reaped by `reap`, not by Popen
+        child = SupervisedChild(process.pid)
+        self._running[child.pid] = child
+        return child
+
+    def reap(self) -> None:
+        """Record everything that has ended, without waiting."""
+        with contextlib.suppress(ChildProcessError):  # there are no children any more
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                if child := self._running.pop(ended[0], None):
+                    child.exit_status = os.waitstatus_to_exitcode(ended[1])

@@ -4,6 +4,7 @@
 not import the parent's main module again, so that a script without `if __name__ == "__main__"` may use it.
 """
 
+import contextlib
 import logging
 import pickle
 import signal
@@ -70,7 +71,7 @@ class Worker:
             ProcessCrashed: the process ended by itself, or was killed by the system for its memory.
             ProcessEnded: `end` was called.
         """
-        connection = self._running()
+        connection = self._connect()
         try:
             connection.send((function, arguments))
             if not connection.poll(seconds):
@@ -102,7 +103,8 @@ class Worker:
         self._is_ended = True
         self._kill()
 
-    def _running(self) -> Connection:
+    def _connect(self) -> Connection:
+        """Return the connection to the process, which is started if there is none."""
         with self._lock:
             if self._is_ended:
                 raise ProcessEnded("its process was ended on purpose")
@@ -151,11 +153,9 @@ class WorkerPool:
     def end_idle(self, seconds: float) -> None:
         """End the processes that have had nothing to do for so long."""
         free = []
-        try:
+        with contextlib.suppress(Empty):
             while True:
                 free.append(self._free.get_nowait())
-        except Empty:
-            pass
         for worker in reversed(free):
             worker.end_if_idle(seconds)
             self._free.put(worker)

@@ -52,19 +52,19 @@ from .device import (
 from .inference.shadow_compare import (
     compare_outputs as compare_outputs,
 )
-from .models.explainable import (
+from .models.explainer import (
     ExplainedFeature as ExplainedFeature,
 )
-from .models.explainable import (
+from .models.explainer import (
     explained_features as explained_features,
 )
-from .models.explainable import (
+from .models.explainer import (
     explained_names as explained_names,
 )
-from .models.explainable import (
+from .models.explainer import (
     explained_numbers as explained_numbers,
 )
-from .models.explainable import (
+from .models.explainer import (
     explained_outputs as explained_outputs,
 )
 from .models.loading import (
@@ -85,28 +85,28 @@ from .models.model_control import (
 from .models.model_control import (
     command_files as command_files,
 )
-from .models.side_messages import (
-    SideMessage as SideMessage,
-)
-from .models.side_messages import (
-    receive_message as receive_message,
-)
-from .models.side_messages import (
-    send_message as send_message,
-)
 from .models.side_process import (
     FAILED_MESSAGE as FAILED_MESSAGE,
 )
 from .models.side_process import (
     READY_MESSAGE as READY_MESSAGE,
 )
-from .observability.capture_counters import (
+from .models.side_process import (
+    SideMessage as SideMessage,
+)
+from .models.side_process import (
+    receive_message as receive_message,
+)
+from .models.side_process import (
+    send_message as send_message,
+)
+from .observability.exposition import (
     CaptureCounters as CaptureCounters,
 )
-from .observability.capture_counters import (
+from .observability.exposition import (
     read_capture_counters as read_capture_counters,
 )
-from .observability.capture_counters import (
+from .observability.exposition import (
     saved_capture_counters as saved_capture_counters,
 )
 from .protocols.arrow import (

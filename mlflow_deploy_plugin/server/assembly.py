@@ -13,12 +13,10 @@ from mlflow_deploy_plugin.server.inference.limits import RequestLimits, max_batc
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
-from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_warm
-from mlflow_deploy_plugin.server.models.memory import MemoryLimit, worker_limit
+from mlflow_deploy_plugin.server.models.loading import MemoryLimit, WarmVersion, load_warm, worker_limit
 from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.server.observability.metrics import Metrics
-from mlflow_deploy_plugin.server.observability.shadow_metrics import ShadowMetrics
+from mlflow_deploy_plugin.server.observability.metrics import Metrics, ShadowMetrics
 from mlflow_deploy_plugin.server.observability.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs

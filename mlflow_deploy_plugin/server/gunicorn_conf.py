@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.server.observability.capture_counters import save_capture_counters
+from mlflow_deploy_plugin.server.observability.exposition import save_capture_counters
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import METRICS, worker_file

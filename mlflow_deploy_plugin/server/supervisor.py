@@ -6,10 +6,13 @@ the socket, and announces the server when every worker is ready.
 An agent that crashes is restarted. A gunicorn that is killed after it was ready is restarted on the same socket, which
 keeps new clients waiting, as soon as none of its old workers lives. The server ends if gunicorn exits by itself, or is
 killed again and again. On SIGTERM gunicorn finishes the requests in flight; then the agent ships what was captured.
+
+The sockets of the server are opened before anything else starts.
 """
 
+import errno
 import fcntl
-import http.client
+import importlib.util
 import logging
 import math
 import os
@@ -20,9 +23,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, RuntimeMissing
 from mlflow_deploy_plugin.processes import (
     SupervisedChild,
     SupervisedChildren,
@@ -30,12 +35,6 @@ from mlflow_deploy_plugin.processes import (
     watched_signals,
 )
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
-from mlflow_deploy_plugin.server.listener import (
-    open_listener,
-    reachable_host,
-    reachable_url,
-    reserve_grpc_port,
-)
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import (
     AGENT,
@@ -56,6 +55,7 @@ from mlflow_deploy_plugin.statedir import (
 _log = logging.getLogger(__name__)
 
 _LOCK = "server.lock"
+_FIRST_PORT, _LAST_PORT = 8080, 8999
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
@@ -141,11 +141,9 @@ class _Supervisor:
         self._children = SupervisedChildren()
         self._signals = watched_signals()
         self._agent: SupervisedChild | None = None
-        self._agent_started = 0.0
         self._agent_crashes = 0
         self._restart_agent_at = 0.0
         self._gunicorn: SupervisedChild | None = None
-        self._gunicorn_started = 0.0
         self._gunicorn_deaths = 0
         self._restart_gunicorn_at = math.inf
         self._kill_orphans_at = math.inf
@@ -188,36 +186,34 @@ class _Supervisor:
             self._check_agent()
 
     def _check_gunicorn(self) -> None:
-        if self._gunicorn is None:
-            return
-        if self._restart_gunicorn_at < math.inf:
-            if not self._has_orphans(self._gunicorn) and time.monotonic() >= self._restart_gunicorn_at:
-                self._start_gunicorn()
-        elif self._gunicorn.exit_status is not None:
-            self._handle_gunicorn_exit(self._gunicorn, self._gunicorn.exit_status)
-        elif self._is_ready and self._phase == "starting" and self._answers():
-            with suppress(OSError):
-                self._write("serving")
-
-    def _handle_gunicorn_exit(self, dead: SupervisedChild, exit_status: int) -> None:
-        """Schedule the restart of gunicorn.
+        """Start gunicorn again if its pause is over. If it has been killed, let the pause begin.
 
         Raises:
-            DeploymentFailed: it is not restarted.
+            DeploymentFailed: it has ended and is not restarted.
         """
+        gunicorn, now = self._gunicorn, time.monotonic()
+        if gunicorn is None:
+            return
+        if self._restart_gunicorn_at < math.inf:
+            if not self._has_orphans(gunicorn) and now >= self._restart_gunicorn_at:
+                self._start_gunicorn()
+            return
+        if gunicorn.exit_status is None:
+            if self._is_ready and self._phase == "starting" and self._answers():
+                with suppress(OSError):
+                    self._write("serving")
+            return
+        how = gunicorn.exit_reason
         if not self._is_ready:
-            raise DeploymentFailed(f"gunicorn {dead.exit_reason} before a worker was ready; the log says why")
-        if exit_status == 0:  # somebody has stopped it
-            raise DeploymentFailed(f"gunicorn {dead.exit_reason} while serving; the log says why")
-        now = time.monotonic()
-        self._gunicorn_deaths = 1 if now - self._gunicorn_started > _STABLE_SECONDS else self._gunicorn_deaths + 1
+            raise DeploymentFailed(f"gunicorn {how} before a worker was ready; the log says why")
+        if gunicorn.exit_status == 0:  # somebody has stopped it
+            raise DeploymentFailed(f"gunicorn {how} while serving; the log says why")
+        self._gunicorn_deaths = 1 if now - gunicorn.started_at > _STABLE_SECONDS else self._gunicorn_deaths + 1
         if self._gunicorn_deaths >= _MAX_DEATHS:
-            raise DeploymentFailed(
-                f"gunicorn {dead.exit_reason}, for the {_MAX_DEATHS}th time in a row; the log says why"
-            )
+            raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row; the log says why")
         pause = 2.0 ** (self._gunicorn_deaths - 3) if self._gunicorn_deaths > 1 else 0.0
-        _log.error("gunicorn %s; it is started anew in %.1f s, and new clients wait", dead.exit_reason, pause)
-        dead.signal_group(signal.SIGTERM)
+        _log.error("gunicorn %s; it is started anew in %.1f s, and new clients wait", how, pause)
+        gunicorn.signal_group(signal.SIGTERM)
         self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
         self._restarts += 1
         with suppress(OSError):  # a full disk does not stop the serving
@@ -237,7 +233,7 @@ class _Supervisor:
         state = self._agent_state()
         if state is not None and state.fatal and not self._is_ready:
             raise DeploymentFailed(state.error)
-        lived = time.monotonic() - self._agent_started
+        lived = time.monotonic() - self._agent.started_at
         self._agent_crashes = 1 if lived > _STABLE_SECONDS else self._agent_crashes + 1
         how = self._agent.exit_reason
         if not self._is_ready and self._agent_crashes >= _CRASHES_BEFORE_READY:
@@ -249,13 +245,11 @@ class _Supervisor:
 
     def _start_agent(self) -> None:
         self._agent = self._children.start(self._agent_command)
-        self._agent_started = time.monotonic()
 
     def _start_gunicorn(self) -> None:
         descriptor = self._listener.fileno()
         command = gunicorn_command(self._state_dir, self._server, self._port, descriptor)
-        self._gunicorn = self._children.start(command, descriptors=[descriptor])
-        self._gunicorn_started = time.monotonic()
+        self._gunicorn = self._children.start(command, [descriptor])
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:
@@ -275,22 +269,14 @@ class _Supervisor:
 
     def _pings(self) -> bool:
         """Return whether /ping answers 200. Over TLS any certificate is trusted: the socket is our own."""
-        host = reachable_host(self._server.host)
-        if self._server.certfile:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, self._port, timeout=5, context=context
-            )
-        else:
-            connection = http.client.HTTPConnection(host, self._port, timeout=5)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
         try:
-            connection.request("GET", "/ping")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
+            with opener.open(f"{self._url}/ping", timeout=5) as response:
+                return bool(response.status == 200)
+        except (OSError, HTTPException):
             return False
-        finally:
-            connection.close()
 
     def _end(self) -> None:
         """End gunicorn first, so that the agent ships what the last requests have left; leave no process behind."""
@@ -351,3 +337,77 @@ class _Supervisor:
         )
         write_state(self._state_dir / SERVER, state)
         self._phase = phase
+
+
+def open_listener(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:
+    """Open a listening socket on `port`, or on the first free port from 8080 up. gunicorn inherits it.
+
+    Args:
+        option: the option that chooses another port, for error messages.
+
+    Raises:
+        InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.
+    """
+    for candidate in range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]:
+        try:
+            return _bind(host, candidate)
+        except OSError as error:
+            if error.errno == errno.EACCES:
+                reason = f"port {candidate} may not be opened by this user; ports from 1024 up may"
+            elif error.errno != errno.EADDRINUSE:
+                why = os.strerror(error.errno) if error.errno else error
+                reason = f"{host}:{candidate} cannot be listened on: {why}"
+            elif port is not None:
+                reason = f"port {candidate} on {host} is in use; choose another with {option}"
+            else:
+                continue
+            raise InvalidConfig(reason) from None
+    raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; name one with --port")
+
+
+@contextmanager
+def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
+    """Reserve `grpc_port`, if it is set, for the workers: each binds it after the fork, with SO_REUSEPORT.
+
+    That option alone would silently share the port with another server that has it. So it is bound without the option
+    first. Then a socket that is bound and never listens holds it: it gets no connections, and nobody else can take the
+    port while a worker is replaced.
+
+    Raises:
+        InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.
+        RuntimeMissing: grpcio is not installed.
+    """
+    if spec.grpc_port is None:
+        yield
+        return
+    if any(importlib.util.find_spec(name) is None for name in ("grpc", "google.protobuf")):
+        raise RuntimeMissing(
+            "server.grpc_port is set, and grpcio is not installed: pip install 'mlflow-onnxserve[grpc]'"
+        )
+    taken = open_listener(spec.host, spec.grpc_port, "-C server.grpc_port=…")
+    family, address = taken.family, taken.getsockname()
+    taken.close()
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+        yield
+
+
+def reachable_url(host: str, port: int, scheme: str = "http") -> str:
+    """Return the address at which this machine reaches a server that listens on `host`."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()  # at once: with SO_REUSEADDR two sockets can be bound to a port as long as neither listens
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -23,7 +23,6 @@ Every file has one writer and is replaced by an atomic rename, so that a reader 
 half of one. If the registry is down, or after a restart, what `wanted.json` says goes on being served.
 """
 
-from mlflow_deploy_plugin.statedir.cache import FileCache
 from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     ANSWERS,
@@ -38,7 +37,10 @@ from mlflow_deploy_plugin.statedir.files import (
     SPEC,
     SPOOL,
     WANTED,
+    FileCache,
     is_alive,
+    is_locked,
+    locked,
     mark_loading,
     read_state,
     read_workers,
@@ -47,7 +49,6 @@ from mlflow_deploy_plugin.statedir.files import (
     write_atomically,
     write_state,
 )
-from mlflow_deploy_plugin.statedir.locks import is_locked, locked
 from mlflow_deploy_plugin.statedir.models import (
     AgentState,
     Command,

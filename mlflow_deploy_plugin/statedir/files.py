@@ -1,8 +1,12 @@
-"""Reading and writing the files of a state folder. Every file is replaced by an atomic rename."""
+"""The files that processes share: replaced by an atomic rename, kept by digest, or held as locks."""
 
+import fcntl
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +19,7 @@ WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "
 FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
 METRICS, SPOOL = "metrics", "spool"
+_ABANDONED_SECONDS = 3600.0
 
 StateT = TypeVar("StateT", bound=State)
 
@@ -88,6 +93,82 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # it is another user's
+        pass
     return True
+
+
+@dataclass(frozen=True)
+class FileCache:
+    """A folder of files, each named by a digest of all that it depends on; the least recently used are deleted.
+
+    A file is there whole or not at all.
+    """
+
+    folder: Path
+    suffix: str
+    max_files: int = sys.maxsize
+    max_bytes: int = sys.maxsize
+
+    def path(self, digest: str) -> Path:
+        return self.folder / f"{digest}{self.suffix}"
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """Yield a temporary path, whose file takes the place of `path`. A disk that takes no file costs only time."""
+        temporary = self.folder / f".{os.urandom(8).hex()}{self.suffix}"
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+            self._evict(path)
+        except OSError:
+            pass
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _evict(self, newest: Path) -> None:
+        states = [(path, path.stat()) for path in self.folder.glob(f"*{self.suffix}")]
+        size = 0
+        for number, (path, state) in enumerate(sorted(states, key=lambda one: one[1].st_mtime_ns, reverse=True)):
+            size += state.st_size
+            is_abandoned = path.name.startswith(".") and state.st_mtime < time.time() - _ABANDONED_SECONDS
+            is_surplus = size > self.max_bytes or number >= self.max_files
+            if path != newest and (is_abandoned or is_surplus):
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for the lock between processes of this machine (flock) and hold it. It ends with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):  # its last holder has just removed the file: the next one is another file
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        # while it is held: a process that waits for the old file sees that it is another now
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Return True if some process holds the lock at this moment."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

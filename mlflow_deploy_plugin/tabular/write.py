@@ -23,7 +23,7 @@ _TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
 
 
 @contextmanager
-def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[Any]], None]]:
+def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[Any]], Any]]:
     """Yield a function that writes rows, each a mapping of columns, or a value of the column `name`.
 
     JSON is `{"predictions": […]}`, as /invocations answers. A CSV file has a column for each value of a list:
@@ -40,10 +40,10 @@ def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Calla
         with _json_array(file, b'{"predictions": [', b", ", b"]}\n") as write_items:
             yield lambda rows: write_items(map(orjson.dumps, rows))
     elif kind == "jsonl":
-        yield lambda rows: _write(file, b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        yield lambda rows: file.write(b"".join(orjson.dumps(row) + b"\n" for row in rows))
     elif kind == "csv":
         header: list[str] = []
-        yield lambda rows: _write(file, _csv_lines(map(named, rows), header))
+        yield lambda rows: file.write(_csv_lines(map(named, rows), header))
     else:
         with _parquet_of_values(file) as write_rows:
             yield lambda rows: write_rows([named(row) for row in rows])
@@ -112,10 +112,6 @@ def _json_array(
 
     yield write
     file.write(closing if empty is None or before == separator else empty)
-
-
-def _write(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
 
 
 def _csv_lines(rows: Iterable[Mapping[str, Any]], header: list[str]) -> bytes:

@@ -9,13 +9,13 @@ import pytest
 
 from mlflow_deploy_plugin.processes import Child
 from mlflow_deploy_plugin.pyfunc.process import clean_message, one_line
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage, receive_message, send_message
+from mlflow_deploy_plugin.server.models.side_process import SideMessage, receive_message, send_message
 from tests.support.waiting import wait_until
 
 CHILD = """
 import sys
 from mlflow_deploy_plugin.pyfunc.process import CannotStart, RequestRefused, answer_all
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage
+from mlflow_deploy_plugin.server.models.side_process import SideMessage
 
 def start():
     if sys.argv[1] == "fails":

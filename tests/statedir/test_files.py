@@ -1,10 +1,16 @@
 """State files are written whole or not at all, also on a full disk."""
 
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.statedir import write_atomically
+from mlflow_deploy_plugin.statedir import FileCache, is_locked, locked, write_atomically
 from tests.support.disk import files_of_at_most
 
 
@@ -14,3 +20,117 @@ def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path: P
         write_atomically(tmp_path / "state.json", b"x" * 200)
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
     assert (tmp_path / "state.json").read_bytes() == b"old"
+
+
+def write(cache: FileCache, digest: str, content: str = "x", age: float = 0.0) -> Path:
+    path = cache.path(digest)
+    with cache.writing(path) as temporary:
+        temporary.write_text(content)
+    if path.exists():
+        os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def names(cache: FileCache) -> list[str]:
+    return sorted(path.name for path in cache.folder.iterdir())
+
+
+def test_a_file_takes_its_place_at_the_end(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "made" / "here", ".bin")
+    path = cache.path("aa")
+    with cache.writing(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert (path.read_text(), names(cache)) == ("whole", ["aa.bin"])
+
+
+def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path, ".bin")
+    with suppress(ZeroDivisionError), cache.writing(cache.path("aa")) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert names(cache) == []
+
+
+def test_a_disk_that_takes_no_file_costs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert not write(FileCache(tmp_path / "file" / "folder", ".bin"), "aa").exists()
+
+
+def test_the_oldest_files_go_beyond_a_number_or_a_size(tmp_path: Path) -> None:
+    by_number = FileCache(tmp_path / "number", ".bin", max_files=2)
+    for age, digest in enumerate(["dd", "cc", "bb", "aa"]):
+        write(by_number, digest, age=40 - age * 10)
+    assert names(by_number) == ["aa.bin", "bb.bin"]
+
+    by_size = FileCache(tmp_path / "size", ".bin", max_bytes=10)
+    write(by_size, "aa", "x" * 6, age=20)
+    write(by_size, "bb", "x" * 6, age=10)
+    assert names(by_size) == ["bb.bin"]
+    assert write(by_size, "cc", "x" * 99).exists()  # the newest stays, however large it is
+
+
+def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path, ".bin")
+    for name, age in ((".old.bin", 4000), (".new.bin", 10)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write(cache, "aa")
+    assert names(cache) == [".new.bin", "aa.bin"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mlflow_deploy_plugin.statedir import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_is_seen_while_it_is_held_and_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lock"
+
+    with locked(path):
+        assert is_locked(path)
+
+    assert not is_locked(path)
+    assert not path.exists()
+
+
+def test_a_lock_ends_with_the_process_that_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    assert is_locked(path)
+
+    holder.kill()
+    holder.communicate()
+
+    assert not is_locked(path)
+    with locked(path):
+        assert is_locked(path)
+
+
+def test_many_who_want_it_hold_it_one_after_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            with locked(path):
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert max(most) == 1
+    assert len(most) == 200

@@ -5,10 +5,23 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.tabular import FileFormat, atomic_file, format_of, open_input, open_output, output_format
+from mlflow_deploy_plugin.tabular import (
+    FileFormat,
+    atomic_file,
+    csv_records,
+    format_of,
+    json_lines,
+    open_input,
+    open_output,
+    open_parquet,
+    output_format,
+    read_table,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +72,49 @@ def test_a_dash_is_standard_input_and_output_and_another_name_is_said(tmp_path: 
         open_output(f"{tmp_path}/no/out", stdout),
     ):
         pass
+
+
+def test_a_csv_record_knows_its_line_its_bytes_and_the_position_after_it() -> None:
+    text = b'\xef\xbb\xbfa,b\r\n\r\n1,"two\nlines"\n   \n3,\xff'
+    found = list(csv_records(io.BytesIO(text)))
+    assert [(record.line, record.fields) for record in found] == [
+        (1, ["a", "b"]),
+        (3, ["1", "two\nlines"]),
+        (6, ["3", "\udcff"]),
+    ]
+    assert [record.raw for record in found] == [b"\xef\xbb\xbfa,b\r\n", b'1,"two\nlines"\n', b"3,\xff\n"]
+    assert found[-1].position == len(text)
+
+
+def test_lines_may_end_in_a_carriage_return_alone() -> None:
+    found = list(csv_records(io.BytesIO(b"a,b\r1,2\r3,4")))
+    assert [(record.line, record.fields) for record in found] == [(1, ["a", "b"]), (2, ["1", "2"]), (3, ["3", "4"])]
+
+
+@pytest.mark.parametrize(("strict", "errors"), [(False, ["", "", ""]), (True, ["", "',' expected after '\"'", ""])])
+def test_a_record_that_is_not_csv_has_an_error_and_the_next_ones_follow(strict: bool, errors: list[str]) -> None:
+    found = list(csv_records(io.BytesIO(b'a\n"x"y\nz\n'), strict))
+    assert [record.error for record in found] == errors
+    assert found[-1].fields == ["z"]
+
+
+def test_blank_lines_of_json_lines_are_counted_and_left_out() -> None:
+    assert list(json_lines(io.BytesIO(b'{"a": 1}\n \n2'))) == [(1, b'{"a": 1}\n', 9), (3, b"2", 12)]
+
+
+def test_a_table_is_read_by_the_ending_and_an_empty_text_is_one_or_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,b\n1,\n2,"x"\n')
+    assert read_table(tmp_path / "t.csv").column("b").to_pylist() == ["", "x"]
+    assert read_table(tmp_path / "t.csv", empty_is_null=True).column("b").to_pylist() == [None, "x"]
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").column("a").to_pylist() == [1, 2]
+
+
+def test_parquet_of_a_stream_is_read_whole(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
+
+    class Stream(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    assert open_parquet(Stream((tmp_path / "t.parquet").read_bytes())).read().num_rows == 2

@@ -13,8 +13,8 @@ from mlflow_deploy_plugin.runtime import Array, Feeds, Schema, row_count, short_
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import RequestContext
-from mlflow_deploy_plugin.server.models.explainable import check_explainable, explained_features
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage
+from mlflow_deploy_plugin.server.models.explainer import check_explainable, explained_features
+from mlflow_deploy_plugin.server.models.side_process import SideMessage
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, load_json_object, media_name

@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.server.capture.codec import RequestRecord, as_one_row
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant
-from mlflow_deploy_plugin.server.observability.shadow_metrics import ShadowMetrics
+from mlflow_deploy_plugin.server.observability.metrics import ShadowMetrics
 
 logger = logging.getLogger(__name__)
 

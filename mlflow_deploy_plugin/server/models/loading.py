@@ -1,20 +1,22 @@
-"""Loading a version: warm-up, so that its first request is not its slowest, and how it is best run."""
+"""Loading a version: its memory, warm-up, so that its first request is not its slowest, and how it is best run."""
 
 import logging
 import mmap
+import os
 import re
-import time
+import timeit
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, OnnxserveError
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Batcher,
     BatchPolicy,
-    Feeds,
     OnnxModel,
     Predictor,
     no_batch_dimension_reason,
@@ -38,6 +40,15 @@ INPUT_EXAMPLE = "serving_input_example.json"
 _TIMED_RUNS = 3
 # The op_type of a node as protobuf writes it: field 4, the length, the text (onnx.proto, NodeProto).
 _RANDOM = re.compile(rb'"[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)')
+_CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_OTHERS_BYTES = 384 * 2**20
+"""The memory of supervisor, gunicorn and agent in a container; at most a quarter of the limit is set aside for them."""
+_MEASURABLE_BYTES = 4 * 2**20
+"""The load of smaller files mostly measures the libraries that they need."""
+_DEFAULT_FACTOR = 2.0
+_MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
+_NO_LIMIT = 2**60
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +125,24 @@ def load_warm(
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds))
     model = OnnxModel.load(folder, device, intra_op_num_threads, graph_cache)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
-    feeds = _run_example(model, folder, timeout_seconds)
-    if feeds is None:
-        if policy is not None:
-            logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
-        return WarmVersion(model, is_deterministic=is_deterministic)
+    example = folder / INPUT_EXAMPLE
+    if example.is_file():
+        try:
+            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
+            model.try_out(feeds, timeout_seconds)
+        except OnnxserveError as error:
+            reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
+            raise InvalidArtifact(reason) from None
+    else:
+        feeds = model.example_feeds()
+        try:
+            model.try_out(feeds, timeout_seconds)
+        except InferenceError as error:
+            # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
+            logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
+            if policy is not None:
+                logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
+            return WarmVersion(model, is_deterministic=is_deterministic)
     batcher = None
     if policy is not None:
         if reason := unbatchable_reason(model, feeds):
@@ -128,11 +152,7 @@ def load_warm(
                 model.run(repeat_row(feeds, 0, size))
             batcher = Batcher(model.run, policy)
     timed = feeds if no_batch_dimension_reason(model.artifact) else repeat_row(feeds, 0)
-    fastest = float("inf")
-    for _ in range(_TIMED_RUNS):
-        began = time.perf_counter()
-        model.run(timed)
-        fastest = min(fastest, time.perf_counter() - began)
+    fastest = min(timeit.repeat(partial(model.run, timed), repeat=_TIMED_RUNS, number=1))
     return WarmVersion(model, batcher, fastest / max(model.schema.count_rows(timed), 1), is_deterministic)
 
 
@@ -145,23 +165,74 @@ def has_random_nodes(onnx_file: Path) -> bool:
         return _RANDOM.search(content) is not None
 
 
-def _run_example(model: OnnxModel, folder: Path, seconds: float) -> Feeds | None:
-    """Run the model once and return the feeds: its own example if it has one; None if it refuses a row of zeros."""
-    example = folder / INPUT_EXAMPLE
-    if example.is_file():
+class MemoryLimit:
+    """The memory limit of one worker in bytes, or None: a version is loaded beside the serving one if both have room.
+
+    A container that exceeds its limit is killed, and with it the serving version. So the memory of a load is estimated
+    first: by what the last version has taken for each byte of its files, or twice the files if none was large enough to
+    measure (ONNX Runtime holds the graph as it was read beside its own form of it). The first version of a worker
+    endangers no other: it is refused only if its files alone are too large.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._factor = _MIN_FACTOR
+
+    @contextmanager
+    def loading(self, folder: Path) -> Iterator[None]:
+        """Check that the version in `folder` has room, and measure what loading it within the context takes.
+
+        Raises:
+            ModelError: it would exceed the limit; the message has the figures.
+        """
+        if self._limit is None:
+            yield
+            return
+        files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        before = self.used()
+        needed = int(files * self._factor)
+        if before + needed > self._limit:
+            about, used, limit = (f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit))
+            raise ModelError(
+                f"loading it would take about {about} beside the {used} that this worker has in memory, and its limit "
+                f"is {limit} (server.max_worker_memory_bytes)"
+            )
+        yield
+        taken = (self.used() - before) / files if files >= _MEASURABLE_BYTES else _DEFAULT_FACTOR
+        self._factor = min(max(taken, _MIN_FACTOR), _MAX_FACTOR)
+
+    def used(self) -> int:
+        """Return the resident memory of this process and its descendants."""
+        statms = (_words(Path(f"/proc/{pid}/statm")) for pid in _family(os.getpid()))
+        return sum(int(words[1]) for words in statms if len(words) > 1) * _PAGE_BYTES
+
+
+def worker_limit(configured: int | None, workers: int) -> int | None:
+    """Return the limit of one worker: the configured one, or its share of the container's memory if that is limited."""
+    if configured is not None:
+        return configured
+    for path in _CGROUPS:
         try:
-            feeds = mlflow.decode(JSON, example.read_bytes(), model.schema)
-            model.try_out(feeds, seconds)
-        except OnnxserveError as error:
-            raise InvalidArtifact(
-                f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
-            ) from None
-        return feeds
-    feeds = model.example_feeds()
+            limit = int(path.read_text())
+        except (OSError, ValueError):  # "max"
+            continue
+        if limit < _NO_LIMIT:
+            return (limit - min(_OTHERS_BYTES, limit // 4)) // workers
+    return None
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
     try:
-        model.try_out(feeds, seconds)
-    except InferenceError as error:
-        # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
-        logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
-        return None
-    return feeds
+        children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _words(task / "children")]
+    except OSError:  # it has ended, or this is not Linux
+        return
+    for child in children:
+        yield from _family(int(child))
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []

@@ -18,8 +18,7 @@ from mlflow_deploy_plugin.runtime import (
     Output,
     pyfunc_schema,
 )
-from mlflow_deploy_plugin.server.models.side_messages import SideMessage
-from mlflow_deploy_plugin.server.models.side_process import SideProcess
+from mlflow_deploy_plugin.server.models.side_process import SideMessage, SideProcess
 
 logger = logging.getLogger(__name__)
 

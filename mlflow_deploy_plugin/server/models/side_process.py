@@ -6,17 +6,27 @@ finds no process is refused at once; one that takes too long ends the process.
 
 The process ends with its worker, however that ends: its connection is closed, which it watches, and the kernel kills it
 when its parent thread, the keeper, has gone. It leads a process group, which is killed with it.
+
+The messages are JSON, then arrays and bytes as they lie in memory. A frame is a magic number, the length of the JSON,
+the length of what follows it, and both. The JSON names the message, its plain fields and its arrays in order. Nothing
+in it is code: unlike a pickle, a side process's message cannot make a worker run anything. Lengths are checked before
+anything is read.
 """
 
 import contextlib
+import json
 import logging
 import math
 import os
 import socket
+import struct
 import threading
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
 
 from mlflow_deploy_plugin.errors import (
     DeadlineExceeded,
@@ -30,12 +40,7 @@ from mlflow_deploy_plugin.errors import (
     UnsupportedMediaType,
 )
 from mlflow_deploy_plugin.processes import Child, exit_reason
-from mlflow_deploy_plugin.server.models.side_messages import (
-    MalformedMessage,
-    SideMessage,
-    receive_message,
-    send_message,
-)
+from mlflow_deploy_plugin.runtime import Array
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,128 @@ _REMOTE_ERRORS: dict[str, type[OnnxserveError]] = {
     "time": DeadlineExceeded,
 }
 """The errors that a side process reports (`pyfunc/`), by the name in its message."""
+
+MAX_JSON_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 1024 * 1024 * 1024
+
+_FRAME = struct.Struct("<4sIQ")  # magic, length of the JSON, length of what follows it
+_MAGIC = b"OXP1"
+_CHUNK = 1024 * 1024
+
+
+class MalformedMessage(Exception):
+    """The bytes are no message, or the other side has gone in the middle of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SideMessage:
+    """One message.
+
+    Attributes:
+        fields: values that JSON has.
+        arrays: by group and name; numbers, booleans, or strings in object arrays.
+    """
+
+    kind: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    body: bytes = b""
+
+
+def send_message(connection: socket.socket, message: SideMessage, deadline: float | None = None) -> None:
+    """Send the whole message; `deadline` in monotonic seconds.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+        OSError: the other side has gone.
+        ValueError: the message is too large.
+    """
+    layout: dict[str, list[tuple[str, str, tuple[int, ...], int]]] = {}
+    blobs: list[bytes] = []
+    for group, arrays in message.arrays.items():
+        layout[group] = []
+        for name, array in arrays.items():
+            is_text = array.dtype.kind == "O"
+            # not orjson: a text that came as JSON may hold a lone surrogate
+            blobs.append(json.dumps(array.reshape(-1).tolist()).encode() if is_text else array.tobytes())
+            layout[group].append((name, "str" if is_text else array.dtype.str, array.shape, len(blobs[-1])))
+    blobs.append(message.body)
+    head = json.dumps({"kind": message.kind, "fields": message.fields, "arrays": layout}).encode()
+    following = sum(map(len, blobs))
+    if len(head) > MAX_JSON_BYTES or following > MAX_BYTES:
+        raise ValueError(f"a message of {len(head) + following} bytes is too large")
+    _set_timeout(connection, deadline)
+    connection.sendall(_FRAME.pack(_MAGIC, len(head), following) + head)  # the timeout is that of the whole call
+    for blob in blobs:
+        _set_timeout(connection, deadline)
+        connection.sendall(blob)
+
+
+def receive_message(connection: socket.socket, deadline: float | None = None) -> SideMessage | None:
+    """Receive the next message, or None if the other side has gone; `deadline` in monotonic seconds.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+        MalformedMessage: no message, or half of one.
+        OSError: the connection cannot be read.
+    """
+    prefix = _read(connection, _FRAME.size, deadline)
+    if not prefix:
+        return None
+    if len(prefix) < _FRAME.size:
+        raise MalformedMessage("half a message")
+    magic, length, following = _FRAME.unpack(prefix)
+    if magic != _MAGIC or length > MAX_JSON_BYTES or following > MAX_BYTES:
+        raise MalformedMessage("no message")
+    head, rest = _read(connection, length, deadline), _read(connection, following, deadline)
+    if len(head) < length or len(rest) < following:
+        raise MalformedMessage("half a message")
+    try:
+        return _decode(json.loads(head), memoryview(rest))
+    except (ValueError, KeyError, TypeError) as error:
+        raise MalformedMessage(f"no message: {error}") from None
+
+
+def _set_timeout(connection: socket.socket, deadline: float | None) -> None:
+    if deadline is None:
+        connection.settimeout(None)
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+
+
+def _read(connection: socket.socket, size: int, deadline: float | None) -> bytes:
+    """Read `size` bytes, or fewer if the other side has gone."""
+    parts, left = [], size
+    while left:
+        _set_timeout(connection, deadline)
+        part = connection.recv(min(left, _CHUNK))
+        if not part:
+            break
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _decode(head: Any, blobs: memoryview) -> SideMessage:
+    arrays: dict[str, dict[str, Array]] = {}
+    position = 0
+    for group, entries in head["arrays"].items():
+        arrays[group] = {}
+        for name, dtype, shape, length in entries:
+            blob = blobs[position : position + length]
+            if dtype == "str":
+                array = np.empty(math.prod(shape), dtype=object)
+                array[:] = json.loads(bytes(blob))
+            elif (kind := np.dtype(dtype)).hasobject:
+                raise ValueError(f"an array of {dtype}")
+            else:
+                array = np.frombuffer(blob, dtype=kind)
+            arrays[group][name] = array.reshape(shape)
+            position += length
+    return SideMessage(head["kind"], head["fields"], arrays, bytes(blobs[position:]))
 
 
 class _ProcessRun:
@@ -228,7 +355,14 @@ class SideProcess:
         self._starting = running
         if self._closed.is_set():
             running.child.kill()
-        first = self._receive_first(running)
+        first: SideMessage | None
+        try:
+            first = receive_message(running.connection, running.child.started_at + _LOAD_SECONDS)
+        except TimeoutError:
+            text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
+            first = SideMessage(FAILED_MESSAGE, {"message": text})
+        except (OSError, MalformedMessage):  # the process has gone
+            first = None
         if self._first is None:
             self._first = first
         if first is not None and first.kind == READY_MESSAGE:
@@ -251,14 +385,3 @@ class SideProcess:
             self._state = f"{running.exit_reason()} and is started anew"
         if not self._closed.is_set() and self._looked.is_set():  # else `start` raises
             logger.error("the process %d of this %s %s", running.child.pid, self._label, self._state)
-
-    def _receive_first(self, running: _ProcessRun) -> SideMessage | None:
-        """Return the first message, or one that says why there is none; None if the process has gone."""
-        try:
-            return receive_message(running.connection, running.child.started_at + _LOAD_SECONDS)
-        except TimeoutError:
-            return SideMessage(
-                FAILED_MESSAGE, {"message": f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"}
-            )
-        except (OSError, MalformedMessage):
-            return None

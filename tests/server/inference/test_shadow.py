@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import read_families
-from mlflow_deploy_plugin.server.observability.shadow_metrics import ShadowMetrics
+from mlflow_deploy_plugin.server.observability.metrics import ShadowMetrics
 from tests.support.handling import handle
 from tests.support.models import write_model
 from tests.support.spool import CapturedRequest, read_segment

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
-from mlflow_deploy_plugin.server.models.explainable import is_explainable
+from mlflow_deploy_plugin.server.models.explainer import is_explainable
 from mlflow_deploy_plugin.server.protocols import feedback
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
 from mlflow_deploy_plugin.server.protocols.protocol_table import TABLE_FORMATS
