@@ -9,6 +9,7 @@ and one copy an array.
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ _MAX_PLANS = 256
 """Plans that are kept, one for each endpoint, variant, number of feeds and shape of the first array. One more empties
 the cache."""
 _ALL_COLUMNS: Array = np.empty(0, dtype=np.intp)
+_form: Callable[[Array], tuple[tuple[int, ...], np.dtype[Any]]] = attrgetter("shape", "dtype")
 
 
 class RequestRecord(NamedTuple):
@@ -52,30 +54,34 @@ class RequestRecord(NamedTuple):
     is_shadow: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class EncodingPlan:
-    """The encoding of arrays of exactly these names, dtypes and shapes.
+    """The encoding of arrays of exactly these names, shapes and dtypes.
 
     Attributes:
         model: says which columns are kept.
         layout: the JSON for the reader.
+        names, forms: of the arrays; a form is a shape and a dtype.
         kept: for each array that is written: its position, whether it is text, and which columns are written (None:
             all).
         masked: for each masked column: the position of its array, and its place in there (None: it is the array).
         rows: of the request; `kept_rows` of them are written.
         is_plain: every array is written as it lies in memory.
+        segment, reference: the writer's: the number of the last segment that has the layout, and the beginning of the
+            payload of a request in there.
     """
 
     model: CapturedModel
-    names: list[str]
-    dtypes: list[np.dtype[Any]]
-    shapes: list[tuple[int, ...]]
     layout: bytes
+    names: list[str]
+    forms: list[tuple[tuple[int, ...], np.dtype[Any]]]
     kept: tuple[tuple[int, bool, Array | None], ...]
     masked: tuple[tuple[int, int | None], ...]
     rows: int
     kept_rows: int
     is_plain: bool
+    segment: int = -1
+    reference: bytes = b""
 
 
 class RequestEncoder:
@@ -101,17 +107,11 @@ class RequestEncoder:
         if not model.schema.has_rows:
             feeds, outputs = as_one_row(feeds), as_one_row(outputs)
         arrays = [*feeds.values(), *outputs.values()]
-        shapes = [array.shape for array in arrays]
+        forms = list(map(_form, arrays))
         endpoint, variant, request_id, prediction_id, event_time, received_time, latency, status, is_shadow = record
-        key = endpoint, variant, is_shadow, max_rows, len(feeds), shapes[0] if shapes else ()
+        key = endpoint, variant, is_shadow, max_rows, len(feeds), forms[0][0] if forms else ()
         plan = self._plans.get(key)
-        if (
-            plan is None
-            or plan.model is not model
-            or plan.shapes != shapes
-            or plan.names != [*feeds, *outputs]
-            or plan.dtypes != [array.dtype for array in arrays]
-        ):
+        if plan is None or plan.model is not model or plan.forms != forms or plan.names != [*feeds, *outputs]:
             plan = _make_plan(record, model, feeds, outputs, max_rows)
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
@@ -120,10 +120,9 @@ class RequestEncoder:
         if not 0 <= latency <= _MAX_LATENCY:  # a clock that was set back
             latency = 0
         head = _HEAD.pack(plan.kept_rows, event_time, received_time, latency, status, len(request), len(prediction))
-        pieces = [head, request, prediction]
         if plan.is_plain:
-            pieces += [array.tobytes() for array in arrays]
-            return plan, pieces
+            return plan, [head, request, prediction, *map(np.ndarray.tobytes, arrays)]
+        pieces = [head, request, prediction]
         is_cut = plan.kept_rows < plan.rows
         for place, is_text, columns in plan.kept:
             array = arrays[place][: plan.kept_rows] if is_cut else arrays[place]
@@ -148,13 +147,14 @@ def as_one_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array[np.newaxis] for name, array in arrays.items()}
 
 
-def encode_failure(record: RequestRecord) -> tuple[bytes, list[bytes]]:
-    """Return the layout and the payload of a request that got no prediction: one row without columns."""
+def encode_failure(record: RequestRecord, model: CapturedModel) -> tuple[EncodingPlan, list[bytes]]:
+    """Encode a request that got no prediction: one row without columns."""
     ids = record.request_id.encode(), record.prediction_id.encode()
     latency = min(max(record.latency, 0), _MAX_LATENCY)
     lengths = len(ids[0]), len(ids[1])
     head = _HEAD.pack(1, record.event_time, record.received_time, latency, record.status, *lengths)
-    return _encode_layout(record, {"feeds": [], "outputs": []}), [head, *ids]
+    layout = _encode_layout(record, {"feeds": [], "outputs": []})
+    return EncodingPlan(model, layout, [], [], (), (), 1, 1, True), [head, *ids]
 
 
 def decode_layout(
@@ -216,10 +216,9 @@ def _make_plan(
         kept.append((place, is_text, None if columns is _ALL_COLUMNS else columns))
     return EncodingPlan(
         model,
-        [name for _, name, _ in arrays],
-        [array.dtype for *_, array in arrays],
-        [array.shape for *_, array in arrays],
         _encode_layout(record, entries | ({"masked": masked_entries} if masked_entries else {})),
+        [name for _, name, _ in arrays],
+        [_form(array) for *_, array in arrays],
         tuple(kept),
         tuple(masked),
         rows,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.runtime import Array, sent_arrays
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, encode_model
-from mlflow_deploy_plugin.server.capture.codec import RequestEncoder, RequestRecord, encode_failure
+from mlflow_deploy_plugin.server.capture.codec import EncodingPlan, RequestEncoder, RequestRecord, encode_failure
 from mlflow_deploy_plugin.server.capture.feedback import Feedback, encode_feedback
 from mlflow_deploy_plugin.server.capture.frames import (
     FEEDBACK_KIND,
@@ -67,6 +67,7 @@ class CaptureWriter:
         self._lock = threading.Lock()
         self._file = -1
         self._size = 0
+        self._segment = 0  # the number of the one that is open
         self._models: dict[CapturedModel, int] = {}
         self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
         self._mask = ColumnMask(spool.parent / MASK_KEY)
@@ -86,7 +87,7 @@ class CaptureWriter:
         try:
             plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
             with self._lock:
-                self._append(model, plan.layout, pieces)
+                self._append(plan, pieces)
         except Exception as error:  # noqa: BLE001 - the boundary: the response is right and is sent all the same
             rows = model.schema.count_rows(feeds)
             self._count(record.endpoint, rows, min(rows, max_rows), False)
@@ -98,9 +99,9 @@ class CaptureWriter:
     def write_failure(self, record: RequestRecord, model: CapturedModel) -> None:
         """Append a request that `model` has not answered: its times and status. It is not counted here."""
         try:
-            layout, pieces = encode_failure(record)
+            plan, pieces = encode_failure(record, model)
             with self._lock:
-                self._append(model, layout, pieces)
+                self._append(plan, pieces)
         except Exception as error:  # noqa: BLE001 - as in `write`
             self._log_failure(error)
 
@@ -133,17 +134,19 @@ class CaptureWriter:
         with self._lock:
             self._close()
 
-    def _append(self, model: CapturedModel, layout: bytes, pieces: list[bytes]) -> None:
+    def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
         is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # saves adding up the pieces of the request
         if self._file < 0 or self._is_full or not is_roomy or self._clock() >= self._look_at:
             self._make_room(sum(map(len, pieces)))
-        offset = self._layouts.get((model, layout))
-        if offset is None:
-            if model not in self._models:
-                self._models[model] = self._write_frame(MODEL_KIND + encode_model(model))
-            offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
-            self._layouts[model, layout] = offset
-        self._write_frame(b"".join((REFERRING.pack(REQUEST_KIND, offset), *pieces)))
+        if plan.segment != self._segment:
+            model, layout = plan.model, plan.layout
+            if (offset := self._layouts.get((model, layout))) is None:
+                if model not in self._models:
+                    self._models[model] = self._write_frame(MODEL_KIND + encode_model(model))
+                offset = self._write_frame(REFERRING.pack(LAYOUT_KIND, self._models[model]) + layout)
+                self._layouts[model, layout] = offset
+            plan.segment, plan.reference = self._segment, REFERRING.pack(REQUEST_KIND, offset)
+        self._write_frame(b"".join((plan.reference, *pieces)))
 
     def _make_room(self, size: int) -> None:
         """Make sure that a segment with room for `size` bytes is open.
@@ -189,6 +192,7 @@ class CaptureWriter:
             temporary.unlink(missing_ok=True)
             raise
         self._file, self._size = file, 0
+        self._segment += 1
 
     def _close(self) -> None:
         if self._file >= 0:
