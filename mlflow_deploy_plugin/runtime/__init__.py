@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
 from mlflow_deploy_plugin.runtime.feeds import (
     Array,
     Feeds,
+    NarrowedFeeds,
     concatenate_feeds,
     repeat_row,
     row_count,
@@ -80,6 +81,7 @@ __all__ = [
     "ColumnType",
     "Feeds",
     "Input",
+    "NarrowedFeeds",
     "OnnxModel",
     "OpaqueBody",
     "OpaqueBodyPredictor",

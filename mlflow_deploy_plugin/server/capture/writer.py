@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mlflow_deploy_plugin.runtime import Array, sent_arrays
+from mlflow_deploy_plugin.runtime import Array, NarrowedFeeds
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, encode_model
 from mlflow_deploy_plugin.server.capture.codec import EncodingPlan, RequestEncoder, RequestRecord, encode_failure
 from mlflow_deploy_plugin.server.capture.feedback import Feedback, encode_feedback
@@ -82,19 +82,33 @@ class CaptureWriter:
         outputs: Mapping[str, Array],
         max_rows: int,
     ) -> bool:
-        """Append the first `max_rows` rows of a request as it was sent; return whether they are in the file."""
-        feeds = sent_arrays(feeds)
+        """Append the first `max_rows` rows of a request as it was sent, and count it; return whether they are in the
+        file."""
+        rows, kept, is_written = self.append(record, model, feeds, outputs, max_rows)
+        self._count(record.endpoint, rows, kept, is_written)
+        return is_written
+
+    def append(
+        self,
+        record: RequestRecord,
+        model: CapturedModel,
+        feeds: Mapping[str, Array],
+        outputs: Mapping[str, Array],
+        max_rows: int,
+    ) -> tuple[int, int, bool]:
+        """Do as `write` for a caller that counts the request: return its rows, those to be written, and whether they
+        are."""
+        if isinstance(feeds, NarrowedFeeds):
+            feeds = feeds.sent
         try:
             plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
             with self._lock:
                 self._append(plan, pieces)
         except Exception as error:  # noqa: BLE001 - the boundary: the response is right and is sent all the same
             rows = model.schema.count_rows(feeds)
-            self._count(record.endpoint, rows, min(rows, max_rows), False)
             self._log_failure(error)
-            return False
-        self._count(record.endpoint, plan.rows, plan.kept_rows, True)
-        return True
+            return rows, min(rows, max_rows), False
+        return plan.rows, plan.kept_rows, True
 
     def write_failure(self, record: RequestRecord, model: CapturedModel) -> None:
         """Append a request that `model` has not answered: its times and status. It is not counted here."""

@@ -2,6 +2,7 @@
 
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
@@ -17,12 +18,17 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(slots=True)
 class RawResponse:
-    """One HTTP response."""
+    """One HTTP response.
+
+    Attributes:
+        fields: the headers as they are sent, if who made the response has them ready; see `header_fields`.
+    """
 
     status: int
     body: bytes
     content_type: str = JSON
     headers: dict[str, str] = field(default_factory=dict)
+    fields: str = ""
 
 
 def http_response(request: RawRequest, reply: Reply) -> RawResponse:
@@ -50,6 +56,11 @@ def exception_response(path: str, error: OnnxserveError, headers: dict[str, str]
     return error_response(path, error.http_status, error.error_code, error.message, headers)
 
 
+def header_fields(headers: Mapping[str, str]) -> str:
+    """Return headers as they are sent, each with its line end; see `safe_headers`."""
+    return "\r\n".join([*map(": ".join, safe_headers(headers).items()), ""])
+
+
 def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool = True) -> bytes:
     """Return the head and the body, to be sent in one write.
 
@@ -57,17 +68,20 @@ def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool 
         keep_alive: False if the response has to say that the connection ends.
         with_body: False for the response to a HEAD.
     """
+    fields = response.fields or header_fields(response.headers)
+    start = _head_start(response.status, keep_alive, int(time.time()))
     if response.status == 204:
-        return _serialize_head(response, keep_alive, "")  # no body, nor its length (RFC 9110, 8.6)
-    content = f"\r\nContent-Type: {response.content_type}\r\nContent-Length: {len(response.body)}"
-    head = _serialize_head(response, keep_alive, content)
-    return head + response.body if with_body else head
+        return f"{start}{fields}\r\n".encode("latin-1")  # no body, nor its length (RFC 9110, 8.6)
+    body = response.body
+    head = f"{start}Content-Type: {response.content_type}\r\nContent-Length: {len(body)}\r\n{fields}\r\n"
+    return head.encode("latin-1") + body if with_body else head.encode("latin-1")
 
 
 def serialize_chunked_head(response: RawResponse, keep_alive: bool) -> bytes:
     """Return the head of a response whose body follows in chunks."""
-    content = f"\r\nContent-Type: {response.content_type}\r\nTransfer-Encoding: chunked"
-    return _serialize_head(response, keep_alive, content)
+    start = _head_start(response.status, keep_alive, int(time.time()))
+    content = f"Content-Type: {response.content_type}\r\nTransfer-Encoding: chunked\r\n"
+    return f"{start}{content}{header_fields(response.headers)}\r\n".encode("latin-1")
 
 
 def parse_error_response(error: Exception) -> bytes:
@@ -81,23 +95,12 @@ def parse_error_response(error: Exception) -> bytes:
     return serialize_response(http_response(nothing, failure(nothing, error)), False)
 
 
-def _serialize_head(response: RawResponse, keep_alive: bool, content: str) -> bytes:
-    fields = "\r\n".join([*map(": ".join, safe_headers(response.headers).items()), "\r\n"])
-    return (
-        f"{_status_line(response.status)}\r\nDate: {_date(int(time.time()))}"
-        f"\r\nConnection: {'keep-alive' if keep_alive else 'close'}"
-        f"{content}\r\n{fields}"
-    ).encode("latin-1")
-
-
 @lru_cache(maxsize=64)
-def _status_line(status: int) -> str:
+def _head_start(status: int, keep_alive: bool, second: int) -> str:
+    """Return the status line and the first fields of a response that is made in this second since 1970."""
     try:
-        return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"
+        phrase = HTTPStatus(status).phrase
     except ValueError:
-        return f"HTTP/1.1 {status} Unknown"
-
-
-@lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)
+        phrase = "Unknown"
+    date, connection = formatdate(second, usegmt=True), "keep-alive" if keep_alive else "close"
+    return f"HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\nConnection: {connection}\r\n"

@@ -13,18 +13,20 @@ from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.http.content_encoding import COMPRESSED_FROM_BYTES, encode_body
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.ids import new_id
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
+from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object
+from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES
+from mlflow_deploy_plugin.server.protocols.mlflow import decode_document
 from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, PREDICT, PREDICT_BATCH, V2, Protocol
 
 Plan = Callable[[RawRequest], RawResponse | None]
 """Answers a POST. None if the general way has to; then nothing has been captured or counted."""
 
-_UNCOVERED_HEADERS = frozenset({"content-encoding", "x-event-time"})
 _MAX_BODY_BYTES = 64 * 1024
 """The largest body of a plan. A refused body is decoded twice, which has to be cheap; and a large one gains nothing."""
 
@@ -81,52 +83,64 @@ def _is_coverable(variant: ServedVariant) -> bool:
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:
     """Return the plan of a variant for a protocol. It takes the steps of `pipeline.infer` and `DataPlane.infer`."""
     endpoint, name, loaded, captured = variant.endpoint, variant.name, variant.loaded, variant.captured
-    model, version, schema, run = loaded.model, loaded.version, loaded.predictor.schema, loaded.predictor.run
+    model, version, predictor = loaded.model, loaded.version, loaded.predictor
+    schema, run, predict = predictor.schema, predictor.run, predictor.prediction
     is_captured, max_rows = variant.capture.fraction == 1.0, variant.capture.max_rows_per_request
-    capture, limit, decode = server.capture, server.max_body_bytes, protocol.decode
+    append, limit, decode = server.capture.append, server.max_body_bytes, protocol.decode
+    is_invocations = protocol is INVOCATIONS
+    takes_documents = is_invocations and predictor.artifact.has_signature
     count = server.metrics.prediction_counter(variant, protocol.name)
+    version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
     perf_counter, time_ns = time.perf_counter, time.time_ns
 
     def answer(request: RawRequest) -> RawResponse | None:
         headers, body = request.headers, request.body
-        if not _UNCOVERED_HEADERS.isdisjoint(headers) or len(body) > _MAX_BODY_BYTES:
+        if "content-encoding" in headers or "x-event-time" in headers or len(body) > _MAX_BODY_BYTES:
             return None
         received = time_ns() // 1000
+        encode, body_id = None, ""
         try:
-            if protocol is INVOCATIONS:
-                wanted = negotiate_protocol(headers.get("content-type"), headers.get("accept"), limit)
-                if wanted is not INVOCATIONS:
+            is_document = takes_documents and headers.get("content-type") == JSON and len(body) < LARGE_BYTES
+            if is_document and headers.get("accept", "*/*") == "*/*":
+                feeds = decode_document(json_object(body), schema)
+            else:
+                if is_invocations:
+                    wanted = negotiate_protocol(headers.get("content-type"), headers.get("accept"), limit)
+                    if wanted is not INVOCATIONS:
+                        return None
+                feeds, encode, body_id, _, parameters = decode(headers, body, variant)
+                if "timeout" in parameters or not feeds:
                     return None
-            feeds, encode, body_id, _, parameters = decode(headers, body, variant)
-            if "timeout" in parameters or not feeds:
-                return None
             began = perf_counter()
             outputs = run(feeds)
             ended = perf_counter()
-            id_ = request_id({"x-request-id": body_id} if body_id and "x-request-id" not in headers else headers)
-            prediction_id = new_id()
-            content, content_type, format_headers = encode(
-                variant, InferResponse(id_, prediction_id, model, version, name, outputs)
-            )
+            given_id = headers.get("x-request-id", body_id)
+            id_, prediction_id = request_id({"x-request-id": given_id}) if given_id else new_id(), new_id()
+            if encode is None:
+                content, content_type, format_headers = dump_json({"predictions": predict(outputs)}), JSON, None
+            else:
+                response = InferResponse(id_, prediction_id, model, version, name, outputs)
+                content, content_type, format_headers = encode(variant, response)
         except Exception:  # noqa: BLE001 - the general way meets the same error, answers it and counts it
             return None
         if is_captured:
             latency = int((ended - request.arrived) * 1e6)
             record = RequestRecord(endpoint, name, id_, prediction_id, received, received, latency)
-            capture.write(record, captured, feeds, outputs, max_rows)
+            written = append(record, captured, feeds, outputs, max_rows)
         else:
-            capture.count_excluded(endpoint, schema.count_rows(feeds))
-        shape = next(iter(feeds.values())).shape if schema.has_rows else ()
-        count(shape[0] if shape else 1, ended - began, perf_counter() - request.arrived, outputs)
+            written = schema.count_rows(feeds), 0, None
+        count(written, ended - began, perf_counter() - request.arrived, outputs)
         response_headers = {
             "X-Request-Id": id_,
             "X-Model-Name": model,
             "X-Model-Version": version,
             "X-Prediction-Id": prediction_id,
         }
+        if not format_headers and len(content) < COMPRESSED_FROM_BYTES:
+            fields = f"X-Request-Id: {id_}\r\n{version_fields}X-Prediction-Id: {prediction_id}\r\n"
+            return RawResponse(200, content, content_type, response_headers, fields)
         if format_headers:
             response_headers.update(format_headers)
-        response = RawResponse(200, content, content_type, response_headers)
-        return response if len(content) < COMPRESSED_FROM_BYTES else encode_body(request, response)
+        return encode_body(request, RawResponse(200, content, content_type, response_headers))
 
     return answer

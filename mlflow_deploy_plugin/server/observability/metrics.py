@@ -91,7 +91,10 @@ _BatchSlots = tuple[HistogramSlots, HistogramSlots, HistogramSlots]
 """The histograms of rows, seconds in the queue and seconds of the run."""
 
 
-PredictionCounter = Callable[[int, float, float, Mapping[str, Array]], None]
+CapturedRows = tuple[int, int, bool | None]
+"""The rows of a response, how many of them were to be captured, and whether they were; None if the spec excludes it."""
+
+PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], None]
 """Takes the rows, the seconds of the run, the seconds of the request, and the outputs."""
 
 
@@ -177,37 +180,55 @@ class Metrics:
             cells[of_compute[1][bisect_left(SECONDS, compute_seconds)]] += 1
 
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
-        """Return a function that counts a prediction that succeeded: `count_batch` and `count_response` in one."""
+        """Return a function that counts a prediction that succeeded: `count_batch`, `count_response` and
+        `count_capture` in one."""
         loaded = variant.loaded
-        artifact, version = loaded.predictor.artifact, loaded.version
-        labels = variant.endpoint, variant.name, loaded.model, version, protocol, "200"
-        batch = variant.endpoint, loaded.model, version
-        counters, latest, histograms_of, predictions = self._counters, self._latest, self._histograms, self._predictions
-        lock, now = self._lock, time.time
+        artifact, version, endpoint = loaded.predictor.artifact, loaded.version, variant.endpoint
+        labels = endpoint, variant.name, loaded.model, version, protocol, "200"
+        label_output = next((output.name for output in artifact.outputs if output.role == "label"), "")
+        counters, latest, histograms = self._counters, self._latest, self._histograms
+        known = self._predictions.setdefault(version, {})
+        lock, now, captures = self._lock, time.time, self._captures
+        slots: tuple[_BatchSlots, _RequestSlots, tuple[int, int, int]] | None = None
 
-        def count(rows: int, compute_seconds: float, seconds: float, outputs: Mapping[str, Array]) -> None:
-            predicted = predicted_labels(artifact, outputs)
+        def count(captured: CapturedRows, compute_seconds: float, seconds: float, outputs: Mapping[str, Array]) -> None:
+            nonlocal slots
+            rows, kept, is_written = captured
+            label = outputs.get(label_output)
+            predicted = (
+                [(label.item(), 1)] if label is not None and label.size == 1 else predicted_labels(artifact, outputs)
+            )
+            bucket = bisect_left(SECONDS, seconds)
             with lock:
-                of_rows, of_queue, of_compute = self._batches.get(batch) or self._new_batch(batch)
-                requests, last, histograms = self._requests.get(labels) or self._new_request(labels)
-                cells = histograms_of.cells
+                if slots is None:
+                    batch = endpoint, loaded.model, version
+                    slots = (
+                        self._batches.get(batch) or self._new_batch(batch),
+                        self._requests.get(labels) or self._new_request(labels),
+                        self._captured_rows.get(endpoint) or self._new_capture(endpoint),
+                    )
+                (of_rows, of_queue, of_compute), (requests, last, durations), of_capture = slots
+                cells = histograms.cells
                 cells[of_rows[0]] += rows
                 cells[of_rows[1][0 if rows == 1 else bisect_left(_ROWS, rows)]] += 1
                 cells[of_queue[1][0]] += 1
                 cells[of_compute[0]] += compute_seconds
                 cells[of_compute[1][bisect_left(SECONDS, compute_seconds)]] += 1
-                bucket = bisect_left(SECONDS, seconds)
-                for total, buckets in histograms:
+                for total, buckets in durations:
                     cells[total] += seconds
                     cells[buckets[bucket]] += 1
+                latest.cells[last] = now()
                 cells = counters.cells
                 cells[requests] += 1
-                latest.cells[last] = now()
-                for label, number in predicted:
-                    known = predictions.setdefault(version, {})
-                    slot = known.get((type(label), label))
+                cells[of_capture[0]] += rows
+                if is_written is not None:
+                    cells[of_capture[1 if is_written else 2]] += kept
+                    cells[captures[is_written]] += 1
+                for value, number in predicted:
+                    # in Python 1 is True, and an unhashable label does not exist
+                    slot = known.get((type(value), value))
                     if slot is None:
-                        slot = self._new_prediction(known, version, label)
+                        slot = self._new_prediction(known, version, value)
                         cells = counters.cells  # the file may have grown
                     cells[slot] += number
 

@@ -71,7 +71,7 @@ def test_labels_are_counted_while_the_file_of_the_counters_grows() -> None:
         variant: Any = SimpleNamespace(endpoint="e", name="v", loaded=loaded)
         count = metrics.prediction_counter(variant, "v2")
         for label in range(100):
-            count(1, 0.001, 0.002, {"label": np.array([label])})
+            count((1, 1, True), 0.001, 0.002, {"label": np.array([label])})
     page = metrics.page().decode()
     assert page.count("ml_predictions_total{") == 12 * 101  # with "other"
     assert 'ml_predictions_total{model_version="11",prediction="99"} 1.0' in page
