@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.ids import new_id
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
+from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object
 from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.server.protocols.mlflow import decode_document
@@ -123,13 +124,14 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 content, content_type, format_headers = encode(variant, response)
         except Exception:  # noqa: BLE001 - the general way meets the same error, answers it and counts it
             return None
+        captured_rows: CapturedRows
         if is_captured:
             latency = int((ended - request.arrived) * 1e6)
             record = RequestRecord(endpoint, name, id_, prediction_id, received, received, latency)
-            written = append(record, captured, feeds, outputs, max_rows)
+            captured_rows = append(record, captured, feeds, outputs, max_rows)
         else:
-            written = schema.count_rows(feeds), 0, None
-        count(written, ended - began, perf_counter() - request.arrived, outputs)
+            captured_rows = schema.count_rows(feeds), 0, None
+        count(captured_rows, ended - began, perf_counter() - request.arrived, outputs)
         response_headers = {
             "X-Request-Id": id_,
             "X-Model-Name": model,
