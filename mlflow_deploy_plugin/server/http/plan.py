@@ -110,8 +110,10 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                     if wanted is not INVOCATIONS:
                         return None
                 feeds, encode, body_id, _, parameters = decode(headers, body, variant)
-                if "timeout" in parameters or not feeds:
+                if "timeout" in parameters:
                     return None
+            if not feeds:
+                return None
             began = perf_counter()
             outputs = run(feeds)
             ended = perf_counter()
