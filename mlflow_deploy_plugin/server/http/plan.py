@@ -7,9 +7,9 @@ gives the same bytes, and every error; a property test holds the two together.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.http.content_encoding import COMPRESSED_FROM_BYTES, encode_body
@@ -23,10 +23,23 @@ from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object
 from mlflow_deploy_plugin.server.protocols.large_json import LARGE_BYTES
 from mlflow_deploy_plugin.server.protocols.mlflow import decode_document
-from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, PREDICT, PREDICT_BATCH, V2, Protocol
+from mlflow_deploy_plugin.server.protocols.protocol_table import (
+    INVOCATIONS,
+    PREDICT,
+    PREDICT_BATCH,
+    V2,
+    EncodedResponse,
+    Protocol,
+)
 
 Plan = Callable[[RawRequest], RawResponse | None]
 """Answers a POST. None if the general way has to; then nothing has been captured or counted."""
+
+_Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
+_Decoded = tuple[Feeds, _Encode | None, str]
+"""The feeds (none if the general way has to answer), the encoder of the response (None: that of MLflow's JSON), and the
+id in the body."""
+_Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
 """The largest body of a plan. A refused body is decoded twice, which has to be cheap; and a large one gains nothing."""
@@ -87,9 +100,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     model, version, predictor = loaded.model, loaded.version, loaded.predictor
     schema, run, predict = predictor.schema, predictor.run, predictor.prediction
     is_captured, max_rows = variant.capture.fraction == 1.0, variant.capture.max_rows_per_request
-    append, limit, decode = server.capture.append, server.max_body_bytes, protocol.decode
-    is_invocations = protocol is INVOCATIONS
-    takes_documents = is_invocations and predictor.artifact.has_signature
+    decode, append = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.append
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
     perf_counter, time_ns = time.perf_counter, time.time_ns
@@ -99,19 +110,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         if "content-encoding" in headers or "x-event-time" in headers or len(body) > _MAX_BODY_BYTES:
             return None
         received = time_ns() // 1000
-        encode, body_id = None, ""
         try:
-            is_document = takes_documents and headers.get("content-type") == JSON and len(body) < LARGE_BYTES
-            if is_document and headers.get("accept", "*/*") == "*/*":
-                feeds = decode_document(json_object(body), schema)
-            else:
-                if is_invocations:
-                    wanted = negotiate_protocol(headers.get("content-type"), headers.get("accept"), limit)
-                    if wanted is not INVOCATIONS:
-                        return None
-                feeds, encode, body_id, _, parameters = decode(headers, body, variant)
-                if "timeout" in parameters:
-                    return None
+            feeds, encode, body_id = decode(headers, body)
             if not feeds:
                 return None
             began = perf_counter()
@@ -148,3 +148,21 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         return encode_body(request, RawResponse(200, content, content_type, response_headers))
 
     return answer
+
+
+def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:
+    """Return the decoder of a plan: JSON of MLflow's by its shortest way, all else by the protocol."""
+    schema, decode_any = variant.loaded.predictor.schema, protocol.decode
+    is_invocations = protocol is INVOCATIONS
+    takes_documents = is_invocations and variant.loaded.predictor.artifact.has_signature
+
+    def decode(headers: Mapping[str, str], body: bytes) -> _Decoded:
+        content_type, accept = headers.get("content-type"), headers.get("accept")
+        if takes_documents and content_type == JSON and accept in (None, "*/*") and len(body) < LARGE_BYTES:
+            return decode_document(json_object(body), schema), None, ""
+        if is_invocations and negotiate_protocol(content_type, accept, limit) is not INVOCATIONS:
+            return {}, None, ""
+        feeds, encode, body_id, _, parameters = decode_any(headers, body, variant)
+        return {} if "timeout" in parameters else feeds, encode, body_id
+
+    return decode
