@@ -1,30 +1,164 @@
-"""`python -m mlflow_deploy_plugin.ui.actions FILE`: do what a button of the console asks, and write down how it went.
+"""The actions of the console: what blocks one now, what a form asks for, and the process that does it.
 
-It calls what the command line calls; the audit trail has the person who pressed the button as the actor.
+`python -m mlflow_deploy_plugin.ui.actions FILE` does what a button asks, and writes down how it went. It calls what the
+command line calls; the audit trail has the person who pressed the button as the actor.
+
+A blocker is the reason why a button would be refused now. The page does not offer it then, and the action refuses. Each
+text is that of the part that would refuse: lifecycle, rollback, promotion, gate. An empty text means that nothing
+blocks the button. A reason that only an attempt can find, as the gate's verdict, is not among them.
 """
 
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import requests
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.controller import rollback_refusal
+from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint, rollout_traffic_refusal
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
+from mlflow_deploy_plugin.registry import (
+    StageOrAlias,
+    gate_status_of,
+    redact_addresses,
+    registered_model_names,
+    rolled_back_refusal,
+)
 from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import Endpoint, Store, open_store
 from mlflow_deploy_plugin.ui.jobs import Job, read_job, write_job
 
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments import Deployments
-
+ALREADY_THERE = "it is there already"
 _TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
 """The timeout of a request to MLflow; each checks the password, which takes time on a loaded server."""
+_MAX_WHY_CHARACTERS = 500
+_TARGET = re.compile(r"@[A-Za-z0-9._-]{1,250}|None|Staging|Production|Archived")
+_WEIGHT = "weight:"
+_MAX_WEIGHT = 100
+
+
+def server_blocker(observed: ObservedEndpoint) -> str:
+    """Return why the endpoint must be started first.
+
+    A server that is started from here would keep the credentials of the person who pressed the button.
+    """
+    if observed.observation.state in ("running", "starting"):
+        return ""
+    name = observed.endpoint.spec.name
+    return f"the server of {name} does not run: `onnxserve start {name}` first"
+
+
+def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
+    """Return why the weights cannot be changed."""
+    refused = rollout_traffic_refusal(store, observed.endpoint.spec.name)
+    return server_blocker(observed) or (refused.reason if refused else "")
+
+
+def rollback_blocker(store: Store, observed: ObservedEndpoint, registry: Any) -> str:
+    """Return why the endpoint cannot be rolled back; `registry` is MLflow's registry store."""
+    try:
+        return server_blocker(observed) or redact_addresses(rollback_refusal(store, observed, registry))
+    except RegistryUnavailable:  # the button then says so
+        return ""
+
+
+def promotion_blocker(
+    model: str, version: str, place: StageOrAlias, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
+) -> str:
+    """Return why the version cannot be promoted to a stage or alias, which has the versions `holders` now."""
+    is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
+    return rolled_back_refusal(model, version, place, tags) or (ALREADY_THERE if is_settled else "")
+
+
+def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
+    """Return why the gate cannot be run for versions of a model with this policy."""
+    if has_account and "evaluation" not in policy.skip:
+        try:
+            require_mlflow_artifact(policy.evaluation.dataset)
+        except InvalidConfig as error:
+            return error.message
+    return ""
+
+
+@dataclass(frozen=True)
+class FormAction:
+    """An action that a form asks for.
+
+    Attributes:
+        description: of the action, for people.
+        models: the registered models that the caller must be allowed to edit.
+        arguments: as `actions.py` takes them.
+    """
+
+    description: str
+    models: tuple[str, ...]
+    arguments: dict[str, Any]
+
+
+def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
+    """Return the action of a form, checked as far as possible before anything is started.
+
+    Raises:
+        InvalidConfig or NotFound: with a message for the page.
+    """
+    action = form.get("action", "")
+    if action in ("traffic", "rollback"):
+        endpoint = store.endpoint(form.get("endpoint", ""))
+        if endpoint is None:
+            raise no_endpoint(form.get("endpoint", ""))
+        models = tuple(registered_model_names(endpoint.spec))
+        arguments: dict[str, Any] = {"endpoint": endpoint.name}
+        description = f"roll {endpoint.name} back"
+        if action == "traffic":
+            weights = arguments["weights"] = _weights(form, endpoint)
+            shown = ", ".join(f"{name} {weight}" for name, weight in weights.items())
+            description = f"change the traffic of {endpoint.name} to {shown}"
+    elif action in ("promote", "gate"):
+        model, version = form.get("model", ""), form.get("version", "")
+        if not model or not version.isdecimal():
+            raise InvalidConfig("a registered model and the number of its version are expected")
+        models, arguments = (model,), {"model": model, "version": version}
+        description = f"run the gate for version {version} of {model}"
+        if action == "promote":
+            to = arguments["to"] = form.get("to", "")
+            if not _TARGET.fullmatch(to):
+                raise InvalidConfig(f"{to!r} is no stage and no @alias")
+            description = f"promote version {version} of {model} to {to}"
+    else:
+        raise InvalidConfig(f"there is no action {action!r}; there are {', '.join(_ACTIONS)}")
+    why = " ".join(form.get("why", "").split())
+    if len(why) > _MAX_WHY_CHARACTERS:
+        raise InvalidConfig(f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are kept")
+    return FormAction(description, models, {"action": action, "why": why, **arguments})
+
+
+def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
+    weights = {}
+    for name, variant in endpoint.spec.variants.items():
+        if variant.shadow:
+            continue
+        given = form.get(f"{_WEIGHT}{name}", "").strip()
+        if not given.isdecimal() or int(given) > _MAX_WEIGHT:
+            raise InvalidConfig(
+                f"the weight of {name} is {given or 'empty'!r}; a whole number from 0 to {_MAX_WEIGHT} is expected"
+            )
+        weights[name] = int(given)
+    if not any(weights.values()):
+        raise InvalidConfig(f"nobody would answer {endpoint.name}: give at least one variant a weight")
+    return weights
+
+
+def no_endpoint(name: str) -> NotFound:
+    """Return the error about an endpoint that is not there, or that the caller may not see."""
+    return NotFound(f"there is no endpoint {name!r} (any more)")
 
 
 def main(path: Path) -> int:
@@ -87,7 +221,6 @@ def _rollback(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _promote(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.gate import Permissions, promote
 
     model, version, to = job.arguments["model"], job.arguments["version"], job.arguments["to"]
@@ -113,11 +246,8 @@ def _gate(job: Job, store: Store, settings: Settings) -> str:
     return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
 
 
-def _deployments_of_running(endpoint: str, store: Store, settings: Settings) -> "Deployments":
+def _deployments_of_running(endpoint: str, store: Store, settings: Settings) -> Deployments:
     """Return the deployments; raise InvalidConfig if the server of the endpoint does not run."""
-    from mlflow_deploy_plugin.deployments import Deployments
-    from mlflow_deploy_plugin.ui.blockers import server_blocker
-
     deployments = Deployments(store, settings, print)
     if blocker := server_blocker(deployments.get_endpoint(endpoint)):
         raise InvalidConfig(blocker)

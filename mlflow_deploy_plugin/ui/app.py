@@ -1,23 +1,51 @@
-"""The apps of the entry point group `mlflow.app`: MLflow's own server, with the gate, the audit trail and the console.
+"""MLflow's own server with the gate, the audit trail and the console: the apps of the entry point group `mlflow.app`.
 
     mlflow server --app-name onnxserve …               without accounts
     mlflow server --app-name onnxserve-basic-auth …    on top of MLflow's own basic auth
 
 MLflow starts uvicorn by default, and wants FastAPI's app around its Flask app there; gunicorn and waitress want the
-Flask app itself.
+Flask app itself. The console is the page `/onnxserve`: what is served, its health, and the buttons to change it.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
-from flask import Flask
+from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
 
-from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.ui import console, guard
-from mlflow_deploy_plugin.ui.audit import AuditTrail
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.registry import event_as_json, event_history
+from mlflow_deploy_plugin.settings import Settings, load_settings
+from mlflow_deploy_plugin.ui import guard
+from mlflow_deploy_plugin.ui.access import (
+    TOKEN_FIELD,
+    add_sessions,
+    allow_pages,
+    caller,
+    form_refusal,
+    form_token,
+    hidden_endpoints,
+    may_act_on,
+    visible_events,
+)
+from mlflow_deploy_plugin.ui.actions import no_endpoint, parse_form
+from mlflow_deploy_plugin.ui.jobs import Job, Jobs
+from mlflow_deploy_plugin.ui.overview import MlflowPages, build_overview
+from mlflow_deploy_plugin.version import __version__
 
 _SGI = "_MLFLOW_SGI_NAME"  # MLflow's own: which server runs the app
 _EXTENSION = "onnxserve"
+_PATH = "/onnxserve"
+_STYLE = Path(__file__).parent / "static" / "console.css"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",  # a form's Origin is `null` without a referrer
+    "Cache-Control": "no-store",
+}
 
 
 def create_app() -> Any:
@@ -44,7 +72,128 @@ def extend(app: Flask) -> None:
     if _EXTENSION in app.extensions:
         return
     settings = load_settings()
-    trail = AuditTrail(settings.store_url)
+    trail = guard.AuditTrail(settings.store_url)
     guard.install(app, trail)
-    console.install(app, settings, trail)
+    _add_console(app, settings, trail)
     app.extensions[_EXTENSION] = trail
+
+
+def _add_console(app: Flask, settings: Settings, trail: guard.AuditTrail) -> None:
+    from mlflow.server.handlers import _add_static_prefix
+
+    folder = settings.home_path / "console"
+    add_sessions(app, folder / "key")
+    prefix = _add_static_prefix("/").rstrip("/")
+    console = _Console(settings, trail, prefix, Jobs(folder / "jobs"))
+    pages = Blueprint("onnxserve", __name__, template_folder="templates")
+    base = f"{prefix}{_PATH}"
+    pages.add_url_rule(base, "page", console.page, methods=["GET"])
+    pages.add_url_rule(f"{base}/act", "act", console.act, methods=["POST"])
+    pages.add_url_rule(f"{base}/history.jsonl", "history", console.export, methods=["GET"])
+
+    @pages.get(f"{base}/console.css")
+    def style() -> Response:
+        return make_response(_STYLE.read_bytes(), 200, {"Content-Type": "text/css; charset=utf-8"})
+
+    @pages.after_request
+    def add_headers(response: Response) -> Response:
+        response.headers.update(_HEADERS)
+        return response
+
+    app.register_blueprint(pages)
+    allow_pages("GET", base, f"{base}/history.jsonl", f"{base}/console.css")
+    allow_pages("POST", f"{base}/act")
+
+
+class _Console:
+    """The views of the console."""
+
+    def __init__(self, settings: Settings, trail: guard.AuditTrail, prefix: str, jobs: Jobs) -> None:
+        self._settings = settings
+        self._trail = trail
+        self._prefix = prefix
+        self._jobs = jobs
+
+    def page(self) -> Response:
+        """Return the page, with the job that it follows."""
+        return self._render(job=self._jobs.get(request.args.get("job", "")))
+
+    def act(self) -> Response:
+        """Start the action of a form, and show the page, which follows its job."""
+        who = caller()
+        if refusal := form_refusal(who.user):
+            return self._render(error=refusal, status=403)
+        try:
+            store, endpoint = self._trail.store(), request.form.get("endpoint", "")
+            if endpoint and hidden_endpoints(store, [endpoint]):
+                raise no_endpoint(endpoint)
+            action = parse_form(request.form, store)
+            if not may_act_on(action.models):
+                models = " and ".join(action.models) or "what is not registered"
+                error = f"you may not {action.description}: that takes the permission to edit {models}"
+                return self._render(error=error, status=403)
+            job = self._jobs.start(
+                action.description,
+                who.actor,
+                action.arguments,
+                self._servers(),
+                _credentials(),
+                has_account=bool(who.user),
+            )
+        except OnnxserveError as failure:
+            return self._render(error=failure.message, status=failure.http_status)
+        return make_response(redirect(f"{self._prefix}{_PATH}?job={job.id}", 303))
+
+    def export(self) -> Response:
+        """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
+        try:
+            store = self._trail.store()
+            found = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
+            shown = visible_events(store, found)
+        except OnnxserveError as error:
+            return make_response(error.message, error.http_status, {"Content-Type": "text/plain"})
+        lines = "".join(f"{event_as_json(event)}\n" for event in shown)
+        return make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"})
+
+    def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
+        from mlflow.server import handlers
+
+        who = caller()
+        pages = MlflowPages(handlers._get_tracking_store(), self._prefix)
+        try:
+            overview = build_overview(self._trail.store(), self._settings, handlers._get_model_registry_store(), pages)
+        except OnnxserveError as failure:
+            overview, error = None, error or failure.message
+        html = render_template(
+            "onnxserve_console.html",
+            overview=overview,
+            job=job,
+            error=error,
+            who=who,
+            csrf_field=TOKEN_FIELD,
+            csrf_token=form_token(who.user),
+            base=f"{self._prefix}{_PATH}",
+            home=f"{self._prefix}/",
+            pages=pages,
+            onnxserve_version=__version__,
+        )
+        return make_response(html, status)
+
+    def _servers(self) -> tuple[str, ...]:
+        """Return addresses of this MLflow server for a process of this machine, the best first."""
+        if self._settings.mlflow_url:
+            return (self._settings.mlflow_url.rstrip("/"),)
+        host, port = str(request.environ.get("SERVER_NAME")), str(request.environ.get("SERVER_PORT"))
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        local = f"http://{f'[{host}]' if ':' in host else host}:{port}{self._prefix}"
+        return tuple(dict.fromkeys((local, f"{request.host_url.rstrip('/')}{self._prefix}")))
+
+
+def _credentials() -> dict[str, str]:
+    """Return the caller's credentials as the variables of MLflow's client."""
+    given = request.authorization
+    if given is None:
+        return {}
+    if given.type == "basic":
+        return {"MLFLOW_TRACKING_USERNAME": given.username or "", "MLFLOW_TRACKING_PASSWORD": given.password or ""}
+    return {"MLFLOW_TRACKING_TOKEN": given.token} if given.type == "bearer" and given.token else {}

@@ -4,24 +4,358 @@ The view functions of MLflow are wrapped, not the routes: `/api` and `/ajax-api`
 basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows in its own notice, and which its clients do not
 retry. A change in the database itself does not pass here; an endpoint that must not serve such a version has
 `require: gate=passed` in its spec.
+
+A request to MLflow never waits for the audit trail nor for the notice to the agents of this machine, and never fails by
+them.
 """
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Flask, Response, jsonify, make_response
 
-from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry import ERROR_TAG, GATE_TAG, ROLLED_BACK_TAG
-from mlflow_deploy_plugin.ui.audit import AuditTrail
-from mlflow_deploy_plugin.ui.permissions import caller
-from mlflow_deploy_plugin.ui.registry_changes import GATED, READERS, RegistryChange, registry
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.gate import policy_from_tags
+from mlflow_deploy_plugin.registry import (
+    ERROR_TAG,
+    GATE_POLICY_DIGEST_TAG,
+    GATE_POLICY_TAG,
+    GATE_TAG,
+    ROLLED_BACK_TAG,
+    GateStatus,
+    StageOrAlias,
+    gate_status_of,
+)
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.ui.access import caller
 
 _log = logging.getLogger(__name__)
 
 _VIA = "mlflow"
 _NEW_VERSION = "_create_model_version"
+_WAIT_SECONDS = 2.0
+"""The time that an answer waits for its event in the trail; a slow database writes it later."""
+_UNSERVED_STAGES = ("None", "Archived")
+"""The stages from which nothing is served."""
+_VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG)
+
+
+class AuditTrail:
+    """The audit events of the store at `store_url`, which the first event opens.
+
+    One thread writes, in the order of the calls. An event that cannot be written is logged whole.
+    """
+
+    def __init__(self, store_url: str) -> None:
+        self._url = store_url
+        self._store: Store | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxserve-audit")
+        self._lock = threading.Lock()
+
+    def record(self, action: str, actor: str, **event: Any) -> None:
+        """Write one event (`Store.record`); return when it is written, or after a short while."""
+        written: Future[None] = self._writer.submit(self._write, action, actor, event)
+        try:
+            written.result(_WAIT_SECONDS)
+        except NotInTime:
+            _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
+
+    def notify_agents(self, model: str) -> None:
+        """Make the servers here that follow the model ask the registry at once, not at their next poll."""
+        self._writer.submit(self._tell_agents, model)
+
+    def store(self) -> Store:
+        """Return the open store; raise StoreUnavailable if it cannot be opened."""
+        with self._lock:
+            if self._store is None:
+                self._store = open_store(self._url)
+            return self._store
+
+    def _write(self, action: str, actor: str, event: dict[str, Any]) -> None:
+        try:
+            self.store().record(action, actor=actor, **event)
+        except OnnxserveError as error:
+            _log.error("not in the audit trail: %s by %s, %s (%s)", action, actor, event, error.message)
+        except Exception:  # noqa: BLE001  # a boundary: MLflow's answer does not depend on our trail
+            _log.exception("not in the audit trail: %s by %s, %s", action, actor, event)
+
+    def _tell_agents(self, model: str) -> None:
+        try:
+            Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
+        except OnnxserveError as error:  # they ask by themselves in a moment
+            _log.warning("the agents are not told of %s: %s", model, error.message)
+        except Exception:  # noqa: BLE001  # a boundary, as above
+            _log.exception("the agents are not told of %s", model)
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """The gate's decision: why it refuses, or why it does not. Both are empty if nothing is gated."""
+
+    refusal: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class RegistryChange:
+    """A change of the meaning of a reference to a model, as it is written into the audit trail.
+
+    Attributes:
+        action: `transition`, `alias`, `tag`, or `rename` or `delete` of a registered model itself.
+        before: the stage of the version, the version with the alias, the value of the tag, or the model's name.
+        after: the same after the change.
+        refusal: why the gate refuses it; empty if it does not.
+        figures: further details.
+        also_of: other models whose trail has it, too.
+        is_served_again: the version was rolled back, and comes to a stage or alias that is served.
+    """
+
+    action: str
+    model: str
+    version: str
+    before: str
+    after: str
+    why: str = ""
+    refusal: str = ""
+    figures: dict[str, Any] | None = None
+    also_of: tuple[str, ...] = ()
+    is_served_again: bool = False
+
+
+_Reader = Callable[[AuditTrail], RegistryChange | None]
+_READERS: dict[str, _Reader] = {}
+"""The name of MLflow's view → the reader of its request."""
+_GATED = ("_transition_stage", "_set_registered_model_alias")
+"""The views that refuse a request that cannot be read."""
+
+
+def _reads(view: str) -> Callable[[_Reader], _Reader]:
+    """Make a function the reader of a view's requests."""
+
+    def register(read: _Reader) -> _Reader:
+        _READERS[view] = read
+        return read
+
+    return register
+
+
+@_reads("_transition_stage")
+def _transition(trail: AuditTrail) -> RegistryChange:
+    from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
+
+    fields = ("name", "version", "stage")
+    message, store = _read("TransitionModelVersionStage", fields, ("archive_existing_versions",)), _registry()
+    model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
+    stage = get_canonical_stage(message.stage)
+    is_unserved = stage in _UNSERVED_STAGES
+    holders = [] if is_unserved else [str(one.version) for one in store.get_latest_versions(message.name, [stage])]
+    decision = _decide(trail, model, version, stage, holders[0] if holders else "")
+    figures: dict[str, Any] = {}
+    if others := [other for other in holders if other != str(version.version)]:
+        figures = {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
+    return RegistryChange(
+        "transition",
+        message.name,
+        str(version.version),
+        version.current_stage,
+        stage,
+        decision.why,
+        decision.refusal,
+        figures,
+        is_served_again=StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags,
+    )
+
+
+@_reads("_set_registered_model_alias")
+def _alias(trail: AuditTrail) -> RegistryChange | None:
+    message, store = _read("SetRegisteredModelAlias", ("name", "alias", "version")), _registry()
+    model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
+    if _is_only_a_prompt(model):
+        return None
+    holder = model.aliases.get(message.alias)
+    decision = _decide(trail, model, version, f"@{message.alias}", str(holder or ""))
+    return RegistryChange(
+        "alias",
+        message.name,
+        str(version.version),
+        _alias_text(message.alias, holder),
+        _alias_text(message.alias, version.version),
+        decision.why,
+        decision.refusal,
+        is_served_again=ROLLED_BACK_TAG in version.tags,
+    )
+
+
+@_reads("_delete_registered_model_alias")
+def _alias_deletion(_: AuditTrail) -> RegistryChange | None:
+    message = _read("DeleteRegisteredModelAlias")
+    model = _registry().get_registered_model(message.name)
+    holder = model.aliases.get(message.alias)
+    if _is_only_a_prompt(model) or holder is None:
+        return None
+    return RegistryChange("alias", message.name, str(holder), _alias_text(message.alias, holder), "")
+
+
+@_reads("_delete_model_version")
+def _version_deletion(_: AuditTrail) -> RegistryChange | None:
+    """Read the deletion of a version: the one before it in its stage is served again."""
+    message = _read("DeleteModelVersion")
+    version = _registry().get_model_version(message.name, message.version)
+    if version.current_stage in _UNSERVED_STAGES and not version.aliases:
+        return None
+    return RegistryChange("transition", message.name, str(version.version), version.current_stage, "deleted")
+
+
+@_reads("_create_registered_model")
+def _model_creation(_: AuditTrail) -> RegistryChange | None:
+    message = _read("CreateRegisteredModel")
+    policy = {tag.key: tag.value for tag in message.tags}.get(GATE_POLICY_TAG, "")
+    return RegistryChange("tag", message.name, "", "", policy, figures={"tag": GATE_POLICY_TAG})
+
+
+@_reads("_rename_registered_model")
+def _model_rename(_: AuditTrail) -> RegistryChange | None:
+    """Read a rename: endpoints that follow the new name serve this model's stages, by its policy."""
+    message = _read("RenameRegisteredModel")
+    if _is_only_a_prompt(_registry().get_registered_model(message.name)):
+        return None
+    return RegistryChange("rename", message.name, "", message.name, message.new_name, also_of=(message.new_name,))
+
+
+@_reads("_delete_registered_model")
+def _model_deletion(_: AuditTrail) -> RegistryChange | None:
+    """Read a deletion: the policy goes with the model, and a new one of its name has none."""
+    message = _read("DeleteRegisteredModel")
+    if _is_only_a_prompt(_registry().get_registered_model(message.name)):
+        return None
+    return RegistryChange("delete", message.name, "", message.name, "")
+
+
+def _version_tag(request: str, keys: Sequence[str]) -> _Reader:
+    """Return a reader of tags of versions: a person who changes a verdict or its policy by hand is in the trail."""
+
+    def read(_: AuditTrail) -> RegistryChange | None:
+        message = _read(request)
+        if message.key not in keys:
+            return None
+        version = _registry().get_model_version(message.name, message.version)
+        before, after = version.tags.get(message.key, ""), getattr(message, "value", "")
+        return RegistryChange("tag", message.name, str(version.version), before, after, figures={"tag": message.key})
+
+    return read
+
+
+def _model_tag(request: str) -> _Reader:
+    """Return a reader of tags of registered models, of which the gate's policy alone counts."""
+
+    def read(_: AuditTrail) -> RegistryChange | None:
+        message = _read(request)
+        if message.key != GATE_POLICY_TAG:
+            return None
+        before, after = (
+            _registry().get_registered_model(message.name).tags.get(message.key, ""),
+            getattr(message, "value", ""),
+        )
+        return RegistryChange("tag", message.name, "", before, after, figures={"tag": GATE_POLICY_TAG})
+
+    return read
+
+
+_READERS |= {
+    "_set_model_version_tag": _version_tag("SetModelVersionTag", _VERDICT_TAGS),
+    "_delete_model_version_tag": _version_tag("DeleteModelVersionTag", (*_VERDICT_TAGS, ROLLED_BACK_TAG)),
+    "_set_registered_model_tag": _model_tag("SetRegisteredModelTag"),
+    "_delete_registered_model_tag": _model_tag("DeleteRegisteredModelTag"),
+}
+
+
+def _is_only_a_prompt(model: Any) -> bool:
+    """Return True for a prompt. A model with a policy is none, whatever its tag: anybody can set and remove the tag."""
+    return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
+
+
+def _alias_text(alias: str, version: Any) -> str:
+    return "" if version is None else f"version {version} in @{alias}"
+
+
+def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
+    """Return the request at hand as MLflow reads it; raise MlflowException if MLflow refuses it.
+
+    Args:
+        request: the name of its protobuf message.
+        texts: the required text fields of MLflow's view, which is not called if one is wrong.
+        flags: its boolean fields.
+    """
+    from mlflow.protos import model_registry_pb2
+    from mlflow.server import handlers
+
+    schema = {field: [handlers._assert_string, handlers._assert_required] for field in texts}
+    schema |= {field: [handlers._assert_bool] for field in flags}
+    return handlers._get_request_message(getattr(model_registry_pb2, request)(), schema=schema)
+
+
+def _registry() -> Any:
+    """Return MLflow's registry store in this process: we are its server, and need no HTTP request."""
+    from mlflow.server import handlers
+
+    return handlers._get_model_registry_store()
+
+
+def _decide(trail: AuditTrail, model: Any, version: Any, place: str, holder: str) -> GateDecision:
+    """Return the gate's decision about a version that is moved to a stage or alias.
+
+    Args:
+        model: MLflow's entity, as `version`.
+        place: a stage, or @alias.
+        holder: the version that is there now, or an empty text.
+    """
+    number, what = str(version.version), f"version {version.version} of {model.name}"
+    try:
+        policy = policy_from_tags(model.name, model.tags)
+    except InvalidConfig as error:  # nobody knows what is gated
+        return GateDecision(refusal=f"{what} was not moved to {place}: {error.message}")
+    is_alias = place.startswith("@")
+    if policy is None or not (policy.gates_alias(place[1:]) if is_alias else policy.gates_stage(place)):
+        return GateDecision()
+    status = gate_status_of(version.tags)
+    judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
+    if status.state == "passed" and judged_by != policy.digest:
+        status = GateStatus(False, "", "it passed another policy than the model has now")
+    if status.passed:
+        return GateDecision(why=f"gate {status.state}: {status.reason}")
+    if holder == number:
+        return GateDecision(why="it is there already")
+    if holder and ROLLED_BACK_TAG not in version.tags and _is_rollback_target(trail, model.name, number, place, holder):
+        return GateDecision(why=f"back to what stood there before version {holder}; its gate: {status.reason}")
+    return GateDecision(
+        refusal=f"{what} may not become {place}: {status.reason}. "
+        f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing"
+    )
+
+
+def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: str, holder: str) -> bool:
+    """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if it does not say."""
+    try:
+        events = trail.store().events(model=model)
+    except StoreUnavailable:
+        return False
+    for event in reversed(events):
+        if not event.endpoint and event.action in ("rename", "delete"):
+            return False  # another model had this name: its numbers are not those of this one
+        if event.version != holder:
+            continue
+        if event.action == "transition" and event.after == place:
+            return str(event.detail.get("stood_there", "")) == version
+        if event.action in ("promote", "alias") and event.after.lower().endswith(f" in {place}".lower()):
+            return event.before.removeprefix("version ").partition(" ")[0] == version
+    return False
 
 
 def install(app: Flask, trail: AuditTrail) -> None:
@@ -30,17 +364,17 @@ def install(app: Flask, trail: AuditTrail) -> None:
     Raises:
         OnnxserveError: this MLflow lacks such a view, and its server would run without the gate.
     """
-    for view in (*READERS, _NEW_VERSION):
+    for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:
             raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not know it")
-    for view, read in READERS.items():
-        app.view_functions[view] = _guarded(app.view_functions[view], read, trail, must_be_known=view in GATED)
+    for view, read in _READERS.items():
+        app.view_functions[view] = _guarded(app.view_functions[view], read, trail, must_be_known=view in _GATED)
     app.view_functions[_NEW_VERSION] = _drop_copied_verdict(app.view_functions[_NEW_VERSION])
 
 
 def _guarded(
     view: Callable[..., Any],
-    read: Callable[[AuditTrail], RegistryChange | None],
+    read: _Reader,
     trail: AuditTrail,
     must_be_known: bool,
 ) -> Callable[..., Any]:
@@ -61,24 +395,18 @@ def _guarded(
             return make_response(body, 403)
         response = make_response(view(**arguments))
         if change is not None and response.status_code == 200:
-            if change.is_served_again:
-                _forget_rollback(change)
+            if change.is_served_again:  # the mark of its rollback goes: a later rollback may come back to it
+                try:
+                    _registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
+                except MlflowException as error:  # it is promoted all the same
+                    what = change.model, change.version, ROLLED_BACK_TAG
+                    _log.warning("%s version %s keeps its tag %s: %s", *what, error)
             if change.before != change.after:
                 _record(trail, change, change.action)
                 trail.notify_agents(change.model)
         return response
 
     return guarded
-
-
-def _forget_rollback(change: RegistryChange) -> None:
-    """Remove the mark of a rollback from a version that is promoted again: a later rollback may come back to it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-    except MlflowException as error:  # it is promoted all the same
-        _log.warning("%s version %s keeps its tag %s: %s", change.model, change.version, ROLLED_BACK_TAG, error)
 
 
 def _drop_copied_verdict(view: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,7 +418,7 @@ def _drop_copied_verdict(view: Callable[..., Any]) -> Callable[..., Any]:
             version = response.get_json()["model_version"]
             for tag in version.get("tags", ()):
                 if tag["key"].startswith(GATE_TAG) or tag["key"] in (ERROR_TAG, ROLLED_BACK_TAG):
-                    registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
+                    _registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
         return response
 
     return created

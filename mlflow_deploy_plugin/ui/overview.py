@@ -1,9 +1,18 @@
-"""The content of the page: endpoints, versions, traffic, health, rollouts, monitors, gate, audit trail."""
+"""The content of the page: endpoints, versions, traffic, health, monitors, models, rollouts, audit trail.
 
+Endpoints come from the store and their servers, models from this MLflow server's own registry, and verdicts of monitors
+from their runs in MLflow.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote
 
 from mlflow_deploy_plugin.deployments import (
     Deployments,
@@ -12,14 +21,22 @@ from mlflow_deploy_plugin.deployments import (
     VersionCounters,
     fetch_server_metrics,
 )
-from mlflow_deploy_plugin.errors import Refused, StoreUnavailable
-from mlflow_deploy_plugin.registry import parse_model_uri, registered_model_names
+from mlflow_deploy_plugin.errors import InvalidConfig, Refused, StoreUnavailable
+from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.registry import (
+    ROLLED_BACK_TAG,
+    GateStatus,
+    gate_status_of,
+    parse_model_uri,
+    parse_stage_or_alias,
+    registered_model_names,
+    registered_model_uris,
+)
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
-from mlflow_deploy_plugin.ui.blockers import rollback_blocker, traffic_blocker
-from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
-from mlflow_deploy_plugin.ui.model_cards import ModelCard, model_cards
-from mlflow_deploy_plugin.ui.permissions import (
+from mlflow_deploy_plugin.ui.access import (
     caller,
     hidden_endpoints,
     is_administrator,
@@ -27,11 +44,167 @@ from mlflow_deploy_plugin.ui.permissions import (
     may_read,
     visible_events,
 )
+from mlflow_deploy_plugin.ui.actions import (
+    ALREADY_THERE,
+    gate_blocker,
+    promotion_blocker,
+    rollback_blocker,
+    traffic_blocker,
+)
 
 _EVENTS = 40
 _ROLLOUTS = 10
+_VERSIONS = 6
+_VERDICTS, _RUNS_LOOKED_AT = 4, 20
 _METRICS_SECONDS = 1.5
 _ASKED_AT_ONCE = 8
+_RUN = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class MonitorVerdict:
+    """One judged window.
+
+    Attributes:
+        mark: how the page shows the state: `alarm`, `undecided` or `fine`.
+        run / report: addresses within MLflow's pages.
+    """
+
+    endpoint: str
+    monitor: str
+    version: str
+    window: str
+    state: str
+    mark: Literal["alarm", "undecided", "fine"]
+    reason: str
+    run: str
+    report: str
+
+
+@dataclass(frozen=True)
+class MlflowPages:
+    """Addresses within MLflow's UI, and the tracking store that they are looked up in."""
+
+    tracking: Any
+    prefix: str
+
+    def run(self, experiment_id: str, run_id: str) -> str:
+        return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
+
+    def artifact(self, experiment_id: str, run_id: str, path: str) -> str:
+        return f"{self.run(experiment_id, run_id)}/artifacts/{quote(path)}"
+
+    def version(self, model: str, version: str) -> str:
+        return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}"
+
+    def report(self, tag: str) -> str:
+        """Return the address of a report by its tag, which is a URL or RUN_ID[/PATH]; else an empty text."""
+        from mlflow.exceptions import MlflowException
+
+        if tag.startswith(("http://", "https://")):
+            return tag
+        run_id, _, path = tag.partition("/")
+        if not _RUN.fullmatch(run_id):
+            return ""
+        try:
+            experiment = str(self.tracking.get_run(run_id).info.experiment_id)
+        except MlflowException:
+            return ""
+        return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
+
+    def verdicts(self, endpoint: str, created_at: datetime) -> list[MonitorVerdict]:
+        """Return the latest verdicts of the endpoint's monitors, the newest window first.
+
+        Args:
+            created_at: of the endpoint, to tell it from an earlier one of its name.
+        """
+        from mlflow.entities import ViewType
+        from mlflow.exceptions import MlflowException
+
+        try:
+            experiment = self.tracking.get_experiment_by_name(f"onnxserve/{endpoint}")
+            if experiment is None:
+                return []
+            runs = self.tracking.search_runs(
+                [experiment.experiment_id],
+                "tags.`onnxserve.verdict` != ''",
+                ViewType.ACTIVE_ONLY,
+                _RUNS_LOOKED_AT,
+                ["tags.`onnxserve.window.start` DESC", "attributes.start_time DESC"],
+            )
+        except MlflowException:
+            return []
+        created = created_at.isoformat()
+        own = [run for run in runs if run.data.tags.get("onnxserve.endpoint.created", created) == created]
+        verdicts = []
+        for run in own[:_VERDICTS]:
+            tags, state = run.data.tags, run.data.tags.get("onnxserve.verdict", "")
+            # 2013-07-01 00:00 for 2013-07-01T00:00:00+00:00
+            begin, end = (tags.get(f"onnxserve.window.{at}", "")[:16].replace("T", " ") for at in ("start", "end"))
+            found = MonitorVerdict(
+                endpoint=endpoint,
+                monitor=tags.get("onnxserve.monitor", ""),
+                version=tags.get("onnxserve.version", ""),
+                window=f"{begin} – {end}",
+                state=state,
+                mark="alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine",
+                reason=tags.get("onnxserve.reason", ""),
+                run=self.run(run.info.experiment_id, run.info.run_id),
+                report=self.artifact(run.info.experiment_id, run.info.run_id, "report.html"),
+            )
+            verdicts.append(found)
+        return verdicts
+
+
+@dataclass(frozen=True)
+class PromotionTarget:
+    """A stage or @alias to promote a version to; `refusal` says why it may not go there, and is empty if it may."""
+
+    place: str
+    refusal: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Return the entry of a list, which has no room for the whole reason."""
+        if not self.refusal:
+            return self.place
+        return f"{self.place} – {ALREADY_THERE if self.refusal == ALREADY_THERE else 'it was rolled back'}"
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """One version of a registered model.
+
+    Attributes:
+        report: the address of its gate's report, or empty.
+        rolled_back: the endpoint that it was rolled back from, and why; empty if it was not.
+        targets: the stages and aliases that are followed, and the other stages.
+    """
+
+    number: str
+    stage: str
+    aliases: tuple[str, ...]
+    standing: GateStatus
+    report: str = ""
+    rolled_back: str = ""
+    targets: tuple[PromotionTarget, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A registered model with its newest versions, and all with an alias or in Production or Staging.
+
+    Attributes:
+        gated: the stages and aliases that only a passed version may take.
+        error: why this is not known; nothing can be promoted or judged then.
+        no_gate: why the gate would be refused here; empty if it would not.
+    """
+
+    name: str
+    versions: tuple[VersionRow, ...] = ()
+    gated: tuple[str, ...] = ()
+    error: str = ""
+    no_gate: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +273,7 @@ def build_overview(store: Store, settings: Settings, registry: Any, pages: Mlflo
         metrics = dict(zip(urls, asked, strict=True))
     has_account = bool(caller().user)
     models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
-    cards = [_card(one, metrics.get(one.endpoint.name), pages, store, registry) for one in readable]
+    cards = [_endpoint_card(one, metrics.get(one.endpoint.name), pages, store, registry) for one in readable]
     if is_administrator():  # nobody knows their models
         cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
@@ -114,7 +287,7 @@ def build_overview(store: Store, settings: Settings, registry: Any, pages: Mlflo
     )
 
 
-def _card(
+def _endpoint_card(
     one: ObservedEndpoint, metrics: ServerMetrics | Refused | None, pages: MlflowPages, store: Store, registry: Any
 ) -> EndpointCard:
     spec, observation = one.endpoint.spec, one.observation
@@ -130,7 +303,7 @@ def _card(
         health=health,
         reason=reason,
         url=observation.url,
-        variants=tuple(_row(one, name, metrics, pages) for name in spec.variants),
+        variants=tuple(_variant_row(one, name, metrics, pages) for name in spec.variants),
         verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
         may_act=may_act,
         gate_required=bool(spec.require),
@@ -140,7 +313,9 @@ def _card(
     )
 
 
-def _row(one: ObservedEndpoint, name: str, metrics: ServerMetrics | Refused | None, pages: MlflowPages) -> VariantRow:
+def _variant_row(
+    one: ObservedEndpoint, name: str, metrics: ServerMetrics | Refused | None, pages: MlflowPages
+) -> VariantRow:
     spec, observation = one.endpoint.spec.variants[name], one.observation
     wanted = observation.wanted.variants.get(name) if observation.wanted is not None else None
     loaded = {
@@ -164,3 +339,67 @@ def _row(one: ObservedEndpoint, name: str, metrics: ServerMetrics | Refused | No
         counters=counters,
         page=pages.version(model, version) if version.isdigit() else "",
     )
+
+
+def model_cards(registry: Any, specs: Iterable[EndpointSpec], link: Any, has_account: bool) -> list[ModelCard]:
+    """Return a card for each model that the endpoints refer to.
+
+    Args:
+        registry: MLflow's registry store.
+        link: the tag of a gate's report → its address.
+        has_account: True if the caller has an account, so that others may have fewer permissions.
+    """
+    followed: defaultdict[str, set[str]] = defaultdict(set)
+    for spec in specs:
+        for reference in registered_model_uris(spec):
+            places = {"stage": {reference.selector.title()}, "alias": {f"@{reference.selector}"}}
+            followed[reference.name] |= places.get(reference.kind, set())
+    return [_model_card(registry, name, places, link, has_account) for name, places in sorted(followed.items())]
+
+
+def _model_card(registry: Any, name: str, followed: set[str], link: Any, has_account: bool) -> ModelCard:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = registry.get_registered_model(name)
+        quote = '"' if "'" in name else "'"
+        found = list(registry.search_model_versions(f"name = {quote}{name}{quote}", max_results=200))
+    except MlflowException as failure:
+        return ModelCard(name, error=" ".join(str(failure).split())[:300])
+    found.sort(key=lambda one: int(one.version), reverse=True)
+    error, policy = "", None
+    try:
+        policy = policy_from_tags(name, model.tags)
+    except InvalidConfig as failure:
+        error = failure.message
+    applied = policy or GatePolicy()  # as for `onnxserve promote`
+    stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
+    holders = {}
+    for place in map(parse_stage_or_alias, (*sorted(followed, key=lambda one: (one.startswith("@"), one)), *stages)):
+        there = [one.version for one in found if one.current_stage == place.stage]
+        if place.alias:
+            there = [model.aliases[place.alias]] if place.alias in model.aliases else []
+        holders[place] = frozenset(map(str, there))
+    versions = []
+    for index, one in enumerate(found):
+        number, standing = str(one.version), gate_status_of(one.tags)
+        aliases = tuple(sorted(alias for alias, version in model.aliases.items() if str(version) == number))
+        if index >= _VERSIONS and one.current_stage not in ("Production", "Staging") and not aliases:
+            continue
+        targets = tuple(
+            PromotionTarget(str(place), promotion_blocker(name, number, place, one.tags, applied, there))
+            for place, there in holders.items()
+            if not error
+        )
+        row = VersionRow(
+            number=number,
+            stage=one.current_stage if one.current_stage != "None" else "",
+            aliases=aliases,
+            standing=standing,
+            report=link(standing.report),
+            rolled_back=one.tags.get(ROLLED_BACK_TAG, ""),
+            targets=targets,
+        )
+        versions.append(row)
+    gated = (*policy.gated_stages, *(f"@{alias}" for alias in policy.gated_aliases)) if policy is not None else ()
+    return ModelCard(name, tuple(versions), gated, error, error or gate_blocker(applied, has_account))

@@ -1,10 +1,26 @@
-"""A button, its process, and the page that follows it."""
+"""The actions of the console: what blocks them, forms that make no sense, and the process of a button."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mlflow_deploy_plugin.controller.rollouts.rollback import rollback
+from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
+from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
+from mlflow_deploy_plugin.gate import GatePolicy, promote
+from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, StageOrAlias, redact_addresses
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.ui.actions import (
+    ALREADY_THERE,
+    gate_blocker,
+    promotion_blocker,
+    rollback_blocker,
+    server_blocker,
+    traffic_blocker,
+)
 from tests.support.console import PAGE, form, open_page
 from tests.support.waiting import wait_until
 
@@ -26,3 +42,147 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
 def ended(browser: Any, path: str) -> str:
     html: str = browser.get(path).get_data(as_text=True)
     return "" if "Under way" in html else html
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "said"),
+    [
+        ({"weight:champion": "much"}, 400, "the weight of champion is &#39;much&#39;; a whole number"),
+        ({"weight:champion": "101"}, 400, "a whole number from 0 to 100 is expected"),
+        ({"weight:champion": "0"}, 400, "give at least one variant a weight"),
+        ({"endpoint": "nobody"}, 404, "there is no endpoint &#39;nobody&#39;"),
+        ({"action": "explode"}, 400, "there is no action &#39;explode&#39;"),
+        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, 400, "no stage and no @alias"),
+        ({"action": "gate", "model": "m", "version": "one"}, 400, "the number of its version"),
+        ({"why": "x" * 501}, 400, "at most 500 are kept"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_line(
+    mlflow_app: Any, endpoint: str, changed: dict[str, str], status: int, said: str
+) -> None:
+    browser, _, token = open_page(mlflow_app)
+    answer = browser.post(f"{PAGE}/act", data={**form(endpoint, token), **changed})
+    assert answer.status_code == status
+    assert said in answer.get_data(as_text=True)
+
+
+PRODUCTION, STAGING = StageOrAlias(stage="Production"), StageOrAlias(stage="Staging")
+PASSED = {"onnxserve.gate": "passed"}
+TAKEN_BACK = {ROLLED_BACK_TAG: "flights: too slow"}
+
+
+@pytest.fixture
+def deployments(mlflow_app: Any) -> Deployments:
+    return Deployments(mlflow_app.store, load_settings(), lambda line: None)
+
+
+def observed(mlflow_app: Any, uri: str, beside: str = "") -> ObservedEndpoint:
+    """An endpoint that is seen to run, with a second variant where one is given; nobody has asked it anything."""
+    name = f"e-{len(mlflow_app.store.endpoints())}"
+    spec = new_endpoint(name, uri)
+    if beside:
+        spec = apply_config(add_variant(spec, "other", beside), {"variants.other.weight": 50})
+    return ObservedEndpoint(mlflow_app.store.add_endpoint("onnxserve", spec), Observation("running"))
+
+
+def followed(mlflow_app: Any, model: str, *stood: str) -> ObservedEndpoint:
+    """One that follows Production, in which these versions of the model stood one after the other."""
+    for version in stood:
+        mlflow_app.registry.transition_model_version_stage(model, version, "Production", True)
+    return observed(mlflow_app, f"models:/{model}/Production")
+
+
+def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(mlflow_app: Any) -> None:
+    one = followed(mlflow_app, mlflow_app.model(), "1", "2")
+    for state in ("stopped", "failed", "empty"):
+        down = replace(one, observation=Observation(state))  # type: ignore[arg-type]
+        said = f"the server of {one.endpoint.name} does not run: `onnxserve start {one.endpoint.name}` first"
+        assert server_blocker(down) == said
+        assert traffic_blocker(mlflow_app.store, down) == said
+        assert rollback_blocker(mlflow_app.store, down, mlflow_app.registry) == said
+
+
+def test_what_runs_and_had_an_earlier_version_is_given_traffic_and_rolled_back(mlflow_app: Any) -> None:
+    one = followed(mlflow_app, mlflow_app.model(), "1", "2")
+    assert traffic_blocker(mlflow_app.store, one) == ""
+    assert rollback_blocker(mlflow_app.store, one, mlflow_app.registry) == ""
+
+
+def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_it(
+    mlflow_app: Any, deployments: Deployments
+) -> None:
+    one = followed(mlflow_app, mlflow_app.model(), "1")
+    name = one.endpoint.name
+    mlflow_app.store.add_rollout(name, {"to_uri": "models:/m/2", "steps": [10, 100]}, "stepping")
+
+    assert rollback_blocker(mlflow_app.store, one, mlflow_app.registry) == ""
+    said = traffic_blocker(mlflow_app.store, one)
+    with pytest.raises(InvalidConfig) as refused:
+        deployments.set_traffic(name, {name: 100})
+    assert said == refused.value.message
+    assert "which is under way" in said
+
+
+def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deployments: Deployments) -> None:
+    model = mlflow_app.model()
+    one, pinned = followed(mlflow_app, model, "1"), observed(mlflow_app, f"models:/{model}/1")
+    for each in (one, pinned):
+        said = rollback_blocker(mlflow_app.store, each, mlflow_app.registry)
+        with pytest.raises(NotFound) as refused:
+            rollback(each.endpoint.name, deployments=deployments)
+        assert said == redact_addresses(refused.value.message)
+        assert "sqlite" not in said
+        assert f": say `onnxserve rollback {each.endpoint.name} --to " in said
+
+
+def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments: Deployments) -> None:
+    model = mlflow_app.model()
+    one = observed(mlflow_app, f"models:/{model}/1", beside=f"models:/{model}/2")
+
+    said = rollback_blocker(mlflow_app.store, one, mlflow_app.registry)
+
+    with pytest.raises(InvalidConfig) as refused:
+        rollback(one.endpoint.name, deployments=deployments)
+    assert said == refused.value.message
+    assert "and one is expected" in said
+
+
+@pytest.mark.parametrize(
+    ("place", "tags", "holders", "refused"),
+    [
+        (PRODUCTION, {}, {"1"}, ""),
+        (PRODUCTION, PASSED, {"1"}, ""),
+        (PRODUCTION, PASSED, {"2"}, ALREADY_THERE),
+        (PRODUCTION, {}, {"2"}, ""),  # it stands there without its gate, which is run
+        (PRODUCTION, PASSED, {"1", "2"}, ""),  # the other one is archived
+        (STAGING, {}, {"2"}, ALREADY_THERE),
+        (PRODUCTION, TAKEN_BACK, {"1"}, "it was rolled back (flights: too slow)"),
+        (STAGING, TAKEN_BACK, {"1"}, ""),
+        (StageOrAlias(alias="live"), {}, {"2"}, ALREADY_THERE),
+        (StageOrAlias(alias="live"), TAKEN_BACK, {"2"}, "it was rolled back"),
+    ],
+)
+def test_a_version_goes_where_it_is_not_yet_and_may_be(
+    place: StageOrAlias, tags: dict[str, str], holders: set[str], refused: str
+) -> None:
+    said = promotion_blocker("m", "2", place, tags, GatePolicy(), frozenset(holders))
+    assert (refused in said) if refused else said == ""
+
+
+def test_the_promotion_refuses_a_version_that_was_rolled_back_in_the_same_words(mlflow_app: Any) -> None:
+    from mlflow.entities.model_registry import ModelVersionTag
+
+    model = mlflow_app.model(policy=None)
+    mlflow_app.registry.set_model_version_tag(model, "2", ModelVersionTag(*next(iter(TAKEN_BACK.items()))))
+    with pytest.raises(GateRefused) as refused:
+        promote(model, "2", "Production", store=mlflow_app.store)
+    assert promotion_blocker(model, "2", PRODUCTION, TAKEN_BACK, GatePolicy(), frozenset()) == refused.value.message
+
+
+def test_the_gate_reads_no_file_of_a_server_with_accounts() -> None:
+    policy = GatePolicy.model_validate({"evaluation": {"dataset": "/data/held_out.csv", "target": "y"}})
+    assert gate_blocker(policy, has_account=False) == ""
+    assert gate_blocker(policy, has_account=True).startswith(
+        "the policy's dataset /data/held_out.csv may not be read here"
+    )
+    assert gate_blocker(policy.model_copy(update={"skip": ("evaluation",)}), has_account=True) == ""

@@ -1,11 +1,14 @@
-"""What `mlflow server --app-name onnxserve` is given to run."""
+"""The page, what `mlflow server --app-name onnxserve` is given to run, and the store behind them."""
 
+import json
+import re
 from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
 
 from mlflow_deploy_plugin.ui.app import create_app
+from tests.support.console import PAGE
 
 
 def test_mlflow_finds_both_apps() -> None:
@@ -21,3 +24,47 @@ def test_uvicorn_gets_fastapi_around_flask_and_others_get_flask(
     assert create_app() is mlflow_app.app
     monkeypatch.setenv("_MLFLOW_SGI_NAME", "uvicorn")
     assert isinstance(create_app(), FastAPI)
+
+
+def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(mlflow_app: Any, endpoint: str) -> None:
+    answer = mlflow_app.client.get(PAGE)
+    html = answer.get_data(as_text=True)
+    assert answer.status_code == 200
+    assert endpoint in html
+    assert "@champion is gated" in html
+    assert "evaluation: accuracy 0.71 against 0.80" in html
+    assert f'<a href="/#/models/{endpoint.removeprefix("of-")}/versions/2">2</a>' in html
+    assert "<td>create</td>" in html
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert re.findall(r'(?:src|href)="(?:https?:)?//', html) == []
+    assert "<script" not in html
+
+
+def test_the_stylesheet_is_there(mlflow_app: Any) -> None:
+    answer = mlflow_app.client.get(f"{PAGE}/console.css")
+    assert answer.status_code == 200
+    assert "prefers-color-scheme: dark" in answer.get_data(as_text=True)
+
+
+def test_names_and_reasons_that_are_html_stay_text(mlflow_app: Any) -> None:
+    mlflow_app.store.record("update", endpoint="x", why="<script>alert(1)</script>")
+    html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_the_audit_trail_is_given_as_json_lines(mlflow_app: Any, endpoint: str) -> None:
+    answer = mlflow_app.client.get(f"{PAGE}/history.jsonl?endpoint={endpoint}")
+    lines = [json.loads(line) for line in answer.get_data(as_text=True).splitlines()]
+    assert [(line["action"], line["endpoint"]) for line in lines] == [("create", endpoint)]
+
+
+def test_a_store_that_cannot_be_used_is_said_and_the_page_stands(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trail = mlflow_app.app.extensions["onnxserve"]
+    monkeypatch.setattr(trail, "_store", None)
+    monkeypatch.setattr(trail, "_url", "sqlite:////proc/nobody/can/write/here.db")
+    answer = mlflow_app.client.get(PAGE)
+    assert answer.status_code == 200
+    assert "the store at sqlite:////proc/nobody" in answer.get_data(as_text=True)

@@ -1,13 +1,79 @@
-"""Forms that are refused, and the sessions of the console with their key."""
+"""The callers of the page: what they may see and do, and forms of other sites. Accounts: test_access_accounts.py."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 
-from mlflow_deploy_plugin.ui import csrf
+from mlflow_deploy_plugin.spec import empty_endpoint, new_endpoint
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.ui import access
+from mlflow_deploy_plugin.ui.access import add_sessions
 from tests.support.console import PAGE, form, open_page
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """Asked by somebody who may read the model `open`, and no other."""
+    monkeypatch.setattr(access, "is_administrator", lambda: False)
+    monkeypatch.setattr(access, "may_read", lambda model: model == "open")
+    opened = open_store(f"sqlite:///{tmp_path}/store.db")
+    yield opened
+    opened.close()
+
+
+def deleted(store: Store, *models: str) -> None:
+    """The endpoint `flights`, which has served these one after the other."""
+    for model in models:
+        spec = new_endpoint("flights", f"models:/{model}/1")
+        store.replace_spec(spec) if store.endpoint("flights") else store.add_endpoint("onnxserve", spec)
+    store.remove_endpoint("flights")
+
+
+def is_hidden(store: Store) -> bool:
+    seen = access.visible_events(store, store.events("flights"))
+    assert len(seen) in (0, len(store.events("flights")))
+    return not seen
+
+
+@pytest.mark.parametrize(("models", "hidden"), [(["secret", "open"], False), (["open", "secret"], True)])
+def test_of_a_deleted_endpoint_counts_what_it_served_last(store: Store, models: list[str], hidden: bool) -> None:
+    deleted(store, *models)
+
+    assert is_hidden(store) is hidden
+
+
+def test_of_a_deleted_endpoint_whose_last_spec_cannot_be_read_nothing_is_shown(store: Store) -> None:
+    deleted(store, "open")
+    newer = "name: flights\nvariants: {champion: {model: 'models:/secret/1'}}\nsampling: often\n"
+    store.record("update", endpoint="flights", detail={"spec": newer})
+    store.record("delete", endpoint="flights")
+
+    assert is_hidden(store)
+
+
+@pytest.mark.parametrize(("model", "hidden"), [("open", False), ("secret", True)])
+def test_of_an_endpoint_without_a_deployment_counts_what_it_served_last(store: Store, model: str, hidden: bool) -> None:
+    store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/1"))
+    store.replace_spec(empty_endpoint("flights"))
+    assert is_hidden(store) is hidden
+
+    store.remove_endpoint("flights")
+    assert is_hidden(store) is hidden
+
+
+def test_an_endpoint_that_never_served_is_shown(store: Store) -> None:
+    store.add_endpoint("onnxserve", empty_endpoint("flights"))
+
+    assert not is_hidden(store)
+
+
+def test_of_a_name_that_no_spec_is_known_of_nothing_is_shown(store: Store) -> None:
+    store.record("rollout.end", endpoint="flights", why="version 7 of secret was worse")
+
+    assert is_hidden(store)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +118,7 @@ def test_the_token_of_one_browser_is_not_that_of_another(mlflow_app: Any, endpoi
 
 def test_a_server_with_another_key_does_not_replace_the_cookie(mlflow_app: Any, tmp_path: Path) -> None:
     other = Flask("other")
-    csrf.install(other, tmp_path / "key")
+    add_sessions(other, tmp_path / "key")
     assert len((tmp_path / "key").read_bytes()) == 32
     assert other.config["SESSION_COOKIE_NAME"] != mlflow_app.app.config["SESSION_COOKIE_NAME"]
 
@@ -60,7 +126,7 @@ def test_a_server_with_another_key_does_not_replace_the_cookie(mlflow_app: Any, 
 def test_the_workers_of_a_server_share_one_key(tmp_path: Path) -> None:
     workers = [Flask("first"), Flask("second")]
     for worker in workers:
-        csrf.install(worker, tmp_path / "console" / "key")
+        add_sessions(worker, tmp_path / "console" / "key")
     assert workers[0].secret_key == workers[1].secret_key
     assert (tmp_path / "console" / "key").stat().st_mode & 0o077 == 0
 
@@ -76,5 +142,5 @@ def test_the_cookie_goes_to_this_site_alone_and_over_tls_if_it_came_so(mlflow_ap
 def test_a_key_that_cannot_be_written_costs_only_the_sharing_between_workers(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     app = Flask("alone")
-    csrf.install(app, tmp_path / "file" / "key")
+    add_sessions(app, tmp_path / "file" / "key")
     assert app.secret_key

@@ -1,0 +1,204 @@
+"""The caller of a page, their permissions by MLflow's own accounts, and protection from forms of other sites (CSRF).
+
+Another site's page must not press our buttons, so two conditions must hold. The browser says that the form comes from
+this origin (`Sec-Fetch-Site`, else `Origin`; a client that sends neither is no browser). And the form has the token of
+the caller's session, by Flask-WTF.
+"""
+
+import hashlib
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Flask, g, request
+from flask.sessions import SecureCookieSessionInterface
+
+from mlflow_deploy_plugin.registry import models_served_by
+from mlflow_deploy_plugin.store import AuditEvent, Store
+
+try:
+    from flask_wtf.csrf import generate_csrf, validate_csrf
+    from wtforms import ValidationError
+except ModuleNotFoundError as error:
+    command = "pip install 'mlflow-onnxserve[ui]'"
+    raise ModuleNotFoundError(f"the console needs {error.name}: {command}", name=error.name) from None
+
+TOKEN_FIELD = "csrf_token"
+_TOKEN_SECONDS = 365 * 24 * 3600  # a page may stay open as long as the browser: Flask-WTF's own limit is an hour
+_KEY_BYTES = 32
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The person or program that a request comes from.
+
+    Attributes:
+        user: the name that MLflow's basic auth has checked; empty if the server has no accounts.
+        address: of the other end of the connection, which may be a proxy.
+    """
+
+    user: str
+    address: str
+
+    @property
+    def actor(self) -> str:
+        """Return the caller's name for the audit trail."""
+        return self.user or f"anonymous@{self.address}"
+
+
+def caller() -> Caller:
+    """Return the caller of the request at hand."""
+    return Caller(str(g.get("mlflow_authenticated_user") or ""), request.remote_addr or "unknown")
+
+
+def may_read(model: str) -> bool:
+    """Return True if the caller may read this registered model."""
+    return is_administrator() or _permissions(model)[0]
+
+
+def may_act_on(models: Sequence[str]) -> bool:
+    """Return True if the caller may move versions of these registered models; without accounts everybody may.
+
+    An endpoint without a registered model is for administrators.
+    """
+    return is_administrator() or (bool(models) and all(_permissions(model)[1] for model in models))
+
+
+def is_administrator() -> bool:
+    """Return True for an administrator; without accounts everybody is one."""
+    if "onnxserve_administrator" not in g:
+        auth = _auth_module()
+        g.onnxserve_administrator = auth is None or bool(auth.sender_is_admin())
+    return bool(g.onnxserve_administrator)
+
+
+def allow_pages(method: str, *paths: str) -> None:
+    """Open these paths to everybody who has an account.
+
+    MLflow's basic auth with MLFLOW_BASIC_AUTH_FAIL_CLOSED refuses paths that it does not know.
+    """
+    auth = _auth_module()
+    if auth is not None:
+        for path in paths:
+            auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
+
+
+def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
+    """Return the endpoints that the caller may not see.
+
+    They serve, or served before they were deleted, a model that the caller may not read, or nobody knows what they
+    serve.
+    """
+    if is_administrator():
+        return frozenset()
+    unreadable = {one.name for one in store.unreadable()}
+    hidden = set()
+    for name in set(names):
+        models = models_served_by(store, name)
+        if name in unreadable or models is None or not all(map(may_read, models)):
+            hidden.add(name)
+    return frozenset(hidden)
+
+
+def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
+    """Return the events of endpoints and models that the caller may see."""
+    hidden = hidden_endpoints(store, (event.endpoint for event in events if event.endpoint))
+    return [event for event in events if event.endpoint not in hidden and (not event.model or may_read(event.model))]
+
+
+def _permissions(model: str) -> tuple[bool, bool]:
+    """Return (may read, may update) for a registered model.
+
+    MLflow is asked once a request and model: it checks the password each time.
+    """
+    from mlflow.exceptions import MlflowException
+
+    known: dict[str, tuple[bool, bool]] = g.setdefault("onnxserve_permissions", {})
+    if model not in known:
+        try:
+            permission = _auth_module()._get_registered_model_or_prompt_permission(model)  # type: ignore[union-attr]
+            known[model] = bool(permission.can_read), bool(permission.can_update)
+        except MlflowException:  # no such model (any more)
+            known[model] = False, False
+    return known[model]
+
+
+def _auth_module() -> Any | None:
+    """Return MLflow's module of basic auth; None if this server does not use it."""
+    auth = sys.modules.get("mlflow.server.auth")
+    return auth if auth is not None and auth._auth_initialized else None
+
+
+def add_sessions(app: Flask, key_file: Path) -> None:
+    """Give the app sessions.
+
+    MLflow's basic auth has set a key already. Without accounts the workers share the key in `key_file`.
+    """
+    if not app.secret_key:
+        try:
+            app.secret_key = _shared_key(key_file)
+        except OSError as error:
+            _log.warning("%s cannot be used (%s): only this worker takes the forms of its pages", key_file, error)
+            app.secret_key = secrets.token_bytes(_KEY_BYTES)
+    app.session_interface = _Sessions()
+    app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
+    # browsers keep one cookie a name for all ports of a host: servers with other keys must not replace ours
+    key = app.secret_key.encode() if isinstance(app.secret_key, str) else app.secret_key
+    app.config["SESSION_COOKIE_NAME"] = f"onnxserve_{hashlib.sha256(key).hexdigest()[:8]}"
+
+
+def form_token(user: str) -> str:
+    """Return the token for the forms of the page at hand."""
+    return str(generate_csrf(token_key=_session_key(user)))
+
+
+def form_refusal(user: str) -> str:
+    """Return why the form at hand is refused; empty if it is not."""
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    # no form of another site can set X-Forwarded-Host: a proxy did, or several, the outermost first
+    hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
+    is_ours = origin is None or urlsplit(origin).netloc in hosts - {""}  # empty is what `null` names
+    if site != "same-origin" if site else not is_ours:
+        return "the form was sent from another site"
+    try:
+        validate_csrf(request.form.get(TOKEN_FIELD), time_limit=_TOKEN_SECONDS, token_key=_session_key(user))
+    except ValidationError:
+        return "the page is out of date: load it again and repeat what you wanted"
+    return ""
+
+
+class _Sessions(SecureCookieSessionInterface):
+    """Sessions by a cookie that goes over TLS alone if it was set over TLS."""
+
+    def get_cookie_secure(self, app: Flask) -> bool:
+        return request.is_secure or super().get_cookie_secure(app)
+
+
+def _session_key(user: str) -> str:
+    """Return where the session keeps the token: a form holds only for the account that loaded the page."""
+    return f"onnxserve_csrf_token_{user}"
+
+
+def _shared_key(file: Path) -> bytes:
+    """Return the key in the file. The first worker makes it."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # linked once it is whole: of two workers one makes it, and both read the same
+        own = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+        with os.fdopen(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new:
+            new.write(secrets.token_bytes(_KEY_BYTES))
+        try:
+            os.link(own, file)
+        except FileExistsError:
+            pass
+        finally:
+            own.unlink()
+    return file.read_bytes()
