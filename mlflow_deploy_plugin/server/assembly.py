@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, WarmVersion, load_warm, worker_limit
 from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.server.observability.metrics import Metrics, ShadowMetrics
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.server.observability.tracing import Tracer, open_tracer
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
@@ -64,7 +64,7 @@ def open_server(state_dir: Path) -> Server:
     metrics = Metrics()
     open_capture = partial(CaptureWriter, state_dir / SPOOL, max_bytes=spec.max_spool_bytes)
     capture = open_capture(metrics.count_capture)
-    shadows = Shadows(open_capture(metrics.count_shadow_capture), ShadowMetrics(metrics.folder))
+    shadows = Shadows(open_capture(metrics.count_shadow_capture), metrics)
     rows = max_batch_rows(spec)
     policy = None  # running each request alone is best for tiny models on a CPU
     if rows > 1:

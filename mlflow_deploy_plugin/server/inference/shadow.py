@@ -38,7 +38,7 @@ from mlflow_deploy_plugin.server.capture.codec import RequestRecord, as_one_row
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.shadow_compare import compare_outputs
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant
-from mlflow_deploy_plugin.server.observability.metrics import ShadowMetrics
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Shadows:
     def __init__(
         self,
         capture: CaptureWriter,
-        metrics: ShadowMetrics,
+        metrics: Metrics,
         max_copies: int = MAX_COPIES,
         max_bytes: int = MAX_BYTES,
         clock: Callable[[], float] = time.monotonic,
@@ -159,7 +159,7 @@ class Shadows:
             for shadow in variant.shadows:
                 copy = MirroredRequest(shadow, variant.loaded, record, is_captured, feeds, outputs, body, size)
                 if not self._enqueue(copy):
-                    self._metrics.count(shadow, "dropped")
+                    self._metrics.count_shadow(shadow, "dropped")
         except Exception:
             logger.exception("a copy for the shadows of %s could not be made", variant.endpoint)
 
@@ -243,7 +243,7 @@ class Shadows:
                     time.sleep(_HANDOVER_SECONDS)
                     self._process([copy])
                 return
-            self._metrics.count(shadow, "failed")
+            self._metrics.count_shadow(shadow, "failed")
             if (now := self._clock()) >= self._quiet_until:
                 self._quiet_until = now + _LOG_SECONDS
                 traceback = None if isinstance(error, OnnxserveError) else error
@@ -273,7 +273,7 @@ class Shadows:
                 answered_by.artifact, as_one_row(outputs), predictor.artifact, as_one_row(computed)
             )
         self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
-        self._metrics.observe(shadow, comparison, len(batch), seconds)
+        self._metrics.count_shadow_comparison(shadow, comparison, len(batch), seconds)
 
     def _capture_rows(
         self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int

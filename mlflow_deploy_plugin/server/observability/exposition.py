@@ -89,19 +89,20 @@ class MmapCounters:
         self._used, self._size = _HEADER.size, 0
         self._grow()
         self._is_full = False
+        self._slots: dict[tuple[str, ...], int] = {}
         family, name = _LOST[path.name.partition("_")[0]]
         self._lost = self.slot(family, name, {}, "Values that found no room in shared memory.")
 
     def counter(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Make the slot of a label set of a counter."""
+        """Return the slot of a label set of a counter."""
         return self.slot(metric.name, metric.name + "_total", labels, metric.help)
 
     def gauge(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Make the slot of a label set of a gauge."""
+        """Return the slot of a label set of a gauge."""
         return self.slot(metric.name, metric.name, labels, metric.help)
 
     def histogram(self, metric: Metric, labels: Mapping[str, str]) -> HistogramSlots:
-        """Make the slots of a label set of a histogram."""
+        """Return the slots of a label set of a histogram."""
         buckets = [
             self.slot(metric.name, metric.name + "_bucket", {**labels, "le": bound}, metric.help)
             for bound in (*metric.bounds, "+Inf")
@@ -109,10 +110,13 @@ class MmapCounters:
         return self.slot(metric.name, metric.name + "_sum", labels, metric.help), tuple(buckets)
 
     def slot(self, family: str, name: str, labels: Mapping[str, str], text: str) -> int:
-        """Make a slot, 0 at first, for the sample `name` of a metric family with the help `text`.
+        """Return the slot, 0 at first, of the sample `name` of a metric family with the help `text`.
 
-        If shared memory is full, return the slot of the lost values: what is counted is worth less than the response.
+        If shared memory is full, it is that of the lost values: what is counted is worth less than the response.
         """
+        identity = name, *labels.values()
+        if (known := self._slots.get(identity)) is not None:
+            return known
         spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # lone surrogates
         key = json.dumps([family, name, spelled, text], sort_keys=True).encode()
         entry = _LENGTH.pack(len(key)) + key + b" " * (8 - (len(key) + 4) % 8) + bytes(16)
@@ -123,11 +127,13 @@ class MmapCounters:
             if not self._is_full:
                 logger.error("no room for %s among the metrics: %s", name, error.strerror)
             self._is_full = True
+            self._slots[identity] = self._lost
             return self._lost
         start, self._used = self._used, self._used + len(entry)
         self._bytes[start : self._used] = entry
         self._bytes[: _HEADER.size] = _HEADER.pack(self._used)
-        return (self._used - 16) // 8
+        slot = self._slots[identity] = (self._used - 16) // 8
+        return slot
 
     def _grow(self) -> None:
         """Allocate more of the file now: writing to a page that is not there would end the worker (SIGBUS).

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -37,6 +37,7 @@ MAX_PREDICTIONS = 100
 """Values of `prediction` that one version has in each worker; later ones are counted as "other"."""
 _OTHER = "other"
 _LABEL_LENGTH = 100
+_OF_VARIANT = ("endpoint", "variant", "model", "version")
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -68,6 +69,29 @@ _FEEDBACK_LABELS = Metric(
     "Labels of earlier predictions that were accepted, and requests with some that were refused.",
 )
 _SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.")
+
+ShadowOutcome = Literal["compared", "failed", "dropped"]
+_SHADOW_OUTCOMES: tuple[ShadowOutcome, ...] = get_args(ShadowOutcome)
+
+_DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
+"""Wide, whatever is predicted: probabilities lie at one end, prices at the other."""
+_SHADOW_REQUESTS = Metric(
+    "onnxserve_shadow_requests",
+    "Copies of requests to a shadow: compared with what was answered, failed, or dropped for want of room.",
+)
+_SHADOW_ROWS = Metric(
+    "onnxserve_shadow_rows", "Rows that a shadow has answered as the answering variant did, or differently."
+)
+_SHADOW_DIFFERENCE = Metric(
+    "onnxserve_shadow_difference",
+    "The largest absolute difference among the numbers that a shadow and the answer have for a row.",
+    tuple(f"{bound:g}" for bound in _DIFFERENCES),
+)
+_SHADOW_DURATION = Metric(
+    "onnxserve_shadow_duration_seconds",
+    "How long one run of a shadow took.",
+    tuple(f"{bound:g}" for bound in SECONDS),
+)
 
 _STATISTICS: dict[str, tuple[str, ...]] = {
     _REQUESTS.name: ("requests", "failures"),
@@ -116,6 +140,17 @@ class Statistics:
     last_request: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _ShadowSlots:
+    """The slots of one shadow."""
+
+    outcomes: Mapping[ShadowOutcome, int]
+    same: int
+    different: int
+    difference: HistogramSlots
+    seconds: HistogramSlots
+
+
 class Metrics:
     """The values of this worker, and the page with the sum of all. Every method may be called from any thread.
 
@@ -134,13 +169,11 @@ class Metrics:
         self._latest = MmapCounters(self.folder / f"gauge_max_{worker}.db")
         self._lock = threading.Lock()
         self._requests: dict[RequestLabels, _RequestSlots] = {}
-        self._durations: dict[tuple[str, ...], HistogramSlots] = {}
         self._batches: dict[tuple[str, str, str], _BatchSlots] = {}
-        self._refused: dict[tuple[str, str], int] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
-        self._feedback: dict[str, int] = {}
         self._captured_rows: dict[str, tuple[int, int, int]] = {}
         self._served: dict[tuple[str, str, str, str], int] = {}
+        self._shadows: dict[tuple[str, str, str, str], _ShadowSlots] = {}
         self._captures = {
             is_written: self._counters.counter(_CAPTURE_REQUESTS, {"outcome": outcome})
             for is_written, outcome in ((True, "captured"), (False, "dropped"))
@@ -236,12 +269,9 @@ class Metrics:
 
     def count_refused(self, endpoint: str, reason: str) -> None:
         """Count one request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
-        labels = endpoint, reason
         with self._lock:
-            if labels not in self._refused:
-                named = {"endpoint": endpoint, "reason": reason}
-                self._refused[labels] = self._counters.counter(_REFUSED_REQUESTS, named)
-            self._counters.cells[self._refused[labels]] += 1
+            slot = self._counters.counter(_REFUSED_REQUESTS, {"endpoint": endpoint, "reason": reason})
+            self._counters.cells[slot] += 1
 
     def count_prediction(self, version: str, label: Label, rows: int = 1) -> None:
         """Count `rows` rows for which this version has predicted `label`."""
@@ -256,7 +286,14 @@ class Metrics:
     def count_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
         """Count one response of `rows` rows of which `kept` were to be captured; None if the spec excludes it."""
         with self._lock:
-            answered, captured, dropped = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
+            slots = self._captured_rows.get(endpoint)
+            if slots is None:
+                answered, captured, dropped = (
+                    self._counters.counter(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
+                    for outcome in ("answered", "captured", "dropped")
+                )
+                slots = self._captured_rows[endpoint] = answered, captured, dropped
+            answered, captured, dropped = slots
             cells = self._counters.cells
             cells[answered] += rows
             if is_written:
@@ -272,12 +309,38 @@ class Metrics:
             with self._lock:
                 self._counters.cells[self._captures[is_written]] += 1
 
+    def count_shadow(self, shadow: ServedVariant, outcome: ShadowOutcome, requests: int = 1) -> None:
+        """Count requests whose copies were compared, failed, or were dropped."""
+        with self._lock:
+            self._counters.cells[self._shadow_slots(shadow).outcomes[outcome]] += requests
+
+    def count_shadow_comparison(
+        self, shadow: ServedVariant, comparison: ShadowComparison, requests: int, seconds: float
+    ) -> None:
+        """Count requests that were compared, after one run of `seconds`."""
+        numbers = comparison.differences[np.isfinite(comparison.differences)]
+        places = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the first bound that is not below
+        same = int(comparison.same.sum())
+        with self._lock:
+            slots = self._shadow_slots(shadow)
+            cells = self._counters.cells
+            cells[slots.outcomes["compared"]] += requests
+            cells[slots.same] += same
+            cells[slots.different] += len(comparison.same) - same
+            cells = self._histograms.cells
+            total, buckets = slots.difference
+            cells[total] += float(numbers.sum())
+            for place, rows in places.items():
+                cells[buckets[place]] += rows
+            total, buckets = slots.seconds
+            cells[total] += seconds
+            cells[buckets[bisect_left(SECONDS, seconds)]] += 1
+
     def count_feedback(self, outcome: str, labels: int) -> None:
         """Count labels that were accepted, or requests with labels that were refused."""
         with self._lock:
-            if outcome not in self._feedback:
-                self._feedback[outcome] = self._counters.counter(_FEEDBACK_LABELS, {"outcome": outcome})
-            self._counters.cells[self._feedback[outcome]] += labels
+            slot = self._counters.counter(_FEEDBACK_LABELS, {"outcome": outcome})
+            self._counters.cells[slot] += labels
 
     def set_served_versions(self, table: ServedTable) -> None:
         """Set the gauge of what this worker serves from now on."""
@@ -288,7 +351,7 @@ class Metrics:
         }
         with self._lock:
             for labels in served - self._served.keys():
-                named = dict(zip(("endpoint", "variant", "model", "version"), labels, strict=True))
+                named = dict(zip(_OF_VARIANT, labels, strict=True))
                 self._served[labels] = self._gauges.gauge(_SERVED_VERSION, named)
             for labels, slot in self._served.items():
                 self._gauges.cells[slot] = float(labels in served)
@@ -322,18 +385,11 @@ class Metrics:
         named = {"endpoint": endpoint, "variant": variant, "model": model, "version": version, "protocol": protocol}
         requests = self._counters.counter(_REQUESTS, {**named, "status": status})
         last = self._latest.gauge(_LAST_REQUEST, version_of)
-        histograms = [self._duration(_REQUEST_DURATION, named)]
+        histograms = [self._histograms.histogram(_REQUEST_DURATION, named)]
         if _is_success(status):
-            histograms.append(self._duration(_PREDICTION_LATENCY, {"model_version": version}))
+            histograms.append(self._histograms.histogram(_PREDICTION_LATENCY, {"model_version": version}))
         slots = self._requests[labels] = requests, last, tuple(histograms)
         return slots
-
-    def _duration(self, metric: Metric, labels: Mapping[str, str]) -> HistogramSlots:
-        """Return the histogram of a label set, which requests of any status share."""
-        key = metric.name, *labels.values()
-        if key not in self._durations:
-            self._durations[key] = self._histograms.histogram(metric, labels)
-        return self._durations[key]
 
     def _new_batch(self, labels: tuple[str, str, str]) -> _BatchSlots:
         named = dict(zip(("endpoint", "model", "version"), labels, strict=True))
@@ -343,13 +399,22 @@ class Metrics:
         slots = self._batches[labels] = rows, queue, compute
         return slots
 
-    def _new_capture(self, endpoint: str) -> tuple[int, int, int]:
-        answered, captured, dropped = (
-            self._counters.counter(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
-            for outcome in ("answered", "captured", "dropped")
-        )
-        slots = self._captured_rows[endpoint] = answered, captured, dropped
-        return slots
+    def _shadow_slots(self, shadow: ServedVariant) -> _ShadowSlots:
+        labels = shadow.endpoint, shadow.name, shadow.loaded.model, shadow.loaded.version
+        if labels not in self._shadows:
+            named = dict(zip(_OF_VARIANT, labels, strict=True))
+            outcomes = {
+                outcome: self._counters.counter(_SHADOW_REQUESTS, {**named, "outcome": outcome})
+                for outcome in _SHADOW_OUTCOMES
+            }
+            same, different = (
+                self._counters.counter(_SHADOW_ROWS, {**named, "agreement": agreement})
+                for agreement in ("same", "different")
+            )
+            difference = self._histograms.histogram(_SHADOW_DIFFERENCE, named)
+            seconds = self._histograms.histogram(_SHADOW_DURATION, named)
+            self._shadows[labels] = _ShadowSlots(outcomes, same, different, difference, seconds)
+        return self._shadows[labels]
 
     def _new_prediction(self, known: dict[Any, int], version: str, label: Any) -> int:
         if len(known) > MAX_PREDICTIONS:
@@ -418,101 +483,3 @@ def _count_values(array: Array) -> list[tuple[Label, int]]:
         return list(Counter(array.ravel().tolist()).items())
     values, rows = np.unique(array, return_counts=True)
     return list(zip(values.tolist(), rows.tolist(), strict=True))
-
-
-ShadowOutcome = Literal["compared", "failed", "dropped"]
-SHADOW_OUTCOMES: tuple[ShadowOutcome, ...] = ("compared", "failed", "dropped")
-
-_DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
-"""Wide, whatever is predicted: probabilities lie at one end, prices at the other."""
-
-_SHADOW_REQUESTS = Metric(
-    "onnxserve_shadow_requests",
-    "Copies of requests to a shadow: compared with what was answered, failed, or dropped for want of room.",
-)
-_SHADOW_ROWS = Metric(
-    "onnxserve_shadow_rows", "Rows that a shadow has answered as the answering variant did, or differently."
-)
-_SHADOW_DIFFERENCE = Metric(
-    "onnxserve_shadow_difference",
-    "The largest absolute difference among the numbers that a shadow and the answer have for a row.",
-    tuple(f"{bound:g}" for bound in _DIFFERENCES),
-)
-_SHADOW_DURATION = Metric(
-    "onnxserve_shadow_duration_seconds",
-    "How long one run of a shadow took.",
-    tuple(f"{bound:g}" for bound in SECONDS),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _ShadowSlots:
-    """The slots of one shadow."""
-
-    outcomes: Mapping[ShadowOutcome, int]
-    same: int
-    different: int
-    difference: HistogramSlots
-    seconds: HistogramSlots
-
-
-class ShadowMetrics:
-    """The values of this worker. Every method may be called from any thread.
-
-    Args:
-        folder: that of `metrics.Metrics`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lock = threading.Lock()
-        self._slots: dict[tuple[str, str, str, str], _ShadowSlots] = {}
-        self._files: tuple[MmapCounters, MmapCounters] | None = None  # made with the first shadow
-
-    def count(self, shadow: ServedVariant, outcome: ShadowOutcome, requests: int = 1) -> None:
-        """Count requests whose copies were compared, failed, or were dropped."""
-        with self._lock:
-            slots, counters, _ = self._slots_of(shadow)
-            counters.cells[slots.outcomes[outcome]] += requests
-
-    def observe(self, shadow: ServedVariant, comparison: ShadowComparison, requests: int, seconds: float) -> None:
-        """Count requests that were compared, after one run of `seconds`."""
-        numbers = comparison.differences[np.isfinite(comparison.differences)]
-        places = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the first bound that is not below
-        same = int(comparison.same.sum())
-        with self._lock:
-            slots, counters, histograms = self._slots_of(shadow)
-            counters.cells[slots.outcomes["compared"]] += requests
-            counters.cells[slots.same] += same
-            counters.cells[slots.different] += len(comparison.same) - same
-            total, buckets = slots.difference
-            histograms.cells[total] += float(numbers.sum())
-            for place, rows in places.items():
-                histograms.cells[buckets[place]] += rows
-            total, buckets = slots.seconds
-            histograms.cells[total] += seconds
-            histograms.cells[buckets[bisect_left(SECONDS, seconds)]] += 1
-
-    def _slots_of(self, shadow: ServedVariant) -> tuple[_ShadowSlots, MmapCounters, MmapCounters]:
-        if self._files is None:
-            worker = uuid.uuid4().hex
-            self._files = (
-                MmapCounters(self._folder / f"counter_{worker}.db"),
-                MmapCounters(self._folder / f"histogram_{worker}.db"),
-            )
-        counters, histograms = self._files
-        labels = shadow.endpoint, shadow.name, shadow.loaded.model, shadow.loaded.version
-        slots = self._slots.get(labels)
-        if slots is None:
-            named = dict(zip(("endpoint", "variant", "model", "version"), labels, strict=True))
-            slots = self._slots[labels] = _ShadowSlots(
-                {
-                    outcome: counters.counter(_SHADOW_REQUESTS, {**named, "outcome": outcome})
-                    for outcome in SHADOW_OUTCOMES
-                },
-                counters.counter(_SHADOW_ROWS, {**named, "agreement": "same"}),
-                counters.counter(_SHADOW_ROWS, {**named, "agreement": "different"}),
-                histograms.histogram(_SHADOW_DIFFERENCE, named),
-                histograms.histogram(_SHADOW_DURATION, named),
-            )
-        return slots, counters, histograms

@@ -26,7 +26,6 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.exposition import read_families
-from mlflow_deploy_plugin.server.observability.metrics import ShadowMetrics
 from tests.support.handling import handle
 from tests.support.models import write_model
 from tests.support.spool import CapturedRequest, read_segment
@@ -205,7 +204,7 @@ def test_what_finds_no_room_is_dropped_and_counted(
     slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, bound: dict[str, Any]
 ) -> None:
     server, variant, predictor = slow
-    shadows = Shadows(CaptureWriter(tmp_path / "spool"), ShadowMetrics(server.metrics.folder), **bound)
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics, **bound)
     offer(shadows, variant, 10)
     assert shadowed(server, "requests", outcome="dropped") == 7
     predictor.go_on.set()
@@ -217,7 +216,7 @@ def test_what_finds_no_room_is_dropped_and_counted(
 
 def test_what_has_waited_is_computed_in_one_run(slow: tuple[Server, ServedVariant, Slow], tmp_path: Path) -> None:
     server, variant, predictor = slow
-    shadows = Shadows(CaptureWriter(tmp_path / "spool"), ShadowMetrics(server.metrics.folder))
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics)
     offer(shadows, variant, 1)
     wait_until(lambda: predictor.runs == 1, what="the first run")
     offer(shadows, variant, 100, first=1)
@@ -231,7 +230,7 @@ def test_a_shadow_that_does_not_come_back_delays_neither_an_answer_nor_the_end(
     slow: tuple[Server, ServedVariant, Slow], tmp_path: Path
 ) -> None:
     server, variant, predictor = slow
-    shadows = Shadows(CaptureWriter(tmp_path / "spool"), ShadowMetrics(server.metrics.folder), max_copies=50)
+    shadows = Shadows(CaptureWriter(tmp_path / "spool"), server.metrics, max_copies=50)
     offer(shadows, variant, 1)
     wait_until(lambda: predictor.runs == 1, what="the first run")
     offer(shadows, variant, 1000)

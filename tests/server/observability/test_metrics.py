@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.server.observability.metrics import (
     MAX_PREDICTIONS,
     MULTIPROC_DIR,
     Metrics,
-    ShadowMetrics,
     Statistics,
 )
 
@@ -149,17 +148,12 @@ def shadow() -> Any:
     return SimpleNamespace(endpoint="e", name="new", loaded=SimpleNamespace(model="m", version="2"))
 
 
-def test_without_a_shadow_there_are_no_files(tmp_path: Path) -> None:
-    ShadowMetrics(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_workers_are_added_up(tmp_path: Path) -> None:
+def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metrics, Metrics]) -> None:
     same, differences = np.array([True, False, True]), np.array([0.0, 0.02, np.nan])
-    for metrics in (ShadowMetrics(tmp_path), ShadowMetrics(tmp_path)):
-        metrics.observe(shadow(), ShadowComparison(same, differences), 2, 0.003)
-        metrics.count(shadow(), "dropped", 4)
-        metrics.count(shadow(), "failed")
+    for metrics in workers:
+        metrics.count_shadow_comparison(shadow(), ShadowComparison(same, differences), 2, 0.003)
+        metrics.count_shadow(shadow(), "dropped", 4)
+        metrics.count_shadow(shadow(), "failed")
 
     outcomes = {labels["outcome"]: value for labels, value in read_counter(tmp_path, "onnxserve_shadow_requests")}
     assert outcomes == {"compared": 4.0, "dropped": 8.0, "failed": 2.0}
