@@ -286,14 +286,7 @@ class Metrics:
     def count_capture(self, endpoint: str, rows: int, kept: int, is_written: bool | None) -> None:
         """Count one response of `rows` rows of which `kept` were to be captured; None if the spec excludes it."""
         with self._lock:
-            slots = self._captured_rows.get(endpoint)
-            if slots is None:
-                answered, captured, dropped = (
-                    self._counters.counter(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
-                    for outcome in ("answered", "captured", "dropped")
-                )
-                slots = self._captured_rows[endpoint] = answered, captured, dropped
-            answered, captured, dropped = slots
+            answered, captured, dropped = self._captured_rows.get(endpoint) or self._new_capture(endpoint)
             cells = self._counters.cells
             cells[answered] += rows
             if is_written:
@@ -397,6 +390,14 @@ class Metrics:
             self._histograms.histogram(metric, named) for metric in (_BATCH_ROWS, _QUEUE_SECONDS, _COMPUTE_SECONDS)
         )
         slots = self._batches[labels] = rows, queue, compute
+        return slots
+
+    def _new_capture(self, endpoint: str) -> tuple[int, int, int]:
+        answered, captured, dropped = (
+            self._counters.counter(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome})
+            for outcome in ("answered", "captured", "dropped")
+        )
+        slots = self._captured_rows[endpoint] = answered, captured, dropped
         return slots
 
     def _shadow_slots(self, shadow: ServedVariant) -> _ShadowSlots:
