@@ -23,8 +23,8 @@ def verify_files(folder: Path) -> str:
     Raises:
         InvalidArtifact: the files are not a model that can be served, or there are links among them.
         NotFound: a file is missing. MLflow may list and return fewer files than were saved; somebody may restore it.
-        RegistryUnavailable: a file differs from the one that was saved (`flavor/mlmodel.py`). The artifact store may
-            return the right one the next time.
+        RegistryUnavailable: a file differs from the one that was saved (`flavor/saved_model.py`). The artifact store
+            may return the right one the next time.
     """
     refuse_links(folder)
     if not (folder / MLMODEL).is_file():

@@ -1,12 +1,11 @@
 """WRAP: any trained model as a checked ONNX model in MLflow's format.
 
-log_model / save_model   convert → prove parity → save (`convert/`, `wrap.py`, `parity.py`, `save.py`)
+log_model / save_model   convert → prove parity → save (`convert/`, `wrap.py`, `parity.py`, `saved_model.py`)
 load_model               the saved model as a ready `runtime.OnnxModel`
-_load_pyfunc             what `mlflow.pyfunc.load_model` calls (`pyfunc.py`)
+_load_pyfunc             what `mlflow.pyfunc.load_model` calls (`save.py`)
 """
 
-from mlflow_deploy_plugin.flavor.pyfunc import _load_pyfunc
-from mlflow_deploy_plugin.flavor.save import load_model, log_model, save_model
+from mlflow_deploy_plugin.flavor.save import _load_pyfunc, load_model, log_model, save_model
 from mlflow_deploy_plugin.runtime import FLAVOR as FLAVOR_NAME
 
 __all__ = ["FLAVOR_NAME", "_load_pyfunc", "load_model", "log_model", "save_model"]

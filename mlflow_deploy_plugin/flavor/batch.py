@@ -1,17 +1,32 @@
-"""Batches: model inputs as a DataFrame or as named tensors, and their conversion to feeds.
+"""Batches: model inputs as a DataFrame or as named tensors, their feeds, and their MLflow signature.
 
 The original model takes a `Batch`. `to_feeds` turns it into the feeds of the graph by the compiled signature of the
 saved model, exactly as the pyfunc flavor does, and as the server does for requests.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.models.signature import infer_signature
+from mlflow.types import ColSpec, DataType, TensorSpec
+from mlflow.types import Schema as SignatureSchema
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.runtime import Array, Column, ColumnType, Feeds, Schema, Tensor
+from mlflow_deploy_plugin.runtime import (
+    COLUMN_TYPES,
+    OUTPUT_PREFIX,
+    PREDICTION,
+    Array,
+    Column,
+    ColumnType,
+    Feeds,
+    Input,
+    Output,
+    Schema,
+)
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
@@ -77,22 +92,16 @@ def column_values(series: "pd.Series[Any]") -> Array:
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
-    """Return the signature's columns for a table: names, order, MLflow types.
+    """Return the signature's columns for a table: names, order, MLflow types; raises as `column_type`."""
+    return tuple(Column(str(name), column_type(table[name])) for name in table.columns)
+
+
+def column_type(series: "pd.Series[Any]") -> ColumnType:
+    """Return MLflow's type of a column.
 
     Raises:
-        InvalidConfig: a column has a type that no ONNX graph can take; the message names it.
+        InvalidConfig: no ONNX graph can take its type; the message names the column.
     """
-    return tuple(Column(str(name), _column_type(str(name), table[name])) for name in table.columns)
-
-
-def tensors_of(batch: Mapping[str, Array]) -> tuple[Tensor, ...]:
-    return tuple(
-        Tensor(name, "str" if array.dtype.kind in "OUT" else str(array.dtype), (-1, *array.shape[1:]))
-        for name, array in batch.items()
-    )
-
-
-def _column_type(name: str, series: "pd.Series[Any]") -> ColumnType:
     dtype = series.cat.categories.dtype if isinstance(series.dtype, pd.CategoricalDtype) else series.dtype
     types = pd.api.types
     if types.is_bool_dtype(dtype):
@@ -112,6 +121,108 @@ def _column_type(name: str, series: "pd.Series[Any]") -> ColumnType:
         if all(isinstance(value, str) for value in present):
             return "string"
     raise InvalidConfig(
-        f"input_example: column {name!r} has the type {dtype}, which an ONNX model cannot take; "
+        f"input_example: column {str(series.name)!r} has the type {dtype}, which an ONNX model cannot take; "
         "it takes numbers, booleans and strings"
     )
+
+
+def signature_of(batch: Batch, prediction: Array | dict[str, Array]) -> ModelSignature:
+    """Return the names, order and types of the columns (or tensors), and the type of the prediction.
+
+    Integers are `long`: MLflow warns that they cannot be missing, and indeed an ONNX integer cannot.
+    """
+    return ModelSignature(inputs=_input_schema(batch, ()), outputs=infer_signature(None, prediction).outputs)
+
+
+def graph_signature(batch: Batch | None, inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> ModelSignature:
+    """Return the signature of a ready graph: tensors have the sizes that it declares, and without a batch its names."""
+    if batch is None:
+        dtypes = [np.dtype(object if entry.dtype == "str" else entry.dtype) for entry in inputs]
+        given = [TensorSpec(dtype, entry.shape, entry.name) for dtype, entry in zip(dtypes, inputs, strict=True)]
+        declared = SignatureSchema(given)
+    else:
+        declared = _input_schema(batch, inputs)
+    answers = [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs]
+    return ModelSignature(inputs=declared, outputs=SignatureSchema(answers))
+
+
+def _input_schema(batch: Batch, declared: tuple[Input, ...]) -> SignatureSchema:
+    """Return the signature's inputs for a batch; `declared` has the sizes of a ready graph's tensors."""
+    if isinstance(batch, pd.DataFrame):
+        return SignatureSchema([ColSpec(DataType[column.type], column.name) for column in columns_of(batch)])
+    shapes = {entry.name: entry.shape for entry in declared}
+    tensors = []
+    for name, array in batch.items():
+        dtype = array.dtype
+        if dtype.kind in "OUT":
+            # MLflow's enforcement keeps texts of a fixed width and objects apart; for [N] objects it accepts both
+            dtype = np.dtype("str" if dtype.kind == "U" and array.ndim > 1 else object)
+        shape = shapes.get(name, declared[0].shape if declared else (-1, *array.shape[1:]))
+        tensors.append(TensorSpec(dtype, shape, name or None))
+    return SignatureSchema(tensors)
+
+
+def check_example(example: Batch) -> None:
+    """Refuse an example that has no signature.
+
+    Raises:
+        InvalidConfig: no rows, no columns, a column's name that occurs twice, or one that the table of a model's rows
+            (`runtime/log_columns.py`) reserves.
+    """
+    names = [str(name) for name in example]
+    if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
+        raise InvalidConfig(
+            f"input_example: the name {reserved[0]!r} is taken: in the inference log, {PREDICTION!r} and what begins "
+            f"with {OUTPUT_PREFIX!r} are the model's answers, and what begins with '_' is the log's own"
+        )
+    if isinstance(example, pd.DataFrame) and not example.columns.is_unique:
+        doubled = example.columns[example.columns.duplicated()][0]
+        raise InvalidConfig(f"input_example: column {doubled!r} stands twice")
+    if (isinstance(example, pd.DataFrame) and example.empty) or not row_count(example):
+        raise InvalidConfig("input_example has no rows")
+
+
+def align_columns(batch: Batch, example: Batch | None, argument: str) -> Batch:
+    """Return the batch with the columns (or tensors) of the example and no others.
+
+    Raises:
+        InvalidConfig: one is missing; the message names it, and the argument.
+    """
+    if example is None:
+        return batch
+    wanted: list[Any] = list(example)
+    if missing := [name for name in wanted if name not in batch]:
+        raise InvalidConfig(f"{argument}: {missing[0]!r} is missing; the example has it")
+    if isinstance(batch, pd.DataFrame):
+        return batch[wanted]
+    return {name: batch[name] for name in wanted}
+
+
+def cast_to_signature(batch: Batch, signature: Any) -> Batch:
+    """Return the batch with the columns, the order and the types of the user's signature.
+
+    Raises:
+        InvalidConfig: the batch lacks a column of the signature, or no ONNX graph can take a type of it.
+    """
+    if signature is None or signature.inputs is None:
+        return batch
+    if not isinstance(batch, pd.DataFrame):
+        tensors = [spec.name for spec in signature.inputs.inputs if spec.name]  # the only one may have none
+        if set(tensors) - set(batch):
+            raise InvalidConfig(f"signature: the example has the tensors {sorted(batch)}, not {tensors}")
+        return batch
+    names = [name for name in signature.inputs.input_names() if name is not None]
+    if missing := [name for name in names if name not in batch.columns]:
+        raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
+    types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in signature.inputs.inputs}
+    if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
+        raise InvalidConfig(
+            f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX model cannot take; "
+            f"it takes {', '.join(COLUMN_TYPES)}"
+        )
+    have = {column.name: column.type for column in columns_of(batch[names])}
+    changed = {name: COLUMN_TYPES[types[name]] for name in names if types[name] != have[name]}
+    try:
+        return batch[names].astype({name: object if dtype == "str" else dtype for name, dtype in changed.items()})
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"signature: the example does not fit it: {error}") from None

@@ -1,18 +1,19 @@
 """Parity: the saved model compared with the original on a thousand rows and more, before anything is logged.
 
 The saved side is the whole path of a request: the compiled signature, the graph, the outputs (`OnnxModel`). Every row
-counts once, with its source. A row that the original itself refuses is dropped and counted.
+counts once, with its source. A row that the original itself refuses is dropped and counted. The report stands in
+parity.json, in the metrics of the run, and in the error that refuses a model.
 """
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import (
@@ -25,18 +26,105 @@ from mlflow_deploy_plugin.flavor.comparison import (
     compare_output,
     top_margins,
 )
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, call_original
-from mlflow_deploy_plugin.flavor.parity_report import OutputFigures, ParityReport
-from mlflow_deploy_plugin.runtime import Array, OnnxModel, Output
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
+from mlflow_deploy_plugin.runtime import Array, OnnxModel, Output, ParityState
 
 WORST_ROWS = 5
 _SMALL_BATCHES = ((1, 16), (2, 16))  # batch size, rows that are also predicted in batches of this size
+_INPUT_WIDTH = 120
+_CLOSE = 0.1
+"""A share of the tolerance: if an error of the drawn rows is above it, other rows may be beyond the tolerance."""
 
 _TOLERANCES = {
     "label": f"equal; rows whose own margin is below {TIE_MARGIN:g} are ties",
     "probabilities": f"{ABSOLUTE:g} absolute: sums in 32-bit floats",
     "values": f"{RELATIVE:g} of the value + {ABSOLUTE:g} of the spread of the answers: sums in 32-bit floats",
 }
+
+
+@dataclass
+class OutputFigures:
+    """The figures of one output.
+
+    Attributes:
+        agreement: the share of rows within the tolerance, ties included.
+        max_excess: the largest error in units of its tolerance, ties left out.
+    """
+
+    name: str
+    role: str
+    tolerance: str
+    agreement: float = 1.0
+    max_absolute_error: float = 0.0
+    max_relative_error: float = 0.0
+    max_excess: float = 0.0
+    beyond_tolerance: int = 0
+    ties: int = 0
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The content of parity.json.
+
+    Attributes:
+        sources: number of rows by source; batches of 1 and 2 rows are checked in addition.
+        refused_by_original: generated rows that were dropped because the original itself refuses them.
+        problem: the reason if the saved model could not answer at all.
+        unproven: the reason if the rows are too few for a proof.
+    """
+
+    state: ParityState
+    rows: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
+    refused_by_original: dict[str, int] = field(default_factory=dict)
+    batch_sizes: list[int] = field(default_factory=list)
+    outputs: list[OutputFigures] = field(default_factory=list)
+    worst_rows: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+    unproven: str = ""
+    repair: str = ""
+
+    @property
+    def beyond_tolerance(self) -> int:
+        return sum(output.beyond_tolerance for output in self.outputs)
+
+    @property
+    def doubts(self) -> tuple[bool, int, int, bool]:
+        """The doubts about this form; the form with the smallest is the best."""
+        ties = sum(output.ties for output in self.outputs)
+        close = any(output.max_excess > _CLOSE for output in self.outputs)
+        return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for JSON: an infinite error is a string."""
+
+        def document(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {
+                name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
+                for name, value in pairs
+                if value not in ("", [], {})
+            }
+
+        return asdict(self, dict_factory=document)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the short form for the MLmodel file."""
+        short = self.as_dict()
+        return {
+            name: short[name] for name in ("state", "rows", "repair", "problem", "unproven", "outputs") if name in short
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics for the MLflow run, by names that MLflow accepts."""
+        named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
+        for output in self.outputs:
+            name = "".join(one if one.isalnum() or one in "_-. " else "_" for one in output.name)[:100]
+            prefix = f"onnxserve.parity.{name}"
+            named[f"{prefix}.agreement"] = output.agreement
+            if output.role != "label":
+                named[f"{prefix}.max_absolute_error"] = output.max_absolute_error
+                named[f"{prefix}.max_relative_error"] = output.max_relative_error
+        return named
 
 
 @dataclass(frozen=True)
@@ -60,15 +148,17 @@ class RowGroup:
 
 
 def prove_parity(
-    model: OnnxModel, converted: ConvertedModel, groups: Iterable[RowGroup], at_least: int = 1
+    model: OnnxModel,
+    converted: ConvertedModel,
+    original: OriginalModel,
+    groups: Iterable[RowGroup],
+    at_least: int = 1,
 ) -> ParityReport:
     """Compare the saved model with the original on all rows, of which the original must answer `at_least`.
 
     The report's state is `proven`, or `warned` if the answers differ; the caller decides whether that is an error.
     """
-    if converted.original is None:
-        return ParityReport("no-original")
-    proof = _ParityProof(model, converted)
+    proof = _ParityProof(model, converted, original)
     for group in groups:
         proof.add(group)
         if proof.problem:
@@ -79,9 +169,8 @@ def prove_parity(
 class _ParityProof:
     """The figures over all rows so far."""
 
-    def __init__(self, model: OnnxModel, converted: ConvertedModel) -> None:
-        assert converted.original is not None
-        self._model, self._original, self._converted = model, converted.original, converted
+    def __init__(self, model: OnnxModel, converted: ConvertedModel, original: OriginalModel) -> None:
+        self._model, self._converted, self._original = model, converted, original
         self._figures = {
             output.name: OutputFigures(output.name, output.role, _TOLERANCES.get(output.role, _TOLERANCES["values"]))
             for output in converted.outputs
@@ -94,66 +183,71 @@ class _ParityProof:
         self.problem = ""
 
     def add(self, group: RowGroup) -> None:
+        count = batches.row_count(group.batch)
         try:
             want = call_original(self._original, group.batch, group.source)
         except InvalidConfig:
             if not group.generated:
                 raise
-            self._drop_refused_blocks(group)
+            if not group.block or count <= group.block:
+                self._refused[group.source] += count
+                return
+            # the blocks that the original refuses are found by bisection
+            middle = (count // group.block + 1) // 2 * group.block
+            for part in (slice(0, middle), slice(middle, count)):
+                self.add(replace(group, batch=batches.take_rows(group.batch, part)))
             return
         try:
             got = self._answers(group.batch)
-            self._sources[group.source] += batches.row_count(group.batch)
-            self._sizes.add(batches.row_count(group.batch))
-            self._compare(group, want, got)
+            self._sources[group.source] += count
+            self._compare(group, want, got, count)
             # rows that are already wrong would only be counted twice
             if (group.alone or group.source == "example") and not self.problem and not self._beyond():
-                self._small_batches(group, want)
+                self._compare_small_batches(group.batch, want)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
-
-    def _drop_refused_blocks(self, group: RowGroup) -> None:
-        """Find the blocks that the original refuses by bisection, and add the others."""
-        count = batches.row_count(group.batch)
-        if not group.block or count <= group.block:
-            self._refused[group.source] += count
-            return
-        middle = (count // group.block + 1) // 2 * group.block
-        for part in (slice(0, middle), slice(middle, count)):
-            self.add(replace(group, batch=batches.take_rows(group.batch, part)))
 
     def _answers(self, batch: Batch) -> dict[str, Array]:
         return self._model.run(batches.to_feeds(self._model.schema, batch))
 
-    def _small_batches(self, group: RowGroup, want: dict[str, Array]) -> None:
+    def _compare_small_batches(self, batch: Batch, want: dict[str, Array]) -> None:
         for size, count in _SMALL_BATCHES:
-            some = batches.take_rows(group.batch, slice(0, count))
+            some = batches.take_rows(batch, slice(0, count))
             answers = [self._answers(part) for part in batches.chunks(some, size)]
             got = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
             source = RowGroup(f"batch of {size}", some, generated=False)
-            self._compare(source, {name: array[:count] for name, array in want.items()}, got)
-            self._sizes.add(size)
+            self._compare(source, {name: array[:count] for name, array in want.items()}, got, size)
 
-    def _compare(self, group: RowGroup, want: dict[str, Array], got: dict[str, Array]) -> None:
-        count = batches.row_count(group.batch)
-        tied = self._ties(group, want)
+    def _compare(self, group: RowGroup, want: dict[str, Array], got: dict[str, Array], size: int) -> None:
+        """Count the rows of a group, which were predicted `size` at a time."""
+        self._sizes.add(size)
+        tied = self._ties(group.batch, want)
         for output in self._converted.outputs:
             expected, found = want[output.name], got[output.name]
             if expected.shape != found.shape:
                 self.problem = (
-                    f"output {output.name!r} has the shape {found.shape} for {count} rows; "
+                    f"output {output.name!r} has the shape {found.shape} for {batches.row_count(group.batch)} rows; "
                     f"the original's is {expected.shape}"
                 )
                 return
             self._count(group, output, expected, found, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        scale = self._scale(output, want)
-        measured = compare_output(output.role, want, got, scale)
+        if len(want) >= ENOUGH_ROWS:  # the spread is that of the first group with enough rows
+            self._spreads.setdefault(output.name, answer_spread(want))
+        spread = self._spreads.get(output.name, answer_spread(want))
+        measured = compare_output(output.role, want, got, spread)
         beyond = measured.excess > 1
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
         if group.may_tie and beyond.any():
-            ties[beyond] |= self._unstable(group, output, beyond, want, scale)
+            expected = want[beyond]
+
+            def answers_otherwise(moved: Batch, origin: Array) -> Array:
+                answers = self._original(moved)[output.name]
+                return compare_output(output.role, expected[origin], answers, spread).excess > 1
+
+            rows = batches.take_rows(group.batch, np.flatnonzero(beyond))
+            ties[beyond] |= changes_within_one_step(rows, answers_otherwise)
         beyond &= ~ties
         figures = self._figures[output.name]
         figures.beyond_tolerance += int(beyond.sum())
@@ -162,44 +256,35 @@ class _ParityProof:
         figures.max_relative_error = max(figures.max_relative_error, float(measured.relative[~ties].max(initial=0)))
         excess = np.where(ties, 0.0, measured.excess)
         figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
-        for row in np.argsort(-excess, kind="stable")[:WORST_ROWS]:
+        for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
             if excess[row] > 0:
-                shown = _shown(group, output.name, int(row), want, got)
+                shown = {
+                    "source": group.source,
+                    "output": output.name,
+                    "original": _plain(want[row]),
+                    "onnx": _plain(got[row]),
+                    "input": _plain_inputs(batches.take_rows(group.batch, slice(row, row + 1))),
+                }
                 self._worst.append((float(excess[row]), shown))
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST_ROWS]
 
-    def _ties(self, group: RowGroup, want: dict[str, Array]) -> Array:
+    def _ties(self, batch: Batch, want: dict[str, Array]) -> Array:
         """Return [N] booleans: True if the original's own margin is below `TIE_MARGIN` (scores: times the largest)."""
+        margin = self._converted.margin
         if "probabilities" in want:
             probabilities = want["probabilities"]
             if want["label"].ndim > 1:  # several labels a row, each decided by itself
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
             tied = top_margins(probabilities) < TIE_MARGIN
-            if self._converted.margin is not None and tied.any():  # far outside, probabilities of 1 hide the best label
-                scores = self._converted.margin(group.batch)
+            if margin is not None and tied.any():  # far outside, probabilities of 1 hide the best label
+                scores = margin(batch)
                 largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
                 tied &= top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
             return tied
-        if self._converted.margin is not None:
-            scores = self._converted.margin(group.batch)
+        if margin is not None:
+            scores = margin(batch)
             return top_margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
-        return np.zeros(batches.row_count(group.batch), dtype=bool)
-
-    def _scale(self, output: Output, want: Array) -> Array:
-        """Return the spread of the original's answers, taken from the first group with enough rows."""
-        if len(want) >= ENOUGH_ROWS:
-            self._spreads.setdefault(output.name, answer_spread(want))
-        return self._spreads.get(output.name, answer_spread(want))
-
-    def _unstable(self, group: RowGroup, output: Output, beyond: Array, want: Array, scale: Array) -> Array:
-        """Return True for a row beyond the tolerance if the original itself predicts otherwise a 32-bit step away."""
-        expected = want[beyond]
-
-        def answers_otherwise(moved: Batch, origin: Array) -> Array:
-            answers = self._original(moved)[output.name]
-            return compare_output(output.role, expected[origin], answers, scale).excess > 1
-
-        return changes_within_one_step(batches.take_rows(group.batch, np.flatnonzero(beyond)), answers_otherwise)
+        return np.zeros(batches.row_count(batch), dtype=bool)
 
     def _beyond(self) -> int:
         return sum(figures.beyond_tolerance for figures in self._figures.values())
@@ -230,19 +315,11 @@ class _ParityProof:
         )
 
 
-def _shown(group: RowGroup, output: str, row: int, want: Array, got: Array) -> dict[str, Any]:
-    one = batches.take_rows(group.batch, slice(row, row + 1))
-    if isinstance(one, pd.DataFrame):
-        values: Any = {str(name): _plain(one[name].iloc[0]) for name in one.columns}
-    else:
-        values = {name or "input": _plain(array[0]) for name, array in one.items()}
-    return {
-        "source": group.source,
-        "output": output,
-        "original": _plain(want[row]),
-        "onnx": _plain(got[row]),
-        "input": values,
-    }
+def _plain_inputs(row: Batch) -> dict[str, Any]:
+    """Return a batch of one row by column, or by tensor."""
+    if isinstance(row, pd.DataFrame):
+        return {str(name): _plain(row[name].iloc[0]) for name in row.columns}
+    return {name or "input": _plain(array[0]) for name, array in row.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -254,3 +331,37 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
     return value if isinstance(value, bool | int | str) else str(value)
+
+
+def parity_error(report: ParityReport) -> ParityError:
+    """Return the error for a model that answers otherwise, with the worst rows as a small table."""
+    if report.problem:
+        return ParityError(f"the ONNX form cannot answer what the original answers: {report.problem}")
+    if report.unproven:
+        return ParityError(report.unproven)
+    wrong = ", ".join(
+        f"{output.name}: {output.beyond_tolerance} of {report.rows} rows beyond tolerance ({output.tolerance}), "
+        f"largest error {output.max_absolute_error:.3g}"
+        for output in report.outputs
+        if output.beyond_tolerance
+    )
+    names = ("source", "output", "original", "onnx", "input")
+    lines = [names, *([_short(row[name]) for name in names] for row in report.worst_rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    table = "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in lines)
+    return ParityError(
+        f"the ONNX form answers otherwise than the original; {wrong}. Worst rows:\n{table}\n"
+        'Log it all the same with parity="warn"; its state is then shown as warned wherever the version is.'
+    )
+
+
+def _short(value: Any) -> str:
+    """Return the value with six digits, which are enough to see what is wrong."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    if isinstance(value, dict):
+        text = ", ".join(f"{name}={_short(entry)}" for name, entry in value.items())
+        return text if len(text) <= _INPUT_WIDTH else text[: _INPUT_WIDTH - 1] + "…"
+    return str(value)

@@ -8,15 +8,15 @@ The generator has a seed: the same model and example give the same rows.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
+from mlflow_deploy_plugin.flavor.batch import Batch, column_type
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.parity import RowGroup
 from mlflow_deploy_plugin.runtime import Array
@@ -48,104 +48,133 @@ def parity_rows(
     random = np.random.default_rng(seed)
     given = 0
     for source, data in (("example", example), ("parity_data", parity_data)):
-        if data is not None:
-            for part in _given_rows(data, random):
-                given += batches.row_count(part)
-                yield RowGroup(source, part, generated=False)
+        if data is None:
+            continue
+        count = batches.row_count(data)
+        if count > _MAX_GIVEN_ROWS:
+            data = batches.take_rows(data, np.sort(random.choice(count, _MAX_GIVEN_ROWS, replace=False)))
+        for part in [data] if isinstance(data, pd.DataFrame) else batches.chunks(data, _chunk_rows(data)):
+            given += batches.row_count(part)
+            yield RowGroup(source, part, generated=False)
     if isinstance(example, pd.DataFrame):
-        yield from _table_rows(example, boundary_values, random, MIN_PARITY_ROWS - given)
-    elif (matrix := _only_matrix(example)) is not None:
-        name, array = matrix
-        table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
-        for group in _table_rows(table, boundary_values, random, MIN_PARITY_ROWS - given):
-            if group.source == "missing" and array.dtype.kind in "OUT":
-                continue  # no signature of tensors has a missing text
-            yield replace(group, batch={name: pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)})
-    else:
+        yield from _TableRows(example, random).groups(boundary_values, MIN_PARITY_ROWS - given)
+        return
+    name, array = next(iter(example.items()))
+    if len(example) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
         yield from _tensor_rows(example, random, max(MIN_PARITY_ROWS - given, 200))
-
-
-def _given_rows(data: Batch, random: np.random.Generator) -> Iterator[Batch]:
-    """Yield at most `_MAX_GIVEN_ROWS` of the user's rows, tensors in chunks."""
-    count = batches.row_count(data)
-    if count > _MAX_GIVEN_ROWS:
-        data = batches.take_rows(data, np.sort(random.choice(count, _MAX_GIVEN_ROWS, replace=False)))
-    if isinstance(data, pd.DataFrame):
-        yield data
-    else:
-        yield from batches.chunks(data, _chunk_rows(data))
+        return
+    table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
+    for group in _TableRows(table, random).groups(boundary_values, MIN_PARITY_ROWS - given):
+        if group.source == "missing" and array.dtype.kind in "OUT":
+            continue  # no signature of tensors has a missing text
+        yield replace(group, batch={name: pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)})
 
 
 def _chunk_rows(tensors: dict[str, Array]) -> int:
     return max(_CHUNK_ELEMENTS // max(sum(array[:1].size for array in tensors.values()), 1), 2)
 
 
-def _only_matrix(example: dict[str, Array]) -> tuple[str, Array] | None:
-    if len(example) != 1:
-        return None
-    name, array = next(iter(example.items()))
-    fits = array.ndim == 2 and array.shape[1] <= _MATRIX_COLUMNS
-    return (name, array) if fits else None
+@dataclass(frozen=True)
+class _TableRows:
+    """Draws rows from an example."""
 
+    example: pd.DataFrame
+    random: np.random.Generator
 
-def _table_rows(
-    example: pd.DataFrame, boundary_values: BoundaryValues, random: np.random.Generator, wanted: int
-) -> Iterator[RowGroup]:
-    yield RowGroup("ranges", _draw(example, random, 600, _in_range))
-    yield RowGroup("observed", _draw(example, random, max(wanted, 400), _observed))
-    yield from _boundary_rows(example, boundary_values, random)
-    for source, fits, count, change in _CHANGES:
-        if names := _some_columns(example, fits, count, random):
-            changed = [change(_some_rows(example, random, count), name) for name in names]
-            yield RowGroup(source, pd.concat(changed, ignore_index=True), block=count)
-    if any(_is_number(example[name]) for name in example):
-        yield RowGroup("far together", _far_together(example, random), block=len(_FAR_TOGETHER), alone=True)
+    def groups(self, boundary_values: BoundaryValues, wanted: int) -> Iterator[RowGroup]:
+        yield RowGroup("ranges", self.by_column(600, _in_range))
+        yield RowGroup("observed", self.by_column(max(wanted, 400), _observed))
+        yield from self.at_boundaries(boundary_values)
+        for source, fits, count, change in _CHANGES:
+            if names := self.some_columns(fits, count):
+                changed = [change(self.some(count), name) for name in names]
+                yield RowGroup(source, pd.concat(changed, ignore_index=True), block=count)
+        if any(_is_number(self.example[name]) for name in self.example):
+            yield RowGroup("far together", self.far_together(), block=len(_FAR_TOGETHER), alone=True)
 
+    def at_boundaries(self, boundary_values: BoundaryValues) -> Iterator[RowGroup]:
+        """Yield rows at the boundary values of the model."""
+        if boundary_values.edges:
+            yield RowGroup("thresholds", self.at_edges(boundary_values.edges))
+        for learned in boundary_values.rows:
+            yield RowGroup("learned", self.learned(learned))
+            yield RowGroup("halfway", self.learned(learned, halfway=True), may_tie=True)
+        for name, categories in boundary_values.categories.items():
+            for source, values in (("categories", list(categories)), ("near categories", _near(categories))):
+                if not values:
+                    continue
+                chosen = [values[position] for position in self.random.permutation(len(values))[:_CATEGORY_ROWS]]
+                table = self.some(len(chosen))
+                with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
+                    yield RowGroup(source, self.with_column(table, name, chosen), block=_UNSEEN_ROWS)
+        for name, terms in boundary_values.texts.items():
+            texts = list(_sentences(terms, self.random))
+            yield RowGroup("vocabulary", self.with_column(self.some(len(texts)), name, texts), alone=True)
 
-def _boundary_rows(
-    example: pd.DataFrame, boundary_values: BoundaryValues, random: np.random.Generator
-) -> Iterator[RowGroup]:
-    """Yield rows at the boundary values of the model."""
-    if boundary_values.edges:
-        yield RowGroup("thresholds", _at_edges(example, boundary_values, random))
-    for learned in boundary_values.rows:
-        yield RowGroup("learned", _learned(example, learned, random, _LEARNED_ROWS))
-        yield RowGroup("halfway", _learned(example, learned, random, _LEARNED_ROWS, halfway=True), may_tie=True)
-    for name, categories in boundary_values.categories.items():
-        for source, values in (("categories", list(categories)), ("near categories", _near(categories))):
-            if not values:
+    def some(self, count: int) -> pd.DataFrame:
+        return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(drop=True)
+
+    def some_columns(self, fits: Callable[["pd.Series[Any]"], bool], rows: int) -> list[Any]:
+        """Return the columns that fit, in order; in a wide table only as many as allow `rows` for each."""
+        names = [name for name in self.example.columns if fits(self.example[name])]
+        most = min(max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1), _CHANGED_COLUMNS)
+        if len(names) <= most:
+            return names
+        return [names[position] for position in np.sort(self.random.choice(len(names), most, replace=False))]
+
+    def by_column(self, count: int, draw: "_Draw") -> pd.DataFrame:
+        """Draw each column by itself, so that new combinations come up."""
+        return pd.DataFrame({name: draw(self.example[name], self.random, count) for name in self.example.columns})
+
+    def with_column(self, table: pd.DataFrame, name: str, values: Any) -> pd.DataFrame:
+        return table.assign(**{name: _as(values, self.example[name].dtype)})
+
+    def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
+        """Return rows with values on an edge, on its 32-bit rounding, between both, or one step beside them."""
+        count = _THRESHOLD_ROWS
+        table = self.some(count)
+        for name, values in edges.items():
+            series = table[name]
+            numbers = values[np.abs(values) < np.finfo(np.float32).max]
+            if not _is_number(series) or not len(numbers):
                 continue
-            chosen = [values[position] for position in random.permutation(len(values))[:_CATEGORY_ROWS]]
-            table = _some_rows(example, random, len(chosen))
-            with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
-                yield RowGroup(source, table.assign(**{name: _as(chosen, example[name].dtype)}), block=_UNSEEN_ROWS)
-    for name, terms in boundary_values.texts.items():
-        texts = list(_sentences(terms, random))
-        table = _some_rows(example, random, len(texts)).assign(**{name: _as(texts, example[name].dtype)})
-        yield RowGroup("vocabulary", table, alone=True)
+            chosen = self.random.choice(numbers.astype(np.float64), count)
+            if pd.api.types.is_integer_dtype(series.dtype):
+                moved = np.floor(chosen) + self.random.integers(0, 2, count)
+            else:
+                single = chosen.astype(np.float32)
+                steps = [
+                    np.nextafter(one, one.dtype.type(end)) for one in (chosen, single) for end in (np.inf, -np.inf)
+                ]
+                ways = [chosen, single, chosen / 2 + single / 2, *steps]
+                moved = np.choose(self.random.integers(0, len(ways), count), ways)
+            keep = self.random.random(count) < 0.5
+            table[name] = pd.Series(np.where(keep, series, moved)).astype(self.example[name].dtype)
+        return table
 
+    def learned(self, learned: Mapping[str, Array], halfway: bool = False) -> pd.DataFrame:
+        """Return rows that the model has learned, or the middle between two of them, at the same distance from both."""
+        table = self.some(_LEARNED_ROWS)
+        left, right = self.random.integers(0, len(next(iter(learned.values()))), (2, _LEARNED_ROWS))
+        for name, values in learned.items():
+            if _is_number(self.example[name]):
+                moved = values[left] / 2 + values[right] / 2 if halfway else values[left]
+                table = self.with_column(table, name, moved)
+        return table
 
-def _some_rows(example: pd.DataFrame, random: np.random.Generator, count: int) -> pd.DataFrame:
-    return example.iloc[random.integers(0, len(example), count)].reset_index(drop=True)
-
-
-def _some_columns(
-    example: pd.DataFrame, fits: Callable[["pd.Series[Any]"], bool], rows: int, random: np.random.Generator
-) -> list[Any]:
-    """Return the columns that fit, in order; in a wide table only as many as allow `rows` for each."""
-    names = [name for name in example.columns if fits(example[name])]
-    most = min(max(_CHANGED_VALUES // (rows * example.shape[1]), 1), _CHANGED_COLUMNS)
-    if len(names) <= most:
-        return names
-    return [names[position] for position in np.sort(random.choice(len(names), most, replace=False))]
+    def far_together(self) -> pd.DataFrame:
+        """Multiply all numbers of a row by one factor; each factor comes once in every block of rows."""
+        table = self.some(_FAR_ROWS)
+        factors = np.resize(np.array(_FAR_TOGETHER), _FAR_ROWS)
+        for name in self.example:
+            if _is_number(self.example[name]):
+                reach = _reach(self.example[name])
+                numbers = np.clip(table[name].to_numpy(dtype=np.float64, na_value=np.nan), -reach, reach)
+                table[name] = _as(np.where(np.isnan(numbers), reach, numbers) * factors, self.example[name].dtype)
+        return table
 
 
 _Draw = Callable[["pd.Series[Any]", np.random.Generator, int], "pd.Series[Any]"]
-
-
-def _draw(example: pd.DataFrame, random: np.random.Generator, count: int, draw: _Draw) -> pd.DataFrame:
-    """Draw each column by itself, so that new combinations come up."""
-    return pd.DataFrame({name: draw(example[name], random, count) for name in example.columns})
 
 
 def _observed(series: "pd.Series[Any]", random: np.random.Generator, count: int) -> "pd.Series[Any]":
@@ -168,47 +197,6 @@ def _finite_range(values: Array) -> tuple[float, float]:
     """Return the smallest and the largest finite number, NaN if there is none."""
     known = values[np.isfinite(values)]
     return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
-
-
-def _at_edges(example: pd.DataFrame, boundary_values: BoundaryValues, random: np.random.Generator) -> pd.DataFrame:
-    """Return observed rows with values on an edge, on its 32-bit rounding, between both, or one step beside them."""
-    table = _some_rows(example, random, _THRESHOLD_ROWS)
-    for name, values in boundary_values.edges.items():
-        series = table[name]
-        numbers = values[np.abs(values) < np.finfo(np.float32).max]
-        if not _is_number(series) or not len(numbers):
-            continue
-        chosen = random.choice(numbers.astype(np.float64), _THRESHOLD_ROWS)
-        if pd.api.types.is_integer_dtype(series.dtype):
-            moved = np.floor(chosen) + random.integers(0, 2, _THRESHOLD_ROWS)
-        else:
-            single = chosen.astype(np.float32)
-            steps = [np.nextafter(number, way(np.inf)) for number, way in _steps(chosen, single)]
-            ways = [chosen, single, chosen / 2 + single / 2, *steps]
-            moved = np.choose(random.integers(0, len(ways), _THRESHOLD_ROWS), ways)
-        keep = random.random(_THRESHOLD_ROWS) < 0.5
-        table[name] = pd.Series(np.where(keep, series, moved)).astype(example[name].dtype)
-    return table
-
-
-def _steps(double: Array, single: Array) -> Iterator[tuple[Array, Callable[[float], Any]]]:
-    """Yield each number with each direction, in its own precision."""
-    for number, kind in ((double, np.float64), (single, np.float32)):
-        yield number, kind
-        yield number, lambda far, kind=kind: kind(-far)  # type: ignore[misc]
-
-
-def _learned(
-    example: pd.DataFrame, learned: Any, random: np.random.Generator, count: int, halfway: bool = False
-) -> pd.DataFrame:
-    """Return rows that the model has learned, or the middle between two of them, at the same distance from both."""
-    table = _some_rows(example, random, count)
-    left, right = random.integers(0, len(next(iter(learned.values()))), (2, count))
-    for name, values in learned.items():
-        if _is_number(example[name]):
-            moved = values[left] / 2 + values[right] / 2 if halfway else values[left]
-            table[name] = _as(moved, example[name].dtype)
-    return table
 
 
 def _near(categories: Any) -> list[Any]:
@@ -260,18 +248,6 @@ def _far(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table.assign(**{name: _as(factors * some, table[name].dtype)})
 
 
-def _far_together(example: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """Multiply all numbers of a row by one factor; each factor comes once in every block of rows."""
-    table = _some_rows(example, random, _FAR_ROWS)
-    factors = np.resize(np.array(_FAR_TOGETHER), _FAR_ROWS)
-    for name in example:
-        if _is_number(example[name]):
-            reach = _reach(example[name])
-            numbers = np.clip(table[name].to_numpy(dtype=np.float64, na_value=np.nan), -reach, reach)
-            table[name] = _as(np.where(np.isnan(numbers), reach, numbers) * factors, example[name].dtype)
-    return table
-
-
 def _reach(series: "pd.Series[Any]") -> float:
     """Return the largest number of a column, at least 1, and so small that 32 bits hold a million times it."""
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
@@ -298,18 +274,19 @@ def _is_number(series: "pd.Series[Any]") -> bool:
     return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
 
 
-def _is_text(series: "pd.Series[Any]") -> bool:
-    """Return True for a column of strings that could hold another one (a pandas categorical could not)."""
-    return columns_of(series.to_frame())[0].type == "string" and not isinstance(series.dtype, pd.CategoricalDtype)
-
-
-def _can_miss(series: "pd.Series[Any]") -> bool:
-    return pd.api.types.is_float_dtype(series.dtype) or columns_of(series.to_frame())[0].type == "string"
-
-
 _CHANGES: tuple[tuple[str, Any, int, Callable[[pd.DataFrame, Any], pd.DataFrame]], ...] = (
-    ("missing", _can_miss, _MISSING_ROWS, lambda table, name: _filled(table, name, np.nan)),
-    ("unseen", _is_text, _UNSEEN_ROWS, lambda table, name: _filled(table, name, "never seen")),
+    (
+        "missing",
+        lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
+        _MISSING_ROWS,
+        lambda table, name: _filled(table, name, np.nan),
+    ),
+    (
+        "unseen",  # a pandas categorical cannot hold another text
+        lambda series: column_type(series) == "string" and not isinstance(series.dtype, pd.CategoricalDtype),
+        _UNSEEN_ROWS,
+        lambda table, name: _filled(table, name, "never seen"),
+    ),
     ("far", _is_number, 4 * len(_FAR), _far),
 )
 """Changes of one column in each row: the source, a test of the columns, rows for each column, and the change."""

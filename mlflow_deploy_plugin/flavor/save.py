@@ -1,25 +1,29 @@
-"""The flavor's public functions, with MLflow's conventions."""
+"""The flavor's public functions, with MLflow's conventions, and its pyfunc.
 
-import logging
+A pyfunc's predictions have the form of the original framework's own pyfunc: an array for scikit-learn; for torch and
+ONNX an array for arrays and a DataFrame for a DataFrame; a mapping of arrays if there are several outputs.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import mlflow
+import numpy as np
+import pandas as pd
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor import saved_model
-from mlflow_deploy_plugin.flavor.select_form import PredictFunction
-from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, wrap
-from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel
+from mlflow_deploy_plugin.flavor.batch import to_feeds
+from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
+from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 PARITY_TAG = "onnxserve.parity"
-
-_logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 
 def save_model(
@@ -159,3 +163,52 @@ def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int
     """Load a saved model; errors are those of `OnnxModel.load` and of MLflow's download."""
     local = _download_artifact_from_uri(artifact_uri=model_uri)
     return OnnxModel.load(Path(local), device, intra_op_num_threads)
+
+
+class PyfuncModel:
+    """A loaded model with MLflow's `predict`."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+
+    def get_raw_model(self) -> OnnxModel:
+        return self._model
+
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Predict a DataFrame, an array, a mapping of columns or tensors, or a list of rows or records.
+
+        Raises:
+            SchemaMismatch: the data does not fit the signature; the message names the column.
+        """
+        model, schema = self._model, self._model.schema
+        if isinstance(data, pd.DataFrame):
+            # the only tensor takes the columns by their position
+            by_name = schema.columns or len(schema.tensors) > 1
+            feeds = to_feeds(schema, data) if by_name else schema.from_array(data.to_numpy())
+        elif isinstance(data, Mapping):
+            listed = (np.ndarray, list, tuple)
+            feeds = schema.from_columns({n: v if isinstance(v, listed) else np.asarray(v) for n, v in data.items()})
+        elif isinstance(data, list) and data and isinstance(data[0], Mapping):
+            feeds = schema.from_records(data)
+        else:
+            feeds = schema.from_array(data)
+        prediction = model.prediction(model.run(feeds, model.artifact.prediction))
+        if not isinstance(data, pd.DataFrame) or model.artifact.framework not in ("torch", "onnx"):
+            return prediction
+        if isinstance(prediction, dict) or prediction.ndim > 2:  # their widths and meanings differ
+            return prediction
+        return pd.DataFrame(prediction, index=data.index)
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:
+    """Load a model; MLflow calls it. `path` is the model's folder, `model_config` as in `saved_model.DEFAULT_CONFIG`.
+
+    Raises:
+        InvalidConfig: `device` is unknown.
+    """
+    config = saved_model.DEFAULT_CONFIG | dict(model_config or {})
+    device = str(config["device"])
+    if device not in get_args(Device):
+        raise InvalidConfig(f"model_config: device {device!r} is not one of {', '.join(get_args(Device))}")
+    threads = int(config["intra_op_num_threads"] or available_cores())
+    return PyfuncModel(OnnxModel.load(Path(path), cast(Device, device), threads))

@@ -1,31 +1,83 @@
-"""Writing the folder of a saved model: model.onnx, MLmodel, parity.json, reference.parquet, requirements.
+"""The folder of a saved model: model.onnx, MLmodel, parity.json, reference.parquet, requirements.
 
 `mlflow.models.Model.log` gets a module and calls its `save_model`; this is that module.
 """
 
+import hashlib
 import json
+import platform
+import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import mlflow.utils.environment as environment
+import numpy as np
 import onnx
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from mlflow import pyfunc
-from mlflow.models import Model
+from mlflow.models import Model, ModelSignature
 from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
 
-from mlflow_deploy_plugin.flavor.mlmodel import LOCK_FILE, ONNX_FILE, write_mlmodel
-from mlflow_deploy_plugin.flavor.pyfunc import DEFAULT_CONFIG
-from mlflow_deploy_plugin.flavor.reference_sample import REFERENCE_FILE, write_reference
-from mlflow_deploy_plugin.flavor.wrap import WrappedModel
-from mlflow_deploy_plugin.runtime import MLMODEL, import_onnxruntime
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.flavor.parity import ParityReport
+from mlflow_deploy_plugin.runtime import (
+    EVENT_TIME,
+    FLAVOR,
+    MLMODEL,
+    Array,
+    OnnxModel,
+    import_onnxruntime,
+    to_log_columns,
+)
 from mlflow_deploy_plugin.version import __version__
 
+ONNX_FILE = "model.onnx"
+LOCK_FILE = "requirements.lock"
 PARITY_FILE = "parity.json"
+REFERENCE_FILE = "reference.parquet"
+
+MAX_REFERENCE_ROWS = 100_000
+MAX_REFERENCE_VALUES = 20_000_000
+"""Numbers that a sample of tensors may hold: images are large, and drift needs few of them."""
+
+DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
+"""The names that `mlflow.pyfunc.load_model(uri, model_config=…)` may set; MLflow warns of others, and drops them. By
+default the threads are all cores that the process may use."""
+
 _LOADER = "mlflow_deploy_plugin.flavor"
+_CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class WrappedModel:
+    """A model that is ready to be saved.
+
+    Attributes:
+        example: the first rows of the user's example in the form that MLflow saves; None if there is none.
+        reference: the reference sample; None if there is no data.
+        provenance: git commit, dataset digest, environment.
+        lock: text of requirements.lock.
+    """
+
+    converted: ConvertedModel
+    signature: ModelSignature
+    report: ParityReport
+    example: Any
+    reference: Any
+    provenance: Mapping[str, Any]
+    lock: str
 
 
 def save_model(
@@ -71,23 +123,11 @@ def save_model(
     (folder / LOCK_FILE).write_text(wrapped.lock)
     proofs: dict[str, Any] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
     if wrapped.reference is not None:
-        write_reference(wrapped.reference, folder)
+        pq.write_table(wrapped.reference, folder / REFERENCE_FILE, compression="zstd")
         proofs["reference"] = {"data": REFERENCE_FILE, "rows": wrapped.reference.num_rows}
     write_mlmodel(folder, model, wrapped.converted, predict_fn, proofs)
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
-    _write_environment(folder, conda_env, pip_requirements, extra_pip_requirements)
-
-
-def default_requirements() -> list[str]:
-    """Return the packages that `mlflow models serve` and `build-docker` install beside MLflow.
-
-    MLflow would infer them by loading the model in a second process; here the runtime needs no training framework.
-    """
-    return [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={import_onnxruntime().__version__}"]
-
-
-def _write_environment(folder: Path, conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any) -> None:
     if conda_env is None:
         defaults = default_requirements() if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
@@ -99,3 +139,140 @@ def _write_environment(folder: Path, conda_env: Any, pip_requirements: Any, extr
         (folder / environment._CONSTRAINTS_FILE_NAME).write_text("\n".join(constraints))
     (folder / environment._REQUIREMENTS_FILE_NAME).write_text("\n".join(requirements))
     environment._PythonEnv.current().to_yaml(str(folder / environment._PYTHON_ENV_FILE_NAME))
+
+
+def default_requirements() -> list[str]:
+    """Return the packages that `mlflow models serve` and `build-docker` install beside MLflow.
+
+    MLflow would infer them by loading the model in a second process; here the runtime needs no training framework.
+    """
+    return [f"mlflow-onnxserve[cpu]=={__version__}", f"onnxruntime=={import_onnxruntime().__version__}"]
+
+
+def write_mlmodel(
+    folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, Any]
+) -> None:
+    """Write the files that `runtime.OnnxModel` reads: the ONNX file, and the MLmodel file with the flavor's section.
+
+    Raises:
+        ConversionError: the weights do not fit into one ONNX file.
+    """
+    try:
+        graph = converted.proto.SerializeToString()
+    except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations
+        raise ConversionError(f"the model does not fit into one ONNX file of 2 GB: {error}") from None
+    (folder / ONNX_FILE).write_bytes(graph)
+    model.add_flavor(
+        FLAVOR,
+        data=ONNX_FILE,
+        digests={ONNX_FILE: f"sha256:{hashlib.sha256(graph).hexdigest()}"},  # compared after a download
+        onnxserve_version=__version__,
+        framework=converted.framework,
+        framework_version=converted.framework_version,
+        inputs=[
+            {"name": entry.name, "dtype": entry.dtype, "shape": list(entry.shape)}
+            | ({"columns": list(entry.columns)} if entry.columns else {})
+            | ({"missing": entry.missing} if entry.missing is not None else {})
+            for entry in converted.inputs
+        ],
+        outputs=[
+            {"name": output.name, "dtype": output.dtype, "shape": list(output.shape), "role": output.role}
+            for output in converted.outputs
+        ],
+        prediction=list(converted.prediction),
+        classes=list(converted.classes),
+        predict_fn=predict_fn,
+        **proofs,
+    )
+    model.save(str(folder / MLMODEL))
+
+
+def environment_lock() -> str:
+    """Return the installed packages in the format of `pip install -r`: one `name==version` a line, sorted."""
+    named = [(one.metadata["Name"], one.version) for one in distributions() if one.metadata["Name"]]
+    installed = {name.lower().replace("_", "-"): f"{name}=={version}" for name, version in named}
+    return "".join(f"{installed[name]}\n" for name in sorted(installed))
+
+
+def provenance_section(batch: Batch | None, lock: str, folder: Path | None = None) -> dict[str, Any]:
+    """Return `provenance` of the MLmodel file: git commit, dataset digest, the exact environment.
+
+    Args:
+        batch: the data the model is judged by. Its digest is used if the active run has logged no dataset.
+        lock: text of the environment lock.
+        folder: the folder of the code; default: the current directory.
+    """
+    dataset = {} if batch is None else {"dataset_digest": data_digest(batch), "dataset_name": "reference"}
+    run = mlflow.active_run()
+    if run is not None and (inputs := mlflow.get_run(run.info.run_id).inputs.dataset_inputs):
+        logged = inputs[-1].dataset
+        dataset = {"dataset_digest": logged.digest, "dataset_name": logged.name}
+    commit = _git(folder, "rev-parse", "HEAD")
+    found = {
+        "git_commit": commit,
+        "git_dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")) if commit else None,
+        **dataset,
+        "environment": LOCK_FILE,
+        "environment_digest": hashlib.sha256(lock.encode()).hexdigest()[:16],
+        "python_version": platform.python_version(),
+    }
+    return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+def _git(folder: Path | None, *arguments: str) -> str | None:
+    """Return what git prints; None if it fails, or is not there."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def data_digest(batch: Batch) -> str:
+    """Return the first 16 digits of a SHA-256 over names, types and values, the same on every machine."""
+    summary = hashlib.sha256()
+    if isinstance(batch, pd.DataFrame):
+        table = pa.Table.from_pandas(batch, preserve_index=False)
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            summary.update(f"{name}:{column.type}:{len(column)}".encode())
+            summary.update(pd.util.hash_array(column.to_pandas().to_numpy()).tobytes())
+    else:
+        for name, array in batch.items():
+            summary.update(f"{name}:{array.dtype}:{array.shape}".encode())
+            values = array.astype("U") if array.dtype.kind == "O" else array
+            summary.update(np.ascontiguousarray(values).tobytes())
+    return summary.hexdigest()[:16]
+
+
+def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.Table:
+    """Return a uniform sample of the rows, with the saved model's predictions, against which drift is judged.
+
+    Args:
+        times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None if there are none.
+    """
+    count = batches.row_count(data)
+    most = MAX_REFERENCE_ROWS
+    if not isinstance(data, pd.DataFrame):
+        width = sum(array[:1].size for array in data.values())
+        most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(width, 1), 1))
+    if count > most:
+        chosen = np.sort(np.random.default_rng(0).choice(count, most, replace=False))
+        data, times = batches.take_rows(data, chosen), None if times is None else times[chosen]
+    parts: list[dict[str, Array]] = []
+    for part in batches.chunks(data, _CHUNK):
+        feeds = batches.to_feeds(model.schema, part)
+        parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, model.run(feeds)))
+    columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    if times is not None:
+        columns[EVENT_TIME] = pa.array(times.astype("datetime64[us]")).cast(pa.timestamp("us", tz="UTC"))
+    return pa.table(columns)
+
+
+def _arrow(array: Array) -> pa.Array:
+    """Return [N] as a column, [N, …] as a column of (nested) lists."""
+    if array.ndim == 1:
+        return pa.array(array)
+    starts = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]
+    return pa.ListArray.from_arrays(starts, _arrow(array.reshape(-1, *array.shape[2:])))

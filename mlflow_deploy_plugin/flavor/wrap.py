@@ -1,50 +1,50 @@
-"""Wrapping a model: convert, prove, sample. All that can fail fails here, before MLflow gets the model."""
+"""Wrapping a model: convert, prove, sample. All that can fail fails here, before MLflow gets the model.
+
+A model may have several ONNX forms: each is saved as a draft, loaded and compared, until one answers as the original.
+"""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
-from mlflow.models import ModelSignature
+import numpy as np
+import pandas as pd
+from mlflow.models import Model, ModelSignature
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError, ParityError
 from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor import mlmodel, reference_sample
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import (
+    Batch,
+    align_columns,
+    cast_to_signature,
+    check_example,
+    graph_signature,
+    signature_of,
+)
 from mlflow_deploy_plugin.flavor.convert import converter_for
-from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_alternative
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
-from mlflow_deploy_plugin.flavor.parity_report import ParityReport, parity_error
-from mlflow_deploy_plugin.flavor.select_form import PredictFunction, select_form
-from mlflow_deploy_plugin.flavor.signature import align_columns, cast_to_signature, check_example
-from mlflow_deploy_plugin.runtime import Array, no_batch_dimension_reason
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx, pyfunc_alternative
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel
+from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity
+from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows
+from mlflow_deploy_plugin.flavor.saved_model import (
+    WrappedModel,
+    environment_lock,
+    provenance_section,
+    sample_reference,
+    write_mlmodel,
+)
+from mlflow_deploy_plugin.runtime import Array, OnnxModel, available_cores, no_batch_dimension_reason
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 ParityPolicy = Literal["require", "warn"]
+PredictFunction = Literal["predict", "predict_proba"]
 _EXAMPLE_ROWS = 5
-
-
-@dataclass(frozen=True)
-class WrappedModel:
-    """A model that is ready to be saved.
-
-    Attributes:
-        example: the first rows of the user's example in the form that MLflow saves; None if there is none.
-        reference: the reference sample; None if there is no data.
-        provenance: git commit, dataset digest, environment.
-        lock: text of requirements.lock.
-    """
-
-    converted: ConvertedModel
-    signature: ModelSignature
-    report: ParityReport
-    example: Any
-    reference: Any
-    provenance: Mapping[str, Any]
-    lock: str
+_HEAD = slice(0, 3)
 
 
 def wrap(
@@ -81,20 +81,25 @@ def wrap(
             judged = data.reference if data.reference is not None else data.example
             sample = None
             if judged is not None and has_rows:
-                sample = reference_sample.sample_reference(form.runnable, judged, data.times)
+                sample = sample_reference(form.runnable, judged, data.times)
     except (ConversionError, ParityError) as error:
         cause = error.__cause__ or error
         if alternative := pyfunc_alternative(model):
             raise type(error)(f"{error.message.removesuffix('.')}. {alternative}.") from cause
         raise error from cause
-    lock = mlmodel.environment_lock()
+    first: Any = data.example
+    if first is not None and has_rows:
+        first = batches.take_rows(first, slice(0, _EXAMPLE_ROWS))
+    if isinstance(first, dict) and set(first) == {""}:
+        first = first[""]  # MLflow saves a DataFrame, an array or a mapping of arrays
+    lock = environment_lock()
     return WrappedModel(
         converted=form.converted,
         signature=form.signature,
         report=form.report,
-        example=None if data.example is None else _example_to_save(data.example, has_rows),
+        example=first,
         reference=sample,
-        provenance=mlmodel.provenance_section(judged, lock),
+        provenance=provenance_section(judged, lock),
         lock=lock,
     )
 
@@ -125,9 +130,7 @@ class _UserData:
         cls, model: Any, input_example: Any, signature: Any, parity_data: Any, reference_data: Any, event_time: Any
     ) -> "_UserData":
         converter = converter_for(model)
-        times, judged = reference_sample.split_event_times(
-            event_time, reference_data if reference_data is not None else input_example
-        )
+        times, judged = _split_event_times(event_time, reference_data if reference_data is not None else input_example)
         if reference_data is None:
             input_example = judged
         elif isinstance(event_time, str) and event_time in getattr(input_example, "columns", ()):
@@ -145,12 +148,131 @@ class _UserData:
         return cls(example, read(parity_data, "parity_data"), read(further, "reference_data"), times)
 
 
-def _example_to_save(example: Batch, has_rows: bool) -> Any:
-    """Return the first rows in a form that MLflow saves: a DataFrame, an array or a mapping of arrays."""
-    first = batches.take_rows(example, slice(0, _EXAMPLE_ROWS)) if has_rows else example
-    return first[""] if isinstance(first, dict) and set(first) == {""} else first
+def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
+    """Return the event times in UTC, and the data without them.
+
+    Args:
+        event_time: None, the name of a column of `data`, or N times; times without a zone are UTC.
+
+    Raises:
+        InvalidConfig: no such column, not times, or of another length than the data.
+    """
+    if event_time is None:
+        return None, data
+    if data is None:
+        raise InvalidConfig("event_time: there are no rows whose times these could be (input_example, reference_data)")
+    if isinstance(event_time, str):
+        if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
+            raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
+        event_time, data = data[event_time], data.drop(columns=[event_time])
+    try:
+        given = event_time if isinstance(event_time, pd.Series) else pd.Series(np.asarray(event_time))
+        if pd.api.types.is_numeric_dtype(given.dtype) and len(given):
+            raise InvalidConfig(
+                f"event_time: {given.iloc[0]} is a number; give times (pandas.to_datetime(…, unit='s') makes them)"
+            )
+        times = pd.to_datetime(given, utc=True)
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"event_time: {error}") from None
+    if len(times) != len(data):
+        raise InvalidConfig(f"event_time has {len(times)} values, the reference data {len(data)} rows")
+    if times.isna().any():
+        raise InvalidConfig("event_time has missing values; every row of the reference needs its time")
+    return times.dt.tz_localize(None).to_numpy(), data
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:
     if value not in get_args(choices):
         raise InvalidConfig(f"{name}: {value!r} is not one of {', '.join(get_args(choices))}")
+
+
+@dataclass(frozen=True)
+class OnnxForm:
+    """One ONNX form, loaded from its draft, and its comparison with the original."""
+
+    converted: ConvertedModel
+    runnable: OnnxModel
+    signature: ModelSignature
+    report: ParityReport
+
+
+def select_form(
+    folder: Path,
+    model: Any,
+    example: Batch | None,
+    parity_data: Batch | None,
+    signature: ModelSignature | None,
+    predict_fn: PredictFunction,
+) -> OnnxForm:
+    """Return the first form without doubts, else the one that comes closest to the original.
+
+    Args:
+        folder: an empty folder for the drafts.
+
+    Raises:
+        ConversionError: no form can be made, or run.
+    """
+    best: OnnxForm | None = None
+    failure: ModelError | None = None
+    trials = _FormTrials(example, parity_data, signature, predict_fn)
+    for position, make in enumerate(converter_for(model).forms(model, example, predict_fn)):
+        try:
+            draft = folder / str(position)
+            draft.mkdir()
+            form = trials.run(draft, make())
+        except ConversionError as error:
+            failure = failure or error
+            continue
+        except InvalidArtifact as error:
+            failure = failure or (error if is_onnx(model) else ConversionError(explain_failure(error, model)))
+            continue
+        _logger.debug("form %d: %s", position, form.report.as_dict())
+        if best is None or form.report.doubts < best.report.doubts:
+            best = form
+        if not any(form.report.doubts):
+            break
+    if best is None:
+        raise ConversionError(failure.message if failure else f"{type(model).__name__} has no ONNX form")
+    return best
+
+
+@dataclass
+class _FormTrials:
+    """Compares all forms of a model on the same rows, for which the original is called once."""
+
+    example: Batch | None
+    parity_data: Batch | None
+    signature: ModelSignature | None
+    predict_fn: PredictFunction
+    rows: list[RowGroup] = field(default_factory=list)
+    answers: dict[int, dict[str, Array]] = field(default_factory=dict)
+
+    def run(self, draft: Path, converted: ConvertedModel) -> OnnxForm:
+        example, original = self.example, converted.original
+        signature = self.signature or _infer_signature(converted, example)
+        write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
+        runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
+        if example is None or original is None:
+            return OnnxForm(converted, runnable, signature, ParityReport("no-original"))
+        rows: Iterable[RowGroup] = self.rows or parity_rows(example, self.parity_data, converted.boundary_values)
+        if isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
+            rows = self.rows = list(rows)
+        report = prove_parity(runnable, converted, partial(self.answer_once, original), rows, MIN_PARITY_ROWS)
+        return OnnxForm(converted, runnable, signature, report)
+
+    def answer_once(self, original: OriginalModel, batch: Batch) -> dict[str, Array]:
+        """Return the original's answers, which are stored for the kept rows."""
+        if not any(batch is group.batch for group in self.rows):
+            return original(batch)
+        if id(batch) not in self.answers:  # the row groups live as long as this object, and so do their ids
+            self.answers[id(batch)] = original(batch)
+        return self.answers[id(batch)]
+
+
+def _infer_signature(converted: ConvertedModel, example: Batch | None) -> ModelSignature:
+    """Return the signature: inputs as in the example, outputs as the original returns them, else as in the graph."""
+    if example is None or converted.original is None:
+        return graph_signature(example, converted.inputs, converted.outputs)
+    answers = converted.original(batches.take_rows(example, _HEAD))
+    names = converted.prediction
+    return signature_of(example, answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names})

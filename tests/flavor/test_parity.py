@@ -10,12 +10,14 @@ from mlflow.models import Model
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
+from mlflow_deploy_plugin.flavor.batch import signature_of
+from mlflow_deploy_plugin.flavor.convert.converted import OriginalModel
 from mlflow_deploy_plugin.flavor.convert.sklearn import forms
-from mlflow_deploy_plugin.flavor.mlmodel import write_mlmodel
-from mlflow_deploy_plugin.flavor.parity import RowGroup, prove_parity
-from mlflow_deploy_plugin.flavor.parity_report import parity_error
-from mlflow_deploy_plugin.flavor.signature import signature_of
+from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity
+from mlflow_deploy_plugin.flavor.saved_model import write_mlmodel
 from mlflow_deploy_plugin.runtime import OnnxModel
+
+Saved = tuple[OnnxModel, Any]
 
 
 @pytest.fixture(scope="module")
@@ -23,38 +25,42 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["a", "b"])
 
 
-def _saved(model: Any, table: Any, folder: Any) -> tuple[Any, ...]:
+def _saved(model: Any, table: Any, folder: Any) -> Saved:
     converted = forms(model, table, "predict")[0]()
     signature = signature_of(table, model.predict(table))
     write_mlmodel(folder, Model(signature=signature), converted, "predict", {})
     return OnnxModel.load(folder), converted
 
 
+def _proof(saved: Saved, *groups: RowGroup, original: OriginalModel | None = None, at_least: int = 1) -> ParityReport:
+    model, converted = saved
+    return prove_parity(model, converted, original or converted.original, groups, at_least)
+
+
+def _example(table: pd.DataFrame) -> RowGroup:
+    return RowGroup("example", table, generated=False)
+
+
 @pytest.fixture
-def regressor(table: pd.DataFrame, tmp_path: Path) -> tuple[OnnxModel, Any]:
+def regressor(table: pd.DataFrame, tmp_path: Path) -> Saved:
     return _saved(LinearRegression().fit(table, table.a * 3), table, tmp_path)
 
 
 @pytest.fixture
-def classifier(table: pd.DataFrame, tmp_path: Path) -> tuple[OnnxModel, Any]:
+def classifier(table: pd.DataFrame, tmp_path: Path) -> Saved:
     return _saved(LogisticRegression().fit(table, table.a > 0), table, tmp_path)
 
 
-def test_faithful_model_is_proven_in_batches_of_one_two_and_many(
-    regressor: tuple[OnnxModel, Any], table: pd.DataFrame
-) -> None:
-    report = prove_parity(*regressor, [RowGroup("example", table, generated=False)])
+def test_faithful_model_is_proven_in_batches_of_one_two_and_many(regressor: Saved, table: pd.DataFrame) -> None:
+    report = _proof(regressor, _example(table))
 
     assert report.state == "proven"
     assert report.batch_sizes == [1, 2, 50]
     assert report.rows == 50
 
 
-def test_wrong_rows_are_counted_and_shown_worst_first(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
-    model, converted = regressor
-    wrong = replace(converted, original=lambda batch: {"prediction": batch.a.to_numpy() * 4})
-
-    report = prove_parity(model, wrong, [RowGroup("example", table, generated=False)])
+def test_wrong_rows_are_counted_and_shown_worst_first(regressor: Saved, table: pd.DataFrame) -> None:
+    report = _proof(regressor, _example(table), original=lambda batch: {"prediction": np.asarray(batch["a"]) * 4})
 
     errors = [abs(row["original"] - row["onnx"]) for row in report.worst_rows]
     assert report.state == "warned"
@@ -64,17 +70,21 @@ def test_wrong_rows_are_counted_and_shown_worst_first(regressor: tuple[OnnxModel
     assert set(report.worst_rows[0]["input"]) == {"a", "b"}
     json.dumps(report.as_dict(), allow_nan=False)
 
+    lines = parity_error(report).message.splitlines()
+    assert lines[0].startswith("the ONNX form answers otherwise than the original; prediction: ")
+    assert lines[1].split() == ["source", "output", "original", "onnx", "input"]
+    assert all(line.startswith("  example  prediction  ") and "a=" in line for line in lines[2:7])
 
-def test_label_without_a_margin_is_a_tie(classifier: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
+
+def test_label_without_a_margin_is_a_tie(classifier: Saved, table: pd.DataFrame) -> None:
     model, converted = classifier
 
     def undecided(batch: Any) -> dict[str, Any]:
         count = len(batch)
         return {"label": np.zeros(count, bool), "probabilities": np.full((count, 2), 0.5)}
 
-    tied = replace(converted, original=undecided, margin=None)
-    scored = replace(converted, original=undecided, margin=lambda batch: np.ones(len(batch)))
-    reports = [prove_parity(model, each, [RowGroup("example", table, generated=False)]) for each in (tied, scored)]
+    sides = (replace(converted, margin=None), replace(converted, margin=lambda batch: np.ones(len(batch))))
+    reports = [_proof((model, side), _example(table), original=undecided) for side in sides]
 
     label, decided = (next(output for output in report.outputs if output.name == "label") for report in reports)
     assert label.ties > 0
@@ -82,89 +92,84 @@ def test_label_without_a_margin_is_a_tie(classifier: tuple[OnnxModel, Any], tabl
     assert (decided.ties, decided.beyond_tolerance) == (0, label.ties)  # by its scores the original knows which
 
 
-def test_another_shape_is_a_problem_that_names_both(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
-    model, converted = regressor
-    wide = replace(converted, original=lambda batch: {"prediction": np.zeros((len(batch), 2))})
-
-    report = prove_parity(model, wide, [RowGroup("example", table, generated=False)])
+def test_another_shape_is_a_problem_that_names_both(regressor: Saved, table: pd.DataFrame) -> None:
+    report = _proof(regressor, _example(table), original=lambda batch: {"prediction": np.zeros((len(batch), 2))})
 
     assert report.problem == "output 'prediction' has the shape (50,) for 50 rows; the original's is (50, 2)"
     assert "(50, 2)" in parity_error(report).message
 
 
-def test_blocks_that_the_original_refuses_are_found_and_dropped(
-    regressor: tuple[OnnxModel, Any], table: pd.DataFrame
-) -> None:
-    model, converted = regressor
-
+def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor: Saved, table: pd.DataFrame) -> None:
     def picky(batch: Any) -> Any:
         if (batch.a > 100).any():
             raise ValueError("too much")
-        return converted.original(batch)
+        return regressor[1].original(batch)
 
     rows = pd.concat([table.head(4), table.head(4).assign(a=200.0), table.tail(4)])
-    report = prove_parity(model, replace(converted, original=picky), [RowGroup("unseen", rows, block=4)])
+    report = _proof(regressor, RowGroup("unseen", rows, block=4), original=picky)
 
     assert report.refused_by_original == {"unseen": 4}
     assert report.sources == {"unseen": 8}
 
 
 def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table: pd.DataFrame, tmp_path: Path) -> None:
-    model, converted = _saved(LinearRegression().fit(table, np.c_[table.a * 1e6, table.b]), table, tmp_path)
+    saved = _saved(LinearRegression().fit(table, np.c_[table.a * 1e6, table.b]), table, tmp_path)
 
     def another(batch: Any) -> dict[str, Any]:
-        return {"prediction": converted.original(batch)["prediction"] * [1, 1.5]}
+        return {"prediction": saved[1].original(batch)["prediction"] * [1, 1.5]}
 
-    many = pd.concat([table] * 4, ignore_index=True)
-    report = prove_parity(model, replace(converted, original=another), [RowGroup("ranges", many)])
+    many = RowGroup("ranges", pd.concat([table] * 4, ignore_index=True))
+    report = _proof(saved, many, original=another)
 
-    assert prove_parity(model, converted, [RowGroup("ranges", many)]).state == "proven"
+    assert _proof(saved, many).state == "proven"
     assert report.outputs[0].beyond_tolerance > 150
 
 
-def test_scores_that_are_all_small_are_no_ties(classifier: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
+def test_scores_that_are_all_small_are_no_ties(classifier: Saved, table: pd.DataFrame) -> None:
     model, converted = classifier
-    scored = replace(
-        converted,
-        outputs=converted.outputs[:1],
-        original=lambda batch: {"label": (batch.a < 0).to_numpy()},
-        margin=lambda batch: batch.a.to_numpy() * 1e-6,
-    )
+    scored = replace(converted, outputs=converted.outputs[:1], margin=lambda batch: batch["a"].to_numpy() * 1e-6)
 
-    report = prove_parity(model, scored, [RowGroup("example", table, generated=False)])
+    report = _proof((model, scored), _example(table), original=lambda batch: {"label": np.asarray(batch["a"]) < 0})
 
     assert report.outputs[0].beyond_tolerance > 40
 
 
 def test_of_several_labels_a_row_each_has_a_margin_of_its_own(table: pd.DataFrame, tmp_path: Path) -> None:
     both = np.c_[table.a > 0, table.b > 0].astype(np.int64)
-    model, converted = _saved(MLPClassifier((3,), max_iter=5).fit(table, both), table, tmp_path)
+    saved = _saved(MLPClassifier((3,), max_iter=5).fit(table, both), table, tmp_path)
 
     def sure_of_both(batch: Any) -> dict[str, Any]:
-        answers = converted.original(batch)
+        answers = saved[1].original(batch)
         return {"label": 1 - answers["label"], "probabilities": np.ones_like(answers["probabilities"])}
 
-    report = prove_parity(
-        model, replace(converted, original=sure_of_both), [RowGroup("example", table, generated=False)]
-    )
+    report = _proof(saved, _example(table), original=sure_of_both)
 
     assert report.outputs[0].ties == 0
 
 
-def test_too_few_rows_prove_nothing(regressor: tuple[OnnxModel, Any], table: pd.DataFrame) -> None:
-    model, converted = regressor
-
+def test_too_few_rows_prove_nothing(regressor: Saved, table: pd.DataFrame) -> None:
     def never_many(batch: Any) -> Any:
         if len(batch) > 100:
             raise ValueError("too many rows")
-        return converted.original(batch)
+        return regressor[1].original(batch)
 
-    report = prove_parity(
-        model,
-        replace(converted, original=never_many),
-        [RowGroup("example", table), RowGroup("ranges", pd.concat([table] * 3))],
-        1000,
-    )
+    groups = (RowGroup("example", table), RowGroup("ranges", pd.concat([table] * 3)))
+    report = _proof(regressor, *groups, original=never_many, at_least=1000)
 
     assert report.state == "warned"
     assert "only 50 rows" in parity_error(report).message
+
+
+def test_metrics_have_names_that_mlflow_takes(classifier: Saved, table: pd.DataFrame) -> None:
+    metrics = _proof(classifier, _example(table)).metrics()
+
+    assert metrics["onnxserve.parity.rows"] == 50
+    assert metrics["onnxserve.parity.label.agreement"] == 1
+    assert "onnxserve.parity.probabilities.max_relative_error" in metrics
+
+
+def test_infinite_error_is_still_json(regressor: Saved, table: pd.DataFrame) -> None:
+    report = _proof(regressor, _example(table), original=lambda batch: {"prediction": np.full(len(batch), np.nan)})
+
+    assert report.outputs[0].max_absolute_error == np.inf
+    assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["outputs"][0]["max_absolute_error"] == "inf"

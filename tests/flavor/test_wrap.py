@@ -1,12 +1,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.flavor import saved_model
+from mlflow_deploy_plugin.flavor.wrap import wrap
 
 
 @pytest.mark.parametrize(
@@ -24,3 +29,78 @@ def test_wrong_argument_is_named(
 ) -> None:
     with pytest.raises(InvalidConfig, match=message):
         onnxserve.save_model(model, tmp_path / "model", input_example=table, **arguments)
+
+
+@pytest.fixture(scope="module")
+def timed() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    timed = pd.DataFrame(random.normal(size=(400, 2)), columns=["a", "b"])
+    return timed.assign(when=pd.date_range("2013-01-01", periods=400, freq="h", tz="America/New_York"))
+
+
+@pytest.fixture(scope="module")
+def line(timed: pd.DataFrame) -> LinearRegression:
+    return LinearRegression().fit(timed[["a", "b"]], timed.a + timed.b)
+
+
+def test_times_of_a_column_are_kept_in_utc_and_are_no_input(line: LinearRegression, timed: pd.DataFrame) -> None:
+    wrapped = wrap(line, timed, event_time="when")
+
+    assert wrapped.reference.column_names == ["a", "b", "prediction", "_event_time"]
+    assert wrapped.reference["_event_time"][0].as_py().isoformat() == "2013-01-01T05:00:00+00:00"
+
+
+def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) -> None:
+    wrapped = wrap(line, timed[["a", "b"]].head(50), reference_data=timed, event_time="when")
+
+    assert wrapped.reference.num_rows == 400
+    assert len(wrapped.example) == 5
+
+
+def test_large_data_is_sampled_in_order(
+    line: LinearRegression, timed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved_model, "MAX_REFERENCE_ROWS", 100)
+
+    sample = wrap(line, timed, event_time="when").reference
+
+    times = sample["_event_time"].to_pylist()
+    assert sample.num_rows == 100
+    assert times == sorted(times)
+    assert times[-1] > timed.when.iloc[200]
+
+
+def test_large_tensors_are_bounded_by_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved_model, "MAX_REFERENCE_VALUES", 160)
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(50, 4))
+    line = LinearRegression().fit(rows, rows[:, 0])
+
+    assert wrap(line, rows).reference.num_rows == 40
+
+
+def test_missing_column_of_the_reference_is_named(line: LinearRegression, timed: pd.DataFrame) -> None:
+    with pytest.raises(InvalidConfig, match="reference_data: 'b' is missing; the example has it"):
+        wrap(line, timed[["a", "b"]], reference_data=timed[["a"]])
+
+
+def test_missing_time_is_refused(line: LinearRegression, timed: pd.DataFrame) -> None:
+    with pytest.raises(InvalidConfig, match="event_time has missing values"):
+        wrap(line, timed.assign(when=timed.when.where(timed.index > 3)), event_time="when")
+
+
+def test_numbers_are_no_times(line: LinearRegression, timed: pd.DataFrame) -> None:
+    with pytest.raises(InvalidConfig, match=r"event_time: 1380000000 is a number; .*pandas\.to_datetime"):
+        wrap(line, timed[["a", "b"]], event_time=1_380_000_000 + np.arange(400))
+
+
+def test_times_without_rows_are_refused(line: LinearRegression) -> None:
+    with pytest.raises(InvalidConfig, match="event_time: there are no rows"):
+        wrap(line, event_time=["2013-01-01"])
+
+
+def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None:
+    column = saved_model._arrow(np.arange(24, dtype=np.float32).reshape(4, 3, 2))
+
+    assert column.to_pylist()[1] == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
+    assert column.type == pa.list_(pa.list_(pa.float32()))
