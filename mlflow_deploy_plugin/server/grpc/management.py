@@ -5,7 +5,7 @@ REST has a bare array or object, the message has it in a field.
 """
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -73,24 +73,19 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
         return {"ready": False}
 
 
-def _parameters_of(message: Any) -> dict[str, Any]:
-    """Return the parameters of a load or unload; those that are bytes (files) in base64, as over REST."""
-    parameters: dict[str, Any] = {}
-    for name, parameter in message.parameters.items():
-        kind = parameter.WhichOneof("parameter_choice")
-        value = getattr(parameter, kind) if kind else None
-        parameters[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
-    return parameters
+def _control(change: Callable[[Server, str, Mapping[str, Any]], None]) -> ManagementMethod:
+    """Return the method of a load or an unload; parameters that are bytes (files) come in base64, as over REST."""
 
+    def method(server: Server, message: Any) -> dict[str, Any]:
+        parameters: dict[str, Any] = {}
+        for name, parameter in message.parameters.items():
+            kind = parameter.WhichOneof("parameter_choice")
+            value = getattr(parameter, kind) if kind else None
+            parameters[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        change(server, message.model_name, parameters)
+        return {}
 
-def _load(server: Server, message: messages.RepositoryModelLoadRequest) -> dict[str, Any]:
-    documents.load_model(server, message.model_name, _parameters_of(message))
-    return {}
-
-
-def _unload(server: Server, message: messages.RepositoryModelUnloadRequest) -> dict[str, Any]:
-    documents.unload_model(server, message.model_name, _parameters_of(message))
-    return {}
+    return method
 
 
 METHODS: dict[str, ManagementMethod] = {
@@ -108,6 +103,6 @@ METHODS: dict[str, ManagementMethod] = {
     "RepositoryIndex": lambda server, message: {
         "models": v2_extensions.repository_index(server.repository, message.ready)
     },
-    "RepositoryModelLoad": _load,
-    "RepositoryModelUnload": _unload,
+    "RepositoryModelLoad": _control(documents.load_model),
+    "RepositoryModelUnload": _control(documents.unload_model),
 }

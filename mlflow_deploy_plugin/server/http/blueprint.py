@@ -14,8 +14,8 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, g
 from werkzeug.routing import BaseConverter
 
-from mlflow_deploy_plugin.server.http.content_encoding import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.routes import ROUTES, Route, name_placeholders
 from mlflow_deploy_plugin.server.inference.messages import safe_headers
 

@@ -1,11 +1,26 @@
-"""Content negotiation: the weights of Accept and Accept-Encoding, and the response format of `/invocations`.
+"""Content negotiation: the format of a response of `/invocations`, and the encodings of bodies.
 
 A request to `/invocations` is answered in its own format, unless Accept asks for another. JSON and CSV are MLflow's and
 go the short way; Arrow, Parquet, JSON Lines and numpy's arrays are ours.
+
+Compressed requests are decompressed, and responses compressed if Accept-Encoding asks for it: by gzip (RFC 1952) or
+zstd (RFC 8878). A body may have `server.max_body_bytes` when it is decompressed, as an uncompressed one. No more memory
+than that is given to it, whatever size it declares.
 """
 
-from functools import lru_cache
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache, partial
 
+import zstandard
+from werkzeug.datastructures import Accept
+from werkzeug.http import parse_accept_header
+
+from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_name
 from mlflow_deploy_plugin.server.protocols.protocol_table import (
     INVOCATIONS,
@@ -15,6 +30,26 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
 )
 
 _MAX_HEADER_CHARACTERS = 2000
+"""A longer Accept than any client writes counts as empty."""
+COMPRESSED_FROM_BYTES = 16 * 1024
+"""Smaller responses are sent as they are: they fit into the first packets of a connection anyway."""
+
+_GZIP = zlib.MAX_WBITS + 16
+_PIECE_BYTES = 16 * 1024
+"""Bytes that zlib is given at once: it copies the rest of them at the end of every member."""
+_MOST_MEMBERS = 10_000
+_ZSTD_WINDOW = 8 * 1024 * 1024
+"""The window that RFC 9659 allows for the content encoding `zstd`."""
+_LEVEL = 1
+"""The level of both encodings: several times faster than their default, for responses a few per cent larger."""
+
+_COMPRESSIBLE = (
+    "application/json",
+    "text/",
+    "application/jsonl",
+    "application/vnd.apache.arrow.",
+    "application/x-ndjson",
+)
 
 
 @lru_cache(maxsize=256)
@@ -24,41 +59,114 @@ def negotiate_protocol(content_type: str | None, accept: str | None, limit: int)
     Args:
         limit: bytes that a compressed table may take when decompressed.
     """
-    given, preferred = media_name(content_type), _preferred_format(accept)
+    given, preferred = media_name(content_type), None
+    if accept is not None and accept != "*/*":
+        formats = (JSON, *TABLE_FORMATS)
+        names = (name.partition(";")[0].lower() for name, quality in _parse_accept(accept) if quality > 0)
+        preferred = next((name for name in names if name in formats), None)  # the preferred ones stand first
     if given in (JSON, CSV) and preferred in (None, JSON):
         return INVOCATIONS
     return invocations_as(preferred or (given if given in TABLE_FORMATS else JSON), limit)
 
 
-def _preferred_format(accept: str | None) -> str | None:
-    """Return the format that Accept prefers among those that we write, or None if it prefers none."""
-    if accept is None or accept == "*/*":
-        return None
-    weights = {name: q for name, q in quality_values(accept).items() if name in (JSON, *TABLE_FORMATS) and q > 0}
-    return max(weights, key=lambda name: weights[name]) if weights else None
+def decode_body(request: RawRequest, limit: int) -> RawRequest:
+    """Return the request with its body decompressed.
 
+    A gzip body may have several members, as RFC 1952 says; a zstd body is one frame. Several encodings are refused:
+    only an attempt to multiply the compression sends them.
 
-def quality_values(header: str) -> dict[str, float]:
-    """Return the entries of a weighted list (RFC 9110, 12.4.2), in lower case and without parameters, with their `q`.
-
-    An entry without `q` has 1, and one whose `q` cannot be read has 0. A header that is longer than any client writes
-    counts as empty.
+    Raises:
+        UnsupportedMediaType: another encoding than gzip, zstd and identity, or several.
+        InvalidRequest: the compressed data is broken or ends too early.
+        BodyTooLarge: it is larger than `limit` bytes when decompressed.
     """
-    weights: dict[str, float] = {}
-    if len(header) > _MAX_HEADER_CHARACTERS:
-        return weights
-    for entry in header.lower().split(","):
-        name, *parameters = entry.split(";")
-        weights[name.strip()] = min((_quality(parameter) for parameter in parameters), default=1.0)
-    return weights
+    given = request.headers.get("content-encoding")
+    if given is None or not request.body:
+        return request
+    name = given.strip().lower()
+    if name in ("identity", ""):
+        return request
+    decompress = _DECODERS.get(name)
+    if decompress is None:
+        what = "only one encoding is undone" if "," in name else "it is not known here"
+        raise UnsupportedMediaType(f"the Content-Encoding is {given[:60]!r}; {what}: send gzip, zstd or identity")
+    return replace(request, body=decompress(request.body, limit))
 
 
-def _quality(parameter: str) -> float:
-    name, _, value = parameter.partition("=")
-    if name.strip() != "q":
-        return 1.0
+def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
+    """Return the response, compressed if it is large and Accept-Encoding asks for it.
+
+    zstd comes before gzip if both have one weight. A response that could be compressed has `Vary` even if it is not, so
+    that no cache gives it to the wrong client.
+    """
+    if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(_COMPRESSIBLE):
+        return response
+    headers = {**response.headers, "Vary": "Accept-Encoding"}
+    accepted = _parse_accept(request.headers.get("accept-encoding", ""))
+    name = max(_ENCODERS, key=accepted.quality)
+    if not 0 < accepted.quality(name) >= accepted.quality("identity"):
+        return replace(response, headers=headers)
+    return replace(response, body=_ENCODERS[name](response.body), headers={**headers, "Content-Encoding": name})
+
+
+def _parse_accept(header: str) -> Accept:
+    return parse_accept_header(header if len(header) <= _MAX_HEADER_CHARACTERS else "", Accept)
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    """Decompress the members of a gzip body (RFC 1952), one after the other, up to the limit."""
+    view, position, left = memoryview(body), 0, limit
+    pieces: list[bytes] = []
+    members = 0
+    while position < len(view):
+        members += 1
+        if members > _MOST_MEMBERS:
+            raise InvalidRequest(f"the gzip body has more than {_MOST_MEMBERS} members")
+        stream = zlib.decompressobj(_GZIP)
+        while not stream.eof:
+            rest: bytes | memoryview = stream.unconsumed_tail
+            if not rest:
+                rest = view[position : position + _PIECE_BYTES]
+                position += len(rest)
+            if not rest:
+                raise InvalidRequest("the gzip body ends too early")
+            try:
+                piece = stream.decompress(rest, left + 1)
+            except zlib.error as error:
+                raise InvalidRequest(f"the body is not valid gzip: {error}") from None
+            if len(piece) > left:
+                raise BodyTooLarge(_too_large(limit))
+            left -= len(piece)
+            pieces.append(piece)
+        position -= len(stream.unused_data)
+    return b"".join(pieces)
+
+
+def _unzstd(body: bytes, limit: int) -> bytes:
+    """Decompress one zstd frame (RFC 8878). The size that it declares is trusted only up to the limit."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
-        quality = float(value)
-    except ValueError:
-        return 0.0
-    return quality if 0 <= quality <= 1 else 0.0
+        size = zstandard.get_frame_parameters(body).content_size
+        if size != zstandard.CONTENTSIZE_UNKNOWN and size > limit:
+            raise BodyTooLarge(_too_large(limit))
+        return decompressor.decompress(body, max_output_size=limit, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        reason = str(error)
+    read = 0
+    with suppress(zstandard.ZstdError), decompressor.stream_reader(body) as stream:
+        while read <= limit and (piece := stream.read(1024 * 1024)):
+            read += len(piece)
+        if read > limit:  # the frame has not ended within the limit, and is not torn before it
+            raise BodyTooLarge(_too_large(limit))
+    raise InvalidRequest(f"the body is not one valid zstd frame ({reason})")
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is larger than this server's limit of {limit} bytes when decompressed"
+
+
+_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {"gzip": _gunzip, "x-gzip": _gunzip, "zstd": _unzstd}
+_ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "zstd": lambda body: zstandard.ZstdCompressor(level=_LEVEL).compress(body),
+    "gzip": partial(zlib.compress, level=_LEVEL, wbits=_GZIP),
+}

@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping
 from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.http.content_encoding import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields
-from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
+from mlflow_deploy_plugin.server.http.negotiation import COMPRESSED_FROM_BYTES, encode_body, negotiate_protocol
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
-from mlflow_deploy_plugin.server.inference.ids import new_id
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.runtime import (
 )
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from mlflow_deploy_plugin.server.inference.ids import new_id
+from mlflow_deploy_plugin.server.inference.messages import new_id
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.models.variants import (

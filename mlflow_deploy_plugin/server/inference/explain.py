@@ -48,7 +48,13 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
             context.admit()
             variant = context.select_variant(endpoint)
             decoded = _decode(server, request, variant)
-            if (named := _named_variant(server, variant, decoded)) is not variant:
+            named = variant  # by the version in the body, or by its sticky column
+            if decoded.version is not None:
+                if decoded.version != variant.loaded.version:
+                    named = server.dataplane.select_variant(variant.endpoint, decoded.version)
+            elif variant.key is not None:
+                named = server.dataplane.sticky_variant(variant, decoded.feeds)
+            if named is not variant:
                 variant = context.answer_by(named)
                 decoded = _decode(server, request, variant)
             predictor = variant.loaded.predictor
@@ -78,18 +84,6 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> Expl
     if media_name(content_type) == JSON:
         return decode_explain_request(content_type, request.body, predictor.schema)
     return ExplainRequest(decode_rows(content_type, request.body, predictor.schema, server.max_body_bytes))
-
-
-def _named_variant(server: Server, variant: ServedVariant, decoded: ExplainRequest) -> ServedVariant:
-    """Return the variant that the body names by its version or its sticky column, or the given one.
-
-    Raises:
-        NotReady, NotFound: see `DataPlane.select_variant`.
-    """
-    if decoded.version is not None:
-        is_same = decoded.version == variant.loaded.version
-        return variant if is_same else server.dataplane.select_variant(variant.endpoint, decoded.version)
-    return variant if variant.key is None else server.dataplane.sticky_variant(variant, decoded.feeds)
 
 
 def decode_explain_request(content_type: str | None, body: bytes, schema: Schema) -> ExplainRequest:

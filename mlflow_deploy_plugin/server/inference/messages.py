@@ -3,6 +3,7 @@
 gRPC is a POST over HTTP/2 itself: its path is the method, its headers are the metadata.
 """
 
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -11,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.server.inference.ids import new_id
 from mlflow_deploy_plugin.server.protocols.content import JSON
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -113,3 +113,20 @@ def event_time(headers: Mapping[str, str]) -> int | None:
             "at which it happened is expected"
         )
     return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+_BATCH = 256
+_ready: list[str] = []
+
+
+def new_id() -> str:
+    """Return a new identifier. Random bits come from the operating system for many at once: the call is what costs."""
+    while True:
+        try:
+            return _ready.pop()
+        except IndexError:
+            digits = os.urandom(16 * _BATCH).hex()
+            _ready.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
+
+
+os.register_at_fork(after_in_child=_ready.clear)  # else both processes would return the same ones

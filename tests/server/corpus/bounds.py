@@ -113,20 +113,20 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         _answer(server__protocols__content__media_type="lambda content_type, accepted: accepted[0]"),
     ),
     "encoding": (
-        "http/content_encoding.py: decode_body",
+        "http/negotiation.py: decode_body",
         _answer(server__http__routes__decode_body="lambda request, limit: request"),
     ),
     "decompressed bytes": (
-        "http/content_encoding.py: decode_body",
+        "http/negotiation.py: decode_body",
         _answer(server__http__routes__decode_body="lambda request, limit: original(request, 10**12)"),
     ),
     "gzip members": (
-        "http/content_encoding.py: _MOST_MEMBERS",
-        _answer(server__http__content_encoding___MOST_MEMBERS="10**9"),
+        "http/negotiation.py: _MOST_MEMBERS",
+        _answer(server__http__negotiation___MOST_MEMBERS="10**9"),
     ),
     "zstd window": (
-        "http/content_encoding.py: _ZSTD_WINDOW",
-        _answer(server__http__content_encoding___ZSTD_WINDOW="2**27"),
+        "http/negotiation.py: _ZSTD_WINDOW",
+        _answer(server__http__negotiation___ZSTD_WINDOW="2**27"),
     ),
     "JSON": (
         "protocols/content.py: load_json, by orjson",

@@ -141,6 +141,14 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         for path, described in _expand_path(template, endpoints, default):
             if described is None or operation.applies_to(described.artifact):
                 paths.setdefault(path, {})[method.lower()] = _operation_object(operation, path, described)
+    summary = [
+        f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
+        for described in endpoints
+    ]
+    if len(endpoints) < len(answering):
+        summary.append(f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json")
+    if not summary:
+        summary.append("no model is loaded yet")
     components: dict[str, JsonSchema] = {"error": _error_schema("/"), "error_v2": _error_schema("/v2")}
     for described in [*endpoints, *([default] if default else [])]:
         name = described.endpoint
@@ -148,22 +156,15 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         components |= {f"{name}.{kind}": make(described.artifact) for kind, make in _RESPONSE_SCHEMAS.items()}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "onnxserve", "version": __version__, "description": _summary(endpoints, len(answering))},
+        "info": {
+            "title": "onnxserve",
+            "version": __version__,
+            "description": "; ".join(summary),
+        },
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {"schemas": components},
     }
-
-
-def _summary(endpoints: list[DescribedEndpoint], answering: int) -> str:
-    """Return a line on each endpoint of the document, and where the others are described."""
-    lines = [
-        f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
-        for described in endpoints
-    ]
-    if len(endpoints) < answering:
-        lines.append(f"{answering} endpoints are served, each described by /endpoints/NAME/openapi.json")
-    return "; ".join(lines) or "no model is loaded yet"
 
 
 def _expand_path(

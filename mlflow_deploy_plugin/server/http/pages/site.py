@@ -4,26 +4,29 @@ Everything that comes from a model or a request is text to a page: the templates
 policy allows no script that is not a file of this package, and no other host.
 """
 
+import json
 import re
 import secrets
+import shlex
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.openapi import document, examples
 from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, DocumentedRoute, describe_endpoint
+from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
-from mlflow_deploy_plugin.server.http.pages.form_fields import form_fields
-from mlflow_deploy_plugin.server.http.pages.snippets import snippets
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.protocols.content import dump_json
@@ -140,7 +143,20 @@ def _cached(server: Server, key: tuple[Any, ...], build: Callable[[], bytes]) ->
     A page takes milliseconds, and seconds for a model with thousands of columns.
     """
     with _CACHE_LOCK:
-        state = _served_state(server)
+        state = [  # everything about the served versions that the pages show, without holding a version in memory
+            (
+                name,
+                variant.name,
+                variant.weight,
+                variant.shadow,
+                dict(variant.aspects),
+                weakref.ref(variant.loaded),
+                variant.loaded.unavailable_reason,
+                variant.loaded.predictor.artifact.outputs,  # a pyfunc learns them from its first answer
+            )
+            for name, served in server.repository.table.items()
+            for variant in served.variants.values()
+        ]
         cache = _CACHES.get(server.repository)
         if cache is None or cache.state != state:
             cache = _CACHES[server.repository] = _Cache(state)
@@ -150,24 +166,6 @@ def _cached(server: Server, key: tuple[Any, ...], build: Callable[[], bytes]) ->
                 del cache.bodies[next(iter(cache.bodies))]
             cache.bodies[key] = body
         return cache.bodies[key]
-
-
-def _served_state(server: Server) -> list[tuple[Any, ...]]:
-    """Return everything about the served versions that the pages show, without holding a version in memory."""
-    return [
-        (
-            name,
-            variant.name,
-            variant.weight,
-            variant.shadow,
-            dict(variant.aspects),
-            weakref.ref(variant.loaded),
-            variant.loaded.unavailable_reason,
-            variant.loaded.predictor.artifact.outputs,  # a pyfunc learns them from its first answer
-        )
-        for name, served in server.repository.table.items()
-        for variant in served.variants.values()
-    ]
 
 
 def _json_text(body: dict[str, Any]) -> str:
@@ -246,3 +244,197 @@ def _templates() -> Environment:
 @cache
 def _read_asset(name: str) -> bytes:
     return (_HERE / "static" / name).read_bytes()
+
+
+Kind = Literal["number", "boolean", "string", "tensor"]
+
+_LEAST_SIDE, _MOST_SIDE = 8, 4096
+"""Pixels; shorter sides are hardly those of a picture, and longer ones too much for a browser."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The tensor that a picture becomes.
+
+    Attributes:
+        layout: NCHW, NHWC or NHW; the batch is one picture.
+        channels: 1 (grey) or 3 (red, green, blue).
+        is_scaled: True if 0–255 becomes 0–1, as for floating point.
+    """
+
+    layout: Literal["NCHW", "NHWC", "NHW"]
+    channels: int
+    height: int
+    width: int
+    is_scaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FormField:
+    """One input.
+
+    Attributes:
+        id: of its element on the page.
+        quoted_name: the name as the server's errors quote it.
+        meaning: type, or dtype and shape, as text.
+        is_nullable: True if an empty field is sent as null.
+        value: the initial text of the field.
+    """
+
+    id: str
+    name: str
+    quoted_name: str
+    kind: Kind
+    meaning: str
+    is_nullable: bool
+    is_required: bool
+    value: str
+    picture: ImageInput | None = None
+
+
+def form_fields(schema: Schema, example: Example) -> list[FormField]:
+    """Return the fields of a form, in the signature's order, filled with the example's first row."""
+    if schema.columns:
+        return _column_fields(schema, example)
+    return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
+
+
+def image_input(tensor: Tensor) -> ImageInput | None:
+    """Return the image input of a tensor, or None if it is no batch of pictures."""
+    kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
+    if kind != "f" and tensor.dtype != "uint8":
+        return None
+    match tensor.shape:
+        case (-1 | 1, (1 | 3) as channels, height, width) if _are_sides(height, width):
+            return ImageInput("NCHW", channels, height, width, kind == "f")
+        case (-1 | 1, height, width, (1 | 3) as channels) if _are_sides(height, width):
+            return ImageInput("NHWC", channels, height, width, kind == "f")
+        case (-1 | 1, height, width) if _are_sides(height, width):
+            return ImageInput("NHW", 1, height, width, kind == "f")
+    return None
+
+
+def _are_sides(height: int, width: int) -> bool:
+    return _LEAST_SIDE <= height <= _MOST_SIDE and _LEAST_SIDE <= width <= _MOST_SIDE
+
+
+def _column_fields(schema: Schema, example: Example) -> list[FormField]:
+    missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
+    row = example.record() if example.values else {}
+    fields = []
+    for position, column in enumerate(schema.columns):
+        dtype = COLUMN_TYPES.get(column.type, "str")
+        kind: Kind = "string" if dtype == "str" else "boolean" if dtype == "bool" else "number"
+        is_nullable = dtype.startswith("float") or (dtype == "str" and missing.get(column.name) is not None)
+        fields.append(
+            FormField(
+                f"field-{position}",
+                column.name,
+                repr(column.name),
+                kind,
+                column.type,
+                is_nullable,
+                column.required,
+                _text(row.get(column.name)),
+            )
+        )
+    return fields
+
+
+def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
+    name = tensor.name or schema.inputs[0].name
+    sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
+    # by the signature's name, or the graph's where the only tensor has none
+    values = example.values.get(tensor.name, example.values.get(name))
+    is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
+    shown = "" if values is None else dump_json(values[:1] if is_row else values).decode()
+    return FormField(
+        f"field-{position}",
+        name,
+        repr(tensor.name),
+        "tensor",
+        f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}",
+        False,
+        True,
+        shown,
+        image_input(tensor),
+    )
+
+
+def _text(value: Any) -> str:
+    """Return a value as it is typed into a form; null is an empty field."""
+    if value is None or value != value:  # NaN stands for a missing number
+        return ""
+    return value if isinstance(value, str) else dump_json(value).decode()
+
+
+_NUMPY = {
+    "BOOL": "bool_",
+    "BYTES": "object_",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A piece of code that runs as it is."""
+
+    title: str
+    code: str
+
+
+def snippets(base: str, path: str, endpoint: str, schema: Schema, example: Example) -> list[Snippet]:
+    """Return code that asks for the example's predictions.
+
+    Args:
+        base: the server's address, as http://127.0.0.1:8080.
+        path: the endpoint's `/invocations`.
+    """
+    body = invocations_example(schema, example)
+    if not body:
+        return []
+    url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
+    curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
+    python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body, timeout=30)\n"
+    found = [
+        Snippet("curl", curl),
+        Snippet("Python, requests", python + 'print(response.json()["predictions"])'),
+    ]
+    if tensors := v2_example(schema, example):
+        found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors)))
+    return found
+
+
+def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
+    """Return code for tritonclient[http]; only names, shapes and values differ between models."""
+    lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
+    for entry in body["inputs"]:
+        values = f"np.array({_python(entry['data'])}, dtype=np.{_NUMPY.get(entry['datatype'], 'float32')})"
+        lines += [
+            f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
+            f"tensor.set_data_from_numpy({values})",
+            "inputs.append(tensor)",
+        ]
+    host = base.partition("://")[2]
+    is_secure = ", ssl=True" if base.startswith("https:") else ""
+    lines += [
+        "",
+        f"client = InferenceServerClient({host!r}{is_secure})",
+        f"answer = client.infer({endpoint!r}, inputs)",
+        'for output in answer.get_response()["outputs"]:',
+        '    print(output["name"], answer.as_numpy(output["name"]))',
+    ]
+    return "\n".join(lines)
+
+
+def _python(values: Any) -> str:
+    """Return lists as Python writes them, with null as NaN for floating point."""
+    return repr(values).replace("None", "np.nan") if not _has_text(values) else repr(values)
+
+
+def _has_text(values: Any) -> bool:
+    return isinstance(values, str) or (isinstance(values, list) and any(map(_has_text, values)))
