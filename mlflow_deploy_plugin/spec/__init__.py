@@ -15,16 +15,19 @@ Field names, defaults, bounds and descriptions stand here once: `-C server.port=
 `mlflow deployments help -t onnxserve` and the reference page of the docs are made from them.
 """
 
-from mlflow_deploy_plugin.spec.change import (
+from mlflow_deploy_plugin.spec.criteria import Condition, Requirement, parse_condition
+from mlflow_deploy_plugin.spec.document import (
     add_variant,
     apply_config,
+    dump_spec,
     empty_endpoint,
+    field_reference,
+    load_specs,
     new_endpoint,
     remove_monitor,
     remove_variant,
+    spec_document,
 )
-from mlflow_deploy_plugin.spec.criteria import Condition, Requirement, parse_condition
-from mlflow_deploy_plugin.spec.document import dump_spec, field_reference, load_specs, spec_document
 from mlflow_deploy_plugin.spec.monitors import (
     KINDS_WITH_REFERENCE,
     MIN_LABELLED_WINDOWS,
@@ -43,9 +46,19 @@ from mlflow_deploy_plugin.spec.parts import (
     VariantSpec,
     WorkerClass,
 )
-from mlflow_deploy_plugin.spec.reference import SMALLEST_ROLLING_RATE, bin_period, rolling_span
-from mlflow_deploy_plugin.spec.schedule import MONTHS, WEEKDAYS, load_time_zone, validate_crontab
-from mlflow_deploy_plugin.spec.types import Duration, Name, duration_seconds, parse_time
+from mlflow_deploy_plugin.spec.types import (
+    MONTHS,
+    SMALLEST_ROLLING_RATE,
+    WEEKDAYS,
+    Duration,
+    Name,
+    bin_period,
+    duration_seconds,
+    load_time_zone,
+    parse_time,
+    rolling_span,
+    validate_crontab,
+)
 
 __all__ = [
     "KINDS_WITH_REFERENCE",

@@ -79,6 +79,43 @@ class Requirement:
     sign: Sign
     value: float
 
+    @classmethod
+    def parse(cls, text: str, metrics: Mapping[str, MonitorMetric], subject: str) -> "Requirement":
+        """Return the requirement that a text states; arguments and errors as of `parse_requirements`."""
+        condition = parse_condition(text)
+        example = next(
+            f"{name}{'>=0.8' if metric.is_better == 'higher' else '<=0.1'}" for name, metric in metrics.items()
+        )
+        if condition is None:
+            raise InvalidConfig(f"require: {text!r} is no requirement; it is written like {example}")
+        metric = metrics.get(condition.name)
+        if metric is None:
+            hint = did_you_mean(condition.name, metrics)
+            raise InvalidConfig(
+                f"require: {subject} has no metric {condition.name!r}; it has {', '.join(metrics)}{hint}"
+            )
+        if condition.argument and not metric.argument:
+            raise InvalidConfig(f"require: {text}: {condition.name} takes nothing in brackets")
+        units = _UNITS[metric.scale]
+        if condition.unit not in units:
+            allowed = ", ".join(unit or "a bare number" for unit in units)
+            raise InvalidConfig(
+                f"require: {text}: {condition.name} is not said in {condition.unit!r}, but as {allowed}"
+            )
+        if condition.sign.startswith(">") != (metric.is_better == "higher"):
+            better = (
+                f"{condition.name}{'>=' if metric.is_better == 'higher' else '<='}{condition.number:g}{condition.unit}"
+            )
+            raise InvalidConfig(
+                f"require: {text} asks for the worse; {condition.name} is better when {metric.is_better}: {better}"
+            )
+        value = condition.number * units[condition.unit]
+        if metric.scale == "share" and not 0 <= value <= 1:
+            raise InvalidConfig(f"require: {text}: {condition.name} lies between 0 and 1")
+        if metric.scale == "seconds" and value <= 0:
+            raise InvalidConfig(f"require: {text}: say a time above 0")
+        return cls(text, condition.name, condition.argument, condition.sign, value)
+
     def holds(self, value: float) -> bool:
         """Return True if the value of the metric meets the requirement. NaN does not."""
         return {
@@ -102,7 +139,7 @@ def parse_requirements(
         InvalidConfig: one cannot be parsed, names a metric of another kind (the message suggests the nearest name),
             asks for the wrong direction, or stands twice.
     """
-    requirements = tuple(_requirement(text.strip(), metrics, subject) for text in texts if text.strip())
+    requirements = tuple(Requirement.parse(text.strip(), metrics, subject) for text in texts if text.strip())
     seen: dict[tuple[str, str, bool], str] = {}
     for one in requirements:
         key = one.name, one.argument, one.sign.startswith(">")
@@ -110,31 +147,3 @@ def parse_requirements(
             raise InvalidConfig(f"require: {seen[key]} and {one.text} speak of the same; say one of them")
         seen[key] = one.text
     return requirements
-
-
-def _requirement(text: str, metrics: Mapping[str, MonitorMetric], subject: str) -> Requirement:
-    condition = parse_condition(text)
-    example = next(f"{name}{'>=0.8' if metric.is_better == 'higher' else '<=0.1'}" for name, metric in metrics.items())
-    if condition is None:
-        raise InvalidConfig(f"require: {text!r} is no requirement; it is written like {example}")
-    metric = metrics.get(condition.name)
-    if metric is None:
-        hint = did_you_mean(condition.name, metrics)
-        raise InvalidConfig(f"require: {subject} has no figure {condition.name!r}; it has {', '.join(metrics)}{hint}")
-    if condition.argument and not metric.argument:
-        raise InvalidConfig(f"require: {text}: {condition.name} takes nothing in brackets")
-    units = _UNITS[metric.scale]
-    if condition.unit not in units:
-        allowed = ", ".join(unit or "a bare number" for unit in units)
-        raise InvalidConfig(f"require: {text}: {condition.name} is not said in {condition.unit!r}, but as {allowed}")
-    if condition.sign.startswith(">") != (metric.is_better == "higher"):
-        better = f"{condition.name}{'>=' if metric.is_better == 'higher' else '<='}{condition.number:g}{condition.unit}"
-        raise InvalidConfig(
-            f"require: {text} asks for the worse; {condition.name} is better when {metric.is_better}: {better}"
-        )
-    value = condition.number * units[condition.unit]
-    if metric.scale == "share" and not 0 <= value <= 1:
-        raise InvalidConfig(f"require: {text}: {condition.name} lies between 0 and 1")
-    if metric.scale == "seconds" and value <= 0:
-        raise InvalidConfig(f"require: {text}: say a time above 0")
-    return Requirement(text, condition.name, condition.argument, condition.sign, value)

@@ -1,4 +1,4 @@
-"""Specs as YAML documents and back, and the reference of their fields by dotted name."""
+"""Specs as YAML documents and back, changes to them by dotted names, and the reference of those names."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, did_you_mean
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, ServerSpec, StickySpec, VariantSpec
 from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS
@@ -33,6 +33,7 @@ _NOT_BY_NAME = {
     ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
 }
 """The fields (prefix, name) that have no dotted name of their own."""
+_RETRAIN = ".retrain."
 
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
@@ -92,7 +93,11 @@ def validate_spec(document: Any) -> EndpointSpec:
         if first["type"] == "extra_forbidden":
             known = [name for name, *_ in field_reference()] + list(EndpointSpec.model_fields)
             raise InvalidConfig(f"unknown field {where!r}{did_you_mean(where, known)}") from None
-        message = _expected(first)
+        context, message = first.get("ctx", {}), str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] in _EXPECTED:
+            message = _EXPECTED[first["type"]].format(**context)
+        elif first["type"] == "string_pattern_mismatch":
+            message = PATTERNS_IN_WORDS.get(context["pattern"], message)
         given = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
         raise InvalidConfig(f"{where}: {message}{given}" if where else message) from None
 
@@ -117,15 +122,6 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
     yield "require", _type_name(require.annotation), "", require.description or ""
 
 
-def _expected(error: Mapping[str, Any]) -> str:
-    context = error.get("ctx", {})
-    if error["type"] == "string_pattern_mismatch" and context["pattern"] in PATTERNS_IN_WORDS:
-        return PATTERNS_IN_WORDS[context["pattern"]]
-    if error["type"] in _EXPECTED:
-        return _EXPECTED[error["type"]].format(**context)
-    return str(error["msg"]).removeprefix("Value error, ")
-
-
 def _type_name(annotation: Any) -> str:
     """Return the type of a field as help texts write it: `int`, or the values it takes."""
     kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
@@ -134,3 +130,97 @@ def _type_name(annotation: Any) -> str:
     elif get_origin(kinds[0]) is Annotated:
         kinds = [get_args(kinds[0])[0]]
     return " | ".join(getattr(kind, "__name__", None) or str(kind) for kind in kinds)
+
+
+def new_endpoint(
+    name: str, model_uri: str, config: Mapping[str, Any] | None = None, variant: str | None = None
+) -> EndpointSpec:
+    """Return the endpoint `name` with one variant at 100 %, changed by `config` (dotted field names).
+
+    The variant has the name of the endpoint unless `variant` names it.
+
+    Raises:
+        InvalidConfig: the name, or a field of `config`, is unknown or has a value it cannot have.
+    """
+    document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
+    return apply_config(validate_spec(document), config or {})
+
+
+def empty_endpoint(name: str) -> EndpointSpec:
+    """Return the endpoint `name` without a variant; it needs one before it can be served. Raises as `new_endpoint`."""
+    return validate_spec({"name": name, "variants": {}})
+
+
+def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+    """Return `spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
+
+    An empty text restores the default of a field.
+
+    Raises:
+        InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
+    """
+    document = spec_document(spec)
+    if any(dotted.startswith("sticky.") for dotted in config):
+        document.pop("sticky", None)  # header and key replace each other
+    known = [name for name, *_ in field_reference()]
+    for dotted, value in config.items():
+        path = _path(dotted)
+        generic = ".".join([path[0], "NAME", *path[2:]]) if path[0] in ("variants", "monitors") else dotted
+        is_model = generic == "variants.NAME.model" and path[1] in spec.variants
+        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # only the MLflow project knows them
+        if not (generic in known or is_model or is_parameter):
+            hint = did_you_mean(generic, known, f"known are {', '.join(known)}")
+            raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
+        *parents, leaf = path
+        target = document
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[leaf] = value
+        if value == "":
+            del target[leaf]
+    for part in [part for part, fields in document.items() if fields == {} and part != "variants"]:
+        del document[part]
+    return validate_spec(document)
+
+
+def add_variant(spec: EndpointSpec, name: str, model_uri: str, config: Mapping[str, Any] | None = None) -> EndpointSpec:
+    """Return `spec` with another variant, changed by `config` (dotted field names).
+
+    It gets no traffic yet if there are other variants.
+
+    Raises:
+        AlreadyExists: there is a variant of this name.
+        InvalidConfig: as `new_endpoint`.
+    """
+    if name in spec.variants:
+        raise AlreadyExists(f"the endpoint {spec.name!r} has a deployment {name!r} already: update or delete it")
+    added = {"model": model_uri, "weight": 0 if spec.variants else 100}
+    variants = {**spec_document(spec)["variants"], name: added}
+    return apply_config(validate_spec({**spec_document(spec), "variants": variants}), config or {})
+
+
+def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
+    """Return `spec` without one of its variants; it may have been the last.
+
+    Raises:
+        InvalidConfig: variants remain, and none of them would answer.
+    """
+    variants = {key: variant for key, variant in spec_document(spec)["variants"].items() if key != name}
+    return validate_spec({**spec_document(spec), "variants": variants})
+
+
+def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
+    """Return `spec` without one of its monitors."""
+    monitors = {key: monitor for key, monitor in spec_document(spec).get("monitors", {}).items() if key != name}
+    return validate_spec({**spec_document(spec), "monitors": monitors})
+
+
+def _path(dotted: str) -> list[str]:
+    """Split a dotted name into keys. The names of variants and monitors may contain dots."""
+    part, _, rest = dotted.partition(".")
+    if part == "monitors" and _RETRAIN in rest:
+        name, _, field = rest.rpartition(_RETRAIN)
+        table, _, key = field.partition(".")
+        return [part, name, "retrain", table, *([key] if key else [])]
+    name, _, field = rest.rpartition(".")
+    return [part, name, field] if part in ("variants", "monitors") and name else dotted.split(".")

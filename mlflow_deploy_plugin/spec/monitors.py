@@ -9,21 +9,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec.criteria import MonitorMetric, Requirement, parse_requirements
-from mlflow_deploy_plugin.spec.reference import (
-    SMALLEST_ROLLING_RATE,
-    rolling_span,
-    validate_lag,
-    validate_length,
-    validate_reference,
-)
-from mlflow_deploy_plugin.spec.schedule import validate_crontab
 from mlflow_deploy_plugin.spec.types import (
     REFERENCE,
+    SMALLEST_ROLLING_RATE,
     TIME_ZONE,
     Duration,
     SpecPart,
     duration_seconds,
+    rolling_span,
     split_list,
+    validate_crontab,
+    validate_lag,
+    validate_length,
+    validate_reference,
 )
 
 MonitorKind = Literal["drift", "prediction_drift", "data_quality", "performance", "shadow", "service_level"]
@@ -161,7 +159,7 @@ class MonitorSpec(SpecPart):
         if self.kind in ("performance", "shadow", "service_level") and not self.require:
             raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
         if self.require and self.kind not in MONITOR_METRICS:
-            why = "its reference says what is normal" if self.kind in KINDS_WITH_REFERENCE else "it has no figures"
+            why = "its reference says what is normal" if self.kind in KINDS_WITH_REFERENCE else "it has no metrics"
             raise ValueError(f"a monitor of kind {self.kind} takes no `require`: {why}")
         for name, kinds in _READ_BY.items():
             if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:

@@ -43,8 +43,8 @@ def test_a_figure_holds_on_one_side_of_its_bound_and_what_is_no_number_never() -
 @pytest.mark.parametrize(
     ("kind", "text", "said"),
     [
-        ("performance", "acuracy>=0.8", "no figure 'acuracy'; it has accuracy, .*; did you mean 'accuracy'"),
-        ("performance", "p99<=1s", "a monitor of kind performance has no figure 'p99'"),
+        ("performance", "acuracy>=0.8", "no metric 'acuracy'; it has accuracy, .*; did you mean 'accuracy'"),
+        ("performance", "p99<=1s", "a monitor of kind performance has no metric 'p99'"),
         ("performance", "accuracy", "'accuracy' is no requirement; it is written like accuracy>=0.8"),
         ("performance", "accuracy<=0.8", "asks for the worse; accuracy is better when higher: accuracy>=0.8"),
         ("performance", "accuracy>=80", "accuracy lies between 0 and 1"),

@@ -1,12 +1,104 @@
-"""Durations are read as seconds."""
+"""Names, times, references and schedules of a spec, as a person writes them."""
+
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import (
+    bin_period,
     duration_seconds,
+    load_time_zone,
+    rolling_span,
+    validate_crontab,
 )
+from mlflow_deploy_plugin.spec.types import validate_lag, validate_reference
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800)])
 def test_durations_are_seconds(text: str, seconds: int) -> None:
     assert duration_seconds(text) == seconds
+
+
+DAY = timedelta(days=1)
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["training", "rolling:7d", "window:2013-01-01/2013-04-01", "window:2013-01-01T12:00+02:00/90d", "dataset:s3://a/b"],
+)
+def test_a_reference_is_taken_as_it_is(text: str) -> None:
+    assert validate_reference(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rolling:4000d", "at most 3660d"),
+        ("window:2013-04-01/2013-01-01", "ends before it begins"),
+        ("window:yesterday/1d", "a window is START/END or START/DURATION in UTC"),
+        ("window:0001-01-01T00:00+14:00/1d", "a window is START/END or START/DURATION in UTC"),
+    ],
+)
+def test_a_reference_that_cannot_be_says_why(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        validate_reference(text)
+
+
+@pytest.mark.parametrize(("lag", "said"), [("1h", "lies in the window itself"), ("36h", "take a multiple")])
+def test_a_lag_leads_from_one_window_to_another(lag: str, said: str) -> None:
+    assert validate_lag("7d", "1d") == "7d"
+    with pytest.raises(ValueError, match=said):
+        validate_lag(lag, "1d")
+
+
+def test_pairs_are_read_for_the_rate_and_at_least_a_lag_of_them() -> None:
+    assert rolling_span(DAY, DAY, 0.05) == DAY + 40 * DAY
+    assert rolling_span(90 * DAY, DAY, 0.5) == 180 * DAY
+
+
+def test_bins_are_of_the_span_before_the_last_change_or_of_the_first_in_a_young_log() -> None:
+    span = 10 * DAY
+    start, end = bin_period(FIRST, FIRST + 500 * DAY, span)
+    assert end - start == span
+    assert bin_period(FIRST, FIRST + 501 * DAY, span) in [(start, end), (start + 4 * span, end + 4 * span)]
+    assert bin_period(FIRST, FIRST + 5 * DAY, span) == (FIRST, FIRST + 5 * DAY)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "15 6 * * *",
+        "*/15 0-6,22 1 jan-mar,12 mon-fri/2",
+        "0 6 30 2 mon",  # either day will do, and there are Mondays
+        "0 6 29 feb *",
+        "0 0 * * sat-sun",
+    ],
+)
+def test_a_line_is_taken_as_it_is(line: str) -> None:
+    assert validate_crontab(line) == line
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("15 6 * *", "minute, hour, day, month and weekday are expected"),
+        ("60 6 * * *", "minute '60': 0 to 59 are expected"),
+        ("0 6 * * mo", "weekday 'mo': numbers, lists, ranges and steps are expected"),
+        ("0 6 * foo *", "month 'foo': 1 to 12 are expected, or jan feb"),
+        ("0 6-3 * * *", "hour '6-3' ends before it begins"),
+        ("*/0 * * * *", "the step has to be at least 1"),
+        ("0 6 31 2,4 *", "no month that is named has a day 31"),
+    ],
+)
+def test_a_line_that_cannot_be_says_which_field(line: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        validate_crontab(line)
+
+
+@pytest.mark.parametrize("name", ["Europe/Nowhere", "../etc/passwd", ""])
+def test_a_time_zone_that_this_machine_does_not_know_is_refused(name: str) -> None:
+    assert load_time_zone("Europe/Berlin").key == "Europe/Berlin"
+    with pytest.raises(InvalidConfig, match="is not known; as Europe/Berlin"):
+        load_time_zone(name)
