@@ -156,7 +156,8 @@ class VersionResolver:
             return now + pause if is_polled_again else NEVER
         model.error_class = type(resolution)
         if isinstance(resolution, NotFound | InvalidConfig):  # somebody may put it right at any moment
-            model.error = f"{ref.uri}: {resolution.message}"
+            is_named = isinstance(resolution, InvalidConfig)  # by the message itself
+            model.error = resolution.message if is_named else f"{ref.uri}: {resolution.message}"
             return now + pause
         model.error = resolution.message
         model.poll_failures += 1

@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deploym
 from mlflow_deploy_plugin.deployments.scoring import original_document, score, scoring_target
 from mlflow_deploy_plugin.deployments.target import check_target, target_help
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
 from mlflow_deploy_plugin.spec import new_endpoint
 
 __all__ = ["DeploymentError", "OnnxserveDeploymentClient", "run_local", "target_help"]
@@ -135,7 +136,10 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
     """Serve the model in the foreground until Ctrl-C; `list` and the other commands do not know it."""
     with _mlflow_errors():
-        serve_in_foreground(new_endpoint(name, model_uri, apply_flavor(name, model_uri, flavor, config)), _echo)
+        set_service_timeouts()
+        spec = new_endpoint(name, model_uri, apply_flavor(name, model_uri, flavor, config))
+        resolve(model_uri)  # a model that the registry does not have is refused before anything is started
+        serve_in_foreground(spec, _echo)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.statedir import LOADING, SPEC, LoadedVariant, LoadingState, write_state
 from tests.support.fake_registry import STAGE, Case
 
@@ -19,6 +19,12 @@ def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has
     case.now += 2
     assert follower.round().error == ""
     assert case.versions == {"v1": "9"}
+
+
+def test_a_uri_that_names_no_model_is_shown_once(case: Case) -> None:
+    case.spec("models:/tiny")
+    case.world.versions = {"models:/tiny": InvalidConfig("'models:/tiny' names no version")}
+    assert case.follower().round().error == "'models:/tiny' names no version"
 
 
 def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case) -> None:

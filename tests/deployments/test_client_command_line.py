@@ -110,6 +110,24 @@ def test_the_help_is_printed() -> None:
     assert "TARGET URI" in called("help", "-t", "onnxserve").stdout
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("models:/nope", "'models:/nope' names no version; "),
+        ("models:/nope/1", "there is no registered model nope; the registry is empty, in MLflow at "),
+        ("./nowhere", "the folder "),
+    ],
+)
+def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
+    client: BaseDeploymentClient, model: str, message: str
+) -> None:
+    refused = called("run-local", "-t", "onnxserve", "--name", "front", "-m", model)
+
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    own = [line for line in refused.stderr.splitlines() if " INFO mlflow." not in line]  # MLflow makes its database
+    assert [line[: len(message) + 7] for line in own] == [f"Error: {message}"]
+
+
 def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
     models: Any, free_port: int, tmp_path: Path
 ) -> None:
@@ -135,6 +153,8 @@ def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
         process.send_signal(signal.SIGTERM)
         status = process.wait(60)
 
-    assert status == 0, (tmp_path / "log").read_text()
+    log_text = (tmp_path / "log").read_text()
+    assert status == 0, log_text
+    assert f"front: starting the server at {url}, Ctrl-C stops it\n" in log_text
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{url}/ping", timeout=5)

@@ -209,7 +209,7 @@ def serve_in_foreground(spec: EndpointSpec, progress: Callable[[str], None]) -> 
     check_port(*_address(spec))
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
         write_atomically(Path(folder) / SPEC, dump_spec(spec).encode())
-        progress(f"{spec.name}: serving at {server_url(spec.server)}, Ctrl-C stops it")
+        progress(f"{spec.name}: starting the server at {server_url(spec.server)}, Ctrl-C stops it")
         status = _run_to_end(supervisor.command(Path(folder)))
     if status not in (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
         raise DeploymentFailed(f"{spec.name}: the server {exit_reason(status)}; its log above says why")
