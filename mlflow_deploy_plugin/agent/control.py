@@ -116,8 +116,15 @@ class EndpointControl:
             except Pending:
                 continue
             del self._running[name]
-            if running.spec is not None and error is None:
-                self._save_loaded(specs, running.spec)
+            if (loaded := running.spec) is not None and error is None:
+                unloaded = tuple(one for one in self._control.unloaded if one != loaded.name)
+                added = dict(self._control.added)
+                if all(own.name != loaded.name for own in specs):
+                    added[loaded.name] = loaded
+                    surplus = max(0, len(added) - MOST_ADDED)
+                    for forgotten in [one for one in added if one in unloaded][:surplus]:
+                        del added[forgotten]
+                self._save(unloaded, added)
             self._answer(running.file, error)
             _log.info("%s %s: %s", running.command.action, name, error.message if error else "done")
 
@@ -146,15 +153,6 @@ class EndpointControl:
         out = {*self._control.unloaded, command.endpoint}
         self._save(tuple(name for name in known if name in out), self._control.added)
         return None
-
-    def _save_loaded(self, specs: Sequence[EndpointSpec], spec: EndpointSpec) -> None:
-        unloaded = tuple(name for name in self._control.unloaded if name != spec.name)
-        added = dict(self._control.added)
-        if all(own.name != spec.name for own in specs):
-            added[spec.name] = spec
-            for forgotten in [name for name in added if name in unloaded][: max(0, len(added) - MOST_ADDED)]:
-                del added[forgotten]
-        self._save(unloaded, added)
 
     def _save(self, unloaded: tuple[str, ...], added: dict[str, EndpointSpec]) -> None:
         control = Control(unloaded=unloaded, added=added)

@@ -1,5 +1,7 @@
 """Fetching: resolved model references become verified files on this disk, kept in a cache that agents share.
 
+The files of a version are compared with those that were saved, before the workers are told to load it.
+
     CACHE/models/<digest>/          the MLmodel folder, never changed again
     CACHE/sources/<key>             the digest that a version was fetched as, so that a restart needs no artifact store
     CACHE/users/<key>               the path of a state folder whose wanted.json may name models here
@@ -16,11 +18,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from mlflow_deploy_plugin.agent.verify import digest_files, verify_files
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.registry import (
     ERROR_TAG,
@@ -34,33 +36,30 @@ from mlflow_deploy_plugin.registry import (
     tag_version,
     untag_version,
 )
-from mlflow_deploy_plugin.runtime import MLMODEL, PYTHON_FUNCTION, check_digests, read_served_artifact
-from mlflow_deploy_plugin.statedir import FOLLOWED, WANTED, Followed, Wanted, read_state, write_atomically
+from mlflow_deploy_plugin.runtime import (
+    FLAVOR,
+    MLMODEL,
+    PYTHON_FUNCTION,
+    altered_file_message,
+    check_digests,
+    read_mlmodel,
+    read_served_artifact,
+)
+from mlflow_deploy_plugin.statedir import (
+    FOLLOWED,
+    WANTED,
+    FetchedVersion,
+    Followed,
+    Wanted,
+    read_state,
+    write_atomically,
+)
 
 _log = logging.getLogger(__name__)
 
 _KEPT_LATEST = 5
 _HOUR = 3600
 _DAY = 24 * _HOUR
-
-
-@dataclass(frozen=True)
-class FetchedVersion:
-    """A version whose verified files are on this disk, ready to be loaded.
-
-    Attributes:
-        identity: `ResolvedModel.identity` of the version; empty if only wanted.json is known of it.
-        source: the URI or path that the files came from.
-        runs_code: True for a version without an ONNX form.
-    """
-
-    model: str
-    version: str
-    folder: Path
-    aspects: dict[str, str] = field(default_factory=dict)
-    identity: str = ""
-    source: str = ""
-    runs_code: bool = False
 
 
 class ModelCache:
@@ -95,7 +94,14 @@ class ModelCache:
         try:
             folder = self._find_cached(entry)
             if folder is None:
-                folder = self._download(source)
+                with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
+                    fetched = download(source, Path(temporary))
+                    folder = self._models / verify_files(fetched)
+                    try:
+                        fetched.rename(folder)
+                    except OSError:
+                        if not (folder / MLMODEL).is_file():  # else another agent was first with the same files
+                            raise
                 if entry is not None:
                     write_atomically(entry, folder.name.encode())
             os.utime(folder)
@@ -123,22 +129,11 @@ class ModelCache:
         folder = self._models / entry.read_text()
         if not folder.is_dir():
             return None
-        if digest_files(folder) == folder.name:
+        if _combine(_hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk; it is fetched again", folder)
         shutil.rmtree(folder, ignore_errors=True)
         return None
-
-    def _download(self, source: str) -> Path:
-        with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
-            fetched = download(source, Path(temporary))
-            folder = self._models / verify_files(fetched)
-            try:
-                fetched.rename(folder)
-            except OSError:
-                if not (folder / MLMODEL).is_file():  # else another agent was first with the same files
-                    raise
-        return folder
 
     def _used_models(self) -> set[str]:
         """Return the names of the folders that a server uses; forget the servers whose state folder is gone."""
@@ -237,3 +232,55 @@ def _modified_at(path: Path) -> float:
         return path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
+
+
+def verify_files(folder: Path) -> str:
+    """Check the fetched files of a version and return the digest of all of them.
+
+    Raises:
+        InvalidArtifact: the files are not a model that can be served, or there are links among them.
+        NotFound: a file is missing. MLflow may list and return fewer files than were saved; somebody may restore it.
+        RegistryUnavailable: a file differs from the one that was saved (`flavor/saved_model.py`). The artifact store
+            may return the right one the next time.
+    """
+    refuse_links(folder)
+    if not (folder / MLMODEL).is_file():
+        raise NotFound("its files in the artifact store are gone, or no MLflow model: there is no MLmodel among them")
+    mlmodel = read_mlmodel(folder)
+    for name in (FLAVOR, "onnx"):
+        data = _entry(mlmodel, "flavors", name, "data")
+        if isinstance(data, str) and not (folder / data).exists():
+            raise NotFound(f"its file {data!r} is gone from the artifact store")
+    hashes = _hash_files(folder)
+    saved = _entry(mlmodel, "flavors", FLAVOR, "digests")
+    for name, expected in (saved if isinstance(saved, Mapping) else {}).items():
+        sha256 = hashes.get(Path(os.path.normpath(str(name))))
+        digest = f"sha256:{sha256}" if sha256 else "no such file"
+        if digest != expected:
+            raise RegistryUnavailable(altered_file_message(str(name), digest, str(expected)))
+    read_served_artifact(folder)
+    return _combine(hashes)
+
+
+def _entry(document: Any, *keys: str) -> Any:
+    """Return the entry of nested mappings; None if there is none, as in a malformed file."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document
+
+
+def _hash_files(folder: Path) -> dict[Path, str]:
+    """Return the SHA-256 of every file, by its path within the folder."""
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as stream:
+            hashes[path.relative_to(folder)] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes
+
+
+def _combine(hashes: Mapping[Path, str]) -> str:
+    """Return the SHA-256 over the path and the content of every file."""
+    digest = hashlib.sha256()
+    for path, sha256 in hashes.items():
+        digest.update(f"{path}\0{sha256}\n".encode())
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ Whatever fails, the versions that were served stay wanted.
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
@@ -21,10 +22,8 @@ from mlflow_deploy_plugin.agent.followed import (
     checkpoint,
     model_ref,
     restore_checkpoint,
-    wanted_variant,
 )
-from mlflow_deploy_plugin.agent.resolver import VersionResolver
-from mlflow_deploy_plugin.agent.verify import pyfunc_policy
+from mlflow_deploy_plugin.agent.resolver import VersionResolver, pyfunc_policy
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import redact_addresses
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
@@ -39,6 +38,7 @@ from mlflow_deploy_plugin.statedir import (
     ShippingState,
     Wanted,
     WantedEndpoint,
+    WantedVariant,
     WorkerState,
     is_alive,
     read_state,
@@ -81,7 +81,9 @@ class Follower:
         self._spec_text = ""
         self._spec_error = ""
         self._written: AgentState | None = None
-        self._workers = _Workers(self.state_dir)
+        self._deaths = Counter[Path]()
+        """By folder of a version: the workers that have died of it."""
+        take_load_deaths(self.state_dir)  # of an earlier server that was killed as a whole
 
     def round(self) -> AgentState:
         """Look at everything once, and write wanted.json and agent.json if they change.
@@ -90,8 +92,7 @@ class Follower:
             The content of agent.json. `fatal` says that nothing can be served and that waiting is no use.
         """
         is_first = self._written is None
-        self._read_spec()
-        self._take_commands()
+        self._update_specs()
         look_file = self.state_dir / LOOK
         if look_file.exists():
             look_file.unlink(missing_ok=True)  # before the poll: a reference that moves after it is asked for anew
@@ -140,22 +141,22 @@ class Follower:
         has_result = any(future.done() for future in self.resolver.pending())
         return has_result or self._control.has_work() or (self.state_dir / LOOK).exists()
 
-    def _read_spec(self) -> None:
+    def _update_specs(self) -> None:
+        """Read the spec if it has changed, and take the commands that wait.
+
+        A model that a command loads is polled at once, even if it was rejected.
+        """
         try:
             text = (self.state_dir / SPEC).read_text()
-            if text == self._spec_text:
-                return
-            self._spec_text = text
-            self._own_specs = load_specs(text)
-            self.resolver.set_pyfunc_policy(pyfunc_policy(self._own_specs))
-            self._spec_error = ""
+            if text != self._spec_text:
+                self._spec_text = text
+                self._own_specs = load_specs(text)
+                self.resolver.set_pyfunc_policy(pyfunc_policy(self._own_specs))
+                self._spec_error = ""
         except (OSError, UnicodeDecodeError) as error:
             self._spec_error = f"{SPEC} cannot be read: {error}"
         except OnnxserveError as error:
             self._spec_error = f"{SPEC}: {error.message}"
-
-    def _take_commands(self) -> None:
-        """Take the commands that wait. A model that a command loads is polled at once, even if it was rejected."""
         commanded = self._control.take(self._own_specs)
         specs = self._control.endpoints(self._own_specs)
         if specs != self._specs:
@@ -190,9 +191,13 @@ class Follower:
         return not self._own_specs or any(lacking)
 
     def _write_wanted(self) -> None:
-        endpoints = {spec.name: self._wanted_endpoint(spec) for spec in self._specs if not self._is_load_pending(spec)}
+        before, endpoints = self._wanted, {}
+        for spec in self._specs:
+            # no worker is to see an endpoint that a command loads before its models are there
+            is_new = self._control.is_loading(spec.name) and spec.name not in before.endpoints
+            if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
+                endpoints[spec.name] = self._wanted_endpoint(spec)
         unloaded = self._control.unloaded(self._own_specs)
-        before = self._wanted
         is_same = before.generation and (endpoints, unloaded) == (before.endpoints, before.unloaded)
         has_none = not unloaded and not any(endpoint.variants for endpoint in endpoints.values())
         if (is_same and not self._is_forced) or has_none:
@@ -211,17 +216,20 @@ class Follower:
         for name, variant in spec.variants.items():
             model = self._model(spec, variant)
             if model.version is not None:
-                variants[name] = wanted_variant(variant, model.version)
+                variants[name] = WantedVariant(
+                    model_uri=variant.model,
+                    model=model.version.model,
+                    version=model.version.version,
+                    folder=model.version.folder,
+                    weight=variant.weight,
+                    shadow=variant.shadow,
+                    aspects=model.version.aspects,
+                )
             elif name in served:  # its model was changed to one that cannot be fetched (yet)
                 variants[name] = served[name]
             elif message := model.message(variant.model):
                 errors[name] = redact_addresses(message)
         return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
-
-    def _is_load_pending(self, spec: EndpointSpec) -> bool:
-        """Return True if a command loads an endpoint whose models are not there (yet): no worker is to see it."""
-        is_new = self._control.is_loading(spec.name) and spec.name not in self._wanted.endpoints
-        return is_new and (self._failure(spec) is not None or not self._is_settled(spec))
 
     def _checkpoint(self) -> None:
         self._followed = checkpoint(self.state_dir, self.resolver.models, self._followed)
@@ -233,15 +241,19 @@ class Follower:
         Returns:
             True if a version without an earlier one failed and no worker has loaded anything.
         """
-        workers = [worker for worker in self._workers.living() if worker.generation == self._wanted.generation]
-        self._workers.collect_deaths()
+        workers = [worker for worker in self._living_workers() if worker.generation == self._wanted.generation]
+        self._deaths.update(take_load_deaths(self.state_dir))
         nothing_loaded = not any(v.version for w in workers for e in w.endpoints.values() for v in e.values())
         failed = False
         for spec, name, variant in self._variants():
             model = self._model(spec, variant)
-            folder = model.version.folder if model.version is not None else None
-            error = _load_error(workers, spec.name, name) or self._workers.blame(folder)
-            if not error or model.version is None or model.unloadable == model.version.identity:
+            if model.version is None:
+                continue
+            error = _load_error(workers, spec.name, name)
+            if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
+                del self._deaths[model.version.folder]
+                error = f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
+            if not error or model.unloadable == model.version.identity:
                 continue
             is_commanded = self._control.is_loading(spec.name)  # then the caller gets the error
             failed = failed or (model.previous is None and nothing_loaded and not is_commanded)
@@ -256,7 +268,7 @@ class Follower:
             return error
         if spec and not self._is_settled(spec):
             raise Pending
-        workers = self._workers.living()
+        workers = self._living_workers()
         is_behind = any(worker.generation != self._wanted.generation for worker in workers)
         if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
             raise Pending  # an error that has just come is dealt with in the next round
@@ -274,6 +286,9 @@ class Follower:
 
     def _is_settled(self, spec: EndpointSpec) -> bool:
         return all(self._model(spec, variant).is_settled for variant in spec.variants.values())
+
+    def _living_workers(self) -> list[WorkerState]:
+        return [worker for worker in read_workers(self.state_dir) if is_alive(worker.pid)]
 
     def _variants(self) -> Iterator[tuple[EndpointSpec, str, VariantSpec]]:
         for spec in self._specs:
@@ -293,29 +308,6 @@ class Follower:
         if state != self._written:
             write_state(self.state_dir / AGENT, state)
             self._written = state
-
-
-class _Workers:
-    """The workers of one server: what they have loaded, and which versions they died of."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self._state_dir = state_dir
-        take_load_deaths(state_dir)  # of an earlier server that was killed as a whole
-        self._deaths: list[Path] = []
-
-    def living(self) -> list[WorkerState]:
-        return [worker for worker in read_workers(self._state_dir) if is_alive(worker.pid)]
-
-    def collect_deaths(self) -> None:
-        """Note the versions that workers have died of since the last call, for `blame`."""
-        self._deaths += take_load_deaths(self._state_dir)
-
-    def blame(self, folder: Path | None) -> str:
-        """Return why the version in this folder is not loaded again if it has killed workers, else an empty text."""
-        if folder is None or self._deaths.count(folder) < _MOST_DEATHS:
-            return ""
-        self._deaths = [died for died in self._deaths if died != folder]
-        return f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:

@@ -7,11 +7,10 @@ before it. wanted.json alone does not say which version to return to if the work
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
 from mlflow_deploy_plugin.registry import Resolution, ResolvedModel
 from mlflow_deploy_plugin.runtime import read_served_artifact
@@ -19,9 +18,9 @@ from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir import (
     FOLLOWED,
     WANTED,
+    FetchedVersion,
     Followed,
     FollowedReference,
-    KnownVersion,
     Wanted,
     WantedVariant,
     read_state,
@@ -161,31 +160,15 @@ class FollowedModel:
         return report if report != self.reported else None
 
 
-def wanted_variant(variant: VariantSpec, version: FetchedVersion) -> WantedVariant:
-    return WantedVariant(
-        model_uri=variant.model,
-        model=version.model,
-        version=version.version,
-        folder=version.folder,
-        weight=variant.weight,
-        shadow=variant.shadow,
-        aspects=version.aspects,
-    )
-
-
 def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel], before: Followed) -> Followed:
     """Write the checkpoint if it differs from `before`, and return its content."""
-
-    def known(version: FetchedVersion | None) -> KnownVersion | None:
-        return None if version is None else KnownVersion.model_validate(asdict(version))
-
     now = Followed(
         references=tuple(
             FollowedReference(
                 model_uri=ref.uri,
                 require=ref.require,
-                version=known(model.version),
-                previous=known(model.previous),
+                version=model.version,
+                previous=model.previous,
                 told=model.reported,
             )
             for ref, model in models.items()
@@ -215,7 +198,7 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
     wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
     for endpoint in wanted.endpoints.values():
         for variant in endpoint.variants.values():
-            known = KnownVersion(
+            known = FetchedVersion(
                 model=variant.model, version=variant.version, folder=variant.folder, aspects=variant.aspects
             )
             if (version := _if_whole(known)) is not None:
@@ -234,7 +217,7 @@ def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[Model
     return FollowedModel()
 
 
-def _if_whole(known: KnownVersion | None) -> FetchedVersion | None:
+def _if_whole(known: FetchedVersion | None) -> FetchedVersion | None:
     if known is None:
         return None
     try:
@@ -242,4 +225,4 @@ def _if_whole(known: KnownVersion | None) -> FetchedVersion | None:
     except OnnxserveError as error:
         _log.warning("%s version %s is gone from this disk: %s", known.model, known.version, error)
         return None
-    return FetchedVersion(**known.model_dump())
+    return known

@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class ShippingProgress:
     def __init__(self, spool: Path) -> None:
         self._spool = spool
         self._path = spool.parent / PROGRESS
-        self.totals = _adopt_totals(_read_totals(self._path), spool.parent)
+        self.totals = _load_totals(spool.parent)
         self._listed_at = self.totals.complete_until
         self._complete: dict[str, float] = {}
 
@@ -96,10 +96,8 @@ class ShippingProgress:
         """
         totals = self.totals
         counted = {name: place for name, place in totals.counted.items() if (self._spool / name).exists()}
-        after = Totals(**asdict(totals))
-        after.counted = counted | {segment: end}
-        after.shipped, after.lost = add_rows(totals.shipped, rows), add_rows(totals.lost, lost)
-        self.totals = after
+        shipped, lost_rows = add_rows(totals.shipped, rows), add_rows(totals.lost, lost)
+        self.totals = replace(totals, counted=counted | {segment: end}, shipped=shipped, lost=lost_rows)
         with contextlib.suppress(OSError):
             self._write()
 
@@ -217,37 +215,27 @@ def _counts(mark: Watermark) -> tuple[object, ...]:
     return mark.endpoints, mark.answered_rows, mark.captured_rows, mark.dropped_rows, mark.shipped_rows
 
 
-def _read_totals(path: Path) -> Totals:
-    """Return the totals of progress.json, or new ones under a new name if the file is missing or malformed.
+def _load_totals(folder: Path) -> Totals:
+    """Return the totals of progress.json in the state folder, or new ones under a new name.
 
-    The counts that ended servers have left are then counted anew, or stand under the earlier name.
+    If the file is missing, the counts that ended servers have left are counted anew; if it is malformed, they stand
+    under the earlier name. In a copy of a state folder the agent has counted nothing yet.
     """
+    left_runs = [left.run for left in saved_capture_counters(folder)]
     try:
-        content = path.read_bytes()
+        totals = Totals(**orjson.loads((folder / PROGRESS).read_bytes()))
     except OSError:
-        return Totals(_new_name())
-    with contextlib.suppress(ValueError, TypeError):
-        return Totals(**orjson.loads(content))
-    return Totals(_new_name(), ended=_left_runs(path.parent))
-
-
-def _adopt_totals(totals: Totals, folder: Path) -> Totals:
-    """Return the totals for the agent of this folder; in a copy, those of an agent that has counted nothing yet."""
-    try:
-        inode = folder.stat().st_ino
-    except OSError:
-        return totals
+        totals = Totals(_new_name())
+    except (ValueError, TypeError):
+        totals = Totals(_new_name(), ended=left_runs)
+    inode = folder.stat().st_ino
     if totals.folder in (0, inode):
         totals.folder = inode
         return totals
     name = _new_name()
     _log.warning("%s is a copy of another state folder: its agent is no longer %s, but %s", folder, totals.agent, name)
-    counted_there = [*totals.ended, totals.run, *_left_runs(folder)]
-    return Totals(name, totals.complete_until, counted=totals.counted, ended=counted_there[-_MOST_ENDED:], folder=inode)
-
-
-def _left_runs(folder: Path) -> list[str]:
-    return [left.run for left in saved_capture_counters(folder)]
+    ended = [*totals.ended, totals.run, *left_runs][-_MOST_ENDED:]
+    return Totals(name, totals.complete_until, counted=totals.counted, ended=ended, folder=inode)
 
 
 def _new_name() -> str:

@@ -9,14 +9,21 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.agent.followed import NEVER, FollowedModel, ModelRef, Rejection, RejectionCause
-from mlflow_deploy_plugin.agent.verify import PyfuncPolicy
-from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    ModelError,
+    NotFound,
+    OnnxserveError,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.registry import Resolution, ResolvedModel, lookup_key
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.statedir import FetchedVersion
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +61,48 @@ class PollPolicy:
         longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
         seconds = min(self.poll_seconds * 2.0 ** min(failures, 10), longest)
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
+
+
+@dataclass(frozen=True)
+class PyfuncPolicy:
+    """The rule of one server about versions without an ONNX form, which are Python code run by this server's user.
+
+    A model that the server's own spec names by a reference that always means the same version may run: whoever wrote
+    the spec agreed to it. A stage, an alias or a tag may mean another version tomorrow, moved by anybody who may move
+    it in the registry. A model that was loaded over HTTP was named by anybody who may call. Both need
+    `allow_pyfunc` in the spec.
+
+    Attributes:
+        named: the model URIs in the server's own spec.
+        allowed: the URIs that every variant naming them allows to be pyfuncs.
+    """
+
+    named: frozenset[str] = frozenset()
+    allowed: frozenset[str] = frozenset()
+
+    def check(self, model_uri: str, is_followed: bool) -> None:
+        """Check that a version without an ONNX form may be served for this URI.
+
+        Raises:
+            InvalidArtifact: it may not; the message says what would allow it.
+        """
+        if model_uri in self.allowed or (model_uri in self.named and not is_followed):
+            return
+        what = "the version has no ONNX form, so that serving it runs code of its own"
+        if model_uri in self.named:
+            raise InvalidArtifact(
+                f"{what}; for a stage, an alias or a tag, -C variants.NAME.allow_pyfunc=true allows that "
+                "(of `mlflow deployments create` and `update` also --flavor python_function)"
+            )
+        raise InvalidArtifact(f"{what}, which only the server's own spec can allow")
+
+
+def pyfunc_policy(specs: Sequence[EndpointSpec]) -> PyfuncPolicy:
+    """Return the policy that the server's own specs set."""
+    variants = [variant for spec in specs for variant in spec.variants.values()]
+    refused = {variant.model for variant in variants if not variant.allow_pyfunc}
+    named = frozenset(variant.model for variant in variants)
+    return PyfuncPolicy(named, named - refused)
 
 
 @dataclass
@@ -99,21 +148,10 @@ class VersionResolver:
                 model.next_poll = 0.0
 
     def advance(self) -> None:
-        """Start what is due, and take in the results that have come."""
-        self._start_polls()
-        self._finish_polls()
-        for ref, model in self.models.items():
-            if model.target is not None and model.poll is None:
-                self._move_to_target(ref, model, model.target)
-        targets = {model.target.identity for model in self.models.values() if model.target is not None}
-        for identity in [identity for identity, fetch in self._fetches.items() if fetch.done()]:
-            del self._fetches[identity]
-        for identity in self._fetches.keys() - targets:
-            self._fetches.pop(identity).cancel()  # the reference has moved on; a fetch that runs ends by itself
-        self._report_failures()
+        """Start what is due, and take in the results that have come.
 
-    def _start_polls(self) -> None:
-        """Start one poll for each registered model with a reference that is due; its followed references share it."""
+        The followed references of one registered model share a poll.
+        """
         now = self.polling.clock()
         due = {lookup_key(ref.uri) for ref, one in self.models.items() if one.next_poll <= now and one.poll is None}
         for key in sorted(due):
@@ -125,6 +163,16 @@ class VersionResolver:
             poll = self.poll_pool.submit(self._resolve, list(dict.fromkeys(ref.uri for ref, _ in polled)))
             for _, model in polled:
                 model.poll, model.next_poll = poll, NEVER
+        self._finish_polls()
+        for ref, model in self.models.items():
+            if model.target is not None and model.poll is None:
+                self._move_to_target(ref, model, model.target)
+        targets = {model.target.identity for model in self.models.values() if model.target is not None}
+        for identity in [identity for identity, fetch in self._fetches.items() if fetch.done()]:
+            del self._fetches[identity]
+        for identity in self._fetches.keys() - targets:
+            self._fetches.pop(identity).cancel()  # the reference has moved on; a fetch that runs ends by itself
+        self._report_failures()
 
     def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
         try:
@@ -134,34 +182,32 @@ class VersionResolver:
             return dict.fromkeys(uris, RegistryUnavailable(f"asking for {uris[0]} failed: {type(error).__name__}"))
 
     def _finish_polls(self) -> None:
+        """Take in the registry's answers, and say when to poll next."""
         pauses: dict[int, float] = {}
         for ref, model in self.models.items():
-            poll = model.poll
+            poll, now = model.poll, self.polling.clock()
             if poll is None or not poll.done():
                 continue
-            model.poll = None
             pause = pauses.setdefault(id(poll), self.polling.pause(0))
             is_wanted_again = model.next_poll < NEVER
-            next_poll = self._take_resolution(ref, model, poll.result()[ref.uri], pause)
-            model.next_poll = 0.0 if is_wanted_again else next_poll
+            resolution = poll.result()[ref.uri]
+            model.poll, model.next_poll = None, now + pause
+            if isinstance(resolution, ResolvedModel):
+                model.error, model.poll_failures, model.target = "", 0, resolution
+                waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
+                if not waits_for_gate and not (resolution.followed and self.polling.follow):
+                    model.next_poll = NEVER
+            else:
+                model.error, model.error_class = resolution.message, type(resolution)
+                if isinstance(resolution, NotFound):
+                    model.error = f"{ref.uri}: {resolution.message}"
+                # what is not found or wrong may be put right by somebody at any moment
+                if not isinstance(resolution, NotFound | InvalidConfig):
+                    model.poll_failures += 1
+                    model.next_poll = now + self.polling.pause(model.poll_failures)
+            if is_wanted_again:
+                model.next_poll = 0.0
         self.finished_polls += len(pauses)
-
-    def _take_resolution(self, ref: ModelRef, model: FollowedModel, resolution: Resolution, pause: float) -> float:
-        """Take in the registry's answer, and return when to poll next."""
-        now = self.polling.clock()
-        if isinstance(resolution, ResolvedModel):
-            model.error, model.poll_failures, model.target = "", 0, resolution
-            waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
-            is_polled_again = waits_for_gate or (resolution.followed and self.polling.follow)
-            return now + pause if is_polled_again else NEVER
-        model.error_class = type(resolution)
-        if isinstance(resolution, NotFound | InvalidConfig):  # somebody may put it right at any moment
-            is_named = isinstance(resolution, InvalidConfig)  # by the message itself
-            model.error = resolution.message if is_named else f"{ref.uri}: {resolution.message}"
-            return now + pause
-        model.error = resolution.message
-        model.poll_failures += 1
-        return now + self.polling.pause(model.poll_failures)
 
     def _move_to_target(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> None:
         """Serve the target if it can be served by now."""
@@ -173,7 +219,7 @@ class VersionResolver:
             model.rejection = None
             lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
             if (aspects := lasting | target.aspects) != model.version.aspects:
-                model.version = replace(model.version, aspects=aspects)
+                model.version = model.version.model_copy(update={"aspects": aspects})
             return
         if ref.require and not model.serves_target and not target.gate_status.passed:
             reason = f"{target.gate_status.reason}, and this endpoint requires {ref.require}"

@@ -11,28 +11,42 @@ of a name never changes and a compactor may delete it. Readers drop duplicates b
 
 A busy worker's segment is left to grow, so that few and large files come of it. A log that is down is asked less and
 less often.
+
+A file of captured requests has the log's own columns first, then those of the model.
 """
 
 import logging
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.agent.log_tables import captured_file_name, captured_table, group_by_file, label_tables
 from mlflow_deploy_plugin.agent.progress import ShippingProgress
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.inference_log import encode_parquet, locate_log, write_file
+from mlflow_deploy_plugin.inference_log import (
+    FAILURES,
+    LABELS,
+    Label,
+    concat_tables,
+    encode_parquet,
+    labels_table,
+    locate_log,
+    write_file,
+)
+from mlflow_deploy_plugin.runtime import EVENT_TIME, Array, cast_columns_losslessly, to_log_columns
 from mlflow_deploy_plugin.server import (
     SHIPPED,
     SUFFIX,
     CapturedBatch,
     CapturedSegment,
     FeedbackFrame,
+    Utf8Array,
     is_released,
     read_batches,
     segments,
@@ -53,14 +67,6 @@ _STATE_SECONDS = 10.0
 
 class _SegmentError(Exception):
     """A failure of one segment's own files. The others may be shipped, which makes room on a full disk."""
-
-
-@dataclass(frozen=True)
-class _Growth:
-    """The size of a segment at the last look, and since when a part of it has waited."""
-
-    size: int
-    since: float
 
 
 class Shipper:
@@ -91,7 +97,8 @@ class Shipper:
         self._now = now
         self.progress = ShippingProgress(spool)
         self._clock = clock
-        self._growing: dict[str, _Growth] = {}
+        self._growing: dict[str, tuple[int, float]] = {}
+        """By segment: its size at the last look, and since when a part of it has waited."""
         self._failures = 0
         self._retry_at = float("-inf")
         self.state = ShippingState()
@@ -128,9 +135,9 @@ class Shipper:
         if size <= shipped:
             self.progress.set_complete(segment.name, moment)
             return False
-        before = self._growing.get(segment.name)
-        self._growing[segment.name] = _Growth(size, before.since if before else now)
-        return before is not None and (before.size == size or now - before.since >= _LONGEST_WAIT_SECONDS)
+        size_before, since = self._growing.get(segment.name, (None, now))
+        self._growing[segment.name] = size, since
+        return size == size_before or now - since >= _LONGEST_WAIT_SECONDS
 
     def _ship(self, due: Sequence[Path]) -> int:
         rows = 0
@@ -145,25 +152,21 @@ class Shipper:
             except (OSError, NotInstalled) as failure:  # the next one would fail too, after as long a wait
                 error = f"the inference log {self.location.shown} cannot be written: {failure}"
                 break
-        self._report(error)
+        if error != self.state.error:
+            _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
+        self._failures = self._failures + 1 if error else 0
+        pause = min(2.0**self._failures, _LONGEST_BACKOFF_SECONDS)
+        self._retry_at = self._clock() + pause if error else float("-inf")
         complete_until = self.progress.complete_until // _STATE_SECONDS * _STATE_SECONDS
-        if complete_until > self.state.complete_until:
-            self.state = self.state.model_copy(update={"complete_until": complete_until})
+        self.state = self.state.model_copy(
+            update={"error": error, "complete_until": max(complete_until, self.state.complete_until)}
+        )
         for left_over in self._spool.glob(f"*{SHIPPED}"):
             if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)
         if rows:
             pa.default_memory_pool().release_unused()  # a segment's tables are some ten times what the agent needs else
         return rows
-
-    def _report(self, error: str) -> None:
-        """Log an error when it comes, changes and goes, and back off while there is one."""
-        if error != self.state.error:
-            _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
-            self.state = self.state.model_copy(update={"error": error})
-        self._failures = self._failures + 1 if error else 0
-        pause = min(2.0**self._failures, _LONGEST_BACKOFF_SECONDS)
-        self._retry_at = self._clock() + pause if error else float("-inf")
 
     def _ship_segment(self, segment: Path) -> int:
         moment = self._now()
@@ -200,40 +203,32 @@ class Shipper:
         shipped, lost = Counter[str](), Counter[str]()
         rows = 0
         for group in group_by_file(captured.batches):
-            written = self._write_captured(segment.stem, group)
+            requests = sum(len(batch.offsets) for batch in group)
+            written = self._write_files(f"{requests} requests of {segment.stem}", captured_tables(segment.stem, group))
             rows += written
             for batch in group:
                 if not (batch.is_shadow or batch.is_failed):
                     fresh = int((batch.offsets >= counted).sum()) * batch.rows
                     (shipped if written else lost)[batch.endpoint] += fresh
-        self._write_labels(segment.stem, captured.feedback)
+        self._write_files(f"labels of {segment.stem}", label_tables(segment.stem, captured.feedback))
         self.progress.add_shipped(segment.name, captured.end, shipped, lost)
         return rows
 
-    def _write_captured(self, segment: str, group: Sequence[CapturedBatch]) -> int:
-        """Write one file. Requests that cannot be represented in it are left out, and do not take others with them."""
+    def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
+        """Write files by their names, and return their rows.
+
+        What cannot be represented in the log is left out, and does not take other files with it.
+        """
         try:
-            table = captured_table(segment, group)
-            name, content = captured_file_name(segment, group), encode_parquet(table)
+            files = [(name, encode_parquet(table), len(table)) for name, table in tables]
         except MemoryError:  # another time there may be enough
             raise
-        except Exception:  # noqa: BLE001 - the boundary of one file: arrow raises a dozen unrelated classes
-            requests = sum(len(batch.offsets) for batch in group)
-            _log.exception("%d requests of %s have no form in the log, and are left out", requests, segment)
+        except Exception:  # noqa: BLE001 - the boundary of these files: arrow raises a dozen unrelated classes
+            _log.exception("%s have no form in the log, and are left out", what)
             return 0
-        write_file(self.location, name, content)
-        return len(table)
-
-    def _write_labels(self, segment: str, frames: Sequence[FeedbackFrame]) -> None:
-        try:
-            files = [(name, encode_parquet(labels)) for name, labels in label_tables(segment, frames)]
-        except MemoryError:
-            raise
-        except Exception:  # noqa: BLE001 - as above
-            _log.exception("labels of %s have no form in the log, and are left out", segment)
-            return
-        for name, content in files:
+        for name, content, _ in files:
             write_file(self.location, name, content)
+        return sum(rows for _, _, rows in files)
 
     def _keep_broken_copy(self, segment: Path, malformed: int) -> None:
         """Copy a segment with malformed frames, for whoever looks for the cause; the last few copies are kept."""
@@ -248,3 +243,97 @@ class Shipper:
         except OSError as error:  # a full disk: shipping makes room
             _log.error("%s cannot be kept: %s", copy.name, error)
         self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
+
+
+_TIME = pa.timestamp("us", tz="UTC")
+_MICROSECONDS_A_DAY = 86_400_000_000
+
+
+def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:
+    """Group the batches of one endpoint, hour and set of typed columns. Failed requests have files of their own."""
+    groups: dict[tuple[Any, ...], list[CapturedBatch]] = defaultdict(list)
+    for batch in batches:
+        arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
+        types = tuple((name, array.dtype, array.ndim) for name, array in arrays)
+        groups[batch.endpoint, batch.hour, batch.is_failed, id(batch.model), types].append(batch)
+    return groups.values()
+
+
+def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the name of the file of a group of batches, and its table."""
+    first = group[0]
+    moment = datetime.fromtimestamp(first.hour * 3600, UTC)
+    root = f"{FAILURES}/" if first.is_failed else ""
+    name = f"{segment}-{first.offsets[0]}-{max(int(batch.offsets[-1]) for batch in group)}"
+    folder = f"{root}endpoint={first.endpoint}/date={moment.date()}/hour={moment:%H}"
+    yield f"{folder}/{name}.parquet", captured_table(segment, group)
+
+
+def captured_table(segment: str, batches: Sequence[CapturedBatch]) -> pa.Table:
+    """Return one row for each row of these requests to one model; `_segment`, `_offset` and `_row` identify it.
+
+    A column has the type of the signature, or a wider type if some of its values do not fit there.
+    """
+    return concat_tables([_batch_table(segment, batch) for batch in batches])
+
+
+def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the name of each file of labels and its table: one file for each endpoint and day."""
+    groups: dict[tuple[str, int], list[FeedbackFrame]] = defaultdict(list)
+    for frame in frames:
+        groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
+    for (endpoint, day), group in groups.items():
+        date = datetime.fromtimestamp(day * 86_400, UTC).date()
+        name = f"{LABELS}/endpoint={endpoint}/date={date}/{segment}-{group[0].offset}-{group[-1].offset}.parquet"
+        labels = [
+            Label(entry.prediction_id, entry.row, entry.key, entry.label, frame.received_time, segment, offset)
+            for frame in group
+            for offset, entry in enumerate(frame.entries, frame.offset)
+        ]
+        yield name, labels_table(labels)
+
+
+def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
+    requests, rows = len(batch.offsets), batch.rows
+    request_of_row = pa.array(np.repeat(np.arange(requests), rows)) if rows != 1 else None
+
+    def per_row(values: pa.Array) -> pa.Array:
+        return values if request_of_row is None else values.take(request_of_row)
+
+    columns = {
+        EVENT_TIME: per_row(pa.array(batch.event_times).view(_TIME)),
+        "_received_time": per_row(pa.array(batch.received_times).view(_TIME)),
+        "_prediction_id": per_row(_strings(batch.prediction_ids)),
+        "_request_id": per_row(_strings(batch.request_ids)),
+        "_variant": pa.repeat(batch.variant, requests * rows),
+        "_shadow": pa.repeat(batch.is_shadow, requests * rows),
+        "_model": pa.repeat(batch.model.model, requests * rows),
+        "_version": pa.repeat(batch.model.version, requests * rows),
+        "_latency_us": per_row(pa.array(batch.latencies)),
+        "_status": per_row(pa.array(batch.statuses)),
+        "_segment": pa.repeat(segment, requests * rows),
+        "_offset": per_row(pa.array(batch.offsets)),
+        "_row": pa.array(np.tile(np.arange(rows, dtype=np.int32), requests)),
+    }
+    schema = batch.model.schema
+    found = cast_columns_losslessly(
+        schema.dtypes, to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs)
+    )
+    found |= batch.masked
+    return pa.table(columns | {name: _model_column(array) for name, array in found.items()})
+
+
+def _strings(texts: Utf8Array) -> pa.Array:
+    buffers = [None, pa.py_buffer(texts.bounds), pa.py_buffer(np.ascontiguousarray(texts.content))]
+    return pa.Array.from_buffers(pa.string(), len(texts.bounds) - 1, buffers)
+
+
+def _model_column(array: Array) -> pa.Array:
+    """Return an array of shape [N] as it is, one of shape [N, a, b] as nested lists."""
+    flat = array.reshape(-1)
+    values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
+    for axis in range(array.ndim - 1, 0, -1):
+        length = int(np.prod(array.shape[:axis]))
+        offsets = np.arange(length + 1, dtype=np.int32) * array.shape[axis]
+        values = pa.ListArray.from_arrays(pa.array(offsets), values)
+    return values

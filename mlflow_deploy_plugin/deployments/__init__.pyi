@@ -28,6 +28,9 @@ from .batch_prediction import (
 from .batch_prediction import (
     server_predictor as server_predictor,
 )
+from .config import (
+    check_project as check_project,
+)
 from .description import (
     describe_endpoint as describe_endpoint,
 )
@@ -66,9 +69,6 @@ from .lifecycle import (
 )
 from .lifecycle import (
     rollout_traffic_refusal as rollout_traffic_refusal,
-)
-from .monitor_checks import (
-    check_project as check_project,
 )
 from .scoring import (
     scoring_target as scoring_target,

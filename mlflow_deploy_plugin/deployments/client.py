@@ -1,6 +1,7 @@
 """The `mlflow.deployments` plugin for the target `onnxserve`: it translates names, arguments, results and errors."""
 
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,14 +14,68 @@ from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow_deploy_plugin.deployments.backends.local import serve_in_foreground
 from mlflow_deploy_plugin.deployments.config import apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
+from mlflow_deploy_plugin.deployments.endpoints import TARGET
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.deployments.scoring import original_document, score, scoring_target
-from mlflow_deploy_plugin.deployments.target import check_target, target_help
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
-from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.spec import field_reference, new_endpoint
 
-__all__ = ["DeploymentError", "OnnxserveDeploymentClient", "run_local", "target_help"]
+_PLANNED = "Docker and Kubernetes are no targets of this version"
+_WIDTH = 100
+
+_ABOUT = """\
+onnxserve serves MLflow models, as ONNX where they have that form, and follows the registry.
+
+TARGET URI
+  onnxserve    a server on this machine, which outlives the command that starts it
+
+MODELS
+  -m takes models:/NAME/Production (a stage, followed), models:/NAME@ALIAS (an alias, followed),
+  models:/NAME/tag:KEY=VALUE (the newest version with this tag, followed), models:/NAME/3, models:/m-ID,
+  runs:/RUN_ID/PATH, s3://…, or a folder. Models of the flavors onnxserve (mlflow_deploy_plugin.log_model)
+  and onnx are served as ONNX, all others as pyfunc, which runs their own Python code: for what is followed,
+  --flavor python_function allows that. --flavor onnx refuses a model without that form.
+
+COMMANDS
+  mlflow deployments create  -t onnxserve --name flights -m models:/flight-delay/Production -C server.workers=2
+  mlflow deployments get     -t onnxserve --name flights
+  mlflow deployments list    -t onnxserve
+  mlflow deployments predict -t onnxserve --name flights -I rows.json
+  mlflow deployments explain -t onnxserve --name flights -I rows.json
+  mlflow deployments update  -t onnxserve --name flights -m models:/flight-delay/7 -C capture.fraction=0.1
+  mlflow deployments delete  -t onnxserve --name flights
+  mlflow deployments run-local -t onnxserve --name flights -m models:/flight-delay/7
+                             serves in the foreground until Ctrl-C, and keeps nothing
+  onnxserve list             shows all of them in one table: model, version, state, URL, monitors
+  onnxserve stop flights     stops the server and keeps the deployment
+  onnxserve start flights    brings it back, on the same port
+  onnxserve predict -n flights -i rows.csv -o predictions.csv
+
+ENDPOINTS
+  A deployment has a server of its own, an endpoint of the same name, which goes when it is deleted. With
+  --endpoint E it is a variant in the endpoint E instead, which is made where it is not there, and stays:
+  onnxserve endpoint create E
+  mlflow deployments create -t onnxserve --endpoint E --name champion -m models:/flight-delay/7
+  mlflow deployments create -t onnxserve --endpoint E --name challenger -m models:/flight-delay/8
+  onnxserve endpoint traffic E champion=95 challenger=5
+  mlflow deployments predict -t onnxserve --endpoint E -I rows.json
+  The first deployment of an endpoint gets all of its traffic, the others none before they are given a share. All
+  of this is changed while the server answers; only a change of server.… restarts it.
+  list-endpoints, get-endpoint, update-endpoint and delete-endpoint of `mlflow deployments` work too; create-endpoint
+  fails in MLflow itself.
+
+INPUT OF predict -I FILE
+  JSON as /invocations takes it: {"dataframe_split": {"columns": […], "data": [[…]]}},
+  {"dataframe_records": [{…}]}, {"instances": […]}, {"inputs": …}; a bare list of records or rows, a mapping of
+  columns, or what DataFrame.to_json writes. MLflow reads the file with pandas.read_json before onnxserve sees it,
+  so CSV, Parquet and JSON lines fail there: `onnxserve predict -n NAME -i FILE` takes them.
+
+CONFIGURATION (-C NAME=VALUE; -C NAME= brings the default back)
+  traffic.NAME (int)
+      The weight of the deployment NAME; in Python also {"traffic": {"champion": 95, "challenger": 5}}, which is all of
+      the traffic. The same as variants.NAME.weight.
+"""
 
 
 class DeploymentError(MlflowException, ClickException):  # type: ignore[misc]  # mlflow is untyped here
@@ -40,7 +95,8 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def __init__(self, target_uri: str) -> None:
         super().__init__(target_uri)
         with _mlflow_errors():
-            check_target(target_uri)
+            if target_uri.rstrip("/:") != TARGET:
+                raise InvalidConfig(f"there is no target {target_uri!r}: it is `-t {TARGET}`, this machine; {_PLANNED}")
 
     def create_deployment(
         self,
@@ -140,6 +196,16 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
         spec = new_endpoint(name, model_uri, apply_flavor(name, model_uri, flavor, config))
         resolve(model_uri)  # a model that the registry does not have is refused before anything is started
         serve_in_foreground(spec, _echo)
+
+
+def target_help() -> str:
+    """Return the help of the target; the fields of `-C` come from the spec itself."""
+    lines = [_ABOUT]
+    for name, kind, default, description in field_reference():
+        lines.append(f"  {name} ({kind}{f', default {default}' if default else ''})")
+        lines.append(textwrap.fill(description, _WIDTH, initial_indent="      ", subsequent_indent="      "))
+    lines.append("\nNAME stands for the name of a deployment (variant) or of a monitor.")
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -12,13 +12,14 @@ import yaml
 
 from mlflow_deploy_plugin.deployments.backends import Observation, local
 from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free
-from mlflow_deploy_plugin.deployments.target import TARGET
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
 from mlflow_deploy_plugin.statedir import locked
 from mlflow_deploy_plugin.store import Endpoint, Store
 
+TARGET = "onnxserve"
+"""The target URI of this machine."""
 _PORT_ATTEMPTS = 5
 
 

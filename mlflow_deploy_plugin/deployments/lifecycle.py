@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends import Observation, local
-from mlflow_deploy_plugin.deployments.config import absolute_model_uri, configure, sets_weight
+from mlflow_deploy_plugin.deployments.config import absolute_model_uri, check_monitors, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
-from mlflow_deploy_plugin.deployments.monitor_checks import check_monitors
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, Refused, did_you_mean, join_names
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
 from mlflow_deploy_plugin.settings import Settings, load_settings

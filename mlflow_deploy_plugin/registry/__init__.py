@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.registry.history import (
     models_served_by,
     without_step_events,
 )
-from mlflow_deploy_plugin.registry.idempotent_run import SUPERSEDED, IdempotentRun
 from mlflow_deploy_plugin.registry.model_files import LoggedColumns, download, logged_columns, refuse_links
 from mlflow_deploy_plugin.registry.model_uri import (
     ModelURI,
@@ -40,7 +39,15 @@ from mlflow_deploy_plugin.registry.resolution import (
     registered_version,
     resolve,
 )
-from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run, project_run_id
+from mlflow_deploy_plugin.registry.runs import (
+    SUPERSEDED,
+    IdempotentRun,
+    LoggedRun,
+    get_or_create_experiment,
+    log_metrics,
+    log_run,
+    project_run_id,
+)
 from mlflow_deploy_plugin.registry.tags import (
     CANDIDATE_TAG,
     CAUSE_TAG,

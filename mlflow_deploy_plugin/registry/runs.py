@@ -1,14 +1,24 @@
-"""Logging to an MLflow run: the project's run or a new one, its tags, and metrics in batches."""
+"""MLflow runs: logging to the project's run or a new one, its tags, and metrics in batches.
+
+An `IdempotentRun` is one run for one thing, however often it is reported and by however many processes at the same
+time. MLflow has no unique keys. So a run carries its identity as tags, and a process looks for it before it creates
+one. Two processes that look at the same time create two runs. Both look again, after they have created their run and
+after they have filled it, and agree without talking to each other on the one that counts, the primary: a complete run
+before an incomplete one, then the older one.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets it for the process of a project
 _MAX_METRICS = 1000  # MLflow's limit for one call
@@ -129,3 +139,157 @@ def _known_model(client: "MlflowClient", model_id: str) -> str | None:
         return str(client.get_logged_model(model_id).model_id) if model_id else None
     except MlflowException:
         return None
+
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+SUPERSEDED = "onnxserve.superseded_by"
+"""The tag of a run that does not count, with the id of the primary."""
+_TIMES = "onnxserve.reported"
+"""The tag with the number of times that the run was begun."""
+_MAX_RUNS = 50
+_MAX_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class IdempotentRun:
+    """The run for one thing.
+
+    Args:
+        what: the run, for the message of an error.
+        experiment: the name of the experiment, which is created if needed.
+        identity: tags that identify the thing; their values hold no quotes.
+        done: the tag of a complete run, and its value; it is set last.
+        optional_identity: further tags of the identity, which a run of an older onnxserve lacks: a run is for this
+            thing unless it has one of the tags with another value.
+    """
+
+    what: str
+    experiment: str
+    identity: Mapping[str, str]
+    done: tuple[str, str]
+    optional_identity: Mapping[str, str] = field(default_factory=dict)
+
+    def log(
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        log_content: "Callable[[MlflowClient, str, int], None]",
+    ) -> LoggedRun:
+        """Log to the run of the MLflow project that this process belongs to, else to the existing run or a new one.
+
+        Args:
+            log_content: a function of the client, the run's id and the number of times that it was begun before.
+
+        Raises:
+            RegistryUnavailable: MLflow does not answer. The next call continues the run.
+        """
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # only the command prints to stdout
+        client = registry_client()
+        with registry_errors(self.what), no_request_timeout():
+            for _ in range(_MAX_ATTEMPTS):
+                run_id = self._try_log(client, name, tags, log_content)
+                if run_id is not None:
+                    return logged_run(client, run_id)
+            raise RegistryUnavailable(f"{self.what}: others delete its run again and again")
+
+    def _try_log(
+        self,
+        client: "MlflowClient",
+        name: str,
+        tags: Mapping[str, str],
+        log_content: "Callable[[MlflowClient, str, int], None]",
+    ) -> str | None:
+        """Return the id of the primary, with all content, or None if another process has deleted the run meanwhile.
+
+        A process deletes only a run that it has created itself and that is not the primary.
+        """
+        from mlflow.exceptions import MlflowException
+
+        run_id, is_new = self._begin(client, name, tags)
+        if is_new and self._primary(client, run_id) != run_id:
+            client.delete_run(run_id)
+            run_id, is_new = self._begin(client, name, tags)
+        try:
+            before = client.get_run(run_id).data.tags.get(_TIMES, "0")
+            times = int(before) if before.isdigit() else 0
+            tag_run(client, run_id, {_TIMES: str(times + 1)})
+            log_content(client, run_id, times)
+            primary = self._primary(client, run_id)
+            if primary == run_id:
+                self._finish(client, run_id)
+            elif is_new:
+                client.delete_run(run_id)
+            else:
+                tag_run(client, run_id, {SUPERSEDED: primary})
+            return primary
+        except Exception as error:
+            with suppress(MlflowException):
+                if isinstance(error, MlflowException) and _is_deleted(client, run_id):
+                    return None
+                if not project_run_id():
+                    client.set_terminated(run_id, "FAILED")
+            raise
+
+    def _begin(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> tuple[str, bool]:
+        """Return the id of the run to log to, which has the tags, and True if it was created here."""
+        from mlflow.exceptions import MlflowException
+
+        all_tags = {**tags, **self.identity, **self.optional_identity}
+        run_id = project_run_id()
+        if run_id is None:
+            experiment_id = get_or_create_experiment(client, self.experiment)
+            runs = self._runs(client, experiment_id)
+            if not runs:
+                return str(client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id), True
+            run_id = str(runs[0].info.run_id)
+        try:
+            tag_run(client, run_id, all_tags)
+        except MlflowException:
+            if _is_deleted(client, run_id):  # since it was found
+                return self._begin(client, name, tags)
+            raise
+        return run_id, False
+
+    def _primary(self, client: "MlflowClient", run_id: str) -> str:
+        """Return the id of the run that counts among all runs for this thing in the experiment of `run_id`."""
+        runs = self._runs(client, client.get_run(run_id).info.experiment_id)
+        return project_run_id() or (str(runs[0].info.run_id) if runs else run_id)
+
+    def _runs(self, client: "MlflowClient", experiment_id: str) -> "list[Run]":
+        """Return the runs for this thing that are not superseded, the primary first."""
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self.identity.items())
+        found = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
+        runs = [
+            run
+            for run in found
+            if SUPERSEDED not in run.data.tags
+            and all(run.data.tags.get(key, value) == value for key, value in self.optional_identity.items())
+        ]
+        return sorted(runs, key=lambda run: (self.done[0] not in run.data.tags, run.info.start_time, run.info.run_id))
+
+    def _finish(self, client: "MlflowClient", run_id: str) -> None:
+        """Tag the run as complete and the others as superseded."""
+        from mlflow.exceptions import MlflowException
+
+        tag_run(client, run_id, dict([self.done]))
+        for other in self._runs(client, client.get_run(run_id).info.experiment_id):
+            other_id = other.info.run_id
+            if other_id == run_id:
+                continue
+            try:
+                tag_run(client, other_id, {SUPERSEDED: run_id})
+            except MlflowException:
+                if not _is_deleted(client, other_id):  # by the process that created it, since it was found
+                    raise
+            if self.done[0] in other.data.tags:
+                with suppress(MlflowException):  # another process deleted the tag at the same time
+                    client.delete_tag(other_id, self.done[0])
+        if not project_run_id():
+            client.set_terminated(run_id, "FINISHED")
+
+
+def _is_deleted(client: "MlflowClient", run_id: str) -> bool:
+    return str(client.get_run(run_id).info.lifecycle_stage) == "deleted"

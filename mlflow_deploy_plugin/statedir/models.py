@@ -172,8 +172,14 @@ class AgentState(State):
     shipping: ShippingState = ShippingState()
 
 
-class KnownVersion(State):
-    """A version whose files are on this disk; see `agent.fetch.FetchedVersion`."""
+class FetchedVersion(State):
+    """A version whose verified files are on this disk, ready to be loaded.
+
+    Attributes:
+        identity: `ResolvedModel.identity` of the version; empty if only wanted.json is known of it.
+        source: the URI or path that the files came from.
+        runs_code: True for a version without an ONNX form.
+    """
 
     model: str
     version: str
@@ -189,8 +195,8 @@ class FollowedReference(State):
 
     model_uri: str
     require: str = ""
-    version: KnownVersion | None = None
-    previous: KnownVersion | None = None
+    version: FetchedVersion | None = None
+    previous: FetchedVersion | None = None
     told: tuple[str, str] = ("", "")
 
 

@@ -1,17 +1,21 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef, checkpoint, restore_checkpoint
-from mlflow_deploy_plugin.statedir import WANTED, Followed, Wanted, write_state
+from mlflow_deploy_plugin.statedir import WANTED, FetchedVersion, Followed, Wanted, write_state
 
 MakeModel = Callable[..., Path]
 STAGE = ModelRef("models:/x/Production", "gate=passed")
 
 
+def version(number: str, folder: Path, **fields: Any) -> FetchedVersion:
+    return FetchedVersion(**{"model": "x", "version": number, "folder": folder, **fields})
+
+
 def test_the_version_and_the_one_before_are_found_again(make_model: MakeModel, tmp_path: Path) -> None:
-    new = FetchedVersion("x", "2", make_model(tmp_path / "2"), {"stage": "Production"}, "models:/x/2", "models:/x/2")
-    old = FetchedVersion("x", "1", make_model(tmp_path / "1"), {}, "models:/x/1", "models:/x/1", True)
+    new = version("2", make_model(tmp_path / "2"), aspects={"stage": "Production"}, source="models:/x/2")
+    old = version("1", make_model(tmp_path / "1"), identity="models:/x/1", source="models:/x/1", runs_code=True)
     written = checkpoint(
         tmp_path, {STAGE: FollowedModel(new, old), ModelRef("models:/y@a"): FollowedModel()}, Followed()
     )
@@ -20,8 +24,8 @@ def test_the_version_and_the_one_before_are_found_again(make_model: MakeModel, t
 
 
 def test_a_version_that_is_gone_gives_way_to_the_one_before(make_model: MakeModel, tmp_path: Path) -> None:
-    old = FetchedVersion("x", "1", make_model(tmp_path / "1"))
-    checkpoint(tmp_path, {STAGE: FollowedModel(FetchedVersion("x", "2", tmp_path / "gone"), old)}, Followed())
+    old = version("1", make_model(tmp_path / "1"))
+    checkpoint(tmp_path, {STAGE: FollowedModel(version("2", tmp_path / "gone"), old)}, Followed())
     assert restore_checkpoint(tmp_path) == {STAGE: FollowedModel(old)}
 
 
@@ -33,5 +37,5 @@ def test_where_nothing_is_remembered_what_the_workers_were_told_counts(make_mode
     }
     write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 3, "endpoints": {"e": {"variants": variants}}}))
     assert restore_checkpoint(tmp_path) == {
-        ModelRef("models:/whole/1"): FollowedModel(FetchedVersion("whole", "1", whole))
+        ModelRef("models:/whole/1"): FollowedModel(version("1", whole, model="whole"))
     }

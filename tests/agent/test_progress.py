@@ -292,7 +292,7 @@ def test_rows_that_have_no_form_in_the_log_are_dropped_and_not_on_their_way(
     machine.answer(2)
     machine.shipper.ship()
     with monkeypatch.context() as patched:
-        patched.setattr("mlflow_deploy_plugin.agent.log_tables.to_log_columns", lambda *parts: 1 / 0)
+        patched.setattr("mlflow_deploy_plugin.agent.ship.to_log_columns", lambda *parts: 1 / 0)
         machine.answer(3)
         machine.shipper.ship()
     machine.watermark.end(is_shipped=True)

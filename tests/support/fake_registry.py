@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.agent.fetch import FetchedVersion
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -15,6 +14,7 @@ from mlflow_deploy_plugin.registry import Resolution, ResolvedModel, gate_status
 from mlflow_deploy_plugin.statedir import (
     SPEC,
     WANTED,
+    FetchedVersion,
     LoadedVariant,
     Wanted,
     WorkerState,
@@ -92,7 +92,14 @@ class World:
         if not folder.exists():
             self.make_model(folder)
         runs_code = resolved.version in self.pyfuncs
-        return FetchedVersion("tiny", resolved.version, folder, {}, resolved.identity, resolved.source, runs_code)
+        return FetchedVersion(
+            model="tiny",
+            version=resolved.version,
+            folder=folder,
+            identity=resolved.identity,
+            source=resolved.source,
+            runs_code=runs_code,
+        )
 
     def report_failure(self, source: str, error: str) -> bool:
         if self.is_deaf:

@@ -1,7 +1,8 @@
 """Deployments on this machine: one detached supervisor an endpoint, in a state folder of its own.
 
 Declarative: `apply` compares the spec with what runs and does what is missing, so that the same call after a crash
-finishes the work. The caller holds the endpoint's lock (`lifecycle.py`).
+finishes the work. The caller holds the endpoint's lock (`lifecycle.py`). Whether a server serves its spec is known from
+the state files of its processes.
 """
 
 import errno
@@ -14,33 +15,35 @@ import tempfile
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+
+import psutil
+import requests
 
 from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation, supervisor
-from mlflow_deploy_plugin.deployments.backends.readiness import (
-    AppliedSpec,
-    read_applied_spec,
-    read_previous_state,
-    served_spec,
-    server_url,
-    wait_until_served,
-)
-from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, server_environment
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
+from mlflow_deploy_plugin.deployments.server_client import ServerSession
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.processes import exit_reason
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     LOG,
     LOOK,
     SERVER,
     SPEC,
+    WANTED,
     AgentState,
+    LoadedVariant,
     ServerState,
+    Wanted,
+    WantedEndpoint,
+    WorkerState,
     is_locked,
     read_state,
+    read_workers,
     write_atomically,
 )
 
@@ -51,6 +54,45 @@ _STARTING = "the server is being started"
 _EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
 _STOPPED = "stopped"
 """A file in the state folder: the server was stopped on purpose, so that it is not missed."""
+_POLL_SECONDS = 0.1
+_PING_SECONDS = 2.0
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True)
+class AppliedSpec:
+    """The progress of a server's processes in applying the spec of an endpoint.
+
+    Attributes:
+        is_resolved: the agent has versions for exactly what the spec says.
+        pending: what is still to be done; empty once every worker has applied the whole spec, or failed to.
+        errors: variant → why a worker could not load the wanted version.
+        missing: the variants with a share of the traffic that have no version in some worker.
+        wanted: the versions to be served; None before the agent has found the first.
+        workers: the state files of the living workers.
+    """
+
+    is_resolved: bool
+    pending: str
+    errors: dict[str, str]
+    missing: tuple[str, ...]
+    wanted: WantedEndpoint | None
+    workers: tuple[WorkerState, ...]
+
+
+@dataclass(frozen=True)
+class PreviousState:
+    """The content of the state folder before a spec is written there, to tell later what is new."""
+
+    spec: EndpointSpec | None
+    agent: AgentState | None
+
+    def changed_variants(self, spec: EndpointSpec) -> list[str]:
+        """Return the variants of `spec` that are new or name another model; all if other columns are excluded."""
+        if self.spec is None or _excluded_columns(self.spec) != _excluded_columns(spec):
+            return list(spec.variants)
+        old = {name: variant.model for name, variant in self.spec.variants.items()}
+        return [name for name, variant in spec.variants.items() if old.get(name) != variant.model]
 
 
 def state_dir(name: str, settings: Settings) -> Path:
@@ -74,7 +116,7 @@ def apply(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None
     """
     folder = state_dir(spec.name, settings)
     begun = time.monotonic()
-    before = read_previous_state(folder)
+    before = PreviousState(served_spec(folder), read_state(folder / AGENT, AgentState))
     pid = _running_pid(folder)
     if before.spec is None or before.spec.server != spec.server:
         pid = None  # workers read the server part when they start
@@ -108,8 +150,13 @@ def observe(spec: EndpointSpec, settings: Settings) -> Observation:
     log = str(folder / LOG)
     server = read_state(folder / SERVER, ServerState)
     if server is None or server.pid != _supervisor_pid(folder):
-        state, reason = _state_without_server(spec.name, folder, settings)
-        return Observation(state, reason, log=log)
+        if is_locked(lock_path(spec.name, settings)) or supervisor.find(folder) is not None:
+            return Observation("starting", _STARTING, log=log)
+        if (folder / _STOPPED).exists():
+            return Observation("stopped", f"`onnxserve start {spec.name}` starts it", log=log)
+        last_line = f"; last in its log: {line}" if (line := final_error(folder)) else ""
+        gone = f"the server is gone; `onnxserve start {spec.name}` brings it back{last_line}"
+        return Observation("failed", gone, log=log)
     applied = read_applied_spec(folder, spec)
     agent = read_state(folder / AGENT, AgentState)
     state, reason = _server_state(server, applied)
@@ -210,27 +257,18 @@ def serve_in_foreground(spec: EndpointSpec, progress: Callable[[str], None]) -> 
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
         write_atomically(Path(folder) / SPEC, dump_spec(spec).encode())
         progress(f"{spec.name}: starting the server at {server_url(spec.server)}, Ctrl-C stops it")
-        status = _run_to_end(supervisor.command(Path(folder)))
+        process = subprocess.Popen(supervisor.command(Path(folder)))
+        # Ctrl-C reaches it by itself, it shares our terminal; SIGTERM does not
+        before = signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(process.pid, number))
+        status = None
+        try:
+            while status is None:
+                with suppress(KeyboardInterrupt):  # it is stopping: wait for its exit
+                    status = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if status not in (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
         raise DeploymentFailed(f"{spec.name}: the server {exit_reason(status)}; its log above says why")
-
-
-def _run_to_end(command: list[str]) -> int:
-    """Return the command's exit status. SIGTERM is passed on; Ctrl-C reaches it by itself, it shares our terminal."""
-    process = subprocess.Popen(command)
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        os.kill(process.pid, number)
-
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                continue  # the command is stopping: wait for its exit
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _address(spec: EndpointSpec) -> tuple[str, int]:
@@ -256,16 +294,6 @@ def _supervisor_pid(folder: Path) -> int | None:
     return supervisor.find(folder)
 
 
-def _state_without_server(name: str, folder: Path, settings: Settings) -> tuple[DeploymentState, str]:
-    """Return state and reason of an endpoint whose state folder names no living server."""
-    if is_locked(lock_path(name, settings)) or supervisor.find(folder) is not None:
-        return "starting", _STARTING
-    if (folder / _STOPPED).exists():
-        return "stopped", f"`onnxserve start {name}` starts it"
-    last_line = f"; last in its log: {line}" if (line := final_error(folder)) else ""
-    return "failed", f"the server is gone; `onnxserve start {name}` brings it back{last_line}"
-
-
 def _server_state(server: ServerState, applied: AppliedSpec) -> tuple[DeploymentState, str]:
     """Return state and reason of a server whose supervisor lives; the reason is empty if all is well."""
     if server.phase == "stopping":
@@ -276,3 +304,119 @@ def _server_state(server: ServerState, applied: AppliedSpec) -> tuple[Deployment
     if server.phase == "starting" or not any(worker.endpoints for worker in applied.workers):
         return "starting", applied.pending or _STARTING
     return "running", applied.pending  # a new version is being loaded while the one before answers
+
+
+def served_spec(state_dir: Path) -> EndpointSpec | None:
+    """Return the spec that was last written into the state folder."""
+    try:
+        (spec,) = load_specs((state_dir / SPEC).read_text())
+    except (OSError, OnnxserveError):
+        return None
+    return spec
+
+
+def server_url(server: ServerSpec) -> str:
+    """Return the address at which this machine reaches the server."""
+    host = _ANY_ADDRESS.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
+    return f"{'https' if server.certfile else 'http'}://{host}:{server.port}"
+
+
+def read_applied_spec(state_dir: Path, spec: EndpointSpec) -> AppliedSpec:
+    """Read what agent and workers have written about the endpoint of `spec`."""
+    wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
+    endpoint = wanted.endpoints.get(spec.name)
+    workers = tuple(worker for worker in read_workers(state_dir) if psutil.pid_exists(worker.pid))
+    found = endpoint or WantedEndpoint(variants={})
+    resolved = {name: (v.model_uri, v.weight, v.shadow) for name, v in found.variants.items()}
+    given = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
+    is_changed = (found.capture, found.sticky, resolved) != (spec.capture, spec.sticky, given)
+    if endpoint is None or is_changed:
+        new = sorted({model for model, _, _ in given.values()} - {model for model, _, _ in resolved.values()})
+        pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
+        return AppliedSpec(False, pending, {}, (), endpoint, workers)
+    informed = [w.endpoints.get(spec.name, {}) for w in workers if w.generation == wanted.generation]
+    errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
+    missing = tuple(
+        name
+        for name, variant in spec.variants.items()
+        if variant.weight > 0 and any(not variants.get(name, LoadedVariant()).version for variants in informed)
+    )
+    count = spec.server.workers
+    is_loaded = len(workers) >= count and all(  # so that only the traffic and its like are still to change
+        worker.endpoints.get(spec.name, {}).get(name, LoadedVariant()).version == variant.version
+        for worker in workers
+        for name, variant in endpoint.variants.items()
+    )
+    step = "applying the change" if is_loaded else "loading the model"
+    pending = "" if len(informed) >= count else f"{step}, {len(informed)} of {count} workers have it"
+    return AppliedSpec(True, pending, errors, missing, endpoint, workers)
+
+
+def wait_until_served(
+    spec: EndpointSpec,
+    state_dir: Path,
+    before: PreviousState,
+    pid: int,
+    seconds: float,
+    progress: Callable[[str], None],
+) -> None:
+    """Return when every worker serves `spec` and the server says that it is ready.
+
+    A variant that `spec` changes must be loaded. An unchanged one may go on with the version it had.
+
+    Raises:
+        DeploymentFailed: it cannot become ready, or has not in `seconds`; the message says why.
+    """
+    deadline = time.monotonic() + seconds
+    last_line = ""
+    while True:
+        is_alive = supervisor.is_alive(state_dir, pid)  # asked first: the end of the log is read after its end
+        applied = read_applied_spec(state_dir, spec)
+        if failure := _failure(applied, spec, before, read_state(state_dir / AGENT, AgentState)):
+            raise DeploymentFailed(f"{spec.name}: {failure}")
+        if not is_alive:
+            error = last_error(state_dir) or "it left no word in its log"
+            raise DeploymentFailed(f"{spec.name}: the server has ended: {error}")
+        pending = applied.pending or _pending_at_server(state_dir, server_url(spec.server))
+        if not pending:
+            return
+        if time.monotonic() > deadline:
+            raise DeploymentFailed(
+                f"{spec.name}: not ready after {seconds:g} s, still {pending} "
+                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
+            )
+        if pending != last_line:
+            progress(f"{spec.name}: {pending}")
+            last_line = pending
+        time.sleep(_POLL_SECONDS)
+
+
+def _excluded_columns(spec: EndpointSpec) -> tuple[tuple[str, ...], ...]:
+    return spec.capture.drop, spec.capture.mask
+
+
+def _failure(applied: AppliedSpec, spec: EndpointSpec, before: PreviousState, agent: AgentState | None) -> str:
+    """Return why the server cannot become ready; empty while it may."""
+    must_load = {*before.changed_variants(spec), *applied.missing}
+    for name, error in applied.errors.items():
+        if name in must_load:
+            return error if name == spec.name else f"deployment {name}: {error}"
+    if agent is None or not agent.error or applied.is_resolved:
+        return ""
+    if before.agent is None or (agent.pid, agent.error) != (before.agent.pid, before.agent.error):
+        return agent.error
+    # the same error as before: it is about this spec only if the agent has looked since the spec was written
+    return agent.error if agent.looks > before.agent.looks else ""
+
+
+def _pending_at_server(state_dir: Path, url: str) -> str:
+    """Return what the server still waits for; empty once its supervisor has seen the workers answer and it is ready."""
+    server = read_state(state_dir / SERVER, ServerState)
+    if server is None or server.phase != "serving":
+        return "waiting for the workers to answer"
+    try:
+        with ServerSession() as session:
+            response = session.get(f"{url}/ping", timeout=_PING_SECONDS)
+    except requests.RequestException:
+        return f"waiting for an answer at {url}"
+    return "" if response.ok else "waiting until the server says that it is ready"

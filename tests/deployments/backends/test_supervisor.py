@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from mlflow_deploy_plugin.deployments.backends import supervisor
 from mlflow_deploy_plugin.deployments.backends.local import is_port_free
+from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.statedir import LOG
 
 _LISTENER = """
 import socket, threading, time
@@ -38,3 +42,54 @@ def test_a_port_is_free_when_its_server_is_stopped_also_of_one_that_was_ending_a
             supervisor.stop(tmp_path, left.pid, patience_seconds=0)
 
             assert is_port_free("127.0.0.1", port)
+
+
+def test_the_registry_of_the_first_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(home=Path("home"), log_uri="log")
+    state_dir = tmp_path / "state"
+    before = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri("sqlite:///here.db")
+        first = server_environment(state_dir, settings)
+        mlflow.set_tracking_uri("http://elsewhere:5000")
+        second = server_environment(state_dir, settings)
+    finally:
+        mlflow.set_tracking_uri(before)
+
+    assert first["MLFLOW_TRACKING_URI"] == second["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/here.db"
+    assert first["ONNXSERVE_HOME"] == str(tmp_path / "home")
+    assert first["ONNXSERVE_LOG_URI"] == str(tmp_path / "log")
+    assert first["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("2026-11-20 08:00:00,1 [agent] INFO fine\nError: no such model\nonnxserve: goodbye\n", "no such model"),
+        (
+            "2026-11-20 08:00:00,123 ERROR 12 mlflow_deploy_plugin.server.models.repository: cannot load\n",
+            "cannot load",
+        ),
+        ("[2026-11-20 08:00:00 +0000] [7] [CRITICAL] WORKER TIMEOUT\nlast\n", "WORKER TIMEOUT"),
+        (
+            "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module\n",
+            "ModuleNotFoundError: No module",
+        ),
+        ("Killed\n\n", "Killed"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_the_most_telling_line_is_found_without_its_stamp(tmp_path: Path, log: str | None, said: str) -> None:
+    if log is not None:
+        (tmp_path / LOG).write_text(log)
+
+    assert last_error(tmp_path) == said
+
+
+@pytest.mark.parametrize(("log", "said"), [("INFO x\nError: gone\n", "gone"), ("Error: old\nINFO serving\n", "")])
+def test_only_the_last_line_tells_why_a_server_is_gone(tmp_path: Path, log: str, said: str) -> None:
+    (tmp_path / LOG).write_text(log)
+
+    assert final_error(tmp_path) == said

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.agent.log_tables import captured_table
+from mlflow_deploy_plugin.agent.ship import captured_table
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.messages import RawResponse

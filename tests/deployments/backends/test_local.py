@@ -1,4 +1,4 @@
-"""What a server's processes say, against what its spec wants."""
+"""Ports: free, taken, kept for somebody."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.readiness import read_applied_spec
+from mlflow_deploy_plugin.deployments.backends.local import check_port, choose_port, is_port_free, read_applied_spec
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import (
     WANTED,
@@ -18,6 +19,26 @@ from mlflow_deploy_plugin.statedir import (
     worker_file,
     write_state,
 )
+
+
+def test_a_port_is_free_until_somebody_listens(free_port: int, taken_port: int) -> None:
+    assert is_port_free("127.0.0.1", free_port)
+    assert not is_port_free("127.0.0.1", taken_port)
+    with pytest.raises(InvalidConfig, match=f"port {taken_port} on 127.0.0.1 is in use"):
+        check_port("127.0.0.1", taken_port)
+
+
+def test_a_port_that_is_kept_for_another_is_not_chosen() -> None:
+    first = choose_port("127.0.0.1", [])
+
+    assert first >= 8080
+    assert choose_port("127.0.0.1", [first]) > first
+
+
+def test_an_address_that_is_not_of_this_machine_is_said(free_port: int) -> None:
+    with pytest.raises(InvalidConfig, match=f"cannot listen on 192.0.2.1:{free_port}"):
+        is_port_free("192.0.2.1", free_port)
+
 
 SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
 
