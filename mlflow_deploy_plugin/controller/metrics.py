@@ -8,20 +8,17 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import Select, func, or_, select
-from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import Endpoint, Monitors, Store
-from mlflow_deploy_plugin.store.tables import AlertRow, EndpointRow, MonitorWindowRow, RetrainingRow
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, Store, read_counts
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -36,7 +33,6 @@ _PATIENCE_SECONDS = 3.0
 """Prometheus waits ten by default."""
 _LONGEST_READING_SECONDS = 60.0
 Key = tuple[str, str]
-_Families = Mapping[str, Any]
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {
     "onnxserve_drift_share": (
@@ -141,37 +137,41 @@ class StoreMetrics(Collector):
 
 
 def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
-    paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
     keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
+    paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
+    counts = read_counts(store, keys, _LOOKED_BACK)
     families = {name: kind(name, text, labels=labels) for name, (kind, text, labels) in _METRICS.items()}
-    with store.transaction() as session:  # one for all: on SQLite each is alone
-        _add_states(families, session, keys, paused)
-        _add_windows(families, session, {*keys})
-        _add_alerts_and_retrainings(families, session)
+    for key in keys:
+        judged = counts.judged[key]
+        state = "paused" if key in paused else _state(next(iter(judged), None), counts.newest[key])
+        for possible in STATES:
+            families["onnxserve_monitor_state"].add_metric([*key, possible], float(possible == state))
+        if judged:
+            families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged[0].end.timestamp())
+        shares = [window.figures[_SHARE] for window in judged if window.figures.get(_SHARE) is not None]
+        if shares:
+            families["onnxserve_drift_share"].add_metric(key, shares[0])
+    failures: Counter[Key] = Counter()
+    last_success: dict[Key, float] = {}
+    for endpoint, monitor, window_state, verdict, count, attempts, updated_at in counts.windows:
+        key = endpoint, monitor
+        failures[key] += int(attempts)
+        if window_state == "judged":
+            families["onnxserve_monitor_windows"].add_metric([*key, verdict], count)
+            if key in counts.newest:  # a monitor that was removed is silent on purpose
+                last_success[key] = max(last_success.get(key, 0.0), updated_at.timestamp())
+    for name, values in (
+        ("onnxserve_monitor_failures", failures),
+        ("onnxserve_monitor_last_success_timestamp_seconds", last_success),
+        ("onnxserve_alerts_firing", counts.firing),
+        ("onnxserve_retrainings", counts.retrainings),
+    ):
+        for labels, value in values.items():
+            families[name].add_metric(labels, value)
     return [*families.values()]
 
 
-def _add_states(families: _Families, session: Session, keys: Sequence[Key], paused: Container[Key]) -> None:
-    for key in keys:
-        latest = session.scalars(_newest(key, _LOOKED_BACK).where(MonitorWindowRow.state == "judged")).all()
-        judged = latest[0] if latest else None
-        state = "paused" if key in paused else _state(judged, session.scalars(_newest(key, 1)).first())
-        for possible in STATES:
-            families["onnxserve_monitor_state"].add_metric([*key, possible], float(possible == state))
-        if judged is not None:
-            families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged.end.timestamp())
-        shares = [window.figures[_SHARE] for window in latest if window.figures.get(_SHARE) is not None]
-        if shares:
-            families["onnxserve_drift_share"].add_metric(key, shares[0])
-
-
-def _newest(key: Key, limit: int) -> Select[MonitorWindowRow]:
-    row = MonitorWindowRow
-    order = (row.start.desc(), row.revision.desc(), row.id.desc())
-    return select(row).where(row.endpoint == key[0], row.monitor == key[1], ~row.by_hand).order_by(*order).limit(limit)
-
-
-def _state(judged: MonitorWindowRow | None, last: MonitorWindowRow | None) -> str:
+def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
     """Return the state of a monitor that is not paused, from its newest judged window and its newest window."""
     if last is not None and (last.state == "failed" or last.attempts > 0) and last.state != "judged":
         return "failing"
@@ -180,42 +180,3 @@ def _state(judged: MonitorWindowRow | None, last: MonitorWindowRow | None) -> st
     if judged.verdict in ALARMS:
         return "alarm"
     return judged.verdict if judged.verdict in UNDECIDED else "ok"
-
-
-def _add_windows(families: _Families, session: Session, known: Container[Key]) -> None:
-    """Count the scheduled windows: a window that is run by hand concerns nobody but its caller."""
-    row = MonitorWindowRow
-    groups = (row.endpoint, row.monitor, row.state, row.verdict)
-    counts = func.count(), func.sum(row.attempts), func.max(row.updated_at)
-    last: dict[Key, float] = {}
-    attempts: Counter[Key] = Counter()
-    for endpoint, monitor, state, verdict, count, tried, updated_at in session.execute(
-        select(*groups, *counts).where(~row.by_hand).group_by(*groups)
-    ):
-        key = endpoint, monitor
-        attempts[key] += int(tried or 0)
-        if state == "judged":
-            families["onnxserve_monitor_windows"].add_metric([*key, verdict], count)
-            last[key] = max(last.get(key, 0.0), updated_at.timestamp())
-    for key, failures in attempts.items():
-        families["onnxserve_monitor_failures"].add_metric(key, failures)
-    for key, moment in last.items():
-        if key in known:  # a monitor that was removed is silent on purpose
-            families["onnxserve_monitor_last_success_timestamp_seconds"].add_metric(key, moment)
-
-
-def _add_alerts_and_retrainings(families: _Families, session: Session) -> None:
-    alert, one = (AlertRow.endpoint, AlertRow.monitor), RetrainingRow
-    firing = select(*alert, func.count()).where(AlertRow.state == "firing").group_by(*alert)
-    for *labels, count in session.execute(firing):
-        families["onnxserve_alerts_firing"].add_metric(labels, count)
-    retraining = (one.endpoint, one.monitor, one.state)
-    by_state = (
-        select(*retraining, func.count())
-        .outerjoin(EndpointRow, EndpointRow.name == one.endpoint)
-        # none of an earlier endpoint of the same name
-        .where(or_(EndpointRow.created_at.is_(None), one.created_at >= EndpointRow.created_at))
-        .group_by(*retraining)
-    )
-    for *labels, count in session.execute(by_state):
-        families["onnxserve_retrainings"].add_metric(labels, count)

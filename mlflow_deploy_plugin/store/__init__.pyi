@@ -13,6 +13,8 @@ from .monitors import MonitorNote as MonitorNote
 from .monitors import Monitors as Monitors
 from .monitors import MonitorState as MonitorState
 from .monitors import MonitorWindow as MonitorWindow
+from .monitors import StoreCounts as StoreCounts
+from .monitors import read_counts as read_counts
 from .retrainings import Retraining as Retraining
 from .retrainings import Retrainings as Retrainings
 from .retrainings import WaitsFor as WaitsFor

@@ -1,21 +1,31 @@
 """Monitors in the store: their windows with the results, and the state of each."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, storable_text, write_event
 from mlflow_deploy_plugin.store.leases import Lease, held_row
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import MonitorRow, MonitorWindowRow, from_row, given
+from mlflow_deploy_plugin.store.tables import (
+    AlertRow,
+    EndpointRow,
+    MonitorRow,
+    MonitorWindowRow,
+    RetrainingRow,
+    from_row,
+    given,
+)
 
 WindowState = Literal["pending", "running", "judged", "failed"]
+MonitorKey = tuple[str, str]
+"""The names of an endpoint and of its monitor."""
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
 """Windows were left out; the monitor cannot be run; late rows and labels cannot be looked for."""
 _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
@@ -246,6 +256,62 @@ class Monitors:
             query = query.where(MonitorWindowRow.end > since)
         with self._store.transaction() as session:
             return [from_row(row, MonitorWindow) for row in reversed(session.scalars(query).all())]
+
+
+@dataclass(frozen=True)
+class StoreCounts:
+    """The numbers of a store for Prometheus; windows that a person asked for are not among them.
+
+    Attributes:
+        judged: monitor → its newest judged windows, the newest first.
+        newest: monitor → its newest window in whatever state.
+        windows: endpoint, monitor, state, verdict, the windows of these, their failed attempts, their last change.
+        firing: monitor → alerts that are firing.
+        retrainings: endpoint, monitor and state → retrainings, without those of an earlier endpoint of the name.
+    """
+
+    judged: Mapping[MonitorKey, Sequence[MonitorWindow]]
+    newest: Mapping[MonitorKey, MonitorWindow | None]
+    windows: Sequence[tuple[str, str, str, str, int, int, datetime]]
+    firing: Mapping[MonitorKey, int]
+    retrainings: Mapping[tuple[str, str, str], int]
+
+
+def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) -> StoreCounts:
+    """Return the numbers of these monitors and of the whole store, in one transaction: on SQLite each is alone.
+
+    Args:
+        looked_back: of a monitor so many judged windows are read.
+    """
+    window, alert, retraining = MonitorWindowRow, AlertRow, RetrainingRow
+    order = window.start.desc(), window.revision.desc(), window.id.desc()
+    judged, newest = {}, {}
+    with store.transaction() as session:
+        for key in monitors:
+            query = select(window).filter_by(endpoint=key[0], monitor=key[1], by_hand=False).order_by(*order)
+            latest = session.scalars(query.where(window.state == "judged").limit(looked_back))
+            judged[key] = [from_row(row, MonitorWindow) for row in latest]
+            last = session.scalars(query.limit(1)).first()
+            newest[key] = None if last is None else from_row(last, MonitorWindow)
+        groups = window.endpoint, window.monitor, window.state, window.verdict
+        numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
+        windows = session.execute(select(*groups, *numbers).where(~window.by_hand).group_by(*groups)).all()
+        of_monitor = alert.endpoint, alert.monitor
+        firing = select(*of_monitor, func.count()).filter_by(state="firing").group_by(*of_monitor)
+        in_state = retraining.endpoint, retraining.monitor, retraining.state
+        begun = (
+            select(*in_state, func.count())
+            .outerjoin(EndpointRow, EndpointRow.name == retraining.endpoint)
+            .where(or_(EndpointRow.created_at.is_(None), retraining.created_at >= EndpointRow.created_at))
+            .group_by(*in_state)
+        )
+        return StoreCounts(
+            judged,
+            newest,
+            [row.tuple() for row in windows],
+            {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)},
+            {(endpoint, monitor, state): count for endpoint, monitor, state, count in session.execute(begun)},
+        )
 
 
 def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
