@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mlflow_deploy_plugin.controller.leadership import controller_name, lead_store, process_name, repeat
 from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
-from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan
 from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_local_rollouts
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout

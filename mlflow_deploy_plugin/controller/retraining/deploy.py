@@ -4,8 +4,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.leadership import is_local
-from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext, answering_version
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainingState, RetrainPlan, plan_of
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainingState, RetrainPlan, plan_of
+from mlflow_deploy_plugin.controller.snapshot import answering_version
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
 from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
@@ -68,8 +68,14 @@ def deploy_version(context: RetrainingContext, one: Retraining) -> None:
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = one.figures.get("against", plan.base_version)
     passed = f"it has passed its gate ({one.figures['gate_reason']})"
-    if (rollout := _started_rollout(context, one, plan)) is not None:
-        _follow(context, one, plan, rollout)
+    started = [  # by an earlier attempt at this step
+        rollout
+        for rollout in context.deployments.store.rollouts(plan.endpoint)
+        if (rollout.spec["model"], rollout.spec["version"]) == (plan.model, one.version)
+        and rollout.created_at >= one.created_at
+    ]
+    if started:
+        _follow(context, one, started[0])
     elif served == one.version:
         context.finish(one, "promoted", "somebody has brought it already: it is served")
     elif served not in ("", against):
@@ -96,40 +102,29 @@ def watch_rollout(context: RetrainingContext, one: Retraining) -> None:
         context.end(one, state, found[0].reason)
 
 
-def _started_rollout(context: RetrainingContext, one: Retraining, plan: RetrainPlan) -> Rollout | None:
-    """Return the rollout that an earlier attempt at this step has started."""
-    for rollout in context.deployments.store.rollouts(plan.endpoint):
-        is_of_version = (rollout.spec["model"], rollout.spec["version"]) == (plan.model, one.version)
-        if is_of_version and rollout.created_at >= one.created_at:
-            return rollout
-    return None
-
-
 def _roll_out(context: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:
     if others := context.deployments.store.rollouts(plan.endpoint, live=True):
         context.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
     elif not is_local(plan.endpoint, context.deployments.settings):
         why = "its server stands on another machine, and no controller there has begun the rollout"
-        _wait_for_server(context, one, plan, why, "local_controller")
+        _wait_for_server(context, one, why, "local_controller")
     else:
         try:
             rollout = context.start_rollout(plan, one.version, f"retraining {one.id}: {one.cause['why']}")
         except AlreadyExists as error:  # another one has begun just now
             context.wait(one, error.message)
         except NotReady as error:
-            _wait_for_server(context, one, plan, error.message)
+            _wait_for_server(context, one, error.message)
         else:
-            _follow(context, one, plan, rollout)
+            _follow(context, one, rollout)
 
 
-def _follow(context: RetrainingContext, one: Retraining, plan: RetrainPlan, rollout: Rollout) -> None:
-    tag_version(plan.model, one.version, CANDIDATE_TAG, f"rollout {rollout.id} of endpoint {plan.endpoint}")
+def _follow(context: RetrainingContext, one: Retraining, rollout: Rollout) -> None:
+    tag_version(one.model, one.version, CANDIDATE_TAG, f"rollout {rollout.id} of endpoint {one.endpoint}")
     context.write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
-def _wait_for_server(
-    context: RetrainingContext, one: Retraining, plan: RetrainPlan, why: str, waits_for: WaitsFor = ""
-) -> None:
+def _wait_for_server(context: RetrainingContext, one: Retraining, why: str, waits_for: WaitsFor = "") -> None:
     since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
     if context.now() - since < MAX_SERVER_WAIT:
         context.wait(one, f"waits for the endpoint: {why}", waits_for)
@@ -138,6 +133,6 @@ def _wait_for_server(
         one,
         "proposed",
         f"it has passed its gate ({one.figures['gate_reason']}), and the endpoint has not been ready for a rollout "
-        f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): `onnxserve rollout {plan.endpoint} --to {one.version}` "
+        f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): `onnxserve rollout {one.endpoint} --to {one.version}` "
         "brings it",
     )

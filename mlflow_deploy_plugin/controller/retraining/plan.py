@@ -1,21 +1,28 @@
-"""The plan of a retraining, made once when it is asked for and never changed; its cause, and its audit events."""
+"""The plan of a retraining, made once when it is asked for and never changed; and the context of its steps."""
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from mlflow_deploy_plugin.inference_log import Window, parse_window
-from mlflow_deploy_plugin.monitoring import MonitorResult
-from mlflow_deploy_plugin.registry import LoggedRun
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.inference_log import Window
+from mlflow_deploy_plugin.monitoring import announce
+from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import AuditEvent, Retraining
+from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, Rollout, WaitsFor
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[
     "waiting", "running", "registered", "gated", "rolling_out", "promoted", "proposed", "left", "rolled_back", "failed"
 ]
 """The first five are live, each is written down before the next begins; the others end it."""
+TRAINING_FILES = ("data.parquet", "held_out.parquet")
+"""The rows that a training learns, and those that its version is judged by."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class RetrainPlan:
         window: `START/END`, its labelled rows are learned; empty: the latest whole one of length `every`.
         actor: stands in the audit trail for it.
     """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     endpoint: str
     model: str
@@ -53,15 +62,8 @@ class RetrainPlan:
     def base_uri(self) -> str:
         return f"models:/{self.model}/{self.base_version}"
 
-    def asked_window(self) -> Window | None:
-        return parse_window(self.window) if self.window else None
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(document: dict[str, Any]) -> "RetrainPlan":
-        return RetrainPlan(**document)
+_PLAN = TypeAdapter(RetrainPlan)
 
 
 def plan_for(
@@ -91,80 +93,102 @@ def plan_for(
 
 
 def plan_of(retraining: Retraining) -> RetrainPlan:
-    return RetrainPlan.from_json(retraining.spec)
-
-
-def cause_of(result: MonitorResult, run: LoggedRun) -> dict[str, Any]:
-    """Return the result that causes a retraining, with its report."""
-    return {
-        "kind": "alarm",
-        "monitor": result.monitor,
-        "monitor_kind": result.kind,
-        "window": str(result.window),
-        "revision": result.revision,
-        "verdict": result.state,
-        "version": result.version,
-        "run_id": run.run_id,
-        "report": run.url or f"run {run.run_id}",
-        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
-    }
-
-
-def started_event(plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> AuditEvent:
-    """Return the event of a retraining's beginning, with its cause."""
-    event = _event("retrain.start", plan, "", plan.actor, now, cause["why"], _cause_detail(cause))
-    return replace(event, before=f"version {plan.base_version}", after=f"{plan.mode} training")
-
-
-def refused_event(plan: RetrainPlan, cause: dict[str, Any], why: str, now: datetime) -> AuditEvent:
-    """Return the event of an alarm that starts nothing."""
-    return _event("retrain.refused", plan, "", plan.actor, now, why, _cause_detail(cause))
-
-
-def run_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
-    """Return the event of the run that trains."""
-    figures = retraining.figures
-    names = ("held_out_rows", "window", "attempt")
-    detail = {"retraining": retraining.id} | {name: figures[name] for name in names if name in figures}
-    plan = plan_of(retraining)
-    why = f"retraining {retraining.id} learns {figures['rows']:,} labelled rows up to {figures['window'].split('/')[1]}"
-    event = _event("retrain.run", plan, "", actor, now, why, detail)
-    return replace(event, before=f"version {plan.base_version}", after=f"run {retraining.run_id}")
-
-
-def version_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
-    """Return the event of the version that the run registered."""
-    plan = plan_of(retraining)
-    why = f"run {retraining.run_id} of retraining {retraining.id} has registered it"
-    event = _event("retrain.version", plan, retraining.version, actor, now, why, {"retraining": retraining.id})
-    return replace(event, before=f"version {plan.base_version}", after=f"version {retraining.version}")
-
-
-def ended_event(retraining: Retraining, actor: str, now: datetime) -> AuditEvent:
-    """Return the event of the end."""
-    plan, detail = plan_of(retraining), {"retraining": retraining.id, "state": retraining.state}
-    if retraining.run_id:
-        detail |= {"run_id": retraining.run_id}
-    if retraining.rollout_id is not None:
-        detail |= {"rollout": retraining.rollout_id}
-    event = _event("retrain.end", plan, retraining.version, actor, now, retraining.reason, detail)
-    return replace(event, after=retraining.state.replace("_", " "))
+    """Return the plan in the store. Raises InvalidConfig if another onnxserve, or a person, wrote it otherwise."""
+    try:
+        return _PLAN.validate_python(retraining.spec)
+    except ValidationError as error:
+        wrong = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+        raise InvalidConfig(
+            f"its plan in the store cannot be read ({wrong}): `onnxserve retrain {retraining.endpoint}` starts another"
+        ) from None
 
 
 def retraining_summary(retraining: Retraining) -> str:
     """Return the retraining's state in one line."""
-    plan = plan_of(retraining)
+    try:
+        mode = f", {plan_of(retraining).mode}"
+    except InvalidConfig:  # it is ended for that; the list shows it all the same
+        mode = ""
     version = f" version {retraining.version}" if retraining.version else ""
-    line = f"{retraining.endpoint}: retraining {retraining.id} of {plan.model}, {plan.mode}: "
+    line = f"{retraining.endpoint}: retraining {retraining.id} of {retraining.model}{mode}: "
     line += f"{retraining.state.replace('_', ' ')}{version}"
     return f"{line}; {retraining.reason}" if retraining.reason else line
 
 
-def _cause_detail(cause: dict[str, Any]) -> dict[str, Any]:
-    return {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}
+StartRollout = Callable[[RetrainPlan, str, str], Rollout]
+"""Starts the rollout of a plan's version, with the reason. Raises as `rollouts.commands.start_rollout`."""
 
 
-def _event(
-    action: str, plan: RetrainPlan, version: str, actor: str, now: datetime, why: str, detail: dict[str, Any]
-) -> AuditEvent:
-    return AuditEvent(now, actor, action, plan.endpoint, plan.model, version, why=why, detail=detail)
+@dataclass(frozen=True)
+class RetrainingContext:
+    """The tools of every step: it is written down, waited for, ended and announced through them.
+
+    Attributes:
+        actor: stands in the audit trail for what is done.
+        say: takes one line for each change.
+    """
+
+    deployments: Deployments
+    actor: str
+    start_rollout: StartRollout
+    say: Callable[[str], None] = lambda line: None
+
+    def now(self) -> datetime:
+        """Return the time by the store's clock."""
+        return self.deployments.store.now()
+
+    def write(
+        self, changed: Retraining, event: AuditEvent | None = None, waits_for: WaitsFor = ""
+    ) -> Retraining | None:
+        """Write it down. Return None if another process has taken it further meanwhile."""
+        written = Retrainings(self.deployments.store).update(replace(changed, waits_for=waits_for), event)
+        if written is not None:
+            self.say(retraining_summary(written))
+        return written
+
+    def event(
+        self, action: str, one: Retraining, before: str, after: str, why: str, detail: Mapping[str, Any]
+    ) -> AuditEvent:
+        """Return the audit event of a step."""
+        named = {"retraining": one.id, **detail}
+        return AuditEvent(
+            self.now(), self.actor, action, one.endpoint, one.model, one.version, before, after, why, named
+        )
+
+    def wait(self, one: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
+        """Write down what it waits for, once for the same reason."""
+        if one.reason != reason:
+            self.write(replace(one, reason=reason), waits_for=waits_for)
+
+    def fail(self, one: Retraining, reason: str) -> None:
+        """End it as failed, and announce that."""
+        self._announce(one, f"retraining {one.id} of {one.model} has failed: {reason}")
+        self.end(one, "failed", reason)
+
+    def finish(self, one: Retraining, state: RetrainingState, reason: str) -> None:
+        """End it without a rollout of its version; the version's tag says how it ended."""
+        tag_version(one.model, one.version, CANDIDATE_TAG, state)
+        if state == "proposed":
+            self._announce(one, f"{one.model} version {one.version} is proposed: {reason}")
+        self.end(one, state, reason)
+
+    def end(self, one: Retraining, state: RetrainingState, reason: str) -> None:
+        """End it, with its audit event. Its rows go, unless it has failed: a person may want to see them."""
+        detail = {"state": state, "run_id": one.run_id, "rollout": one.rollout_id}
+        given = {name: value for name, value in detail.items() if value not in ("", None)}
+        event = self.event("retrain.end", one, "", state.replace("_", " "), reason, given)
+        written = self.write(replace(one, state=state, reason=reason, ended_at=event.at), event)
+        if written is not None and state != "failed":
+            for name in TRAINING_FILES:  # the log stays, and MLflow has the held-out rows
+                (self.folder(one) / name).unlink(missing_ok=True)
+
+    def folder(self, one: Retraining) -> Path:
+        """Return the folder where an attempt keeps its rows and its log."""
+        attempt = one.figures.get("attempt", 1)
+        return self.deployments.settings.home_path / "retrainings" / f"{one.id}-{attempt}"
+
+    def _announce(self, one: Retraining, text: str) -> None:
+        """Announce it, once; before it is written down, so that it is never lost."""
+        link = str(one.figures.get("gate_report") or one.cause.get("report", ""))
+        is_page = link.startswith(("http://", "https://"))
+        announce(self.deployments.store, one.endpoint, one.monitor, f"{one.endpoint}: {text}", link if is_page else "")

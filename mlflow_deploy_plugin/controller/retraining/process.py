@@ -20,13 +20,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.controller.retraining import tracking
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.registry import child_environment, redact_credentials, set_service_timeouts
 from mlflow_deploy_plugin.store import utc_now
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 
 MARK = "ONNXSERVE_RETRAINING_RUN"
 LOG = "log.txt"
@@ -41,7 +44,7 @@ _log = logging.getLogger(__name__)
 _started: dict[str, Child] = {}
 
 
-def start(plan: RetrainPlan, run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
+def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
     """Start the training and return its process id. It prints to `log.txt` in the folder."""
     command = [sys.executable, "-m", _MODULE, run_id, plan.project, "-e", plan.entry_point]
     command += ["--env-manager", plan.env_manager]

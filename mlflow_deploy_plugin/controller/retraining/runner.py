@@ -17,8 +17,9 @@ from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import is_local
 from mlflow_deploy_plugin.controller.retraining import deploy, training
-from mlflow_deploy_plugin.controller.retraining.context import RetrainingContext, ServedModelChanged
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, plan_of
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
+from mlflow_deploy_plugin.controller.snapshot import ServedModelChanged
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.store import Retraining, Retrainings
@@ -111,7 +112,14 @@ def start_local_rollouts(context: RetrainingContext) -> None:
 def try_step(context: RetrainingContext, one: Retraining) -> bool:
     """Take one step. Return False if it cannot be taken now; any other failure ends the retraining."""
     try:
-        _step(context, one)
+        if one.state != "rolling_out" and (reason := _end_reason(context, one)):
+            training.end_training(one)
+            context.fail(one, reason)
+            return True
+        try:
+            _STEPS[one.state](context, one)
+        except ServedModelChanged as error:
+            context.finish(one, "left", error.message)
     except (*TRANSIENT_ERRORS, NotReady) as error:
         reason = " ".join(error.message.split())
         if one.reason != reason:
@@ -124,27 +132,23 @@ def try_step(context: RetrainingContext, one: Retraining) -> bool:
     return True
 
 
-def _step(context: RetrainingContext, one: Retraining) -> None:
-    """Do what its state asks for.
+def _end_reason(context: RetrainingContext, one: Retraining) -> str:
+    """Return why it cannot go on: its endpoint was deleted, or its plan cannot be read; empty if it can.
 
     While the endpoint's spec cannot be read, nothing new begins; a training that runs is watched.
 
     Raises:
-        RegistryUnavailable / StoreUnavailable / NotReady: it is to be tried again.
+        NotReady: it is to be tried again.
     """
-    if one.state != "rolling_out":
-        try:
-            stored = context.deployments.store.endpoint(one.endpoint)
-            is_deleted = stored is None or stored.created_at > one.created_at  # or there is a namesake by now
-        except InvalidConfig as error:
-            if one.state != "running" or not one.reason:
-                raise NotReady(error.message) from None
-            is_deleted = False
-        if is_deleted:
-            training.end_training(one)
-            context.fail(one, f"endpoint {one.endpoint!r} was deleted meanwhile")
-            return
     try:
-        _STEPS[one.state](context, one)
-    except ServedModelChanged as error:
-        context.finish(one, "left", error.message)
+        stored = context.deployments.store.endpoint(one.endpoint)
+        if stored is None or stored.created_at > one.created_at:  # there may be a namesake by now
+            return f"endpoint {one.endpoint!r} was deleted meanwhile"
+    except InvalidConfig as error:
+        if one.state != "running" or not one.reason:
+            raise NotReady(error.message) from None
+    try:
+        plan_of(one)
+    except InvalidConfig as error:
+        return error.message
+    return ""

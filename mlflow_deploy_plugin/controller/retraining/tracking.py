@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 from mlflow_deploy_plugin.registry import (
     CAUSE_TAG,
     MAX_TAG_LENGTH,
@@ -19,6 +19,9 @@ from mlflow_deploy_plugin.registry import (
     tag_version,
 )
 from mlflow_deploy_plugin.store import Retraining
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
 
 RETRAINING_TAG = "onnxserve.retraining"
 HEARTBEAT_TAG = "onnxserve.heartbeat"
@@ -56,7 +59,7 @@ def column_types(model_uri: str) -> dict[str, str]:
     return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}
 
 
-def ensure_run(one: Retraining, plan: RetrainPlan, attempt: int, parameters: Mapping[str, str]) -> str:
+def ensure_run(one: Retraining, plan: "RetrainPlan", attempt: int, parameters: Mapping[str, str]) -> str:
     """Return the id of the run that trains; create it if it is not there yet.
 
     Raises:
@@ -133,7 +136,7 @@ def registered_version(model: str, run_id: str) -> str:
     return max((str(one.version) for one in found), key=int, default="")
 
 
-def tag_provenance(one: Retraining, plan: RetrainPlan, version: str) -> None:
+def tag_provenance(one: Retraining, plan: "RetrainPlan", version: str) -> None:
     """Tag the version with its cause, parent and kind of training. Tags that the project has set stay.
 
     Raises as `tag_version`.

@@ -11,8 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.controller.retraining import process, tracking
-from mlflow_deploy_plugin.controller.retraining.context import TRAINING_FILES, RetrainingContext
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_of, run_event, version_event
+from mlflow_deploy_plugin.controller.retraining.plan import (
+    TRAINING_FILES,
+    RetrainingContext,
+    RetrainPlan,
+    plan_of,
+)
 from mlflow_deploy_plugin.deployments import check_project
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import (
@@ -25,6 +29,7 @@ from mlflow_deploy_plugin.inference_log import (
     join_labels,
     microseconds_of,
     open_log,
+    parse_window,
 )
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.store import Retraining, utc_now
@@ -34,6 +39,10 @@ MAX_TRAININGS = 2
 SILENT = timedelta(minutes=2)
 """Eight heartbeats: no machine's clock should be as wrong."""
 SECOND_LOOK = timedelta(seconds=30)
+MAX_ROWS = 1_000_000
+MIN_ROWS = 100
+HELD_OUT = 0.2
+"""So large a share of the window's labelled rows is held out, the newest: a model has to be right about the future."""
 
 
 def start_training(context: RetrainingContext, one: Retraining) -> None:
@@ -59,21 +68,26 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
         "data": str(data.data),
         "base_model": plan.base_uri,
         "registered_model": plan.model,
-        **{name: _parameter_text(value) for name, value in plan.parameters.items()},
+        **{
+            name: str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+            for name, value in plan.parameters.items()
+        },
     }
     run_id = tracking.ensure_run(one, plan, figures["attempt"], parameters)
     if data.held_out is not None:
         figures |= {"dataset": tracking.log_file(run_id, data.held_out), "target": data.target}
     running = replace(one, state="running", run_id=run_id, figures=figures, reason="")
-    written = context.write(running, run_event(running, context.actor, context.now()))
-    if written is not None:
+    why = f"retraining {one.id} learns {data.rows:,} labelled rows up to {figures['window'].split('/')[1]}"
+    detail = {name: figures[name] for name in ("held_out_rows", "window", "attempt")}
+    event = context.event("retrain.run", running, f"version {plan.base_version}", f"run {run_id}", why, detail)
+    if context.write(running, event) is not None:
         process.start(plan, run_id, parameters, folder)
 
 
 def watch_training(context: RetrainingContext, one: Retraining) -> None:
     """Write down the version that the run has registered, or that the run has failed. Do nothing while it goes on."""
-    plan, now = plan_of(one), context.now()
-    is_late = now > _started_at(one) + timedelta(seconds=plan.timeout)
+    plan = plan_of(one)
+    is_late = context.now() > _started_at(one) + timedelta(seconds=plan.timeout)
     if process.is_alive(one.run_id):
         if is_late:
             _end_late(context, one, plan)
@@ -85,7 +99,8 @@ def watch_training(context: RetrainingContext, one: Retraining) -> None:
     elif version := tracking.registered_version(plan.model, one.run_id):
         tracking.tag_provenance(one, plan, version)
         registered = replace(one, state="registered", version=version, reason="")
-        context.write(registered, version_event(registered, context.actor, now))
+        why, before = f"run {one.run_id} of retraining {one.id} has registered it", f"version {plan.base_version}"
+        context.write(registered, context.event("retrain.version", registered, before, f"version {version}", why, {}))
     elif run.status == "FINISHED":
         logged = ", and has logged no model"
         if run.has_logged_a_model:
@@ -94,7 +109,13 @@ def watch_training(context: RetrainingContext, one: Retraining) -> None:
     elif is_late:
         _end_late(context, one, plan)
     elif run.status == "KILLED" or _is_here(one) or _is_silent(context, one, run):
-        _train_again(context, one)
+        attempt = one.figures["attempt"]
+        end_training(one)
+        if attempt >= MAX_TRAININGS:
+            context.fail(one, f"the run was killed {attempt} times: {_last_line(context, one)}")
+            return
+        reason = f"run {one.run_id} was killed before its end; it is begun once more"
+        context.write(replace(one, state="waiting", run_id="", figures={"attempt": attempt + 1}, reason=reason))
 
 
 def end_training(one: Retraining) -> None:
@@ -138,27 +159,6 @@ def _end_late(context: RetrainingContext, one: Retraining, plan: RetrainPlan) ->
     context.fail(one, f"the run took longer than {plan.timeout:g} s and was ended")
 
 
-def _train_again(context: RetrainingContext, one: Retraining) -> None:
-    """Begin the training once more: it was killed, or the machine has stopped."""
-    attempt = one.figures["attempt"]
-    end_training(one)
-    if attempt >= MAX_TRAININGS:
-        context.fail(one, f"the run was killed {attempt} times: {_last_line(context, one)}")
-        return
-    reason = f"run {one.run_id} was killed before its end; it is begun once more"
-    context.write(replace(one, state="waiting", run_id="", figures={"attempt": attempt + 1}, reason=reason))
-
-
-def _parameter_text(value: str | float) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-MAX_ROWS = 1_000_000
-MIN_ROWS = 100
-HELD_OUT = 0.2
-"""So large a share of the window's labelled rows is held out, the newest: a model has to be right about the future."""
-
-
 @dataclass(frozen=True)
 class TrainingData:
     """The files that were written for a retraining.
@@ -190,7 +190,7 @@ def collect_training_data(log: InferenceLog, plan: RetrainPlan, folder: Path, ty
         NotFound: nothing was captured.
         InvalidConfig: there are too few labelled rows to learn anything, or their labels are all the same.
     """
-    window = plan.asked_window() or log.latest_window(plan.endpoint, plan.every, utc_now())
+    window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled(log, plan, window)
     if rows is None or len(rows) < MIN_ROWS:
         have = len(rows) if rows is not None else 0

@@ -5,26 +5,20 @@ trail with the reason.
 """
 
 import logging
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from mlflow_deploy_plugin.controller.crontab import crontab_trigger
 from mlflow_deploy_plugin.controller.leadership import controller_name
-from mlflow_deploy_plugin.controller.retraining.context import served_model, served_version
-from mlflow_deploy_plugin.controller.retraining.plan import (
-    RetrainPlan,
-    cause_of,
-    plan_for,
-    refused_event,
-    started_event,
-)
-from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
+from mlflow_deploy_plugin.controller.snapshot import main_variant, served_model, served_version, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments, check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring import MonitorResult, announce
 from mlflow_deploy_plugin.registry import LoggedRun, parse_model_uri
-from mlflow_deploy_plugin.spec import EndpointSpec, MonitorSpec, RetrainSpec, duration_seconds
+from mlflow_deploy_plugin.spec import MonitorSpec, RetrainSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Retraining, Retrainings, Store, current_actor
 
 _log = logging.getLogger(__name__)
@@ -38,10 +32,7 @@ class _NeedsAPerson(InvalidConfig):
 
 
 def retrain_on_alarm(
-    deployments: Deployments,
-    result: MonitorResult,
-    run: LoggedRun,
-    spec: MonitorSpec,
+    deployments: Deployments, result: MonitorResult, run: LoggedRun, spec: MonitorSpec
 ) -> Retraining | None:
     """Start a retraining if the result is an alarm and its monitor's spec asks for one.
 
@@ -56,8 +47,20 @@ def retrain_on_alarm(
     if spec.retrain is None or not result.is_alarm:
         return None
     store, retrainings = deployments.store, Retrainings(deployments.store)
-    actor, cause = controller_name(), cause_of(result, run)
+    actor = controller_name()
     plan = plan_for(spec.retrain, result.endpoint, result.model, result.version, spec.every, result.window, actor)
+    cause = {
+        "kind": "alarm",
+        "monitor": result.monitor,
+        "monitor_kind": result.kind,
+        "window": str(result.window),
+        "revision": result.revision,
+        "verdict": result.state,
+        "version": result.version,
+        "run_id": run.run_id,
+        "report": run.url or f"run {run.run_id}",
+        "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
+    }
     for one in retrainings.find(plan.endpoint, plan.model):
         # started before: a controller was killed between this and writing down that the window is judged
         if all(one.cause.get(name) == cause[name] for name in ("kind", "monitor", "window", "revision")):
@@ -69,11 +72,12 @@ def retrain_on_alarm(
             check_project(plan.project, plan.entry_point, plan.parameters)
         except InvalidConfig as error:
             raise _NeedsAPerson(f"it cannot be trained: {error.message}") from None
-        return _add(store, result.monitor, plan, cause, store.now())
+        return _add(store, plan, cause)
     except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
         if isinstance(error, _NeedsAPerson):
             announce(store, plan.endpoint, result.monitor, f"{plan.endpoint}: {error.message}", run.url)
-        record_refusal(store, refused_event(plan, cause, error.message, store.now()))
+        event = AuditEvent(store.now(), actor, "retrain.refused", plan.endpoint, plan.model, why=error.message)
+        _record_refusal(store, replace(event, detail=_cause_detail(cause)))
         return None
 
 
@@ -102,14 +106,25 @@ def request_retraining(
     """
     actor = actor or current_actor()
     observed = deployments.get_endpoint(endpoint)
-    name, found = _select_monitor(observed.endpoint.spec, monitor)
-    assert found.retrain is not None
+    spec = observed.endpoint.spec
+    able = sorted(name for name, one in spec.monitors.items() if one.retrain is not None)
+    if monitor is None and len(able) != 1:
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} has several monitors with `retrain`: say --monitor, one of {', '.join(able)}"
+            if able
+            else f"no monitor of endpoint {spec.name!r} says how the model is trained: "
+            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT"
+        )
+    name = able[0] if monitor is None else monitor
+    found = spec.monitor(name)
+    if found.retrain is None:
+        raise InvalidConfig(f"monitor {name!r} does not say how the model is trained: it has no `retrain`")
     retrain = found.retrain.model_copy(update={"mode": mode}) if mode else found.retrain
     check_project(retrain.project, retrain.entry_point, retrain.parameters)
     model = served_model(observed)
     plan = plan_for(retrain, endpoint, model, served_version(observed), found.every, window, actor)
     reason = why if kind != "asked" else f"asked by {actor}" + (f": {why}" if why else "")
-    return _add(deployments.store, name, plan, {"kind": kind, "monitor": name, "why": reason}, deployments.store.now())
+    return _add(deployments.store, plan, {"kind": kind, "monitor": name, "why": reason})
 
 
 class RetrainingSchedule:
@@ -146,13 +161,9 @@ class RetrainingSchedule:
                     if isinstance(error, InvalidConfig):  # which stays so until somebody changes it
                         store, text = self._deployments.store, f"{endpoint.name}: no retraining: {error.message}"
                         announce(store, endpoint.name, monitor, text)
+                        event = AuditEvent(now, self._actor, "retrain.refused", endpoint.name, why=error.message)
                         detail = {"monitor": monitor, "schedule": schedule}
-                        record_refusal(
-                            store,
-                            AuditEvent(
-                                now, self._actor, "retrain.refused", endpoint.name, why=error.message, detail=detail
-                            ),
-                        )
+                        _record_refusal(store, replace(event, detail=detail))
                     _log.warning("%s, monitor %s: no retraining: %s", endpoint.name, monitor, error.message)
                     self._logged[key] = error.message
 
@@ -167,7 +178,7 @@ class RetrainingSchedule:
         return fires is not None and fires <= now
 
 
-def record_refusal(store: Store, event: AuditEvent) -> None:
+def _record_refusal(store: Store, event: AuditEvent) -> None:
     """Write into the audit trail that nothing is trained, once for the same monitor and reason.
 
     An hourly monitor would fill the trail otherwise.
@@ -177,22 +188,6 @@ def record_refusal(store: Store, event: AuditEvent) -> None:
         store.record_unless_repeated(event)
     except OnnxserveError as error:
         _log.warning("not in the audit trail: %s (%s)", event.why, error.message)
-
-
-def _select_monitor(spec: EndpointSpec, monitor: str | None) -> tuple[str, MonitorSpec]:
-    able = {name: one for name, one in spec.monitors.items() if one.retrain is not None}
-    if monitor is not None and spec.monitor(monitor).retrain is None:
-        raise InvalidConfig(f"monitor {monitor!r} does not say how the model is trained: it has no `retrain`")
-    if monitor is None and len(able) != 1:
-        names = ", ".join(sorted(able))
-        raise InvalidConfig(
-            f"endpoint {spec.name!r} has several monitors with `retrain`: say --monitor, one of {names}"
-            if able
-            else f"no monitor of endpoint {spec.name!r} says how the model is trained: "
-            f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT"
-        )
-    name = monitor or next(iter(able))
-    return name, able[name]
 
 
 def _check_served(deployments: Deployments, result: MonitorResult) -> None:
@@ -225,6 +220,20 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
         )
 
 
-def _add(store: Store, monitor: str, plan: RetrainPlan, cause: dict[str, Any], now: datetime) -> Retraining:
-    event = started_event(plan, cause, now)
-    return Retrainings(store).add(plan.endpoint, monitor, plan.model, cause, plan.to_json(), "waiting", event)
+def _add(store: Store, plan: RetrainPlan, cause: dict[str, Any]) -> Retraining:
+    event = AuditEvent(
+        store.now(),
+        plan.actor,
+        "retrain.start",
+        plan.endpoint,
+        plan.model,
+        before=f"version {plan.base_version}",
+        after=f"{plan.mode} training",
+        why=cause["why"],
+        detail=_cause_detail(cause),
+    )
+    return Retrainings(store).add(plan.endpoint, cause["monitor"], plan.model, cause, asdict(plan), "waiting", event)
+
+
+def _cause_detail(cause: dict[str, Any]) -> dict[str, Any]:
+    return {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}

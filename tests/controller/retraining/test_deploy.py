@@ -259,12 +259,11 @@ def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: R
 
 
 def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world: RetrainingWorld) -> None:
-    begun = world.at("waiting")
-    broken = replace(begun, spec={"made by": "a newer version"})
+    broken = replace(world.at("running"), figures={"made by": "a newer version"})
     runner = RetrainingRunner(world.context, retry_seconds=0)
     for attempt in range(MAX_DEFECTS):
         assert world.latest().is_live, attempt
         runner.start(broken)
         wait_until(lambda: runner.work.is_free(broken.id), 30, "the attempt has failed")
     assert world.latest().state == "failed"
-    assert world.latest().reason.startswith("TypeError: ")
+    assert world.latest().reason.startswith("KeyError: ")

@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retraining import process
+from mlflow_deploy_plugin.controller.retraining import process, tracking
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
+from mlflow_deploy_plugin.store.tables import RetrainingRow
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.retraining import RetrainingWorld
 from tests.support.waiting import wait_until
@@ -62,3 +64,35 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
     events = Counter(event.action for event in world.deployments.store.events(ENDPOINT))
     links = ("retrain.start", "retrain.run", "retrain.version", "retrain.end")
     assert {action: events[action] for action in links} == dict.fromkeys(links, 1)
+
+
+@pytest.mark.parametrize("state", ["waiting", "running", "registered", "gated"])
+def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(world: RetrainingWorld, state: str) -> None:
+    started = world.at(state)
+    with world.deployments.store.transaction() as session:
+        row = session.get(RetrainingRow, started.id)
+        assert row is not None
+        row.spec = {name: value for name, value in row.spec.items() if name != "project"} | {"sampling": "often"}
+
+    ended = world.take()
+
+    said = "its plan in the store cannot be read (project: Field required; sampling: Unexpected keyword argument)"
+    assert (ended.state, ended.reason) == ("failed", f"{said}: `onnxserve retrain {ENDPOINT}` starts another")
+    assert world.said[-1] == f"{ENDPOINT}: retraining {ended.id} of {MODEL}: failed; {ended.reason}"
+    assert world.deployments.store.events(ENDPOINT)[-1].action == "retrain.end"
+    assert state == "waiting" or tracking.get_run(ended.run_id).status == "KILLED"
+
+
+def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_end(world: RetrainingWorld) -> None:
+    started = world.at("rolling_out", version="2")
+    world.divide_traffic()
+    (rollout,) = world.deployments.store.rollouts(ENDPOINT)
+    with world.deployments.store.transaction() as session:
+        row = session.get(RetrainingRow, started.id)
+        assert row is not None
+        row.spec, row.rollout_id = {}, rollout.id
+    world.deployments.store.update_rollout(
+        replace(rollout, state="promoted", ended_at=world.deployments.store.now()), None
+    )
+
+    assert world.take().state == "promoted"
