@@ -12,7 +12,7 @@ https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.ia
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,12 @@ from mlflow_deploy_plugin.server.protocols.arrow_columns import (
 from mlflow_deploy_plugin.server.protocols.content import check_row_aligned
 from mlflow_deploy_plugin.server.protocols.mlflow import MOST_COLUMNS
 from mlflow_deploy_plugin.server.protocols.parquet_metadata import (
-    Struct,
     byte_array_paths,
     check_pages,
     count_rows,
     read_row_groups,
 )
+from mlflow_deploy_plugin.tabular import first_line
 
 STREAM = "application/vnd.apache.arrow.stream"
 FILE = "application/vnd.apache.arrow.file"
@@ -67,15 +67,20 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
     """
     import pyarrow as pa
 
+    is_parquet = media in (PARQUET, X_PARQUET)
     try:
-        read = _read_parquet if media in (PARQUET, X_PARQUET) else _read_stream
-        table = read(body, schema, limit)
+        table = _read_parquet(body, schema, limit) if is_parquet else _read_stream(body, schema, limit)
         table.validate()
-        return _feeds(table, schema, limit)
+        chosen = _select_columns(table.schema, schema)
+        _check_value_count(table.num_rows, len(chosen), limit)
+        budget = StringBudget(limit)
+        arrays = {name: _column(name, table.column(name), limit, budget) for name in chosen}
+        if table.num_rows == 0:
+            raise SchemaMismatch(NO_ROWS)
+        return _column_feeds(arrays, schema) if schema.columns else _tensor_feeds(arrays, schema)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        name = "Parquet file" if media in (PARQUET, X_PARQUET) else "Arrow stream"
-        raise InvalidRequest(f"the body is not a valid {name}: {reason[:200]}") from None
+        name = "Parquet file" if is_parquet else "Arrow stream"
+        raise InvalidRequest(f"the body is not a valid {name}: {first_line(error)}") from None
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
@@ -124,7 +129,11 @@ def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
 
 
 def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
-    """Return the columns that the model takes. Strings stay in their dictionaries, where one stands for many rows."""
+    """Return the columns that the model takes.
+
+    Strings stay in their dictionaries, where one stands for many rows. For a tensor of strings these are all leaves of
+    byte arrays, since any column may be one. pyarrow takes no name that is not in the file.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -132,38 +141,26 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
     rows = count_rows(groups)
     if rows == 0:
         raise SchemaMismatch(NO_ROWS)
+    texts = byte_array_paths(groups) if "str" in schema.dtypes.values() else []
     file = parquet.ParquetFile(
         pa.BufferReader(body),
-        read_dictionary=_dictionary_paths(groups, schema),
+        read_dictionary=[path for path in texts if not schema.columns or schema.dtypes.get(path) == "str"],
         thrift_container_size_limit=_MOST_LISTED,
         pre_buffer=False,
     )
     names = _select_columns(file.schema_arrow, schema)
     _check_value_count(rows, len(names), limit)
-    paths = [column.path for column in file.schema]
-    check_pages(body, groups, _leaf_indices(paths, set(names)) if schema.columns else range(len(paths)), limit)
+    leaves = list(enumerate(column.path for column in file.schema))
+    if schema.columns:  # only those of the columns to be read, whose names may hold dots themselves
+        wanted = set(names)
+        lengths = sorted({len(name) for name in wanted})
+        leaves = [
+            (leaf, path)
+            for leaf, path in leaves
+            if any(path[length : length + 1] in ("", ".") and path[:length] in wanted for length in lengths)
+        ]
+    check_pages(body, groups, [leaf for leaf, _ in leaves], limit)
     return file.read(columns=names, use_threads=False)
-
-
-def _leaf_indices(paths: Sequence[str], names: set[str]) -> list[int]:
-    """Return the leaves of a Parquet file that belong to these columns, whose names may hold dots themselves."""
-    lengths = sorted({len(name) for name in names})
-    return [
-        leaf
-        for leaf, path in enumerate(paths)
-        if any(path[length : length + 1] in ("", ".") and path[:length] in names for length in lengths)
-    ]
-
-
-def _dictionary_paths(groups: Sequence[Struct], schema: Schema) -> list[str]:
-    """Return the leaves that are read as dictionaries, as they lie in the file: a string of all rows is there once.
-
-    For a tensor of strings these are all leaves of byte arrays, since any column may be one. pyarrow takes no name that
-    is not in the file.
-    """
-    if "str" not in schema.dtypes.values():
-        return []
-    return [path for path in byte_array_paths(groups) if not schema.columns or schema.dtypes.get(path) == "str"]
 
 
 def _select_columns(given: Any, schema: Schema) -> list[str]:
@@ -190,16 +187,6 @@ def _select_columns(given: Any, schema: Schema) -> list[str]:
         except UnsupportedColumn as error:
             raise SchemaMismatch(f"column {name[:100]!r} {error}") from None
     return names
-
-
-def _feeds(table: Any, schema: Schema, limit: int) -> Feeds:
-    chosen = _select_columns(table.schema, schema)
-    _check_value_count(table.num_rows, len(chosen), limit)
-    budget = StringBudget(limit)
-    arrays = {name: _column(name, table.column(name), limit, budget) for name in chosen}
-    if table.num_rows == 0:
-        raise SchemaMismatch(NO_ROWS)
-    return _from_columns(arrays, schema) if schema.columns else _from_tensors(arrays, schema)
 
 
 def _column(name: str, chunks: Any, limit: int, budget: StringBudget) -> Array:
@@ -239,7 +226,7 @@ def _without_views(array: Any, budget: StringBudget, cast: dict[tuple[int, ...],
     return array.cast(pa.large_string())
 
 
-def _from_columns(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
+def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
     for column in schema.columns:
         array = arrays.get(column.name)
         if array is None:
@@ -250,7 +237,7 @@ def _from_columns(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
     return schema.from_columns(arrays)
 
 
-def _from_tensors(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
+def _tensor_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
     """Return the feeds of tensors: by name, the only column for the only tensor, or all columns as a matrix."""
     if len(schema.tensors) == 1 and len(arrays) == 1:
         arrays = {schema.tensors[0].name: next(iter(arrays.values()))}

@@ -7,7 +7,6 @@ even copied. Whatever the buffers hold, numpy and Python read only within their 
 The format: https://arrow.apache.org/docs/format/Columnar.html.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -31,8 +30,6 @@ _OFFSETS: dict[str, np.dtype[Any]] = {
     "list": np.dtype("<i4"),
     "large_list": np.dtype("<i8"),
 }
-
-
 _LISTS = frozenset({"list", "large_list", "fixed_size_list"})
 _TEXTS = frozenset({"string", "large_string", "string_view"})
 
@@ -109,12 +106,23 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
     if name == "null":
         return np.full(len(array), None, dtype=object)
     if name in _NUMBERS:
-        return _numbers(array, _NUMBERS[name])
+        values = _view(array.buffers()[1], _NUMBERS[name], array.offset, len(array))
+        if (valid := _valid(array)) is not None:
+            values = values.astype(values.dtype if values.dtype.kind == "f" else np.float64)
+            values[~valid] = np.nan
+        return values
+    if name == "bool":
+        if (valid := _valid(array)) is not None:
+            raise _null_boolean(valid)
+        return _bits(array.buffers()[1], array.offset, len(array))
     kind = name.partition("<")[0]
-    read = _READERS.get(kind)
-    if read is None:
-        raise UnsupportedColumn(f"has Arrow's type {name[:60]}")
-    return read(array, limit, budget)
+    if kind in ("string", "large_string"):
+        return _strings(array)
+    if kind == "dictionary":
+        return _dictionary(array, limit, budget)
+    if kind in _LISTS:
+        return _lists(array, limit, budget)
+    raise UnsupportedColumn(f"has Arrow's type {name[:60]}")
 
 
 def address(array: Any) -> tuple[int, ...]:
@@ -146,24 +154,11 @@ def _view(buffer: Any, dtype: np.dtype[Any], offset: int, count: int) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
-    values = _view(array.buffers()[1], dtype, array.offset, len(array))
-    valid = _valid(array)
-    if valid is None:
-        return values
-    filled = values.astype(values.dtype if dtype.kind == "f" else np.float64)
-    filled[~valid] = np.nan
-    return filled
+def _null_boolean(valid: Array) -> UnsupportedColumn:
+    return UnsupportedColumn(f"is null in row {int(np.argmin(valid))}; true or false is expected")
 
 
-def _booleans(array: Any, limit: int, budget: StringBudget) -> Array:
-    valid = _valid(array)
-    if valid is not None:
-        raise UnsupportedColumn(f"is null in row {int(np.argmin(valid))}; true or false is expected")
-    return _bits(array.buffers()[1], array.offset, len(array))
-
-
-def _strings(array: Any, limit: int, budget: StringBudget) -> Array:
+def _strings(array: Any) -> Array:
     _, positions, buffer = array.buffers()
     offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
     data = b"" if buffer is None else buffer.to_pybytes()
@@ -198,7 +193,7 @@ def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
     if valid is None or valid.all():
         return values
     if values.dtype.kind == "b":
-        raise UnsupportedColumn(f"is null in row {int(np.argmin(valid))}; true or false is expected")
+        raise _null_boolean(valid)
     values = values.astype(np.float64) if values.dtype.kind in "iu" else values
     values[~valid] = None if values.dtype.kind == "O" else np.nan
     return values
@@ -231,17 +226,6 @@ def _lists(array: Any, limit: int, budget: StringBudget) -> Array:
     if len(values) != len(array) * size:
         raise InvalidRequest("the Arrow data is not valid: a list column has another length than its values")
     return values.reshape(len(array), size, *values.shape[1:])
-
-
-_READERS: dict[str, Callable[[Any, int, StringBudget], Array]] = {
-    "bool": _booleans,
-    "string": _strings,
-    "large_string": _strings,
-    "dictionary": _dictionary,
-    "list": _lists,
-    "large_list": _lists,
-    "fixed_size_list": _lists,
-}
 
 
 def packed_strings(values: Array) -> tuple[Array, bytes]:

@@ -7,7 +7,7 @@ for the shape in a header: it is compared with the bytes that came.
 import io
 import re
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -36,7 +36,19 @@ def decode(body: bytes, schema: Schema) -> Feeds:
         InvalidRequest: the body is no array, or has another size than its header says.
         SchemaMismatch: the array does not fit the signature.
     """
-    array = _read_array(body)
+    size = _LENGTH_BYTES.get(body[6:8], 0) if body.startswith(_MAGIC) else 0
+    start = 8 + size + int.from_bytes(body[8 : 8 + size], "little")
+    header = _HEADER.fullmatch(body[8 + size : start]) if size and start - size <= _LONGEST_HEADER else None
+    if header is None:
+        raise InvalidRequest("the body is not an array of numbers in numpy's format, as np.save writes it")
+    shape = tuple(int(entry) for entry in header["shape"].decode().replace(" ", "").split(",") if entry)
+    dtype: np.dtype[Any] = np.dtype(header["dtype"].decode())
+    if len(body) - start != prod(shape) * dtype.itemsize:
+        raise InvalidRequest(f"the array has {len(body) - start} bytes; its shape {list(shape)} says otherwise")
+    array = np.frombuffer(body, dtype, offset=start).reshape(shape, order="F" if header["order"] == b"True" else "C")
+    if dtype.kind == "b":
+        array = array.view(np.uint8) != 0  # other bytes than 0 and 1 are no booleans to numpy
+    array = array.astype(dtype.newbyteorder("="), copy=not array.flags.aligned)
     if not schema.columns:
         return schema.from_array(array)
     width = len(schema.names)
@@ -58,20 +70,3 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
     array = prediction.astype(np.str_) if prediction.dtype.kind == "O" else prediction
     npy.write_array(sink, np.asarray(array), allow_pickle=False)
     return sink.getvalue()
-
-
-def _read_array(body: bytes) -> Array:
-    size = _LENGTH_BYTES.get(body[6:8], 0) if body.startswith(_MAGIC) else 0
-    start = 8 + size + int.from_bytes(body[8 : 8 + size], "little")
-    header = _HEADER.fullmatch(body[8 + size : start]) if size and start - size <= _LONGEST_HEADER else None
-    if header is None:
-        raise InvalidRequest("the body is not an array of numbers in numpy's format, as np.save writes it")
-    shape = tuple(int(entry) for entry in header["shape"].decode().replace(" ", "").split(",") if entry)
-    dtype: np.dtype[Any] = np.dtype(header["dtype"].decode())
-    if len(body) - start != prod(shape) * dtype.itemsize:
-        raise InvalidRequest(f"the array has {len(body) - start} bytes; its shape {list(shape)} says otherwise")
-    order: Literal["F", "C"] = "F" if header["order"] == b"True" else "C"
-    array = np.frombuffer(body, dtype, offset=start).reshape(shape, order=order)
-    if dtype.kind == "b":
-        array = array.view(np.uint8) != 0  # other bytes than 0 and 1 are no booleans to numpy
-    return array.astype(dtype.newbyteorder("="), copy=not array.flags.aligned)

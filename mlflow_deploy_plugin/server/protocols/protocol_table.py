@@ -4,6 +4,7 @@ Each module of this folder knows the bytes of one protocol. A `Protocol` binds s
 the request: its schema, its artifact, and whether it is a pyfunc. A pyfunc reads and writes the forms of MLflow itself,
 since objects, dates and params have no form as arrays.
 
+The short protocol of the guides: `/predict` for one record, `/predict/batch` for many.
 Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...]}`, one element an instance
 (https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
 Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of MLflow models without code
@@ -18,10 +19,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Feeds, OpaqueBody, Schema
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OpaqueBody, Schema
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
-from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, npy, predict, tfserving, v2
+from mlflow_deploy_plugin.server.protocols import arrow, jsonlines, mlflow, npy, tfserving, v2
 from mlflow_deploy_plugin.server.protocols.content import (
     CSV,
     JSON,
@@ -105,23 +106,21 @@ def invocations_as(response_media: str, limit: int) -> Protocol:
     Args:
         limit: see `decode_rows`.
     """
-    return Protocol(INVOCATIONS.name, partial(_decode_any_format, response_media, limit))
 
+    def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
+        predictor = variant.loaded.predictor
+        content_type = headers.get("content-type")
+        media = media_name(content_type)
+        if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
+            return INVOCATIONS.decode(headers, body, variant)
+        feeds = decode_rows(content_type, body, predictor.schema, limit)
+        of_table = False
+        if not predictor.artifact.has_signature:
+            is_mlflow = media in (JSON, CSV)
+            of_table = mlflow.is_table(content_type, body) if is_mlflow else media not in npy.MEDIA_TYPES
+        return DecodedRequest(feeds, partial(_encode_as, response_media, of_table))
 
-def _decode_any_format(
-    response_media: str, limit: int, headers: Mapping[str, str], body: bytes, variant: ServedVariant
-) -> DecodedRequest:
-    predictor = variant.loaded.predictor
-    content_type = headers.get("content-type")
-    media = media_name(content_type)
-    if predictor.artifact.flavor == PYTHON_FUNCTION and media not in _UNKNOWN_TO_MLFLOW:
-        return INVOCATIONS.decode(headers, body, variant)
-    feeds = decode_rows(content_type, body, predictor.schema, limit)
-    of_table = False
-    if not predictor.artifact.has_signature:
-        is_mlflow = media in (JSON, CSV)
-        of_table = mlflow.is_table(content_type, body) if is_mlflow else media not in npy.MEDIA_TYPES
-    return DecodedRequest(feeds, partial(_encode_as, response_media, of_table))
+    return Protocol(INVOCATIONS.name, decode_request)
 
 
 def _encode_as(media: str, of_table: bool, variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -142,16 +141,12 @@ def _decode_invocations(headers: Mapping[str, str], body: bytes, variant: Served
         return DecodedRequest({}, _encode_opaque, body=OpaqueBody(content_type, body))
     feeds = mlflow.decode(content_type, body, predictor.schema)
     if not predictor.artifact.has_signature and mlflow.is_table(content_type, body):
-        return DecodedRequest(feeds, _encode_invocations_of_table)
+        return DecodedRequest(feeds, partial(_encode_as, JSON, True))
     return DecodedRequest(feeds, _encode_invocations)
 
 
 def _encode_invocations(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
     return EncodedResponse(mlflow.encode(variant.loaded.predictor.prediction(response.outputs)))
-
-
-def _encode_invocations_of_table(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    return EncodedResponse(mlflow.encode(variant.loaded.predictor.prediction(response.outputs, of_table=True)))
 
 
 def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -172,6 +167,83 @@ def _predict_protocol(
         return EncodedResponse(encode(predictor.artifact, response.model, response.version, response.outputs, has_rows))
 
     return Protocol(name, decode_request)
+
+
+def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
+    """Return the feeds in one record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
+
+    For a graph without rows, a record is the whole of its tensors.
+
+    Raises:
+        UnsupportedMediaType: not JSON.
+        InvalidRequest: not a JSON object.
+        SchemaMismatch: it does not fit the signature.
+    """
+    document = load_json_object(content_type, body)
+    if "features" in document and "features" not in schema.names:
+        return schema.from_array([document["features"]] if schema.has_rows else document["features"])
+    if schema.columns:
+        return schema.from_records([document])
+    if not schema.has_rows:
+        return schema.from_columns(document)
+    return schema.from_columns({name: [value] for name, value in document.items()})
+
+
+def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
+    """Return the feeds in many records: a list of objects or of rows, or a body of `/invocations`.
+
+    Raises:
+        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `decode_record`.
+    """
+    if media_type(content_type, (JSON, CSV)) == CSV:
+        return mlflow.read_csv(body, schema)
+    document = load_json(body)
+    if isinstance(document, dict):
+        return mlflow.decode_document(document, schema)
+    if not isinstance(document, list):
+        raise InvalidRequest('the body must be an array of records, or {"instances": […]} around one')
+    return schema.from_records(document) if document and isinstance(document[0], dict) else schema.from_array(document)
+
+
+def encode_record(
+    artifact: Artifact, model: str, version: str, outputs: dict[str, Array], has_rows: bool = True
+) -> bytes:
+    """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of all without rows."""
+    prediction: Any = _predictions(artifact, outputs)
+    if has_rows:
+        is_one = not isinstance(prediction, dict)
+        prediction = prediction[0] if is_one else {name: array[0] for name, array in prediction.items()}
+    answer: dict[str, Any] = {"prediction": prediction}
+    if has_rows and (probabilities := _probabilities(artifact, outputs)) is not None:
+        answer["probabilities"] = probabilities[0]
+    return dump_json({**answer, "model": model, "model_version": version})
+
+
+def encode_records(artifact: Artifact, model: str, version: str, outputs: dict[str, Array], has_rows: bool) -> bytes:
+    """Return `{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
+    answer: dict[str, Any] = {"predictions": _predictions(artifact, outputs)}
+    if (probabilities := _probabilities(artifact, outputs)) is not None:
+        answer["probabilities"] = probabilities
+    count = len(outputs[artifact.prediction[0]]) if has_rows else 1
+    return dump_json({**answer, "count": count, "model": model, "model_version": version})
+
+
+def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
+    """Return the label if the model has one, even if its `predict` returns probabilities: they have a field."""
+    roles = {output.name: output.role for output in artifact.outputs}
+    names = artifact.prediction
+    if [roles.get(name) for name in names] == ["probabilities"]:
+        names = tuple(name for name, role in roles.items() if role == "label") or names
+    return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+
+
+def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[Any, float]] | None:
+    """Return class → probability for each row, or None if the model does not name the class of each column."""
+    for output in artifact.outputs:
+        array = outputs.get(output.name)
+        if output.role == "probabilities" and array is not None and array.shape[1:] == (len(artifact.classes),):
+            return [dict(zip(artifact.classes, row, strict=True)) for row in array.tolist()]
+    return None
 
 
 def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
@@ -264,8 +336,8 @@ def decode_azure(content_type: str | None, body: bytes) -> dict[str, Any]:
 
 
 INVOCATIONS = Protocol("invocations", _decode_invocations)
-PREDICT = _predict_protocol("predict", predict.decode, predict.encode)
-PREDICT_BATCH = _predict_protocol("predict_batch", predict.decode_batch, predict.encode_batch)
+PREDICT = _predict_protocol("predict", decode_record, encode_record)
+PREDICT_BATCH = _predict_protocol("predict_batch", decode_records, encode_records)
 V2 = Protocol("v2", _decode_v2)
 TFSERVING = Protocol("tfserving", _decode_tfserving)
 VERTEX = _cloud_protocol("vertex", decode_vertex, encode_vertex)

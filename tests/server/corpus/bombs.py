@@ -30,7 +30,6 @@ from mlflow_deploy_plugin.server.protocols import (
     jsonlines,
     mlflow,
     npy,
-    predict,
     protocol_table,
     tfserving,
 )
@@ -250,7 +249,7 @@ def read(bomb: Bomb, body: bytes) -> None:
     elif bomb.media == "tf":
         tfserving.decode(body, bomb.schema)
     elif bomb.media == "predict":
-        predict.decode_batch(JSON, body, bomb.schema)
+        protocol_table.decode_records(JSON, body, bomb.schema)
     elif bomb.media == "vertex":
         protocol_table.decode_vertex(JSON, body)
     elif bomb.media == "feedback":

@@ -130,7 +130,7 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
     ),
     "JSON": (
         "protocols/content.py: load_json, by orjson",
-        _answer(server__protocols__predict__load_json="lambda body: []"),
+        _answer(server__protocols__protocol_table__load_json="lambda body: []"),
     ),
     "depth of JSON": ("orjson: 1,024 levels", ()),
     "depth around NaN": (
@@ -192,8 +192,11 @@ BOUNDS: dict[str, tuple[str, tuple[Removal, ...]]] = {
         _answer(server__protocols__arrow__check_stream_size=_NOTHING),
     ),
     "rows of a table": (
-        "protocols/arrow.py: _feeds",
-        _answer(server__protocols__arrow___feeds="lambda table, schema, limit: original(table, schema, 10**12)"),
+        "protocols/arrow.py: _check_value_count",
+        _answer(
+            server__protocols__arrow___check_value_count=_NOTHING,
+            server__protocols__arrow__to_numpy="lambda array, limit, budget: original(array, 10**12, budget)",
+        ),
     ),
     "words of a dictionary": (
         "protocols/arrow_columns.py: StringBudget",

@@ -13,7 +13,7 @@ import yaml
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from mlflow_deploy_plugin.server.protocols import predict
+from mlflow_deploy_plugin.server.protocols.protocol_table import encode_record
 from tests.support.handling import handle
 
 RECORD = {"carrier": "AA", "distance": 0.0, "hour": 0, "late": False}
@@ -92,5 +92,5 @@ def test_models_without_classes_answer_without_probabilities(
 def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, which orjson does not take one by one."""
     artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
-    answered = predict.encode(artifact, "m", "1", {"label": np.array([1], dtype)})
+    answered = encode_record(artifact, "m", "1", {"label": np.array([1], dtype)}, True)
     assert json.loads(answered)["prediction"] == 1
