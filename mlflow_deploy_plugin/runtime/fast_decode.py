@@ -16,7 +16,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
 from mlflow_deploy_plugin.runtime.dimensions import SharedDimensions, sizes_match
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, NarrowedFeeds
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, narrowed_feeds
 from mlflow_deploy_plugin.runtime.values import LISTS, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
@@ -74,7 +74,8 @@ class FastDecoder:
         _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for a group of texts. No names at all if
             the graph takes the types of the signature.
         _texts: the inputs of texts.
-        _packed, _packed_sent: one row of the only block, as the graph takes it and as it was sent.
+        _names: the order as a list, which is how JSON brings it.
+        _pack_row: decodes a row of numbers that are the only block.
     """
 
     order: tuple[str, ...]
@@ -83,16 +84,16 @@ class FastDecoder:
     _by_name: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     _is_one_block: bool
     _array_kinds: str
-    _packed: struct.Struct | None
-    _packed_sent: struct.Struct | None
+    _names: list[str]
+    _pack_row: Callable[[Sequence[Any]], Feeds | None] | None
     _blocks: tuple[str, ...]
     _texts: tuple[str, ...]
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> Feeds | None:
         """Decode rows that are lists in the order of `names`."""
-        if not rows or not set(map(type, rows)) <= LISTS or set(map(len, rows)) != {len(names)}:
+        if not rows or not LISTS.issuperset(map(type, rows)) or set(map(len, rows)) != {len(names)}:
             return None
-        if len(names) != len(self.order) or tuple(names) != self.order:
+        if names != self._names and names != self.order:
             places = {name: place for place, name in enumerate(names)}
             if len(places) != len(names) or not places.keys() >= set(self.order):
                 return None
@@ -132,17 +133,17 @@ class FastDecoder:
 
     def _feeds(self, rows: _Rows) -> Feeds | None:
         if self._is_one_block:
-            group = self._groups[0]
-            if not set(map(type, rows[0] if len(rows) == 1 else chain.from_iterable(rows))) <= group.accepted:
+            group, is_row = self._groups[0], len(rows) == 1
+            if not group.accepted.issuperset(map(type, rows[0] if is_row else chain.from_iterable(rows))):
                 return None
-            if len(rows) == 1 and self._packed is not None:
-                return self._one_row(rows[0], self._packed)
+            if is_row and self._pack_row is not None and (feeds := self._pack_row(rows[0])) is not None:
+                return feeds
             return self._one_block(rows, group.dtype)
         picked = []
         columns: Sequence[Any] = rows[0] if len(rows) == 1 else list(zip(*rows, strict=True))
         for group in self._groups:
             values = group.pick(columns)
-            if not set(map(type, values if len(rows) == 1 else chain.from_iterable(values))) <= group.accepted:
+            if not group.accepted.issuperset(map(type, values if len(rows) == 1 else chain.from_iterable(values))):
                 return None
             picked.append(values)
         try:
@@ -159,19 +160,7 @@ class FastDecoder:
         sent = {name: block[:, :, 0].T for name, block in zip(self._blocks, blocks, strict=True) if name}
         for name in self._texts:
             sent[name] = feeds[name]
-        return NarrowedFeeds(feeds, sent)
-
-    def _one_row(self, row: Sequence[Any], packed: struct.Struct) -> Feeds | None:
-        """Decode a single row as `_one_block` does, in a quarter of the time."""
-        target, sent = self._targets[0], self._packed_sent
-        try:
-            feeds = {target.name: np.frombuffer(packed.pack(*row), target.dtype).reshape(1, -1)}
-            if sent is None:
-                return feeds
-            exact = np.frombuffer(sent.pack(*row), self._groups[0].dtype).reshape(1, -1)
-        except (struct.error, OverflowError):  # a null, or a number that is too large
-            return self._one_block([row], self._groups[0].dtype)
-        return NarrowedFeeds(feeds, {self._blocks[0]: exact})
+        return narrowed_feeds(feeds, sent)
 
     def _one_block(self, rows: _Rows | Array, dtype: np.dtype[Any]) -> Feeds | None:
         """Decode rows of which all columns, in their order, are the one input of the graph."""
@@ -182,7 +171,7 @@ class FastDecoder:
                 feeds = {target.name: exact.astype(target.dtype, order="C", copy=False)}
         except (OverflowError, FloatingPointError):
             return None
-        return NarrowedFeeds(feeds, {self._blocks[0]: exact}) if self._blocks else feeds
+        return narrowed_feeds(feeds, {self._blocks[0]: exact}) if self._blocks else feeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,14 +249,35 @@ def compile_fast_decoder(
     is_one_block = is_one_block and len(inputs[0].shape) == 2
     array_kinds = _ARRAY_KINDS.get(kinds[0], "") if is_one_block else ""
     packed = _PACKED.get((kinds[0], inputs[0].dtype)) if is_one_block else None
-    row = struct.Struct(f"={len(order)}{packed}") if packed else None
-    sent = struct.Struct(f"={len(order)}d") if packed and blocks else None
+    pack_row = _row_packer(targets[0], packed, len(order), blocks[0].name if blocks else "") if packed else None
     called = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
     names = tuple(called.get(kind, "") for kind in kinds) if blocks else ()
     texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
     return FastDecoder(
-        order, tuple(groups), targets, _picker(order), is_one_block, array_kinds, row, sent, names, texts
+        order, tuple(groups), targets, _picker(order), is_one_block, array_kinds, list(order), pack_row, names, texts
     )
+
+
+def _row_packer(target: _Target, form: str, width: int, block: str) -> Callable[[Sequence[Any]], Feeds | None]:
+    """Return a decoder of a single row as `_one_block` decodes it, in a quarter of the time.
+
+    It returns None for a null, and for a number that is too large.
+
+    Args:
+        form: the `struct` format of a number of the graph's.
+        block: the name of the row as it was sent; empty if the graph takes it as it is.
+    """
+    fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
+    name, dtype, shape, exact = target.name, target.dtype, (1, width), np.dtype("float64")
+
+    def pack(row: Sequence[Any]) -> Feeds | None:
+        try:
+            feeds: Feeds = {name: np.ndarray(shape, dtype, fed.pack(*row))}
+            return narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))}) if block else feeds
+        except (struct.error, OverflowError):
+            return None
+
+    return pack
 
 
 def _input_array(target: _Target, blocks: Sequence[Array]) -> Array:

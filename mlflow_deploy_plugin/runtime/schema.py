@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.runtime.fast_decode import (
     compile_fast_tensor_decoder,
     type_blocks,
 )
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, NarrowedFeeds, row_count, sent_arrays
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, narrowed_feeds, row_count, sent_arrays
 from mlflow_deploy_plugin.runtime.values import (
     NO_ROWS,
     Missing,
@@ -98,7 +98,7 @@ class Schema:
         if not self._blocks:
             return feeds
         sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
-        return NarrowedFeeds(feeds, sent | {name: feeds[name] for name in self._texts})
+        return narrowed_feeds(feeds, sent | {name: feeds[name] for name in self._texts})
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
         """Return feeds from rows that are mappings from column to value. A column that a row lacks is null in it.
@@ -323,7 +323,7 @@ class Schema:
             is_typed = entry.columns and isinstance(given, np.ndarray) and given.dtype.kind in "fiub"
             sent[entry.name] = given if is_typed else arrays[tensor.name]
         is_narrowed = not all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items())
-        return NarrowedFeeds(feeds, sent) if is_narrowed else feeds
+        return narrowed_feeds(feeds, sent) if is_narrowed else feeds
 
     @cached_property
     def _bound_tensors(self) -> list[tuple[Input, Tensor]]:

@@ -3,12 +3,12 @@
 import numpy as np
 
 from mlflow_deploy_plugin.runtime import concatenate_feeds, repeat_row, row_count, sent_arrays, slice_feeds
-from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds
+from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, narrowed_feeds
 
 
 def narrowed(*values: float) -> NarrowedFeeds:
     exact = np.array(values)
-    return NarrowedFeeds({"x": exact.astype(np.float32)}, {"@double": exact})
+    return narrowed_feeds({"x": exact.astype(np.float32)}, {"@double": exact})
 
 
 def test_what_was_sent_is_joined_and_cut_with_the_feeds() -> None:
