@@ -53,6 +53,8 @@ _LINGER_SECONDS, _LINGER_BYTES = 5.0, 64 * 1024 * 1024
 _UNDERWAY_SECONDS = 1.0
 """After a response, or after connecting, the next request may be on its way for so long."""
 _IDLE_CANDIDATES = 16
+_KNOWN_BYTES = 2048
+"""The longest head that a connection keeps, since the next request has the same."""
 _STALE_SECONDS = 0.5
 """The age that `WorkerApp.now` may have on a busy loop. The client may have sent something that much later."""
 
@@ -67,6 +69,8 @@ class HttpConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._client = ""
+        self._known_head: RequestHead | None = None  # of the last request that was answered at once, and its bytes
+        self._known_bytes = b""
         self._buffer = b""
         self._head: RequestHead | None = None
         self._body: BodyParser | None = None
@@ -234,20 +238,23 @@ class HttpConnection(asyncio.Protocol):
 
     def _answer_inline(self, data: bytes) -> bool:
         """Answer one whole and quick request, as nearly every read brings it. Else do nothing, and return False."""
-        end = data.find(b"\r\n\r\n") + 4
-        if end < 8:
+        if self._known_head is None or not data.startswith(self._known_bytes):
+            end = data.find(b"\r\n\r\n") + 4
+            if not 8 <= end <= _KNOWN_BYTES:
+                return False
+            try:
+                self._known_head, self._known_bytes = read_head(data[: end - 4]), data[:end]
+            except OnnxserveError:
+                return False  # `_advance` meets it again, and answers it
+        head, app = self._known_head, self._app
+        body = data[len(self._known_bytes) :]
+        if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
             return False
-        try:
-            head = read_head(data[: end - 4])
-        except OnnxserveError:
-            return False  # `_advance` meets it again, and answers it
-        app = self._app
-        if head.length != len(data) - end or not head.keep_alive or head.length > app.server.max_body_bytes:
+        request = RawRequest(head.method, head.path, head.headers, body, self._client)
+        response = app.answer_inline(request)
+        if response is None:
             return False
-        request = RawRequest(head.method, head.path, head.headers, data[end:], self._client)
-        if not app.inline_policy.is_quick(request):
-            return False
-        self._transport.write(serialize_response(app.handle_inline(request), True, head.method != "HEAD"))
+        self._transport.write(serialize_response(response, True, head.method != "HEAD"))
         if not self._is_blocked:
             self._deadline = app.now + self._limits.keep_alive_seconds
         return True
@@ -327,8 +334,8 @@ class HttpConnection(asyncio.Protocol):
         request = None
         if len(pieces) == 1 and len(pieces[0]) <= _LARGE_BYTES:
             request = RawRequest(head.method, head.path, head.headers, bytes(pieces[0]), self._client)
-            if self._app.inline_policy.is_quick(request):
-                self._send(head, self._app.handle_inline(request))
+            if (response := self._app.answer_inline(request)) is not None:
+                self._send(head, response)
                 return
         self._is_busy = True
         self._deadline = math.inf

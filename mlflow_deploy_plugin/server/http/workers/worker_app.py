@@ -55,8 +55,10 @@ class InlinePolicy:
         is_small = size <= _INLINE_BYTES and "content-encoding" not in headers
         return seconds < INLINE_SECONDS and is_small and self._may_be_inline()
 
-    def run_inline(self, handle: Callable[[RawRequest], RawResponse], request: RawRequest) -> RawResponse:
-        """Answer a quick request, on the loop."""
+    def run_inline(self, handle: Callable[[RawRequest], RawResponse], request: RawRequest) -> RawResponse | None:
+        """Answer a request on the loop if it is quick; None if it is not."""
+        if not self.is_quick(request):
+            return None
         response = handle(request)
         self._sample = sample = (self._sample + 1) % _INLINE_SAMPLING
         seconds = time.perf_counter() - request.arrived
@@ -140,8 +142,8 @@ class WorkerApp:
         """Answer a request in a thread."""
         return self.inline_policy.run_in_thread(self._handle, request)
 
-    def handle_inline(self, request: RawRequest) -> RawResponse:
-        """Answer a quick request on the loop."""
+    def answer_inline(self, request: RawRequest) -> RawResponse | None:
+        """Answer a quick request on the loop; None for another."""
         return self.inline_policy.run_inline(self._handle, request)
 
     __call__ = handle  # gunicorn wants its application to be callable
