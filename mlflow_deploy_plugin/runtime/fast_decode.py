@@ -57,12 +57,17 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One input of the graph: its name and dtype, its rank, and (group, position in it) of each of its columns."""
+    """One input of the graph: its name and dtype, its rank, and (group, position in it) of each of its columns.
+
+    Attributes:
+        cast: the position in `FastDecoder._casts` of the group of its first column in its dtype.
+    """
 
     name: str
     dtype: np.dtype[Any]
     is_vector: bool
     sources: tuple[tuple[int, int], ...]
+    cast: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class FastDecoder:
 
     Attributes:
         order: the columns that feed the graph, in the signature's order.
+        _casts: (group, dtype), so that columns of one type that the graph takes as another are converted at once.
         _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for a group of texts. No names at all if
             the graph takes the types of the signature.
         _texts: the inputs of texts.
@@ -81,6 +87,7 @@ class FastDecoder:
     order: tuple[str, ...]
     _groups: tuple[_Group, ...]
     _targets: tuple[_Target, ...]
+    _casts: tuple[tuple[int, np.dtype[Any]], ...]
     _by_name: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     _is_one_block: bool
     _array_kinds: str
@@ -152,7 +159,8 @@ class FastDecoder:
                     np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
                     for group, values in zip(self._groups, picked, strict=True)
                 ]
-                feeds = {target.name: _input_array(target, blocks) for target in self._targets}
+                casts = [blocks[group].astype(dtype, copy=False) for group, dtype in self._casts]
+                feeds = {target.name: _input_array(target, blocks, casts[target.cast]) for target in self._targets}
         except (OverflowError, FloatingPointError):
             return None
         if not self._blocks:
@@ -236,12 +244,14 @@ def compile_fast_decoder(
     for kind in kinds:
         positions = [order.index(name) for name in members[kind]]
         groups.append(_Group(_picker(positions), _ACCEPTED[kind], numpy_dtype(COLUMN_TYPES[kind])))
+    casts = tuple(dict.fromkeys((kinds.index(types[entry.columns[0]]), numpy_dtype(entry.dtype)) for entry in inputs))
     targets = tuple(
         _Target(
             entry.name,
             numpy_dtype(entry.dtype),
             len(entry.shape) == 1,
             tuple((kinds.index(types[name]), members[types[name]].index(name)) for name in entry.columns),
+            casts.index((kinds.index(types[entry.columns[0]]), numpy_dtype(entry.dtype))),
         )
         for entry in inputs
     )
@@ -254,7 +264,17 @@ def compile_fast_decoder(
     names = tuple(called.get(kind, "") for kind in kinds) if blocks else ()
     texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
     return FastDecoder(
-        order, tuple(groups), targets, _picker(order), is_one_block, array_kinds, list(order), pack_row, names, texts
+        order,
+        tuple(groups),
+        targets,
+        casts,
+        _picker(order),
+        is_one_block,
+        array_kinds,
+        list(order),
+        pack_row,
+        names,
+        texts,
     )
 
 
@@ -280,11 +300,10 @@ def _row_packer(target: _Target, form: str, width: int, block: str) -> Callable[
     return pack
 
 
-def _input_array(target: _Target, blocks: Sequence[Array]) -> Array:
-    """Return the array of one input from blocks of [columns of one type, N, 1]."""
+def _input_array(target: _Target, blocks: Sequence[Array], cast: Array) -> Array:
+    """Return the array of one input from blocks of [columns, N, 1]; `cast` is its first one, converted."""
     if len(target.sources) == 1:
-        group, place = target.sources[0]
-        column: Array = blocks[group][place].astype(target.dtype, copy=False)
+        column: Array = cast[target.sources[0][1]]
         return column[:, 0] if target.is_vector else column
     stacked = np.empty((blocks[0].shape[1], len(target.sources)), dtype=target.dtype)
     for position, (group, place) in enumerate(target.sources):
