@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.registry import (
     tag_version,
     version_at,
 )
-from mlflow_deploy_plugin.store import Store, current_actor
+from mlflow_deploy_plugin.store import Store, current_actor, move_detail
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,8 @@ class _Request:
             detail=detail
             | {STARTED_AT: self.begun.isoformat()}
             | ({"gate_reason": status.reason} if self.why else {})
-            | ({"forced": True} if status.state == "forced" else {}),
+            | ({"forced": True} if status.state == "forced" else {})
+            | (move_detail(str(self.place), self.before.version if self.before else "") if action == "promote" else {}),
             actor=self.actor,
         )
 

@@ -5,6 +5,7 @@ from .alerts import Silences as Silences
 from .audit import AuditEvent as AuditEvent
 from .audit import current_actor as current_actor
 from .audit import describe_traffic as describe_traffic
+from .audit import move_detail as move_detail
 from .database import open_store as open_store
 from .database import utc_now as utc_now
 from .leases import Lease as Lease

@@ -25,7 +25,8 @@ class AuditEvent:
             rollout.step rollout.end rollback retrain.start retrain.refused retrain.run retrain.version retrain.end.
         model / version: a registered model and its version, if the change was about one.
         before / after: the values before and after, in words.
-        detail: what else belongs to the action: the spec it led to, the figures it was decided on.
+        detail: what else belongs to the action: the spec it led to, the figures it was decided on, and of a move in the
+            registry its `move_detail`.
     """
 
     at: datetime
@@ -38,6 +39,15 @@ class AuditEvent:
     after: str = ""
     why: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
+
+
+def move_detail(place: str, before: str) -> dict[str, Any]:
+    """Return the detail of the event of a version that was moved to a stage, an @alias or a tag.
+
+    Args:
+        before: the version that was there; empty if there was none.
+    """
+    return {"moved": {"place": place, "before": before}}
 
 
 def current_actor() -> str:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
-SCHEMA = "0006"
+SCHEMA = "0007"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 

@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.registry import (
     gate_status_of,
 )
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import Store, move_detail, open_store
 from mlflow_deploy_plugin.ui.access import caller
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,8 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     holders = [] if is_unserved else [str(one.version) for one in store.get_latest_versions(message.name, [stage])]
     decision = _decide(trail, model, version, stage, holders[0] if holders else "")
     figures: dict[str, Any] = {}
-    if others := [other for other in holders if other != str(version.version)]:
+    others = [other for other in holders if other != str(version.version)]
+    if others:
         figures = {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
     return RegistryChange(
         "transition",
@@ -168,7 +169,7 @@ def _transition(trail: AuditTrail) -> RegistryChange:
         stage,
         decision.why,
         decision.refusal,
-        figures,
+        figures | move_detail(stage, others[0] if others else ""),
         is_served_again=StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags,
     )
 
@@ -189,6 +190,7 @@ def _alias(trail: AuditTrail) -> RegistryChange | None:
         _alias_text(message.alias, version.version),
         decision.why,
         decision.refusal,
+        move_detail(f"@{message.alias}", str(holder or "")),
         is_served_again=ROLLED_BACK_TAG in version.tags,
     )
 

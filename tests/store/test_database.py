@@ -1,5 +1,6 @@
 """Opening the store: migrations, races, and failures that say what is wrong without a password."""
 
+import json
 import socket
 import sqlite3
 import subprocess
@@ -96,6 +97,22 @@ _ELSEWHERE = (
 )
 
 
+_MOVES: list[tuple[str, str, str, str, dict[str, str], dict[str, str] | None]] = [
+    ("transition", "3", "None", "Production", {"stood_there": "2"}, {"place": "Production", "before": "2"}),
+    ("transition", "2", "Production", "Archived", {}, {"place": "Archived", "before": ""}),
+    ("transition", "4", "version 3 in Staging", "version 4 in Staging", {}, {"place": "Staging", "before": "3"}),
+    ("alias", "3", "version 2 in @live", "version 3 in @live", {}, {"place": "@live", "before": "2"}),
+    ("alias", "3", "", "version 3 in live", {"stood_there": ""}, {"place": "@live", "before": ""}),
+    ("alias", "3", "version 3 in @live", "", {}, None),
+    ("promote", "3", "version 12 in @live", "version 3 in @live", {"to": "@live"}, {"place": "@live", "before": "12"}),
+    ("rollout.end", "7", "version 6", "version 7", {"state": "promoted"}, {"place": "", "before": "6"}),
+    ("rollout.end", "7", "version 6", "version 6", {"state": "rolled_back"}, None),
+    ("rollback", "6", "version 7", "version 6", {}, {"place": "", "before": "7"}),
+    ("rollback", "models:/X/6", "models:/X/7", "models:/X/6", {}, None),
+]
+"""Action, version, texts and detail of moves before schema 0007, and what is made of them."""
+
+
 def _fill(connection: Connection, schema: str) -> None:
     """Writes rows as a store of this schema has them."""
     at, document = "2026-10-01 08:00:00", "{}"
@@ -110,6 +127,16 @@ def _fill(connection: Connection, schema: str) -> None:
         texts = {"model": "", "version": "", "before": "", "after": ""}
         _insert(connection, "audit_events", event | texts | {"why": "undone: no such version"})
         _insert(connection, "audit_events", event | texts | {"why": "a new version"})
+        for action, version, before, after, detail, _ in _MOVES:
+            move = {
+                "action": action,
+                "endpoint": "",
+                "model": "m",
+                "version": version,
+                "before": before,
+                "after": after,
+            }
+            _insert(connection, "audit_events", event | move | {"detail": json.dumps(detail), "why": ""})
     else:
         _insert(connection, "audit_events", event)
     if schema < "0003":
@@ -129,7 +156,7 @@ def _insert(connection: Connection, table: str, row: dict[str, Any]) -> None:
 
 
 @both
-@pytest.mark.parametrize("schema", ["0001", "0002", "0003", "0004", "0005"])
+@pytest.mark.parametrize("schema", ["0001", "0002", "0003", "0004", "0005", "0006"])
 def test_a_store_of_any_older_schema_gets_its_states_from_its_texts_and_keeps_them(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, schema: str
 ) -> None:
@@ -147,7 +174,12 @@ def test_a_store_of_any_older_schema_gets_its_states_from_its_texts_and_keeps_th
     if schema == "0001":
         assert events == [("", changed)]
     else:
-        assert events == [("undone: no such version", changed | {"undone": True}), ("a new version", changed)]
+        undone = {"undone": True} if schema < "0006" else {}
+        assert events == [("undone: no such version", changed | undone), ("a new version", changed)]
+        moves = [(event.after, event.detail) for event in store.events(model="m")]
+        assert moves == [
+            (after, detail | ({"moved": moved} if moved else {})) for _, _, _, after, detail, moved in _MOVES
+        ]
     if schema >= "0003":
         notes = {one.monitor: (one.note, one.note_kind) for one in Monitors(store).states("aged")}
         assert notes == _NOTES

@@ -48,7 +48,8 @@ def test_a_version_that_passed_moves_and_leaves_who_when_from_and_to(mlflow_app:
     first, second = events(mlflow_app, model)
     assert (first.action, first.version, first.before, first.after) == ("transition", "1", "None", "Production")
     assert first.why == f"gate {gate}: all 5 checks passed"
-    assert second.detail == {"via": "mlflow", "address": "127.0.0.1", "stood_there": "1", "archived": True}
+    moved = {"stood_there": "1", "archived": True, "moved": {"place": "Production", "before": "1"}}
+    assert second.detail == {"via": "mlflow", "address": "127.0.0.1"} | moved
 
 
 def test_a_stage_that_is_not_gated_and_a_model_without_a_policy_are_left_alone(mlflow_app: Any) -> None:

@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, parse_model_uri, repoint, tag_version
 from mlflow_deploy_plugin.spec import VariantSpec
-from mlflow_deploy_plugin.store import Rollout, Store
+from mlflow_deploy_plugin.store import Rollout, Store, move_detail
 
 _log = logging.getLogger(__name__)
 
@@ -130,6 +130,7 @@ class RolloutActions:
     def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
         """Move the stage, alias or tag from the version `before`, empty if there is none, to `version`."""
         reference = parse_model_uri(plan.before_uri)
+        place = f"@{reference.selector}" if plan.kind == "alias" else reference.selector
         repoint(reference, version)
         self.deployments.poll_registry(reference.name)
         self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")
@@ -141,7 +142,7 @@ class RolloutActions:
             before=f"version {before} in {reference.selector}" if before else "",
             after=f"version {version} in {reference.selector}",
             why=why,
-            detail={"stood_there": before},
+            detail={"stood_there": before} | move_detail(place, before),
             actor=self.actor,
         )
 

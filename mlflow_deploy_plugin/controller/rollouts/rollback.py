@@ -1,6 +1,5 @@
 """Rollback: one call brings back what an endpoint served before, in the registry and in service together."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -32,11 +31,10 @@ from mlflow_deploy_plugin.registry import (
     was_rolled_back,
 )
 from mlflow_deploy_plugin.spec import load_specs
-from mlflow_deploy_plugin.store import AuditEvent, Store, current_actor
+from mlflow_deploy_plugin.store import Store, current_actor, move_detail
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
-_VERSION_BEFORE = re.compile(r"^version (\d+)\b")
 
 
 def rollback(
@@ -125,7 +123,7 @@ class _Move:
     before: str
     after: str
     source: str
-    detail: dict[str, str] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
 
 
 def _abort(deployments: Deployments, endpoint: str, why: str, actor: str) -> _Move | None:
@@ -192,7 +190,7 @@ def _repoint(
             raise DeploymentFailed(f"{error.message}; version {current} stays, in the registry too") from None
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
-    detail = {STARTED_AT: begun_at.isoformat()}
+    detail = {STARTED_AT: begun_at.isoformat()} | move_detail("", current)
     return _Move(reference.name, current, earlier.version, earlier.source, detail)
 
 
@@ -250,32 +248,19 @@ def _versions_in_trail(store: Store, endpoint: str, reference: ModelURI) -> list
     The trail counts as far as the model is the same. A move into an empty stage names no version before it; the earlier
     moves do.
     """
+    place = (f"@{reference.selector}" if reference.kind == "alias" else reference.selector).lower()
     versions: list[str] = []
     for event in reversed(store.events(model=reference.name)):
         if not event.endpoint and event.action in ("rename", "delete"):
             break
-        if _is_about(event, endpoint, reference):
-            before = _VERSION_BEFORE.match(event.before)
-            versions += [event.version, str(event.detail.get("stood_there") or (before.group(1) if before else ""))]
+        if (moved := event.detail.get("moved")) is None:
+            continue
+        if event.action in ("rollout.end", "rollback"):
+            is_here = event.endpoint == endpoint
+        else:
+            is_here = moved["place"].lower() == place
+        versions += [event.version, moved["before"]] if is_here else []
     return list(filter(None, versions))
-
-
-def _is_about(event: AuditEvent, endpoint: str, reference: ModelURI) -> bool:
-    place = event.after.rpartition(" in ")[2].lower()
-    match event.action:
-        case "transition":
-            return reference.kind != "alias" and place == reference.selector.lower()
-        case "alias":
-            return reference.kind == "alias" and place.removeprefix("@") == reference.selector.lower()
-        case "promote":
-            mark = "@" if reference.kind == "alias" else ""
-            return place == f"{mark}{reference.selector}".lower()
-        case "rollout.end":
-            return event.endpoint == endpoint and event.detail.get("state") == "promoted"
-        case "rollback":
-            return event.endpoint == endpoint
-        case _:
-            return False
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.controller.rollouts.evidence import (
 )
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
-from mlflow_deploy_plugin.store import AuditEvent, Rollout
+from mlflow_deploy_plugin.store import AuditEvent, Rollout, move_detail
 
 RolloutState = Literal[
     "starting", "stepping", "paused", "promoting", "promoted", "rolling_back", "rolled_back", "abandoned"
@@ -293,6 +293,8 @@ def progress_event(rollout: Rollout, progress: Progress, actor: str, now: dateti
     else:
         return None  # at nearly every look: the figures, which take a while, are for events alone
     detail = {"rollout": rollout.id, "state": progress.state, **figures(plan, progress_of(rollout).evidence)}
+    if progress.state == "promoted":
+        detail |= move_detail("", plan.before_version)
     return replace(event, why=progress.reason, detail=detail)
 
 

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.store import Rollout, Store, open_store
+from mlflow_deploy_plugin.store import Rollout, Store, move_detail, open_store
 from tests.support.rollouts import PLAN
 from tests.support.tracking import tracking_at
 
@@ -70,7 +70,7 @@ def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> 
 
 def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    store.record("promote", model=model, version="3", before="version 2 in Production", after="version 3 in Production")
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))  # whatever its texts say
 
     done = rollback("flights")
 
@@ -80,8 +80,7 @@ def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
 def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
     for stage_moved_to, stood in (("Production", "2"), ("Staging", "1")):
-        moved = {"stood_there": stood}
-        store.record("transition", model=model, version="3", before="None", after=stage_moved_to, detail=moved)
+        store.record("transition", model=model, version="3", detail=move_detail(stage_moved_to, stood))
 
     done = rollback("flights")
 
@@ -91,8 +90,9 @@ def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: st
 def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
     """What MLflow's server has seen of the alias: which version it was given to, and which one had it then."""
     for version, stood in moves:
-        before, after = (f"version {one} in @live" if one else "" for one in (stood, version))
-        store.record("alias", model=model, version=version or stood, before=before, after=after)
+        store.record(
+            "alias", model=model, version=version or stood, detail=move_detail("@live", stood) if version else {}
+        )
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,13 @@ def test_an_alias_that_went_back_and_forth_is_given_back_to_what_had_it_before(
 
 def test_a_stage_that_was_emptied_meanwhile_is_given_back_to_what_was_in_it(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    for version, before, after, stood in (
-        ("3", "None", "Production", "1"),
-        ("2", "Archived", "Production", "3"),
-        ("2", "Production", "Archived", ""),
-        ("3", "Archived", "Production", ""),
+    for version, place, stood in (
+        ("3", "Production", "1"),
+        ("2", "Production", "3"),
+        ("2", "Archived", ""),
+        ("3", "Production", ""),
     ):
-        detail = {"stood_there": stood} if stood else {}
-        store.record("transition", model=model, version=version, before=before, after=after, detail=detail)
+        store.record("transition", model=model, version=version, detail=move_detail(place, stood))
 
     assert rollback("flights")["to"] == "2"
 
