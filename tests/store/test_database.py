@@ -128,15 +128,9 @@ def _fill(connection: Connection, schema: str) -> None:
         _insert(connection, "audit_events", event | texts | {"why": "undone: no such version"})
         _insert(connection, "audit_events", event | texts | {"why": "a new version"})
         for action, version, before, after, detail, _ in _MOVES:
-            move = {
-                "action": action,
-                "endpoint": "",
-                "model": "m",
-                "version": version,
-                "before": before,
-                "after": after,
-            }
-            _insert(connection, "audit_events", event | move | {"detail": json.dumps(detail), "why": ""})
+            move = {"action": action, "endpoint": "", "model": "m", "version": version, "before": before}
+            move |= {"after": after, "detail": json.dumps(detail), "why": ""}
+            _insert(connection, "audit_events", event | move)
     else:
         _insert(connection, "audit_events", event)
     if schema < "0003":
@@ -177,10 +171,9 @@ def test_a_store_of_any_older_schema_gets_its_states_from_its_texts_and_keeps_th
         undone = {"undone": True} if schema < "0006" else {}
         assert events == [("undone: no such version", changed | undone), ("a new version", changed)]
         moves = [(event.after, event.detail) for event in store.events(model="m")]
-        assert moves == [
-            (after, detail | ({"moved": moved} if moved else {})) for _, _, _, after, detail, moved in _MOVES
-        ]
-    if schema >= "0003":
+        added = [{"moved": moved} if moved else {} for *_, moved in _MOVES]
+        assert moves == [(row[3], row[4] | more) for row, more in zip(_MOVES, added, strict=True)]
+    if "0003" <= schema < "0006":
         notes = {one.monitor: (one.note, one.note_kind) for one in Monitors(store).states("aged")}
         assert notes == _NOTES
         waiting, other = Retrainings(store).find("aged")
