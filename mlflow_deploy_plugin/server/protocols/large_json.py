@@ -59,7 +59,14 @@ def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
     numbers = read_numbers(body)
     if numbers is None:
         return None
-    return _column_feeds(numbers, schema) if schema.columns else _tensor_feeds(numbers, schema)
+    if schema.columns:
+        return _column_feeds(numbers, schema)
+    shape = schema.tensors[0].shape
+    if numbers.names is not None or numbers.array.ndim != len(shape):
+        return None
+    if any(want not in (-1, have) for want, have in zip(shape, numbers.array.shape, strict=True)):
+        return None
+    return schema.from_array(numbers.array)
 
 
 def _column_feeds(numbers: JsonNumbers, schema: Schema) -> Feeds | None:
@@ -72,15 +79,6 @@ def _column_feeds(numbers: JsonNumbers, schema: Schema) -> Feeds | None:
             return None
         array = array[:, [positions[name] for name in schema.names]]
     return schema.from_array(array)
-
-
-def _tensor_feeds(numbers: JsonNumbers, schema: Schema) -> Feeds | None:
-    (tensor,) = schema.tensors
-    if numbers.names is not None or numbers.array.ndim != len(tensor.shape):
-        return None
-    if any(want not in (-1, have) for want, have in zip(tensor.shape, numbers.array.shape, strict=True)):
-        return None
-    return schema.from_array(numbers.array)
 
 
 def read_numbers(body: bytes) -> JsonNumbers | None:

@@ -250,13 +250,9 @@ def _without_underscore(text: str) -> str:
     return text
 
 
-def _boolean(text: str) -> bool:
-    return _BOOLEANS[text.strip().lower()]
-
-
 _FIELD_READERS: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("double", "float", "float16", "float32", "float64"), _float),
     **dict.fromkeys(("integer", "long"), _integer),
     **{f"{sign}int{bits}": _integer for sign in ("", "u") for bits in (8, 16, 32, 64)},
-    **dict.fromkeys(("boolean", "bool"), _boolean),
+    **dict.fromkeys(("boolean", "bool"), lambda text: _BOOLEANS[text.strip().lower()]),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array, Artifact, Feeds, Schema, short_repr
-from mlflow_deploy_plugin.server.protocols.content import dump_json, json_type, load_json, rows_of
+from mlflow_deploy_plugin.server.protocols.content import dump_json, json_object, json_type, rows_of
 
 SIGNATURE = "serving_default"
 
@@ -47,9 +47,7 @@ def decode(body: bytes, schema: Schema) -> PredictRequest:
         InvalidRequest: not JSON, not exactly one of `instances` and `inputs`, another signature.
         SchemaMismatch: it does not fit the signature.
     """
-    document = load_json(body)
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
+    document = json_object(body)
     if b'"b64"' in body:
         document = decode_base64(document)
     signature = document.get("signature_name", SIGNATURE)
@@ -59,7 +57,12 @@ def decode(body: bytes, schema: Schema) -> PredictRequest:
         raise InvalidRequest("the JSON object must hold either instances (row format) or inputs (column format)")
     if "instances" in document:
         return PredictRequest(_instances_feeds(document["instances"], schema), True)
-    return PredictRequest(_inputs_feeds(document["inputs"], schema), False)
+    inputs = document["inputs"]
+    if isinstance(inputs, dict):
+        return PredictRequest(schema.from_columns(inputs), False)
+    if not isinstance(inputs, list):
+        raise InvalidRequest(f"inputs is a JSON {json_type(inputs)}; an object, or the only input's array, is expected")
+    return PredictRequest(schema.from_array(inputs), False)
 
 
 def encode(request: PredictRequest, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
@@ -144,11 +147,3 @@ def _instances_feeds(instances: Any, schema: Schema) -> Feeds:
         if not isinstance(instance, dict) or instance.keys() != instances[0].keys():
             raise SchemaMismatch(f"instance {row} does not name the same tensors as instance 0")
     return schema.from_columns({name: [instance[name] for instance in instances] for name in instances[0]})
-
-
-def _inputs_feeds(inputs: Any, schema: Schema) -> Feeds:
-    if isinstance(inputs, dict):
-        return schema.from_columns(inputs)
-    if not isinstance(inputs, list):
-        raise InvalidRequest(f"inputs is a JSON {json_type(inputs)}; an object, or the only input's array, is expected")
-    return schema.from_array(inputs)

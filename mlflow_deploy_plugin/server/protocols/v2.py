@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.runtime import (
     no_batch_dimension_reason,
     short_repr,
 )
-from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_type, load_json, media_type
+from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, json_object, json_type, media_type
 from mlflow_deploy_plugin.server.protocols.large_json import load_infer_request
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     MANY_TENSORS,
@@ -79,16 +79,21 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     """
     if content_type := headers.get("content-type"):
         media_type(content_type, (JSON, OCTETS, _CURL))
-    text, binary = _split_body(headers.get(HEADER_LENGTH.lower()), body)
+    text, binary = body, memoryview(b"")
+    if (given := headers.get(HEADER_LENGTH.lower())) is not None:
+        if not (given.isascii() and given.isdigit()) or len(given) > 12:
+            raise InvalidRequest(f"{HEADER_LENGTH} is {given[:40]!r}; the number of bytes of the JSON is expected")
+        length = int(given)
+        if length > len(body):
+            raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
+        text, binary = body[:length], memoryview(body)[length:]
     if (large := load_infer_request(text)) is not None:
         with suppress(OnnxserveError):  # the message is made below, of the elements as they came
             return _decode_document(large, binary, artifact, schema)
-    return _decode_document(load_json(text), binary, artifact, schema)
+    return _decode_document(json_object(text), binary, artifact, schema)
 
 
-def _decode_document(document: Any, binary: memoryview, artifact: Artifact, schema: Schema) -> V2Request:
-    if not isinstance(document, dict):
-        raise InvalidRequest(f"the body is a JSON {json_type(document)}; an object is expected")
+def _decode_document(document: Mapping[str, Any], binary: memoryview, artifact: Artifact, schema: Schema) -> V2Request:
     arrays = _read_inputs(document.get("inputs"), binary, schema)
     return V2Request(
         read_id(document.get("id")),
@@ -115,12 +120,7 @@ def encode(
         else:
             entry["data"] = to_json(array)
         entries.append(entry)
-    document = {
-        "model_name": endpoint,
-        "model_version": version,
-        "id": request.id or request_id,
-        "outputs": entries,
-    }
+    document = {"model_name": endpoint, "model_version": version, "id": request.id or request_id, "outputs": entries}
     text = dump_json(document)
     if not blobs:
         return text, {}
@@ -154,18 +154,6 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
 def platform(artifact: Artifact) -> str:
     """Return Triton's name for the runtime of the model. It has none for MLflow's pyfunc."""
     return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
-
-
-def _split_body(header_length: str | None, body: bytes) -> tuple[bytes, memoryview]:
-    """Return the JSON at the beginning of a body, and the bytes behind it."""
-    if header_length is None:
-        return body, memoryview(b"")
-    if not (header_length.isascii() and header_length.isdigit()) or len(header_length) > 12:
-        raise InvalidRequest(f"{HEADER_LENGTH} is {header_length[:40]!r}; the number of bytes of the JSON is expected")
-    length = int(header_length)
-    if length > len(body):
-        raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
-    return body[:length], memoryview(body)[length:]
 
 
 def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:

@@ -100,7 +100,21 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
     try:
         if model_uri is not None:
             return new_endpoint(name, model_uri)
-        return None if config is None else _parse_endpoint(name, config)
+        if config is None:
+            return None
+        if len(config) > LARGEST_CONFIG_BYTES:
+            raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
+        try:
+            check_yaml(config, takes_aliases=False)
+        except yaml.YAMLError as error:
+            raise InvalidConfig(f"config cannot be read: {' '.join(str(error).split())}") from None
+        specs = load_specs(config)
+        if len(specs) != 1 or specs[0].name != name:
+            names = ", ".join(repr(spec.name) for spec in specs[:3])
+            raise InvalidConfig(f"config describes {names}; {name[:100]!r} is expected, and nothing else")
+        if specs[0].server != ServerSpec():
+            raise InvalidConfig("`server` cannot be changed by a load: all endpoints share the server that runs")
+        return specs[0]
     except InvalidConfig as error:
         raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None
 
@@ -115,22 +129,6 @@ def check_unload_parameters(parameters: Mapping[str, Any]) -> None:
         raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not understood; known is unload_dependents")
 
 
-def _parse_endpoint(name: str, config: str) -> EndpointSpec:
-    if len(config) > LARGEST_CONFIG_BYTES:
-        raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
-    try:
-        check_yaml(config, takes_aliases=False)
-    except yaml.YAMLError as error:
-        raise InvalidConfig(f"config cannot be read: {' '.join(str(error).split())}") from None
-    specs = load_specs(config)
-    if len(specs) != 1 or specs[0].name != name:
-        names = ", ".join(repr(spec.name) for spec in specs[:3])
-        raise InvalidConfig(f"config describes {names}; {name[:100]!r} is expected, and nothing else")
-    if specs[0].server != ServerSpec():
-        raise InvalidConfig("`server` cannot be changed by a load: all endpoints share the server that runs")
-    return specs[0]
-
-
 def _optional_object(body: bytes) -> Mapping[str, Any]:
     return json_object(body) if body.strip() else {}
 
@@ -139,8 +137,12 @@ def model_config(variant: ServedVariant, versions: Sequence[str], server: Server
     """Return a version of an endpoint as Triton's ModelConfig.
 
     As in Triton, the batch is left out of `dims` if requests are batched (`max_batch_size` above 0). For a graph
-    without a batch dimension, `parameters` has the reason.
+    without a batch dimension, `parameters` has the reason. Triton's versions are numbers, which a model that is not
+    registered has not.
     """
+    policy: dict[str, Any] = {"latest": {"num_versions": len(versions)}}
+    if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
+        policy = {"specific": {"versions": [int(version) for version in versions]}}
     artifact = variant.loaded.predictor.artifact
     batcher = variant.loaded.batcher
     is_onnx = artifact.flavor != PYTHON_FUNCTION
@@ -148,7 +150,7 @@ def model_config(variant: ServedVariant, versions: Sequence[str], server: Server
         "name": variant.endpoint,
         "platform": v2.platform(artifact),
         "backend": "onnxruntime" if is_onnx else "python",
-        "version_policy": _version_policy(versions),
+        "version_policy": policy,
         "max_batch_size": batcher.policy.max_batch_size if batcher else 0,
         "input": _tensors(artifact.inputs, batcher is not None),
         "output": _tensors(artifact.outputs, batcher is not None),
@@ -176,28 +178,17 @@ def model_config(variant: ServedVariant, versions: Sequence[str], server: Server
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[str, Any]]:
-    """Return the tensors that have a datatype in V2. Triton calls text TYPE_STRING here, and BYTES elsewhere."""
-    return [
-        {
-            "name": entry.name,
-            "data_type": f"TYPE_{datatype_of(entry.dtype)}".replace("BYTES", "STRING"),
-            **_shape(entry.shape[1:] if is_batched else entry.shape),
-        }
-        for entry in entries
-        if datatype_of(entry.dtype)
-    ]
+    """Return the tensors that have a datatype in V2. Triton calls text TYPE_STRING here, and BYTES elsewhere.
 
-
-def _shape(dims: tuple[int, ...]) -> dict[str, Any]:
-    """Return `dims`, which are never empty in Triton: a scalar is a tensor of one element that is reshaped."""
-    return {"dims": list(dims)} if dims else {"dims": [1], "reshape": {"shape": []}}
-
-
-def _version_policy(versions: Sequence[str]) -> dict[str, Any]:
-    """Return the policy. Triton's versions are numbers, which a model that is not registered has not."""
-    if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
-        return {"specific": {"versions": [int(version) for version in versions]}}
-    return {"latest": {"num_versions": len(versions)}}
+    `dims` are never empty in Triton: a scalar is a tensor of one element that is reshaped.
+    """
+    tensors = []
+    for entry in entries:
+        if datatype := datatype_of(entry.dtype):
+            dims = list(entry.shape[1:] if is_batched else entry.shape)
+            tensor: dict[str, Any] = {"name": entry.name, "data_type": f"TYPE_{datatype}".replace("BYTES", "STRING")}
+            tensors.append(tensor | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}))
+    return tensors
 
 
 def statistics(

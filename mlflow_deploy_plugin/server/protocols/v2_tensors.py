@@ -121,37 +121,30 @@ def from_json(head: TensorHeader, data: Any) -> Array:
     Raises:
         SchemaMismatch: another number of elements than the shape says, or one that is not of the datatype.
     """
+    dtype = _DTYPES[head.datatype]
+    values: Array | Sequence[Any]
     if isinstance(data, np.ndarray):
-        return _from_array(head, data)
-    if not isinstance(data, list):
+        values = data
+        if data.shape not in (head.shape, (prod(head.shape),)):
+            raise SchemaMismatch(f"{head} has elements of the shape {list(data.shape)}")
+        limits = np.iinfo(dtype) if dtype.kind in "iu" and data.size else None
+        if limits and (data.min() < limits.min or data.max() > limits.max):
+            raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
+    elif isinstance(data, list):
+        values = _flattened(head, data)
+        _check_count(head, len(values))
+        found = set(map(type, values))
+        if not found <= _JSON_TYPES[dtype.kind]:
+            index = next(i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind])
+            raise SchemaMismatch(f"{head}: element {index} is {short_repr(values[index])}, which is no {head.datatype}")
+        if dtype.kind == "f" and type(None) in found:
+            values = [np.nan if value is None else value for value in values]
+    else:
         raise SchemaMismatch(f"{head} has as its data {short_repr(data)}; an array is expected")
-    values = _flattened(head, data)
-    dtype = _DTYPES[head.datatype]
-    _check_count(head, len(values))
-    found = set(map(type, values))
-    if not found <= _JSON_TYPES[dtype.kind]:
-        index = next(i for i, value in enumerate(values) if type(value) not in _JSON_TYPES[dtype.kind])
-        raise SchemaMismatch(f"{head}: element {index} is {short_repr(values[index])}, which is no {head.datatype}")
-    if dtype.kind == "f" and type(None) in found:
-        values = [np.nan if value is None else value for value in values]
     try:
         with np.errstate(over="raise"):
-            return np.array(values, dtype=dtype).reshape(head.shape)
+            return np.asarray(values, dtype=dtype).reshape(head.shape)
     except (OverflowError, FloatingPointError):
-        raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
-
-
-def _from_array(head: TensorHeader, array: Array) -> Array:
-    dtype = _DTYPES[head.datatype]
-    if array.shape not in (head.shape, (prod(head.shape),)):
-        raise SchemaMismatch(f"{head} has elements of the shape {list(array.shape)}")
-    limits = np.iinfo(dtype) if dtype.kind in "iu" and array.size else None
-    if limits and (array.min() < limits.min or array.max() > limits.max):
-        raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}")
-    try:
-        with np.errstate(over="raise"):
-            return array.astype(dtype, copy=False).reshape(head.shape)
-    except FloatingPointError:
         raise SchemaMismatch(f"{head} holds a number that does not fit {head.datatype}") from None
 
 
@@ -163,7 +156,18 @@ def from_binary(head: TensorHeader, data: memoryview) -> Array:
     """
     dtype = _DTYPES[head.datatype]
     if dtype.kind == "O":
-        strings = _read_strings(head, data)
+        strings: list[str] = []
+        start, end = 0, len(data)
+        while start < end:
+            text = start + _LENGTH.size
+            length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
+            start = text + length
+            if start > end:
+                raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
+            try:
+                strings.append(str(data[text:start], "utf-8"))
+            except UnicodeDecodeError:
+                raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
         _check_count(head, len(strings))
         return np.array(strings, dtype=object).reshape(head.shape)
     wanted = prod(head.shape) * dtype.itemsize
@@ -203,19 +207,3 @@ def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[Any]:
             raise SchemaMismatch(f"{head} is ragged, or nested otherwise than its shape")
         level = list(chain.from_iterable(level))
     return level
-
-
-def _read_strings(head: TensorHeader, data: memoryview) -> list[str]:
-    strings: list[str] = []
-    start, end = 0, len(data)
-    while start < end:
-        text = start + _LENGTH.size
-        length = _LENGTH.unpack_from(data, start)[0] if text <= end else end
-        start = text + length
-        if start > end:
-            raise SchemaMismatch(f"{head}: the data ends within element {len(strings)}")
-        try:
-            strings.append(str(data[text:start], "utf-8"))
-        except UnicodeDecodeError:
-            raise SchemaMismatch(f"{head}: element {len(strings)} is not valid UTF-8") from None
-    return strings

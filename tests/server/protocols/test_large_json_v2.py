@@ -119,7 +119,7 @@ def test_numbers_are_read_without_the_exact_way(
     array = (whole / 4 if datatype.startswith("FP") else whole).reshape(-1, 2)
     data = (array.ravel() if is_flat else array).tolist()
     tensor = {"name": "x", "shape": array.shape, "datatype": datatype, "data": data}
-    monkeypatch.setattr(v2, "load_json", None)
+    monkeypatch.setattr(v2, "json_object", None)
     body = json.dumps({"id": "mine", "inputs": [tensor], "parameters": {"note": [1]}}).encode()
     question = v2.decode({}, body, artifact, SCHEMAS[datatype])
     assert (question.id, question.parameters) == ("mine", {"note": [1]})
@@ -136,7 +136,7 @@ def test_a_table_with_texts_is_read_too(artifact: Artifact, monkeypatch: pytest.
         {"name": name, "shape": [4000], "datatype": datatype, "data": data}
         for name, (datatype, data) in columns.items()
     ]
-    monkeypatch.setattr(v2, "load_json", None)
+    monkeypatch.setattr(v2, "json_object", None)
     body = json.dumps({"inputs": inputs}, ensure_ascii=False).encode()
     feeds = v2.decode({}, body, artifact, SCHEMAS["table"]).feeds
     assert [feeds[name].ravel().tolist() for name in "abc"] == [data for _, data in columns.values()]
