@@ -57,17 +57,19 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One input of the graph: its name and dtype, its rank, and (group, position in it) of each of its columns.
+    """One input of the graph.
 
     Attributes:
-        cast: the position in `FastDecoder._casts` of the group of its first column in its dtype.
+        sources: (group, position in it) of each of its columns.
+        cast, place: of a single column: the position of its group in `FastDecoder._casts`, and its place in there; -1
+            for several columns.
     """
 
     name: str
     dtype: np.dtype[Any]
-    is_vector: bool
     sources: tuple[tuple[int, int], ...]
     cast: int
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class FastDecoder:
 
     Attributes:
         order: the columns that feed the graph, in the signature's order.
-        _casts: (group, dtype), so that columns of one type that the graph takes as another are converted at once.
+        _casts: (group, dtype, whether its columns are vectors): columns that are inputs by themselves are converted
+            with the others of their type.
         _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for a group of texts. No names at all if
             the graph takes the types of the signature.
         _texts: the inputs of texts.
@@ -87,7 +90,7 @@ class FastDecoder:
     order: tuple[str, ...]
     _groups: tuple[_Group, ...]
     _targets: tuple[_Target, ...]
-    _casts: tuple[tuple[int, np.dtype[Any]], ...]
+    _casts: tuple[tuple[int, np.dtype[Any], bool], ...]
     _by_name: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     _is_one_block: bool
     _array_kinds: str
@@ -159,8 +162,14 @@ class FastDecoder:
                     np.array(values, dtype=group.dtype).reshape(-1, len(rows), 1)
                     for group, values in zip(self._groups, picked, strict=True)
                 ]
-                casts = [blocks[group].astype(dtype, copy=False) for group, dtype in self._casts]
-                feeds = {target.name: _input_array(target, blocks, casts[target.cast]) for target in self._targets}
+                casts = []
+                for source, dtype, is_vector in self._casts:
+                    cast = blocks[source].astype(dtype, copy=False)
+                    casts.append(cast[:, :, 0] if is_vector else cast)
+                feeds = {
+                    target.name: casts[target.cast][target.place] if target.cast >= 0 else _stack(target, blocks)
+                    for target in self._targets
+                }
         except (OverflowError, FloatingPointError):
             return None
         if not self._blocks:
@@ -244,17 +253,17 @@ def compile_fast_decoder(
     for kind in kinds:
         positions = [order.index(name) for name in members[kind]]
         groups.append(_Group(_picker(positions), _ACCEPTED[kind], numpy_dtype(COLUMN_TYPES[kind])))
-    casts = tuple(dict.fromkeys((kinds.index(types[entry.columns[0]]), numpy_dtype(entry.dtype)) for entry in inputs))
-    targets = tuple(
-        _Target(
-            entry.name,
-            numpy_dtype(entry.dtype),
-            len(entry.shape) == 1,
-            tuple((kinds.index(types[name]), members[types[name]].index(name)) for name in entry.columns),
-            casts.index((kinds.index(types[entry.columns[0]]), numpy_dtype(entry.dtype))),
-        )
-        for entry in inputs
-    )
+    casts: list[tuple[int, np.dtype[Any], bool]] = []
+    targets = []
+    for entry in inputs:
+        sources = tuple((kinds.index(types[name]), members[types[name]].index(name)) for name in entry.columns)
+        dtype, cast, place = numpy_dtype(entry.dtype), -1, -1
+        if len(sources) == 1:
+            group, place = sources[0]
+            if (wanted := (group, dtype, len(entry.shape) == 1)) not in casts:
+                casts.append(wanted)
+            cast = casts.index(wanted)
+        targets.append(_Target(entry.name, dtype, sources, cast, place))
     is_one_block = len(kinds) == 1 and kinds[0] != "string" and len(inputs) == 1 and inputs[0].columns == order
     is_one_block = is_one_block and len(inputs[0].shape) == 2
     array_kinds = _ARRAY_KINDS.get(kinds[0], "") if is_one_block else ""
@@ -266,8 +275,8 @@ def compile_fast_decoder(
     return FastDecoder(
         order,
         tuple(groups),
-        targets,
-        casts,
+        tuple(targets),
+        tuple(casts),
         _picker(order),
         is_one_block,
         array_kinds,
@@ -300,11 +309,8 @@ def _row_packer(target: _Target, form: str, width: int, block: str) -> Callable[
     return pack
 
 
-def _input_array(target: _Target, blocks: Sequence[Array], cast: Array) -> Array:
-    """Return the array of one input from blocks of [columns, N, 1]; `cast` is its first one, converted."""
-    if len(target.sources) == 1:
-        column: Array = cast[target.sources[0][1]]
-        return column[:, 0] if target.is_vector else column
+def _stack(target: _Target, blocks: Sequence[Array]) -> Array:
+    """Return the array of an input of several columns from blocks of [columns of one type, N, 1]."""
     stacked = np.empty((blocks[0].shape[1], len(target.sources)), dtype=target.dtype)
     for position, (group, place) in enumerate(target.sources):
         stacked[:, position] = blocks[group][place, :, 0]

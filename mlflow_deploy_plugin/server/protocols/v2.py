@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.server.protocols.large_json import load_infer_request
 from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     MANY_TENSORS,
     TensorHeader,
+    array_datatype,
     check_datatype,
     datatype_of,
     from_binary,
@@ -113,7 +114,7 @@ def encode(
     entries, blobs = [], []
     for wanted in resolve_outputs(request.outputs, outputs):
         array = outputs[wanted.name]
-        entry: dict[str, Any] = {"name": wanted.name, "shape": array.shape, "datatype": datatype_of(array.dtype.name)}
+        entry: dict[str, Any] = {"name": wanted.name, "shape": array.shape, "datatype": array_datatype(array)}
         if wanted.is_binary:
             blobs.append(to_binary(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}

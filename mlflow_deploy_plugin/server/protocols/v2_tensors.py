@@ -34,6 +34,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }
+_DATATYPE_OF_DTYPE = {dtype: name for name, dtype in _DTYPES.items()}
 _DATATYPES = {dtype.name: name for name, dtype in _DTYPES.items()} | {"str": "BYTES"}
 
 _JSON_TYPES: dict[str, frozenset[type]] = {
@@ -66,6 +67,11 @@ class TensorHeader:
 def datatype_of(dtype: str) -> str:
     """Return V2's name for a numpy dtype (`str`: strings), or an empty string if it has none (for a mapping)."""
     return _DATATYPES.get(dtype, "")
+
+
+def array_datatype(array: Array) -> str:
+    """Return V2's name for the dtype of an array. Numpy takes 1.7 µs to name a dtype itself."""
+    return _DATATYPE_OF_DTYPE.get(array.dtype) or datatype_of(array.dtype.name)
 
 
 def dtype_of(datatype: str) -> np.dtype[Any]:
