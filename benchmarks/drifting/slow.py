@@ -29,7 +29,7 @@ from benchmarks.drifting.worlds import (
     walking_days,
 )
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import needed_windows
 
 _DAYS, _LATER, _ROWS = 90, 45, 60
 """The reference, as long again as its later half what comes, and the rows of a day."""

@@ -16,14 +16,14 @@ from .alerts import (
 from .alerts import (
     send_due as send_due,
 )
-from .drift.references.dataset import (
-    dataset_columns as dataset_columns,
-)
-from .drift.references.dataset import (
-    load_dataset as load_dataset,
-)
 from .drift.references.rows import (
     ReferenceRows as ReferenceRows,
+)
+from .drift.references.rows import (
+    dataset_columns as dataset_columns,
+)
+from .drift.references.rows import (
+    load_dataset as load_dataset,
 )
 from .kinds.performance import (
     affordable_rows as affordable_rows,

@@ -39,11 +39,14 @@ from mlflow_deploy_plugin.monitoring.drift.column_findings import (
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
-from mlflow_deploy_plugin.monitoring.drift.threshold.choose import NULLS, null_distribution
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution, NullKind
+from mlflow_deploy_plugin.monitoring.drift.threshold.choose import NULLS, compared_rows, null_distribution, too_few_rows
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
+    HoldOutAlarms,
+    NullDistribution,
+    NullKind,
+    needed_windows,
+)
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup, judged_figures
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms, needed_windows
-from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import compared_rows, too_few_rows
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.spec import MonitorSpec
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, NotFound
 from mlflow_deploy_plugin.inference_log import InferenceLog, WindowRows
-from mlflow_deploy_plugin.monitoring.drift.references.training import model_folder
+from mlflow_deploy_plugin.monitoring.drift.references.rows import model_folder
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.runtime import Artifact, read_artifact
 

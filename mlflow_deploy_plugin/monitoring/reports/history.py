@@ -5,15 +5,19 @@ windows before, as MLflow has them of the monitor. For both, a window in which t
 counts in a row of alarms nor breaks it.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import get_args
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.reports.metrics import criterion_metrics, score_metric, state_in
-from mlflow_deploy_plugin.monitoring.result import ALARMS, EXACT, UNDECIDED, Check, Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import ALARMS, EXACT, UNDECIDED, Check, Finding, MonitorResult, State
 
 _WINDOWS_BEFORE = 8
 
@@ -118,3 +122,211 @@ def _change(before: Sequence[float], after: float) -> str:
     first, last = f"{usual:.4g}", f"{after:.4g}"
     where = "unchanged" if first == last else "higher" if after > usual else "lower"
     return f"{first} ({windows}) → {last}, {where}"
+
+
+_LONGEST_NAME = 200  # MLflow takes 250
+_NO_PATH = "\0"
+_CRITERION = ("criterion", "criterion_threshold", "criterion_state")
+_STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
+
+
+def to_metrics(result: MonitorResult) -> dict[str, float]:
+    """Return the figures, and of each finding what it was judged on. Anything that is no finite number is left out.
+
+    Of a column `distribution_score/COLUMN`, `missing_score/COLUMN`, …; of a requirement `criterion/accuracy`,
+    `criterion_threshold/accuracy` and `criterion_state/accuracy`: 0 kept, 0.5 cannot tell, 1 violated.
+    """
+    values: dict[str, float] = {}
+    for name, value in _named(result):
+        if value is not None and math.isfinite(value):
+            values.setdefault(name, float(value))
+    counts = Counter(metric_name(name) for name in values)
+    return {_own_name(name, counts[metric_name(name)] > 1): value for name, value in values.items()}
+
+
+def score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
+    """Return the metric, among those of a window, that a column's check was judged on; empty: the window has none."""
+    return _found(f"{finding.check}_score/{_subject(finding)}", figures)
+
+
+def drift_score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
+    """Return the same of the largest score that the finding's column has in any check (`drift/verdict.py`)."""
+    segment = f"{finding.segment}/" if finding.segment else ""
+    return _found(f"drift_score/{segment}{finding.subject}", figures)
+
+
+@dataclass(frozen=True)
+class CriterionMetrics:
+    """The names of the metrics, among those of a window, that a criterion has; empty: the window has none."""
+
+    value: str
+    threshold: str
+    state: str
+
+
+def criterion_metrics(finding: Finding, figures: Mapping[str, float]) -> CriterionMetrics:
+    """Return the names of a criterion's metrics, as `score_metric`."""
+    name = _subject(finding)
+    return CriterionMetrics(*(_found(f"{kind}/{name}", figures) for kind in _CRITERION))
+
+
+def state_in(figures: Mapping[str, float], name: str) -> State | None:
+    """Return the state of a criterion in a window, by the name of its metric; None: it has none, or its run was logged
+    before states were among the metrics."""
+    value = figures.get(name)
+    return next((state for state, number in _STATES.items() if number == value), None)
+
+
+def _found(name: str, figures: Mapping[str, float]) -> str:
+    return next((one for one in (_own_name(name, True), metric_name(name)) if one in figures), "")
+
+
+def _own_name(name: str, is_shared: bool) -> str:
+    """Return the name as MLflow takes it. If MLflow's rules make several names the same, those that they change get a
+    digest, so that the name does not depend on the order of a window's findings.
+    """
+    taken = metric_name(name)
+    return f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and taken != name else taken
+
+
+def metric_name(name: str) -> str:
+    """Return the name as MLflow takes it: it refuses most punctuation, and what looks like a path."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
+    return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[:_LONGEST_NAME]
+
+
+def _named(result: MonitorResult) -> Iterator[tuple[str, float | None]]:
+    yield "rows", result.rows
+    yield "is_alarm", float(result.is_alarm)
+    yield from result.figures.items()
+    for finding in result.findings:
+        name = _subject(finding)
+        if finding.check == "criterion":
+            values = finding.value, finding.threshold, _STATES.get(finding.state)
+            yield from ((f"{kind}/{name}", value) for kind, value in zip(_CRITERION, values, strict=True))
+        else:
+            yield f"{finding.check}_score/{name}", finding.value
+
+
+def _subject(finding: Finding) -> str:
+    """Return the finding's part of a metric name. A column's name may hold what reads as a path: `metric_name` makes
+    an underscore of it.
+    """
+    parts = [finding.subject, finding.segment] if finding.segment else [finding.subject]
+    return "/".join(part.replace("/", _NO_PATH) for part in parts)
+
+
+MOST_WINDOWS = 60
+_MOST_PANELS = 6
+"""Five columns are as many as an alert names."""
+_ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
+
+
+@dataclass(frozen=True)
+class TrendLine:
+    """A figure that is drawn over the windows, and the names of its metrics.
+
+    Attributes:
+        threshold: empty: anything above 0 is an alarm, and a judged window that lacks the figure has 0.
+        state: of a requirement, which has a state of its own in each window; empty: the window's.
+        is_column: it is the score of one column, an alarm where it is above the threshold.
+    """
+
+    title: str
+    value: str
+    threshold: str = ""
+    state: str = ""
+    is_column: bool = False
+
+    def points(self, windows: Sequence[PastWindow]) -> tuple[list[float], list[float], list[str]]:
+        """Return the values, bounds and colours of the windows; a value that is not known is NaN."""
+        values, bounds, colours = [], [], []
+        for window in windows:
+            lacking = math.nan if self.threshold or window.state == "not judged" else 0.0
+            values.append(window.figures.get(self.value, lacking))
+            bounds.append(window.figures.get(self.threshold, math.nan) if self.threshold else 0.0)
+            if self.is_column:
+                colours.append(_ALARM if values[-1] > bounds[-1] else _FINE)
+            else:
+                colours.append(_colour(state_in(window.figures, self.state) or window.state))
+        return values, bounds, colours
+
+
+def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[TrendLine]:
+    """Return what is drawn of this result: a line for each that is named as an alarm, the worst first, and for each
+    requirement of all rows; without requirements the largest score of all columns comes first.
+
+    Args:
+        figures: the result's metrics.
+    """
+    drawn: dict[str, TrendLine] = {}
+    if not any(found.check == "criterion" for found in result.findings):
+        drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
+    alarms = [found for found in result.findings if found.is_alarm]
+    required = [found for found in result.findings if found.check == "criterion" and not found.segment]
+    for found in (*alarms, *required):  # of a column's checks the worst comes first
+        name = _shown(found)
+        one = _series(name, found, figures)
+        if name not in drawn and one.value:
+            drawn[name] = one
+    return list(drawn.values())[:_MOST_PANELS]
+
+
+def _series(name: str, found: Finding, figures: Mapping[str, float]) -> TrendLine:
+    """Return the line of a finding; its value has no name if the window has no such figure."""
+    if found.check == "criterion":
+        metrics = criterion_metrics(found, figures)
+        return TrendLine(name, metrics.value, metrics.threshold, metrics.state)
+    if found.check in EXACT:
+        return TrendLine(f"{name}: {found.change or found.check}", score_metric(found, figures), is_column=True)
+    return TrendLine(
+        name, drift_score_metric(found, figures) or score_metric(found, figures), "threshold", is_column=True
+    )
+
+
+def _colour(state: str) -> str:
+    return _ALARM if state in ALARMS else _SOFT if state in UNDECIDED else _FINE
+
+
+def _shown(finding: Finding) -> str:
+    return f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
+
+
+def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> bytes:
+    """Return a PNG with one panel for each line; empty if no window has a value.
+
+    Args:
+        windows: in any order; those without a value are marked at the foot.
+        length: of a window.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    ordered = sorted(windows, key=lambda window: window.start)[-MOST_WINDOWS:]
+    drawn = [one for one in series if any(math.isfinite(w.figures.get(one.value, math.nan)) for w in ordered)]
+    if not drawn:
+        return b""
+    figure = Figure(figsize=(7.2, 1.7 * len(drawn)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    for panel, one in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):
+        times = [window.start for window in ordered]
+        values, bounds, colours = one.points(ordered)
+        panel.plot(times, values, color=_LINE, linewidth=1, zorder=1)
+        panel.plot(times, bounds, color=_ALARM, linewidth=1, linestyle="--", marker="_", zorder=1)
+        panel.scatter(times, values, color=colours, s=16, zorder=2)
+        open_times = [window.start for window in ordered if window.state == "not judged"]
+        foot = panel.get_xaxis_transform()
+        panel.scatter(open_times, [0.03] * len(open_times), marker="|", color=_SOFT, transform=foot)
+        panel.set_title(one.title, fontsize=8, loc="left")
+        panel.tick_params(labelsize=7)
+        panel.margins(y=0.15)
+        panel.set_xlim(times[0] - length, times[-1] + length)
+        panel.spines[["top", "right"]].set_visible(False)
+        locator = AutoDateLocator(minticks=3, maxticks=8)  # of five, four days would be told in half days
+        panel.xaxis.set_major_locator(locator)
+        panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        panel.xaxis.get_offset_text().set_size(7)
+    file = io.BytesIO()
+    canvas.print_png(file)
+    return file.getvalue()

@@ -12,10 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import NotFound, RegistryUnavailable
-from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
-from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
+from mlflow_deploy_plugin.monitoring.reports.history import (
+    MOST_WINDOWS,
+    PastWindow,
+    draw_trend,
+    to_metrics,
+    trend_lines,
+)
 from mlflow_deploy_plugin.monitoring.reports.page import PAGE, embed_picture
-from mlflow_deploy_plugin.monitoring.reports.trend import MOST_WINDOWS, draw_trend, trend_lines
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.registry import (
     MAX_TAG_LENGTH,

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring.reports.history import PastWindow, add_history
-from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
+from mlflow_deploy_plugin.monitoring.reports.history import PastWindow, add_history, to_metrics
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, State
 from tests.support.results import FIRST, result_of
 

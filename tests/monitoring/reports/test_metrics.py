@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
+from mlflow_deploy_plugin.monitoring.reports.history import to_metrics
 from tests.support.results import result_of
 
 SCORES: dict[str, Any] = {

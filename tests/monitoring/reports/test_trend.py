@@ -9,9 +9,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 
-from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
-from mlflow_deploy_plugin.monitoring.reports.metrics import to_metrics
-from mlflow_deploy_plugin.monitoring.reports.trend import TrendLine, draw_trend, trend_lines
+from mlflow_deploy_plugin.monitoring.reports.history import PastWindow, TrendLine, draw_trend, to_metrics, trend_lines
 from mlflow_deploy_plugin.monitoring.result import Finding
 from tests.support.results import result_of
 

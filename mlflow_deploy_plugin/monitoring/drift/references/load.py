@@ -2,40 +2,246 @@
 
 The pieces of rows that are at hand (training rows, a dataset) are cached on this disk, so that an hourly monitor does
 not count them each time. The pieces of the log come from the profiles of hours that are kept beside it.
+
+`window:START/END` pins a part of the log that is known to be calm. It is cut into its own windows.
+
+`rolling:7d` compares with the same window a week before, as hour 14 of a Tuesday with hour 14 of the last one. The
+pairs before it say what is normal: each window of the last week beside its own a week before (of the last 40 windows
+if a week has fewer, of more if the rate needs them). So a cycle of a day or a week is in no figure, a slow trend is no
+drift, and what lasts becomes normal after that time. It is seasonal differencing (Box & Jenkins, Time Series Analysis,
+1970, chapter 9), of distributions.
+
+Bins of the log are frozen on a bounded sample of the rows: once for a pinned window, and for rolling ones once in four
+times their span, so that the stored profiles of hours (`sketches/hourly.py`) serve many windows. The sample is stored
+beside them.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.monitoring.drift.references.dataset import load_dataset
-from mlflow_deploy_plugin.monitoring.drift.references.log_reference import LogReference, pinned_window, rolling_windows
-from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, event_times
-from mlflow_deploy_plugin.monitoring.drift.references.training import load_training_rows
-from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, cut_pieces
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log import (
+    EPOCH,
+    HOUR_US,
+    MAX_ROWS,
+    SKETCHES,
+    InferenceLog,
+    Sample,
+    Window,
+    is_answered_by,
+    microseconds,
+    microseconds_of,
+    parse_window,
+    summarise_lists,
+)
+from mlflow_deploy_plugin.monitoring.drift.references.rows import (
+    ReferenceRows,
+    event_times,
+    load_dataset,
+    load_training_rows,
+)
+from mlflow_deploy_plugin.monitoring.drift.references.windows import (
+    DriftReference,
+    ReferencePieces,
+    assemble_pieces,
+    correct_for_rest,
+    cut_pieces,
+    sketch_pieces,
+    window_grid,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import SCHEMA, profiles_to_table, table_to_profiles
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, hour_profiles, window_versions
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
+    profiles_to_table,
+    table_to_profiles,
+    write_beside_log,
+)
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.request import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.spec import bin_period, duration_seconds, rolling_span
 from mlflow_deploy_plugin.statedir import FileCache
 
 CACHE = "references"
+_META = b"onnxserve"
+_FORMAT = 1
+_KEPT = 200  # of a few MB at most
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LogReference:
+    """A part of the log that is a reference.
+
+    Attributes:
+        span: that is cut into windows.
+        sampled: whose rows the bins are frozen on.
+        model, version: whose rows; empty: those of all versions.
+        lag: how long before a window the one begins that it is compared with; None: it is compared with all others.
+    """
+
+    log: InferenceLog
+    endpoint: str
+    model: str
+    version: str
+    span: Window
+    sampled: Window
+    lag: timedelta | None = None
+
+    @property
+    def shown(self) -> str:
+        return f"the captured rows of {self.span}"
+
+    def sample(self) -> pa.Table:
+        """Return at most `MAX_ROWS` rows to freeze bins on; the same each time until the log has other rows.
+
+        Raises:
+            NotFound: there are none.
+        """
+        versions = window_versions(self.log, self.endpoint, self.sampled)
+        rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
+        key = f"{self.sampled} {self.model} {self.version} {rows}"
+        if self.log.since is not None:
+            key += f" {self.log.since.isoformat()}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
+        kept = _load_sample(self.log, name)
+        if kept is not None:
+            return kept
+        sample = Sample(MAX_ROWS)
+        for table in self.rows(self.sampled):
+            sample.add(summarise_lists(table))
+        if not rows:
+            raise NotFound(f"the reference has no rows: nothing was captured of {self.endpoint!r} in {self.sampled}")
+        table = sample.table()
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_beside_log(self.log.location, name, sink.getvalue())
+        return table
+
+    def rows(self, window: Window) -> Iterator[pa.Table]:
+        for table in self.log.batches(self.endpoint, window):
+            if not self.version:
+                yield table
+                continue
+            yield table.filter(pa.array(is_answered_by(table, self.model, self.version)))
+
+    def pieces(
+        self,
+        bins: Mapping[str, Bins],
+        bins_key: str,
+        sample: pa.Table,
+        window: Window,
+        segment: tuple[str, str] | None = None,
+    ) -> ReferencePieces:
+        """Return the pieces of the span, of the window's length and phase; from the profiles of hours if they fit.
+
+        Args:
+            sample: that the bins are frozen on, of the segment the rows that are its own.
+            segment: a column and the value that rows have to have in it; None: all rows.
+        """
+        length_us = window.end_us - window.start_us
+        lag_windows = self.lag // window.length if self.lag else 0
+        grid = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
+        if all(time % HOUR_US == 0 for time in (grid.start_us, grid.step_us, self.span.start_us, self.span.end_us)):
+            sketches = SketchStore(self.log, self.endpoint, bins, bins_key, segment=segment)
+            hours = hour_profiles(sketches, self.model, self.version, self.span)
+            pieces = assemble_pieces(grid, ((microseconds(start), profile) for start, profile in hours))
+        else:
+            tables = coalesce_batches(self.rows(self.span))
+            if segment:
+                tables = (table.filter(is_segment(table, *segment)) for table in tables)
+            batches = ((table, microseconds_of(table.column(EVENT_TIME))) for table in tables if len(table))
+            pieces = sketch_pieces(bins, batches, grid)
+        if not len(sample):
+            return pieces
+        windows = correct_for_rest(bins, pieces.windows, pieces.window_starts_us, length_us, sample)
+        return replace(pieces, windows=windows)
+
+
+def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
+    """Return the part of the log that `window:START/END` names, and notes on it.
+
+    Raises:
+        InvalidConfig: this is no window.
+        NotFound: nothing was captured in it.
+    """
+    span = parse_window(request.spec.reference.removeprefix("window:"))
+    past, notes = _past(request, model, version, span, span)
+    if span.start < request.window.end and request.window.start < span.end:
+        notes.append(f"the window overlaps the reference {span}: what it differs by is in the reference, too")
+    return past, notes
+
+
+def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
+    """Return the windows up to the judged one, compared with the same one so long ago as `rolling:7d` says, and notes
+    on them.
+
+    Raises:
+        InvalidConfig: it is not as long ago as a window is long, or begins where no window does.
+        NotFound: nothing was captured in it.
+    """
+    text = request.spec.reference.removeprefix("rolling:")
+    lag, length, start = timedelta(seconds=duration_seconds(text)), request.window.length, request.window.start
+    if lag < length:
+        raise InvalidConfig(f"reference rolling:{text} lies in the window itself, which is {length} long")
+    if lag % length:
+        raise InvalidConfig(
+            f"reference rolling:{text}: no window of {length} begins {text} before another; take a multiple"
+        )
+    span = rolling_span(lag, length, request.spec.false_alarm_rate)
+    hours = request.log.hours(request.endpoint, Window(EPOCH, start))
+    if not hours:
+        raise NotFound(f"the reference has no rows: nothing was captured of {request.endpoint!r} before {start:%F %R}")
+    first = max(hours[0].start, start - span)
+    sampled = Window(*bin_period(hours[0].start, start, span))
+    if not request.log.hours(request.endpoint, sampled):
+        sampled = Window(first, start)
+    past, notes = _past(request, model, version, Window(first, start), sampled)
+    same = Window(start - lag, start - lag + length)
+    return replace(past, lag=lag), [f"compared with the same window {text} before, {same}", *notes]
+
+
+def _past(
+    request: WindowRequest, model: str, version: str, span: Window, sampled: Window
+) -> tuple[LogReference, list[str]]:
+    versions = window_versions(request.log, request.endpoint, span)
+    if not versions:
+        raise NotFound(f"the reference has no rows: nothing was captured of {request.endpoint!r} in {span}")
+    same = window_versions(request.log, request.endpoint, sampled) if span != sampled else versions
+    if (model, version) in versions and (model, version) in same:
+        return LogReference(request.log, request.endpoint, model, version, span, sampled), []
+    others = ", ".join(f"{one} version {number}" for one, number in versions)
+    note = f"{model} version {version} did not answer in the reference {span}; the rows of {others} are compared with"
+    return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [note]
+
+
+def _load_sample(log: InferenceLog, name: str) -> pa.Table | None:
+    try:
+        with log.location.filesystem.open_input_file(f"{log.root}/{name}") as source:
+            return pq.read_table(source)
+    except FileNotFoundError:
+        return None
+    except (OSError, pa.ArrowException) as error:
+        _log.warning("the stored sample %s is made anew: %s", name, " ".join(str(error).split()))
+        return None
+
+
 _LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogReference, list[str]]]] = {
     "window": pinned_window,
     "rolling": rolling_windows,
 }
-_META = b"onnxserve"
-_FORMAT = 1
-_KEPT = 200  # of a few MB at most
 
 
 def load_reference(request: WindowRequest, model: str, version: str) -> DriftReference:
@@ -140,15 +346,25 @@ def _cached_pieces(
             digest.update(buffer)
     files = FileCache(cache, ".parquet", _KEPT)
     path = files.path(digest.hexdigest()[:32])
-    pieces = _load(path)
-    if pieces is None:
-        pieces = cut_pieces(bins, rows.table, rows.times, phase, length_us)
-        with files.writing(path) as temporary:
-            _store(temporary, pieces)
+    kept = _read_pieces(path)
+    if kept is not None:
+        return kept
+    pieces = cut_pieces(bins, rows.table, rows.times, phase, length_us)
+    meta = {
+        "blocks": len(pieces.windows),
+        "steps": len(pieces.steps),
+        "block_starts_us": pieces.window_starts_us,
+        "steps_start_us": pieces.steps_start_us,
+        "step_seconds": pieces.step_seconds,
+        "window_steps": pieces.window_steps,
+    }
+    table = profiles_to_table([pieces.total, *pieces.windows, *pieces.steps])
+    with files.writing(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({_META: json.dumps(meta)}), temporary, compression="zstd")
     return pieces
 
 
-def _load(path: Path) -> ReferencePieces | None:
+def _read_pieces(path: Path) -> ReferencePieces | None:
     try:
         table = pq.read_table(path)
         meta = json.loads(table.schema.metadata[_META])
@@ -163,16 +379,3 @@ def _load(path: Path) -> ReferencePieces | None:
         )
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError):
         return None
-
-
-def _store(path: Path, pieces: ReferencePieces) -> None:
-    meta = {
-        "blocks": len(pieces.windows),
-        "steps": len(pieces.steps),
-        "block_starts_us": pieces.window_starts_us,
-        "steps_start_us": pieces.steps_start_us,
-        "step_seconds": pieces.step_seconds,
-        "window_steps": pieces.window_steps,
-    }
-    table = profiles_to_table([pieces.total, *pieces.windows, *pieces.steps])
-    pq.write_table(table.cast(SCHEMA.with_metadata({_META: json.dumps(meta)})), path, compression="zstd")

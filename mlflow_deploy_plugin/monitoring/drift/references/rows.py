@@ -1,12 +1,42 @@
-"""The rows of a reference that are at hand, and their event times."""
+"""The rows of a reference that are at hand, with their event times: training rows, or a named dataset.
 
-from dataclasses import dataclass, field
+The training reference of a version is the sample of its training rows that the flavor saved beside the model. A dataset
+is Parquet or CSV, in a folder, behind a URI of MLflow's, or in its artifact store.
+"""
 
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.dataset as pa_dataset
+import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.registry import download, redact_credentials, registry_address, registry_errors, resolve
+from mlflow_deploy_plugin.runtime import EVENT_TIME, read_artifact
+from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state
+from mlflow_deploy_plugin.tabular import read_table
+
+MAX_ROWS = 1_000_000
+_SEED = 0
+_FILE = "reference.parquet"
+_MODEL_ID = "model_id"
+_NO_TIMES = (
+    "the model's reference has no event times, so there are no windows to compare with; "
+    "log the model with event_time=, the column (or the values) that say when each row happened"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +54,7 @@ class ReferenceRows:
     times: Array | None
     model_id: str = ""
     shown: str = "the reference"
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
@@ -41,3 +71,194 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
     if pa.types.is_timestamp(values.type) and values.type.tz is None:
         values = values.cast(pa.timestamp("us"))
     return microseconds_of(values)
+
+
+def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
+    """Return the reference of a version: from this disk if its server has it, else from MLflow.
+
+    Args:
+        state_dir: the state folder of the server, which may be gone.
+        cache: where what comes from MLflow is kept for the next time.
+
+    Raises:
+        NotFound: neither the server nor the registry has the version.
+        InvalidArtifact: the model has no reference, or it cannot be read.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    shown = f"model {model} version {version}"
+    served = _served(state_dir, model, version)
+    if served:
+        return _read_sample(*_reference_of(served, shown), shown)
+    resolved = resolve(_model_uri(model, version))
+    identity = f"{registry_address()} {resolved.identity}"
+    kept = cache / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    if (kept / _FILE).is_file():
+        return _read_sample(kept / _FILE, (kept / _MODEL_ID).read_text(), shown)
+    with tempfile.TemporaryDirectory(prefix="onnxserve-reference-") as temporary:
+        path, model_id = _reference_of(download(resolved.source, Path(temporary)), shown)
+        rows = _read_sample(path, model_id, shown)
+        with suppress(OSError):  # if the disk takes nothing, that costs only the next download
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as unfinished:
+                part = Path(unfinished, "kept")
+                part.mkdir()
+                shutil.copyfile(path, part / _FILE)
+                (part / _MODEL_ID).write_text(model_id)
+                os.rename(part, kept)  # fails where another has kept it meanwhile
+        return rows
+
+
+@contextmanager
+def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
+    """Yield the version's files: those that its server has, else a copy from the registry for the time of the block.
+
+    Raises:
+        NotFound: neither has it.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    served = _served(state_dir, model, version)
+    if served:
+        yield served
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxserve-reference-") as temporary:
+        yield download(resolve(_model_uri(model, version)).source, Path(temporary))
+
+
+def _served(state_dir: Path, model: str, version: str) -> Path | None:
+    """Return the folder in which the server of the state folder has, or had, the version."""
+    wanted = read_state(state_dir / WANTED, Wanted)
+    for endpoint in wanted.endpoints.values() if wanted else ():
+        for variant in endpoint.variants.values():
+            if (variant.model, variant.version) == (model, version) and variant.folder.is_dir():
+                return variant.folder
+    return None
+
+
+def _model_uri(model: str, version: str) -> str:
+    if version.isdigit():
+        return f"models:/{model}/{version}"
+    if version.startswith("m-"):
+        return f"models:/{version}"
+    raise NotFound(f"model {model} version {version} is not served any more and is in no registry")
+
+
+def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
+    """Return the file of the reference of a saved model, and the id of the logged model."""
+    artifact = read_artifact(folder)
+    if artifact.reference is None:
+        raise InvalidArtifact(
+            f"{shown} has no reference to compare with; log it with mlflow_deploy_plugin.log_model, "
+            "which keeps a sample of the data (reference_data=, event_time=)"
+        )
+    path = artifact.folder / artifact.reference
+    if not path.resolve().is_relative_to(artifact.folder.resolve()):
+        raise InvalidArtifact(f"{shown} names the reference {artifact.reference!r}, which lies outside of the model")
+    return path, artifact.model_id
+
+
+def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
+    try:
+        table = pq.read_table(path)
+        times = event_times(table)
+    except FileNotFoundError:
+        raise InvalidArtifact(f"{shown} lacks its reference {path.name!r}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidArtifact(f"the reference {path.name!r} of {shown} cannot be read: {error}") from None
+    notes = () if times is not None else (_NO_TIMES,)
+    return ReferenceRows(table, times, model_id, f"the reference of {shown}", notes)
+
+
+def load_dataset(uri: str) -> ReferenceRows:
+    """Return the rows of a Parquet or CSV file, or of a folder of such files; of more than `MAX_ROWS` an even sample.
+
+    When each row happened says the column `_event_time`, or the only column of times or dates that there is.
+
+    Args:
+        uri: a path, file://, or what MLflow can fetch: runs:/…, mlflow-artifacts:/…, s3://….
+
+    Raises:
+        NotFound: there is nothing.
+        InvalidConfig: it cannot be read, or has more than one column of times.
+        RegistryUnavailable: what keeps it does not answer.
+    """
+    shown = _shown(uri)
+    with _dataset_path(uri) as path:
+        data = read_table(path) if _is_csv(path) else _open(path)
+        count = len(data) if isinstance(data, pa.Table) else data.count_rows()
+        if count > MAX_ROWS:
+            table = data.take(np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False)))
+        else:
+            table = data if isinstance(data, pa.Table) else data.to_table()
+        name = _time_column(table, shown)
+        times = event_times(table, name) if name else None
+    if not len(table):
+        raise InvalidConfig(f"{shown} has no rows")
+    if len(set(table.column_names)) < table.num_columns:
+        raise InvalidConfig(f"{shown} has two columns of one name")
+    notes = [f"{shown} has {count:,} rows, of which {len(table):,} are compared with"] if count > len(table) else []
+    if times is None:
+        notes.append(f"{shown} has no event times (a column {EVENT_TIME}), so there are no windows to compare with")
+    elif name != EVENT_TIME:
+        table = table.drop_columns([name]).append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
+    return ReferenceRows(table, times, "", shown, tuple(notes))
+
+
+def dataset_columns(uri: str) -> tuple[str, ...]:
+    """Return the names of a dataset's columns. Takes and raises as `load_dataset`; a local file's rows are not read."""
+    with _dataset_path(uri) as path:
+        if _is_csv(path):
+            with pa_csv.open_csv(path) as reader:
+                return tuple(reader.schema.names)
+        return tuple(_open(path).schema.names)
+
+
+def _shown(uri: str) -> str:
+    return f"the dataset {redact_credentials(uri)}"
+
+
+@contextmanager
+def _dataset_path(uri: str) -> Iterator[Path]:
+    """Yield the path of the dataset, or of a copy; errors of reading it become ours, as `load_dataset` says."""
+    shown, parsed = _shown(uri), urlparse(uri)
+    with ExitStack() as stack:
+        if parsed.scheme in ("", "file"):
+            path = Path(unquote(parsed.path)).expanduser()
+        else:
+            from mlflow.artifacts import download_artifacts  # a second to import; a file on this disk does without
+
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxserve-dataset-"))
+            try:
+                with registry_errors(shown):
+                    path = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
+            except OnnxserveError:
+                raise
+            except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, …) has its own classes
+                reason = redact_credentials(" ".join(str(error).split()))
+                raise RegistryUnavailable(f"{shown} cannot be fetched: {reason}") from None
+        try:
+            yield path
+        except FileNotFoundError:
+            raise NotFound(f"{shown} does not exist") from None
+        except (OSError, pa.ArrowException) as error:
+            raise InvalidConfig(f"{shown} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".gz", ".bz2") and path.is_file()
+
+
+def _open(path: Path) -> pa_dataset.Dataset:
+    if not path.exists():
+        raise FileNotFoundError
+    has_csv = path.is_dir() and next(path.rglob("*.csv"), None) is not None
+    return pa_dataset.dataset(path, format="csv" if has_csv else "parquet")
+
+
+def _time_column(table: pa.Table, shown: str) -> str:
+    """Return the name of the column of event times; empty if there is none."""
+    if EVENT_TIME in table.column_names:
+        return EVENT_TIME
+    names = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]
+    if len(names) > 1:
+        raise InvalidConfig(f"{shown} has several columns of times ({', '.join(names)}): name the one {EVENT_TIME}")
+    return names[0] if names and not pc.all(pc.is_null(table.column(names[0]))).as_py() else ""

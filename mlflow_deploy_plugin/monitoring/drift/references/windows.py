@@ -1,17 +1,28 @@
-"""The reference in its own contiguous windows: windows of the judged window's length and phase, and finer steps."""
+"""The reference in its own contiguous windows: windows of the judged window's length and phase, and finer steps.
 
-from collections.abc import Iterable, Mapping
+What of a window the rest of the reference lacks is counted, too: categories, and numbers beyond its range. Measured
+against the whole reference none of its own windows has anything new, and the first odd value of a later window would be
+an alarm. Left out one by one, they show how much that is new a calm window brings.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.inference_log import HOUR_US
-from mlflow_deploy_plugin.monitoring.drift.references.out_of_reference import count_out_of_rest
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.inference_log import HOUR_US, microseconds_of
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
+    Array,
+    as_floats,
+    decoded,
+    feature_columns,
+    type_family,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, merge, sketch_groups
+from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 MAX_WINDOWS = 500
 _FEW_WINDOWS = 100
@@ -109,7 +120,7 @@ class WindowGrid(NamedTuple):
 
     Attributes:
         start_us: of the first; length_us: of each; windows: how many there are.
-        max_blocks: how many of them are kept.
+        max_windows: how many of them are kept.
         keeps_steps: whether the steps are, too.
         lag_windows: those kept make pairs, so many windows apart, and have the one of the window after the last; 0:
             they need not.
@@ -137,18 +148,22 @@ class WindowGrid(NamedTuple):
         return self.max_windows // 2 - 1 if self.lag_windows else 0
 
     def choose(self, count: int) -> Array:
-        """Return the places of at most `max_blocks` of so many windows, evenly."""
+        """Return the places of at most `max_windows` of so many windows, evenly."""
         if self.lag_windows and count > self.max_windows:
             later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
             return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
-        if count <= self.max_windows:
-            return np.arange(count)
-        chosen: Array = np.linspace(0, count - 1, self.max_windows).astype(np.int64)
-        return chosen
+        return evenly(np.arange(count), self.max_windows)
 
     def starts_us(self, numbers: Array) -> tuple[int, ...]:
         starts: list[int] = (self.start_us + numbers * self.length_us).tolist()
         return tuple(starts)
+
+
+def evenly(places: Array, most: int) -> Array:
+    """Return the places, or an even choice of `most` of them."""
+    if len(places) <= most:
+        return places
+    return places[np.linspace(0, len(places) - 1, most).astype(np.int64)]
 
 
 def window_grid(
@@ -179,8 +194,8 @@ def cut_pieces(
     """
     total = sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0]
     if times is None or not len(times):
-        steps = _steps_of(length_us)
-        return ReferencePieces((), (), (), start_us, length_us // steps // 1_000_000, steps, total)
+        window_steps = _steps_of(length_us)
+        return ReferencePieces((), (), (), start_us, length_us // window_steps // 1_000_000, window_steps, total)
     grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     chosen = grid.choose(len(present))
@@ -193,10 +208,16 @@ def cut_pieces(
         Profile(window.rows, {name: replace(column, **alone[name][at]) for name, column in window.columns.items()})
         for at, window in zip(chosen.tolist(), kept, strict=True)
     ]
+    steps = [Profile(0, {})] * grid.steps
+    if grid.keeps_steps:
+        numbers, groups = np.unique((times - grid.start_us) // grid.step_us, return_inverse=True)
+        sketched = sketch_groups(bins, table, groups, len(numbers))
+        for number, profile in zip(numbers.tolist(), sketched, strict=True):
+            steps[number] = profile
     return ReferencePieces(
         windows=tuple(kept),
         window_starts_us=grid.starts_us(present[chosen]),
-        steps=_steps(bins, table, (times - grid.start_us) // grid.step_us, grid),
+        steps=tuple(steps),
         steps_start_us=grid.start_us,
         step_seconds=grid.step_us // 1_000_000,
         window_steps=grid.window_steps,
@@ -268,11 +289,108 @@ def _steps_of(length_us: int) -> int:
     return 1
 
 
-def _steps(bins: Mapping[str, Bins], table: pa.Table, numbers: Array, grid: WindowGrid) -> tuple[Profile, ...]:
-    if not grid.keeps_steps:
+RestCounts = list[dict[str, int]]
+
+
+def count_out_of_rest(
+    bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
+) -> dict[str, RestCounts]:
+    """Return for each column the counts `unseen`, `below` and `above` of each group, against the rows of all others.
+
+    Args:
+        groups: [N] int64, the group of each row, from 0 to count - 1.
+        counted: [count] bool, the groups that are among the others; None: all.
+    """
+    counted = np.ones(count, bool) if counted is None else counted
+    found: dict[str, RestCounts] = {}
+    for name, given in feature_columns(table, bins):
+        column, one = decoded(given), bins.get(name)
+        if one is None or type_family(column.type) not in ("number", "category"):
+            found[name] = [{}] * count
+        elif isinstance(one, OrderedBins):
+            found[name] = _range(as_floats(column), groups, counted)
+        else:
+            found[name] = _unseen(column, groups, counted)
+    return found
+
+
+def correct_for_rest(
+    bins: Mapping[str, Bins],
+    windows: Sequence[Profile],
+    starts_us: Sequence[int],
+    length_us: int,
+    sample: pa.Table,
+    until_us: int | None = None,
+) -> tuple[Profile, ...]:
+    """Return the windows with `unseen`, `below` and `above` against the others, if bins were frozen on a sample of
+    them.
+
+    Measured against the whole sample they would have nothing new, since their own rows are in it. If a window has
+    sampled rows, the share of them that is new to the rest of the sample stands for all of its rows. What it has beyond
+    the sample is new in any case.
+
+    Args:
+        sample: with the column of event times.
+        until_us: only the windows before it count as others; None: all.
+    """
+    if not windows:
         return ()
+    numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
     present, groups = np.unique(numbers, return_inverse=True)
-    profiles = [Profile(0, {})] * grid.steps
-    for number, profile in zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True):
-        profiles[number] = profile
-    return tuple(profiles)
+    sampled = np.bincount(groups).tolist()
+    counted = None if until_us is None else starts_us[0] + present * length_us < until_us
+    alone = count_out_of_rest(bins, sample, groups, len(present), counted)
+    places = {number: place for place, number in enumerate(present.tolist())}
+    corrected = []
+    for window, start_us in zip(windows, starts_us, strict=True):
+        place = places.get((start_us - starts_us[0]) // length_us)
+        if place is None:  # of this one no row was sampled: all of it is measured against others already
+            corrected.append(window)
+            continue
+        columns = dict(window.columns)
+        for name, column in window.columns.items():
+            for key, count in alone[name][place].items() if name in alone else ():
+                new = round(count * window.rows / sampled[place])
+                column = replace(column, **{key: max(getattr(column, key), new)})
+            columns[name] = column
+        corrected.append(Profile(window.rows, columns))
+    return tuple(corrected)
+
+
+def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
+    """Return the rows of each group whose value no other group has."""
+    encoded = column.combine_chunks().dictionary_encode()
+    is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
+    values = encoded.indices.drop_null().to_numpy().astype(np.int64)
+    owners, count = groups[is_known], len(counted)
+    size = len(encoded.dictionary)
+    first, last = np.full(size, count), np.full(size, -1)
+    is_counted = counted[owners]
+    np.minimum.at(first, values[is_counted], owners[is_counted])
+    np.maximum.at(last, values[is_counted], owners[is_counted])
+    first, last = first[values], last[values]
+    is_alone = (last < 0) | ((first == last) & (first == owners))
+    return [{"unseen": rows} for rows in np.bincount(owners[is_alone], minlength=count).tolist()]
+
+
+def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
+    """Return the rows of each group below the smallest and above the largest number of all others."""
+    is_known = ~np.isnan(values)
+    numbers, owners, count = values[is_known], groups[is_known], len(counted)
+    least, most = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(least, owners, numbers)
+    np.maximum.at(most, owners, numbers)
+    least[~counted], most[~counted] = np.inf, -np.inf
+    below = np.bincount(owners[numbers < _of_others(least)[owners]], minlength=count)
+    above = np.bincount(owners[numbers > -_of_others(-most)[owners]], minlength=count)
+    return [{"below": low, "above": high} for low, high in zip(below.tolist(), above.tolist(), strict=True)]
+
+
+def _of_others(least: Array) -> Array:
+    """Return [count]: the smallest of all others' values; infinite if there are none, as nothing is beyond it then."""
+    if len(least) < 2:
+        return np.full(len(least), -np.inf)
+    order = np.argsort(least, kind="stable")
+    smallest: Array = np.full(len(least), least[order[0]])
+    smallest[order[0]] = least[order[1]]
+    return smallest

@@ -6,7 +6,7 @@ categories. A short vector (a list in Parquet), as probabilities are, becomes it
 values and structures have no distance here and are left out, with a note.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.inference_log import summarise_lists
 
 Array = npt.NDArray[Any]
 Kind = Literal["number", "category"]
+Family = Literal["number", "category", "null", "other"]
 
 OWN_PREFIX = "_"
 TRUTH: Mapping[str | None, float] = {"false": 0.0, "true": 1.0}
@@ -45,16 +46,46 @@ def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
     """
     features: dict[str, ColumnValues] = {}
     notes: list[str] = []
-    summarised = summarise_lists(table)
-    for name in summarised.column_names:
-        if name.startswith(OWN_PREFIX):
-            continue
-        feature = _feature(name, summarised.column(name))
-        if feature is None:
-            notes.append(f"{name}: a column of type {summarised.column(name).type} is not judged")
+    for name, given in feature_columns(table):
+        column = decoded(given)
+        family = type_family(column.type)
+        if family == "other":
+            notes.append(f"{name}: a column of type {given.type} is not judged")
+        elif family == "number":
+            features[name] = ColumnValues(name, "number", as_floats(column))
         else:
-            features[name] = feature
+            texts = pc.cast(column, pa.large_string()).to_pylist()
+            features[name] = ColumnValues(name, "category", np.array(texts, dtype=object))
     return features, notes
+
+
+def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    """Yield the columns of a table by name, columns of lists summarised, without the log's own.
+
+    Args:
+        known: as in `summarise_lists`.
+    """
+    summarised = summarise_lists(table, known)
+    for name in summarised.column_names:
+        if not name.startswith(OWN_PREFIX):
+            yield name, summarised.column(name)
+
+
+def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the values of a column that may be dictionary-encoded."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def type_family(kind: pa.DataType) -> Family:
+    """Return what values of an Arrow type are compared as; "null": all are missing, and fit anything."""
+    types = pa.types
+    if types.is_null(kind):
+        return "null"
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return "number"
+    if types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "category"
+    return "other"
 
 
 def as_floats(column: pa.ChunkedArray) -> Array:
@@ -85,25 +116,6 @@ def pair_columns(
             left, right = _as_kind(left, kind), _as_kind(right, kind)
         pairs.append((left, right))
     return pairs, notes
-
-
-def _feature(name: str, column: pa.ChunkedArray) -> ColumnValues | None:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pa.types.is_null(kind):
-        return ColumnValues(name, "category", np.full(len(column), None, dtype=object))
-    if pa.types.is_boolean(kind):
-        return ColumnValues(name, "category", _text(column))
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return ColumnValues(name, "number", as_floats(column))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return ColumnValues(name, "category", _text(column))
-    return None
-
-
-def _text(column: pa.ChunkedArray) -> Array:
-    return np.array(pc.cast(column, pa.large_string()).to_pylist(), dtype=object)
 
 
 def _truth_as_numbers(feature: ColumnValues) -> ColumnValues:

@@ -8,22 +8,38 @@ partitions and batches may be merged in any order.
 
 No column is skipped: one that cannot be judged, for its type or for want of bins, has a sketch of kind "other" that
 says how many rows it has, how many of them are missing and of which type it is.
+
+An Arrow column is counted for many groups of rows at once. Text is dictionary-encoded first: each different value is
+looked up and hashed once, however many rows have it, and no loop runs over rows.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import repeat
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log import summarise_lists
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
-from mlflow_deploy_plugin.monitoring.drift.sketches.counting import count_column
-from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import REGISTERS, estimate_distinct, hash_texts
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins, round_to_reference
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
+    TRUTH,
+    Array,
+    as_floats,
+    decoded,
+    feature_columns,
+    type_family,
+)
+from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import (
+    REGISTERS,
+    count_registers,
+    estimate_distinct,
+    hash_numbers,
+    hash_texts,
+)
 
 SketchKind = Literal["number", "category", "other"]
 
@@ -32,6 +48,10 @@ KEPT_VALUES = 200
 _TOGETHER_ROWS = 65_536
 _TOGETHER_BYTES = 64 * 2**20
 _TYPE_SEPARATOR = " | "
+_LONGEST = 80
+_DENSE = 4_000_000
+
+ColumnCounts = dict[str, list[Any] | Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +144,9 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
     rows = np.bincount(groups, minlength=count)
     amounts = rows.tolist()
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
-    summarised = summarise_lists(table, bins)
-    for name in summarised.column_names:
-        if name.startswith(OWN_PREFIX):
-            continue
+    for name, column in feature_columns(table, bins):
         frozen = bins.get(name)
-        counted = count_column(summarised.column(name), frozen, groups, count, rows, KEPT_VALUES)
+        counted = _count_column(column, frozen, groups, count, rows)
         expected = (frozen.arrow_type or frozen.kind) if frozen else ""
         given = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
         # by position: of hours there are many, and keywords cost as much as counting does
@@ -190,10 +207,9 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
 def _merge_fresh(parts: Sequence[Mapping[str, int]]) -> Mapping[str, int]:
     if len(parts) <= 1:
         return parts[0] if parts else {}
-    total: dict[str, int] = {}
+    total = Counter[str]()
     for part in parts:
-        for value, count in part.items():
-            total[value] = total.get(value, 0) + count
+        total.update(part)
     values = list(total)
     order = np.argsort(hash_texts(values), kind="stable")[:KEPT_VALUES]
     return {values[position]: total[values[position]] for position in order}
@@ -214,3 +230,164 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
         size += table.nbytes
     if held:
         yield pa.concat_tables(held)
+
+
+def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
+    """Return the fields of a `ColumnSketch` for each of the `count` groups, by name.
+
+    Args:
+        groups: [N] int64, the group of each row; rows: [count] int64, how many rows each has.
+    """
+    given = decoded(column)
+    column = _booleans_alike(given, bins)
+    family = type_family(column.type)
+    if bins is not None:  # a reference without any value has no kind of its own
+        takes = ("number", "category", "null") if _is_blank(bins) else (bins.kind, "null")
+        if family in takes:
+            counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
+            return {**counted, "arrow_type": [str(given.type)] * count}
+    is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
+    missing = np.bincount(groups[is_missing], minlength=count)
+    counts = np.zeros((count, (bins.size if bins else 0) + 1), np.int64)
+    counts[:, -1] = missing
+    fields: ColumnCounts = {"kind": ["other"] * count, "arrow_type": [str(column.type)] * count, "counts": counts}
+    fields["missing"] = missing.tolist()
+    if bins is not None:
+        fields["mistyped"] = (rows - missing).tolist()
+    return fields
+
+
+def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
+    """Return booleans as 1 and 0 beside a reference of numbers, and the other way round: a graph takes them so."""
+    if bins is None or _is_blank(bins):
+        return column
+    if pa.types.is_boolean(column.type) and bins.kind == "number":
+        return column.cast(pa.int8())
+    is_of_truth = isinstance(bins, CategoryBins) and bins.kind == "category" and bins.codes.keys() <= TRUTH.keys()
+    if type_family(column.type) == "number" and is_of_truth:
+        known = pc.cast(column.drop_null(), pa.float64(), safe=False).to_numpy()
+        if np.isin(known[~np.isnan(known)], (0.0, 1.0)).all():
+            is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+            return pc.if_else(is_missing, None, pc.not_equal(column, 0))
+    return column
+
+
+def _is_blank(bins: Bins) -> bool:
+    return isinstance(bins, CategoryBins) and not bins.codes
+
+
+def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> ColumnCounts:
+    values = as_floats(column)
+    is_known = ~np.isnan(values)
+    is_missing = ~is_known
+    hashes = hash_numbers(values[is_known])
+    fields: ColumnCounts = {
+        "kind": ["number"] * count,
+        "missing": np.bincount(groups[is_missing], minlength=count).tolist(),
+        "registers": count_registers(hashes, groups[is_known], count),
+        **_moments(values, is_known, groups, count),
+    }
+    values = round_to_reference(values, bins.arrow_type)
+    if isinstance(bins, OrderedBins):
+        codes = np.searchsorted(bins.edges, values, side="right")
+        fields["below"] = np.bincount(groups[values < bins.minimum], minlength=count).tolist()
+        fields["above"] = np.bincount(groups[values > bins.maximum], minlength=count).tolist()
+    else:
+        distinct, inverse = np.unique(values[is_known], return_inverse=True)
+        table = np.array([bins.codes.get(float(value), len(bins.codes)) for value in distinct], dtype=np.int64)
+        codes = np.zeros(len(values), np.int64)
+        codes[is_known] = table[inverse]
+        names = [f"{value:g}" for value in distinct]
+        fields |= _fresh(bins, names, hash_numbers(distinct), inverse, groups[is_known], count)
+    codes[is_missing] = bins.size
+    fields["counts"] = _histograms(codes, bins.size + 1, groups, count)
+    return fields
+
+
+def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> ColumnCounts:
+    encoded = pc.cast(column, pa.large_string()).combine_chunks().dictionary_encode()
+    is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
+    inverse = encoded.indices.drop_null().to_numpy().astype(np.int64)
+    known_groups = groups[is_known]
+    distinct = encoded.dictionary
+    hashes = hash_texts(distinct.to_numpy(zero_copy_only=False))
+    codes = np.full(len(column), bins.size, np.int64)
+    kind = bins.kind if pa.types.is_null(column.type) else "category"
+    fields: ColumnCounts = {"kind": [kind] * count}
+    if isinstance(bins, CategoryBins):
+        codes[is_known] = bins.codes_of_texts(distinct)[inverse]
+        fields |= _fresh(bins, distinct, hashes, inverse, known_groups, count)
+    fields["counts"] = counts = _histograms(codes, bins.size + 1, groups, count)
+    fields["missing"] = counts[:, -1].tolist()
+    pairs = _pairs(known_groups, inverse, count, len(distinct))[0]
+    size = max(len(distinct), 1)
+    fields["registers"] = count_registers(hashes[pairs % size], pairs // size, count)
+    return fields
+
+
+def _moments(values: Array, is_known: Array, groups: Array, count: int) -> ColumnCounts:
+    """Return range and moments of the numbers of each group."""
+    minimum, maximum = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(minimum, groups[is_known], values[is_known])
+    np.maximum.at(maximum, groups[is_known], values[is_known])
+    is_finite = np.isfinite(values)
+    numbers, owners = values[is_finite], groups[is_finite]
+    finite = np.bincount(owners, minlength=count)
+    with np.errstate(all="ignore"):
+        about = np.bincount(owners, numbers / finite[owners], minlength=count)  # a sum could exceed a float
+        mean = np.where(
+            finite > 0, about + np.bincount(owners, numbers - about[owners], minlength=count) / finite, np.nan
+        )
+        m2 = np.bincount(owners, (numbers - mean[owners]) ** 2, minlength=count)
+    some = np.bincount(groups[is_known], minlength=count) > 0
+    return {
+        "minimum": np.where(some, minimum, np.nan).tolist(),
+        "maximum": np.where(some, maximum, np.nan).tolist(),
+        "finite": finite.tolist(),
+        "mean": mean.tolist(),
+        "m2": m2.tolist(),
+    }
+
+
+def _fresh(bins: CategoryBins, distinct: Any, hashes: Array, inverse: Array, groups: Array, count: int) -> ColumnCounts:
+    """Return rows and names of the values that the reference lacks.
+
+    Args:
+        distinct: [D] values, and their hashes.
+        inverse: [M] int64, the value of each known row; groups: [M] int64.
+    """
+    known = bins.reference_hashes
+    is_fresh = np.searchsorted(known, hashes) == np.searchsorted(known, hashes, side="right")
+    if not is_fresh.any():
+        return {}
+    named: list[dict[str, int]] = [{} for _ in range(count)]
+    is_unseen = is_fresh[inverse]
+    unseen = np.bincount(groups[is_unseen], minlength=count)
+    pairs, amounts = _pairs(groups[is_unseen], inverse[is_unseen], count, len(is_fresh))
+    owners, members = np.divmod(pairs, len(is_fresh))
+    present, places = np.unique(members, return_inverse=True)
+    labels = [str(distinct[position]) for position in present.tolist()]
+    labels = [
+        label if len(label) <= _LONGEST else f"{label[:60]}…{int(hash_texts([label])[0]):016x}" for label in labels
+    ]
+    ranks = np.argsort(np.argsort(hash_texts(labels), kind="stable"), kind="stable")
+    for position in np.lexsort((ranks[places], owners)).tolist():
+        group = named[owners[position]]
+        if len(group) < KEPT_VALUES:
+            label = labels[places[position]]
+            group[label] = group.get(label, 0) + int(amounts[position])
+    return {"unseen": unseen.tolist(), "fresh": named}
+
+
+def _pairs(groups: Array, members: Array, count: int, size: int) -> tuple[Array, Array]:
+    """Return the different pairs as group · size + member, ascending, and how many rows have each."""
+    keys = groups * size + members
+    if count * size <= _DENSE:
+        amounts = np.bincount(keys, minlength=count * size)
+        pairs = np.flatnonzero(amounts)
+        return pairs, amounts[pairs]
+    return np.unique(keys, return_counts=True)
+
+
+def _histograms(codes: Array, size: int, groups: Array, count: int) -> Array:
+    return np.bincount(groups * size + codes, minlength=count * size).reshape(count, size)

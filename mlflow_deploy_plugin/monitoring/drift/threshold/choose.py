@@ -1,18 +1,30 @@
 """The choice of the null distribution: the first that supports the asked rate, or a refusal with the smallest rate that
-can be had."""
+can be had; and the number of rows that are compared.
 
+Null distributions are kept on disk, so that the second window of an hourly monitor costs its window and not its
+reference.
+"""
+
+import hashlib
+import json
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.threshold.cache import key_of, load_or_build
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution, NullKind
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup, column_counts
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows, show_rate
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
+    HoldOutAlarms,
+    NullDistribution,
+    NullKind,
+    needed_windows,
+    show_rate,
+)
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import MIN_COMPARED_ROWS, ColumnGroup, column_counts
 from mlflow_deploy_plugin.monitoring.drift.threshold.independent_rows import IndependentRows
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import MAX_WINDOWS, Null, WindowNull, row_counts
 from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import (
@@ -23,7 +35,8 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import
     dependence_of,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
-from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE
+from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE, MonitorSpec
+from mlflow_deploy_plugin.statedir import FileCache
 
 NULLS: Mapping[NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
@@ -31,6 +44,19 @@ NULLS: Mapping[NullKind, type[Null]] = {
 _SEED = 0
 _MAX_CELLS = 20_000_000
 """So many counts are compared at most: of a thousand columns some sixty windows, in seconds."""
+_SIZE_STEP = 1.15
+_PAIRS, _MOST_PAIRS = 3.0, 0.75
+"""Three times as many pairs as the rate needs have the rows that are compared, or three quarters of all."""
+_NO_TIMES = (
+    "the reference has no event times, so there are no windows to compare with; log the model with event_time=, the "
+    "column (or the values) that say when each row happened, or say independent_rows"
+)
+_METHOD = 6
+"""Part of every key: raise it when figures or nulls are computed in another way."""
+_MAX_FILES = 200
+_MAX_BYTES = 256 * 1024 * 1024
+_PLAIN = ("kind", "effective_n", "widening", "block_length", "persistence", "slowest_column", "length")
+_ARRAYS = ("figures", "scales", "floors", "starts")
 
 
 def null_distribution(
@@ -43,18 +69,24 @@ def null_distribution(
         cache: the folder; None: nothing is kept.
     """
 
-    def build() -> NullDistribution | Refused:
-        null = IndependentRows.cut(groups[0], rate) if independent_rows else choose_null(groups[0], rate)
-        if isinstance(null, Refused):
-            return null
+    files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
+    path = files.path(_key_of(groups, rate, independent_rows)) if files else None
+    kept = _read(path) if path else None
+    if kept is not None:
+        return kept
+    made: NullDistribution | Refused
+    null = IndependentRows.cut(groups[0], rate) if independent_rows else choose_null(groups[0], rate)
+    if isinstance(null, Refused):
+        made = null
+    else:
         persistence, slowest_column = null.persistence(groups[0])
         held_out = null.hold_out(groups, rate, persistence, _SEED)
         distribution = null.compare(groups, _SEED)
-        return replace(distribution, persistence=persistence, slowest_column=slowest_column, held_out=held_out)
-
-    if cache is None:
-        return build()
-    return load_or_build(cache, key_of(groups, rate, independent_rows), build)
+        made = replace(distribution, persistence=persistence, slowest_column=slowest_column, held_out=held_out)
+    if files and path:
+        with files.writing(path) as temporary:
+            _write(temporary, made)
+    return made
 
 
 def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
@@ -69,13 +101,31 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
         if null.effective_n >= needed:
             return null
         supported.append(null.effective_n)
-    most = int(max(supported, default=0))
-    if group.reference.pieces.lag_windows:
-        return Refused(_too_few_pairs(group, rate, needed, most))
-    return Refused(_too_few_windows(group, rate, needed, most))
+    most = int(max(supported))
+    smallest = show_rate(1 / (most + 1))
+    pieces, length = group.reference.pieces, _length(group.reference)
+    if pieces.lag_windows:
+        has, instead = f"the log has {most}", "wait until it is older"
+        if rate < SMALLEST_ROLLING_RATE:  # no age of the log, and no choice of columns helps
+            has, instead = f"at most {pieces.max_pairs} are kept", f"ask {SMALLEST_ROLLING_RATE:g} of an older log"
+        elif needed > pieces.max_pairs:
+            has, instead = f"of so many columns at most {pieces.max_pairs} are kept", "judge fewer columns"
+        ask = f"the smallest rate that they support is {smallest}: ask for that, or " if most else ""
+        return Refused(
+            f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one "
+            f"{pieces.lag_windows} windows of {length} before it, and {has}; {ask}{instead}"
+        )
+    windows = int(Contiguous.cut(row_counts(pieces.windows), group.compared).effective_n)
+    worth = f", worth {most} with overlapping and resampled ones" if most > windows else ""
+    supports = f"the smallest rate that it supports is {smallest}" if most else "it supports no rate at all"
+    return Refused(
+        f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
+        f"{windows}{worth}; {supports}: ask for that, judge shorter windows, or take a reference over a longer time"
+    )
 
 
 def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
+    """Yield the nulls of a reference in the order in which they are preferred."""
     pieces, bins = group.reference.pieces, group.reference.bins
     cells = max(sum(bins[name].size for name in group.columns), 1)
     most = max(needed, _MAX_CELLS // cells)
@@ -94,36 +144,120 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
         yield StationaryBootstrap.cut(steps, length, found.block_length, _SEED)
 
 
-def _too_few_windows(group: ColumnGroup, rate: float, needed: int, most: int) -> str:
-    windows = int(Contiguous.cut(row_counts(group.reference.pieces.windows), group.compared).effective_n)
-    length = _length(group.reference)
-    smallest = (
-        f"the smallest rate that it supports is {show_rate(1 / (most + 1))}" if most else "it supports no rate at all"
-    )
-    worth = f", worth {most} with overlapping and resampled ones" if most > windows else ""
-    return (
-        f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
-        f"{windows}{worth}; {smallest}: ask for that, judge shorter windows, or take a reference over a longer time"
-    )
-
-
-def _too_few_pairs(group: ColumnGroup, rate: float, needed: int, most: int) -> str:
-    pieces = group.reference.pieces
-    has, instead = f"the log has {most}", "wait until it is older"
-    if rate < SMALLEST_ROLLING_RATE:  # no age of the log, and no choice of columns helps
-        has, instead = f"at most {pieces.max_pairs} are kept", f"ask {SMALLEST_ROLLING_RATE:g} of an older log"
-    elif needed > pieces.max_pairs:
-        has, instead = f"of so many columns at most {pieces.max_pairs} are kept", "judge fewer columns"
-    smallest = f"the smallest rate that they support is {show_rate(1 / (most + 1))}: ask for that, or " if most else ""
-    return (
-        f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one {pieces.lag_windows} "
-        f"windows of {_length(group.reference)} before it, and {has}; {smallest}{instead}"
-    )
-
-
 def _length(reference: DriftReference) -> str:
     seconds = reference.pieces.step_seconds * reference.pieces.window_steps
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds % size == 0:
             return f"{seconds // size}{unit}"
     return f"{seconds}s"
+
+
+def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
+    """Return 40 hexadecimal digits that name the distribution of these groups, and of `parts`, by their repr."""
+    digest = hashlib.sha256(repr((_METHOD, *parts)).encode())
+    for group in groups:
+        pieces = group.reference.pieces
+        for part in (
+            (group.segment, group.compared, group.columns, group.reference.bins_key),
+            (pieces.steps_start_us, pieces.step_seconds, pieces.window_steps),
+            (pieces.window_starts_us, pieces.total.rows),
+            pieces.lag_windows,
+        ):
+            digest.update(repr(part).encode())
+        for profile in (*pieces.windows, *pieces.steps):
+            digest.update(profile.rows.to_bytes(8, "little"))
+        for name in group.columns:
+            column = pieces.total.columns.get(name)
+            if column is not None:
+                digest.update(column.counts.tobytes())
+    return digest.hexdigest()[:40]
+
+
+def _write(path: Path, made: NullDistribution | Refused) -> None:
+    if isinstance(made, Refused):
+        np.savez(path, about=np.array(json.dumps({"refusal": asdict(made)})))
+    else:
+        about = {name: getattr(made, name) for name in _PLAIN}
+        told = made.held_out
+        about["held_out"] = told.reason if isinstance(told, Refused) else asdict(told)
+        np.savez(path, about=np.array(json.dumps({"pool": about})), **{name: getattr(made, name) for name in _ARRAYS})
+
+
+def _read(path: Path) -> NullDistribution | Refused | None:
+    """Return what is kept; None if there is nothing, or it cannot be read and is made anew."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            os.utime(path)
+            if "refusal" in about:
+                return Refused(**about["refusal"])
+            arrays = {name: stored[name] for name in _ARRAYS}
+            told = about["pool"].pop("held_out")
+            is_refused = isinstance(told, str)
+            measured = Refused(told) if is_refused else HoldOutAlarms(**{**told, "columns": tuple(told["columns"])})
+            return NullDistribution(**about["pool"], held_out=measured, **arrays)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+
+
+def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], compared: int, spec: MonitorSpec) -> str:
+    """Return why there is no verdict on distributions; empty if there is one."""
+    if not rows:
+        return "the window has no rows"
+    if rows < spec.min_rows:
+        return f"the window has {rows:,} rows; min_rows is {spec.min_rows:,}"
+    if rows < MIN_COMPARED_ROWS:
+        return f"the window has {rows} rows; at least {MIN_COMPARED_ROWS} are needed"
+    if not columns:
+        return "the window and the reference have no column in common that can be judged"
+    pieces = reference.pieces
+    if pieces.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
+        return (
+            f"the window {pieces.lag_windows} windows before, with which it is compared, has {pieces.others.rows:,} "
+            f"rows; at least {MIN_COMPARED_ROWS} are needed"
+        )
+    if spec.independent_rows:
+        if len(reference.sample) < MIN_COMPARED_ROWS:
+            return f"the reference has too few rows to draw samples from; at least {MIN_COMPARED_ROWS} are needed"
+        return ""
+    if pieces.lag_windows and not len(pieces.pairs()[0]):
+        return "no window of the reference has another one so long before it: the log is too young"
+    if not pieces.windows:
+        return _NO_TIMES if pieces.total.rows else "the reference has no rows"
+    if compared < MIN_COMPARED_ROWS:
+        return (
+            f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of this length, "
+            f"{compared} in the middle one; at least {MIN_COMPARED_ROWS} are needed"
+        )
+    return ""
+
+
+def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
+    """Return how many rows every side of a comparison has: those of the window, or of the middle reference window if
+    that has fewer. A window's are rounded down to a step of 15 %, so that windows of about one size share a null
+    distribution.
+
+    Where the window is compared with the one so long before, those of the smaller one of both; fewer where not so many
+    pairs of the reference have as many that they tell the rate.
+    """
+    pieces = reference.pieces
+    if pieces.lag_windows:
+        rows = min(rows, pieces.others.rows)
+    if spec.independent_rows or not pieces.windows:
+        return rows
+    sizes = np.array([window.rows for window in pieces.windows])
+    if pieces.lag_windows:
+        pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
+        most = max(math.ceil(_MOST_PAIRS * len(pairs)), needed_windows(spec.false_alarm_rate))
+        wanted = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))
+        middle = int(pairs[-wanted]) if wanted else 0
+    else:
+        middle = int(np.median(sizes))
+    if rows >= middle:
+        return middle
+    if rows < MIN_COMPARED_ROWS:
+        return rows
+    size = float(MIN_COMPARED_ROWS)
+    while int(size * _SIZE_STEP) <= rows:
+        size *= _SIZE_STEP
+    return int(size)

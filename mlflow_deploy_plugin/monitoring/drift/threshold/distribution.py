@@ -1,19 +1,38 @@
 """The null distribution: figures of the reference's own windows, and the test of a judged window beside them.
 
 It depends on the reference, the windows' length and phase, the number of rows that are compared and the rate, and not
-on the judged window. So it is kept on disk (`cache.py`), and the next window of the same monitor costs its histograms
+on the judged window. So it is kept on disk (`choose.py`), and the next window of the same monitor costs its histograms
 alone.
+
+The rate of false alarms that really comes is measured on the reference's later windows, judged by its earlier ones
+alone: the `hold_out` of each null distribution. A window that is held out and judged by all others, earlier and later
+ones, says nothing: of M such windows floor(rate (M + 1)) are called drifted by construction, whatever the windows are.
+A monitor judges what comes after its reference. So the later half of the reference is judged by the earlier half, as if
+that were the whole reference: what walks, what is replaced little by little and what persists brings the alarms there
+that it brings later.
+
+A walk is self-similar, so that the later half beside the earlier one is what a time as long as the reference is beside
+the reference. The earlier half has half as many windows. If these do not support the asked rate, the alarms are counted
+at the next one. Nothing is measured on fewer than `FEWEST_HELD_OUT` windows.
+
+Chance explains the alarms if their number is likely for windows of which none is odder than others: then it has a
+beta-binomial distribution, since the earlier windows have their luck, too (of n windows the k-th largest is beyond a
+share of all that has a beta distribution with k and n + 1 - k). Windows that depend on each other count as their
+effective number, yet as no fewer than the rate needs: if they are fewer, the verdict says that by itself.
 """
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.special import betaincinv
+from scipy.stats import betabinom, binom
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import NOT_HELD_OUT, HoldOutAlarms
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
@@ -22,6 +41,11 @@ windows agree to the last digit, as in a constant column, the first odd row is n
 are unseen or out of range hardly ever occur in calm windows, so that any deviation would do: those floors ask for some
 10 % of the rows; on flights half or a quarter of them lifted the threshold of all columns by 20 and 40 % and found no
 day more."""
+FEWEST_HELD_OUT = 5
+UNLIKELY = 0.05
+"""The reader of one in twenty calm references is told that more alarms come than promised."""
+NOT_HELD_OUT = Refused("not looked for")
+_NAMED = 3
 
 
 class TestResult(NamedTuple):
@@ -40,6 +64,45 @@ class TestResult(NamedTuple):
     @property
     def is_drifted(self) -> bool:
         return self.statistic > self.threshold
+
+
+@dataclass(frozen=True)
+class HoldOutAlarms:
+    """The alarms among windows of the reference that were judged by rows that are not theirs.
+
+    Attributes:
+        alarms: of so many `windows`, which are worth `effective_n` independent ones.
+        rate: that they were judged at: the asked one, or the next that so few windows support.
+        p_value: the probability of so many alarms or more if that rate holds.
+        columns: beyond the threshold in most of the alarms, the worst first.
+        how: the windows were judged, to stand behind "measured".
+    """
+
+    alarms: int
+    windows: int
+    effective_n: float
+    rate: float
+    p_value: float
+    columns: tuple[str, ...]
+    how: str
+
+    @property
+    def share(self) -> float:
+        return self.alarms / self.windows
+
+    @property
+    def is_beyond(self) -> bool:
+        """True if chance does not explain so many alarms."""
+        return self.p_value <= UNLIKELY
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the interval of 95 % for the rate of windows that are judged by these very others (Clopper & Pearson,
+        Biometrika 26, 1934)."""
+        hits = self.share * self.effective_n
+        low = betaincinv(hits, self.effective_n - hits + 1, 0.025) if self.alarms else 0.0
+        high = betaincinv(hits + 1, self.effective_n - hits, 0.975) if self.alarms < self.windows else 1.0
+        return float(low), float(high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,27 +141,24 @@ class NullDistribution:
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:
-        """Test a window of the figures [F, FIGURES] at a rate of false alarms."""
-        # at least nine in ten of the distribution's windows have a figure that is judged
-        known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
-        figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
-        disjoint = disjoint_windows(self.starts, self.length) if len(self.starts) else None
-        standardised = scores(figures, self.floors, disjoint)  # [M + 1, F, FIGURES]
-        statistics = standardised.max(axis=(1, 2))
-        return TestResult(standardised[-1], float(statistics[-1]), *self._conclude(statistics, rate))
-
-    def _conclude(self, statistics: Array, rate: float) -> tuple[float, float]:
-        """Return threshold and p-value of the last of [M + 1] statistics; p <= rate if it is above the threshold.
+        """Test a window of the figures [F, FIGURES] at a rate of false alarms: p <= rate if it is above the threshold.
 
         Windows that overlap count as their effective number. They are used only if contiguous ones are too few, so that
         the rate leaves no window of the reference to drift, and the threshold is their largest statistic.
         """
-        beyond = int(np.count_nonzero(statistics[:-1] >= statistics[-1]))
-        if not len(self.starts):
-            p_value = min(self.widening * (1 + beyond) / len(statistics), 1.0)
-            return threshold(statistics[:-1], rate / self.widening), p_value
-        p_value = (1 + beyond * self.effective_n / len(self.starts)) / (1 + self.effective_n)
-        return float(statistics[:-1].max()), p_value
+        # at least nine in ten of the distribution's windows have a figure that is judged
+        known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
+        figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
+        disjoint = _disjoint_windows(self.starts, self.length) if len(self.starts) else None
+        standardised = scores(figures, self.floors, disjoint)  # [M + 1, F, FIGURES]
+        statistics = standardised.max(axis=(1, 2))
+        own, statistic = statistics[:-1], float(statistics[-1])
+        beyond = int(np.count_nonzero(own >= statistic))
+        if len(self.starts):
+            p_value = (1 + beyond * self.effective_n / len(self.starts)) / (1 + self.effective_n)
+            return TestResult(standardised[-1], statistic, float(own.max()), p_value)
+        p_value = min(self.widening * (1 + beyond) / len(statistics), 1.0)
+        return TestResult(standardised[-1], statistic, threshold(own, rate / self.widening), p_value)
 
     def mean_and_deviation(self) -> tuple[Array, Array]:
         """Return [F, FIGURES] twice: mean and deviation of the windows' figures; 0 where none is known."""
@@ -109,7 +169,7 @@ class NullDistribution:
         return mean, np.sqrt(squares / count)
 
 
-def disjoint_windows(starts: Array, length: int) -> Array:
+def _disjoint_windows(starts: Array, length: int) -> Array:
     """Return [M + 1, M + 1] bool: which windows of `length` steps do not overlap. The last is judged by all of them."""
     disjoint = np.ones((len(starts) + 1, len(starts) + 1), dtype=bool)
     disjoint[:-1, :-1] = np.abs(starts[:, None] - starts) >= length
@@ -148,3 +208,57 @@ def threshold(statistics: Array, rate: float) -> float:
     """Return the statistic at the last rank that the rate leaves to drift; above it p <= the rate."""
     rank = math.floor(rate * (len(statistics) + 1) + 1e-9)
     return float(np.sort(statistics)[-rank])
+
+
+def needed_windows(rate: float) -> int:
+    """Return how many independent windows a rate needs: 19 for 5 %."""
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
+def show_rate(rate: float) -> str:
+    """Return the rate, rounded up so that it can be asked for."""
+    return f"{math.ceil(rate * 10_000) / 10_000:g}"
+
+
+def count_alarms(
+    tests: Sequence[TestResult],
+    columns: Sequence[str],
+    rate: float,
+    judges: float,
+    windows: int,
+    persistence: float,
+    how: str,
+) -> HoldOutAlarms:
+    """Return the alarms that the tests of held-out windows show.
+
+    Args:
+        columns: their names, in the order of the tests' scores.
+        rate: that the windows were judged at.
+        judges: by so many independent windows, whose luck all share; infinite: each window by others.
+        windows: so many of the judged ones fit side by side.
+        persistence: so many windows are worth one independent one.
+    """
+    alarms = [test for test in tests if test.is_drifted]
+    named = Counter(
+        name
+        for alarm in alarms
+        for name, score in zip(columns, alarm.scores.max(axis=1), strict=True)
+        if score > alarm.threshold
+    )
+    spacing = min(persistence, max(min(judges, windows) / needed_windows(rate), 1.0))
+    effective_n = max(round(windows / spacing), 1)
+    hits = math.ceil(len(alarms) / len(tests) * effective_n - 1e-9)
+    if math.isinf(judges):
+        chance = binom(effective_n, rate)
+    else:
+        last = max(math.floor(rate * (judges + 1) + 1e-9), 1)
+        chance = betabinom(effective_n, last / spacing, (judges + 1 - last) / spacing)
+    return HoldOutAlarms(
+        alarms=len(alarms),
+        windows=len(tests),
+        effective_n=float(effective_n),
+        rate=rate,
+        p_value=float(chance.sf(hits - 1)),
+        columns=tuple(f"{name} ({count})" for name, count in named.most_common(_NAMED)),
+        how=how,
+    )

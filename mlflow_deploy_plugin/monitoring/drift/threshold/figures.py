@@ -21,6 +21,7 @@ DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4
 """Distance of the known values (`bins.py`), change of the missing share, share of rows with a category that the other
 side lacks, share of rows with a number beyond the other side's range."""
+MIN_COMPARED_ROWS = 30
 
 
 @dataclass(frozen=True, eq=False)

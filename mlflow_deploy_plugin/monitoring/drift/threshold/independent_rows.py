@@ -21,10 +21,20 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import FLOORS, NullDistribution, NullKind
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
+    FEWEST_HELD_OUT,
+    FLOORS,
+    HoldOutAlarms,
+    NullDistribution,
+    NullKind,
+    count_alarms,
+    needed_windows,
+    show_rate,
+)
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     DISTANCE,
     FIGURES,
+    MIN_COMPARED_ROWS,
     ColumnGroup,
     WindowCounts,
     column_counts,
@@ -33,15 +43,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     out_of_reference,
     subsample,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import (
-    FEWEST_HELD_OUT,
-    HoldOutAlarms,
-    count_alarms,
-    needed_windows,
-    show_rate,
-)
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import Null, column_names
-from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import MIN_COMPARED_ROWS
 
 MAX_DRAWS = 2_000
 _DRAWS = 400

@@ -31,7 +31,12 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBin
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import FLOORS, NullDistribution, NullKind
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
+    FLOORS,
+    HoldOutAlarms,
+    NullDistribution,
+    NullKind,
+)
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     FIGURES,
     ColumnGroup,
@@ -39,7 +44,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     column_counts,
     column_rng,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms
 
 MAX_WINDOWS = 500
 
@@ -83,23 +87,13 @@ class Null(ABC):
 
 @dataclass(frozen=True, eq=False)
 class WindowNull(Null):
-    """Windows as weights of the reference's pieces: its own windows or its steps.
+    """Windows that are made of the reference's pieces: its own windows or its steps.
 
     Attributes:
-        windows: [M, S] how often each of S pieces is in each of M windows.
-        complements: [M, S] the same for what a window is compared with.
         effective_n: how many independent windows they stand for.
     """
 
-    windows: Array
-    complements: Array
     effective_n: float
-
-    @property
-    def starts(self) -> Array:
-        """[M] int64: the first piece of each window."""
-        starts: Array = self.windows.argmax(axis=1)
-        return starts
 
     def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
         """Return the pieces that the windows are made of: those of `part`, a segment, in the places of `whole`'s."""
@@ -151,13 +145,6 @@ def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
 def row_counts(profiles: Sequence[Profile]) -> Array:
     """Return [P] int64: the rows of each profile."""
     return np.array([profile.rows for profile in profiles], dtype=np.int64)
-
-
-def evenly(places: Array, most: int) -> Array:
-    """Return the places, or an even choice of `most` of them."""
-    if len(places) <= most:
-        return places
-    return places[np.linspace(0, len(places) - 1, most).astype(np.int64)]
 
 
 def slowest_column(

@@ -35,7 +35,15 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence, dependence
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import FLOORS, NullDistribution, NullKind, TestResult
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
+    FEWEST_HELD_OUT,
+    FLOORS,
+    HoldOutAlarms,
+    NullDistribution,
+    NullKind,
+    TestResult,
+    count_alarms,
+)
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     DISTANCE,
     MISSING,
@@ -45,9 +53,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     column_rng,
     out_of_reference,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import FEWEST_HELD_OUT, HoldOutAlarms, count_alarms
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
-    Null,
     WindowNull,
     column_levels,
     column_names,
@@ -70,11 +76,15 @@ class StationaryBootstrap(WindowNull):
     """Windows and references drawn from the reference's steps.
 
     Attributes:
+        windows: [M, S] how often each of S steps is in each of M windows.
+        references: [M, S] the same for what each of them is compared with.
         first, last: the steps of the reference that it draws from.
         stretches: [M, Q, S] pieces of each drawn reference by which distances are scaled.
         block_length: mean length of a drawn stretch in steps.
     """
 
+    windows: Array
+    references: Array
     first: int
     last: int
     stretches: Array
@@ -93,13 +103,16 @@ class StationaryBootstrap(WindowNull):
         rng = np.random.default_rng([seed, 1])
         windows = _weights(draw(rng, _DRAWS, count, length, mean_length), count)
         drawn = draw(rng, _DRAWS, count, count, mean_length)
+        stretch = _stretch(length)
+        whole = count // stretch  # those left over at the end are in none
+        stretches = _weights(drawn[:, : whole * stretch].reshape(-1, stretch), count)
         return cls(
             windows=windows,
-            complements=_weights(drawn, count),
+            references=_weights(drawn, count),
             effective_n=min(count / mean_length, _DRAWS / _WIDENING),
             first=first,
             last=last,
-            stretches=np.stack([_weights(part, count) for part in _cut_stretches(drawn, length)], axis=1),
+            stretches=stretches.reshape(_DRAWS, whole, count),
             block_length=mean_length,
         )
 
@@ -119,26 +132,31 @@ class StationaryBootstrap(WindowNull):
     ) -> tuple[WindowCounts, Array]:
         bins = group.reference.bins[name]
         steps = column_counts(profiles[self.first : self.last], name, bins)
-        references = self.complements @ steps
+        references = self.references @ steps
         return out_of_reference(bins, self.windows @ steps, references), references
 
     def column_figures(
         self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
     ) -> tuple[Array, Array]:
+        """Return the figures in deviations of the drawn reference's stretches, and as scales those of the reference's
+        own stretches: the root mean squares of what they differ from it."""
         figures, scales = super().column_figures(group, name, profiles, rng)
         bins = group.reference.bins[name]
         steps = column_counts(profiles[self.first : self.last], name, bins)
-        references = self.complements @ steps
+        references, whole = self.references @ steps, self.stretches.shape[1]
         squares = np.zeros((len(self.stretches), len(_SCALED)))
-        for number in range(self.stretches.shape[1]):
+        for number in range(whole):
             squares += np.square(_two_figures(bins, self.stretches[:, number] @ steps, references))
-        figures[:, _SCALED] /= np.maximum(np.sqrt(squares / self.stretches.shape[1]), FLOORS[_SCALED])
-        scales[_SCALED] = _own_scales(bins, steps, group.reference.pieces.window_steps)
+        figures[:, _SCALED] /= np.maximum(np.sqrt(squares / whole), FLOORS[_SCALED])
+        stretch = _stretch(group.reference.pieces.window_steps)
+        own = steps[: whole * stretch].reshape(whole, stretch, -1).sum(axis=1)
+        own_squares = np.square(_two_figures(bins, own, steps.sum(axis=0)))
+        scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
         return figures, scales
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         """Return 1: stretches are drawn as long as they need to be."""
-        return Null.persistence(self, group)
+        return 1.0, ""
 
     def hold_out(
         self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
@@ -213,26 +231,15 @@ def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_len
     return positions
 
 
-def _cut_stretches(positions: Array, length: int) -> list[Array]:
-    """Return the columns of [M, S] in stretches of half a window; those left over at the end are in none."""
-    stretch = max(length // _STRETCHES_A_WINDOW, 1)
-    whole = positions.shape[1] // stretch
-    return [positions[:, number * stretch : (number + 1) * stretch] for number in range(whole)]
+def _stretch(length: int) -> int:
+    """Return the steps of a stretch: half a window."""
+    return max(length // _STRETCHES_A_WINDOW, 1)
 
 
 def _weights(positions: Array, count: int) -> Array:
     """Return [M, count] float64: how often each position occurs in each row of [M, L]."""
     flat = positions + count * np.arange(len(positions))[:, None]
     return np.bincount(flat.ravel(), minlength=len(positions) * count).reshape(len(positions), count).astype(np.float64)
-
-
-def _own_scales(bins: Bins, steps: Array, length: int) -> Array:
-    """Return [2]: the root mean square of what the reference's own stretches differ from it."""
-    parts = _cut_stretches(np.arange(len(steps))[None], length)
-    counts = np.stack([steps[part[0]].sum(axis=0) for part in parts])
-    squares = np.square(_two_figures(bins, counts, steps.sum(axis=0)))
-    scales: Array = np.maximum(np.sqrt(squares.mean(axis=0)), FLOORS[_SCALED])
-    return scales
 
 
 def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:

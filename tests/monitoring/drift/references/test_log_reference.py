@@ -11,8 +11,8 @@ import pytest
 
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log import Window, parse_window
-from mlflow_deploy_plugin.monitoring.drift.references.log_reference import rolling_windows
-from mlflow_deploy_plugin.monitoring.drift.threshold.sample_size import too_few_rows
+from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
+from mlflow_deploy_plugin.monitoring.drift.threshold.choose import too_few_rows
 from mlflow_deploy_plugin.spec import MonitorSpec, rolling_span
 from tests.monitoring.conftest import FIRST_DAY, day_of_rows
 from tests.monitoring.drift.sketches.test_sketch import assert_same

@@ -4,8 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.monitoring.drift.references.out_of_reference import correct_for_rest
-from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces
+from mlflow_deploy_plugin.monitoring.drift.references.windows import correct_for_rest, cut_pieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
 

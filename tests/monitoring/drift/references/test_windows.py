@@ -12,7 +12,7 @@ import pytest
 from mlflow_deploy_plugin.inference_log import HOUR_US, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.windows import window_grid
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import merge
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import needed_windows
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import needed_windows
 from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE, rolling_span
 from tests.monitoring.conftest import FIRST_DAY, reference_of_days
 from tests.support.inference_log import event_table

@@ -22,7 +22,7 @@ from benchmarks.drifting.worlds import (
     walking_days,
 )
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.threshold.hold_out import HoldOutAlarms, needed_windows
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import HoldOutAlarms, needed_windows
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
 
 DAYS, ROWS = 90, 60

@@ -32,5 +32,5 @@ def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depe
     drawn = StationaryBootstrap.cut(steps, 30, 2.0, 0)
     assert drawn.effective_n == 45
     assert (drawn.windows.sum(axis=1) == 30).all()
-    assert (drawn.complements.sum(axis=1) == 90).all()
+    assert (drawn.references.sum(axis=1) == 90).all()
     assert (drawn.stretches.sum(axis=(1, 2)) == 90).all()
