@@ -13,7 +13,7 @@ All windows are treated alike. So for a window that is exchangeable with the ref
 at most the stated one, whatever the distributions are and however the columns depend on each other (conformal p-value:
 Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). It holds for a trend within the reference no
 more than for any method: the windows are taken as a fair sample of calm. Whether they are one, the reference itself
-tells, forward in time (`threshold/hold_out.py`). Measured in `benchmarks/drift.py`. Ranks instead of standard
+tells, forward in time (`threshold/distribution.py`). Measured in `benchmarks/drift.py`. Ranks instead of standard
 deviations lose all power as columns multiply; logarithms and robust scales lose a part of it.
 
 A column that is gone, new or of another type is drift by itself (`column_findings.py`).

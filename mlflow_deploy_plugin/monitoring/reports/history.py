@@ -1,8 +1,9 @@
-"""The history of a finding: how its figure changed, and since when it is an alarm.
+"""The history of a monitor: the metrics of its windows in MLflow, what they say of a finding, and their picture.
 
-A column's check stands beside a reference and says itself what it changed from. Any other requirement stands beside the
-windows before, as MLflow has them of the monitor. For both, a window in which the state could not be told neither
-counts in a row of alarms nor breaks it.
+A finding has its history: how its metric changed, and since when it is an alarm. A column's check stands beside a
+reference and says itself what it changed from. Any other requirement stands beside the windows before, as MLflow has
+them of the monitor. For both, a window in which the state could not be told neither counts in a row of alarms nor
+breaks it.
 """
 
 import hashlib
@@ -10,16 +11,24 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from mlflow_deploy_plugin.monitoring.result import ALARMS, EXACT, UNDECIDED, Check, Finding, MonitorResult, State
 
 _WINDOWS_BEFORE = 8
+_LONGEST_NAME = 200  # MLflow takes 250
+_NO_PATH = "\0"
+_CRITERION = ("criterion", "criterion_threshold", "criterion_state")
+_STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
+MOST_WINDOWS = 60
+_MOST_PANELS = 6
+"""Five columns are as many as an alert names."""
+_ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorRes
         past: windows of the monitor before this one, in any order.
     """
     ordered = sorted(past, key=lambda window: window.start)
-    findings = tuple(_with_change(result, found, ordered) for found in result.findings)
+    findings = tuple(_with_history(result, found, ordered) for found in result.findings)
     reason = result.reason
     first = findings[0] if findings else None  # the one that the reason quotes
     if first and first.state in (*ALARMS, *UNDECIDED) and first.history and first.reason:
@@ -50,37 +59,48 @@ def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorRes
     return replace(result, findings=findings, reason=reason)
 
 
-def _with_change(result: MonitorResult, found: Finding, past: Sequence[PastWindow]) -> Finding:
+def _with_history(result: MonitorResult, found: Finding, past: Sequence[PastWindow]) -> Finding:
     first = result.window.start
     if found.is_alarm:
-        row = _alarms_in_a_row(result, found, past)
-        first = row[0].start if row else first
-        found = replace(found, since=first.isoformat(), in_a_row=len(row) + 1)
+        in_a_row = 1
+        for window in reversed(past):
+            was_alarm = _was_alarm(result, found, window)
+            if was_alarm is False:
+                break
+            if was_alarm:
+                first, in_a_row = window.start, in_a_row + 1
+        found = replace(found, since=first.isoformat(), in_a_row=in_a_row)
     if found.check != "criterion" or found.value is None or found.change:
         return found
     known = [value for window in past if window.start < first and (value := _value_in(window, found)) is not None]
-    return replace(found, change=_change(known[-_WINDOWS_BEFORE:], found.value)) if known else found
-
-
-def _alarms_in_a_row(result: MonitorResult, found: Finding, past: Sequence[PastWindow]) -> list[PastWindow]:
-    """Return the windows before, ascending, in which the same was an alarm up to now."""
-    row: list[PastWindow] = []
-    for window in reversed(past):
-        is_alarm = _was_alarm(result, found, window)
-        if is_alarm is False:
-            break
-        if is_alarm:
-            row.insert(0, window)
-    return row
+    if not known:
+        return found
+    # in the words in which a column's check says it
+    before = known[-_WINDOWS_BEFORE:]
+    usual = float(np.median(before))
+    windows = "the window before" if len(before) == 1 else f"the median of the {len(before)} windows before"
+    then, now = f"{usual:.4g}", f"{found.value:.4g}"
+    where = "unchanged" if then == now else "higher" if found.value > usual else "lower"
+    return replace(found, change=f"{then} ({windows}) → {now}, {where}")
 
 
 def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> bool | None:
-    """Return True if the same was an alarm then; None if it was not judged or could not be told."""
+    """Return True if the same was an alarm then; None if it was not judged or could not be told. A column was one,
+    whatever was odd about it."""
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if found.check == "criterion":
         return _was_violated(result, found, window)
-    return _was_drifted(found, window)
+    scores = {
+        check: window.figures[name]
+        for check in get_args(Check)
+        if (name := score_metric(replace(found, check=check), window.figures))
+    }
+    if any(scores.get(check, 0.0) > 0 for check in EXACT):
+        return True
+    if window.state == "not judged" or "threshold" not in window.figures:
+        return None
+    return any(score > window.figures["threshold"] for check, score in scores.items() if check not in EXACT)
 
 
 def _was_violated(result: MonitorResult, found: Finding, window: PastWindow) -> bool | None:
@@ -101,43 +121,23 @@ def _value_in(window: PastWindow, criterion: Finding) -> float | None:
     return window.figures.get(criterion_metrics(criterion, window.figures).value)
 
 
-def _was_drifted(found: Finding, window: PastWindow) -> bool | None:
-    """Return the same as `_was_violated` for a column, whatever was odd about it."""
-    scores = {
-        check: window.figures[name]
-        for check in get_args(Check)
-        if (name := score_metric(replace(found, check=check), window.figures))
-    }
-    if any(scores.get(check, 0.0) > 0 for check in EXACT):
-        return True
-    if window.state == "not judged" or "threshold" not in window.figures:
-        return None
-    return any(score > window.figures["threshold"] for check, score in scores.items() if check not in EXACT)
-
-
-def _change(before: Sequence[float], after: float) -> str:
-    """Return the change in the words in which a column's check says it."""
-    usual = float(np.median(before))
-    windows = "the window before" if len(before) == 1 else f"the median of the {len(before)} windows before"
-    first, last = f"{usual:.4g}", f"{after:.4g}"
-    where = "unchanged" if first == last else "higher" if after > usual else "lower"
-    return f"{first} ({windows}) → {last}, {where}"
-
-
-_LONGEST_NAME = 200  # MLflow takes 250
-_NO_PATH = "\0"
-_CRITERION = ("criterion", "criterion_threshold", "criterion_state")
-_STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
-
-
 def to_metrics(result: MonitorResult) -> dict[str, float]:
     """Return the figures, and of each finding what it was judged on. Anything that is no finite number is left out.
 
     Of a column `distribution_score/COLUMN`, `missing_score/COLUMN`, …; of a requirement `criterion/accuracy`,
     `criterion_threshold/accuracy` and `criterion_state/accuracy`: 0 kept, 0.5 cannot tell, 1 violated.
     """
+    named: list[tuple[str, float | None]] = [("rows", result.rows), ("is_alarm", float(result.is_alarm))]
+    named += result.figures.items()
+    for finding in result.findings:
+        subject = _subject(finding)
+        if finding.check == "criterion":
+            judged = finding.value, finding.threshold, _STATES.get(finding.state)
+            named += zip((f"{kind}/{subject}" for kind in _CRITERION), judged, strict=True)
+        else:
+            named.append((f"{finding.check}_score/{subject}", finding.value))
     values: dict[str, float] = {}
-    for name, value in _named(result):
+    for name, value in named:
         if value is not None and math.isfinite(value):
             values.setdefault(name, float(value))
     counts = Counter(metric_name(name) for name in values)
@@ -155,8 +155,7 @@ def drift_score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
     return _found(f"drift_score/{segment}{finding.subject}", figures)
 
 
-@dataclass(frozen=True)
-class CriterionMetrics:
+class CriterionMetrics(NamedTuple):
     """The names of the metrics, among those of a window, that a criterion has; empty: the window has none."""
 
     value: str
@@ -195,31 +194,12 @@ def metric_name(name: str) -> str:
     return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[:_LONGEST_NAME]
 
 
-def _named(result: MonitorResult) -> Iterator[tuple[str, float | None]]:
-    yield "rows", result.rows
-    yield "is_alarm", float(result.is_alarm)
-    yield from result.figures.items()
-    for finding in result.findings:
-        name = _subject(finding)
-        if finding.check == "criterion":
-            values = finding.value, finding.threshold, _STATES.get(finding.state)
-            yield from ((f"{kind}/{name}", value) for kind, value in zip(_CRITERION, values, strict=True))
-        else:
-            yield f"{finding.check}_score/{name}", finding.value
-
-
 def _subject(finding: Finding) -> str:
     """Return the finding's part of a metric name. A column's name may hold what reads as a path: `metric_name` makes
     an underscore of it.
     """
     parts = [finding.subject, finding.segment] if finding.segment else [finding.subject]
     return "/".join(part.replace("/", _NO_PATH) for part in parts)
-
-
-MOST_WINDOWS = 60
-_MOST_PANELS = 6
-"""Five columns are as many as an alert names."""
-_ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
 
 
 @dataclass(frozen=True)
@@ -246,9 +226,11 @@ class TrendLine:
             values.append(window.figures.get(self.value, lacking))
             bounds.append(window.figures.get(self.threshold, math.nan) if self.threshold else 0.0)
             if self.is_column:
-                colours.append(_ALARM if values[-1] > bounds[-1] else _FINE)
+                is_alarm, is_open = values[-1] > bounds[-1], False
             else:
-                colours.append(_colour(state_in(window.figures, self.state) or window.state))
+                state = state_in(window.figures, self.state) or window.state
+                is_alarm, is_open = state in ALARMS, state in UNDECIDED
+            colours.append(_ALARM if is_alarm else _SOFT if is_open else _FINE)
         return values, bounds, colours
 
 
@@ -265,31 +247,18 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
     alarms = [found for found in result.findings if found.is_alarm]
     required = [found for found in result.findings if found.check == "criterion" and not found.segment]
     for found in (*alarms, *required):  # of a column's checks the worst comes first
-        name = _shown(found)
-        one = _series(name, found, figures)
-        if name not in drawn and one.value:
-            drawn[name] = one
+        name = f"{found.subject} ({found.segment})" if found.segment else found.subject
+        if found.check == "criterion":
+            line = TrendLine(name, *criterion_metrics(found, figures))
+        elif found.check in EXACT:
+            title = f"{name}: {found.change or found.check}"
+            line = TrendLine(title, score_metric(found, figures), is_column=True)
+        else:
+            score = drift_score_metric(found, figures) or score_metric(found, figures)
+            line = TrendLine(name, score, "threshold", is_column=True)
+        if line.value:  # else the window has no such metric
+            drawn.setdefault(name, line)
     return list(drawn.values())[:_MOST_PANELS]
-
-
-def _series(name: str, found: Finding, figures: Mapping[str, float]) -> TrendLine:
-    """Return the line of a finding; its value has no name if the window has no such figure."""
-    if found.check == "criterion":
-        metrics = criterion_metrics(found, figures)
-        return TrendLine(name, metrics.value, metrics.threshold, metrics.state)
-    if found.check in EXACT:
-        return TrendLine(f"{name}: {found.change or found.check}", score_metric(found, figures), is_column=True)
-    return TrendLine(
-        name, drift_score_metric(found, figures) or score_metric(found, figures), "threshold", is_column=True
-    )
-
-
-def _colour(state: str) -> str:
-    return _ALARM if state in ALARMS else _SOFT if state in UNDECIDED else _FINE
-
-
-def _shown(finding: Finding) -> str:
-    return f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
 
 
 def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> bytes:

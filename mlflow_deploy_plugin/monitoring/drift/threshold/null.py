@@ -15,7 +15,7 @@ own time, and their number limits the rate of false alarms: n independent window
 | `IndependentRows` | `independent_rows.py` | the monitor's spec says that rows are independent, and always then |
 
 Each of them has `cut`, which makes its windows of the reference; `compare`, which gives the figures of these windows as
-a `NullDistribution`; `hold_out`, which counts the false alarms that come (`hold_out.py`); and `describe`.
+a `NullDistribution`; `hold_out`, which counts the false alarms that come (`distribution.py`); and `describe`.
 """
 
 from abc import ABC, abstractmethod

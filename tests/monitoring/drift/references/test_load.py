@@ -1,19 +1,26 @@
 """References: training samples, datasets and the log's own past, cut into windows like the judged one."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import parse_window
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.inference_log import Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references import load_segment_references
-from tests.monitoring.conftest import reference_of_days
-from tests.support.inference_log import MODEL
+from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
+from mlflow_deploy_plugin.monitoring.drift.threshold.choose import too_few_rows
+from mlflow_deploy_plugin.spec import MonitorSpec, rolling_span
+from tests.monitoring.conftest import FIRST_DAY, day_of_rows, reference_of_days
+from tests.monitoring.drift.sketches.test_sketch import assert_same
+from tests.support.inference_log import MODEL, LogWriter
 
-from .conftest import DAYS, ROWS
+from .conftest import DAYS, ROWS, window_rows
 
 
 def test_a_training_sample_is_cut_into_windows_of_the_judged_ones_length_and_phase(ask: Callable[..., Any]) -> None:
@@ -65,3 +72,109 @@ def test_a_segment_of_a_reference_is_of_all_of_its_rows(
         assert min(of_parts) > 0
     assert sum(part.pieces.others.rows for part in parts[:3]) == whole.pieces.others.rows
     assert parts[3].pieces.total.rows == 0
+
+
+def test_a_pinned_window_of_the_log_is_a_reference(ask: Callable[..., Any]) -> None:
+    reference = ask("window:2013-01-03/2013-01-09")
+
+    assert [block.rows for block in reference.pieces.windows] == [ROWS] * 6
+    assert (reference.pieces.total.rows, reference.pieces.step_seconds, len(reference.pieces.steps)) == (
+        6 * ROWS,
+        3600,
+        144,
+    )
+    assert (reference.notes, set(reference.bins)) == (
+        (),
+        {"temperature", "noise", "carrier", "is_weekend", "prediction"},
+    )
+    uneven = ask("window:2013-01-03T00:30/2013-01-08T00:30", window=parse_window("2013-02-01T00:30/90m"))
+    assert (uneven.pieces.total.rows, uneven.pieces.window_steps) == (
+        sum(block.rows for block in uneven.pieces.windows),
+        1,
+    )
+
+
+def test_what_one_captured_window_alone_has_is_new_to_it(ask: Callable[..., Any], captured: Path) -> None:
+    rng = np.random.default_rng(1)
+    days = [day_of_rows(rng, FIRST_DAY + timedelta(days=80 + number), rows=ROWS) for number in range(3)]
+    days[0]["carrier"][:5] = "ZZ"
+    for day in days:
+        LogWriter(captured).write(day)
+
+    blocks = ask("window:2013-03-22/2013-03-25").pieces.windows
+
+    assert [block.columns["carrier"].unseen for block in blocks] == [5, 0, 0]
+    assert sum(block.columns["noise"].below + block.columns["noise"].above for block in blocks) >= 2
+
+
+def test_a_version_that_was_not_there_yet_is_compared_with_those_that_were(ask: Callable[..., Any]) -> None:
+    reference = ask("window:2013-01-03/2013-01-09", version="2")
+
+    assert reference.pieces.total.rows == 6 * ROWS
+    assert "version 2 did not answer in the reference" in reference.notes[0]
+
+
+def test_a_rolling_reference_is_the_same_window_so_long_ago_and_the_pairs_before_it(
+    ask: Callable[..., Any], captured: Path
+) -> None:
+    pieces = ask("rolling:2d", window=parse_window("2013-01-11/1d")).pieces
+
+    assert [block.rows for block in pieces.windows] == [ROWS] * 10
+    assert pieces.window_starts_us[-1] == parse_window("2013-01-10/1d").start_us
+    assert_same(pieces.others, pieces.windows[8])  # 2013-01-09
+    later, earlier = pieces.pairs()
+    assert (later.tolist(), earlier.tolist()) == (list(range(2, 10)), list(range(8)))
+    assert len(ask("rolling:2d", window=parse_window("2013-01-12/1d")).pieces.windows) == 11
+    assert list(captured.glob("_sketches/samples/**/*.parquet"))
+
+
+def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask: Callable[..., Any]) -> None:
+    reference = ask("rolling:1d", window=parse_window("2013-01-11T05:00/1h"))
+
+    starts = reference.pieces.window_starts_us
+    assert starts[0] == parse_window("2013-01-09T04:00/1h").start_us  # the first with rows
+    assert starts[-1] == parse_window("2013-01-11T04:00/1h").start_us
+    assert reference.pieces.others.rows == window_rows(reference, "2013-01-10T05:00/1h")
+    assert reference.notes[0] == "compared with the same window 1d before, 2013-01-10T05:00:00/2013-01-10T06:00:00"
+    gone = ask("rolling:1d", window=parse_window("2013-01-11T15:00/1h"))
+    assert (gone.pieces.others.rows, len(gone.pieces.windows) > 0) == (0, True)
+
+
+def test_no_span_leaves_the_calendar(question_of: Callable[..., Any]) -> None:
+    window = Window(FIRST_DAY, FIRST_DAY + timedelta(days=30))
+    spec: dict[str, Any] = {
+        "kind": "data_quality",
+        "every": "30d",
+        "reference": "rolling:30d",
+        "false_alarm_rate": 1e-300,
+    }
+    asked = replace(question_of(window=window), spec=MonitorSpec(**spec))
+
+    with pytest.raises(NotFound, match="nothing was captured of 'flights' before"):
+        rolling_windows(asked, MODEL, "1")
+    assert rolling_span(timedelta(3660), timedelta(3660), 1e-300) < timedelta(50_000)
+
+
+def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask: Callable[..., Any]) -> None:
+    window = parse_window("2013-01-09T05:00/10m")
+
+    pieces = ask("rolling:60d", window=window).pieces
+
+    assert (pieces.others.rows, len(pieces.pairs()[0])) == (0, 0)
+    assert "the window 8640 windows before" in too_few_rows(
+        ask("rolling:60d", window=window), 50, ["x"], 50, MonitorSpec(min_rows=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("reference", "error", "message"),
+    [
+        ("window:2012-01-03/2012-01-09", NotFound, "nothing was captured of 'flights' in 2012-01-03/2012-01-09"),
+        ("rolling:7d", NotFound, "nothing was captured of 'flights' before 2012-02-01"),
+    ],
+)
+def test_a_past_without_rows_is_a_clear_error(
+    ask: Callable[..., Any], reference: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ask(reference, window=parse_window("2012-02-01/1d"))

@@ -1,9 +1,34 @@
-"""The null distribution: scores of windows beside all others, and the threshold."""
+"""The null distribution: scores, threshold, and the false alarms of later windows judged by earlier ones."""
+
+import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import scores, threshold
+from benchmarks.drifting.judging import Judge
+from benchmarks.drifting.worlds import (
+    DAY_US,
+    HOUR_US,
+    Rows,
+    churning_days,
+    dependent_days,
+    independent_rows,
+    persistent_days,
+    reference_of,
+    rolling_reference_of,
+    walking_days,
+)
+from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
+    HoldOutAlarms,
+    needed_windows,
+    scores,
+    threshold,
+)
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict
 
 
 def test_each_member_is_measured_by_all_others() -> None:
@@ -24,3 +49,200 @@ def test_the_threshold_leaves_the_stated_share_beyond_it() -> None:
 
     assert threshold(statistics, 0.05) == 37.0
     assert threshold(np.arange(19.0), 0.05) == 18.0
+
+
+DAYS, ROWS = 90, 60
+
+WORLDS = {"churn": churning_days, "walk": walking_days}
+
+
+def days_apart(rng: Any, days: int, rows: int) -> Any:
+    return dependent_days(rng, (0.0, 0.0), days, rows)
+
+
+def verdict_on_next_day(
+    world: Callable[..., Any], seed: int, days: int = DAYS, lag: int = 0, **spec: Any
+) -> DriftVerdict:
+    """Judge the day after the reference, which is of the same world."""
+    rows = world(np.random.default_rng([seed, 5]), days + 1, ROWS)
+    past, start = rows.between(0, days * DAY_US), days * DAY_US
+    judge = Judge(rolling_reference_of(past, start, DAY_US, lag) if lag else reference_of(past, start, DAY_US), **spec)
+    verdict = judge(rows.between(start, start + DAY_US).table, start)
+    judge.close()
+    return verdict
+
+
+def alarms_of(verdict: DriftVerdict) -> HoldOutAlarms:
+    assert isinstance(verdict.held_out, HoldOutAlarms)
+    return verdict.held_out
+
+
+def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
+    verdicts = [verdict_on_next_day(days_apart, seed) for seed in range(12)]
+
+    measured = [alarms_of(verdict) for verdict in verdicts]
+    assert {(one.windows, one.rate) for one in measured} == {(45, 0.05)}
+    assert 0 < np.mean([one.share for one in measured]) < 0.1  # not the same number each time: nothing is held by force
+    assert len({one.alarms for one in measured}) > 1
+    assert sum(one.is_beyond for one in measured) <= 2
+    assert sum(len(verdict.notes) > 1 for verdict in verdicts) <= 2
+    assert re.search(
+        r"nominal 0\.05, from 90 windows of the reference; measured forward in time, on its later 45 windows, judged "
+        r"by its earlier 45 alone: \d of 45 \(\d\.\d%; 95 % interval \d\.\d% to \d+\.\d%\)$",
+        verdicts[0].notes[0],
+    )
+
+
+@pytest.mark.parametrize(("world", "column"), [("churn", "item"), ("walk", "x0")])
+def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_helps_are_named(
+    world: str, column: str
+) -> None:
+    verdicts = [verdict_on_next_day(WORLDS[world], seed) for seed in range(6)]
+
+    beyond = [verdict for verdict in verdicts if alarms_of(verdict).is_beyond]
+    assert len(beyond) >= 2
+    for verdict in beyond:
+        assert alarms_of(verdict).columns[0].startswith(f"{column} (")
+        assert re.search(
+            rf"more windows than 5\.0% are called drifted: \d+\.\d% of the reference's own, mostly by {column} .*; "
+            r"reference rolling:7d compares a window with a recent one",
+            verdict.notes[-1],
+        )
+
+
+def test_beside_the_window_of_a_week_before_they_are_as_promised() -> None:
+    for world in (*WORLDS.values(), persistent_days):
+        measured = [alarms_of(verdict_on_next_day(world, seed, lag=7)) for seed in range(4)]
+
+        assert np.mean([one.share for one in measured]) < 0.1
+        assert "pairs, each judged by those before it" in measured[0].how
+
+
+def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
+    """Return days of which those of the second half differ five times as much."""
+    calm, wild = dependent_days(rng, (0.0,), days, rows), dependent_days(rng, (0.0,), days, rows)
+    level = calm.table["x0"].to_numpy() + 5 * np.repeat(rng.normal(size=days), rows) * (calm.times > days // 2 * DAY_US)
+    return Rows(wild.table.set_column(0, "x0", pa.array(level)), calm.times)
+
+
+def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again() -> None:
+    verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
+
+    assert alarms_of(verdict).columns == ("x0 (7)",)  # and no more: what is wild becomes normal
+    assert alarms_of(verdict).p_value < 0.02
+    assert "more windows than 5.0% are called drifted: 16.7% of the reference's own" in verdict.notes[-1]
+    assert "rolling:" not in " ".join(verdict.notes)
+
+
+def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them() -> None:
+    rng = np.random.default_rng(3)
+    hours = 84 * 24
+    table = pa.table({"x0": rng.normal(size=2 * hours) + 0.25 * np.repeat(np.arange(hours) >= 70 * 24, 2)})
+    past, start = Rows(table, np.repeat(np.arange(hours) * HOUR_US, 2)), 84 * DAY_US
+    judge = Judge(reference_of(past, start, 7 * DAY_US))
+
+    verdict = judge(table.slice(0, 336), start)
+
+    judge.close()
+    assert (verdict.null, alarms_of(verdict).windows) == ("bootstrap", 10)
+    assert 1 <= alarms_of(verdict).alarms <= 3  # the last two weeks, of which the second stands beside the first, too
+    assert "on its last 10 windows, each judged by what is drawn from those before it" in verdict.notes[0]
+
+
+def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_they_support_is_said() -> None:
+    verdicts = [verdict_on_next_day(persistent_days, seed) for seed in range(6)]
+
+    fewer = [verdict for verdict in verdicts if verdict.effective_n < 19]
+    assert len(fewer) >= 4
+    for verdict in fewer:
+        assert verdict.windows == 90
+        supported = re.search(
+            r"more windows than 5\.0% may be called drifted: those of the reference depend on each other, most in x\d, "
+            r"and 90 that are worth ([\d.]+) support no rate below ([\d.]+)%; reference rolling:7d",
+            verdict.notes[1],
+        )
+        assert supported
+        assert float(supported[1]) == pytest.approx(verdict.effective_n, rel=0.1)
+        assert float(supported[2]) == pytest.approx(100 / (1 + verdict.effective_n), abs=0.1)
+        assert f"beside 90 windows of the reference, worth {supported[1]} independent ones)" in verdict.reason
+
+
+@pytest.mark.parametrize("days", [19, 28])
+def test_a_short_reference_is_measured_at_the_rate_that_its_half_supports(days: int) -> None:
+    measured = alarms_of(verdict_on_next_day(days_apart, 1, days=days))
+
+    assert measured.rate == pytest.approx(1 / (1 + days // 2))
+    assert measured.windows == days - days // 2
+
+
+def test_windows_that_are_too_few_are_not_measured() -> None:
+    verdict = verdict_on_next_day(days_apart, 1, days=9, rate=0.1)
+
+    assert verdict.held_out == Refused("half of the reference has fewer than 5 windows")
+    assert verdict.notes[0].endswith("; not measured: half of the reference has fewer than 5 windows")
+
+
+def rows_that_depend(rng: Any, days: int, rows: int) -> Any:
+    return dependent_days(rng, (0.3, 0.0), days, rows)
+
+
+def rows_apart(rng: Any, days: int, rows: int) -> Any:
+    times = np.repeat(np.arange(days) * DAY_US, rows) + rng.integers(0, DAY_US, days * rows)
+    return Rows(independent_rows(rng, days * rows), times)
+
+
+@pytest.mark.parametrize("lag", [0, 7])
+def test_independent_rows_are_refused_where_the_references_own_windows_contradict_them(lag: int) -> None:
+    for seed in range(3):
+        verdict = verdict_on_next_day(rows_that_depend, seed, days=40, lag=lag, independent_rows=True)
+
+        assert (verdict.state, verdict.p_value) == ("not judged", None)
+        assert re.match(
+            r"the reference contradicts independent_rows: its own \d+ windows vary more than windows of independent "
+            r"rows do, those of 60 rows by so many times the variance: x\d [\d.]+, x\d [\d.]+; so calm ones would be "
+            r"called drifted; say independent_rows: false, with which",
+            verdict.reason,
+        )
+
+
+def test_a_column_that_is_gone_is_drift_also_where_independent_rows_are_refused() -> None:
+    rows = rows_that_depend(np.random.default_rng(1), 41, ROWS)
+    judge = Judge(reference_of(rows.between(0, 40 * DAY_US), 40 * DAY_US, DAY_US), independent_rows=True)
+
+    verdict = judge(rows.between(40 * DAY_US, 41 * DAY_US).table.drop_columns(["x1"]), 40 * DAY_US)
+
+    judge.close()
+    assert verdict.state == "drift"
+    assert (
+        "x1: in the reference, not in the window; distributions are not judged: the reference contra" in verdict.reason
+    )
+
+
+def test_a_reference_of_a_few_rows_an_hour_tells_what_windows_of_many_rows_would_be() -> None:
+    """Of two rows an hour no window could be judged; they are alike all the same."""
+    rng = np.random.default_rng(2)
+    hours, rows = 40 * 24, dependent_days(rng, (0.3, 0.0), 41, 48)
+    judge = Judge(reference_of(rows.between(0, 40 * DAY_US), hours * HOUR_US, HOUR_US), independent_rows=True)
+    calm = rows.between(40 * DAY_US, 41 * DAY_US).table
+
+    verdict = judge(calm, hours * HOUR_US)
+
+    judge.close()
+    assert (verdict.state, verdict.reason[:43]) == ("not judged", "the reference contradicts independent_rows:")
+
+
+def test_rows_that_are_independent_are_judged_as_such() -> None:
+    verdicts = [verdict_on_next_day(rows_apart, seed, days=40, independent_rows=True) for seed in range(3)]
+
+    assert {verdict.null for verdict in verdicts} == {"rows"}
+    for verdict in verdicts:
+        assert isinstance(verdict.held_out, HoldOutAlarms)
+        assert alarms_of(verdict).windows >= 20
+        assert alarms_of(verdict).p_value > 0.001
+    assert "measured on its own" in verdicts[0].notes[0]
+
+
+@pytest.mark.parametrize(("rate", "windows"), [(0.05, 19), (0.01, 99), (0.1, 9), (0.07, 14), (0.5, 1)])
+def test_a_rate_needs_so_many_windows(rate: float, windows: int) -> None:
+    assert needed_windows(rate) == windows
+    assert 1 / (windows + 1) <= rate
