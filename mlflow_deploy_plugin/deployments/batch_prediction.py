@@ -7,7 +7,7 @@ its form of the file, so that it is read by the same rules as a request: nothing
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -86,8 +86,10 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
         case "jsonl":
             return RowFile(name, _length(file), _jsonl(file, name, batch_rows))
         case "json":
-            rows = _json(file.read(), name, batch_rows)
-            return RowFile(name, len(rows), iter(rows))
+            records, encode = _sliceable(_parse_json(file.read(), name), name)
+            whole = RowBatch(records, [f"row {row} (from 0)" for row in range(len(records))], JSON, encode)
+            parts = [whole.part(start, start + batch_rows) for start in range(0, len(whole), batch_rows)]
+            return RowFile(name, len(parts), (replace(part, position=number) for number, part in enumerate(parts, 1)))
         case "parquet":
             return _parquet(file, name, batch_rows)
 
@@ -181,27 +183,18 @@ def _rows_body(records: Sequence[Any]) -> bytes:
     return orjson.dumps({form: records})
 
 
-def _json(text: bytes, name: str, batch_rows: int) -> list[RowBatch]:
-    """Return the batches of a document: one of MLflow's forms, a list of rows or records, or a mapping of columns."""
-    records, encode = _sliceable(_parse_json(text, name), name)
-    places = [f"row {row} (from 0)" for row in range(len(records))]
-    whole = RowBatch(records, places, JSON, encode)
-    return [
-        RowBatch(part.records, part.places, JSON, encode, position)
-        for position, start in enumerate(range(0, len(whole), batch_rows), 1)
-        for part in [whole.part(start, start + batch_rows)]
-    ]
-
-
 def _parse_json(text: bytes, where: str) -> Any:
     try:
-        return load_json(text)
+        return load_json(text, subject="")
     except InvalidRequest as error:
-        raise InvalidRequest(f"{where}: {error.message.removeprefix('the body is ')}") from None
+        raise InvalidRequest(f"{where}: {error.message}") from None
 
 
 def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
-    """Return the rows of a document, and a function that encodes some of them in its form."""
+    """Return the rows of a document, and a function that encodes some of them in its form.
+
+    The document is in one of MLflow's forms, a list of rows or records, a mapping of columns, or one record.
+    """
     if isinstance(document, list):
         return document, _rows_body
     if not isinstance(document, dict):
@@ -214,27 +207,32 @@ def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
     if form == "dataframe_split" and isinstance(content, dict) and isinstance(content.get("data"), list):
         head = {key: value for key, value in content.items() if key not in ("data", "index")}
         return content["data"], lambda rows: orjson.dumps({**extras, form: {**head, "data": rows}})
-    if isinstance(content, dict) and _is_of_columns(content):
+    lengths = set()
+    if isinstance(content, dict):
+        lengths = {len(values) if isinstance(values, list) else -1 for values in content.values()}
+    if len(lengths) == 1 and -1 not in lengths:
 
         def encode(rows: list[tuple[Any, ...]]) -> bytes:
             columns = dict(zip(content, zip(*rows, strict=True), strict=True))
             return orjson.dumps({**extras, form or "inputs": columns})
 
         return list(zip(*content.values(), strict=True)), encode
-    if isinstance(content, dict) and content and not any(isinstance(value, list) for value in content.values()):
+    if lengths == {-1}:
         return [content], _rows_body  # one record
     raise InvalidRequest(
         f"{name}: no rows are found in it: {', '.join(BODY_FORMS)}, or columns of one length, are expected"
     )
 
 
-def _is_of_columns(content: Mapping[str, Any]) -> bool:
-    lengths = {len(values) if isinstance(values, list) else -1 for values in content.values()}
-    return len(lengths) == 1 and -1 not in lengths
-
-
 def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
     import pyarrow as pa  # here: no other format needs it
+    import pyarrow.parquet as pq
+
+    def encode(records: Any) -> bytes:
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_batches([records]), sink, compression="none")
+        encoded: bytes = sink.getvalue().to_pybytes()
+        return encoded
 
     def batches(parquet: Any) -> Iterator[RowBatch]:
         row = 0
@@ -242,7 +240,7 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
             for records in parquet.iter_batches(batch_size=batch_rows):
                 places = [f"row {number} (from 0)" for number in range(row, row + len(records))]
                 row += len(records)
-                yield RowBatch(records, places, PARQUET, _parquet_body, row)
+                yield RowBatch(records, places, PARQUET, encode, row)
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(f"{name}: row {row} and what follows cannot be read: {first_line(error)}") from None
 
@@ -251,16 +249,6 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
     except (pa.ArrowException, OSError) as error:
         raise InvalidRequest(f"{name} is not a Parquet file: {first_line(error)}") from None
     return RowFile(name, parquet.metadata.num_rows, batches(parquet))
-
-
-def _parquet_body(records: Any) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_batches([records]), sink, compression="none")
-    encoded: bytes = sink.getvalue().to_pybytes()
-    return encoded
 
 
 def _length(file: IO[bytes]) -> int | None:

@@ -7,8 +7,7 @@ while MLflow is down, a name passes.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -37,7 +36,11 @@ def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
             load_time_zone(value)
-    absolute = {**absolute_projects(changed, config), **absolute_datasets(changed, config)}
+    absolute = {
+        field: path
+        for name, monitor in changed.monitors.items()
+        for field, path in _absolute_paths(f"monitors.{name}.", monitor, config).items()
+    }
     return apply_config(changed, absolute) if absolute else changed
 
 
@@ -135,29 +138,6 @@ _FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
 _EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
 
 
-@dataclass(frozen=True)
-class _KnownColumns:
-    """The columns of an endpoint's log, over all its variants.
-
-    Attributes:
-        inputs: the columns of the signatures.
-        outputs: `prediction` and `output.NAME`; None if nobody knows them before a request is answered.
-    """
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...] | None
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        return *self.inputs, *(self.outputs or ())
-
-    def may_have(self, name: str) -> bool:
-        """Return True if the log may have a column of this name; parts of a vector count (`output.scores.0`)."""
-        if name.startswith(_OWN_PREFIX) or _is_among(name, self.all):
-            return True
-        return self.outputs is None and _is_answer(name)
-
-
 def check_monitors(spec: EndpointSpec, config: Mapping[str, Any], progress: Callable[[str], None]) -> None:
     """Check the monitors that `config` changes against the models and datasets that they name.
 
@@ -179,48 +159,33 @@ def check_monitors(spec: EndpointSpec, config: Mapping[str, Any], progress: Call
     columns = _known_columns(spec, progress)
     for name, monitor in changed.items():
         try:
-            if monitor.kind == "shadow" and spec.variants:
-                _check_variants(spec, monitor)
-            if columns is not None:
-                _check_columns(monitor, columns)
+            _check_names(spec, monitor, columns)
             if monitor.kind in KINDS_WITH_REFERENCE and monitor.reference.startswith(_DATASET):
                 _check_dataset(monitor, columns)
         except InvalidConfig as error:
             raise InvalidConfig(f"monitors.{name}.{error.message}") from None
 
 
-def absolute_datasets(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the dataset references that `config` sets, by their fields, with absolute paths.
+def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return a dataset and a project in a folder that `config` sets, by their fields, with absolute paths.
 
-    The controller does not run where the command is typed.
-    """
-    found = {}
-    for name, monitor in spec.monitors.items():
-        field = f"monitors.{name}.reference"
-        uri = monitor.reference.removeprefix(_DATASET)
-        if field in config and monitor.reference.startswith(_DATASET) and not urlparse(uri).scheme:
-            found[field] = f"{_DATASET}{Path(uri).expanduser().absolute()}"
-    return found
-
-
-def absolute_projects(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, str]:
-    """Check the retraining projects that `config` names; return those in folders by their fields, with absolute paths.
+    The controller does not run where the command is typed. A project is checked.
 
     Raises:
         InvalidConfig: as `check_project`, with the name of the monitor.
     """
     found = {}
-    for name, monitor in spec.monitors.items():
-        own = f"monitors.{name}.retrain."
-        fields = (f"{own}project", f"{own}entry_point", f"{own}parameters")
-        if monitor.retrain is None or not any(field.startswith(fields) for field in config):
-            continue
+    project_fields = tuple(f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters"))
+    if (retrain := monitor.retrain) is not None and any(field.startswith(project_fields) for field in config):
         try:
-            check_project(monitor.retrain.project, monitor.retrain.entry_point, monitor.retrain.parameters)
+            check_project(retrain.project, retrain.entry_point, retrain.parameters)
         except InvalidConfig as error:
-            raise InvalidConfig(f"{own}{error.message}") from None
-        if (folder := _project_folder(monitor.retrain.project)) is not None:
-            found[fields[0]] = str(folder)
+            raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
+        if (folder := _project_folder(retrain.project)) is not None:
+            found[project_fields[0]] = str(folder)
+    uri = monitor.reference.removeprefix(_DATASET)
+    if f"{prefix}reference" in config and monitor.reference.startswith(_DATASET) and not urlparse(uri).scheme:
+        found[f"{prefix}reference"] = f"{_DATASET}{Path(uri).expanduser().absolute()}"
     return found
 
 
@@ -258,7 +223,8 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, Any])
             raise InvalidConfig(f"parameters.{name}: {where} wants a value for it, and has no default")
 
 
-def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> _KnownColumns | None:
+def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
+    """Return the columns of the endpoint's log, over all its variants; None if nobody knows them."""
     logged: list[LoggedColumns] = []
     for name, variant in spec.variants.items():
         try:
@@ -274,34 +240,30 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> _Know
     inputs = dict.fromkeys(name for one in logged for name in one.inputs)
     outputs = [one.outputs for one in logged]
     known = None if None in outputs else tuple(dict.fromkeys(name for one in outputs for name in one or ()))
-    return _KnownColumns(tuple(inputs), known)
+    return LoggedColumns(tuple(inputs), known)
 
 
-def _check_variants(spec: EndpointSpec, monitor: MonitorSpec) -> None:
-    for one in monitor.requirements:
-        if one.argument and one.argument not in spec.variants:
-            hint = did_you_mean(one.argument, spec.variants, f"it has {', '.join(spec.variants)}")
-            raise InvalidConfig(f"require: {one.text}: the endpoint has no deployment {one.argument!r}{hint}")
-
-
-def _check_columns(monitor: MonitorSpec, columns: _KnownColumns) -> None:
-    for field, text, name in _named_columns(monitor):
-        if not columns.may_have(name):
+def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
+    """Check that the endpoint has the deployments, and its log the columns, that a monitor names."""
+    required = [one for one in monitor.requirements if one.argument]
+    if monitor.kind == "shadow" and spec.variants:
+        for one in required:
+            if one.argument not in spec.variants:
+                hint = did_you_mean(one.argument, spec.variants, f"it has {', '.join(spec.variants)}")
+                raise InvalidConfig(f"require: {one.text}: the endpoint has no deployment {one.argument!r}{hint}")
+    if columns is None:
+        return
+    named = [(f"{field}: ", name) for field in ("columns", "segment_by") for name in getattr(monitor, field)]
+    if monitor.kind == "data_quality":
+        named += [(f"require: {one.text}: ", one.argument) for one in required]
+    for where, name in named:
+        may_be_answer = columns.outputs is None and _is_answer(name)
+        if not (name.startswith(_OWN_PREFIX) or _is_among(name, columns.all) or may_be_answer):
             hint = did_you_mean(name, columns.all, f"it has {_list_names(columns.all)}")
-            raise InvalidConfig(f"{field}: {text}the model has no column {name!r}{hint}")
+            raise InvalidConfig(f"{where}the model has no column {name!r}{hint}")
 
 
-def _named_columns(monitor: MonitorSpec) -> Iterator[tuple[str, str, str]]:
-    """Yield each column that the monitor names: the field it stands in, the text before it, and its name."""
-    for field in ("columns", "segment_by"):
-        for name in getattr(monitor, field):
-            yield field, "", name
-    for one in monitor.requirements:
-        if monitor.kind == "data_quality" and one.argument:
-            yield "require", f"{one.text}: ", one.argument
-
-
-def _check_dataset(monitor: MonitorSpec, columns: _KnownColumns | None) -> None:
+def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     """Check that the dataset has every judged column: one that only one side has is drift in every window."""
     # here: pyarrow and scipy, which no other command of deployments needs
     from mlflow_deploy_plugin.monitoring import dataset_columns

@@ -6,7 +6,6 @@ The values are plain; an unknown one is an empty text.
 from datetime import UTC, datetime
 from typing import Any
 
-from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
@@ -36,7 +35,9 @@ def describe(deployment: Deployment) -> dict[str, Any]:
     # the agent's error may be only about versions of other deployments
     registry_error = observation.registry_error if is_refused or not observation.refused else ""
     error = observation.errors.get(deployment.name) or registry_error
-    state, reason = _deployment_state(observation, all(one.version for one in loaded.values()), error)
+    state, reason = observation.state, observation.reason
+    if state == "running" and not all(one.version for one in loaded.values()):  # the server runs without it
+        state, reason = ("failed", error) if error else ("starting", reason or "it is being loaded")
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -51,15 +52,11 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "batch_dimension": next((f"none: {one.no_batch}" for one in loaded.values() if one.no_batch), ""),
         "weight": variant.weight,
         "shadow": variant.shadow,
-        "error": error,
-        "shipping_error": observation.shipping_error,
-        "pid": observation.pid or "",
-        "workers": {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()},
-        "started": _iso_time(observation.started_at),
-        "restarts": "" if observation.restarts is None else observation.restarts,
-        "created": endpoint.created_at.isoformat(timespec="seconds"),
-        "updated": endpoint.updated_at.isoformat(timespec="seconds"),
-        "log": observation.log,
+        **_server_lines(
+            deployment,
+            error,
+            {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()},
+        ),
     }
 
 
@@ -83,6 +80,10 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
     endpoint, observation = observed.endpoint, observed.observation
     spec = endpoint.spec
     deployments = {name: describe(Deployment(name, endpoint, observation)) for name in spec.variants}
+    workers = {
+        pid: {name: variants.get(name, LoadedVariant()).version for name in spec.variants}
+        for pid, variants in _loaded(observed).items()
+    }
     return {
         "name": endpoint.name,
         "target": endpoint.target,
@@ -94,14 +95,20 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
         "sticky": spec.sticky.model_dump(exclude_none=True) if spec.sticky is not None else {},
         "require": spec.require or "",
         "deployments": {name: {key: one[key] for key in _IN_ENDPOINT} for name, one in deployments.items()},
-        "error": observation.registry_error,
+        **_server_lines(observed, observation.registry_error, workers),
+    }
+
+
+def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: dict[int, Any]) -> dict[str, Any]:
+    """Return the last lines, which are about the server; `workers` says what each has loaded, by its process id."""
+    endpoint, observation = observed.endpoint, observed.observation
+    started = observation.started_at
+    return {
+        "error": error,
         "shipping_error": observation.shipping_error,
         "pid": observation.pid or "",
-        "workers": {
-            pid: {name: variants.get(name, LoadedVariant()).version for name in spec.variants}
-            for pid, variants in _loaded(observed).items()
-        },
-        "started": _iso_time(observation.started_at),
+        "workers": workers,
+        "started": "" if started is None else datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "restarts": "" if observation.restarts is None else observation.restarts,
         "created": endpoint.created_at.isoformat(timespec="seconds"),
         "updated": endpoint.updated_at.isoformat(timespec="seconds"),
@@ -112,13 +119,6 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
 def _loaded(observed: Deployment | ObservedEndpoint) -> dict[int, dict[str, LoadedVariant]]:
     """Return the variants of the endpoint that each worker has loaded, by its process id."""
     return {worker.pid: worker.endpoints.get(observed.endpoint.name, {}) for worker in observed.observation.workers}
-
-
-def _deployment_state(observation: Observation, is_loaded: bool, error: str) -> tuple[str, str]:
-    """Return state and reason of one deployment: those of its server, unless the server runs without it."""
-    if observation.state != "running" or is_loaded:
-        return observation.state, observation.reason
-    return ("failed", error) if error else ("starting", observation.reason or "it is being loaded")
 
 
 def _provenance(wanted: WantedVariant | None) -> dict[str, str]:
@@ -137,7 +137,3 @@ def _provenance(wanted: WantedVariant | None) -> dict[str, str]:
         **{key: str(value) for key, value in artifact.provenance.items() if isinstance(value, str)},
     }
     return {**found, **from_files, **{key: value for key, value in wanted.aspects.items() if value}}
-
-
-def _iso_time(seconds: float | None) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds is not None else ""

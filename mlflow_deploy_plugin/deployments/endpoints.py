@@ -105,7 +105,14 @@ class Endpoints:
             self.store.replace_spec(
                 old, action=context.action, why=_undo_reason(error), detail=detail, actor=context.actor
             )
-            self._restore(old, was_running)
+            if was_running:
+                self.progress(f"{old.name}: going back to what was served before")
+                with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
+                    local.apply(old, self.settings, lambda line: None)
+            elif old.variants:
+                local.stop(old.name, self.settings)
+            else:
+                local.remove(old.name, self.settings)
             raise
 
     def _serve_new(self, requested: EndpointSpec, placed: EndpointSpec, actor: str | None) -> None:
@@ -145,16 +152,6 @@ class Endpoints:
         except OSError as error:
             folder = self.settings.deployments_path
             raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
-
-    def _restore(self, old: EndpointSpec, was_running: bool) -> None:
-        if was_running:
-            self.progress(f"{old.name}: going back to what was served before")
-            with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
-                local.apply(old, self.settings, lambda line: None)
-        elif old.variants:
-            local.stop(old.name, self.settings)
-        else:
-            local.remove(old.name, self.settings)
 
     @contextlib.contextmanager
     def _ports(self) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:

@@ -4,7 +4,7 @@ Labels that go straight into the log are masked as the server would mask them.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -42,9 +42,6 @@ _TIMEOUT_SECONDS = 30.0
 _BATCH_ROWS = 2000
 _MASKED = re.compile(r"[0-9a-f]{32}")
 _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
-
-LabelSink = Callable[[Sequence[LabelEntry]], list[BadRow]]
-"""A function that stores labels in this order, and returns those that were refused."""
 
 
 @dataclass(frozen=True)
@@ -145,21 +142,26 @@ def import_labels(
     matches = LabelMatches() if match else None
     accepted = bad = 0
     destinations: list[str] = []
-    to_log = _log_sink(log, endpoint, target.masking)
+    segment, url = f"file-{uuid4().hex}", target.url
     with ServerSession() as session:
-        to_server = _server_sink(session, target.url, endpoint) if target.url else None
         remaining = iter(rows)
         while batch := list(islice(remaining, _BATCH_ROWS)):
             entries = [row for row in batch if isinstance(row, LabelEntry)]
             bad_rows = [row for row in batch if isinstance(row, BadRow)]
             if entries:
-                try:
-                    refused = (to_server or to_log)(entries)
-                except NotReady:
-                    if only_server or to_server is None:
-                        raise
-                    to_server, refused = None, to_log(entries)
-                destination = target.url if to_server else log.shown
+                refused: list[BadRow] = []
+                if url:
+                    try:
+                        refused = _post_labels(session, f"{url.rstrip('/')}/endpoints/{endpoint}/feedback", entries)
+                    except NotReady:
+                        if only_server:
+                            raise
+                        url = ""
+                if not url:
+                    now = datetime.now(UTC)
+                    table = target.masking.table(entries, int(now.timestamp() * 1_000_000), segment)
+                    write_labels(log.location, endpoint, now.strftime("%Y-%m-%d"), table)
+                destination = url or log.shown
                 if destination not in destinations:
                     destinations.append(destination)
                 if matches is not None:
@@ -208,7 +210,11 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
     It comes from the specs that servers of this machine have left. If there are none, a column whose logged values
     look like masks is masked.
     """
-    left = list(_specs_left_by_servers(settings, endpoint))
+    left: list[tuple[Path, EndpointSpec]] = []
+    # `onnxserve serve` leaves its state folders, too
+    for folder in (settings.deployments_path / endpoint, *sorted((settings.home_path / "serve").glob("*"))):
+        with suppress(OSError, UnicodeDecodeError, InvalidConfig):  # there is none, or none that could be served
+            left += [(folder, spec) for spec in load_specs((folder / SPEC).read_text()) if spec.name == endpoint]
     if not left:
         refusal = (
             f"looks masked in the log, and no spec of {endpoint} is on this machine: bring these labels by its server "
@@ -221,16 +227,6 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
         shown = " and ".join(sorted(map(str, keys.values())))
         return LabelMasking(columns, None, f"is masked in the log, and which key it is by is not known: {shown}")
     return LabelMasking(columns, next(iter(keys.values()), None))
-
-
-def _specs_left_by_servers(settings: Settings, endpoint: str) -> Iterator[tuple[Path, EndpointSpec]]:
-    """Yield the state folders of this machine whose spec has the endpoint; `onnxserve serve` leaves such, too."""
-    folders = [settings.deployments_path / endpoint, *sorted((settings.home_path / "serve").glob("*"))]
-    for folder in folders:
-        with suppress(OSError, UnicodeDecodeError, InvalidConfig):  # there is none, or none that could be served
-            for spec in load_specs((folder / SPEC).read_text()):
-                if spec.name == endpoint:
-                    yield folder, spec
 
 
 def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
@@ -251,38 +247,22 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
     )
 
 
-def _server_sink(session: ServerSession, url: str, endpoint: str) -> LabelSink:
-    """Return a sink that posts labels to `/endpoints/NAME/feedback`; it tries an overloaded server again.
+def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
+    """Post labels to the server, which is tried again while it is overloaded, and return those that it refuses.
 
-    The sink raises NotReady if the server does not answer, and the OnnxserveError of another refusal.
+    Raises:
+        NotReady: the server does not answer.
+        OnnxserveError: the server refuses all of them.
     """
-
-    def store(entries: Sequence[LabelEntry]) -> list[BadRow]:
-        body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
-        address = f"{url.rstrip('/')}/endpoints/{endpoint}/feedback"
-        try:
-            post_with_retries(session, address, body, "application/json", _TIMEOUT_SECONDS, _TRIES)
-        except (InvalidRequest, BodyTooLarge) as error:
-            if len(entries) == 1:
-                return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]
-            middle = len(entries) // 2
-            return store(entries[:middle]) + store(entries[middle:])
-        return []
-
-    return store
-
-
-def _log_sink(log: InferenceLog, endpoint: str, masking: LabelMasking) -> LabelSink:
-    """Return a sink that writes labels into files of the log."""
-    segment = f"file-{uuid4().hex}"
-
-    def store(entries: Sequence[LabelEntry]) -> list[BadRow]:
-        now = datetime.now(UTC)
-        received_us = int(now.timestamp() * 1_000_000)
-        write_labels(log.location, endpoint, now.strftime("%Y-%m-%d"), masking.table(entries, received_us, segment))
-        return []
-
-    return store
+    body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
+    try:
+        post_with_retries(session, url, body, "application/json", _TIMEOUT_SECONDS, _TRIES)
+    except (InvalidRequest, BodyTooLarge) as error:
+        if len(entries) == 1:
+            return [BadRow(entries[0].place, error.message, _feedback_document(entries[0]))]
+        middle = len(entries) // 2
+        return _post_labels(session, url, entries[:middle]) + _post_labels(session, url, entries[middle:])
+    return []
 
 
 def _feedback_document(entry: LabelEntry) -> dict[str, object]:

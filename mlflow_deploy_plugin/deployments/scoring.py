@@ -107,39 +107,38 @@ def original_document(inputs: Any) -> Any:
         document = orjson.loads(Path(path).read_bytes()) if path else None
     except (OSError, orjson.JSONDecodeError):  # a URL, a compressed file, NaN: pandas takes these
         document = None
-    return inputs if document is None or _is_pandas_json(document) else document
+    if isinstance(document, dict) and not any(form in document for form in BODY_FORMS):
+        # {"a": {"0": 1, "1": 3}}: DataFrame.to_json writes it by column or by row
+        is_of_pandas = all(isinstance(values, dict) for values in document.values())
+        return inputs if is_of_pandas else document
+    return inputs if document is None else document
 
 
 def _body_document(inputs: Any) -> Mapping[str, Any]:
+    """Return `inputs` in one of MLflow's forms."""
     match inputs:
         case pd.DataFrame():
-            return _document_read_by_pandas(inputs) or _frame_document(inputs)
+            if read_by_pandas := _document_read_by_pandas(inputs):
+                return read_by_pandas
+            rows = inputs.astype(object).where(inputs.notna(), None).to_numpy().tolist()
+            if inputs.columns.inferred_type == "integer":
+                return {"inputs": rows}  # columns without names are known by their position
+            return {"dataframe_split": {"columns": [str(column) for column in inputs.columns], "data": rows}}
         case np.ndarray():
             return {"inputs": inputs.tolist()}
         case Mapping():
-            return _mapping_document(inputs)
+            if sum(form in inputs for form in BODY_FORMS) == 1:
+                return inputs
+            has_rows = any(
+                isinstance(one, Sequence | np.ndarray) and not isinstance(one, str) for one in inputs.values()
+            )
+            return {"inputs": dict(inputs)} if has_rows else {"dataframe_records": [inputs]}
         case list() | tuple():
             is_records = len(inputs) > 0 and all(isinstance(row, Mapping) for row in inputs)
             return {"dataframe_records" if is_records else "inputs": list(inputs)}
     raise InvalidRequest(
         f"cannot predict on {type(inputs).__name__}: give a DataFrame, an array, a dict of columns, or a list of rows"
     )
-
-
-def _frame_document(frame: pd.DataFrame) -> Mapping[str, Any]:
-    cells = frame.astype(object)
-    rows = cells.where(frame.notna(), None).to_numpy().tolist()
-    if frame.columns.inferred_type == "integer":
-        return {"inputs": rows}  # columns without names are known by their position
-    return {"dataframe_split": {"columns": [str(column) for column in frame.columns], "data": rows}}
-
-
-def _mapping_document(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    if sum(form in inputs for form in BODY_FORMS) == 1:
-        return inputs
-    if not any(isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) for value in inputs.values()):
-        return {"dataframe_records": [inputs]}
-    return {"inputs": dict(inputs)}
 
 
 def _document_read_by_pandas(frame: pd.DataFrame) -> Mapping[str, Any] | None:
@@ -165,10 +164,3 @@ def _json_value(value: Any) -> Any:
     if isinstance(value, pd.Timestamp):
         return value.isoformat()
     raise TypeError(f"a value of the type {type(value).__name__} ({str(value)[:40]!r})")
-
-
-def _is_pandas_json(document: Any) -> bool:
-    """Return True for `{"a": {"0": 1, "1": 3}}`, which `DataFrame.to_json` writes by column or by row."""
-    if not isinstance(document, dict) or any(form in document for form in BODY_FORMS):
-        return False
-    return all(isinstance(values, dict) for values in document.values())

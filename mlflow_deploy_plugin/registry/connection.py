@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
@@ -35,42 +35,37 @@ def set_service_timeouts() -> None:
         os.environ.setdefault(variable, value)
 
 
-class _TimeoutSwitch:
-    """The request timeout of `set_service_timeouts`, which is off while at least one thread downloads files."""
+class _NoRequestTimeout(AbstractContextManager[None]):
+    """Takes back the timeout of `set_service_timeouts` while at least one thread downloads files."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._downloads = 0
         self._timeout: str | None = None
 
-    def off(self) -> None:
+    def __enter__(self) -> None:
         with self._lock:
             if self._downloads == 0 and os.environ.get(_TIMEOUT) == _SERVICE_SETTINGS[_TIMEOUT]:
                 self._timeout = os.environ.pop(_TIMEOUT)
             self._downloads += 1
 
-    def on(self) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._downloads -= 1
             if self._downloads == 0 and self._timeout is not None:
                 os.environ[_TIMEOUT], self._timeout = self._timeout, None
 
 
-_timeout_switch = _TimeoutSwitch()
+_no_request_timeout = _NoRequestTimeout()
 
 
-@contextmanager
-def no_request_timeout() -> Iterator[None]:
+def no_request_timeout() -> AbstractContextManager[None]:
     """Take back the timeout of `set_service_timeouts` for the length of a download.
 
     MLflow's server fetches a whole file from its artifact store before it sends the first byte. The timeout belongs to
     the process: other calls made meanwhile have none either.
     """
-    _timeout_switch.off()
-    try:
-        yield
-    finally:
-        _timeout_switch.on()
+    return _no_request_timeout
 
 
 def child_environment() -> dict[str, str]:

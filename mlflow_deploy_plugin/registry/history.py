@@ -10,7 +10,6 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.model_uri import registered_model_names
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.spec import EndpointSpec
     from mlflow_deploy_plugin.store import AuditEvent, Store
 
 STARTED_AT = "begun"
@@ -61,21 +60,15 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
     """
     spec = next((one.spec for one in store.endpoints() if one.name == endpoint), None)
     if spec is None or not spec.variants:
-        spec = _last_spec(store, endpoint)
+        from mlflow_deploy_plugin.spec import load_specs  # imported late: pydantic and YAML take a tenth of a second
+
+        spec = None
+        for event in reversed(store.events(endpoint)):
+            if text := event.detail.get("spec"):
+                try:
+                    spec = load_specs(text, may_be_empty=True)[0]
+                except InvalidConfig:
+                    return None
+                if spec.variants:
+                    break
     return registered_model_names(spec) if spec is not None else None
-
-
-def _last_spec(store: "Store", endpoint: str) -> "EndpointSpec | None":
-    """Return the newest spec in the trail with a variant; None if there is none, or if a newer one is unreadable."""
-    from mlflow_deploy_plugin.spec import load_specs  # imported late: pydantic and YAML take a tenth of a second
-
-    spec = None
-    for event in reversed(store.events(endpoint)):
-        if text := event.detail.get("spec"):
-            try:
-                spec = load_specs(text, may_be_empty=True)[0]
-            except InvalidConfig:
-                return None
-            if spec.variants:
-                break
-    return spec

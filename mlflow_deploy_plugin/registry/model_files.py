@@ -47,7 +47,13 @@ def download(source: str, destination: Path) -> Path:
         NotInstalled: the artifact store needs a package that is not installed.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
-    location = _location(source)
+    reference, location = parse_model_uri(source), source
+    if reference.kind == "version":
+        with registry_errors(f"model {reference.name} version {reference.selector}"):
+            location = str(registry_client().get_model_version_download_uri(reference.name, reference.selector))
+    elif reference.kind == "logged_model":
+        with registry_errors(f"logged model {reference.name}"):
+            location = str(registry_client().get_logged_model(reference.name).artifact_location)
     scheme = urlparse(location).scheme
     if scheme in ("", "file"):
         return _copy(Path(unquote(urlparse(location).path)), destination)
@@ -69,20 +75,6 @@ def refuse_links(folder: Path) -> None:
                 raise InvalidArtifact(f"the model's {str(shown)!r} is a link; only plain files are taken")
             if not (path.is_file() or path.is_dir()):
                 raise InvalidArtifact(f"the model's {str(shown)!r} is neither a file nor a folder")
-
-
-def _location(source: str) -> str:
-    """Return the address of the files in the artifact store; the registry knows it for models:/ URIs."""
-    reference = parse_model_uri(source)
-    match reference.kind:
-        case "version":
-            with registry_errors(f"model {reference.name} version {reference.selector}"):
-                return str(registry_client().get_model_version_download_uri(reference.name, reference.selector))
-        case "logged_model":
-            with registry_errors(f"logged model {reference.name}"):
-                return str(registry_client().get_logged_model(reference.name).artifact_location)
-        case _:
-            return source
 
 
 def _fetch(source: str, location: str, destination: Path) -> Path:
@@ -126,7 +118,7 @@ def _copy(folder: Path, destination: Path) -> Path:
 
 @dataclass(frozen=True)
 class LoggedColumns:
-    """The columns of one model in the inference log.
+    """The columns of a model, or of several, in the inference log.
 
     Attributes:
         inputs: those of the signature; empty if it has none, or if its only tensor has no name.
@@ -135,6 +127,10 @@ class LoggedColumns:
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...] | None
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return *self.inputs, *(self.outputs or ())
 
 
 def logged_columns(source: str) -> LoggedColumns:

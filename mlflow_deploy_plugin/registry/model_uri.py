@@ -90,8 +90,15 @@ def parse_model_uri(model_uri: str) -> ModelURI:
         case "file":
             return ModelURI("path", unquote(urlparse(model_uri).path))
         case "http" | "https":
-            if _PROXIED not in urlparse(model_uri).path:
-                raise _not_fetchable(model_uri)
+            address = urlparse(model_uri)
+            if _PROXIED not in address.path:  # MLflow fetches from no web address but an MLflow server's own artifacts
+                server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
+                page = _PAGE.search(unquote(address.fragment))
+                name, version = (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
+                raise InvalidConfig(
+                    f"a model cannot be fetched from the web address {server}{address.path}: if MLflow runs there, set "
+                    f"MLFLOW_TRACKING_URI={server} and name models:/{name}/{version}; else give a folder, or s3://…"
+                )
     return ModelURI("remote", model_uri)
 
 
@@ -155,18 +162,6 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
     if at or not parts[0].startswith("m-"):
         raise InvalidConfig(f"{model_uri!r} names no version; the model is {_FORMS}")
     return ModelURI("logged_model", parts[0])
-
-
-def _not_fetchable(model_uri: str) -> InvalidConfig:
-    """Return the error for a web address: MLflow fetches from none but an MLflow server's own artifacts."""
-    address = urlparse(model_uri)
-    server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
-    page = _PAGE.search(unquote(address.fragment))
-    name, version = (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
-    return InvalidConfig(
-        f"a model cannot be fetched from the web address {server}{address.path}: if MLflow runs there, set "
-        f"MLFLOW_TRACKING_URI={server} and name models:/{name}/{version}; else give a folder, or s3://…"
-    )
 
 
 def _parse_tag_uri(model_uri: str, path: str) -> ModelURI:

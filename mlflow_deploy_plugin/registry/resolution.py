@@ -168,7 +168,12 @@ def _find_version(uri: ModelURI) -> "ModelVersion | None":
                 case "alias":
                     return client.get_model_version_by_alias(uri.name, uri.selector)
                 case "stage":
-                    _check_stage(uri)
+                    if uri.selector.lower() not in _STAGES:
+                        raise InvalidConfig(
+                            f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a version, `latest` nor "
+                            f"a stage ({', '.join(_STAGES.values())}); an alias is models:/{uri.name}@{uri.selector}, "
+                            f"a tag models:/{uri.name}/tag:KEY=VALUE"
+                        )
                     latest = client.get_registered_model(uri.name).latest_versions
                     return newest([version for version in latest if selects(uri, version)])
                 case "tag":
@@ -180,15 +185,6 @@ def _find_version(uri: ModelURI) -> "ModelVersion | None":
                     return newest(all_versions(client, uri.name))
     except NotFound:
         return None
-
-
-def _check_stage(uri: ModelURI) -> None:
-    if uri.selector.lower() not in _STAGES:
-        raise InvalidConfig(
-            f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a version, `latest` nor "
-            f"a stage ({', '.join(_STAGES.values())}); an alias is models:/{uri.name}@{uri.selector}, "
-            f"a tag models:/{uri.name}/tag:KEY=VALUE"
-        )
 
 
 def selects(uri: ModelURI, version: "ModelVersion") -> bool:
@@ -230,21 +226,17 @@ def _not_found_message(uri: ModelURI) -> str:
         if versions:
             aliases = {str(v): alias for alias, v in client.get_registered_model(name).aliases.items()}
             key = uri.tag[0] if uri.kind == "tag" else ""
-            shown = [_shown(version, aliases, key) for version in versions[:_SHOWN_VERSIONS]]
-            return lacks + "versions: " + ", ".join(reversed(shown))
+            shown = []
+            for version in reversed(versions[:_SHOWN_VERSIONS]):
+                alias = f", @{aliases[str(version.version)]}" if str(version.version) in aliases else ""
+                tagged = f", {key}={version.tags[key]}" if key in version.tags else ""
+                shown.append(f"{version.version} ({version.current_stage}{alias}{tagged})")
+            return f"{lacks}versions: {', '.join(shown)}"
         models = [model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)]
     if name in models:
         return lacks + "it has no versions at all"
     others = f"registered are {', '.join(models)}" if models else "the registry is empty"
     return f"there is no registered model {name}; {others}, in MLflow at {registry_address()}"
-
-
-def _shown(version: "ModelVersion", aliases: dict[str, str], key: str) -> str:
-    """Return the version with its stage, its alias, and its value of the tag `key`."""
-    alias = aliases.get(str(version.version))
-    value = version.tags.get(key) if key else None
-    tagged = "" if value is None else f", {key}={value}"
-    return f"{version.version} ({version.current_stage}{f', @{alias}' if alias else ''}{tagged})"
 
 
 def lookup_key(model_uri: str) -> str:

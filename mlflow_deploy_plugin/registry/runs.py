@@ -57,12 +57,12 @@ def log_run(
             log_content(client, project_run)
             return logged_run(client, project_run)
         run_id = str(client.create_run(experiment_id(client), run_name=name, tags=dict(tags)).info.run_id)
-        is_complete = False
         try:
             log_content(client, run_id)
-            is_complete = True
-        finally:
-            client.set_terminated(run_id, "FINISHED" if is_complete else "FAILED")
+        except BaseException:
+            client.set_terminated(run_id, "FAILED")
+            raise
+        client.set_terminated(run_id, "FINISHED")
         return logged_run(client, run_id)
 
 
@@ -108,9 +108,13 @@ def log_metrics(
         step: among values of one name and time, MLflow shows that of the last step.
     """
     from mlflow.entities import LoggedModelInput, Metric
+    from mlflow.exceptions import MlflowException
     from mlflow.utils.time import get_current_time_millis
 
-    known = _known_model(client, model_id)
+    known = None
+    if model_id:
+        with suppress(MlflowException):  # a model may come from another tracking server
+            known = str(client.get_logged_model(model_id).model_id)
     time = get_current_time_millis() if at_ms is None else at_ms
     metrics = [Metric(key, value, time, step, model_id=known) for key, value in figures]
     for start in range(0, len(metrics), _MAX_METRICS):
@@ -130,20 +134,6 @@ def project_run_id() -> str | None:
     """Return the run of the MLflow project that this process belongs to."""
     return os.environ.get(_PROJECT_RUN) or None
 
-
-def _known_model(client: "MlflowClient", model_id: str) -> str | None:
-    """Return the model's id if this tracking server has it; a model may come from another one."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(client.get_logged_model(model_id).model_id) if model_id else None
-    except MlflowException:
-        return None
-
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 SUPERSEDED = "onnxserve.superseded_by"
 """The tag of a run that does not count, with the id of the primary."""

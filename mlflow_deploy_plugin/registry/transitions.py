@@ -132,7 +132,16 @@ def repoint(uri: ModelURI, version: str) -> None:
     with registry_errors(f"model {name} version {version}"):
         try:
             client = registry_client()
-            _repoint(client, uri, version)
+            if uri.kind == "alias":
+                client.set_registered_model_alias(name, uri.selector, version)
+            elif uri.kind == "tag":
+                key, value = uri.tag
+                client.set_model_version_tag(name, version, key, value)
+                for other in all_versions(client, name):
+                    if selects(uri, other) and str(other.version) != version:
+                        client.delete_model_version_tag(name, str(other.version), key)
+            elif [str(one.version) for one in all_versions(client, name) if selects(uri, one)] != [version]:
+                client.transition_model_version_stage(name, version, uri.selector, archive_existing_versions=True)
             clear_rollback(client, name, version)
         except MlflowException as error:
             if error.error_code != "PERMISSION_DENIED":
@@ -141,21 +150,6 @@ def repoint(uri: ModelURI, version: str) -> None:
             raise InvalidConfig(
                 f"MLflow refuses {name} version {version}: {text.removeprefix('PERMISSION_DENIED: ')}"
             ) from None
-
-
-def _repoint(client: Any, uri: ModelURI, version: str) -> None:
-    if uri.kind == "alias":
-        client.set_registered_model_alias(uri.name, uri.selector, version)
-        return
-    if uri.kind == "tag":
-        client.set_model_version_tag(uri.name, version, *uri.tag)
-    selected = [str(one.version) for one in all_versions(client, uri.name) if selects(uri, one)]
-    if uri.kind == "tag":
-        for other in selected:
-            if other != version:
-                client.delete_model_version_tag(uri.name, other, uri.tag[0])
-    elif selected != [version]:
-        client.transition_model_version_stage(uri.name, version, uri.selector, archive_existing_versions=True)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def media_name(content_type: str | None) -> str:
     return content_type.partition(";")[0].strip().lower() if content_type else ""
 
 
-def load_json(body: bytes) -> Any:
-    """Return the document in `body`. orjson bounds its depth (1,024 levels).
+def load_json(body: bytes, subject: str = "the body is ") -> Any:
+    """Return the document in `body`, which a message calls `subject`. orjson bounds its depth (1,024 levels).
 
     The bare words NaN and Infinity are no JSON, but MLflow's own clients and input examples write them, and its server
     reads them; so does this one. A byte order mark before the document is accepted as well.
@@ -63,7 +63,7 @@ def load_json(body: bytes) -> Any:
         InvalidRequest: not JSON; the message says where. Or more than `MOST_CONTAINERS` arrays and objects.
     """
     if not body:
-        raise InvalidRequest("the body is empty; a JSON document is expected")
+        raise InvalidRequest(f"{subject}empty; a JSON document is expected")
     if len(body) > _SMALL_BYTES:
         check_containers(body)
     try:
@@ -72,7 +72,7 @@ def load_json(body: bytes) -> Any:
         if b"NaN" in body or b"Infinity" in body:
             with contextlib.suppress(ValueError):
                 return _load_with_nan(body)
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+        raise InvalidRequest(f"{subject}not valid JSON: {error}") from None
 
 
 def _load_with_nan(body: bytes) -> Any:
