@@ -49,6 +49,7 @@ from mlflow_deploy_plugin.statedir import (
 
 _log = logging.getLogger(__name__)
 
+_FOREVER_SECONDS = 1e9
 _FIRST_POLL_SECONDS = 5.0
 """A restart waits so long for the registry before it serves the versions of before."""
 _MOST_DEATHS = 2
@@ -99,8 +100,11 @@ class Follower:
             self.resolver.poll_now()
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
-        if is_first:
-            self._await_first_polls(None if self._lacks_versions() else _FIRST_POLL_SECONDS)
+        if is_first:  # without a version to serve there is nothing else to do
+            deadline = time.monotonic() + (_FOREVER_SECONDS if self._lacks_versions() else _FIRST_POLL_SECONDS)
+            while (pending := self.resolver.pending()) and (left := deadline - time.monotonic()) > 0:
+                wait(pending, left, FIRST_COMPLETED)
+                self.resolver.advance()
         fatal = is_first and not has_restored and self._lacks_versions()
         if not fatal:
             self._write_wanted()
@@ -109,32 +113,7 @@ class Follower:
             self._control.settle(self._own_specs, self._outcome)
             if self.resolver.has_reported:
                 self._checkpoint()
-        of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
-        errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
-        before, polls = self._written, self.resolver.finished_polls
-        state = AgentState(
-            pid=os.getpid(),
-            checked_at=before.checked_at if before is not None and before.looks == polls else self.wall_clock(),
-            looks=polls,
-            error="; ".join(errors),
-            errors=len(errors),
-            fatal=fatal,
-            refused=tuple(
-                RefusedVersion(
-                    endpoint=spec.name,
-                    variant=name,
-                    model=rejection.model,
-                    version=rejection.version,
-                    cause=rejection.cause,
-                    reason=rejection.reason,
-                )
-                for spec, name, variant in self._variants()
-                if (rejection := self._model(spec, variant).rejection) is not None
-            ),
-            shipping=self.shipping(),
-        )
-        self._publish(state)
-        return state
+        return self._publish(fatal)
 
     def has_work(self) -> bool:
         """Return True if the next round should come soon."""
@@ -172,16 +151,6 @@ class Follower:
             for variant in spec.variants.values():
                 self._model(spec, variant).retry_now()
         self._is_forced = self._is_forced or commanded is not None
-
-    def _await_first_polls(self, seconds: float | None) -> None:
-        """Wait for the first polls and fetches to end. Without a version to serve there is nothing else to do."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while pending := self.resolver.pending():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return
-            wait(pending, left, FIRST_COMPLETED)
-            self.resolver.advance()
 
     def _lacks_versions(self) -> bool:
         """Return True if starting is no use. One of many endpoints does not keep the others from being served."""
@@ -298,16 +267,41 @@ class Follower:
     def _model(self, spec: EndpointSpec, variant: VariantSpec) -> FollowedModel:
         return self.resolver.models[model_ref(spec, variant)]
 
-    def _publish(self, state: AgentState) -> None:
+    def _publish(self, fatal: bool) -> AgentState:
         """Write agent.json, and log an error when it comes, changes and goes. The supervisor logs a fatal one."""
-        before = self._written.error if self._written else ""
-        if state.error and state.error != before and not state.fatal:
+        of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
+        errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
+        before, polls = self._written, self.resolver.finished_polls
+        state = AgentState(
+            pid=os.getpid(),
+            checked_at=before.checked_at if before is not None and before.looks == polls else self.wall_clock(),
+            looks=polls,
+            error="; ".join(errors),
+            errors=len(errors),
+            fatal=fatal,
+            refused=tuple(
+                RefusedVersion(
+                    endpoint=spec.name,
+                    variant=name,
+                    model=rejection.model,
+                    version=rejection.version,
+                    cause=rejection.cause,
+                    reason=rejection.reason,
+                )
+                for spec, name, variant in self._variants()
+                if (rejection := self._model(spec, variant).rejection) is not None
+            ),
+            shipping=self.shipping(),
+        )
+        logged = before.error if before is not None else ""
+        if state.error and state.error != logged and not fatal:
             _log.warning("%s", state.error)
-        elif before and not state.error:
+        elif logged and not state.error:
             _log.info("all that the spec names is resolved and served")
-        if state != self._written:
+        if state != before:
             write_state(self.state_dir / AGENT, state)
             self._written = state
+        return state
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:

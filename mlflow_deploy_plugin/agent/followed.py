@@ -186,24 +186,22 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
     A reference that only wanted.json names is restored from there, without the requirements of its endpoint.
     """
     models = {}
-    followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
-    for reference in followed.references:
-        version, previous = _if_whole(reference.version), _if_whole(reference.previous)
-        if version is None:
-            version, previous = previous, None
-        if version is not None:
-            ref = ModelRef(reference.model_uri, reference.require)
-            models[ref] = FollowedModel(version, previous, reported=reference.told)
-    of_wanted: dict[ModelRef, FetchedVersion] = {}
-    wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
-    for endpoint in wanted.endpoints.values():
+    for reference in (read_state(state_dir / FOLLOWED, Followed) or Followed()).references:
+        whole = [version for version in (reference.version, reference.previous) if version and _is_whole(version)]
+        if whole:
+            previous = whole[1] if len(whole) > 1 else None
+            models[ModelRef(reference.model_uri, reference.require)] = FollowedModel(
+                whole[0], previous, reported=reference.told
+            )
+    of_wanted = {}
+    for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
         for variant in endpoint.variants.values():
-            known = FetchedVersion(
+            version = FetchedVersion(
                 model=variant.model, version=variant.version, folder=variant.folder, aspects=variant.aspects
             )
-            if (version := _if_whole(known)) is not None:
-                of_wanted[ModelRef(variant.model_uri)] = version
-    return models | {ref: FollowedModel(version) for ref, version in of_wanted.items() if ref not in models}
+            if _is_whole(version):
+                of_wanted[ModelRef(variant.model_uri)] = FollowedModel(version)
+    return of_wanted | models
 
 
 def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
@@ -217,12 +215,10 @@ def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[Model
     return FollowedModel()
 
 
-def _if_whole(known: FetchedVersion | None) -> FetchedVersion | None:
-    if known is None:
-        return None
+def _is_whole(version: FetchedVersion) -> bool:
     try:
-        read_served_artifact(known.folder)
+        read_served_artifact(version.folder)
     except OnnxserveError as error:
-        _log.warning("%s version %s is gone from this disk: %s", known.model, known.version, error)
-        return None
-    return known
+        _log.warning("%s version %s is gone from this disk: %s", version.model, version.version, error)
+        return False
+    return True

@@ -161,7 +161,11 @@ class Endpoints:
         """
         with locked(self.settings.deployments_path / ".ports.lock"):
             owners = {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
-            owners |= {_port_of_unreadable(e.text): e.name for e in self.store.unreadable() if e.target == TARGET}
+            for unreadable in self.store.unreadable():  # its server may be stopped, or still run
+                # the errors are those of `load_specs`, or it has no port
+                with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
+                    if unreadable.target == TARGET:
+                        owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
 
             def with_port(spec: EndpointSpec) -> EndpointSpec:
                 port = spec.server.port
@@ -176,15 +180,6 @@ class Endpoints:
                 return spec
 
             yield with_port
-
-
-def _port_of_unreadable(text: str) -> int | None:
-    """Return the port that an unreadable spec names, if any: its server may be stopped, or still run."""
-    try:
-        port = yaml.safe_load(text)["server"]["port"]
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):  # as in `load_specs`; or it has none
-        return None
-    return port if isinstance(port, int) else None
 
 
 def _undo_reason(error: BaseException) -> str:
