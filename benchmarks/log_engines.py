@@ -33,7 +33,7 @@ import pyarrow.dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mlflow_deploy_plugin.inference_log import LABEL_NUMBER, View, encode_parquet, open_log, view_tables
-from mlflow_deploy_plugin.inference_log.columns import unify_schemas
+from mlflow_deploy_plugin.inference_log.tables import unify_schemas
 
 _DAY = datetime(2026, 1, 1, tzinfo=UTC)
 _TIME = pa.timestamp("us", tz="UTC")

@@ -12,8 +12,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log import InferenceLog
-    from mlflow_deploy_plugin.inference_log.query import QueryResult
+    from mlflow_deploy_plugin.inference_log import InferenceLog, QueryResult
 
 _TABLE_ROWS = 20
 _MEMORY_BYTES = 2 * 2**30
@@ -106,8 +105,14 @@ def query(
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise InvalidConfig("Parquet is nothing for a terminal: name a FILE")
     # here: DuckDB and pyarrow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.inference_log import View, parse_time_range, require_endpoint
-    from mlflow_deploy_plugin.inference_log.query import Query, limit_memory, run_query
+    from mlflow_deploy_plugin.inference_log import (
+        Query,
+        View,
+        limit_memory,
+        parse_time_range,
+        require_endpoint,
+        run_query,
+    )
 
     labels = labels and not failed
     select = select or _default_columns(is_table, failed, labels)

@@ -6,30 +6,34 @@ A label names its prediction by id (and row, if the request had several), or by 
 flight's number and day. Labels are only ever added. Of several for one row the last one wins, by the time it was
 received, then by segment and offset, so that the order of the files does not matter and a label that was written twice
 is the same label. A label without a value takes an earlier one back.
+
+A row has the labels of its prediction id and row, those of its prediction id alone, and those of its key. Rows and
+labels are matched by hashes of these; the *kind* of a join key is the columns that it is made of. Memory does not grow
+with the labels in the log: they are read past the rows, and labels of other rows are let go.
 """
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log.columns import conform
-from mlflow_deploy_plugin.inference_log.scan import FileVanished, prefetch, read_file
+from mlflow_deploy_plugin.inference_log.scan import read_folder
 from mlflow_deploy_plugin.inference_log.storage import (
     DAY,
     LogLocation,
     encode_parquet,
     list_days,
-    list_files,
     wrap_log_errors,
     write_file,
 )
+from mlflow_deploy_plugin.inference_log.tables import Array, combine_hashes, conform, contains, hash_ids, hash_texts
 from mlflow_deploy_plugin.runtime import as_key, as_text
 
 LABELS = "_labels"
@@ -51,7 +55,19 @@ SCHEMA = pa.schema(
 """A label has either `_prediction_id` or `_key`; without `_row` it is of every row of the request."""
 MOST_KEPT_BYTES = 64 * 2**20
 """An endpoint with more bytes of labels has them read anew each time."""
+MOST_HELD_LABELS = 500_000
+"""More labels are not held before those that later ones have replaced are let go."""
 _TRUTH: Mapping[Any, float] = {"true": 1.0, "false": 0.0}  # as a CSV file has them
+_CLOCK_SKEW = timedelta(days=1)
+"""Two machines' clocks differ by less: a label may seem to be earlier than its prediction, but not by more."""
+_ORDER = ("_received_time", "_segment", "_offset")
+_BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
+_HELD_KINDS = 8
+_TEXT = r'"(?:[^"\\]|\\.)*"'
+_KEY_PAIR = rf"({_TEXT}):(?:{_TEXT}|null)"
+_BOOLEANS = (("true", "1"), ("false", "0"))
+
+Kind = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,19 +95,22 @@ class Label:
 
 def labels_table(entries: Sequence[Label]) -> pa.Table:
     """Return the labels as a table of `SCHEMA`, one row each."""
-    keys = [json.loads(entry.key) if isinstance(entry.key, str) else entry.key for entry in entries]
-    columns: list[Sequence[Any]] = [
-        [entry.prediction_id for entry in entries],
-        [entry.row for entry in entries],
-        [None if key is None else canonical_key(key) for key in keys],
-        [as_text(entry.label) for entry in entries],
-        [as_number(entry.label) for entry in entries],
-        pa.array([entry.received_us for entry in entries], pa.int64()).view(TIME),
-        [entry.segment for entry in entries],
-        [entry.offset for entry in entries],
-    ]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
-    return pa.table(arrays, schema=SCHEMA)
+    rows = []
+    for entry in entries:
+        key = json.loads(entry.key) if isinstance(entry.key, str) else entry.key
+        rows.append(
+            {
+                "_prediction_id": entry.prediction_id,
+                "_row": entry.row,
+                "_key": None if key is None else canonical_key(key),
+                LABEL: as_text(entry.label),
+                LABEL_NUMBER: as_number(entry.label),
+                "_received_time": entry.received_us,
+                "_segment": entry.segment,
+                "_offset": entry.offset,
+            }
+        )
+    return pa.Table.from_pylist(rows, SCHEMA)
 
 
 def canonical_key(values: Mapping[str, Any]) -> str:
@@ -143,18 +162,10 @@ def read_labels(
     """
     for day, folder in list_days(location, labels_folder(location, endpoint)):
         is_early = since is not None and day + DAY <= since
-        done: set[str] = set()
-        while files := [file for file in list_files(location, folder) if file.path not in done]:
-            done.update(file.path for file in files)
-            for file, content in prefetch(location, files):
-                try:
-                    for table in read_file(location, file.path, lambda names: None, unreadable, SCHEMA.names, content):
-                        table = conform(table, SCHEMA)
-                        yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
-                except FileVanished:
-                    continue
-                except (pa.ArrowException, TypeError, ValueError) as error:
-                    unreadable[file.path] = " ".join(str(error).split())
+        for table in read_folder(
+            location, folder, unreadable, lambda table: conform(table, SCHEMA), required=SCHEMA.names
+        ):
+            yield table.filter(pc.is_valid(table.column("_key"))) if is_early else table
 
 
 class EndpointLabels:
@@ -178,3 +189,212 @@ class EndpointLabels:
             else:
                 self._kept = kept
         yield from read_labels(*self._source, since) if self._kept is None else self._kept
+
+
+def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
+    """Return the table with the columns `_label` (text) and `_label_number` (float64), null for a row without a label.
+
+    Args:
+        table: rows of the log with `_prediction_id`, `_row`, `_received_time` and the columns of keys.
+    """
+    rows = RowKeys(table)
+    held: list[pa.Table] = []
+    for batch in labels.batches(rows.earliest_label):
+        found = rows.matching_labels(batch)
+        if len(found):
+            held.append(found)
+        if sum(map(len, held)) > MOST_HELD_LABELS:
+            held = [_latest_labels(pa.concat_tables(held))]
+    chosen = rows.choose_labels(_latest_labels(pa.concat_tables(held))) if held else None
+    for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):
+        column = pa.nulls(len(table), kind) if chosen is None else chosen.column(name)
+        table = table.append_column(name, column)
+    return table
+
+
+def key_columns(labels: EndpointLabels) -> set[str]:
+    """Return the columns by which labels name their rows."""
+    return {column for batch in labels.batches() for kind, _, _ in label_keys(batch) for column in kind}
+
+
+class RowKeys:
+    """The join keys of rows, hashed, for each kind of key that labels have."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._hashes: dict[Kind, Array | None] = {}
+        self._distinct: dict[Kind, Array] = {}
+        self._matched: set[Kind] = set()
+
+    @property
+    def earliest_label(self) -> datetime | None:
+        """No label that names one of these rows by its id is older."""
+        if not len(self._table) or "_received_time" not in self._table.column_names:
+            return None
+        first: datetime | None = pc.min(self._table.column("_received_time")).cast(TIME).as_py()
+        return None if first is None else first - _CLOCK_SKEW
+
+    def matching_labels(self, labels: pa.Table) -> pa.Table:
+        """Return the labels that name one of these rows, with the hash of their key in `_name`."""
+        parts = []
+        for kind, which, hashes in label_keys(labels):
+            is_known = contains(self.distinct_hashes(kind), hashes)
+            if not is_known.any():
+                if kind not in self._matched:
+                    self.forget(kind)
+            else:
+                self._matched.add(kind)
+                part = labels.take(pa.array(which[is_known])).select([*_ORDER, LABEL, LABEL_NUMBER])
+                parts.append(part.append_column("_name", pa.array(hashes[is_known])))
+        return pa.concat_tables(parts) if parts else labels.slice(0, 0)
+
+    def choose_labels(self, labels: pa.Table) -> pa.Table:
+        """Return [N] the last label of each row, null for a row without one.
+
+        Args:
+            labels: what `_latest_labels` returned.
+        """
+        # the last one has the highest index
+        labels = labels.sort_by([(name, "ascending") for name in (*_ORDER, "_name")])
+        names = labels.column("_name").to_numpy()
+        by_name = np.argsort(names)
+        best = np.full(len(self._table), -1, dtype=np.int64)
+        for kind in self._distinct:
+            if (hashes := self._row_hashes(kind)) is None:
+                continue
+            positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
+            found = by_name[positions]
+            best = np.maximum(best, np.where(names[found] == hashes, found, -1))
+        return labels.take(pa.array(best, mask=best < 0))
+
+    def distinct_hashes(self, kind: Kind) -> Array:
+        """Return [M] uint64, ascending: the distinct keys of the rows."""
+        if kind not in self._distinct:
+            hashes = self._row_hashes(kind)
+            self._distinct[kind] = np.empty(0, np.uint64) if hashes is None else np.unique(hashes)
+        return self._distinct[kind]
+
+    def forget(self, kind: Kind) -> None:
+        """Let go of the hashes of a kind if many are held: callers may name rows in thousands of ways."""
+        if len(self._distinct) > _HELD_KINDS and kind != _BY_ID:
+            self._distinct.pop(kind, None)
+            self._hashes.pop(kind, None)
+
+    def _row_hashes(self, kind: Kind) -> Array | None:
+        """Return [N] uint64: the key of each row, or None if a column of it is missing or holds no single values."""
+        if kind in self._hashes:
+            return self._hashes[kind]
+        hashes: Array | None = None
+        if len(self._table) and set(kind) <= set(self._table.column_names):
+            if kind == _BY_ID:
+                hashes = hash_ids(self._table.column("_prediction_id"))
+            elif kind == _BY_ROW:
+                ids = self._row_hashes(_BY_ID)
+                hashes = None if ids is None else combine_hashes(ids, _unsigned(self._table.column("_row")))
+            elif not any(pa.types.is_nested(self._table.schema.field(name).type) for name in kind):
+                hashes = hash_texts(row_keys(self._table, kind))  # a label's key holds single values
+        self._hashes[kind] = hashes
+        return hashes
+
+
+class LabelMatches:
+    """The distinct join keys of labels, and which of them a row of the log has; 9 bytes each."""
+
+    def __init__(self) -> None:
+        self._parts: dict[Kind, list[Array]] = {}
+        self._hashes: dict[Kind, Array] = {}
+        self._found: dict[Kind, Array] = {}
+
+    def add(self, labels: pa.Table) -> None:
+        """Add the keys of labels, a table of `SCHEMA`, before any row is matched."""
+        for kind, _, hashes in label_keys(labels):
+            self._parts.setdefault(kind, []).append(np.unique(hashes))
+
+    def match(self, table: pa.Table) -> None:
+        """Mark the keys that a row of the table has."""
+        rows = RowKeys(table)
+        for kind, hashes in self._all().items():
+            self._found[kind] |= contains(rows.distinct_hashes(kind), hashes)
+            rows.forget(kind)
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns of the log that the keys are made of."""
+        return {column for kind in self._all() for column in kind}
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self._all().values()))
+
+    @property
+    def matched(self) -> int:
+        return sum(int(found.sum()) for found in self._found.values())
+
+    def _all(self) -> dict[Kind, Array]:
+        if not self._hashes:
+            self._hashes = {kind: np.unique(np.concatenate(parts)) for kind, parts in self._parts.items()}
+            self._found = {kind: np.zeros(len(hashes), dtype=bool) for kind, hashes in self._hashes.items()}
+        return self._hashes
+
+
+def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
+    """Yield the kinds of keys that labels have, each with [M] the labels' indices and [M] uint64 their hashes."""
+    has_id = np.asarray(pc.is_valid(labels.column("_prediction_id")))
+    has_row = np.asarray(pc.is_valid(labels.column("_row")))
+    has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
+    if (alone := np.flatnonzero(has_id & ~has_row)).size:
+        yield _BY_ID, alone, hash_ids(labels.column("_prediction_id").take(pa.array(alone)))
+    if (exact := np.flatnonzero(has_id & has_row)).size:
+        part = labels.take(pa.array(exact))
+        yield _BY_ROW, exact, combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row")))
+    if has_key.any():
+        keyed = np.flatnonzero(has_key)
+        texts = labels.column("_key").take(pa.array(keyed))
+        for old, new in _BOOLEANS:  # keys that were written before booleans were 1 and 0 in them (`texts.as_key`)
+            # a quotation mark within a name or a value stands behind a backslash
+            if pc.any(pc.match_substring(texts, f':"{old}"', ignore_case=True)).as_py():
+                texts = pc.replace_substring_regex(texts, f'(?i):"{old}"', f':"{new}"')
+        shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
+        hashes = hash_texts(texts)
+        which = np.asarray(shapes.indices)
+        for number in range(len(shapes.dictionary)):
+            of_shape = np.flatnonzero(which == number)
+            key = texts[int(of_shape[0])].as_py()
+            try:
+                values = json.loads(key)
+            except ValueError:
+                values = None
+            # a text that is no key is a kind of its own, which no row has
+            yield tuple(values) if isinstance(values, dict) else (key,), keyed[of_shape], hashes[of_shape]
+
+
+def row_keys(table: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
+    """Return [N] the keys of the rows as `canonical_key` writes them."""
+    parts: list[pa.Array | pa.ChunkedArray | str] = []
+    for position, name in enumerate(sorted(columns)):
+        start = ("{" if position == 0 else ",") + json.dumps(name, ensure_ascii=False) + ":"
+        encoded = table.column(name).combine_chunks()
+        if pa.types.is_float16(encoded.type):
+            encoded = encoded.cast(pa.float32())
+        if not pa.types.is_dictionary(encoded.type):
+            encoded = encoded.dictionary_encode()
+        values = encoded.dictionary
+        is_float = pa.types.is_floating(values.type)  # to_pylist would make 0.10000000149011612 of a float32's 0.1
+        distinct = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
+        texts = pa.array([json.dumps(as_key(value), ensure_ascii=False) for value in distinct], pa.string())
+        parts += [pa.scalar(start), pc.fill_null(texts.take(encoded.indices), "null")]
+    joined = pc.binary_join_element_wise(*parts, pa.scalar("}"), "")
+    return joined if isinstance(joined, pa.ChunkedArray) else pa.chunked_array([joined])
+
+
+def _latest_labels(labels: pa.Table) -> pa.Table:
+    """Return the last one of the labels with the same key (`_name`)."""
+    labels = labels.sort_by([("_name", "ascending"), *((name, "ascending") for name in _ORDER)])
+    names = labels.column("_name").to_numpy()
+    is_last = np.append(names[1:] != names[:-1], True) if len(names) else np.empty(0, bool)
+    return labels.filter(pa.array(is_last))
+
+
+def _unsigned(column: pa.ChunkedArray) -> Array:
+    numbers: Array = column.cast(pa.int64()).to_numpy().astype(np.uint64)
+    return numbers

@@ -23,15 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mlflow_deploy_plugin.inference_log.columns import Array, conform, group_tables, unify_schemas
-from mlflow_deploy_plugin.inference_log.dedup import (
-    IDENTITY,
-    Deduplicator,
-    combine_hashes,
-    hash_ids,
-    hash_rows,
-    hash_texts,
-)
 from mlflow_deploy_plugin.inference_log.labels import LABEL, labels_folder
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.scan import FileVanished, read_file
@@ -46,6 +37,18 @@ from mlflow_deploy_plugin.inference_log.storage import (
     parquet_options,
     wrap_log_errors,
     write_file,
+)
+from mlflow_deploy_plugin.inference_log.tables import (
+    IDENTITY,
+    Array,
+    Deduplicator,
+    combine_hashes,
+    conform,
+    group_tables,
+    hash_ids,
+    hash_rows,
+    hash_texts,
+    unify_schemas,
 )
 from mlflow_deploy_plugin.inference_log.windows import Window
 

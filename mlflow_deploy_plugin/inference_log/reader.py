@@ -1,19 +1,35 @@
-"""Reading the inference log: the rows of one endpoint in one window of event time, each once, in bounded memory."""
+"""Reading the inference log: the rows of one endpoint in a range of time, each once, in bounded memory.
 
-from collections.abc import Iterator, Sequence
+`InferenceLog` reads the rows of a window as they are. A `View` is one table of them: it has a column for whatever any
+file has, and labels.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log.columns import summarise_lists
-from mlflow_deploy_plugin.inference_log.dedup import Sample
-from mlflow_deploy_plugin.inference_log.label_join import join_labels
-from mlflow_deploy_plugin.inference_log.labels import EndpointLabels
-from mlflow_deploy_plugin.inference_log.scan import FIRST_US, LAST_US, RowFilter, microseconds_of, scan_hour
+from mlflow_deploy_plugin.errors import NotFound, did_you_mean
+from mlflow_deploy_plugin.inference_log.labels import (
+    LABEL,
+    LABEL_NUMBER,
+    EndpointLabels,
+    LabelMatches,
+    join_labels,
+    key_columns,
+)
+from mlflow_deploy_plugin.inference_log.scan import (
+    RECEIVED_TIME,
+    SHADOW,
+    RowFilter,
+    microseconds_of,
+    scan_hour,
+)
 from mlflow_deploy_plugin.inference_log.storage import (
     FAILURES,
     Hour,
@@ -25,11 +41,44 @@ from mlflow_deploy_plugin.inference_log.storage import (
     list_hours,
     locate_log,
 )
-from mlflow_deploy_plugin.inference_log.windows import CLOCK_SKEW, Window, microseconds, window_at
+from mlflow_deploy_plugin.inference_log.tables import (
+    Sample,
+    concat_tables,
+    group_tables,
+    is_list,
+    summarise_lists,
+    unify_schemas,
+)
+from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, microseconds, window_at
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 
 MAX_ROWS = 100_000
+_TIME = pa.timestamp("us", tz="UTC")
+_FIRST = {
+    EVENT_TIME: _TIME,
+    "_prediction_id": pa.string(),
+    "_variant": pa.string(),
+    "_model": pa.string(),
+    "_version": pa.string(),
+}
+_LAST = {
+    LABEL: pa.string(),
+    LABEL_NUMBER: pa.float64(),
+    RECEIVED_TIME: _TIME,
+    SHADOW: pa.bool_(),
+    "_latency_us": pa.int64(),
+    "_status": pa.int16(),
+    "_request_id": pa.string(),
+    "_segment": pa.string(),
+    "_offset": pa.int64(),
+    "_row": pa.int32(),
+}
+"""The log's own columns stand before and behind those of the model."""
+_LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
+_LABELLED_ROWS, _LABELLED_BYTES = 200_000, 64 * 2**20
+_READERS = 8
+_TRIES = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,24 +134,28 @@ class InferenceLog:
 
     def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
         """Return the hours that have rows, ascending; with a window, the hours that overlap it."""
-        if self.since is None:
+        since = self.since
+        if since is None:
             return list_hours(self.location, endpoint, window)
-        if window is None:
-            return [hour for hour, files in self.all_files(endpoint).items() if self._has_rows(hour, files)]
-        hours = list_hours(self.location, endpoint, window)
-        return [hour for hour in hours if self._has_rows(hour, self.files(hour))]
+        # For an hour before `since` only the rows tell: its files may be compacted or shipped later, and new rows may
+        # be of old events.
+        return [
+            hour
+            for hour in self.all_files(endpoint, window)
+            if hour.start >= since or next(self.scan(hour, TimeRange(), ["_row"]), None) is not None
+        ]
 
     def files(self, hour: Hour) -> list[LogFile]:
         """Return the files of an hour, by name."""
-        return [file for file in list_files(self.location, hour.folder) if self._may_have_rows(file)]
+        return [file for file in list_files(self.location, hour.folder) if self._received.may_have_rows(file.changed)]
 
-    def all_files(self, endpoint: str) -> dict[Hour, list[LogFile]]:
-        """Return every hour that has files, ascending, with its files, by one listing."""
-        found = list_files_by_hour(self.location, endpoint)
-        if self.since is None:
-            return found
-        due = {hour: [file for file in files if self._may_have_rows(file)] for hour, files in found.items()}
-        return {hour: files for hour, files in due.items() if files}
+    def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
+        """Return every hour that has files, ascending, with its files: all of them by one listing, or those that
+        overlap a window."""
+        if window is None:
+            return _with_rows(list_files_by_hour(self.location, endpoint), self._received)
+        hours = list_hours(self.location, endpoint, window)
+        return {hour: files for hour in hours if (files := self.files(hour))}
 
     def batches(
         self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
@@ -116,9 +169,24 @@ class InferenceLog:
         Raises:
             OnnxserveError: the log is down.
         """
-        rows = self._filter(columns, window.start_us, window.end_us, shadows)
-        for hour in self.hours(endpoint, window):
-            yield from scan_hour(self.location, hour.folder, rows, self.unreadable)
+        for hour in list_hours(self.location, endpoint, window):
+            yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
+
+    def scan(
+        self, hour: Hour, times: TimeRange, columns: Sequence[str] | None, shadows: bool = False
+    ) -> Iterator[pa.Table]:
+        """Yield the rows of an hour that are of the time range, as `batches` does."""
+        if self.since is not None:
+            times = replace(times, received_from=max(times.received_from, self.since))
+        rows = RowFilter(
+            columns,
+            microseconds(times.start),
+            microseconds(times.end),
+            shadows,
+            times.received_us,
+            lambda file: times.may_have_rows(file.changed),
+        )
+        yield from scan_hour(self.location, hour.folder, rows, self.unreadable)
 
     def count(self, endpoint: str, window: Window) -> int:
         """Return the number of rows of a window; raise as `batches` does."""
@@ -183,29 +251,13 @@ class InferenceLog:
             return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
-        for batch in scan_hour(self.location, hour.folder, self._filter([EVENT_TIME]), self.unreadable):
+        for batch in self.scan(hour, TimeRange(), [EVENT_TIME]):
             times.update(np.unique(microseconds_of(batch.column(EVENT_TIME)) // length).tolist())
         return [window_at(number * length, every) for number in sorted(times, reverse=True)]
 
-    def _filter(
-        self, columns: Sequence[str] | None, start_us: int = FIRST_US, end_us: int = LAST_US, shadows: bool = False
-    ) -> RowFilter:
-        received = None if self.since is None else (microseconds(self.since), LAST_US)
-        return RowFilter(columns, start_us, end_us, shadows, received, self._may_have_rows)
-
-    def _may_have_rows(self, file: LogFile) -> bool:
-        """Return False if all rows of the file are left out: none was received after its file was written."""
-        return self.since is None or file.changed >= self.since - CLOCK_SKEW
-
-    def _has_rows(self, hour: Hour, files: Sequence[LogFile]) -> bool:
-        """Return True if an hour has rows that are not left out.
-
-        For an hour before `since` only the rows tell: its files may be compacted or shipped later, and new rows may be
-        of old events.
-        """
-        if not files or self.since is None or hour.start >= self.since:
-            return bool(files)
-        return next(scan_hour(self.location, hour.folder, self._filter(["_row"]), self.unreadable), None) is not None
+    @property
+    def _received(self) -> TimeRange:
+        return TimeRange() if self.since is None else TimeRange(received_from=self.since)
 
 
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
@@ -215,3 +267,126 @@ def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
         InvalidConfig: the URI is of a kind that cannot be read.
     """
     return InferenceLog(locate_log(log_uri), since=since)
+
+
+@dataclass(frozen=True)
+class View:
+    """A selection of an endpoint's rows.
+
+    Attributes:
+        labels: with the columns `_label` and `_label_number`.
+        shadows: also rows that shadows answered.
+    """
+
+    endpoint: str
+    times: TimeRange = field(default_factory=TimeRange)
+    labels: bool = True
+    shadows: bool = False
+
+
+def view_schema(log: InferenceLog, view: View) -> pa.Schema:
+    """Return the columns of the rows: those of any file, since versions differ.
+
+    Raises:
+        NotFound: the endpoint has no rows at all; the message names the endpoints that have.
+    """
+
+    def read_schema(file: LogFile) -> pa.Schema | None:
+        try:
+            return pq.read_schema(file.path, filesystem=log.location.filesystem)
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowException):
+            return None  # it cannot be understood, which is reported when its rows are read
+
+    schemas: list[pa.Schema] = []
+    with ThreadPoolExecutor(_READERS) as pool:
+        for _ in range(_TRIES):
+            files = [file for found in _due_files(log, view).values() for file in found]
+            try:
+                schemas = [schema for schema in pool.map(read_schema, files) if schema is not None]
+                break
+            except FileNotFoundError:  # compacted or expired since it was listed
+                continue
+    if not schemas:
+        require_endpoint(log, view.endpoint)
+    own = _FIRST | _LAST
+    model = {found.name: _for_duckdb(found.type) for found in unify_schemas(schemas) if found.name not in own}
+    fields = _FIRST | model | _LAST
+    if not view.labels:
+        del fields[LABEL], fields[LABEL_NUMBER]
+    return pa.schema(fields.items())
+
+
+def view_tables(
+    log: InferenceLog, view: View, columns: Collection[str], labels: EndpointLabels | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows with at least `columns`, if a file has them. Labels are joined if `columns` has one of theirs.
+
+    Args:
+        labels: of the endpoint, if the caller has them already.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    if not {LABEL, LABEL_NUMBER} & set(columns):
+        yield from _tables(log, view, set(columns))
+        return
+    labels = labels or EndpointLabels(log.location, view.endpoint, log.unreadable)
+    keys = key_columns(labels)
+    for tables in group_tables(_tables(log, view, {*columns, *_LABEL_NEEDS, *keys}), _LABELLED_ROWS, _LABELLED_BYTES):
+        # only tables with keys of the same types are put together: in another type a large whole number may change
+        alike: dict[tuple[str, ...], list[pa.Table]] = {}
+        for table in tables:
+            types = tuple(str(field.type) for field in table.schema if field.name in keys)
+            alike.setdefault(types, []).append(table)
+        for some in alike.values():
+            yield join_labels(concat_tables(some), labels)
+
+
+def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
+    """Match the labels with the rows of the whole log.
+
+    Raises:
+        OnnxserveError: the log is down.
+    """
+    if matches.count:
+        for rows in view_tables(log, View(endpoint, shadows=True), [EVENT_TIME, "_row", *matches.columns]):
+            matches.match(rows)
+
+
+def require_endpoint(log: InferenceLog, endpoint: str) -> None:
+    """Raise NotFound if the log has no rows of the endpoint; the message names the endpoints that it has."""
+    known = log.endpoints()
+    if endpoint in known:
+        return
+    has = f"it has rows of {', '.join(known)}" if known else "nothing was captured so far"
+    hint = did_you_mean(endpoint, known, has)
+    raise NotFound(f"the inference log {log.shown} has no rows of an endpoint {endpoint!r}{hint}")
+
+
+def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
+    for hour in _due_files(log, view):
+        yield from log.scan(hour, view.times, sorted(columns), view.shadows)
+
+
+def _due_files(log: InferenceLog, view: View) -> dict[Hour, list[LogFile]]:
+    """Return the hours and files that may have rows of the time range."""
+    return _with_rows(log.all_files(view.endpoint, view.times.window), view.times)
+
+
+def _with_rows(files: Mapping[Hour, Sequence[LogFile]], times: TimeRange) -> dict[Hour, list[LogFile]]:
+    """Return the hours and files that may have rows of the times of receipt."""
+    due = {hour: [file for file in found if times.may_have_rows(file.changed)] for hour, found in files.items()}
+    return {hour: found for hour, found in due.items() if found}
+
+
+def _for_duckdb(kind: pa.DataType) -> pa.DataType:
+    """Return a type that DuckDB takes: it knows no half floats, and no column without a type."""
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_null(kind):
+        return pa.string()
+    if is_list(kind):
+        return pa.list_(_for_duckdb(kind.value_type))
+    return kind

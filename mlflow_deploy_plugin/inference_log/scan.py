@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -18,9 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log.columns import Array
-from mlflow_deploy_plugin.inference_log.dedup import IDENTITY, Deduplicator, hash_rows
 from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, list_files
+from mlflow_deploy_plugin.inference_log.tables import IDENTITY, Array, Deduplicator, hash_rows
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
@@ -97,19 +97,49 @@ def scan_hour(location: LogLocation, folder: str, rows: RowFilter, unreadable: d
     """
     passes = 1 + sum(file.size for file in list_files(location, folder)) // PASS_BYTES
     for number in range(passes):
-        seen, done = Deduplicator(), set[str]()
-        while files := [f for f in list_files(location, folder) if f.path not in done and rows.may_have_rows(f)]:
-            done.update(file.path for file in files)
-            for file, content in prefetch(location, files):
-                try:
-                    for table in read_file(location, file.path, rows.columns_to_read, unreadable, content=content):
-                        kept = _drop_duplicates(rows.filter(table), seen, number, passes)
-                        if len(kept):
-                            yield rows.select(kept)
-                except FileVanished:
-                    continue
-                except (pa.ArrowException, TypeError, ValueError) as error:  # its own columns hold other types
-                    unreadable[file.path] = " ".join(str(error).split())
+        convert = partial(_first_rows, rows, Deduplicator(), number, passes)
+        for table in read_folder(
+            location, folder, unreadable, convert, rows.columns_to_read, may_have_rows=rows.may_have_rows
+        ):
+            if len(table):
+                yield table
+
+
+def _first_rows(rows: RowFilter, seen: Deduplicator, number: int, passes: int, table: pa.Table) -> pa.Table:
+    """Return the rows of this pass that come for the first time."""
+    table = rows.filter(table)
+    hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
+    of_pass = np.flatnonzero(hashes % np.uint64(passes) == number) if passes > 1 else np.arange(len(hashes))
+    kept = of_pass[seen.first_seen(hashes[of_pass])]
+    return rows.select(table if len(kept) == len(table) else table.take(pa.array(kept)))
+
+
+def read_folder(
+    location: LogLocation,
+    folder: str,
+    unreadable: dict[str, str],
+    convert: Callable[[pa.Table], pa.Table],
+    columns_to_read: Callable[[Sequence[str]], Sequence[str] | None] = lambda names: None,
+    required: Sequence[str] = (*IDENTITY, EVENT_TIME),
+    may_have_rows: Callable[[LogFile], bool] = lambda file: True,
+) -> Iterator[pa.Table]:
+    """Yield the tables of a folder's files, also of those that appear while it is read; a row may come twice.
+
+    Args:
+        unreadable: gets the path of each file that cannot be understood, and why.
+        convert: is applied to each table; what it raises is a fault of the file.
+    """
+    done: set[str] = set()
+    while files := [file for file in list_files(location, folder) if file.path not in done and may_have_rows(file)]:
+        done.update(file.path for file in files)
+        for file, content in prefetch(location, files):
+            try:
+                for table in read_file(location, file.path, columns_to_read, unreadable, required, content):
+                    yield convert(table)
+            except FileVanished:
+                continue
+            except (pa.ArrowException, TypeError, ValueError) as error:  # its own columns hold other types
+                unreadable[file.path] = " ".join(str(error).split())
 
 
 def prefetch(location: LogLocation, files: Iterable[LogFile]) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
@@ -225,11 +255,3 @@ def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> st
         shown = " ".join(str(outage).split())
         raise OnnxserveError(f"the inference log {location.shown} cannot be read: {path}: {shown}") from None
     return " ".join(str(error).split())
-
-
-def _drop_duplicates(table: pa.Table, seen: Deduplicator, number: int, passes: int) -> pa.Table:
-    """Return the rows of this pass that come for the first time."""
-    hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
-    of_pass = np.flatnonzero(hashes % np.uint64(passes) == number) if passes > 1 else np.arange(len(hashes))
-    kept = of_pass[seen.first_seen(hashes[of_pass])]
-    return table if len(kept) == len(table) else table.take(pa.array(kept))

@@ -1,6 +1,7 @@
 """SQL over the log sees the rows and nothing else, and a mistake gets one line that helps."""
 
 import resource
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import Mock
@@ -10,11 +11,10 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.inference_log import query, view
+from mlflow_deploy_plugin.inference_log import query, reader
 from mlflow_deploy_plugin.inference_log.labels import Label
-from mlflow_deploy_plugin.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.view import View
+from mlflow_deploy_plugin.inference_log.query import Query, StatementTimeout, limit_memory, run_query
+from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View
 from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 from tests.support.inference_log import LogWriter
 
@@ -196,9 +196,18 @@ def test_a_broken_file_is_left_out_and_named(flights: InferenceLog, writer: LogW
 
 
 def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(view, "scan_hour", Mock(side_effect=OnnxserveError("the inference log is down")))
+    monkeypatch.setattr(reader, "scan_hour", Mock(side_effect=OnnxserveError("the inference log is down")))
     with pytest.raises(OnnxserveError, match="the inference log is down"):
         ask(flights)
+
+
+@pytest.mark.parametrize("order", ["", "x"])
+def test_an_interrupt_while_rows_are_read_stays_one(
+    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr(reader, "scan_hour", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        ask(flights, order_by=order)
 
 
 @pytest.mark.parametrize(
@@ -222,10 +231,12 @@ def test_a_statement_without_end_or_measure_is_ended_in_one_line(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(("memory", "cores"), [(128, 4), (512, 64)])  # each thread that sorts takes memory of its own
 def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
-    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+    log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch, memory: int, cores: int
 ) -> None:
-    monkeypatch.setattr(query, "MEMORY", "128MB")
+    monkeypatch.setattr(query, "MEMORY_MB", memory)
+    monkeypatch.setattr(query, "available_cores", lambda: cores)
     rng = np.random.default_rng(0)
     for hour in range(12):
         times = [DAY + timedelta(hours=hour)] * 200_000
@@ -236,3 +247,48 @@ def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
         with run_query(log, Query(view_of_all, order_by=order, select="* EXCLUDE (_event_time)")) as answer:
             assert sum(len(batch) for batch in answer.batches) == 2_400_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000  # kB; all of it is over 300 MB twice
+
+
+@dataclass
+class Watched:
+    """A statement that is interrupted after ten seconds."""
+
+    now: float = 0.0
+    interrupted: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.timeout = StatementTimeout(lambda: self.interrupted.append(self.now), 10.0, lambda: self.now)
+
+    def after(self, seconds: float) -> list[float]:
+        self.now += seconds
+        self.timeout.check()
+        return self.interrupted
+
+
+def test_a_statement_is_interrupted_where_nothing_comes_of_it() -> None:
+    watched = Watched()
+    with watched.timeout.working():
+        assert watched.after(9) == []
+        with watched.timeout.reading():
+            pass
+        assert watched.after(9) == []
+        assert not watched.timeout.is_over
+        assert watched.after(2) == [20]
+    assert watched.timeout.is_over
+
+
+def test_what_the_log_takes_and_what_is_done_with_the_answer_does_not_count() -> None:
+    watched = Watched()
+    with watched.timeout.working(), watched.timeout.reading():
+        assert watched.after(1000) == []
+    assert watched.after(1000) == []
+    with watched.timeout.working():
+        assert watched.after(9) == []
+
+
+def test_memory_beyond_the_bound_is_refused_and_afterwards_not() -> None:
+    with limit_memory(100 * 2**20):
+        assert len(bytearray(50 * 2**20))
+        with pytest.raises(MemoryError):
+            bytearray(200 * 2**20)
+    assert len(bytearray(200 * 2**20))

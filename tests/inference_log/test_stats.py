@@ -1,14 +1,25 @@
 """Counts of the log show whether anything is missing."""
 
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.inference_log import locate_log
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog
-from mlflow_deploy_plugin.inference_log.stats import AgentCounts, LabelCounts, log_stats
-from mlflow_deploy_plugin.inference_log.watermarks import Watermark, write_watermark
+from mlflow_deploy_plugin.inference_log.stats import (
+    GONE_AFTER,
+    AgentCounts,
+    LabelCounts,
+    Watermark,
+    expire_watermarks,
+    log_stats,
+    read_watermarks,
+    write_watermark,
+)
 from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 from tests.support.inference_log import LogWriter
 
@@ -89,3 +100,37 @@ def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
 def test_an_endpoint_that_has_no_rows_is_said_so(flights: InferenceLog) -> None:
     with pytest.raises(NotFound, match="it has rows of flights"):
         log_stats(flights, "zzz")
+
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def test_what_each_agent_has_last_said_is_read_back(tmp_path: Path) -> None:
+    location = locate_log(str(tmp_path / "log"))
+    assert read_watermarks(location) == []
+    for agent in ("b", "a"):
+        write_watermark(location, Watermark(agent, ("e",), NOON, NOON))
+    last = Watermark("a", ("e", "f"), NOON, NOON.replace(minute=1), True, {"e": 3}, {"e": 2}, {"f": 1}, {"e": 2})
+    write_watermark(location, last)
+    assert read_watermarks(location) == [last, Watermark("b", ("e",), NOON, NOON)]
+
+
+def test_one_that_cannot_be_understood_hides_no_other(tmp_path: Path) -> None:
+    location = locate_log(str(tmp_path))
+    mark = Watermark("a", (), NOON, NOON)
+    write_watermark(location, mark)
+    (tmp_path / "_watermarks" / "b.json").write_text('{"agent": "b", "endpoints": []')
+    (tmp_path / "_watermarks" / "c.json").write_text("[]")
+    assert read_watermarks(location) == [mark]
+
+
+def test_those_of_agents_that_have_long_said_nothing_go(tmp_path: Path) -> None:
+    location = locate_log(str(tmp_path))
+    assert expire_watermarks(location, NOON) == []
+    for agent, age in (("gone", GONE_AFTER), ("quiet", GONE_AFTER - timedelta(hours=1))):
+        write_watermark(location, Watermark(agent, ("e",), NOON, NOON))
+        said = (NOON - age).timestamp()
+        os.utime(tmp_path / "_watermarks" / f"{agent}.json", (said, said))
+
+    assert expire_watermarks(location, NOON) == ["gone"]
+    assert [mark.agent for mark in read_watermarks(location)] == ["quiet"]

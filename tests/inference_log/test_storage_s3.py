@@ -14,9 +14,8 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.inference_log.reader import open_log
+from mlflow_deploy_plugin.inference_log.reader import View, open_log
 from mlflow_deploy_plugin.inference_log.stats import log_stats
-from mlflow_deploy_plugin.inference_log.view import View
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
 from tests.support.inference_log import LogWriter
 from tests.support.services.s3 import NEEDS_S3, own_bucket

@@ -5,7 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window, window_at
+from mlflow_deploy_plugin.inference_log.windows import (
+    microseconds,
+    parse_duration,
+    parse_time_range,
+    parse_window,
+    window_at,
+)
 
 JULY = datetime(2013, 7, 1, tzinfo=UTC)
 
@@ -48,3 +54,54 @@ def test_windows_are_counted_from_1970_so_that_days_begin_at_midnight() -> None:
 
     assert str(window) == "2013-07-01/2013-07-02"
     assert (window.end_us - window.start_us) == 86400 * 10**6
+
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def test_a_duration_is_of_the_wall_clock_and_a_time_is_of_the_events() -> None:
+    span = parse_time_range("2h", "30m", NOW)
+    assert (span.received_from, span.received_until) == (NOW - timedelta(hours=2), NOW - timedelta(minutes=30))
+    assert span.window is None
+
+    span = parse_time_range("2013-07-01", "2013-07-02T02:00+02:00", NOW)
+    assert (span.start, span.end) == (JULY, JULY + timedelta(days=1))
+    assert parse_time_range("2013-07-01/1d", None, NOW) == span
+    assert parse_time_range("2013-07-01", "1h", NOW).received_until == NOW - timedelta(hours=1)
+
+
+def test_nothing_said_is_everything() -> None:
+    assert parse_time_range(None, None, NOW).window is None
+    assert parse_time_range(None, None, NOW).received_us is None
+
+
+def test_files_that_were_written_before_hold_nothing_that_was_received_since() -> None:
+    span = parse_time_range("1h", None, NOW)
+    assert span.may_have_rows(NOW - timedelta(minutes=30))
+    assert not span.may_have_rows(NOW - timedelta(days=1))
+    assert parse_time_range("2013-07-01", None, NOW).may_have_rows(JULY - timedelta(days=999))
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "message"),
+    [
+        ("yesterday", None, "--since 'yesterday' cannot be read; it is a duration before now"),
+        (None, "1 h", "--until '1 h' cannot be read"),
+        ("999999d", None, "--since 999999d is before the year 1"),
+        ("0001-01-01T00:00+14:00", None, "not within the years 1 to 9999"),
+        ("1h", "2h", "nothing lies between --since 1h and --until 2h"),
+        ("2013-07-02", "2013-07-01", "nothing lies between"),
+        ("2013-07-01/1d", "2013-07-03", "is a window already: leave --until 2013-07-03 out"),
+        ("2013-07-01/1d", "1h", "is a window already: leave --until 1h out"),
+        ("2013-07-01/never", None, "'never' is not a time"),
+    ],
+)
+def test_what_cannot_be_is_one_line(since: str | None, until: str | None, message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        parse_time_range(since, until, NOW)
+
+
+def test_a_length_is_read_or_refused() -> None:
+    assert parse_duration("90d", "--keep") == timedelta(days=90)
+    with pytest.raises(InvalidConfig, match="--keep '0d' cannot be read"):
+        parse_duration("0d", "--keep")

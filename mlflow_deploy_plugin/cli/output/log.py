@@ -9,8 +9,7 @@ from typing import Any
 import orjson
 
 from mlflow_deploy_plugin.cli.output.terminal import printable
-from mlflow_deploy_plugin.inference_log import LogStats
-from mlflow_deploy_plugin.inference_log.query import QueryResult
+from mlflow_deploy_plugin.inference_log import LogStats, QueryResult
 from mlflow_deploy_plugin.tabular import values_of
 
 _WIDEST = 40

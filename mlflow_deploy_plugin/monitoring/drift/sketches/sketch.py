@@ -128,7 +128,7 @@ def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.Rec
     """Return the profile of all rows of the batches, whose columns may differ.
 
     Columns whose name begins with an underscore are the log's own and are left out; columns of lists are summarised
-    (`inference_log/columns.py`).
+    (`inference_log/tables.py`).
     """
     return merge(
         [sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0] for table in coalesce_batches(batches)]

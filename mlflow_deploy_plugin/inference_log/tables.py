@@ -1,10 +1,15 @@
-"""Columns of the log's tables: the union of different schemas, and lists reduced to numbers.
+"""Tables of the log: different schemas united, lists reduced to numbers, and rows told apart by their identity.
 
 The files of one log differ in their columns, since versions of a model do, and versions of this package.
+
+(`_segment`, `_offset`, `_row`) tells the rows of a log apart. Its hash finds duplicates, and makes a sample that is the
+same each time.
 """
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from mlflow_deploy_plugin.runtime import as_text
 Array = npt.NDArray[Any]
 
 _COMPONENTS = 8
+IDENTITY = ("_segment", "_offset", "_row")
 
 
 def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
@@ -30,7 +36,15 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
         for field in schema:
             kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
             known = types.get(field.name)
-            types[field.name] = kind if known is None or known == kind else _wider_type(known, kind)
+            if known is None or known == kind:
+                types[field.name] = kind
+                continue
+            pair = _boolean_as(known, kind), _boolean_as(kind, known)
+            try:
+                both = pa.unify_schemas([pa.schema([("c", one)]) for one in pair], promote_options="permissive")
+                types[field.name] = both.field("c").type
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                types[field.name] = pa.large_string() if pa.large_string() in pair else pa.string()
     return pa.schema(types.items())
 
 
@@ -80,7 +94,7 @@ def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
     """
     for name in table.column_names:
         column = table.column(name)
-        if not _is_list(column.type):
+        if not is_list(column.type):
             continue
         components = next((count for count in range(_COMPONENTS) if f"{name}.{count}" not in known), _COMPONENTS)
         parts = _summarise_list(column, f"{name}.mean" in known, components)
@@ -90,15 +104,6 @@ def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
         for suffix, values in parts.items():
             table = table.append_column(f"{name}.{suffix}", pa.array(values))
     return table
-
-
-def _wider_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    one, other = _boolean_as(one, other), _boolean_as(other, one)
-    try:
-        unified = pa.unify_schemas([pa.schema([("c", one)]), pa.schema([("c", other)])], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.large_string() if pa.types.is_large_string(one) or pa.types.is_large_string(other) else pa.string()
-    return unified.field("c").type
 
 
 def _boolean_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
@@ -124,7 +129,7 @@ def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(texts, kind)])
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
@@ -133,7 +138,7 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
     rows = np.arange(len(column))
     flat = column.combine_chunks()
     depth = 0
-    while _is_list(flat.type):
+    while is_list(flat.type):
         rows = rows[np.asarray(pc.list_parent_indices(flat))]
         flat = pc.list_flatten(flat)
         depth += 1
@@ -155,3 +160,121 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
         mean = np.bincount(rows, values, minlength=count) / lengths
         deviation = np.bincount(rows, (values - mean[rows]) ** 2, minlength=count) / lengths
     return {"mean": mean, "std": np.sqrt(deviation)}
+
+
+class Deduplicator:
+    """Remembers the hashes that it was given, in 8 bytes each."""
+
+    def __init__(self) -> None:
+        self._sorted: list[Array] = []  # each more than twice as long as the next one: a look-up is log² n
+
+    def first_seen(self, hashes: Array) -> Array:
+        """Return [N] bool: True for a hash that was not given before."""
+        distinct, first = np.unique(hashes, return_index=True)
+        is_new = np.ones(len(distinct), dtype=bool)
+        for known in self._sorted:
+            is_new &= ~contains(known, distinct)
+        mask = np.zeros(len(hashes), dtype=bool)
+        mask[first[is_new]] = True
+        if is_new.any():
+            added = distinct[is_new]
+            while self._sorted and len(self._sorted[-1]) < 2 * len(added):
+                added = np.concatenate([self._sorted.pop(), added])
+                added.sort(kind="stable")  # two sorted runs: timsort and radix sort merge them
+            self._sorted.append(added)
+        return mask
+
+
+class Sample:
+    """At most `bound` distinct rows: of more rows, those with the smallest hashes.
+
+    Duplicates have equal hashes, so they are dropped whatever the order of the files is (bottom-k sampling: Cohen and
+    Kaplan, PODC 2007).
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._tables: list[pa.Table] = []
+        self._hashes: list[Array] = []
+        self._held = 0
+        self.is_full = False
+
+    def add(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._hashes.append(hash_rows(table))
+        self._held += len(table)
+        if self._held > 2 * self._bound:
+            self._compact()
+
+    def rows(self) -> int:
+        """Return the number of distinct rows that were added; beyond the bound an estimate, good to 1/sqrt(bound)."""
+        self._compact()
+        if not self.is_full:
+            return self._held
+        return round((self._bound - 1) / (float(self._hashes[0][-1]) / 2.0**64))
+
+    def table(self) -> pa.Table:
+        self._compact()
+        return self._tables[0]
+
+    def _compact(self) -> None:
+        table = concat_tables(self._tables)
+        hashes, first = np.unique(np.concatenate(self._hashes), return_index=True)
+        if len(hashes) > self._bound:
+            self.is_full = True
+            hashes, first = hashes[: self._bound], first[: self._bound]
+        self._tables, self._hashes, self._held = [table.take(pa.array(first))], [hashes], len(hashes)
+
+
+def hash_rows(table: pa.Table) -> Array:
+    """Return [N] uint64 of (segment, offset, row), evenly spread. Two rows of a log practically never share one."""
+    hashes = hash_texts(table.column("_segment"))
+    for name in ("_offset", "_row"):
+        hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
+    return hashes
+
+
+def hash_texts(column: pa.ChunkedArray) -> Array:
+    """Return [N] uint64 of texts, the same in every process. A null has a hash of its own."""
+    texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
+    seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
+    hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
+    return hashes
+
+
+def hash_ids(column: pa.ChunkedArray) -> Array:
+    """Return [N] uint64 of texts, as `hash_texts` does, but 20 times as fast for texts of 32 bytes, such as our ids."""
+    texts = pc.fill_null(column.combine_chunks().cast(pa.string()), "\0")
+    is_id = np.asarray(pc.equal(pc.binary_length(texts), 32))
+    hashes = np.empty(len(texts), np.uint64)
+    if not is_id.all():
+        hashes[~is_id] = hash_texts(pa.chunked_array([texts.filter(pa.array(~is_id))]))
+    if is_id.any():
+        _, offsets, content = (ids := texts.filter(pa.array(is_id))).buffers()
+        start = np.frombuffer(offsets, np.int32)[ids.offset]
+        words = np.frombuffer(content, np.uint64, 4 * len(ids), start).reshape(-1, 4)
+        hashes[is_id] = reduce(combine_hashes, words.T)
+    return hashes
+
+
+def contains(ascending: Array, values: Array) -> Array:
+    """Return [N] bool: True for a value that is in the ascending array."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    positions = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    found: Array = ascending[positions] == values
+    return found
+
+
+def combine_hashes(hashes: Array, values: Array) -> Array:
+    """Return [N] uint64 that depend on both, evenly spread."""
+    return _splitmix64(hashes ^ _splitmix64(values))
+
+
+def _splitmix64(values: Array) -> Array:
+    """Do splitmix64's step: every bit of the result depends on every bit of the value. Arithmetic is modulo 2^64."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    scattered: Array = values ^ (values >> np.uint64(31))
+    return scattered
