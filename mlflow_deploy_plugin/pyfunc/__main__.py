@@ -1,4 +1,8 @@
-"""`python -m mlflow_deploy_plugin.pyfunc FOLDER DESCRIPTOR`: answers for the model in FOLDER (`pyfunc/process.py`)."""
+"""The side processes of a worker (`pyfunc/process.py`): one answers for a model without an ONNX form, one explains.
+
+python -m mlflow_deploy_plugin.pyfunc FOLDER DESCRIPTOR     answers for the model in FOLDER
+python -m mlflow_deploy_plugin.pyfunc explain DESCRIPTOR    explains predictions of ONNX models
+"""
 
 import logging
 import os
@@ -17,20 +21,37 @@ _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 
 _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 """MLflow's own scoring server sets the first, too: models may read it."""
+_NICENESS = 10
+"""Explanations yield to predictions."""
 
 
 def main() -> None:
-    answer_all(int(sys.argv[2]), "pyfunc", partial(_start, Path(sys.argv[1])))
+    subject, descriptor = sys.argv[1], int(sys.argv[2])
+    if subject == "explain":
+        answer_all(descriptor, "explainer", start_explainer)
+    else:
+        answer_all(descriptor, "pyfunc", partial(start_scorer, Path(subject)))
 
 
-def _start(folder: Path) -> tuple[SideMessage, Answer]:
+def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
+    """Load the model; return the message that it is ready, and what answers.
+
+    Raises:
+        CannotStart: it cannot be loaded.
+    """
     os.environ.update(_SERVING)
     logging.getLogger("mlflow.pyfunc.scoring_server").setLevel(logging.ERROR)  # it warns at every refused request
-    scorer = _load(folder)
-    return SideMessage(READY_MESSAGE, {"outputs": scorer.warm_up()}), partial(_answer, scorer)
+    scorer = load_scorer(folder)
+
+    def answer(question: SideMessage) -> SideMessage:
+        if question.kind == "invocations":
+            return scorer.invoke(question.fields["content_type"], question.body)
+        return scorer.predict(question.arrays["feeds"])
+
+    return SideMessage(READY_MESSAGE, {"outputs": scorer.warm_up()}), answer
 
 
-def _load(folder: Path) -> "Scorer":
+def load_scorer(folder: Path) -> "Scorer":
     """Load the model.
 
     Raises:
@@ -57,10 +78,21 @@ def _load(folder: Path) -> "Scorer":
         raise CannotStart(f"MLflow cannot load the model: {one_line(error)}") from None
 
 
-def _answer(scorer: "Scorer", question: SideMessage) -> SideMessage:
-    if question.kind == "invocations":
-        return scorer.invoke(question.fields["content_type"], question.body)
-    return scorer.predict(question.arrays["feeds"])
+def start_explainer() -> tuple[SideMessage, Answer]:
+    """Import shap, without what costs more than it saves here; raise CannotStart if it is missing.
+
+    numba would compile shap's helpers at their first call, which takes longer than thousands of explanations save: they
+    run as plain Python (measured: 20 s and 120 MB before the first answer with numba, 10 ms without). shap imports
+    matplotlib if it finds it, which takes 30 MB and half a second: it finds none.
+    """
+    os.nice(_NICENESS)
+    os.environ["NUMBA_DISABLE_JIT"] = "1"
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # this makes its import fail
+    try:
+        from mlflow_deploy_plugin.pyfunc.explainer import ShapExplainer  # what it imports may be missing
+    except ImportError as error:
+        raise CannotStart(f"shap cannot be imported here: {error}") from None
+    return SideMessage(READY_MESSAGE), ShapExplainer().answer
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Named arrays ↔ the inputs and outputs of an MLflow model: frames, arrays, mappings of them, lists."""
 
 import base64
-import binascii
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,23 +25,21 @@ def to_model_input(feeds: Mapping[str, Array], artifact: Artifact, types: Mappin
     Raises:
         RequestRefused: a text is no date, or no base64.
     """
-    if artifact.columns:
-        frame = pd.DataFrame({name: _column(name, np.array(array), types[name]) for name, array in feeds.items()})
-        return frame if is_named else frame.set_axis(range(frame.shape[1]), axis=1)
-    arrays = {name: np.array(array) for name, array in feeds.items()}  # what came is not writable
-    return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
-
-
-def _column(name: str, array: Array, kind: str) -> Any:
-    try:
-        if kind == "datetime":
-            return pd.to_datetime(array, utc=True, format="ISO8601").tz_localize(None)
-        if kind == "binary":
-            return [None if text is None else base64.b64decode(text, validate=True) for text in array]
-    except (ValueError, binascii.Error):
-        expected = "a date as 2013-07-01T12:30:00" if kind == "datetime" else "base64"
-        raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
-    return array
+    arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}  # what came is not writable
+    if not artifact.columns:
+        return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
+    for name, array in arrays.items():
+        kind = types[name]
+        try:
+            if kind == "datetime":
+                arrays[name] = pd.to_datetime(array, utc=True, format="ISO8601").tz_localize(None)
+            elif kind == "binary":
+                arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
+        except ValueError:  # binascii.Error is one
+            expected = "a date as 2013-07-01T12:30:00" if kind == "datetime" else "base64"
+            raise RequestRefused("schema", f"column {name!r} ({kind}) holds a text that is not {expected}") from None
+    frame = pd.DataFrame(arrays)
+    return frame if is_named else frame.set_axis(range(frame.shape[1]), axis=1)
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:

@@ -11,7 +11,6 @@ https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +78,7 @@ class ShapExplainer:
             background = self._backgrounds[key]
             codes = _Codes.of(features, background.feeds, rows)
             numbers = _CodedModel(model, codes, deadline)
-            values, base_values = _explain_rows(numbers, codes, fields["max_evals"], fields["seed"])
+            values, base_values = numbers.explain(fields["max_evals"], fields["seed"])
         except InferenceError as error:
             raise RequestRefused("model", error.message) from None
         except OnnxserveError as error:
@@ -212,30 +211,28 @@ class _CodedModel:
         self.names: list[str | int | float | bool] = []
 
     def __call__(self, matrix: Array) -> Array:
-        return np.concatenate([self._run(matrix[at : at + _RUN_ROWS]) for at in range(0, len(matrix), _RUN_ROWS)])
+        parts = []
+        for rows in np.split(matrix, range(_RUN_ROWS, len(matrix), _RUN_ROWS)):
+            if time.monotonic() > self._deadline:
+                raise _TimeIsUp
+            outputs = self._model.run(self._codes.feeds(rows), self._wanted)
+            numbers = explained_numbers(self._explained, outputs)
+            if len(numbers) != len(rows):
+                message = f"the model answers {len(numbers)} rows to {len(rows)}, and cannot be explained"
+                raise RequestRefused("request", message)
+            if not self.names:
+                self.names = explained_names(self._model.artifact, self._explained, outputs)
+            parts.append(numbers)
+        return np.concatenate(parts)
 
-    def _run(self, matrix: Array) -> Array:
-        if time.monotonic() > self._deadline:
-            raise _TimeIsUp
-        outputs = self._model.run(self._codes.feeds(matrix), self._wanted)
-        numbers = explained_numbers(self._explained, outputs)
-        if len(numbers) != len(matrix):
-            raise RequestRefused(
-                "request", f"the model answers {len(numbers)} rows to {len(matrix)}, and cannot be explained"
-            )
-        if not self.names:
-            self.names = explained_names(self._model.artifact, self._explained, outputs)
-        return numbers
-
-
-def _explain_rows(numbers: Callable[[Array], Array], codes: _Codes, max_evals: int, seed: int) -> tuple[Array, Array]:
-    """Explain each row by itself, so that its contributions do not depend on the rows beside it."""
-    masker = shap.maskers.Independent(codes.background, max_samples=len(codes.background))
-    values = []
-    for row in codes.rows:
-        explainer = shap.PermutationExplainer(numbers, masker, seed=seed)
-        explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
-        values.append(explanation.values[0])
-        base_values = explanation.base_values[0]
-    shape = codes.rows.shape
-    return np.array(values).reshape(*shape, -1), np.reshape(base_values, -1)  # shap leaves out a last dimension of one
+    def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
+        """Explain each row by itself, so that its contributions do not depend on the rows beside it."""
+        codes, values = self._codes, []
+        masker = shap.maskers.Independent(codes.background, max_samples=len(codes.background))
+        for row in codes.rows:
+            explainer = shap.PermutationExplainer(self, masker, seed=seed)
+            explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
+            values.append(explanation.values[0])
+            base_values = explanation.base_values[0]
+        # shap leaves out a last dimension of one
+        return np.array(values).reshape(*codes.rows.shape, -1), np.reshape(base_values, -1)

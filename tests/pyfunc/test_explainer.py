@@ -29,7 +29,7 @@ FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = Reduce
 @pytest.fixture(scope="module")
 def explainer() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMBA_DISABLE_JIT", "1")  # as pyfunc/explain.py, which says why
+        patch.setenv("NUMBA_DISABLE_JIT", "1")  # as pyfunc/__main__.py, which says why
         from mlflow_deploy_plugin.pyfunc.explainer import ShapExplainer
 
         return ShapExplainer()

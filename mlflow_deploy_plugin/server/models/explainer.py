@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.server.models.side_process import SideMessage, SidePro
 
 logger = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "mlflow_deploy_plugin.pyfunc.explain")
+COMMAND = (sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", "explain")
 _GRACE_SECONDS = 5.0
 """The process gives up by itself; if it has not by then, it is killed."""
 MAX_COLUMNS = 1000
