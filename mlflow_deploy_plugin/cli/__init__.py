@@ -16,16 +16,16 @@ from mlflow_deploy_plugin.version import __version__
 
 _COMMANDS = {
     "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model, or the endpoints of a spec, in the foreground."),
-    "list": ("mlflow_deploy_plugin.cli.deployment", "List the deployments, their servers and their monitors."),
-    "start": ("mlflow_deploy_plugin.cli.deployment", "Start the server of the deployment NAME again."),
-    "stop": ("mlflow_deploy_plugin.cli.deployment", "Stop the server of the deployment NAME, and keep the deployment."),
+    "list": ("mlflow_deploy_plugin.cli.endpoint", "List the deployments, their servers and their monitors."),
+    "start": ("mlflow_deploy_plugin.cli.endpoint", "Start the server of the deployment NAME again."),
+    "stop": ("mlflow_deploy_plugin.cli.endpoint", "Stop the server of the deployment NAME, and keep the deployment."),
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
     "gate": ("mlflow_deploy_plugin.cli.promote", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
     "history": ("mlflow_deploy_plugin.cli.history", "Show who changed what, when and why."),
-    "retrain": ("mlflow_deploy_plugin.cli.retrain", "Train what is served on what was captured and labelled."),
-    "rollout": ("mlflow_deploy_plugin.cli.rollout", "Bring a new version by steps, and back if it is bad."),
-    "rollback": ("mlflow_deploy_plugin.cli.rollout", "Go back to what was served before."),
+    "retrain": ("mlflow_deploy_plugin.cli.controller", "Train what is served on what was captured and labelled."),
+    "rollout": ("mlflow_deploy_plugin.cli.controller", "Bring a new version by steps, and back if it is bad."),
+    "rollback": ("mlflow_deploy_plugin.cli.controller", "Go back to what was served before."),
     "silence": ("mlflow_deploy_plugin.cli.silence", "Silence the alerts of an endpoint for a while."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
@@ -92,7 +92,8 @@ class _LazyCommands(click.Group):
                 raise
             _fail(f"this command needs {error.name}, which is not installed here: {_where_to_get(error.name)}")
         except Exception as error:
-            if not _is_mlflow_error(error):
+            exceptions = sys.modules.get("mlflow.exceptions")  # mlflow is not imported to find out
+            if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(" ".join(str(error).split()))
 
@@ -118,12 +119,6 @@ def disable_telemetry() -> None:
     """
     for variable, value in _NO_TELEMETRY.items():
         os.environ.setdefault(variable, value)
-
-
-def _is_mlflow_error(error: Exception) -> bool:
-    """Return True for an MlflowException; mlflow is not imported to find out."""
-    exceptions = sys.modules.get("mlflow.exceptions")
-    return exceptions is not None and isinstance(error, exceptions.MlflowException)
 
 
 def _fail(message: str) -> None:

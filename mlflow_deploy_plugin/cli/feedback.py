@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import opened_deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.cli.options import opened_deployments, unknown_endpoint
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_input
 
 if TYPE_CHECKING:
@@ -153,7 +153,6 @@ def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarg
         NotFound: nothing is known of the endpoint, neither a server nor a row.
     """
     from mlflow_deploy_plugin.deployments import label_target
-    from mlflow_deploy_plugin.errors import did_you_mean, join_names
 
     with opened_deployments() as deployments:
         target = label_target(deployments, log, name)
@@ -161,6 +160,5 @@ def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarg
             return replace(target, url=url)
         known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
     if name not in known:
-        others = f"known are {join_names(dict.fromkeys(known), name)}" if known else ""
-        raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}; or say --url")
+        raise unknown_endpoint(name, known, "; or say --url")
     return target

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import opened_store
-from mlflow_deploy_plugin.cli.output.terminal import printable, show_lines
-from mlflow_deploy_plugin.errors import NotFound
+from mlflow_deploy_plugin.cli.options import opened_store, printable, show_lines, unknown_endpoint
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import AuditEvent
 
-_STEP = re.compile(r"step \d+ % of a rollout")  # as controller/rollouts/controller.py says it
+_STEP = re.compile(r"step \d+ % of a rollout")
+"""The reason of a change of traffic by a rollout (`controller/rollouts/controller.py`); the step has its own event."""
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
 
@@ -34,7 +33,7 @@ _UNITS = {"every": " s", "seconds": " s"}
     type=click.Choice(["text", "json", "jsonl"]),
     default="text",
     show_default=True,
-    help="Format: lines for people; one JSON array; or one JSON object a line, with the figures.",
+    help="Format: lines for people; one JSON array; or one JSON object a line, with all details.",
 )
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
     """Show who changed what, when and why.
@@ -44,29 +43,22 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     JSON has also the events that belong to them (the traffic, the gate, tags, the move in MLflow).
     """
     # here: SQLAlchemy takes a second that no other command should wait for
-    from mlflow_deploy_plugin.errors import did_you_mean, join_names
     from mlflow_deploy_plugin.registry import event_as_json, event_history, without_step_events
 
     with opened_store() as store:
         if name is not None and name not in store.names() and not store.events(name, limit=1):
-            known = [*store.names(), *(event.endpoint for event in store.events() if event.endpoint)]
-            others = f"known are {join_names(dict.fromkeys(known), name)}" if known else ""
-            raise NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, known, others)}")
+            raise unknown_endpoint(name, [*store.names(), *(event.endpoint for event in store.events())])
         found = event_history(store, name, model, limit)
     if output == "jsonl":
         lines: Iterable[str] = map(event_as_json, found)
     elif output == "json":
         lines = ["[" + ",\n ".join(map(event_as_json, found)) + "]"]
     else:
-        lines = [line for event in without_step_events(found) if not _is_part_of_step(event) for line in _lines(event)]
+        shown = [one for one in without_step_events(found) if one.action != "traffic" or not _STEP.fullmatch(one.why)]
+        lines = [line for event in shown for line in _lines(event)]
     show_lines(lines)
     if not found and output == "text":
         click.echo(f"nothing is known of {model or name or 'anything'}", err=True)
-
-
-def _is_part_of_step(event: "AuditEvent") -> bool:
-    """Return True for the change of traffic by a step of a rollout; the step has an event of its own."""
-    return event.action == "traffic" and _STEP.fullmatch(event.why) is not None
 
 
 def _lines(event: "AuditEvent") -> Iterable[str]:

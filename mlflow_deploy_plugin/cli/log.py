@@ -1,24 +1,32 @@
 """`onnxserve log …`: query, count and keep what was captured of an endpoint."""
 
+import dataclasses
 import sys
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+import orjson
 
-from mlflow_deploy_plugin.cli.options import output_option
-from mlflow_deploy_plugin.cli.output.terminal import show_lines
-from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
+from mlflow_deploy_plugin.cli.options import opened_store, output_option, printable, show_lines
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer, values_of
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log import InferenceLog, QueryResult
+    from mlflow_deploy_plugin.inference_log import InferenceLog, LogStats, QueryResult
 
 _TABLE_ROWS = 20
+_WIDEST_CELL = 40
+_MEASURED_ROWS = 1000
+_SHOWN_TIMES = 24
+_BAR = 30
 _MEMORY_BYTES = 2 * 2**30
 """The memory of a query, beyond that of the command itself."""
 _HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
-"""The columns that a table for people leaves out by default."""
+_HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
+"""The columns that a table for people leaves out by default: they are for programs."""
 _since = click.option(
     "--since",
     "--window",
@@ -115,25 +123,34 @@ def query(
     )
 
     labels = labels and not failed
-    select = select or _default_columns(is_table, failed, labels)
+    if is_table and not select:
+        hidden = _HIDDEN_COLUMNS_OF_FAILED if failed else f"{_HIDDEN_COLUMNS}{', _label_number' if labels else ''}"
+        select = f"* EXCLUDE ({hidden})"
     shown = _TABLE_ROWS if is_table and limit is None else limit
     bound = shown + 1 if is_table and shown is not None else shown  # one more tells whether there are more
     view = View(name, parse_time_range(since, until, datetime.now(UTC)), labels, shadows)
     opened = _open()
     if failed:
-        rows, opened = opened, opened.failures
+        of_answers, opened = opened, opened.failures
         if name not in opened.endpoints():
-            require_endpoint(rows, name)
+            require_endpoint(of_answers, name)
             click.echo(f"no request of {name} is known to have failed", err=True)
             return
-    request = Query(view, select, where, order_by, sql, bound)
+    rows = 0
+    request = Query(view, select or "*", where, order_by, sql, bound)
     with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
         if is_table:
-            from mlflow_deploy_plugin.cli.output.log import table_lines
-
             show_lines(table_lines(result, shown))
         else:
-            _write(result, cast(FileFormat, output), file)
+            with (
+                open_output(file, sys.stdout.buffer) as target,
+                table_writer(cast(FileFormat, output), result.schema, target) as write,
+            ):
+                for batch in result.batches:
+                    write(batch)
+                    rows += len(batch)
+    if file != "-":
+        click.echo(f"{rows:,} rows in {file}", err=True)
     _warn_of_unreadable(opened)
 
 
@@ -145,12 +162,11 @@ def query(
 def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     """Count what was captured of the endpoint NAME.
 
-    The figures are rows by version, variant and time, labels, and missing rows. The agents count answered, captured,
+    It counts rows by version, variant and time, labels, and missing rows. The agents count answered, captured,
     dropped and shipped rows since their servers were first started, which shows rows that were answered and are not in
     the log. If a deleted endpoint had the same name, only rows since the present one was created are counted; --since
     counts the older ones, too.
     """
-    from mlflow_deploy_plugin.cli.output.log import stats_json, stats_lines
     from mlflow_deploy_plugin.inference_log import log_stats, parse_time_range
 
     span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
@@ -172,7 +188,6 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 
     Rows go by their event time, labels by the day they came in, profiles of rows that monitors keep by their day.
     """
-    from mlflow_deploy_plugin.cli.output.log import size_text
     from mlflow_deploy_plugin.inference_log import expire as delete
     from mlflow_deploy_plugin.inference_log import parse_duration
 
@@ -211,20 +226,11 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
 
 def _rows_since(name: str) -> datetime | None:
     """Return the time from which rows of this name are those of the present endpoint; None for all rows."""
-    from mlflow_deploy_plugin.errors import OnnxserveError  # here: SQLAlchemy takes a second, as the others below
-    from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.store import open_store
-
     try:
-        store = open_store(load_settings().store_url)
-    except OnnxserveError:  # the log is there without it
+        with opened_store() as store:
+            endpoint = store.endpoint(name)
+    except OnnxserveError:  # the log is there without the store
         return None
-    try:
-        endpoint = store.endpoint(name)
-    except OnnxserveError:
-        return None
-    finally:
-        store.close()
     return endpoint.rows_since if endpoint is not None else None
 
 
@@ -235,26 +241,123 @@ def _open(since: datetime | None = None) -> "InferenceLog":
     return open_log(load_settings().inference_log, since)
 
 
-def _write(result: "QueryResult", form: FileFormat, file: str) -> None:
-    rows = 0
-    with open_output(file, sys.stdout.buffer) as target, table_writer(form, result.schema, target) as write:
-        for batch in result.batches:
-            write(batch)
-            rows += len(batch)
-    if file != "-":
-        click.echo(f"{rows:,} rows in {file}", err=True)
-
-
 def _warn_of_unreadable(log: "InferenceLog") -> None:
     """Name the files that were left out."""
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)
 
 
-def _default_columns(is_table: bool, failed: bool, labels: bool) -> str:
-    """Return the columns by default: a table leaves out those for programs."""
-    if not is_table:
-        return "*"
-    if failed:
-        return "* EXCLUDE (_received_time, _shadow, _segment, _offset, _row)"
-    return f"* EXCLUDE ({_HIDDEN_COLUMNS}, _label_number)" if labels else f"* EXCLUDE ({_HIDDEN_COLUMNS})"
+def table_lines(result: QueryResult, bound: int | None) -> Iterator[str]:
+    """Yield at most `bound` rows as a table; the first rows give the widths."""
+    numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in result.schema]
+    rows = (
+        row
+        for batch in result.batches
+        for row in zip(*(map(_cell, values_of(column)) for column in batch.columns), strict=True)
+    )
+    first = list(islice(rows, _MEASURED_ROWS if bound is None else min(bound, _MEASURED_ROWS)))
+    names = [printable(name) for name in result.schema.names]
+    widths = [max(map(len, column)) for column in zip(names, *first, strict=True)]
+    yield _line(names, widths, numeric)
+    count = 0
+    for row in first:
+        count += 1
+        yield _line(row, widths, numeric)
+    for row in rows:
+        if bound is not None and count >= bound:
+            yield f"… and more: --limit says how many, {bound:,} now"
+            return
+        count += 1
+        yield _line(row, widths, numeric)
+    yield f"{count:,} row{'' if count == 1 else 's'}"
+
+
+def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
+    """Yield the counts of a log for people."""
+    yield f"{stats.endpoint} in {shown}"
+    span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
+    shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
+    yield f"  rows      {stats.rows:,}{shadows}{span}"
+    if stats.failed_rows:
+        yield f"  failed    {stats.failed_rows:,} rows of requests that got no answer"
+    yield f"  files     {stats.files:,}, {size_text(stats.size)}"
+    yield from _count_lines("versions", stats.by_version)
+    yield from _count_lines("variants", stats.by_variant)
+    labels = stats.labels
+    share = f" ({labels.rows / stats.rows:.1%})" if stats.rows else ""
+    unmatched = "" if labels.unmatched is None else f"; {labels.names:,} labels are in, {labels.unmatched:,} unmatched"
+    yield f"  labels    {labels.rows:,} rows have one{share}{unmatched}"
+    if (account := stats.account) is not None:
+        way = account.captured - account.shipped
+        on_their_way = f", {way:,} on their way" if way > 0 else ""
+        yield (
+            f"  account   {account.answered:,} rows were answered, {account.captured:,} of them captured, "
+            f"{account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
+        )
+        if labels.unmatched is not None and (gone := account.gone(stats.rows)):
+            yield f"            {gone:,} shipped rows are not in the log any more: they have expired, or were deleted"
+        yield f"            the log is complete until {_time(account.complete_until)}"
+    yield from _histogram(stats.by_hour)
+
+
+def stats_json(stats: LogStats) -> str:
+    """Return the counts of a log as one JSON object."""
+    document = dataclasses.asdict(stats)
+    document["by_hour"] = {moment.isoformat(): rows for moment, rows in stats.by_hour.items()}
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode()
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _count_lines(title: str, counts: Mapping[str, int]) -> Iterator[str]:
+    for position, (name, rows) in enumerate(counts.items()):
+        yield f"  {title if position == 0 else '':8}  {printable(name)}: {rows:,}"
+
+
+def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
+    """Yield a bar for each hour, or for each day if there are many."""
+    form = "%Y-%m-%d %H:%M" if len(by_hour) <= _SHOWN_TIMES else "%Y-%m-%d"
+    counts: dict[str, int] = {}
+    for moment, rows in by_hour.items():
+        counts[moment.strftime(form)] = counts.get(moment.strftime(form), 0) + rows
+    if len(counts) > _SHOWN_TIMES:
+        yield f"  … {len(counts) - _SHOWN_TIMES:,} earlier ones (-o json has all)"
+    last = list(counts.items())[-_SHOWN_TIMES:]
+    most = max((rows for _, rows in last), default=1)
+    width = len(f"{most:,}")
+    for shown, rows in last:
+        yield f"  {shown}  {rows:{width},}  {'█' * max(1, round(_BAR * rows / most))}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+    elif isinstance(value, bool):
+        text = "true" if value else "false"
+    elif isinstance(value, datetime | date):
+        text = _time(value) if isinstance(value, datetime) else value.isoformat()
+    else:
+        text = printable(str(value))
+    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
+
+
+def _line(cells: Any, widths: list[int], numeric: list[bool]) -> str:
+    laid = (
+        cell.rjust(width) if is_number else cell.ljust(width)
+        for cell, width, is_number in zip(cells, widths, numeric, strict=True)
+    )
+    return "  ".join(laid).rstrip()
+
+
+def _time(moment: datetime) -> str:
+    form = "%Y-%m-%d %H:%M:%S.%f" if moment.microsecond else "%Y-%m-%d %H:%M:%S"
+    return moment.strftime(form).rstrip("0") if moment.microsecond else moment.strftime(form)

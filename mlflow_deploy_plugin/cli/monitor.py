@@ -2,23 +2,32 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from mlflow_deploy_plugin.cli.options import key_values, opened_deployments, output_option, why_option
-from mlflow_deploy_plugin.cli.output.terminal import align_columns, show_lines, show_progress
-from mlflow_deploy_plugin.spec import MonitorKind
+from mlflow_deploy_plugin.cli.options import (
+    align_columns,
+    key_values,
+    opened_deployments,
+    output_option,
+    show_lines,
+    show_progress,
+    why_option,
+)
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.spec import MonitorKind, parse_time
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller import EvaluatedWindow
-    from mlflow_deploy_plugin.deployments import Deployments
-    from mlflow_deploy_plugin.inference_log import Watermark
+    from mlflow_deploy_plugin.controller import EvaluatedWindow, MonitorOverview
     from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
     from mlflow_deploy_plugin.store import MonitorWindow
 
+_HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
+_SHOWN_FINDINGS = 8
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
 _monitor_option = click.option(
     "--monitor",
@@ -57,10 +66,15 @@ def list_(name: str | None, output: str) -> None:
     The list shows the state of each, its last result, and when it is due next.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.cli.output.monitor import MONITOR_HEAD, monitor_document, monitor_row
+        # here and below: SQLAlchemy, MLflow and the rest take seconds that `--help` should not wait for
         from mlflow_deploy_plugin.controller import STORE_LEASE, overviews
+        from mlflow_deploy_plugin.inference_log import locate_log, read_watermarks
 
-        found = overviews(deployments.store, name, _watermarks(deployments))
+        try:
+            watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
+        except OSError:  # the store's part is shown all the same
+            watermarks = []
+        found = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
         is_run = lease is not None and lease.expires_at > deployments.store.now()
         for unreadable in deployments.store.unreadable() if name is None else ():
@@ -71,7 +85,7 @@ def list_(name: str | None, output: str) -> None:
     if not found:
         click.echo(f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one")
         return
-    show_lines(align_columns([MONITOR_HEAD, *[monitor_row(one) for one in found]]))
+    show_lines(align_columns([_HEAD, *map(_row, found)]))
     for one in found:
         if one.why:
             click.echo(f"{one.endpoint} {one.monitor}: {one.why}")
@@ -105,10 +119,23 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
     It is logged to MLflow and stored like the windows of the schedule, but without --due no alert is sent and nothing
     is started. Exit status 0 whatever the verdict is; with --due, 1 if a window could not be judged.
     """
-    if due:
-        _run_due(name, monitor_name, window, output)
+    if not due:
+        _judge_window(name, monitor_name, window, output, engine)
         return
-    _judge_window(name, monitor_name, window, output, engine)
+    if window is not None or output != "text":
+        raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
+    with opened_deployments() as deployments:
+        from mlflow_deploy_plugin.controller import find_monitor, retrain_on_alarm, run_due
+        from mlflow_deploy_plugin.monitoring import send_due
+
+        found = find_monitor(deployments, name, monitor_name)
+        try:
+            states = [taken.state for taken in run_due(deployments, found, click.echo, retrain_on_alarm)]
+        finally:
+            send_due(deployments.store, deployments.settings)
+    if not states:
+        click.echo(f"{name}: monitor {found.name}: nothing is due")
+    sys.exit(0 if set(states) <= {"judged"} else 1)
 
 
 @monitor.command()
@@ -212,8 +239,6 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
     """
     given = {key: value for key, value in fields.items() if value is not None} | key_values(config)
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.errors import AlreadyExists
-
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(
@@ -292,12 +317,17 @@ def run_drift(
     \b
       onnxserve drift run cancer --rows recent.csv --reference training.csv
     """
+    bounds: dict[str, Any] = {"min_rows": min_rows, "false_alarm_rate": false_alarm_rate}
     if rows is not None or reference is not None:
         if rows is None or reference is None or window is not None or monitor_name is not None:
             raise click.UsageError("--rows and --reference go together, without --window and --monitor")
-        _judge_files(name, rows, reference, output, min_rows=min_rows, false_alarm_rate=false_alarm_rate)
+        show_progress(f"judging {rows} beside {reference}")  # before seconds of imports
+        from mlflow_deploy_plugin.controller import run_files
+        from mlflow_deploy_plugin.settings import load_settings
+
+        _show_result(*run_files(name, rows, reference, load_settings(), _judge, **bounds), output)
         return
-    _judge_window(name, monitor_name, window, output, min_rows=min_rows, false_alarm_rate=false_alarm_rate)
+    _judge_window(name, monitor_name, window, output, **bounds)
 
 
 def _judge_window(
@@ -306,7 +336,7 @@ def _judge_window(
     window: str | None,
     output: str,
     engine: "Engine" = "local",
-    **tried: float | None,
+    **tried: Any,
 ) -> None:
     """Judge one window now and show the result.
 
@@ -314,7 +344,7 @@ def _judge_window(
         tried: fields of the monitor's spec for this window alone, which is then not written down; None is as it is.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller import find_monitor, judge_and_log, run_window
+        from mlflow_deploy_plugin.controller import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log import parse_window
 
         parsed = parse_window(window) if window is not None else None
@@ -322,57 +352,25 @@ def _judge_window(
 
         def judge(request: "WindowRequest") -> "EvaluatedWindow":
             show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # before seconds of imports
-            return judge_and_log(replace(request, progress=show_progress))
+            return _judge(request)
 
         stored, evaluated = run_window(deployments, found, parsed, judge, engine)
     _show_result(stored, evaluated, output)
 
 
+def _judge(request: "WindowRequest") -> "EvaluatedWindow":
+    """Judge a window in this process, whose steps are shown."""
+    from mlflow_deploy_plugin.controller import judge_and_log
+
+    return judge_and_log(replace(request, progress=show_progress))
+
+
 def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: str) -> None:
     """Print the result in lines or as JSON."""
-    from mlflow_deploy_plugin.cli.output.monitor import result_document, result_lines
-
     if output == "json":
         click.echo(json.dumps(result_document(stored, evaluated)))
         return
     show_lines(result_lines(stored, evaluated))
-
-
-def _judge_files(name: str, rows: str, reference: str, output: str, **bounds: float | None) -> None:
-    from mlflow_deploy_plugin.controller import judge_and_log, run_files
-    from mlflow_deploy_plugin.settings import load_settings
-
-    show_progress(f"judging {rows} beside {reference}")  # before seconds of imports
-    _show_result(
-        *run_files(
-            name,
-            rows,
-            reference,
-            load_settings(),
-            lambda request: judge_and_log(replace(request, progress=show_progress)),
-            **bounds,
-        ),
-        output,
-    )
-
-
-def _run_due(name: str, monitor_name: str | None, window: str | None, output: str) -> None:
-    from mlflow_deploy_plugin.errors import InvalidConfig
-
-    if window is not None or output != "text":
-        raise InvalidConfig("--due judges what is due, in lines: it takes neither --window nor -o")
-    with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller import find_monitor, retrain_on_alarm, run_due
-        from mlflow_deploy_plugin.monitoring import send_due
-
-        found = find_monitor(deployments, name, monitor_name)
-        try:
-            states = [taken.state for taken in run_due(deployments, found, click.echo, retrain_on_alarm)]
-        finally:
-            send_due(deployments.store, deployments.settings)
-    if not states:
-        click.echo(f"{name}: monitor {found.name}: nothing is due")
-    sys.exit(0 if set(states) <= {"judged"} else 1)
 
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
@@ -385,21 +383,98 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
     click.echo(f"{name}: monitor {monitor_name} is {state}")
 
 
-def _watermarks(deployments: "Deployments") -> "list[Watermark]":
-    """Return the watermarks, none if the log cannot be read now: the store's part is shown all the same."""
-    from mlflow_deploy_plugin.inference_log import locate_log, read_watermarks
-
-    try:
-        return read_watermarks(locate_log(deployments.settings.inference_log))
-    except OSError:
-        return []
-
-
 def _time(text: str) -> datetime:
-    from mlflow_deploy_plugin.errors import InvalidConfig
-    from mlflow_deploy_plugin.spec import parse_time
-
     try:
         return parse_time(text)
     except ValueError:
         raise InvalidConfig(f"{text!r} is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
+
+
+def _row(one: "MonitorOverview") -> tuple[str, ...]:
+    from mlflow_deploy_plugin.inference_log import Window
+
+    last = str(Window(one.last.start, one.last.end)) if one.last else "-"
+    due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
+    by_hand = " (by hand)" if one.last and one.last.by_hand else ""
+    verdict = f"{one.last.verdict}{by_hand}" if one.last else "-"
+    return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.status, last, verdict, due
+
+
+def monitor_document(one: "MonitorOverview") -> dict[str, Any]:
+    """Return a monitor as JSON; times are in ISO 8601."""
+    return {
+        "endpoint": one.endpoint,
+        "monitor": one.monitor,
+        "kind": one.spec.kind,
+        "every": one.spec.every,
+        "schedule": one.spec.schedule,
+        "state": one.status,
+        "why": one.why,
+        "paused_by": one.state.paused_by,
+        "consecutive": one.state.consecutive,
+        "next_due": one.next_due.isoformat() if one.next_due else None,
+        "given_up": one.given_up,
+        "last": _window_document(one.last) if one.last else None,
+        "open": _window_document(one.open) if one.open else None,
+    }
+
+
+def _window_document(window: "MonitorWindow") -> dict[str, Any]:
+    return {
+        "start": window.start.isoformat(),
+        "end": window.end.isoformat(),
+        "revision": window.revision,
+        "by_hand": window.by_hand,
+        "state": window.state,
+        "verdict": window.verdict,
+        "reason": window.reason,
+        "rows": window.rows,
+        "attempts": window.attempts,
+        "run_id": window.run_id,
+        "run_url": window.run_url,
+    }
+
+
+def result_document(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> dict[str, Any]:
+    """Return the result of a window as JSON, with the window as the store has it."""
+    from mlflow_deploy_plugin.monitoring import to_document
+
+    result = evaluated.result
+    return {
+        "endpoint": result.endpoint,
+        "monitor": result.monitor,
+        "kind": result.kind,
+        "model": result.model,
+        "version": result.version,
+        **_window_document(window),
+        "findings": to_document(result)["findings"],
+        "figures": dict(window.figures),
+        "notes": list(result.notes),
+    }
+
+
+def result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:
+    """Yield the lines of `monitor run`: the verdict, the worst findings, and the report's address."""
+    result = evaluated.result
+    revision = f" (revision {window.revision})" if window.revision > 1 else ""
+    yield f"{result.endpoint} {result.monitor} {result.window}{revision}: {result.state}"
+    model = f"model {result.model} version {result.version}, " if result.model else ""
+    yield f"  {model}{result.rows:,} rows"
+    if result.reason:
+        yield f"  {result.reason}"
+    rows = []
+    own = [finding for finding in result.findings if finding.reason != result.reason]
+    for finding in own[:_SHOWN_FINDINGS]:
+        subject = f"{finding.subject} ({finding.segment})" if finding.segment else finding.subject
+        value = "" if finding.value is None else f"{finding.value:.4g}"
+        threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
+        why = finding.history or ("" if finding.value is not None else finding.reason)
+        shown = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
+        rows.append((f"  {subject}", finding.check, value, threshold, shown))
+    if rows:
+        yield from align_columns(rows)
+    if len(own) > _SHOWN_FINDINGS:
+        yield f"  and {len(own) - _SHOWN_FINDINGS} more findings, in the report"
+    for note in result.notes:
+        yield f"  note: {note}"
+    yield f"  report: {evaluated.run.url or f'run {evaluated.run.run_id} in experiment {evaluated.run.experiment}'}"

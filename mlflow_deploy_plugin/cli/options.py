@@ -1,16 +1,15 @@
-"""Options that several commands share, KEY=VALUE arguments, and the user's deployments and store.
+"""The parts that several commands share: options, lines for a terminal, the user's deployments and store.
 
 The deployments and the store are imported late: SQLAlchemy and MLflow take a second that `--help` should not wait for.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.output.terminal import show_progress
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean, join_names
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
@@ -46,6 +45,13 @@ def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
     return found
 
 
+def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
+    """Return the error about a name that no endpoint has or had; `otherwise` ends its message."""
+    names = list(dict.fromkeys(filter(None, known)))
+    others = f"known are {join_names(names, name)}" if names else ""
+    return NotFound(f"nothing is known of an endpoint {name!r}{did_you_mean(name, names, others)}{otherwise}")
+
+
 @contextmanager
 def opened_deployments(quiet: bool = False) -> Iterator["Deployments"]:
     """Open the user's deployments; long steps report on standard error, unless `quiet`."""
@@ -63,3 +69,26 @@ def opened_store() -> Iterator["Store"]:
 
     with closing(open_store(load_settings().store_url)) as store:
         yield store
+
+
+def show_progress(line: str) -> None:
+    """Print a line about the work on standard error, which leaves standard output to the result."""
+    click.echo(line, err=True)
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines on standard output."""
+    for line in lines:
+        click.echo(line)
+
+
+def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield one line for each row; a column is as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def printable(text: str) -> str:
+    """Return the text without control characters: anybody may have typed it, and a terminal must only show it."""
+    return "".join(one if one.isprintable() else " " for one in text)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from mlflow_deploy_plugin.cli.options import opened_deployments, output_option
-from mlflow_deploy_plugin.cli.output.terminal import show_progress
+from mlflow_deploy_plugin.cli.options import opened_deployments, output_option, show_progress
 from mlflow_deploy_plugin.registry import parse_model_uri
 
 if TYPE_CHECKING:
@@ -155,7 +154,12 @@ def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) ->
     """Yield each deployment that follows the stage or alias, once it serves the version or will not."""
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
-    pending = [one for one in deployments.list() if _follows(one, promotion)]
+    place, pending = parse_model_uri(promotion.uri), []
+    for one in deployments.list():
+        followed = parse_model_uri(one.endpoint.spec.variants[one.name].model)
+        is_same_selector = followed.selector.lower() == place.selector.lower()  # as in MLflow
+        if followed.kind == place.kind and followed.name == place.name and is_same_selector:
+            pending.append(one)
     if pending:
         show_progress(f"waiting for {', '.join(one.name for one in pending)}")
     while pending:
@@ -169,13 +173,6 @@ def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) ->
             yield ServedAfterPromotion(now.endpoint.name, now.name, state, reason, round(time.monotonic() - start, 1))
         if pending:
             time.sleep(_POLL_SECONDS)
-
-
-def _follows(deployment: "Deployment", promotion: "Promotion") -> bool:
-    followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
-    place = parse_model_uri(promotion.uri)
-    is_same_selector = followed.selector.lower() == place.selector.lower()  # as in MLflow
-    return followed.kind == place.kind and followed.name == place.name and is_same_selector
 
 
 def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[ServingState, str]:

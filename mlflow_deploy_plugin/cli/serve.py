@@ -1,7 +1,7 @@
 """`onnxserve serve`: a server in the foreground."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -83,7 +83,15 @@ def serve(
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
     changes = {**key_values(config), **{key: value for key, value in options.items() if value is not None}}
     cloud = read_cloud()
-    first, *others = _named_specs(model_uri or (None if spec_file else cloud.model_uri or None), spec_file, name)
+    match model_uri or (None if spec_file else cloud.model_uri or None), spec_file:
+        case str(uri), None:
+            first, *others = [new_endpoint(name or default_endpoint_name(uri), uri)]
+        case None, Path() as file:
+            if name is not None:
+                raise InvalidConfig("--name goes with -m; a spec names its endpoints itself")
+            first, *others = load_specs(_read(file))
+        case _:
+            raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
     specs = [apply_config(first, {**_defaults(first, cloud), **changes})]
     specs += [other.model_copy(update={"server": ServerSpec()}) for other in others]  # the first says it for all
     require_device(specs[0].server.device)
@@ -93,18 +101,6 @@ def serve(
         if not (folder / SPEC).exists() or _read(folder / SPEC) != text:
             write_atomically(folder / SPEC, text.encode())
         supervise(folder, not no_follow, click.echo)
-
-
-def _named_specs(model_uri: str | None, spec_file: Path | None, name: str | None) -> list[EndpointSpec]:
-    match model_uri, spec_file:
-        case str(), None:
-            return [new_endpoint(name or default_endpoint_name(model_uri), model_uri)]
-        case None, Path():
-            if name is not None:
-                raise InvalidConfig("--name goes with -m; a spec names its endpoints itself")
-            return load_specs(_read(spec_file))
-        case _:
-            raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
 
 
 def _defaults(spec: EndpointSpec, cloud: Cloud) -> dict[str, str | int]:
@@ -134,18 +130,14 @@ def _claimed_folder(spec: EndpointSpec, state_dir: Path | None) -> Iterator[Path
     port = spec.server.port
     base = load_settings().home_path / "serve" / (spec.name if port is None else f"{spec.name}-{port}")
     with ExitStack() as held:
-        yield _first_free(base, held)
-
-
-def _first_free(base: Path, held: ExitStack) -> Path:
-    for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
-        folder = base if number == 1 else base.with_name(f"{base.name}.{number}")
-        try:
-            held.enter_context(claim_state_dir(folder))
-        except AlreadyExists:
-            continue
-        return folder
-    raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {base.name} run on this machine already")
+        for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
+            folder = base if number == 1 else base.with_name(f"{base.name}.{number}")
+            with suppress(AlreadyExists):
+                held.enter_context(claim_state_dir(folder))
+                break
+        else:
+            raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {base.name} run on this machine already")
+        yield folder
 
 
 def _read(path: Path) -> str:

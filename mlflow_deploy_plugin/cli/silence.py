@@ -1,14 +1,12 @@
 """`onnxserve silence NAME --for 2h`: hold the alerts of an endpoint back for a while."""
 
 import json
-from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import opened_store, why_option
-from mlflow_deploy_plugin.cli.output.terminal import show_lines
+from mlflow_deploy_plugin.cli.options import opened_store, show_lines, why_option
+from mlflow_deploy_plugin.errors import NotFound
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import Silence
@@ -59,7 +57,7 @@ def silence(
         raise click.UsageError("say which endpoint: onnxserve silence NAME --for 2h")
     with opened_store() as store:
         # here: SQLAlchemy takes a second that no other command should wait for
-        from mlflow_deploy_plugin.errors import NotFound
+        from mlflow_deploy_plugin.inference_log import parse_duration
         from mlflow_deploy_plugin.store import Silences
 
         silences = Silences(store)
@@ -69,7 +67,21 @@ def silence(
                 store.require_endpoint(name)  # raises for an unknown name
             if not active and output == "text":
                 click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
-            show_lines([_json(active)] if output == "json" else map(_line, active))
+            if output == "json":
+                shown = [
+                    {
+                        "id": one.id,
+                        "endpoint": one.endpoint,
+                        "monitor": one.monitor or None,
+                        "until": one.until.isoformat(),
+                        "actor": one.actor,
+                        "why": one.why,
+                    }
+                    for one in active
+                ]
+                click.echo(json.dumps(shown))
+            else:
+                show_lines(map(_line, active))
         elif number is not None:
             if silences.end(number) is None:
                 raise NotFound(f"there is no silence {number}; onnxserve silence --list shows those that hold")
@@ -77,38 +89,11 @@ def silence(
         else:
             assert name is not None
             assert length is not None
-            wanted = _length(length)
+            wanted = parse_duration(length, "--for")
             found = store.require_endpoint(name)
             if monitor:
                 found.spec.monitor(monitor)
             click.echo(_line(silences.add(name, monitor, wanted, why)))
-
-
-def _length(text: str) -> timedelta:
-    from pydantic import TypeAdapter, ValidationError
-
-    from mlflow_deploy_plugin.errors import InvalidConfig
-    from mlflow_deploy_plugin.spec import Duration, duration_seconds
-
-    try:
-        return timedelta(seconds=duration_seconds(TypeAdapter(Duration).validate_python(text)))
-    except ValidationError:
-        raise InvalidConfig(f"--for {text!r} is no duration: 30m, 2h, 7d") from None
-
-
-def _json(active: "Sequence[Silence]") -> str:
-    described = [
-        {
-            "id": found.id,
-            "endpoint": found.endpoint,
-            "monitor": found.monitor or None,
-            "until": found.until.isoformat(),
-            "actor": found.actor,
-            "why": found.why,
-        }
-        for found in active
-    ]
-    return json.dumps(described)
 
 
 def _line(found: "Silence") -> str:

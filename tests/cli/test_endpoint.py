@@ -1,7 +1,10 @@
-"""`onnxserve endpoint …` as it is typed."""
+"""`onnxserve endpoint …`, `list`, `start` and `stop` as they are typed."""
 
 import json
 from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.monitors import Monitors
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.deployments import Models
 
@@ -107,3 +112,128 @@ def test_a_mistake_is_one_line_and_exit_status_1(home: BaseDeploymentClient, arg
     result = endpoint(*arguments)
 
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"Error: {said}\n")
+
+
+def listed(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, ["list", *arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def judged(endpoint: str, monitor: str, verdict: str) -> None:
+    """Write a window of the monitor into the store, as a controller does."""
+    store = open_store(load_settings().store_url)
+    window = Monitors(store).add(endpoint, monitor, datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 2, tzinfo=UTC))
+    assert Monitors(store).update(replace(window, state="judged", verdict=verdict)) is not None
+    store.close()
+
+
+def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monitors(
+    home: BaseDeploymentClient, models: Models, free_port: int
+) -> None:
+    none = listed().stdout
+    assert none.startswith("there are no deployments: `mlflow deployments create -t onnxserve --name NAME -m ")
+    assert listed("-o", "json").stdout == "[]\n"
+    home.create_deployment("sum", models.once, config={"server.port": free_port, "monitors.daily.kind": "data_quality"})
+    home.create_endpoint("spare")
+    home.create_deployment("champion", models.twice, endpoint="pair")
+    assert CliRunner().invoke(main, ["stop", "pair"]).exit_code == 0
+    assert CliRunner().invoke(main, ["monitor", "add", "pair", "idle", "--kind", "data_quality"]).exit_code == 0
+    assert CliRunner().invoke(main, ["monitor", "pause", "pair", "idle"]).exit_code == 0
+    judged("sum", "daily", "unhealthy")
+
+    lines = listed().stdout.splitlines()
+
+    columns = ["NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS"]
+    assert lines[0].split() == columns
+    pair, spare, served = (line.split(maxsplit=8) for line in lines[1:4])
+    url = f"http://127.0.0.1:{free_port}"
+    assert served[:2] + served[3:] == ["sum", models.once, "100", "running", "1", "0", url, "daily: unhealthy"]
+    assert pair[0:2] + pair[3:] == [
+        "pair/champion",
+        models.twice,
+        "100",
+        "stopped",
+        "-",
+        "-",
+        "-",
+        "idle: not judged yet (paused)",
+    ]
+    assert spare == ["spare", "-", "-", "-", "empty", "-", "-", "-", "-"]
+    assert lines[4].startswith("pair/champion: ")
+    assert lines[4].endswith("`onnxserve start pair` starts it")
+    assert lines[5].startswith("spare: no deployment yet; ")
+    assert len(lines) == 6
+
+    told = {one["name"]: one for one in json.loads(listed("-o", "json").stdout)}
+
+    assert list(told) == ["pair", "spare", "sum"]
+    assert (told["sum"]["state"], told["sum"]["url"], told["sum"]["restarts"]) == ("running", url, 0)
+    assert told["sum"]["deployments"]["sum"]["version"] == served[2]
+    (daily,) = told["sum"]["monitors"]
+    assert (daily["monitor"], daily["last"]["verdict"]) == ("daily", "unhealthy")
+
+
+@pytest.mark.parametrize("command", [["list"], ["endpoint", "list"], ["monitor", "list"]])
+def test_a_list_of_nothing_says_how_something_is_made(
+    command: list[str], tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+
+    said = CliRunner().invoke(main, command)
+
+    assert (said.exit_code, said.stderr) == (0, "")
+    assert said.stdout.startswith("there are no ")
+    assert said.stdout.endswith(" makes one\n")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_an_unknown_name_is_one_line_and_exit_status_1(home: Path, command: str) -> None:
+    said = CliRunner().invoke(main, [command, "nobody"])
+
+    assert (said.exit_code, said.stdout, said.stderr) == (
+        1,
+        "",
+        "Error: there is no deployment 'nobody'; there is none yet\n",
+    )
+
+
+def test_stop_says_how_to_bring_it_back_and_writes_it_down(home: Path) -> None:
+    store = open_store(f"sqlite:///{home}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("idle", "m", {"server.port": 8080}))
+
+    said = CliRunner().invoke(main, ["stop", "idle"])
+
+    assert (said.exit_code, said.output) == (0, "idle is stopped; `onnxserve start idle` brings it back\n")
+    assert [event.action for event in store.events("idle")] == ["create", "stop"]
+    store.close()
+
+
+def test_start_that_fails_says_why(home: Path, free_port: int) -> None:
+    store = open_store(f"sqlite:///{home}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("lost", "/nowhere", {"server.port": free_port}))
+    store.close()
+
+    said = CliRunner().invoke(main, ["start", "lost"])
+
+    assert said.exit_code == 1
+    assert said.stderr.splitlines()[-1].endswith("the folder /nowhere does not exist")
+    assert not (home / "deployments" / "lost" / "server.json").exists()
+
+
+def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(home: Path, taken_port: int) -> None:
+    store = open_store(f"sqlite:///{home}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("moved", "m", {"server.port": taken_port}))
+    store.close()
+
+    said = CliRunner().invoke(main, ["start", "moved"])
+
+    assert said.exit_code == 1
+    assert f"port {taken_port} on 127.0.0.1 is in use" in said.stderr
+    assert said.stderr.endswith("of a deployment that is there, by `onnxserve endpoint update NAME -C server.port=…`\n")

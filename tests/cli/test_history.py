@@ -1,4 +1,4 @@
-"""`onnxserve history`: who, what, when, from, to, why, and the figures."""
+"""`onnxserve history`: who, what, when, from, to, why, and the details."""
 
 import json
 from pathlib import Path

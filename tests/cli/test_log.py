@@ -15,7 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.log import size_text, table_lines
 from mlflow_deploy_plugin.inference_log import Label
+from mlflow_deploy_plugin.inference_log.query import QueryResult
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
@@ -224,3 +226,27 @@ def test_a_giant_text_costs_no_more_memory_than_a_query_may_have(
     monkeypatch.setattr("mlflow_deploy_plugin.cli.log._MEMORY_BYTES", 200 * 2**20)
     sql = "SELECT repeat('x', 100000000 + x::INT) FROM log"
     assert "the SQL takes more memory" in said(log("query", "flights", "--sql", sql, "-o", "csv"))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (10**15, "1000.0 TB")]
+)
+def test_a_size_has_the_unit_that_keeps_it_short(size: float, text: str) -> None:
+    assert size_text(size) == text
+
+
+def test_numbers_stand_right_and_what_is_long_or_missing_is_shortened() -> None:
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "count": [1, 10, None],
+            "text": ["x" * 60, "a\nb", None],
+            "at": [datetime(2013, 7, 1, tzinfo=UTC), datetime(2013, 7, 1, 0, 0, 0, 250_000, tzinfo=UTC), None],
+        }
+    )
+
+    lines = list(table_lines(QueryResult(batch.schema, iter([batch])), 2))
+
+    assert lines[0].split() == ["count", "text", "at"]
+    assert lines[1] == f"    1  {'x' * 39}…  2013-07-01 00:00:00"
+    assert lines[2].split() == ["10", "a", "b", "2013-07-01", "00:00:00.25"]
+    assert lines[3] == "… and more: --limit says how many, 2 now"

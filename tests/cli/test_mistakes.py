@@ -59,7 +59,7 @@ def test_a_command_that_there_is_not_is_answered_with_the_one_that_is_meant(line
         ("rollout nope --status", "there is no endpoint 'nope'; there are flights"),
         ("rollback nope", "there is no endpoint 'nope'; there are flights"),
         ("silence nope --for 2h", "there is no endpoint 'nope'; there are flights"),
-        ("silence flights --for soon", "--for 'soon' is no duration: 30m, 2h, 7d"),
+        ("silence flights --for soon", "--for 'soon' cannot be read; a duration like 30s, 5m, 1h or 90d is expected"),
         ("silence nope --list", "there is no endpoint 'nope'; there are flights"),
         ("silence --remove 7", "there is no silence 7; onnxserve silence --list shows those that hold"),
         ("history nope", "nothing is known of an endpoint 'nope'; known are flights"),

@@ -1,8 +1,8 @@
-"""KEY=VALUE as options and arguments take it."""
+"""KEY=VALUE as options and arguments take it, rows in columns, and text that a terminal only prints."""
 
 import pytest
 
-from mlflow_deploy_plugin.cli.options import key_values
+from mlflow_deploy_plugin.cli.options import align_columns, key_values, printable
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 
@@ -26,3 +26,12 @@ def test_an_entry_that_makes_no_sense_is_named(entries: list[str], message: str)
     with pytest.raises(InvalidConfig) as raised:
         key_values(entries, "traffic")
     assert raised.value.message == message
+
+
+def test_a_column_is_as_wide_as_its_widest_cell_and_lines_end_without_spaces() -> None:
+    rows = [("NAME", "STATE"), ("flights", ""), ("x", "running")]
+    assert list(align_columns(rows)) == ["NAME     STATE", "flights", "x        running"]
+
+
+def test_control_characters_become_spaces() -> None:
+    assert printable("a\x1b[31mb\nc\u202ed") == "a [31mb c d"

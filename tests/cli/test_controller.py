@@ -1,6 +1,10 @@
-"""`onnxserve retrain`: what it says where nothing can be done, and the list of what was done."""
+"""What `onnxserve rollback` and `onnxserve retrain` take before they do anything: they are typed when something is wrong."""
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,8 +12,34 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retrainings
+
+CODE = """
+import sys
+from mlflow_deploy_plugin.cli import main
+try:
+    main(["rollback", "flights", "--to", "1"])
+finally:
+    print(sorted({"pandas", "scipy", "sklearn", "shap", "onnxruntime"} & set(sys.modules)))
+"""
+
+
+def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path: Path, new_database: Callable[[Path], str]) -> None:
+    environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": new_database(tmp_path)}
+    store = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/Production"))
+    store.close()
+
+    said = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=False, timeout=120
+    )
+
+    assert said.stdout == "[]\n"
+    assert said.returncode == 1
+    assert said.stderr.startswith("Error: model flight-delay version 1 does not exist: ")
+
 
 PLAN = {
     "endpoint": "flights",

@@ -1,1 +1,0 @@
-"""The results of commands: for people in lines and tables, for programs in JSON."""
