@@ -247,7 +247,7 @@ def _warn_of_unreadable(log: "InferenceLog") -> None:
         click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)
 
 
-def table_lines(result: QueryResult, bound: int | None) -> Iterator[str]:
+def table_lines(result: "QueryResult", bound: int | None) -> Iterator[str]:
     """Yield at most `bound` rows as a table; the first rows give the widths."""
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in result.schema]
     rows = (
@@ -272,7 +272,7 @@ def table_lines(result: QueryResult, bound: int | None) -> Iterator[str]:
     yield f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
+def stats_lines(stats: "LogStats", shown: str) -> Iterator[str]:
     """Yield the counts of a log for people."""
     yield f"{stats.endpoint} in {shown}"
     span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
@@ -300,7 +300,7 @@ def stats_lines(stats: LogStats, shown: str) -> Iterator[str]:
     yield from _histogram(stats.by_hour)
 
 
-def stats_json(stats: LogStats) -> str:
+def stats_json(stats: "LogStats") -> str:
     """Return the counts of a log as one JSON object."""
     document = dataclasses.asdict(stats)
     document["by_hour"] = {moment.isoformat(): rows for moment, rows in stats.by_hour.items()}

@@ -1,4 +1,4 @@
-"""What `onnxserve rollback` and `onnxserve retrain` take before they do anything: they are typed when something is wrong."""
+"""What `onnxserve rollback` and `onnxserve retrain` take before they do anything, typed when something is wrong."""
 
 import json
 import os

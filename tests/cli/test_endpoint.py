@@ -188,13 +188,13 @@ def test_a_list_of_nothing_says_how_something_is_made(
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     return tmp_path
 
 
 @pytest.mark.parametrize("command", ["start", "stop"])
-def test_an_unknown_name_is_one_line_and_exit_status_1(home: Path, command: str) -> None:
+def test_an_unknown_name_is_one_line_and_exit_status_1(own_folder: Path, command: str) -> None:
     said = CliRunner().invoke(main, [command, "nobody"])
 
     assert (said.exit_code, said.stdout, said.stderr) == (
@@ -204,8 +204,8 @@ def test_an_unknown_name_is_one_line_and_exit_status_1(home: Path, command: str)
     )
 
 
-def test_stop_says_how_to_bring_it_back_and_writes_it_down(home: Path) -> None:
-    store = open_store(f"sqlite:///{home}/onnxserve.db")
+def test_stop_says_how_to_bring_it_back_and_writes_it_down(own_folder: Path) -> None:
+    store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("idle", "m", {"server.port": 8080}))
 
     said = CliRunner().invoke(main, ["stop", "idle"])
@@ -215,8 +215,8 @@ def test_stop_says_how_to_bring_it_back_and_writes_it_down(home: Path) -> None:
     store.close()
 
 
-def test_start_that_fails_says_why(home: Path, free_port: int) -> None:
-    store = open_store(f"sqlite:///{home}/onnxserve.db")
+def test_start_that_fails_says_why(own_folder: Path, free_port: int) -> None:
+    store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("lost", "/nowhere", {"server.port": free_port}))
     store.close()
 
@@ -224,11 +224,13 @@ def test_start_that_fails_says_why(home: Path, free_port: int) -> None:
 
     assert said.exit_code == 1
     assert said.stderr.splitlines()[-1].endswith("the folder /nowhere does not exist")
-    assert not (home / "deployments" / "lost" / "server.json").exists()
+    assert not (own_folder / "deployments" / "lost" / "server.json").exists()
 
 
-def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(home: Path, taken_port: int) -> None:
-    store = open_store(f"sqlite:///{home}/onnxserve.db")
+def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(
+    own_folder: Path, taken_port: int
+) -> None:
+    store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("moved", "m", {"server.port": taken_port}))
     store.close()
 
