@@ -9,10 +9,10 @@ The next framework is one module with the two functions below, and one line in `
 """
 
 from importlib import import_module
-from os import PathLike
 from typing import Any
 
 from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
 
 _MODULES = {
     "onnx": "mlflow_deploy_plugin.flavor.convert.onnx",
@@ -27,19 +27,12 @@ def converter_for(model: Any) -> Any:
     Raises:
         ConversionError: no module knows the model's framework, or the framework's converter is not installed.
     """
-    if isinstance(model, str | PathLike):
-        return _import("onnx")
-    packages = [kind.__module__.split(".")[0] for kind in type(model).__mro__]
-    known = next((package for package in packages if package in _MODULES), None)
-    if known is None:
+    framework = "onnx" if is_onnx(model) else next((name for name in packages_of(model) if name in _MODULES), None)
+    if framework is None:
         raise ConversionError(
             f"{type(model).__module__}.{type(model).__qualname__} is of no framework that can be converted to ONNX; "
             f"known are {', '.join(sorted(_MODULES))}"
         )
-    return _import(known)
-
-
-def _import(framework: str) -> Any:
     try:
         return import_module(_MODULES[framework])  # only now: the frameworks are heavy, and optional
     except ModuleNotFoundError as error:

@@ -40,7 +40,7 @@ def pyfunc_alternative(model: Any) -> str:
     """Return how to serve a model without an ONNX form; empty for an ONNX model."""
     if is_onnx(model):
         return ""
-    packages = _packages(model)
+    packages = packages_of(model)
     flavor = next((_LOG_WITH[package] for package in packages if package in _LOG_WITH), None)
     if flavor is None or not (hasattr(model, "predict") or "sklearn" not in packages):
         flavor = "mlflow.pyfunc.log_model(python_model=…), in a mlflow.pyfunc.PythonModel around it"
@@ -49,25 +49,32 @@ def pyfunc_alternative(model: Any) -> str:
 
 def is_onnx(model: Any) -> bool:
     """Return True for an ONNX model, or the path of its file."""
-    return isinstance(model, str | PathLike) or "onnx" in _packages(model)
+    return isinstance(model, str | PathLike) or "onnx" in packages_of(model)
 
 
-def _packages(model: Any) -> list[str]:
+def packages_of(model: Any) -> list[str]:
+    """Return the packages of the classes in the model's ancestry, its own class first."""
     return [kind.__module__.split(".")[0] for kind in type(model).__mro__]
 
 
 def explain_failure(error: BaseException, model: Any) -> str:
     """Return the message if a model is not converted, or its graph not loaded: the step, its option, the reason."""
     options = list(_options(model))
-    part = _operator_of(error) or _named_in(error, model)
+    part = _operator_of(error)
+    if not part:  # the part whose class the error names, the innermost one that is no pipeline
+        words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
+        part = next((one for _, one in _parts(model) if type(one).__name__ in words), None)
     if options and (part is None or all(type(one) is not type(part) for one, *_ in options)):
         part = options[0][0]
     reasons = [reason for one, reason in options if part is not None and type(one) is type(part)]
     cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes
     reason = reasons[0] if reasons else plain_reason(str(cause)) or type(cause).__name__
-    if part is None or type(part) is type(model):
-        return f"{type(model).__name__} cannot be converted to ONNX: {reason}"
-    return f"{type(model).__name__} cannot be converted to ONNX: {_place(part, model)}: {reason}"
+    place = ""
+    if part is not None and type(part) is not type(model):
+        way = next((name for name, one in _parts(model) if type(one) is type(part)), "")
+        kind = type(part).__name__
+        place = f"its step {' → '.join(way.split('__'))!r} ({kind}): " if way else f"its {kind}: "
+    return f"{type(model).__name__} cannot be converted to ONNX: {place}{reason}"
 
 
 def plain_reason(text: str) -> str:
@@ -99,21 +106,6 @@ def _operator_of(error: BaseException) -> Any:
         found = getattr(operator, "raw_operator", None) or found
         trace = trace.tb_next
     return found
-
-
-def _named_in(error: BaseException, model: Any) -> Any:
-    """Return the part whose class the error names, the innermost one that is no pipeline."""
-    words = set(re.findall(r"\w+", str(error)))
-    named = [part for _, part in _parts(model) if type(part).__name__ in words]
-    return next((part for part in named if type(part).__name__ != "Pipeline"), None)
-
-
-def _place(part: Any, model: Any) -> str:
-    """Return a phrase such as `its step 'columns → scale' (StandardScaler)`."""
-    names = next((name for name, one in _parts(model) if type(one) is type(part)), "")
-    if not names:
-        return f"its {type(part).__name__}"
-    return f"its step {' → '.join(names.split('__'))!r} ({type(part).__name__})"
 
 
 def _parts(model: Any) -> Iterator[tuple[str, Any]]:

@@ -1,9 +1,11 @@
-"""A converted model, as every framework's module returns it."""
+"""A converted model, as every framework's module returns it, and what a graph says of its inputs and outputs."""
 
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from onnx import TensorProto
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch
@@ -68,12 +70,28 @@ def call_original(original: OriginalModel, batch: Batch, argument: str = "input_
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about unseen categories and the like, which generated rows have on purpose
+            warnings.simplefilter("ignore")  # about unseen categories and the like: generated rows have them on purpose
             return original(batch)
     except OnnxserveError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InvalidConfig(f"{argument}: the model itself refuses it: {type(error).__name__}: {reason}") from error
+
+
+DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.BOOL: "bool",
+    TensorProto.STRING: "str",
+    **{getattr(TensorProto, name.upper()): name for name in ("int8", "int16", "int32", "int64")},
+    **{getattr(TensorProto, name.upper()): name for name in ("uint8", "uint16", "uint32", "uint64")},
+}
+
+
+def dtype_and_shape(value: Any) -> tuple[str, tuple[int, ...]]:
+    """Return the numpy dtype (`str` for strings) and shape of a graph input or output; -1 for free dimensions."""
+    tensor = value.type.tensor_type
+    sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
+    return DTYPES.get(tensor.elem_type, ""), tuple(max(size, -1) for size in sizes)

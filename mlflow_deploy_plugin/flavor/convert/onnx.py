@@ -12,8 +12,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
-from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, dtype_and_shape
 from mlflow_deploy_plugin.runtime import Input, Output
 
 
@@ -38,24 +37,7 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
 
 
 def _bind(model: Any, batch: Batch | None) -> ConvertedModel:
-    proto = _read(model)
-    held = {initializer.name for initializer in proto.graph.initializer}
-    nodes = [value for value in proto.graph.input if value.name not in held]
-    inputs = tuple(_input(value.name, *_known(value), nodes, batch) for value in nodes)
-    outputs = tuple(Output(value.name, *_known(value)) for value in proto.graph.output)
-    return ConvertedModel(
-        proto=proto,
-        inputs=inputs,
-        outputs=outputs,
-        prediction=tuple(output.name for output in outputs),
-        framework="onnx",
-        framework_version=onnx.__version__,
-        original=None,
-    )
-
-
-def _read(model: Any) -> Any:
-    """Return a copy of the model with its weights inline.
+    """Return a copy of the model with its weights inline, its inputs bound to the batch.
 
     Raises:
         ConversionError: not an ONNX file, or a graph that breaks ONNX's rules.
@@ -69,7 +51,19 @@ def _read(model: Any) -> Any:
         onnx.checker.check_model(proto)
     except Exception as error:  # noqa: BLE001 - protobuf, the checker and the file system each raise their own
         raise ConversionError(f"not a valid ONNX model: {' '.join(str(error).split())[:300]}") from None
-    return proto
+    held = {initializer.name for initializer in proto.graph.initializer}
+    nodes = [value for value in proto.graph.input if value.name not in held]
+    inputs = tuple(_input(value.name, *_known(value), nodes, batch) for value in nodes)
+    outputs = tuple(Output(value.name, *_known(value)) for value in proto.graph.output)
+    return ConvertedModel(
+        proto=proto,
+        inputs=inputs,
+        outputs=outputs,
+        prediction=tuple(output.name for output in outputs),
+        framework="onnx",
+        framework_version=onnx.__version__,
+        original=None,
+    )
 
 
 def _known(value: Any) -> tuple[str, tuple[int, ...]]:

@@ -17,8 +17,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
-from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original, dtype_and_shape
 from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 _EXAMPLE_ROWS = 3
@@ -51,7 +50,16 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
 
 
 def _export(module: torch.nn.Module, batch: Batch) -> ConvertedModel:
-    names = _input_names(module, batch)
+    columns = tuple(str(name) for name in batch.columns) if isinstance(batch, pd.DataFrame) else ()
+    if columns or set(batch) == {""}:
+        names = [next(iter(_parameters(module)), "input")]
+    else:
+        names = [name for name in _parameters(module) if name in batch]
+        if unknown := [name for name in batch if name not in names]:
+            raise InvalidConfig(
+                f"input_example: {type(module).__name__}.forward has no parameter {unknown[0]!r}; "
+                f"it has {', '.join(_parameters(module))}"
+            )
     # the example is repeated if it is shorter
     some = batches.take_rows(batch, np.arange(_EXAMPLE_ROWS) % batches.row_count(batch))
     answers = call_original(_original(module), some)
@@ -59,7 +67,7 @@ def _export(module: torch.nn.Module, batch: Batch) -> ConvertedModel:
         proto = _to_onnx(module, _tensors(module, some), names, list(answers))
     return ConvertedModel(
         proto=proto,
-        inputs=tuple(_input(value, batch) for value in proto.graph.input),
+        inputs=tuple(Input(value.name, *_free(value), columns) for value in proto.graph.input),
         outputs=tuple(Output(value.name, *_free(value)) for value in proto.graph.output),
         prediction=tuple(value.name for value in proto.graph.output),
         framework="torch",
@@ -87,18 +95,13 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
                 verbose=False,
             )
     except Exception as error:
-        raise ConversionError(f"{type(module).__name__} cannot be converted to ONNX: {_reason(error)}") from error
+        cause = error.__cause__ or error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        reason = plain_reason(lines[0]) if lines else type(error).__name__
+        if any(isinstance(one, GuardOnDataDependentSymNode) for one in (cause, cause.__cause__)):
+            reason = f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
+        raise ConversionError(f"{type(module).__name__} cannot be converted to ONNX: {reason}") from error
     return program.model_proto
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of the exporter's message, or its meaning."""
-    cause = error.__cause__ or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    reason = plain_reason(lines[0]) if lines else type(error).__name__
-    if any(isinstance(one, GuardOnDataDependentSymNode) for one in (cause, cause.__cause__)):
-        return f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
-    return reason
 
 
 @contextmanager
@@ -130,30 +133,25 @@ def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
 def _original(module: torch.nn.Module) -> OriginalModel:
     def original(batch: Batch) -> dict[str, Array]:
         with _eval_mode(module), torch.no_grad():
-            answers = _named(module(*_tensors(module, batch)))
+            answers = _by_name(module(*_tensors(module, batch)))
         return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
 
     return original
 
 
-def _named(answer: Any) -> dict[str, torch.Tensor]:
+def _by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
     """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping."""
-    flat: dict[str, torch.Tensor] = {}
-
-    def walk(value: Any, name: str) -> None:
-        if isinstance(value, torch.Tensor):
-            flat[name or "output"] = value
-        elif isinstance(value, dict):
-            for key, entry in value.items():
-                walk(entry, f"{name}.{key}" if name else str(key))
-        elif isinstance(value, list | tuple):
-            for position, entry in enumerate(value):
-                walk(entry, f"{name or 'output'}_{position}")
-        elif value is not None:
-            raise ConversionError(f"the module's forward answers a {type(value).__name__}, which is not a tensor")
-
-    walk(answer, "")
-    return flat
+    if isinstance(answer, torch.Tensor):
+        return {name or "output": answer}
+    if isinstance(answer, dict):
+        parts = {f"{name}.{key}" if name else str(key): part for key, part in answer.items()}
+    elif isinstance(answer, list | tuple):
+        parts = {f"{name or 'output'}_{position}": part for position, part in enumerate(answer)}
+    elif answer is None:
+        return {}
+    else:
+        raise ConversionError(f"the module's forward answers a {type(answer).__name__}, which is not a tensor")
+    return {key: tensor for part_name, part in parts.items() for key, tensor in _by_name(part, part_name).items()}
 
 
 def _tensors(module: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
@@ -165,26 +163,8 @@ def _tensors(module: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(np.ascontiguousarray(batch[name])).to(device) for name in order)
 
 
-def _input_names(module: torch.nn.Module, batch: Batch) -> list[str]:
-    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
-        return [next(iter(_parameters(module)), "input")]
-    unknown = [name for name in batch if name not in _parameters(module)]
-    if unknown:
-        raise InvalidConfig(
-            f"input_example: {type(module).__name__}.forward has no parameter {unknown[0]!r}; "
-            f"it has {', '.join(_parameters(module))}"
-        )
-    return [name for name in _parameters(module) if name in batch]
-
-
 def _parameters(module: torch.nn.Module) -> list[str]:
     return list(inspect.signature(module.forward).parameters)
-
-
-def _input(value: Any, batch: Batch) -> Input:
-    dtype, shape = _free(value)
-    columns = tuple(str(name) for name in batch.columns) if isinstance(batch, pd.DataFrame) else ()
-    return Input(value.name, dtype, shape, columns)
 
 
 def _free(value: Any) -> tuple[str, tuple[int, ...]]:

@@ -2,12 +2,10 @@
 
 | module                                                | content                                                   |
 |-------------------------------------------------------|-----------------------------------------------------------|
-| `estimators.py`                                       | the parts of a fitted estimator                           |
-| `inputs.py`                                           | the graph's inputs                                        |
-| `precision.py`                                        | casts between 32-bit and 64-bit floats                    |
+| `estimators.py`                                       | the parts of a fitted estimator, and the graph's inputs   |
+| `graph.py`                                            | nodes, casts and outputs of the graph                     |
 | `boundary_values.py`                                  | thresholds, categories and terms, for the parity rows     |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
-| `nodes.py`                                            | adding nodes to the graph that skl2onnx is making         |
 """
 
 import warnings
@@ -32,13 +30,22 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import top_margins
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
-from mlflow_deploy_plugin.flavor.convert.graph import dtype_and_shape, finish_output, keep_outputs
 from mlflow_deploy_plugin.flavor.convert.sklearn import categories, elementwise, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, last_step
-from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import bind_inputs, convertible_copy, estimator_input
-from mlflow_deploy_plugin.flavor.convert.sklearn.precision import Precision, round_before_last_step, widen
-from mlflow_deploy_plugin.runtime import Array, Input, Output, Role
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    best_estimator,
+    bind_inputs,
+    convertible_copy,
+    estimator_input,
+    last_step,
+)
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
+    Precision,
+    finish_outputs,
+    round_before_last_step,
+    widen,
+)
+from mlflow_deploy_plugin.runtime import Array, Input
 
 _HEAD = slice(0, 3)
 
@@ -57,7 +64,8 @@ def read_batch(model: Any, data: Any) -> Batch:
         return pd.DataFrame(data)
     if isinstance(data, pd.Series):
         return pd.DataFrame({data.name or "text": list(data)})
-    if _are_texts(data):
+    is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
+    if is_flat and all(isinstance(entry, str) for entry in data):
         return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
@@ -66,12 +74,6 @@ def read_batch(model: Any, data: Any) -> Batch:
             f"input_example: a scikit-learn model takes a DataFrame or an array of [rows, columns], not a {found}"
         )
     return {"": _numbers(array)}
-
-
-def _are_texts(data: Any) -> bool:
-    """Return True for a list, a tuple, an index or an array of [N] texts, of a fixed width or objects."""
-    is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
-    return is_flat and all(isinstance(entry, str) for entry in data)
 
 
 def _numbers(array: Array) -> Array:
@@ -100,13 +102,6 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
         raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged") from None
     if batch is None:
         raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
-    original = _original(model, predict_fn)
-    precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
-    return [partial(_convert, model, batch, original, predict_fn, precision) for precision in precisions]
-
-
-def _original(model: Any, predict_fn: str) -> OriginalModel:
-    """Return the estimator's own predictions: `label` and, if it has them, `probabilities`; else `prediction`."""
     if not hasattr(model, "predict"):
         raise ConversionError(f"{type(model).__name__} has no predict, so there is nothing that a server could answer")
     classifier = is_classifier(model)
@@ -121,7 +116,8 @@ def _original(model: Any, predict_fn: str) -> OriginalModel:
             return {"prediction": predicted}
         return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
 
-    return original
+    precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
+    return [partial(_convert, model, batch, original, predict_fn, precision) for precision in precisions]
 
 
 def _convert(
@@ -134,7 +130,7 @@ def _convert(
     # skl2onnx rewrites names that are not identifiers, and keeps the order
     nodes = zip(inputs, proto.graph.input, strict=True)
     inputs = tuple(replace(entry, name=node.name) for entry, node in nodes)
-    outputs = _finish_outputs(proto.graph, answers)
+    outputs = finish_outputs(proto.graph, answers)
     names = [str(name) for name in (batch.columns if isinstance(batch, pd.DataFrame) else range(batch[""].shape[1]))]
     repairs: dict[Precision, str] = {
         "single": "",
@@ -158,23 +154,6 @@ def _convert(
     )
 
 
-def _finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
-    """Give the outputs the names, shapes and label types of the original's; skl2onnx's other outputs are dropped."""
-    produced = [value.name for value in graph.output]
-    outputs = []
-    for (name, answer), old in zip(answers.items(), produced, strict=False):
-        role: Role = "probabilities" if name == "probabilities" else "values" if answer.dtype.kind == "f" else "label"
-        role = "label" if name == "label" else role
-        shape = (-1, *answer.shape[1:])
-        value = next(value for value in graph.output if value.name == old)
-        labels = {"b": "bool", "f": "float64", "i": "int64", "u": "int64"}.get(answer.dtype.kind, "str")
-        dtype = labels if role == "label" else dtype_and_shape(value)[0]
-        finish_output(graph, old, name, dtype, shape)
-        outputs.append(Output(name, dtype, shape, role))
-    keep_outputs(graph, [output.name for output in outputs])
-    return tuple(outputs)
-
-
 def _margin(model: Any) -> Callable[[Batch], Array] | None:
     """Return a function of the lead of the best label, [N] or scores [N, C]; a probability may be rounded to 1."""
 
@@ -190,9 +169,9 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
     return of_several_targets if isinstance(getattr(model, "classes_", None), list) else None
 
 
-_OWN = (categories, elementwise, texts, trees)
-"""The modules with converters that skl2onnx lacks, or has wrong."""
-
+# the converters that skl2onnx lacks, or has wrong
+_CONVERTERS = {**categories.CONVERTERS, **elementwise.CONVERTERS, **texts.CONVERTERS, **trees.CONVERTERS}
+_SHAPES = {**categories.SHAPES, **elementwise.SHAPES, **texts.SHAPES, **trees.SHAPES}
 # Said explicitly: with the defaults IsolationForest is not converted, and newer opsets need a newer runtime.
 _OPSET = {"": 21, "ai.onnx.ml": 3}
 _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
@@ -216,8 +195,8 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # probabilities as a matrix; the default is a list of mappings
                 options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
-                custom_conversion_functions=_merged("CONVERTERS"),
-                custom_shape_calculators=_merged("SHAPES"),
+                custom_conversion_functions=_CONVERTERS,
+                custom_shape_calculators=_SHAPES,
                 target_opset=_OPSET,
             )
     except Exception as error:
@@ -225,18 +204,9 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     if precision != "single":
         widen(proto)
     trees.restore_missing_directions(proto.graph, fitted)
-    _set_locale(proto.graph)
-    return proto
-
-
-def _merged(table: str) -> dict[type, Any]:
-    return {kind: entry for module in _OWN for kind, entry in getattr(module, table).items()}
-
-
-def _set_locale(graph: Any) -> None:
-    """Set the locale C.UTF-8, which every machine has. A graph with the default, en_US, does not load without it."""
-    for node in graph.node:
-        if node.op_type == "StringNormalizer":
+    for node in proto.graph.node:
+        if node.op_type == "StringNormalizer":  # every machine has C.UTF-8; the default, en_US, may be missing
             others = [attribute for attribute in node.attribute if attribute.name != "locale"]
             del node.attribute[:]
             node.attribute.extend([*others, helper.make_attribute("locale", "C.UTF-8")])
+    return proto

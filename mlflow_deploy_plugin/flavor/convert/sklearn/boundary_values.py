@@ -97,9 +97,7 @@ def _known(estimator: Any) -> _Collected:
 def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
     """Yield the estimators within one, each with the positions of its columns, or None if it reads all."""
     if isinstance(estimator, ColumnTransformer):
-        names = list(getattr(estimator, "feature_names_in_", range(estimator.n_features_in_)))
-        for _, step, columns in estimator.transformers_:
-            yield step, [names.index(column) for column in column_names(columns, names)]
+        yield from ((step, positions) for _, step, positions in _transformer_steps(estimator))
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
@@ -110,6 +108,13 @@ def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
         yield from ((part.estimator, None) for part in getattr(estimator, "calibrated_classifiers_", []))
         if hasattr(estimator, "estimator_") and not hasattr(estimator, "support_"):
             yield estimator.estimator_, None
+
+
+def _transformer_steps(transformer: ColumnTransformer) -> Iterator[tuple[str, Any, list[int]]]:
+    """Yield the name of each step, the step, and the positions of its columns."""
+    names = list(getattr(transformer, "feature_names_in_", range(transformer.n_features_in_)))
+    for name, step, columns in transformer.transformers_:
+        yield name, step, [names.index(column) for column in column_names(columns, names)]
 
 
 def _own(estimator: Any) -> _Collected:
@@ -165,7 +170,15 @@ def _back(step: Any, found: _Collected) -> _Collected:
     if isinstance(step, ColumnTransformer):
         return _back_columns(step, found)
     if isinstance(step, _SCALERS):
-        return _unscaled(step, found)
+
+        def inverse(position: int, values: Array) -> Array:
+            matrix = np.zeros((len(values), step.n_features_in_))
+            matrix[:, position] = values
+            return np.asarray(step.inverse_transform(matrix)[:, position])
+
+        edges = {p: [inverse(p, np.concatenate(parts))] for p, parts in found.edges.items()}
+        learned = [{p: inverse(p, values) for p, values in rows.items()} for rows in found.rows]
+        return _Collected(edges=edges, rows=learned)
     if hasattr(step, "get_support"):
         return found.at(np.flatnonzero(step.get_support()))
     same = step in ("passthrough", None) or isinstance(step, SimpleImputer)
@@ -173,23 +186,11 @@ def _back(step: Any, found: _Collected) -> _Collected:
     return found if same or identity else _Collected()
 
 
-def _unscaled(scaler: Any, found: _Collected) -> _Collected:
-    def inverse(position: int, values: Array) -> Array:
-        matrix = np.zeros((len(values), scaler.n_features_in_))
-        matrix[:, position] = values
-        return np.asarray(scaler.inverse_transform(matrix)[:, position])
-
-    edges = {p: [inverse(p, np.concatenate(parts))] for p, parts in found.edges.items()}
-    return _Collected(edges=edges, rows=[{p: inverse(p, values) for p, values in rows.items()} for rows in found.rows])
-
-
 def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collected:
-    names = list(getattr(transformer, "feature_names_in_", range(transformer.n_features_in_)))
     before = _Collected()
     learned: list[dict[int, Array]] = [{} for _ in found.rows]
-    for name, step, columns in transformer.transformers_:
+    for name, step, inputs in _transformer_steps(transformer):
         part = transformer.output_indices_[name]
-        inputs = [names.index(column) for column in column_names(columns, names)]
         if part.stop - part.start != len(inputs):
             continue  # an encoder, which makes several columns of one
         inside = _Collected(

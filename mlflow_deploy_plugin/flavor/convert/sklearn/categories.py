@@ -13,8 +13,8 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
-from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
 _KEYS: dict[type, tuple[str, Callable[[Any], Any]]] = {
@@ -125,17 +125,11 @@ def _encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, cod
     present = [position for position, entry in enumerate(categories) if texts or not _is_missing(entry)]
     keys, values = [categories[position] for position in present], [codes[position] for position in present]
     if kind is DoubleTensorType:
-        encoded = _encode_doubles(graph, source, keys, values, unknown)
+        encoded = _encode_doubles(graph, source, keys or [np.nan], values or [0.0], unknown)
     else:
         attribute, convert = _KEYS[kind]
         attributes: dict[str, Any] = {attribute: [convert(key) for key in keys]}
-        encoded = graph.node(
-            "LabelEncoder",
-            [source],
-            values_floats=values,
-            default_float=unknown,
-            **attributes,
-        )
+        encoded = graph.node("LabelEncoder", [source], values_floats=values, default_float=unknown, **attributes)
     if len(present) == len(categories) or kind is Int64TensorType:
         return encoded
     gap = next(code for code, entry in zip(codes, categories, strict=True) if _is_missing(entry))
@@ -145,7 +139,6 @@ def _encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, cod
 
 def _encode_doubles(graph: NodeBuilder, source: str, keys: list[Any], values: list[float], unknown: float) -> str:
     """Return [N, 1] codes of 64-bit numbers, compared exactly; LabelEncoder does not take them."""
-    keys, values = keys or [np.nan], values or [0.0]
     known = graph.constant(TensorProto.DOUBLE, [1, len(keys)], [float(key) for key in keys])
     codes = graph.constant(TensorProto.FLOAT, [len(keys), 1], values)
     default = graph.constant(TensorProto.FLOAT, [1, 1], [unknown])

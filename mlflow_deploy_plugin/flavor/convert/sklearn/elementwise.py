@@ -5,7 +5,6 @@ the original's, and on the other side of a tree's threshold. Here the bits are t
 converter of SimpleImputer refuses texts, indicators and 64-bit floats.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,39 +21,29 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.inputs import MISSING
-from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
-_Steps = list[tuple[str, Array]]
+_SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 
-def _standard(scaler: StandardScaler, dtype: Any) -> _Steps:
-    center = [("Sub", scaler.mean_.astype(dtype))] if scaler.with_mean else []
-    return center + ([("Div", scaler.scale_.astype(dtype))] if scaler.with_std else [])
-
-
-def _min_max(scaler: MinMaxScaler, dtype: Any) -> _Steps:
-    low, high = (np.array([bound], dtype) for bound in scaler.feature_range)
-    clipped = [("Max", low), ("Min", high)] if scaler.clip else []
-    return [("Mul", scaler.scale_), ("Add", scaler.min_), *clipped]
-
-
-def _max_abs(scaler: MaxAbsScaler, dtype: Any) -> _Steps:
-    return [("Div", scaler.scale_)]
-
-
-def _robust(scaler: RobustScaler, dtype: Any) -> _Steps:
-    center = [("Sub", scaler.center_)] if scaler.with_centering else []
-    return center + ([("Div", scaler.scale_)] if scaler.with_scaling else [])
-
-
-_SCALERS: dict[type, Callable[[Any, Any], _Steps]] = {
-    StandardScaler: _standard,
-    MinMaxScaler: _min_max,
-    MaxAbsScaler: _max_abs,
-    RobustScaler: _robust,
-}
+def _steps(scaler: Any, dtype: Any) -> list[tuple[str, Array]]:
+    """Return the operations of a scaler with their constants, in scikit-learn's order and precision."""
+    match scaler:
+        case MinMaxScaler():
+            low, high = (np.array([bound], dtype) for bound in scaler.feature_range)
+            clipped = [("Max", low), ("Min", high)] if scaler.clip else []
+            return [("Mul", scaler.scale_), ("Add", scaler.min_), *clipped]
+        case StandardScaler():
+            center = scaler.mean_.astype(dtype) if scaler.with_mean else None
+            scale = scaler.scale_.astype(dtype) if scaler.with_std else None
+        case RobustScaler():
+            center = scaler.center_ if scaler.with_centering else None
+            scale = scaler.scale_ if scaler.with_scaling else None
+        case _:
+            center, scale = None, scaler.scale_
+    return [(name, values) for name, values in (("Sub", center), ("Div", scale)) if values is not None]
 
 
 def same_shape(operator: Any) -> None:
@@ -67,7 +56,7 @@ def convert_scaler(scope: Any, operator: Any, container: Any) -> None:
     graph = NodeBuilder(scope, container)
     current, own = _source(graph, operator)
     dtype = np.float64 if own == TensorProto.DOUBLE else np.float32
-    for name, values in _SCALERS[type(operator.raw_operator)](operator.raw_operator, dtype):
+    for name, values in _steps(operator.raw_operator, dtype):
         wide = values.dtype == np.float64
         kind = TensorProto.DOUBLE if wide else TensorProto.FLOAT
         constant = graph.constant(kind, [1, len(values)], [float(value) for value in values])

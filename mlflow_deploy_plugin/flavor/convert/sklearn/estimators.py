@@ -1,15 +1,32 @@
-"""The parts of fitted scikit-learn estimators, and the columns that an encoder reads."""
+"""The parts of fitted scikit-learn estimators, their ONNX inputs, and the copy of the model that reads them.
+
+A matrix, and a table whose columns are all treated alike, become one input [N, k]: one array to fill for a request. A
+table from which a ColumnTransformer picks becomes one input [N, 1] for each column, under the column's name.
+"""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
+from mlflow_deploy_plugin.flavor.convert.converted import call_original
+from mlflow_deploy_plugin.runtime import Array, Column, Input
+
+MISSING = "<missing>"
+"""The value of a missing text in the graph: ONNX strings have no missing value."""
+
+MATRIX = "X"
+_NOTHING = (None, "passthrough")
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 
 
@@ -46,18 +63,16 @@ def last_step(estimator: Any) -> Any:
     return estimator
 
 
+def first_step(estimator: Any) -> Any:
+    while isinstance(estimator, Pipeline):
+        estimator = estimator.steps[0][1]
+    return estimator
+
+
 def column_transformer(estimator: Any) -> ColumnTransformer | None:
     """Return the ColumnTransformer that reads the input, or None if the first step takes all columns alike."""
-    while isinstance(estimator, Pipeline):
-        estimator = estimator.steps[0][1]
-    return estimator if isinstance(estimator, ColumnTransformer) else None
-
-
-def reads_text(estimator: Any) -> bool:
-    """Return True if the first step takes one column of texts, not a table."""
-    while isinstance(estimator, Pipeline):
-        estimator = estimator.steps[0][1]
-    return isinstance(estimator, CountVectorizer | HashingVectorizer)
+    first = first_step(estimator)
+    return first if isinstance(first, ColumnTransformer) else None
 
 
 def encoders(estimator: Any) -> list[Any]:
@@ -86,3 +101,81 @@ def column_names(columns: Any, names: list[str]) -> list[str]:
     if listed and all(isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool" for entry in listed):
         return [name for name, chosen in zip(names, listed, strict=True) if chosen]
     return [entry if isinstance(entry, str) else names[int(entry)] for entry in listed]
+
+
+def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tuple[Input, ...]:
+    """Return the graph's inputs: numbers in `float_dtype`, except integers and booleans that an encoder reads."""
+    if not isinstance(batch, pd.DataFrame):
+        array = batch[""]
+        return (Input(MATRIX, "str" if array.dtype.kind in "OUT" else float_dtype, (-1, array.shape[1])),)
+    columns = columns_of(batch)
+    texts = {column.name for column in columns if column.type == "string"}
+    missing = {name: MISSING for name in texts if _takes_missing(model, batch, name)}
+    transformer = column_transformer(fitted)
+    if transformer is None and len(texts) in (0, len(columns)):
+        names = tuple(column.name for column in columns)
+        codes = not texts and bool(encoders(fitted)) and all(_is_code(column) for column in columns)
+        dtype = "str" if texts else "int64" if codes else float_dtype
+        missing_text = MISSING if texts and len(missing) == len(texts) else None
+        return (Input(MATRIX, dtype, (-1, len(names)), names, missing_text),)
+    encoded = encoded_columns(transformer) if transformer is not None else set()
+    inputs = []
+    for column in columns:
+        is_encoded = column.name in encoded and _is_code(column)
+        dtype = "str" if column.name in texts else "int64" if is_encoded else float_dtype
+        inputs.append(Input(column.name, dtype, (-1, 1), (column.name,), missing.get(column.name)))
+    return tuple(inputs)
+
+
+def estimator_input(model: Any, batch: Batch) -> Any:
+    """Return a batch as the estimator itself takes it: a table, a matrix, or a column of texts."""
+    if not isinstance(batch, pd.DataFrame):
+        return batch[""]
+    reads_text = isinstance(first_step(best_estimator(model)), CountVectorizer | HashingVectorizer)
+    return batch.iloc[:, 0] if reads_text else batch
+
+
+def convertible_copy(fitted: Any) -> Any:
+    """Return a copy that skl2onnx reads correctly: columns by name, categories without booleans and missing texts."""
+    copy = deepcopy(fitted)  # skl2onnx changes some estimators, and so does this function
+    for encoder in encoders(copy):
+        if hasattr(encoder, "categories_"):
+            encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
+    for part in sub_estimators(copy):
+        if isinstance(part, VotingClassifier):
+            part.flatten_transform = False  # only `transform` uses it, and the default has no converter
+        if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing
+            part.steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING] + part.steps[-1:]
+    transformer = column_transformer(copy)
+    if transformer is not None and hasattr(transformer, "feature_names_in_"):
+        names = list(transformer.feature_names_in_)
+        transformer.transformers_ = [
+            (name, step, column_names(columns, names)) for name, step, columns in transformer.transformers_
+        ]
+    for part in sub_estimators(copy):
+        if part is not transformer:
+            vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
+    return copy
+
+
+def _takes_missing(model: Any, batch: pd.DataFrame, name: str) -> bool:
+    """Return True if the model itself predicts a row in which this text is missing."""
+    row = batch.head(1).copy()
+    row[name] = pd.Series([np.nan], index=row.index).astype(batch[name].dtype)
+    try:
+        call_original(lambda batch: {"": model.predict(estimator_input(model, batch))}, row)
+    except InvalidConfig:
+        return False
+    return True
+
+
+def _is_code(column: Column) -> bool:
+    return column.type in ("integer", "long", "boolean")
+
+
+def _readable(categories: Array) -> Array:
+    if categories.dtype.kind == "b" or (len(categories) and all(isinstance(entry, bool) for entry in categories)):
+        return categories.astype(np.int64)
+    if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
+        return np.array([MISSING if pd.isna(entry) else entry for entry in categories], dtype=object)
+    return categories

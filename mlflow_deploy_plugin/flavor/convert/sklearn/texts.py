@@ -7,7 +7,6 @@ by the very characters whose lower case belongs to Python's class, and lowers th
 """
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,7 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 
 _PAD = "\x00 \x00"  # fills up after the last token; it is no character and no term
 _DOTTED = "İ"  # the only character whose lower case is two: "i" and a dot
@@ -27,22 +26,6 @@ _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
     rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?"
 )
-
-
-@dataclass(frozen=True)
-class _Analysis:
-    """The graph's way of splitting a text.
-
-    Attributes:
-        expression: a token in the original text, for RE2.
-        characters: a token is a character.
-    """
-
-    expression: str
-    characters: bool = False
-
-    def split(self, term: str) -> list[str]:
-        return list(term) if self.characters else term.split(" ")
 
 
 def vectorizer_shapes(operator: Any) -> None:
@@ -58,17 +41,18 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
     """
     graph = NodeBuilder(scope, container)
     vectorizer: CountVectorizer = operator.raw_operator
-    analysis = _analysis(vectorizer)
+    characters = vectorizer.analyzer == "char"  # a token is a character
+    expression = _token_expression(vectorizer)
     flat = graph.constant(TensorProto.INT64, [1], [-1])
     texts = graph.node("Reshape", [operator.inputs[0].full_name, flat])
-    tokens = graph.node("Tokenizer", [texts], tokenexp=analysis.expression, pad_value=_PAD, mark=0, mincharnum=1)
+    tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=_PAD, mark=0, mincharnum=1)
     # texts without any token would make a table without columns, which the next operators refuse
     always = graph.constant(TensorProto.BOOL, [1], [True])
     column = graph.constant(TensorProto.INT64, [2], [-1, 1])
     column = graph.node("Reshape", [texts, column])
     pads = graph.node("Where", [always, _text(graph, _PAD), column])
     tokens = graph.node("Concat", [tokens, pads], axis=1)
-    if analysis.characters:  # a run of white space is one space
+    if characters:  # a run of white space is one space
         runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{2,}}")
         pads = graph.node("Equal", [tokens, _text(graph, _PAD)])
         runs = graph.node("And", [runs, graph.node("Not", [pads])])
@@ -81,7 +65,7 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
         tokens = graph.node("Reshape", [lower, shape])
         lowered = _text(graph, _DOTTED.lower())
         tokens = graph.node("Where", [dotted, lowered, tokens])
-    counts = graph.node("TfIdfVectorizer", [tokens], **_pool(vectorizer, analysis))
+    counts = graph.node("TfIdfVectorizer", [tokens], **_pool(vectorizer, characters))
     if vectorizer.binary:
         one = graph.constant(TensorProto.FLOAT, [1], [1.0])
         counts = graph.node("Min", [counts, one])
@@ -124,15 +108,15 @@ def _weighted(graph: NodeBuilder, transformer: TfidfTransformer, counts: str) ->
     return graph.node("Cast", [counts], to=TensorProto.FLOAT)
 
 
-def _pool(vectorizer: CountVectorizer, analysis: _Analysis) -> dict[str, Any]:
+def _pool(vectorizer: CountVectorizer, characters: bool) -> dict[str, Any]:
     """The vocabulary as TfIdfVectorizer has it: terms of one token first, then of two, each with its column."""
     smallest, largest = vectorizer.ngram_range
-    dotted = analysis.characters and vectorizer.lowercase
+    dotted = characters and vectorizer.lowercase
     if dotted and any(_DOT in term for term in vectorizer.vocabulary_):
         raise NotImplementedError(f"a vocabulary with the dot {_DOT!r} of a lowered {_DOTTED!r}")
     by_length: dict[int, list[tuple[list[str], int]]] = {size: [] for size in range(1, largest + 1)}
     for term, column in vectorizer.vocabulary_.items():
-        tokens = analysis.split(term)
+        tokens = list(term) if characters else term.split(" ")
         if len(tokens) in range(smallest, largest + 1):  # of a vocabulary that the user gave, others are never met
             by_length[len(tokens)].append((tokens, int(column)))
             if dotted and tokens[-1] == "i":  # the dot that follows is in no term
@@ -145,8 +129,7 @@ def _pool(vectorizer: CountVectorizer, analysis: _Analysis) -> dict[str, Any]:
         for tokens, column in entries:
             pool.extend(tokens)
             columns.append(column)
-    missing = set(range(len(vectorizer.vocabulary_))) - set(columns)
-    if missing:
+    if set(range(len(vectorizer.vocabulary_))) - set(columns):
         raise NotImplementedError("terms of the vocabulary that are no n-grams of its ngram_range")
     return {
         "min_gram_length": smallest, "max_gram_length": largest, "max_skip_count": 0, "mode": "TF",
@@ -154,7 +137,12 @@ def _pool(vectorizer: CountVectorizer, analysis: _Analysis) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _analysis(vectorizer: CountVectorizer) -> _Analysis:
+def _token_expression(vectorizer: CountVectorizer) -> str:
+    """Return the expression of a token in the original text, for RE2.
+
+    Raises:
+        NotImplementedError: the vectorizer finds its tokens in another way.
+    """
     obstacle = next((name for name in ("strip_accents", "preprocessor", "tokenizer") if getattr(vectorizer, name)), "")
     if not obstacle and (callable(vectorizer.analyzer) or vectorizer.analyzer == "char_wb"):
         obstacle = "analyzer"
@@ -164,8 +152,8 @@ def _analysis(vectorizer: CountVectorizer) -> _Analysis:
         value = getattr(vectorizer, obstacle.split()[0])
         raise NotImplementedError(f"{obstacle} ({value!r}): no ONNX operator takes texts apart in this way")
     if vectorizer.analyzer == "char":
-        return _Analysis(f"{_class(_SPACES)}{{2,}}|(?s:.)", characters=True)
-    return _Analysis(_word_expression(vectorizer))
+        return f"{_class(_SPACES)}{{2,}}|(?s:.)"
+    return _word_expression(vectorizer)
 
 
 def _word_expression(vectorizer: CountVectorizer) -> str:

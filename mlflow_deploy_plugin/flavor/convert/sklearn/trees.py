@@ -14,7 +14,7 @@ from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringT
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
-from mlflow_deploy_plugin.flavor.convert.sklearn.nodes import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -94,63 +94,52 @@ def convert_classifier(scope: Any, operator: Any, container: Any) -> None:
         zero, one = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
         chosen = graph.node("Greater", [scores, zero])
         likely = scores if raw else graph.node("Sigmoid", [scores])
-        other = [graph.node("Neg", [scores])] if raw else []
-        other = other or [graph.node("Sub", [one, likely])]
-        graph.node("Concat", [*other, likely], probabilities, axis=1)
+        other = graph.node("Neg", [scores]) if raw else graph.node("Sub", [one, likely])
+        graph.node("Concat", [other, likely], probabilities, axis=1)
         position = graph.node("Cast", [chosen], to=TensorProto.INT64)
     else:
         graph.node("Identity" if raw else "Softmax", [scores], probabilities)
         position = graph.node("ArgMax", [scores], axis=1, keepdims=1)
     flat = graph.constant(TensorProto.INT64, [1], [-1])
     position = graph.node("Reshape", [position, flat])
-    names = _labels(graph, classes)
+    if classes.dtype.kind in "OU":
+        names = graph.constant(TensorProto.STRING, [len(classes)], [str(entry).encode() for entry in classes])
+    else:
+        names = graph.constant(TensorProto.INT64, [len(classes)], _integers(classes))
     graph.node("Gather", [names, position], label, axis=0)
 
 
-def _labels(graph: NodeBuilder, classes: Array) -> str:
-    if classes.dtype.kind in "OU":
-        texts = [str(entry).encode() for entry in classes]
-        return graph.constant(TensorProto.STRING, [len(texts)], texts)
-    return graph.constant(TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
-
-
 def _scores(graph: NodeBuilder, operator: Any) -> str:
-    """Return [N, trees an iteration] 32-bit floats, the sums of the trees' leaves."""
+    """Return [N, trees an iteration] 32-bit floats, the sums of the trees' leaves; the trees add to them in turn."""
     boosting = operator.raw_operator
     rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.DOUBLE)
     width = int(boosting.n_trees_per_iteration_)
-    return graph.node(
-        "TreeEnsembleRegressor",
-        [rows],
-        n_targets=width,
-        post_transform="NONE",
-        base_values_as_tensor=_tensor(boosting._baseline_prediction),
-        **_trees([predictor.nodes for iteration in boosting._predictors for predictor in iteration], width),
-    )
-
-
-def _trees(trees: list[Array], width: int) -> dict[str, Any]:
-    """Return the attributes of TreeEnsembleRegressor; the trees add in turn to the `width` targets."""
+    trees = [predictor.nodes for iteration in boosting._predictors for predictor in iteration]
     if any(tree["is_categorical"].any() for tree in trees):
         raise NotImplementedError("trees that split by categories (categorical_features)")
     nodes = np.concatenate(trees)
     leaf = nodes["is_leaf"] == 1
     owners = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
     positions = np.concatenate([np.arange(len(tree)) for tree in trees])
-    return {
-        "nodes_treeids": _integers(owners),
-        "nodes_nodeids": _integers(positions),
-        "nodes_featureids": _integers(np.where(leaf, 0, nodes["feature_idx"])),
-        "nodes_modes": np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
-        "nodes_truenodeids": _integers(np.where(leaf, 0, nodes["left"])),
-        "nodes_falsenodeids": _integers(np.where(leaf, 0, nodes["right"])),
-        "nodes_missing_value_tracks_true": _integers(np.where(leaf, 0, nodes["missing_go_to_left"])),
-        "nodes_values_as_tensor": _tensor(np.where(leaf, 0.0, nodes["num_threshold"])),
-        "target_treeids": _integers(owners[leaf]),
-        "target_nodeids": _integers(positions[leaf]),
-        "target_ids": _integers(owners[leaf] % width),
-        "target_weights_as_tensor": _tensor(nodes["value"][leaf]),
-    }
+    return graph.node(
+        "TreeEnsembleRegressor",
+        [rows],
+        n_targets=width,
+        post_transform="NONE",
+        base_values_as_tensor=_tensor(boosting._baseline_prediction),
+        nodes_treeids=_integers(owners),
+        nodes_nodeids=_integers(positions),
+        nodes_featureids=_integers(np.where(leaf, 0, nodes["feature_idx"])),
+        nodes_modes=np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
+        nodes_truenodeids=_integers(np.where(leaf, 0, nodes["left"])),
+        nodes_falsenodeids=_integers(np.where(leaf, 0, nodes["right"])),
+        nodes_missing_value_tracks_true=_integers(np.where(leaf, 0, nodes["missing_go_to_left"])),
+        nodes_values_as_tensor=_tensor(np.where(leaf, 0.0, nodes["num_threshold"])),
+        target_treeids=_integers(owners[leaf]),
+        target_nodeids=_integers(positions[leaf]),
+        target_ids=_integers(owners[leaf] % width),
+        target_weights_as_tensor=_tensor(nodes["value"][leaf]),
+    )
 
 
 def _integers(values: Array) -> list[int]:

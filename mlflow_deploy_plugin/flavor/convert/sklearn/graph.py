@@ -1,0 +1,166 @@
+"""Changes of the graph that skl2onnx makes: nodes that our converters add, casts between floats, the outputs.
+
+| precision                | floats                                                                              |
+|--------------------------|-------------------------------------------------------------------------------------|
+| `single`                 | 32 bits throughout                                                                  |
+| `double_until_last_step` | 64 bits, rounded to 32 right before the predictor, as scikit-learn's trees do it too |
+| `double`                 | 64 bits throughout                                                                  |
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from skl2onnx.operator_converters.common import concatenate_variables
+from skl2onnx.sklapi import CastTransformer
+from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
+from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
+from sklearn.pipeline import Pipeline
+
+from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shape
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
+from mlflow_deploy_plugin.runtime import Array, Output, Role
+
+_VERSIONS = {
+    1: ("Not",),
+    7: ("And",),
+    9: ("TfIdfVectorizer",),
+    10: ("StringNormalizer",),
+    13: (
+        *("ArgMax", "Concat", "Exp", "Gather", "Greater", "Log", "MatMul", "Max", "Min", "Neg", "ReduceSum"),
+        *("Reshape", "Sigmoid", "Softmax"),
+    ),
+    14: ("Add", "Div", "Mul", "Sub"),
+    15: ("Pow",),
+    16: ("GreaterOrEqual", "Identity", "Where"),
+    18: ("ReduceL1", "ReduceL2", "ReduceMax"),
+    19: ("Cast", "Equal", "Shape"),
+    20: ("IsNaN", "RegexFullMatch"),
+}
+_OPERATORS = {
+    **{operator: ("", version) for version, operators in _VERSIONS.items() for operator in operators},
+    "LabelEncoder": ("ai.onnx.ml", 2),
+    "TreeEnsembleRegressor": ("ai.onnx.ml", 3),
+    "Tokenizer": ("com.microsoft", 1),
+}
+"""Domain and version of each operator that `NodeBuilder` adds."""
+_ONNX_TYPES = {name: kind for kind, name in DTYPES.items()}
+
+
+class NodeBuilder:
+    """Adds nodes and constants to a graph that skl2onnx is making, each under a name of its own."""
+
+    def __init__(self, scope: Any, container: Any) -> None:
+        self._scope, self._container = scope, container
+
+    def node(self, operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
+        """Add a node with one output, and return the output's name."""
+        domain, version = _OPERATORS[operator]
+        result = output or str(self._scope.get_unique_variable_name(f"onnxserve_{operator.lower()}"))
+        name = self._scope.get_unique_operator_name(operator)
+        self._container.add_node(
+            operator, inputs, [result], op_domain=domain, op_version=version, name=name, **attributes
+        )
+        return result
+
+    def constant(self, kind: int, shape: list[int], values: list[Any]) -> str:
+        """Add an initializer of an ONNX type, and return its name."""
+        name = str(self._scope.get_unique_variable_name("onnxserve_constant"))
+        self._container.add_initializer(name, kind, shape, values)
+        return name
+
+    def all_columns(self, operator: Any) -> str:
+        """Return the inputs of an estimator, joined to [N, k]."""
+        joined = concatenate_variables(self._scope, operator.inputs, self._container)
+        return str(joined if isinstance(joined, str) else joined[0])
+
+
+Precision = Literal["single", "double_until_last_step", "double"]
+
+_ENSEMBLES = (
+    *(VotingClassifier, VotingRegressor, StackingClassifier, StackingRegressor),
+    *(MultiOutputClassifier, MultiOutputRegressor),
+)
+_ALIKE = (
+    *("Add", "Sub", "Mul", "Div", "Sum", "Concat", "Max", "Min", "Mean", "MatMul", "Gemm"),
+    *("Where", "Pow", "Equal", "Greater", "Less"),
+)
+"""Operators whose inputs must have one type (for `Where`, all but the first)."""
+
+
+def round_before_last_step(copy: Any) -> Any:
+    """Round to 32 bits right before the predictor, also within ensembles; boosting by histograms does not round."""
+    if isinstance(copy, Pipeline):
+        name, last = copy.steps[-1]
+        rounded = round_before_last_step(last)
+        copy.steps[-1:] = rounded.steps if isinstance(rounded, Pipeline) else [(name, rounded)]
+    elif isinstance(copy, _ENSEMBLES):
+        copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
+    elif hasattr(copy, "predict") and not any(hasattr(part, "_predictors") for part in sub_estimators(copy)):
+        return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])
+    return copy
+
+
+def widen(model: Any) -> None:
+    """Cast 32-bit inputs to 64 bits if a node takes both, and correct the types that follow.
+
+    skl2onnx assumes that the prediction of an estimator within an ensemble is as wide as the ensemble's input.
+    """
+    graph = model.graph
+    types = {value.name: value.type for value in graph.input}
+    types |= {entry.name: helper.make_tensor_type_proto(entry.data_type, entry.dims) for entry in graph.initializer}
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    nodes: list[Any] = []
+    for node in graph.node:
+        first = 1 if node.op_type == "Where" else 0
+        kinds = [types[name].tensor_type.elem_type if name in types else 0 for name in node.input]
+        if node.op_type in _ALIKE and {TensorProto.FLOAT, TensorProto.DOUBLE} <= set(kinds[first:]):
+            for position in range(first, len(kinds)):
+                if kinds[position] == TensorProto.FLOAT:
+                    wide = f"{node.input[position]}_wide_{node.output[0]}_{position}"
+                    nodes.append(
+                        helper.make_node("Cast", [node.input[position]], [wide], name=wide, to=TensorProto.DOUBLE)
+                    )
+                    types[wide] = helper.make_tensor_type_proto(TensorProto.DOUBLE, None)
+                    node.input[position] = wide
+        nodes.append(node)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
+            known = {name: types[name] for name in node.input if name in types}
+            types |= onnx.shape_inference.infer_node_outputs(schema, node, known)
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, KeyError):
+            pass  # the types of an operator that ONNX does not know stay unknown
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    for output in graph.output:
+        if output.name in types and types[output.name].tensor_type.elem_type:
+            output.type.tensor_type.elem_type = types[output.name].tensor_type.elem_type
+
+
+def finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
+    """Give the outputs the names, shapes and label types of the original's; skl2onnx's other outputs are dropped."""
+    finished, outputs = [], []
+    for (name, answer), value in zip(answers.items(), graph.output, strict=False):
+        role: Role = "probabilities" if name == "probabilities" else "values" if answer.dtype.kind == "f" else "label"
+        role = "label" if name == "label" else role
+        labels = {"b": "bool", "f": "float64", "i": "int64", "u": "int64"}.get(answer.dtype.kind, "str")
+        output = Output(name, labels if role == "label" else dtype_and_shape(value)[0], (-1, *answer.shape[1:]), role)
+        raw = {taken: f"onnxserve_raw_{taken}" for taken in (value.name, name)}
+        for node in graph.node:
+            node.input[:] = [raw.get(one, one) for one in node.input]
+            node.output[:] = [raw.get(one, one) for one in node.output]
+        current, kind = raw[value.name], _ONNX_TYPES[output.dtype]
+        if value.type.tensor_type.elem_type != kind:
+            cast = f"{name}_cast"
+            graph.node.append(helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind))
+            current = cast
+        sizes = f"{name}_shape"
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(output.shape, dtype=np.int64), sizes))
+        graph.node.append(helper.make_node("Reshape", [current, sizes], [name], name=f"onnxserve_{name}"))
+        finished.append(helper.make_tensor_value_info(name, kind, ["batch", *output.shape[1:]]))
+        outputs.append(output)
+    del graph.output[:]
+    graph.output.extend(finished)
+    return tuple(outputs)
