@@ -3,7 +3,16 @@
 from collections.abc import Callable
 
 from tests.server.corpus.case import AnyCase, BodyCase, Case, Route
-from tests.server.corpus.routes import ADMIN, ALL, MAX_BODY_BYTES, ONE_A_FORM, POSTS, RECORDS, TREE_WIDE, reading
+from tests.server.corpus.routes import (
+    ALL,
+    INVOCATIONS,
+    MAX_BODY_BYTES,
+    ONE_A_FORM,
+    POSTS,
+    RECORDS,
+    TREE_WIDE,
+    reading,
+)
 
 Build = Callable[[Route], bytes]
 
@@ -201,7 +210,7 @@ CHUNKS = _refused(
     },
 )
 CALLERS: list[AnyCase] = [
-    BodyCase(name, "callers", lambda route: b"{}", ADMIN[1:], status, (word,), headers)
+    BodyCase(name, "callers", lambda route: b"{}", reading("parameters"), status, (word,), headers)
     for name, headers, status, word in (
         ("text from a web page", {"Content-Type": "text/plain"}, 415, "text/plain"),
         ("a form of a web page", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "urlencoded"),
@@ -278,13 +287,13 @@ BODIES: list[AnyCase] = [
     BodyCase(
         "a request within a body",  # what a smuggler hopes to be read as the next request
         "lengths",
-        lambda route: RECORDS[0].request(),
+        lambda route: INVOCATIONS.request(),
         reading("dataframe_split", "v2", "tf rows", "records"),
         words=("JSON",),
     ),
 ]
 PIPELINED: list[AnyCase] = [
-    Case(f"{case.name}, behind a good request", case.bound, case.sent, case.status, (RECORDS[0],), closes=case.closes)
+    Case(f"{case.name}, behind a good request", case.bound, case.sent, case.status, (INVOCATIONS,), closes=case.closes)
     for group in (REQUEST_LINES, TARGETS, HOSTS, FIELDS, SMUGGLING, CODINGS, CHUNKS, MEASURES)
     for case in group
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.server.corpus.case import Route
-from tests.server.corpus.routes import RECORDS, dump
+from tests.server.corpus.routes import INFER, INVOCATIONS, LINES, PREDICT, SCORE, TF_PREDICT, VERTEX_PREDICT, dump
 from tests.server.corpus.wire import Answer, Refused, Wire, check_right, read_answer
 
 _BATCHING = {"max_batch_size": 64, "max_queue_delay_microseconds": 150_000, "threads": 32}
@@ -72,7 +72,7 @@ class Crowd:
         return answer
 
 
-ROUTES = (RECORDS[0], RECORDS[4], RECORDS[6], RECORDS[9], RECORDS[10], RECORDS[11], RECORDS[13])
+ROUTES = (INVOCATIONS, LINES, PREDICT, SCORE, VERTEX_PREDICT, INFER, TF_PREDICT)
 CASES = [
     ("queue", Crowd("more than the queue holds", "queue", 8, 8, 429, "wait for this model"), ROUTES),
     ("queue", Crowd("a deadline that passes", "deadline", 1, 1, 504, "", {}, {"timeout": 1000}), ROUTES[5:6]),

@@ -132,31 +132,38 @@ BINARY = _route(
 )
 CSV_TEXT = b"carrier,distance,hour,late\nAA,100.5,3,true\n"
 
-# Tests name some of these by their position: add at the end.
+INVOCATIONS = _flights("/invocations", "dataframe_split", YES)
+LINES = _flights("/invocations", "jsonl", b'"yes"\n')
+PREDICT = _flights("/predict", "record", b'{"prediction":"yes",')
+SCORE = _flights("/score", "input_data", b'["yes"]')
+VERTEX_PREDICT = _flights(VERTEX, "instances", YES)
+INFER = _flights("/v2/models/flights/infer", "v2", b'"data":["yes"]')
+TF_PREDICT = _flights("/v1/models/flights:predict", "tf rows", b'{"predictions":[{"label":"yes",')
 RECORDS = (
-    _flights("/invocations", "dataframe_split", YES),
+    INVOCATIONS,
     _flights("/invocations", "dataframe_records", YES),
     _flights("/invocations", "instances", YES),
     _flights("/invocations", "inputs", YES),
-    _flights("/invocations", "jsonl", b'"yes"\n'),
+    LINES,
     _flights("/endpoints/flights/invocations", "dataframe_split", YES),
-    _flights("/predict", "record", b'{"prediction":"yes",'),
+    PREDICT,
     _flights("/predict/batch", "records", b'{"predictions":["yes"],'),
     _flights("/endpoints/flights/predict/batch", "records", b'{"predictions":["yes"],'),
-    _flights("/score", "input_data", b'["yes"]'),
-    _flights(VERTEX, "instances", YES),
-    _flights("/v2/models/flights/infer", "v2", b'"data":["yes"]'),
+    SCORE,
+    VERTEX_PREDICT,
+    INFER,
     _flights("/v2/models/flights/versions/1/infer", "v2", b'"id":"7"'),
-    _flights("/v1/models/flights:predict", "tf rows", b'{"predictions":[{"label":"yes",'),
+    TF_PREDICT,
     _flights("/v1/models/flights/versions/1:predict", "tf rows", b'{"predictions":[{"label":"yes",'),
     _flights("/v1/models/flights/labels/v:predict", "tf columns", b'{"outputs":{"label":["yes"],'),
 )
 """Where a table of flights is asked in JSON."""
 
+ARROW = _route("/invocations", "arrow", arrow_stream(table([RECORD])), b"yes")
 TABLES = (
     _route("/invocations", "csv", CSV_TEXT, YES),
     _route("/predict/batch", "csv", CSV_TEXT, b'{"predictions":["yes"],'),
-    _route("/invocations", "arrow", arrow_stream(table([RECORD])), b"yes"),
+    ARROW,
     _route("/invocations", "arrow file", arrow_file(table([RECORD])), b"yes"),
     _route("/invocations", "parquet", parquet_file(table([RECORD])), b"yes"),
     _route("/endpoints/single/invocations", "npy", npy(np.array([[1, 2, 3]], np.float32)), b"NUMPY"),
@@ -168,13 +175,14 @@ TENSORS = (
 )
 _NOBODY = b"this server lets nobody"
 _KNOWN = {"Host": "localhost"}
+INDEX = _route("/v2/repository/index", "index", b"{}", b'"name":"flights"')
 ADMIN = (
-    _route("/v2/repository/index", "index", b"{}", b'"name":"flights"'),
+    INDEX,
     _route("/v2/repository/models/other/load", "parameters", b"", _NOBODY, status=400, headers=_KNOWN),
     _route("/v2/repository/models/flights/unload", "parameters", b"", _NOBODY, status=400, headers=_KNOWN),
 )
-READS = tuple(
-    Route("GET", path, right=right)
+PAGES = {
+    path: Route("GET", path, right=right)
     for path, right in {
         "/docs": b"<html",
         "/openapi.json": b'"openapi":',
@@ -201,11 +209,15 @@ READS = tuple(
         "/v1/models/flights/metadata": b"signature_def",
         "/": b"<html",
     }.items()
-)
+}
+READS = tuple(PAGES.values())
 PREDICTIONS = RECORDS + TABLES + TENSORS
 POSTS = PREDICTIONS + ADMIN
 ALL = POSTS + READS
-ONE_A_FORM = (RECORDS[0], RECORDS[6], RECORDS[11], RECORDS[13], ADMIN[0], READS[0], READS[4], READS[12])
+ONE_A_FORM = (
+    *(INVOCATIONS, PREDICT, INFER, TF_PREDICT, INDEX),
+    *(PAGES[path] for path in ("/docs", "/health", "/v2/health/live")),
+)
 """For what is decided before anybody looks at the path: one route a protocol, and pages."""
 TREE_WIDE = tuple({route.path: route for route in ALL}.values())
 """Each path once."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.server.corpus.case import Route
-from tests.server.corpus.routes import BINARY, READS, RECORDS
+from tests.server.corpus.routes import BINARY, INFER, INVOCATIONS, PAGES, PREDICT, TF_PREDICT
 from tests.server.corpus.wire import Refused, Wire, read_answer
 
 _TRICKLE_SECONDS = 0.3
@@ -69,10 +69,10 @@ def _half_a_chunk(route: Route) -> bytes:
     return route.request(b"", {"Transfer-Encoding": "chunked"}, length=-1) + b"fff\r\n{"
 
 
-_ROUTES = (RECORDS[0], RECORDS[6], RECORDS[11], RECORDS[13], BINARY)
+_ROUTES = (INVOCATIONS, PREDICT, INFER, TF_PREDICT, BINARY)
 _GONE = (408, 0)
 CASES = [
-    Slow("half a request line", "seconds of a head", lambda route: b"GET /pi", (READS[0],), _GONE),
+    Slow("half a request line", "seconds of a head", lambda route: b"GET /pi", (PAGES["/docs"],), _GONE),
     Slow("half a head", "seconds of a head", _head, _ROUTES, _GONE),
     Slow("a head that trickles", "seconds of a head", _head, _ROUTES[:2], _GONE, b"a"),
     Slow("half a body", "seconds of a body", _half, _ROUTES, (408, 400)),

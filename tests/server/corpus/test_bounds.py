@@ -16,7 +16,7 @@ from tests.server.corpus.cases import CASES
 from tests.server.corpus.wire import Answer, Neglected, Refused, check_refusal
 from tests.support.handling import handle
 
-REMOVALS = [(name, removal) for name, (_, removals) in BOUNDS.items() for removal in removals]
+REMOVALS = [(name, removal) for name, removals in BOUNDS.items() for removal in removals]
 _SLOW_SECONDS = 8.0
 _CONFIG = """
 import importlib, re

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.server.corpus import hostile
 from tests.server.corpus.case import Route
-from tests.server.corpus.routes import POSTS, dump
+from tests.server.corpus.routes import ARROW, POSTS, dump
 from tests.support.handling import handle
 
 SMALL, TIMES = 40_000, 10
@@ -34,7 +34,7 @@ _ROUTES = [
     Route("POST", "/endpoints/single/invocations", "dataframe_split", dump({"inputs": [[1, 2, 3]]}), headers=_JSON),
     Route("POST", "/endpoints/single/invocations", "csv", headers={"Content-Type": "text/csv"}),
     Route("POST", "/endpoints/tensor/invocations", "csv", headers={"Content-Type": "text/csv"}),
-    Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(POSTS[18].headers)),
+    Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(ARROW.headers)),
     Route("POST", "/v2/models/tensor/infer", "v2", dump({"inputs": []})),
 ]
 """One of each language, and those whose model has them read another way: nothing but numbers, tensors."""

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from tests.server.corpus import slow
-from tests.server.corpus.routes import READS, RECORDS
+from tests.server.corpus.routes import INVOCATIONS, PAGES
 from tests.server.corpus.wire import Refused
 
 LIMIT_SECONDS = 15.0
@@ -16,7 +16,7 @@ LIMIT_SECONDS = 15.0
 
 def test_slow_clients_are_let_go_and_hold_nobody_up(start: Any) -> None:
     clients = [(case.name, case.try_on, route) for case in slow.CASES for route in case.on]
-    clients.append(("answers that nobody takes", slow.never_read, READS[0]))
+    clients.append(("answers that nobody takes", slow.never_read, PAGES["/docs"]))
     with ExitStack() as stack:
         servers = [
             stack.enter_context(start(kind, threads=len(clients) + 4, request_timeout_seconds=2))
@@ -39,10 +39,10 @@ def test_slow_clients_are_let_go_and_hold_nobody_up(start: Any) -> None:
         begun.wait()
         for tried in servers:
             began = time.monotonic()
-            tried.wire.check_good(RECORDS[0])
+            tried.wire.check_good(INVOCATIONS)
             assert time.monotonic() - began < LIMIT_SECONDS / 5
         assert [found for result in results if (found := result.result())] == []
         for tried in servers:
-            tried.wire.check_good(RECORDS[0])
+            tried.wire.check_good(INVOCATIONS)
             assert "Traceback" not in tried.log
         assert [tried.pids for tried in servers] == before
