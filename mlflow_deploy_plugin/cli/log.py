@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
@@ -170,7 +171,11 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     from mlflow_deploy_plugin.inference_log import log_stats, parse_time_range
 
     span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
-    opened = _open(None if span else _rows_since(name))
+    present = None  # older rows of its name are those of a deleted endpoint
+    if span is None:
+        with suppress(OnnxserveError), opened_store() as store:  # the log is there without the store
+            present = store.endpoint(name)
+    opened = _open(present.rows_since if present is not None else None)
     if opened.since is not None:
         said = f"what was received before {opened.since:%Y-%m-%d %H:%M:%S}Z is of a deleted endpoint of this name"
         click.echo(f"{name}: {said}, and is not counted (--since counts it)", err=True)
@@ -222,16 +227,6 @@ def _require_logged(opened: "InferenceLog", name: str) -> None:
 
     if name not in list_endpoints(opened.location, LABELS) and name not in opened.failures.endpoints():
         require_endpoint(opened, name)
-
-
-def _rows_since(name: str) -> datetime | None:
-    """Return the time from which rows of this name are those of the present endpoint; None for all rows."""
-    try:
-        with opened_store() as store:
-            endpoint = store.endpoint(name)
-    except OnnxserveError:  # the log is there without the store
-        return None
-    return endpoint.rows_since if endpoint is not None else None
 
 
 def _open(since: datetime | None = None) -> "InferenceLog":

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, cast
 
 import click
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.tabular import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments import Predictor, RowBatch, RowFile
+    from mlflow_deploy_plugin.deployments import RowBatch, RowFile
 
 _KINDS = click.Choice(FILE_FORMATS)
 
@@ -76,7 +76,13 @@ def predict(
     if (model_uri is None) == (name is None):
         raise InvalidConfig("say either -m MODEL_URI or -n DEPLOYMENT")
     # here: pandas and MLflow take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments import predict_batch, read_rows
+    from mlflow_deploy_plugin.deployments import (
+        model_predictor,
+        predict_batch,
+        read_rows,
+        scoring_target,
+        server_predictor,
+    )
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")
     wanted = cast(FileFormat, output_type or output_format(output_path, given))
@@ -89,7 +95,13 @@ def predict(
         first = next(batches, None)
         if first is None:
             raise InvalidRequest(f"{input_name} has no rows")
-        predictor = held.enter_context(_open_predictor(model_uri, name))
+        if model_uri is not None:
+            predictor = held.enter_context(model_predictor(model_uri))
+        else:
+            with opened_deployments() as deployments:
+                is_endpoint = deployments.store.endpoint(name or "") is not None
+                asked = scoring_target(deployments, *((None, name) if is_endpoint else (name, None)))
+            predictor = held.enter_context(server_predictor(asked))
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(wanted, target, "prediction"))
         batch: RowBatch | None = first
@@ -118,13 +130,3 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
                 before = batch.position
 
         yield with_bar()
-
-
-def _open_predictor(model_uri: str | None, name: str | None) -> "AbstractContextManager[Predictor]":
-    from mlflow_deploy_plugin.deployments import model_predictor, scoring_target, server_predictor
-
-    if model_uri is not None:
-        return model_predictor(model_uri)
-    with opened_deployments() as deployments:
-        is_endpoint = deployments.store.endpoint(name or "") is not None
-        return server_predictor(scoring_target(deployments, *((None, name) if is_endpoint else (name, None))))

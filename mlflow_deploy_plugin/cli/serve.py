@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.cli.options import key_values
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
-from mlflow_deploy_plugin.server import Cloud, claim_state_dir, read_cloud, require_device, supervise
+from mlflow_deploy_plugin.server import claim_state_dir, read_cloud, require_device, supervise
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.statedir import SPEC, write_atomically
@@ -92,27 +92,22 @@ def serve(
             first, *others = load_specs(_read(file))
         case _:
             raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
-    specs = [apply_config(first, {**_defaults(first, cloud), **changes})]
+    settings = load_settings()
+    # a cloud sends requests from outside of the container, to the port that it names
+    is_asked_from_outside = cloud.port is not None and "host" not in settings.model_fields_set
+    defaults = {"host": "0.0.0.0" if is_asked_from_outside else settings.host, "port": cloud.port or settings.port}
+    for option, default in defaults.items():
+        if default is not None and option not in first.server.model_fields_set:
+            changes.setdefault(f"server.{option}", default)
+    specs = [apply_config(first, changes)]
     specs += [other.model_copy(update={"server": ServerSpec()}) for other in others]  # the first says it for all
     require_device(specs[0].server.device)
-    configure_logging(load_settings(), "serve")
+    configure_logging(settings, "serve")
     with _claimed_folder(specs[0], state_dir) as folder:
         text = "---\n".join(dump_spec(spec) for spec in specs)
         if not (folder / SPEC).exists() or _read(folder / SPEC) != text:
             write_atomically(folder / SPEC, text.encode())
         supervise(folder, not no_follow, click.echo)
-
-
-def _defaults(spec: EndpointSpec, cloud: Cloud) -> dict[str, str | int]:
-    """Return host and port that ONNXSERVE_HOST and ONNXSERVE_PORT (an image sets them) give to a spec without them.
-
-    A cloud sends requests from outside of the container, to the port that it names.
-    """
-    settings = load_settings()
-    is_asked_from_outside = cloud.port is not None and "host" not in settings.model_fields_set
-    defaults = {"host": "0.0.0.0" if is_asked_from_outside else settings.host, "port": cloud.port or settings.port}
-    unset = defaults.keys() - spec.server.model_fields_set
-    return {f"server.{name}": value for name in unset if (value := defaults[name]) is not None}
 
 
 @contextmanager

@@ -203,31 +203,33 @@ def _reachable(servers: tuple[str, ...]) -> str:
     )
 
 
-def _traffic(job: Job, store: Store, settings: Settings) -> str:
-    endpoint, weights = job.arguments["endpoint"], job.arguments["weights"]
-    _deployments_of_running(endpoint, store, settings).set_traffic(
-        endpoint, weights, why=job.arguments["why"], actor=job.actor
-    )
+def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
+    endpoint, why = job.arguments["endpoint"], job.arguments["why"]
+    deployments = Deployments(store, settings, print)
+    if blocker := server_blocker(deployments.get_endpoint(endpoint)):
+        raise InvalidConfig(blocker)
+    if job.arguments["action"] == "rollback":
+        from mlflow_deploy_plugin.controller import rollback
+
+        done = rollback(endpoint, why, job.actor, deployments=deployments)
+        return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
+    weights = job.arguments["weights"]
+    deployments.set_traffic(endpoint, weights, why=why, actor=job.actor)
     return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
 
 
-def _rollback(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.controller import rollback
+def _change_version(job: Job, store: Store, settings: Settings) -> str:
+    from mlflow_deploy_plugin.gate import Permissions, promote, run_gate, verdict_of_served
 
-    endpoint = job.arguments["endpoint"]
-    deployments = _deployments_of_running(endpoint, store, settings)
-    done = rollback(endpoint, job.arguments["why"], job.actor, deployments=deployments)
-    return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
-
-
-def _promote(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.gate import Permissions, promote
-
-    model, version, to = job.arguments["model"], job.arguments["version"], job.arguments["to"]
+    model, version = job.arguments["model"], job.arguments["version"]
     allowed = Permissions(code=False, files=not job.has_account)
-    moved = promote(
-        model, version, to, why=job.arguments["why"], actor=job.actor, store=store, progress=print, allowed=allowed
-    )
+    if job.arguments["action"] == "gate":
+        if (known := verdict_of_served(model, version)) is not None:
+            return f"{known}."
+        gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
+        return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
+    to, why = job.arguments["to"], job.arguments["why"]
+    moved = promote(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
     if not moved.is_moved:
         return f"Version {moved.version} {moved.location_text} already; nothing was done."
     Deployments(store, settings, print).poll_registry(model)
@@ -235,30 +237,11 @@ def _promote(job: Job, store: Store, settings: Settings) -> str:
     return f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
 
 
-def _gate(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.gate import Permissions, run_gate, verdict_of_served
-
-    model, version = job.arguments["model"], job.arguments["version"]
-    if (known := verdict_of_served(model, version)) is not None:
-        return f"{known}."
-    allowed = Permissions(code=False, files=not job.has_account)
-    gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
-    return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
-
-
-def _deployments_of_running(endpoint: str, store: Store, settings: Settings) -> Deployments:
-    """Return the deployments; raise InvalidConfig if the server of the endpoint does not run."""
-    deployments = Deployments(store, settings, print)
-    if blocker := server_blocker(deployments.get_endpoint(endpoint)):
-        raise InvalidConfig(blocker)
-    return deployments
-
-
 _ACTIONS: dict[str, Callable[[Job, Store, Settings], str]] = {
-    "traffic": _traffic,
-    "rollback": _rollback,
-    "promote": _promote,
-    "gate": _gate,
+    "traffic": _change_endpoint,
+    "rollback": _change_endpoint,
+    "promote": _change_version,
+    "gate": _change_version,
 }
 
 

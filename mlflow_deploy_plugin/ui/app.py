@@ -69,18 +69,13 @@ def create_basic_auth_app() -> Any:
 
 def extend(app: Flask) -> None:
     """Add the gate, the audit trail and the console to MLflow's Flask app, once."""
+    from mlflow.server.handlers import _add_static_prefix
+
     if _EXTENSION in app.extensions:
         return
     settings = load_settings()
     trail = guard.AuditTrail(settings.store_url)
     guard.install(app, trail)
-    _add_console(app, settings, trail)
-    app.extensions[_EXTENSION] = trail
-
-
-def _add_console(app: Flask, settings: Settings, trail: guard.AuditTrail) -> None:
-    from mlflow.server.handlers import _add_static_prefix
-
     folder = settings.home_path / "console"
     add_sessions(app, folder / "key")
     prefix = _add_static_prefix("/").rstrip("/")
@@ -103,6 +98,7 @@ def _add_console(app: Flask, settings: Settings, trail: guard.AuditTrail) -> Non
     app.register_blueprint(pages)
     allow_pages("GET", base, f"{base}/history.jsonl", f"{base}/console.css")
     allow_pages("POST", f"{base}/act")
+    app.extensions[_EXTENSION] = trail
 
 
 class _Console:

@@ -61,7 +61,8 @@ class AuditTrail:
 
     def record(self, action: str, actor: str, **event: Any) -> None:
         """Write one event (`Store.record`); return when it is written, or after a short while."""
-        written: Future[None] = self._writer.submit(self._write, action, actor, event)
+        what = f"not in the audit trail: {action} by {actor}, {event}"
+        written = self._submit(lambda: self.store().record(action, actor=actor, **event), logging.ERROR, what)
         try:
             written.result(_WAIT_SECONDS)
         except NotInTime:
@@ -69,7 +70,11 @@ class AuditTrail:
 
     def notify_agents(self, model: str) -> None:
         """Make the servers here that follow the model ask the registry at once, not at their next poll."""
-        self._writer.submit(self._tell_agents, model)
+
+        def poll() -> None:
+            Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
+
+        self._submit(poll, logging.WARNING, f"the agents are not told of {model}")
 
     def store(self) -> Store:
         """Return the open store; raise StoreUnavailable if it cannot be opened."""
@@ -78,21 +83,18 @@ class AuditTrail:
                 self._store = open_store(self._url)
             return self._store
 
-    def _write(self, action: str, actor: str, event: dict[str, Any]) -> None:
-        try:
-            self.store().record(action, actor=actor, **event)
-        except OnnxserveError as error:
-            _log.error("not in the audit trail: %s by %s, %s (%s)", action, actor, event, error.message)
-        except Exception:  # noqa: BLE001  # a boundary: MLflow's answer does not depend on our trail
-            _log.exception("not in the audit trail: %s by %s, %s", action, actor, event)
+    def _submit(self, work: Callable[[], object], level: int, what: str) -> Future[None]:
+        """Do the work after what was submitted before; a failure is logged as `what`."""
 
-    def _tell_agents(self, model: str) -> None:
-        try:
-            Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
-        except OnnxserveError as error:  # they ask by themselves in a moment
-            _log.warning("the agents are not told of %s: %s", model, error.message)
-        except Exception:  # noqa: BLE001  # a boundary, as above
-            _log.exception("the agents are not told of %s", model)
+        def attempt() -> None:
+            try:
+                work()
+            except OnnxserveError as error:
+                _log.log(level, "%s (%s)", what, error.message)
+            except Exception:  # noqa: BLE001  # a boundary: MLflow's answer does not depend on it
+                _log.exception("%s", what)
+
+        return self._writer.submit(attempt)
 
 
 @dataclass(frozen=True)
@@ -371,7 +373,19 @@ def install(app: Flask, trail: AuditTrail) -> None:
             raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not know it")
     for view, read in _READERS.items():
         app.view_functions[view] = _guarded(app.view_functions[view], read, trail, must_be_known=view in _GATED)
-    app.view_functions[_NEW_VERSION] = _drop_copied_verdict(app.view_functions[_NEW_VERSION])
+    create = app.view_functions[_NEW_VERSION]
+
+    def create_without_verdict(**arguments: Any) -> Response:
+        """Create a version without the gate's tags: MLflow copies those of any other model."""
+        response = make_response(create(**arguments))
+        if response.status_code == 200:
+            version = response.get_json()["model_version"]
+            for tag in version.get("tags", ()):
+                if tag["key"].startswith(GATE_TAG) or tag["key"] in (ERROR_TAG, ROLLED_BACK_TAG):
+                    _registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
+        return response
+
+    app.view_functions[_NEW_VERSION] = create_without_verdict
 
 
 def _guarded(
@@ -409,21 +423,6 @@ def _guarded(
         return response
 
     return guarded
-
-
-def _drop_copied_verdict(view: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the view that creates versions, without the gate's tags: MLflow copies those of any other model."""
-
-    def created(**arguments: Any) -> Response:
-        response = make_response(view(**arguments))
-        if response.status_code == 200:
-            version = response.get_json()["model_version"]
-            for tag in version.get("tags", ()):
-                if tag["key"].startswith(GATE_TAG) or tag["key"] in (ERROR_TAG, ROLLED_BACK_TAG):
-                    _registry().delete_model_version_tag(version["name"], version["version"], tag["key"])
-        return response
-
-    return created
 
 
 def _record(trail: AuditTrail, change: RegistryChange, action: str) -> None:

@@ -82,7 +82,7 @@ class Jobs:
         secret: Mapping[str, str],
         has_account: bool = False,
     ) -> Job:
-        """Start a job and return at once.
+        """Start a job and return at once; what is left of jobs of the days before is removed.
 
         Args:
             secret: environment variables that hold the caller's credentials; they are in no file.
@@ -90,7 +90,15 @@ class Jobs:
         Raises:
             TooManyRequests: too many jobs run.
         """
-        if sum(job.state == "running" for job in self._all()) >= _MAX_RUNNING:
+        running = 0
+        for path in self.folder.glob("*.json"):
+            known = self.get(path.stem)
+            if known is None or time.time() - known.started_at >= _KEPT_SECONDS:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".log").unlink(missing_ok=True)
+            else:
+                running += known.state == "running"
+        if running >= _MAX_RUNNING:
             raise TooManyRequests(f"{_MAX_RUNNING} actions are running: wait until one has ended")
         job = Job(secrets.token_hex(8), description, actor, arguments, servers, has_account)
         path = self.folder / f"{job.id}.json"
@@ -135,18 +143,6 @@ class Jobs:
             write_job(path, replace(job, state="failed", message=last[:500]))
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)
-
-    def _all(self) -> list[Job]:
-        """Return the jobs of the last day; older ones are removed."""
-        found = []
-        for path in self.folder.glob("*.json"):
-            job = self.get(path.stem)
-            if job is not None and time.time() - job.started_at < _KEPT_SECONDS:
-                found.append(job)
-            else:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".log").unlink(missing_ok=True)
-        return found
 
 
 def read_job(path: Path) -> Job | None:
