@@ -70,9 +70,9 @@ def _lines(event: "AuditEvent") -> Iterable[str]:
         yield "    " + printable(f"why: {event.why}")
     if event.action == "rollout.step":
         return
-    figures = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
+    detail = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
     shown = ", ".join(
-        f"{key} {value}{_UNITS.get(key, '')}" for key, value in figures.items() if key not in _UNSHOWN and value != ""
+        f"{key} {value}{_UNITS.get(key, '')}" for key, value in detail.items() if key not in _UNSHOWN and value != ""
     )
     if shown:
         yield "    " + printable(shown)

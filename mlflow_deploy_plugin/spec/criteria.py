@@ -5,8 +5,9 @@ they may be given.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import ge, gt, le, lt
 from typing import Literal, cast
 
 from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
@@ -18,6 +19,7 @@ Scale = Literal["share", "seconds", "number"]
 _FORM = re.compile(
     r"^(?P<name>\w+)(\((?P<of>.+)\))?\s*(?P<sign>>=|<=|>|<)\s*(?P<number>-?\d+(\.\d+)?)\s*(?P<unit>%|x|ms|s|)$"
 )
+_COMPARE: Mapping[Sign, Callable[[float, float], bool]] = {">=": ge, "<=": le, ">": gt, "<": lt}
 _UNITS: Mapping[Scale, Mapping[str, float]] = {
     "share": {"": 1.0, "%": 0.01},
     "seconds": {"": 1.0, "s": 1.0, "ms": 0.001},
@@ -118,12 +120,7 @@ class Requirement:
 
     def holds(self, value: float) -> bool:
         """Return True if the value of the metric meets the requirement. NaN does not."""
-        return {
-            ">=": value >= self.value,
-            "<=": value <= self.value,
-            ">": value > self.value,
-            "<": value < self.value,
-        }[self.sign]
+        return _COMPARE[self.sign](value, self.value)
 
 
 def parse_requirements(

@@ -114,7 +114,7 @@ class RegistryChange:
         before: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         after: the same after the change.
         refusal: why the gate refuses it; empty if it does not.
-        figures: further details.
+        detail: what else the audit trail has of it.
         also_of: other models whose trail has it, too.
         is_served_again: the version was rolled back, and comes to a stage or alias that is served.
     """
@@ -126,7 +126,7 @@ class RegistryChange:
     after: str
     why: str = ""
     refusal: str = ""
-    figures: dict[str, Any] | None = None
+    detail: dict[str, Any] | None = None
     also_of: tuple[str, ...] = ()
     is_served_again: bool = False
 
@@ -159,10 +159,10 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     is_unserved = stage in _UNSERVED_STAGES
     holders = [] if is_unserved else [str(one.version) for one in store.get_latest_versions(message.name, [stage])]
     decision = _decide(trail, model, version, stage, holders[0] if holders else "")
-    figures: dict[str, Any] = {}
+    detail: dict[str, Any] = {}
     others = [other for other in holders if other != str(version.version)]
     if others:
-        figures = {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
+        detail = {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
     return RegistryChange(
         "transition",
         message.name,
@@ -171,7 +171,7 @@ def _transition(trail: AuditTrail) -> RegistryChange:
         stage,
         decision.why,
         decision.refusal,
-        figures | move_detail(stage, others[0] if others else ""),
+        detail | move_detail(stage, others[0] if others else ""),
         is_served_again=StageOrAlias(stage=stage).is_served_from and ROLLED_BACK_TAG in version.tags,
     )
 
@@ -221,7 +221,7 @@ def _version_deletion(_: AuditTrail) -> RegistryChange | None:
 def _model_creation(_: AuditTrail) -> RegistryChange | None:
     message = _read("CreateRegisteredModel")
     policy = {tag.key: tag.value for tag in message.tags}.get(GATE_POLICY_TAG, "")
-    return RegistryChange("tag", message.name, "", "", policy, figures={"tag": GATE_POLICY_TAG})
+    return RegistryChange("tag", message.name, "", "", policy, detail={"tag": GATE_POLICY_TAG})
 
 
 @_reads("_rename_registered_model")
@@ -251,7 +251,7 @@ def _version_tag(request: str, keys: Sequence[str]) -> _Reader:
             return None
         version = _registry().get_model_version(message.name, message.version)
         before, after = version.tags.get(message.key, ""), getattr(message, "value", "")
-        return RegistryChange("tag", message.name, str(version.version), before, after, figures={"tag": message.key})
+        return RegistryChange("tag", message.name, str(version.version), before, after, detail={"tag": message.key})
 
     return read
 
@@ -267,7 +267,7 @@ def _model_tag(request: str) -> _Reader:
             _registry().get_registered_model(message.name).tags.get(message.key, ""),
             getattr(message, "value", ""),
         )
-        return RegistryChange("tag", message.name, "", before, after, figures={"tag": GATE_POLICY_TAG})
+        return RegistryChange("tag", message.name, "", before, after, detail={"tag": GATE_POLICY_TAG})
 
     return read
 
@@ -436,5 +436,5 @@ def _record(trail: AuditTrail, change: RegistryChange, action: str) -> None:
             before=change.before,
             after=change.after,
             why=change.refusal or change.why,
-            detail={"via": _VIA, "address": who.address, **(change.figures or {})},
+            detail={"via": _VIA, "address": who.address, **(change.detail or {})},
         )
