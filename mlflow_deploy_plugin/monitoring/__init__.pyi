@@ -28,10 +28,10 @@ from .drift.references.rows import (
 from .kinds.performance import (
     affordable_rows as affordable_rows,
 )
-from .request import (
+from .result import (
     Engine as Engine,
 )
-from .request import (
+from .result import (
     WindowRequest as WindowRequest,
 )
 from .result import (
@@ -48,9 +48,6 @@ from .result import (
 )
 from .run import (
     run_monitor as run_monitor,
-)
-from .spool import (
-    wait_until_shipped as wait_until_shipped,
 )
 
 __all__: list[str]

@@ -3,17 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, performance, service_level, shadow
+from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.reports import add_history, build_report, log_result, past_windows
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import MonitorResult, ReportData
+from mlflow_deploy_plugin.monitoring.result import MonitorResult, ReportData, WindowRequest
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
 
 KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
     "drift": drift.judge,
     "prediction_drift": drift.judge_predictions,
-    "data_quality": data_quality.judge,
+    "data_quality": drift.judge_quality,
     "performance": performance.judge,
     "shadow": shadow.judge,
     "service_level": service_level.judge,

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin import controller
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.monitors import Monitors

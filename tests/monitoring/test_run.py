@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from mlflow_deploy_plugin.inference_log import parse_window
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorKind, MonitorSpec
 
 CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC)

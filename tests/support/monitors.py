@@ -13,8 +13,7 @@ from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import Watermark, locate_log, write_watermark
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.monitoring.result import MonitorResult, WindowRequest
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint

@@ -38,8 +38,9 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, open_log, window_at
-from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest, load_dataset, wait_until_shipped
+from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest, load_dataset
 from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.server import segments, shipped_bytes
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import (
     KINDS_WITH_REFERENCE,
@@ -49,7 +50,7 @@ from mlflow_deploy_plugin.spec import (
     empty_endpoint,
     load_specs,
 )
-from mlflow_deploy_plugin.statedir import SPEC
+from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, is_alive, read_state
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Store, unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
@@ -58,6 +59,7 @@ PATIENCE_SECONDS = 60.0
 MAX_BACKFILLED = 10_000
 """Over a year of hours; each is a run in MLflow, and takes seconds."""
 _SHIPPING_SECONDS = 20.0
+_PAUSE = 0.1
 _LEASE_SECONDS = 15.0
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
 
@@ -353,3 +355,25 @@ def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
         place = folder / moment.strftime("date=%Y-%m-%d/hour=%H")
         place.mkdir(parents=True)
         pq.write_table(sorted_table.slice(begin, end - begin), place / "rows.parquet")
+
+
+def wait_until_shipped(
+    state_dir: Path,
+    patience: float,
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> bool:
+    """Return True if all that is in the spool now is in the log, after waiting at most `patience` seconds for the
+    agent.
+
+    Without a living agent nobody ships, and there is nothing to wait for.
+    """
+    deadline = clock() + patience
+    sizes = {segment: segment.stat().st_size for segment in segments(state_dir / SPOOL)}
+    # a segment that the agent has deleted is in the log
+    while any(segment.exists() and shipped_bytes(segment) < size for segment, size in sizes.items()):
+        agent = read_state(state_dir / AGENT, AgentState)
+        if clock() >= deadline or agent is None or not is_alive(agent.pid):
+            return False
+        pause(_PAUSE)
+    return True

@@ -39,9 +39,12 @@ def record_result(store: Store, settings: Settings, result: MonitorResult, run_u
         alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat))
     elif not result.is_undecided:
         alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
-    works = AlertContent(_failing(result.endpoint, result.monitor), result.endpoint, result.monitor)
     again = AlertContent(
-        works.fingerprint, works.endpoint, works.monitor, lines=("the monitor works again",), link=content.link
+        _failing(result.endpoint, result.monitor),
+        result.endpoint,
+        result.monitor,
+        lines=("the monitor works again",),
+        link=content.link,
     )
     alerts.change(again.fingerprint, lambda before: resolve(before, again, now))
 
@@ -93,7 +96,8 @@ def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "
     content = AlertContent(
         fingerprint, endpoint, monitor, lines=(text,), link=link, tags=_tags(store, endpoint, monitor)
     )
-    Alerts(store).add_once(announcement(content, now))
+    detail = content.event_detail("said", now, None)
+    Alerts(store).add_once(Alert(fingerprint, endpoint, monitor, "said", now, now, detail=detail))
 
 
 def _failing(endpoint: str, monitor: str) -> str:
@@ -183,19 +187,6 @@ def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert
         "tags": before.detail.get("tags", []),
     }
     return replace(before, state="resolved", last_at=now, detail=detail)
-
-
-def announcement(content: AlertContent, now: datetime) -> Alert:
-    """Return an alert that is sent once and has no end."""
-    return Alert(
-        content.fingerprint,
-        content.endpoint,
-        content.monitor,
-        "said",
-        now,
-        now,
-        detail=content.event_detail("said", now, None),
-    )
 
 
 def _last_order(before: Alert, now: datetime) -> str:

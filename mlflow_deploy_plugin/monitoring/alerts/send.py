@@ -2,19 +2,25 @@
 
 The store says which channel has had which event, so that any process continues where another was killed. A message that
 was sent and not yet recorded is then sent twice; none is lost.
+
+The channels of the configuration are read by Apprise, which knows how to reach each. A channel's URL holds its secrets,
+so nothing of it is ever shown or kept. A channel is called by its service, its tags and a digest, and Apprise's own
+log, which quotes URLs, is shut.
 """
 
+import hashlib
 import logging
+import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.monitoring.alerts.channels import Channel, ChannelMessage, read_channels
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Alert, Alerts, Silences, Store
 
@@ -26,6 +32,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = timedelta(seconds=10), timedelta(hours=1)
 _MOST_TRIES = 30  # more than a day
 _CLAIM = timedelta(minutes=2)
 _AT_ONCE = 8
+_SECONDS = 20.0
 _HEADS = {
     "firing": "Alarm",
     "worse": "Worse",
@@ -46,11 +53,93 @@ _GRAVITY = ("failure", "warning", "info", "success")
 
 
 @dataclass(frozen=True)
-class _Delivery:
-    """The alerts of one endpoint that one channel gets."""
+class ChannelMessage:
+    """A message to a channel, as plain text."""
 
-    channel: Channel
-    alerts: Sequence[Alert]
+    title: str
+    body: str
+    kind: Literal["info", "success", "warning", "failure"]
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One entry of the configuration.
+
+    Attributes:
+        id: the same for the same URL, and nothing of it can be told from it.
+        name: for people: service, tags, and the beginning of the id.
+    """
+
+    id: str
+    name: str
+    tags: frozenset[str]
+    _service: Any = field(repr=False, compare=False)
+
+    def takes(self, tags: Sequence[str]) -> bool:
+        """Return True if the channel gets alerts with these tags; without tags every channel does."""
+        return not tags or bool(self.tags & {*tags}) or "always" in self.tags
+
+    def send(self, message: ChannelMessage) -> bool:
+        """Return True if the service took the message within seconds. Raise nothing."""
+        import apprise  # here: a third of a second, where somebody is to be told
+
+        _shut_log()
+        one = apprise.Apprise(asset=_asset())
+        one.add(self._service)
+        try:
+            sent = one.notify(
+                body=message.body,
+                title=message.title,
+                notify_type=message.kind,
+                body_format="text",  # so that names and values are no markup where a channel takes HTML
+                timeout=_SECONDS,
+            )
+        except Exception:  # noqa: BLE001 - a plugin's failure quotes its URL, so nothing of it is passed on
+            return False
+        return bool(sent)
+
+
+def read_channels(path: Path) -> list[Channel]:
+    """Return the channels of a file in one of Apprise's formats, YAML or text.
+
+    Raises:
+        InvalidConfig: it cannot be read, or holds no channel; the message quotes nothing of it.
+    """
+    import apprise
+
+    _shut_log()
+    if not os.path.isfile(path):  # it says no, too, if the folder cannot be read
+        raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: there is no file {path}")
+    try:
+        config, found = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())
+        is_read = config.add(str(path))
+        found.add(config)
+        services = list(found.find())
+    except Exception as error:  # noqa: BLE001 - as above
+        raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} cannot be read: {type(error).__name__}") from None
+    if not is_read or not services:
+        raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} names no channel that Apprise knows")
+    channels: dict[str, Channel] = {}
+    for service in services:
+        identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
+        tags = frozenset(str(tag) for tag in service.tags)
+        shown = f" ({', '.join(sorted(tags))})" if tags else ""
+        name = f"{service.service_name or 'channel'}{shown} #{identity[:6]}"
+        channels[identity] = Channel(identity, name, tags, service)
+    return list(channels.values())
+
+
+def _asset() -> Any:
+    import apprise
+
+    return apprise.AppriseAsset(app_id="onnxserve", app_desc="onnxserve", app_url="", async_mode=False)
+
+
+def _shut_log() -> None:
+    logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
+    connections = logging.getLogger("urllib3.connectionpool")  # quotes the path of each request, if asked for all
+    if connections.isEnabledFor(logging.DEBUG):
+        connections.setLevel(logging.INFO)
 
 
 def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
@@ -75,12 +164,30 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
         _say_hourly(f"nobody is told: {error.message}", int(time.monotonic() // 3600))
         return 0
     now = store.now()
-    claimed = [one for one in (_claimed(store, alert, now) for alert in due) if one is not None]
-    deliveries = _deliveries(claimed, channels, now)
-    with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
-        taken = list(pool.map(lambda delivery: delivery.channel.send(_build_message(delivery.alerts)), deliveries))
+
+    def claim(found: Alert) -> Alert | None:
+        """Return None if another process sends the alert."""
+        if found.detail.get("is_told", True) or _is_ahead(found.detail.get("claimed_until", ""), now, _CLAIM):
+            return None
+        return replace(found, detail={**found.detail, "claimed_until": (now + _CLAIM).isoformat()})
+
+    alerts = Alerts(store)
+    claimed = [one for one in (alerts.change_by_id(alert.id, claim) for alert in due) if one is not None]
+    deliveries: dict[tuple[str, str], tuple[Channel, list[Alert]]] = {}
     for alert in claimed:
-        _settle(store, alert, channels, list(zip(deliveries, taken, strict=True)))
+        for channel in channels:
+            not_before = _channel_state(alert, channel).get("not_before", "")
+            if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
+                deliveries.setdefault((alert.endpoint, channel.id), (channel, []))[1].append(alert)
+    with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
+        taken = list(pool.map(lambda delivery: delivery[0].send(_build_message(delivery[1])), deliveries.values()))
+    for alert in claimed:
+        told = [
+            (channel, is_taken)
+            for (channel, some), is_taken in zip(deliveries.values(), taken, strict=True)
+            if alert in some
+        ]
+        _settle(store, alert, channels, told)
     return sum(taken)
 
 
@@ -109,27 +216,6 @@ def _due(store: Store, wait: timedelta) -> list[Alert]:
     ]
 
 
-def _claimed(store: Store, alert: Alert, now: datetime) -> Alert | None:
-    """Return the alert if this process may send it; None if another process does."""
-
-    def claim(found: Alert) -> Alert | None:
-        if found.detail.get("is_told", True) or _is_ahead(found.detail.get("claimed_until", ""), now, _CLAIM):
-            return None
-        return replace(found, detail={**found.detail, "claimed_until": (now + _CLAIM).isoformat()})
-
-    return Alerts(store).change_by_id(alert.id, claim)
-
-
-def _deliveries(alerts: Sequence[Alert], channels: Sequence[Channel], now: datetime) -> list[_Delivery]:
-    by_place: dict[tuple[str, str], tuple[Channel, list[Alert]]] = {}
-    for alert in alerts:
-        for channel in channels:
-            not_before = _channel_state(alert, channel).get("not_before", "")
-            if _is_owed(alert, channel) and not _is_ahead(not_before, now, _LONGEST_PAUSE):
-                by_place.setdefault((alert.endpoint, channel.id), (channel, []))[1].append(alert)
-    return [_Delivery(channel, found) for channel, found in by_place.values()]
-
-
 def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:
     """Return True if the moment is still to come. One further ahead than `most` is of a clock that was wrong."""
     return now.isoformat() < moment <= (now + most).isoformat()
@@ -153,22 +239,17 @@ def _is_owed(alert: Alert, channel: Channel) -> bool:
     )
 
 
-def _settle(store: Store, alert: Alert, channels: Sequence[Channel], sent: Sequence[tuple[_Delivery, bool]]) -> None:
+def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Sequence[tuple[Channel, bool]]) -> None:
     """Record which channels have had the alert, and whether these are all."""
     now = store.now()
     number = alert.detail["number"]
-    outcome = {
-        delivery.channel.id: (delivery.channel, is_taken)
-        for delivery, is_taken in sent
-        if any(one.id == alert.id for one in delivery.alerts)
-    }
 
     def settled(found: Alert) -> Alert:
         known = dict(found.detail.get("channels", {}))
-        for key, (channel, is_taken) in outcome.items():
-            before = known.get(key, {})
-            known[key] = {"number": number} if is_taken else _failed(before, alert, channel, now)
-        told_at = now if any(is_taken for _, is_taken in outcome.values()) else found.told_at
+        for channel, is_taken in told:
+            before = known.get(channel.id, {})
+            known[channel.id] = {"number": number} if is_taken else _failed(before, alert, channel, now)
+        told_at = now if any(is_taken for _, is_taken in told) else found.told_at
         detail = {**found.detail, "channels": known, "claimed_until": ""}
         after = replace(found, detail=detail, told_at=told_at)
         is_told = not any(_is_owed(after, channel) for channel in channels)
@@ -198,7 +279,10 @@ def _failed(before: dict[str, Any], alert: Alert, channel: Channel, now: datetim
 def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
     """Return one message for alerts of one endpoint, the gravest first."""
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
-    parts = ["\n".join([_head(alert), *alert.detail["lines"], *_link(alert)]) for alert in ordered]
+    parts = []
+    for alert in ordered:
+        link = alert.detail.get("link")
+        parts.append("\n".join([_head(alert), *alert.detail["lines"], *([link] if link else [])]))
     first = ordered[0]
     more = f" and {len(ordered) - 1} more" if len(ordered) > 1 else ""
     return ChannelMessage(f"onnxserve: {first.endpoint}: {_head(first)}{more}", "\n\n".join(parts), _kind(first))
@@ -206,10 +290,6 @@ def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
 
 def _head(alert: Alert) -> str:
     return f"{_HEADS[alert.detail['news']]}: monitor {alert.monitor}"
-
-
-def _link(alert: Alert) -> list[str]:
-    return [alert.detail["link"]] if alert.detail.get("link") else []
 
 
 def _kind(alert: Alert) -> Literal["info", "success", "warning", "failure"]:

@@ -174,72 +174,46 @@ def expected_metrics(
     answers: ClassPredictions, chances: Array, names: Sequence[str] = CLASSIFICATION
 ) -> dict[str, "float | Refused"]:
     """Return the expected metrics of N predictions of which row i is of class k with the probability chances[i, k]."""
-    return {name: _EXPECTED[name](answers, chances) for name in names}
+    return {name: _expected_metric(name, answers, chances) for name in names}
 
 
-def _accuracy(answers: ClassPredictions, chances: Array) -> float:
-    return float(chances[np.arange(len(chances)), answers.predicted].mean())
-
-
-def _confusion(answers: ClassPredictions, chances: Array) -> tuple[Array, Array, Array]:
-    """Return the expected hits, true and called rows of each label that counts: [k] each."""
-    classes = len(answers.classes)
-    called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
-    own = chances[np.arange(len(chances)), answers.predicted]
-    hits = np.bincount(answers.predicted, own, minlength=classes)
-    true = chances.sum(axis=0)
-    asked = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
-    return hits[asked], true[asked], called[asked]
-
-
-def _of_confusion(below: Callable[[Array, Array], Array]) -> Callable[[ClassPredictions, Array], "float | Refused"]:
-    def figure(answers: ClassPredictions, chances: Array) -> "float | Refused":
-        hits, true, called = _confusion(answers, chances)
-        total = below(true, called)
+def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "float | Refused":
+    given, own = answers.probabilities, chances[np.arange(len(chances)), answers.predicted]
+    if name == "accuracy":
+        return float(own.mean())
+    if name in _OF_CONFUSION:
+        classes = len(answers.classes)
+        called = np.bincount(answers.predicted, minlength=classes).astype(np.float64)
+        hits = np.bincount(answers.predicted, own, minlength=classes)
+        true = chances.sum(axis=0)
+        asked = [1] if answers.is_binary else np.flatnonzero((called > 0) | (true >= 0.5))
+        total = _OF_CONFUSION[name](true[asked], called[asked])
         if not (total > 0).any():
             return Refused(f"no row was called {answers.classes[1 if answers.is_binary else -1]!r}")
-        return float(np.where(total > 0, hits / np.where(total > 0, total, 1), 0).mean())
-
-    return figure
-
-
-def _roc_auc(answers: ClassPredictions, chances: Array) -> "float | Refused":
-    """Return the expected area: every row is positive and negative, with its chances as weights."""
-    assert answers.probabilities is not None
-    asked = [1] if answers.is_binary else range(len(answers.classes) - answers.unknown)
-    areas = [_area(answers.probabilities[:, place], chances[:, place]) for place in asked]
-    known = [area for area in areas if area is not None]
-    return float(np.mean(known)) if known else Refused("all rows are expected to be of one label")
-
-
-def _area(scores: Array, chances: Array) -> float | None:
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    above, below = np.add.reduceat(chances[order], starts), np.add.reduceat(1 - chances[order], starts)
-    total = above.sum() * below.sum()
-    return float(above @ (np.cumsum(below) - below / 2) / total) if total > 0 else None
-
-
-def _log_loss(answers: ClassPredictions, chances: Array) -> float:
-    assert answers.probabilities is not None
-    return float(-(chances * np.log(np.clip(answers.probabilities, EPSILON, 1 - EPSILON))).sum(axis=1).mean())
-
-
-def _brier(answers: ClassPredictions, chances: Array) -> float:
-    given = answers.probabilities
+        return float(np.where(total > 0, hits[asked] / np.where(total > 0, total, 1), 0).mean())
     assert given is not None
-    return float((chances * np.square(1 - given) + (1 - chances) * np.square(given)).sum(axis=1).mean() / 2)
+    if name == "log_loss":
+        return float(-(chances * np.log(np.clip(given, EPSILON, 1 - EPSILON))).sum(axis=1).mean())
+    if name == "brier":
+        return float((chances * np.square(1 - given) + (1 - chances) * np.square(given)).sum(axis=1).mean() / 2)
+    areas = []
+    for place in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
+        # every row is positive and negative, with its chances as weights
+        order = np.argsort(given[:, place], kind="stable")
+        starts = np.flatnonzero(np.diff(given[order, place], prepend=-np.inf))
+        ordered = chances[order, place]
+        above, below = np.add.reduceat(ordered, starts), np.add.reduceat(1 - ordered, starts)
+        if (total := above.sum() * below.sum()) > 0:
+            areas.append(float(above @ (np.cumsum(below) - below / 2) / total))
+    return float(np.mean(areas)) if areas else Refused("all rows are expected to be of one label")
 
 
-_EXPECTED: dict[str, Callable[[ClassPredictions, Array], "float | Refused"]] = {
-    "accuracy": _accuracy,
-    "f1": _of_confusion(lambda true, called: (true + called) / 2),
-    "precision": _of_confusion(lambda true, called: called),
-    "recall": _of_confusion(lambda true, called: true),
-    "roc_auc": _roc_auc,
-    "log_loss": _log_loss,
-    "brier": _brier,
+_OF_CONFUSION: Mapping[str, Callable[[Array, Array], Array]] = {
+    "f1": lambda true, called: (true + called) / 2,
+    "precision": lambda true, called: called,
+    "recall": lambda true, called: true,
 }
+"""What the hits are divided by, of the true and the called rows of each label."""
 
 
 def _probabilities(one: LabelledWindow) -> Array:
@@ -285,7 +259,12 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
     given = np.concatenate([_probabilities(one) for one in windows])
     classes = given.shape[1]
     asked = [1] if classes == 2 else list(range(classes))
-    curves = [_isotonic(given[:, place], truth == place) for place in asked]
+    curves = []
+    for place in asked:  # points of the curve, the given probability ascending, equal ones taken together
+        values, inverse = np.unique(given[:, place], return_inverse=True)
+        weights = np.bincount(inverse).astype(np.float64)
+        shares = np.bincount(inverse, (truth == place).astype(np.float64)) / weights
+        curves.append((values, isotonic_regression(shares, weights=weights).x))
 
     def corrected(probabilities: Array) -> Array:
         parts = [np.interp(probabilities[:, place], *curve) for place, curve in zip(asked, curves, strict=True)]
@@ -297,14 +276,6 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
         return result
 
     return corrected
-
-
-def _isotonic(given: Array, is_true: Array) -> tuple[Array, Array]:
-    """Return points of the curve, the given probability ascending, equal ones taken together."""
-    values, inverse = np.unique(given, return_inverse=True)
-    weights = np.bincount(inverse).astype(np.float64)
-    shares = np.bincount(inverse, is_true.astype(np.float64)) / weights
-    return values, isotonic_regression(shares, weights=weights).x
 
 
 def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
@@ -327,10 +298,8 @@ def _errors(
     before: dict[str, list[float]] = {name: [] for name in names}
     for window, guess in zip(fitted.windows, fitted.chances, strict=True):
         real = expected_metrics(window.answers, np.eye(guess.shape[1])[window.truth], names)
-        guessed, variances = (
-            expected_metrics(window.answers, guess, names),
-            _sampling_variances(window.answers, guess, names, rng),
-        )
+        guessed = expected_metrics(window.answers, guess, names)
+        variances = _sampling_variances(window.answers, guess, names, rng)
         for name in names:
             one, other = real[name], guessed[name]
             if not isinstance(one, Refused) and not isinstance(other, Refused) and name in variances:

@@ -63,48 +63,78 @@ def classification_metrics(
     truth: Array, answers: ClassPredictions, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
     """Return the metrics of N > 0 rows whose true classes are `truth` ([N] int64, places in `answers.classes`)."""
-    return {name: _CLASSIFICATION[name](truth, answers, sampling) for name in names}
+    return {name: _classification_metric(name, truth, answers, sampling) for name in names}
 
 
 def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sampling: Sampling) -> Metrics:
     """Return the metrics of N > 0 rows, both sides [N] float64 and finite."""
     if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
         return dict.fromkeys(names, Refused(f"labels or answers beyond {_LARGEST:g} have no square"))
-    return {name: _REGRESSION[name](truth, predicted, sampling) for name in names}
+    off, centred = truth - predicted, truth - truth.mean()
+
+    def root(means: Array) -> Array:
+        return np.sqrt(np.maximum(_first(means), 0))
+
+    def explained(means: Array) -> Array:
+        squares, offset, spread = means[..., 0], means[..., 1], means[..., 2]
+        share: Array = 1 - squares / (spread - np.square(offset))
+        return share
+
+    made_of: dict[str, tuple[Array, Callable[[Array], Array]]] = {
+        "mae": (np.abs(off)[:, None], _first),
+        "rmse": (np.square(off)[:, None], root),
+        "mape": ((np.abs(off) / np.maximum(np.abs(truth), EPSILON))[:, None], _first),
+        "r2": (np.stack([np.square(off), centred, np.square(centred)], axis=1), explained),
+    }
+    found: dict[str, MetricInterval | Refused] = {}
+    for name in names:
+        if name == "r2" and (len(truth) < 2 or not np.ptp(truth)):
+            found[name] = Refused("all labels are the same; r2 needs two")
+        else:
+            found[name] = bootstrap_interval(name, *made_of[name], sampling)
+    return found
 
 
-def _accuracy(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval:
-    return share_interval("accuracy", truth == answers.predicted, sampling)
+def _classification_metric(
+    name: str, truth: Array, answers: ClassPredictions, sampling: Sampling
+) -> MetricInterval | Refused:
+    if name == "accuracy":
+        return share_interval(name, truth == answers.predicted, sampling)
+    if name in ("precision", "recall", "f1"):
+        return _confusion_metric(name, truth, answers, sampling)
+    given = answers.probabilities
+    if given is None:
+        return Refused("the model gives no probability of each label")
+    if name == "roc_auc":
+        seen = np.unique(truth)
+        if len(seen) < 2:
+            return Refused(f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two")
+        asked = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
+        if not np.isin(asked, seen).all():
+            return Refused(f"no label is {answers.classes[1]!r}")
+        return auc_interval(truth[:, None] == asked, given[:, asked], sampling)
+    if name == "log_loss":
+        losses = -np.log(np.clip(given[np.arange(len(truth)), truth], EPSILON, 1 - EPSILON))
+    else:
+        losses = np.square(given - (truth[:, None] == np.arange(len(answers.classes)))).sum(axis=1) / 2
+    return bootstrap_interval(name, losses[:, None], _first, sampling)
 
 
-def _precision(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
-    if not answers.is_binary:
-        return _macro("precision", truth, answers, sampling)
-    asked = answers.predicted == 1
-    if not asked.any():
-        return Refused(f"no row was called {answers.classes[1]!r}")
-    return share_interval("precision", truth[asked] == 1, sampling.of(asked))
-
-
-def _recall(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
-    if not answers.is_binary:
-        return _macro("recall", truth, answers, sampling)
-    asked = truth == 1
-    if not asked.any():
-        return Refused(f"no label is {answers.classes[1]!r}")
-    return share_interval("recall", answers.predicted[asked] == 1, sampling.of(asked))
-
-
-def _f1(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
-    if not answers.is_binary:
-        return _macro("f1", truth, answers, sampling)
-    if not ((truth == 1) | (answers.predicted == 1)).any():
-        return Refused(f"no label is {answers.classes[1]!r}, and no row was called so")
-    return _macro("f1", truth, answers, sampling)
-
-
-def _macro(name: str, truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
+def _confusion_metric(
+    name: str, truth: Array, answers: ClassPredictions, sampling: Sampling
+) -> MetricInterval | Refused:
     """Return the metric of the larger label of two, else the mean over the labels that there are."""
+    if answers.is_binary:
+        true, called, positive = truth == 1, answers.predicted == 1, repr(answers.classes[1])
+        rows, none = {
+            "precision": (called, f"no row was called {positive}"),
+            "recall": (true, f"no label is {positive}"),
+            "f1": (true | called, f"no label is {positive}, and no row was called so"),
+        }[name]
+        if not rows.any():
+            return Refused(none)
+        if name != "f1":
+            return share_interval(name, (true & called)[rows], sampling.of(rows))
     classes = len(answers.classes)
     if classes > _MOST_CLASSES:
         return Refused(f"there are {classes:,} different labels; the mean over labels is of at most {_MOST_CLASSES}")
@@ -129,81 +159,6 @@ def _macro(name: str, truth: Array, answers: ClassPredictions, sampling: Samplin
     return bootstrap_counts_interval(name, counts, figure, worth, sampling)
 
 
-def _roc_auc(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
-    if answers.probabilities is None:
-        return _NO_PROBABILITIES
-    seen = np.unique(truth)
-    if len(seen) < 2:
-        return Refused(f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two")
-    asked = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
-    if not np.isin(asked, seen).all():
-        return Refused(f"no label is {answers.classes[1]!r}")
-    return auc_interval(truth[:, None] == asked, answers.probabilities[:, asked], sampling)
-
-
-def _log_loss(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
-    if answers.probabilities is None:
-        return _NO_PROBABILITIES
-    own = answers.probabilities[np.arange(len(truth)), truth]
-    losses = -np.log(np.clip(own, EPSILON, 1 - EPSILON))
-    return bootstrap_interval("log_loss", losses[:, None], _first, sampling)
-
-
-def _brier(truth: Array, answers: ClassPredictions, sampling: Sampling) -> MetricInterval | Refused:
-    if answers.probabilities is None:
-        return _NO_PROBABILITIES
-    apart = answers.probabilities - (truth[:, None] == np.arange(len(answers.classes)))
-    return bootstrap_interval("brier", np.square(apart).sum(axis=1, keepdims=True) / 2, _first, sampling)
-
-
 def _first(means: Array) -> Array:
     first: Array = means[..., 0]
     return first
-
-
-def _mae(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval:
-    return bootstrap_interval("mae", np.abs(truth - predicted)[:, None], _first, sampling)
-
-
-def _rmse(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval:
-    def root(means: Array) -> Array:
-        return np.sqrt(np.maximum(_first(means), 0))
-
-    return bootstrap_interval("rmse", np.square(truth - predicted)[:, None], root, sampling)
-
-
-def _mape(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval:
-    shares = np.abs(truth - predicted) / np.maximum(np.abs(truth), EPSILON)
-    return bootstrap_interval("mape", shares[:, None], _first, sampling)
-
-
-def _r2(truth: Array, predicted: Array, sampling: Sampling) -> MetricInterval | Refused:
-    if len(truth) < 2 or not np.ptp(truth):
-        return Refused("all labels are the same; r2 needs two")
-    centred = truth - truth.mean()
-
-    def explained(means: Array) -> Array:
-        squares, offset, spread = means[..., 0], means[..., 1], means[..., 2]
-        share: Array = 1 - squares / (spread - np.square(offset))
-        return share
-
-    rows = np.stack([np.square(truth - predicted), centred, np.square(centred)], axis=1)
-    return bootstrap_interval("r2", rows, explained, sampling)
-
-
-_NO_PROBABILITIES = Refused("the model gives no probability of each label")
-_CLASSIFICATION: dict[str, Callable[[Array, ClassPredictions, Sampling], "MetricInterval | Refused"]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "precision": _precision,
-    "recall": _recall,
-    "roc_auc": _roc_auc,
-    "log_loss": _log_loss,
-    "brier": _brier,
-}
-_REGRESSION: dict[str, Callable[[Array, Array, Sampling], "MetricInterval | Refused"]] = {
-    "mae": _mae,
-    "rmse": _rmse,
-    "mape": _mape,
-    "r2": _r2,
-}

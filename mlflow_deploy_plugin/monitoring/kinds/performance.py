@@ -1,34 +1,85 @@
 """Performance: the metrics of labelled rows, and estimates of them before the labels are in."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.inference_log import MAX_ROWS, WindowRows
-from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate
-from mlflow_deploy_plugin.monitoring.kinds.estimates import SegmentEstimate, estimate_window, labels_contradict_model
-from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
-from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
-from mlflow_deploy_plugin.monitoring.kinds.log_rows import row_notes, version_artifact
-from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, Metrics
-from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions, quote_names, read_predictions
-from mlflow_deploy_plugin.monitoring.kinds.requirements import (
+from mlflow_deploy_plugin.inference_log import EPOCH, MAX_ROWS, Window, WindowRows, concat_tables
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
+from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, labels_contradict
+from mlflow_deploy_plugin.monitoring.kinds.intervals import (
+    MetricInterval,
     bonferroni_confidence,
     criterion_finding,
     event_sampling,
     overall_state,
     sort_criteria,
 )
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
-from mlflow_deploy_plugin.monitoring.segments import Segment, find_segments
+from mlflow_deploy_plugin.monitoring.kinds.label_weights import LabelWeights, weigh_labels, weighted_metrics
+from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions, Metrics
+from mlflow_deploy_plugin.monitoring.kinds.predictions import (
+    Predictions,
+    quote_names,
+    read_predictions,
+    row_notes,
+    version_artifact,
+)
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
+from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import Artifact
-from mlflow_deploy_plugin.spec import REGRESSION
+from mlflow_deploy_plugin.spec import REGRESSION, duration_seconds
 
 _MOST_CELLS = 20_000_000
+_EARLIER_WINDOWS = 8
+_LOOKED_AT = 24
+_EARLIER_ROWS = 10_000
+_COMPLETE = 0.95
+"""Share of labelled rows from which on it makes little of a difference why the others have none."""
+_TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate informs and decides nothing, unless the monitor says `estimate: decides`"
+
+
+@dataclass(frozen=True)
+class SegmentEstimate:
+    """The estimate of some rows of the window.
+
+    Attributes:
+        segment: as `carrier=AA`; empty: all rows.
+        rows: how many they are.
+    """
+
+    segment: str
+    rows: int
+    estimate: CbpeEstimate
+
+
+@dataclass(frozen=True, eq=False)
+class _JoinedWindows:
+    """The rows of a window and the labelled ones of earlier windows, whose classes have the same places.
+
+    Attributes:
+        number: [N] of each row's window; 0: the one that is judged.
+    """
+
+    table: pa.Table
+    predictions: Predictions
+    classified: ClassPredictions
+    number: Array
+    notes: list[str]
+
+    def earlier(self, chosen: Array, least: int) -> list[LabelledWindow]:
+        """Return the chosen rows, [N] bool, of each earlier window that has `least` labelled ones among them."""
+        found = []
+        for window in range(1, int(self.number.max()) + 1):
+            places = np.flatnonzero(chosen & (self.number == window) & self.predictions.is_labelled)
+            if len(places) >= least:
+                found.append(LabelledWindow(self.predictions.truth[places], self.classified.take(places)))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +123,12 @@ def judge(request: WindowRequest) -> MonitorResult:
         return request.not_judged(
             predictions.reason, model=rows.model, version=rows.version, rows=rows.rows, notes=notes
         )
-    notes = (*notes, *_odd_labels(predictions))
+    if predictions.unusable:
+        notes = (*notes, f"{predictions.unusable:,} labels are no numbers and are left out")
+    unknown, names = predictions.unknown
+    if unknown and not predictions.label_mismatch:
+        named = f"{unknown:,} labels name a class that the model does not know ({quote_names(names)})"
+        notes = (*notes, f"{named}; each counts as a wrong answer")
     spec = request.spec
     labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
     window = _Window(request, rows, artifact, predictions, labelled, notes)
@@ -98,12 +154,17 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     for segment in segments:
         names = tuple(one.name for one in spec.requirements if one.name in window.names)
         of_segment = weighted_metrics(window.predictions, labelled, segment.rows, names, sampling)
-        findings += _findings(window, of_segment, confidence, segment)
+        findings += _findings(window, of_segment, confidence, segment.name)
     figures = _figures(window, measured)
     if labelled.weights is not None:
         figures["effective_sample_size"] = labelled.effective_n
-    notes = (*_label_notes(window), *label_notes, *segment_notes)
-    return _result(window, findings, figures, notes)
+    notes = [*label_notes, *segment_notes]
+    if window.labels < len(table):
+        said = "" if window.labelled.differing else "; the metrics are of these alone"
+        if window.labelled.compared and said:
+            said += f", which are like the others in {', '.join(window.labelled.compared)}"
+        notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{said}")
+    return _result(window, findings, figures, tuple(notes))
 
 
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
@@ -121,7 +182,7 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
     if departs:
         said = (
             "and they do not fit the model's probabilities: labels may be missing by what they would say, so that the "
-            f"figures are bounds, for any label of the {others:,} rows without"
+            f"metrics are bounds, for any label of the {others:,} rows without"
         )
         return labelled.at_worst, [f"{unlike} ({tests}), {said}", *notes]
     unknown = int(labelled.unknown.sum())
@@ -157,39 +218,40 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     expectations, notes = expected
     of_all = expectations[0].estimate
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
-    findings = [one for expectation in expectations for one in _expected_findings(window, expectation, confidence)]
+    findings = []
+    for expectation in expectations:
+        metrics = {
+            name: expectation.estimate.measure(name, expectation.rows, confidence)
+            for name in expectation.estimate.values
+        }
+        for found in _findings(window, metrics, confidence, expectation.segment, prefix="estimated "):
+            if spec.estimate == "informs" and found.state != "not judged":
+                found = replace(found, state="not judged", reason=f"{found.reason}; {_INFORMS}")
+            findings.append(found)
     corrected = "corrected by isotonic regression" if of_all.is_corrected else "as the model gives them"
     note = (
         f"{missing}; what is said is estimated from the model's own probabilities (CBPE), {corrected}, "
         f"checked on {of_all.windows} earlier windows with labels"
     )
-    figures = {**figures, **_estimated_figures(of_all, confidence)}
+    figures |= {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
+    for name in of_all.errors:
+        measured = of_all.measure(name, 0, confidence)
+        if isinstance(measured, MetricInterval):
+            figures |= {f"estimated/{name}_low": measured.low, f"estimated/{name}_high": measured.high}
+    figures["estimated/windows"] = float(of_all.windows)
+    if of_all.calibration_error is not None:
+        figures["estimated/calibration_error"] = of_all.calibration_error
     return _result(window, findings, figures, (note, *notes))
 
 
-def _expected_findings(window: _Window, expected: SegmentEstimate, confidence: float) -> Iterator[Finding]:
-    spec = window.request.spec
-    for requirement in spec.requirements:
-        name = requirement.name
-        known = name in expected.estimate.values
-        measured = expected.estimate.measure(name, expected.rows, confidence) if known else _wrong_metric(window, name)
-        found = criterion_finding(requirement, measured, confidence, expected.segment, prefix="estimated ")
-        if spec.estimate == "informs" and found.state != "not judged":
-            found = replace(found, state="not judged", reason=f"{found.reason}; {_INFORMS}")
-        yield found
-
-
 def _findings(
-    window: _Window, measured: Metrics, confidence: float, segment: Segment | None = None
+    window: _Window, measured: Metrics, confidence: float, segment: str = "", prefix: str = ""
 ) -> Iterator[Finding]:
-    for requirement in window.request.spec.requirements:
-        found = measured.get(requirement.name, _wrong_metric(window, requirement.name))
-        yield criterion_finding(requirement, found, confidence, segment.name if segment else "")
-
-
-def _wrong_metric(window: _Window, name: str) -> Refused:
     answers, needs = ("labels", "numbers") if window.predictions.classified is not None else ("numbers", "labels")
-    return Refused(f"{name} is a figure of {needs}, and the model answers {answers}")
+    for requirement in window.request.spec.requirements:
+        name = requirement.name
+        found = measured.get(name, Refused(f"{name} is a metric of {needs}, and the model answers {answers}"))
+        yield criterion_finding(requirement, found, confidence, segment, prefix)
 
 
 def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
@@ -201,38 +263,6 @@ def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
         if isinstance(one, MetricInterval):
             figures |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
     return figures
-
-
-def _estimated_figures(expected: CbpeEstimate, confidence: float) -> Mapping[str, float]:
-    figures = {f"estimated/{name}": value for name, value in expected.values.items() if not isinstance(value, Refused)}
-    for name in expected.errors:
-        measured = expected.measure(name, 0, confidence)
-        if isinstance(measured, MetricInterval):
-            figures |= {f"estimated/{name}_low": measured.low, f"estimated/{name}_high": measured.high}
-    figures["estimated/windows"] = float(expected.windows)
-    if expected.calibration_error is not None:
-        figures["estimated/calibration_error"] = expected.calibration_error
-    return figures
-
-
-def _label_notes(window: _Window) -> Iterator[str]:
-    rows = len(window.rows.table)
-    if window.labels < rows:
-        said = "" if window.labelled.differing else "; the figures are of these alone"
-        if window.labelled.compared and said:
-            said += f", which are like the others in {', '.join(window.labelled.compared)}"
-        yield f"{window.labels:,} of {rows:,} rows have a label{said}"
-
-
-def _odd_labels(predictions: Predictions) -> Iterator[str]:
-    if predictions.unusable:
-        yield f"{predictions.unusable:,} labels are no numbers and are left out"
-    unknown, names = predictions.unknown
-    if unknown and not predictions.label_mismatch:
-        yield (
-            f"{unknown:,} labels name a class that the model does not know ({quote_names(names)}); each counts as a "
-            "wrong answer"
-        )
 
 
 def _result(
@@ -251,3 +281,114 @@ def _result(
         figures=figures,
         notes=(*window.notes, *notes),
     )
+
+
+def estimate_window(
+    request: WindowRequest, rows: WindowRows, artifact: Artifact | None, predictions: Predictions
+) -> tuple[list[SegmentEstimate], list[str]] | Refused:
+    """Return the estimates of all rows and of each segment, each checked on the same rows of earlier windows of the
+    version; and a line for each thing that is left out.
+    """
+    if predictions.classified is None:
+        return Refused("the model answers numbers, and how far they are off cannot be seen from them")
+    gives = artifact is not None and any(output.role == "probabilities" for output in artifact.outputs)
+    if predictions.classified.probabilities is None and gives:
+        assert artifact is not None
+        labels = len(artifact.classes) or len(predictions.classified.classes)
+        return Refused(
+            "the probability of each label, from which it could be estimated, is not at hand: of at most 8 labels "
+            f"they are read from the log, and the model has {labels:,}"
+        )
+    joined = _join_earlier_windows(request, rows, artifact)
+    if joined is None:
+        return Refused("the rows of earlier windows do not fit")
+    least = request.spec.min_rows
+    names = [one.name for one in request.spec.requirements if one.name in CLASSIFICATION]
+    segments, notes = find_segments(joined.table, request.spec.segment_by, least, joined.number == 0)
+    found = []
+    for name, chosen in (("", np.ones(len(joined.table), bool)), *((one.name, one.rows) for one in segments)):
+        own = chosen & (joined.number == 0)
+        of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, least), names)
+        if isinstance(of_rows, Refused):
+            return of_rows
+        found.append(SegmentEstimate(name, int(own.sum()), of_rows))
+    return found, [*joined.notes, *notes]
+
+
+def labels_contradict_model(
+    request: WindowRequest, rows: WindowRows, artifact: Artifact | None
+) -> tuple[bool | None, list[str]]:
+    """Return True if the window's labels do not fit the probabilities of their rows, and what is left out, a line each.
+
+    The probabilities are corrected by earlier windows whose rows have nearly all a label. None: there are none.
+    """
+    joined = _join_earlier_windows(request, rows, artifact, _COMPLETE)
+    if joined is None or joined.classified.probabilities is None:
+        return None, []
+    own = (joined.number == 0) & joined.predictions.is_labelled
+    earlier = joined.earlier(np.ones(len(joined.table), bool), request.spec.min_rows)
+    confidence = 1 - request.spec.false_alarm_rate
+    return labels_contradict(
+        joined.predictions.truth[own], joined.classified.take(own), earlier, confidence
+    ), joined.notes
+
+
+def _join_earlier_windows(
+    request: WindowRequest, rows: WindowRows, artifact: Artifact | None, least_share: float = 0.0
+) -> _JoinedWindows | None:
+    notes: list[str] = []
+    tables = [rows.table, *_earlier_tables(request, rows, artifact, notes, least_share)]
+    together = concat_tables(tables)
+    predictions = read_predictions(together, artifact)
+    if isinstance(predictions, Refused) or predictions.classified is None:
+        return None
+    number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    return _JoinedWindows(together, predictions, predictions.classified, number, notes)
+
+
+def _earlier_tables(
+    request: WindowRequest, rows: WindowRows, artifact: Artifact | None, notes: list[str], least_share: float
+) -> Iterator[pa.Table]:
+    """Yield the labelled rows of the latest windows of the same length that have enough of them. A window whose
+    labels may be missing by what they would say is left out; `notes` gets how many such there are.
+
+    Args:
+        least_share: of their rows that have a label.
+    """
+    found = selected = 0
+    spec = request.spec
+    for past in _earlier_windows(request)[:_LOOKED_AT]:
+        earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS)
+        if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
+            continue
+        predictions = read_predictions(earlier.table, artifact)
+        if (
+            isinstance(predictions, Refused)
+            or predictions.label_mismatch
+            or predictions.is_labelled.sum() < spec.min_rows
+        ):
+            continue
+        if predictions.is_labelled.mean() < least_share:
+            continue
+        if weigh_labels(earlier.table, predictions, spec.segment_by, spec.false_alarm_rate).is_selected:
+            selected += 1
+            continue
+        yield earlier.table.filter(pa.array(predictions.is_labelled))
+        found += 1
+        if found == _EARLIER_WINDOWS:
+            break
+    if selected:
+        notes.append(f"{selected} earlier windows are left out, whose rows with a label are not like those without")
+
+
+def _earlier_windows(request: WindowRequest) -> list[Window]:
+    """Return the earlier windows that have rows and whose labels should be in, the latest first."""
+    length = request.window.length
+    wait = timedelta(seconds=duration_seconds(request.spec.labels_within) if request.spec.labels_within else 0)
+    until = request.window.start - max(math.ceil(wait / length) - 1, 0) * length
+    numbers = set()
+    for hour in request.log.hours(request.endpoint, Window(EPOCH, until)):
+        # so many windows lie between the judged one and the one of the hour's first, and last, microsecond
+        numbers |= {(request.window.start - one) // length for one in (hour.start + _TICK, hour.end)}
+    starts = [request.window.start - (number + 1) * length for number in sorted(numbers)]
+    return [Window(start, start + length) for start in starts if start + length <= until]

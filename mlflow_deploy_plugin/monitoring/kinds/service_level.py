@@ -20,17 +20,16 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array, as_floats
-from mlflow_deploy_plugin.monitoring.kinds.intervals import wilson_interval
-from mlflow_deploy_plugin.monitoring.kinds.log_rows import ModelVersion, count_versions, most_first, unreadable_notes
-from mlflow_deploy_plugin.monitoring.kinds.requirements import (
+from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bonferroni_confidence,
     criterion_finding,
     criterion_state,
     overall_state,
     sort_criteria,
+    wilson_interval,
 )
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.kinds.predictions import ModelVersion, count_versions, most_first, unreadable_notes
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import MAX_SEGMENTS, as_texts, segment_name
 from mlflow_deploy_plugin.spec import Requirement
 

@@ -15,22 +15,23 @@ import pyarrow.compute as pc
 from mlflow_deploy_plugin.errors import InferenceError, Refused
 from mlflow_deploy_plugin.inference_log import combine_hashes, concat_tables, hash_texts, is_answered_by
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
-from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling, share_interval
-from mlflow_deploy_plugin.monitoring.kinds.log_rows import (
+from mlflow_deploy_plugin.monitoring.kinds.intervals import (
+    MetricInterval,
+    Sampling,
+    bonferroni_confidence,
+    criterion_finding,
+    event_sampling,
+    overall_state,
+    share_interval,
+    sort_criteria,
+)
+from mlflow_deploy_plugin.monitoring.kinds.predictions import (
     ModelVersion,
     count_versions,
     unreadable_notes,
     version_artifact,
 )
-from mlflow_deploy_plugin.monitoring.kinds.requirements import (
-    bonferroni_confidence,
-    criterion_finding,
-    event_sampling,
-    overall_state,
-    sort_criteria,
-)
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
 from mlflow_deploy_plugin.server import compare_outputs

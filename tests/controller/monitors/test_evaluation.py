@@ -9,7 +9,7 @@ import pytest
 from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log, judging_worker
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.inference_log import parse_window
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.processes import Worker
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.controller.monitors.schedule import next_due_window
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from tests.support.monitors import NOON, SECONDS, MonitoredWorld
 from tests.support.waiting import wait_until

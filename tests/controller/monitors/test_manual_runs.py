@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 from tests.support.deployments import empty_home

@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import Watermark, locate_log, read_watermarks
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.tables import LeaseRow

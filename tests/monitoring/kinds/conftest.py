@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.inference_log import LABELS, Label, labels_table, parse_window
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
-from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
+from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state

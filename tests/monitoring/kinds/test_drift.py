@@ -13,7 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.inference_log import open_log
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_from_parquet
-from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift
+from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.spec import CaptureSpec
@@ -25,7 +25,7 @@ from .conftest import CLASSIFIER, DAY
 KINDS: dict[str, Callable[..., MonitorResult]] = {
     "drift": drift.judge,
     "prediction_drift": drift.judge_predictions,
-    "data_quality": data_quality.judge,
+    "data_quality": drift.judge_quality,
 }
 REFERENCE_DAYS = 40
 ROWS = 240
@@ -181,7 +181,7 @@ def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
     endpoint.serve(CLASSIFIER)
     endpoint.answer(day(100))
 
-    judged = data_quality.judge(
+    judged = drift.judge_quality(
         endpoint.ask(kind="data_quality", min_rows=100, require=["missing<=0.2", "unseen<=0.1"])
     )
 

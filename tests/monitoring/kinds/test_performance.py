@@ -112,7 +112,7 @@ def test_half_of_the_labels_are_judged_and_the_other_half_is_told(
     assert result.state == "kept"
     rows = int(result.figures["labelled_rows"])
     alike = "which are like the others in score, answer, event time"
-    assert f"{rows} of 600 rows have a label; the figures are of these alone, {alike}" in result.notes
+    assert f"{rows} of 600 rows have a label; the metrics are of these alone, {alike}" in result.notes
     assert result.figures["labelled_share"] == rows / 600
 
 
@@ -378,7 +378,7 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(
     assert before.state == "not judged"
     assert "how far they are off cannot be seen" in before.reason
     assert [found(after, name).state for name in ("rmse", "r2", "accuracy")] == ["violated", "kept", "not judged"]
-    assert "accuracy is a figure of labels, and the model answers numbers" in found(after, "accuracy").reason
+    assert "accuracy is a metric of labels, and the model answers numbers" in found(after, "accuracy").reason
     assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.monitoring.kinds import data_quality, drift, performance, service_level, shadow
+from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_level, shadow
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from tests.monitoring.kinds.conftest import EndpointWorld
 
@@ -16,7 +16,7 @@ ROWS = 120
 KINDS: dict[str, tuple[Callable[..., MonitorResult], dict[str, Any]]] = {
     "drift": (drift.judge, {}),
     "prediction_drift": (drift.judge_predictions, {}),
-    "data_quality": (data_quality.judge, {"require": ["missing<=0.1", "unseen<=0.1"]}),
+    "data_quality": (drift.judge_quality, {"require": ["missing<=0.1", "unseen<=0.1"]}),
     "performance": (performance.judge, {"require": ["accuracy>=0.8", "roc_auc>=0.7", "rmse<=2"]}),
     "shadow": (shadow.judge, {"require": ["disagreement<=0.1"]}),
     "service_level": (service_level.judge, {"require": ["p99<=0.1", "error_rate<=0.1"]}),

@@ -67,7 +67,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
     write_beside_log,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import bin_period, duration_seconds, rolling_span

@@ -11,7 +11,7 @@ import pytest
 from mlflow_deploy_plugin.inference_log import Window, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references import load_reference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.monitoring.conftest import FIRST_DAY, day_of_rows, reference_of_days, serve, write_model

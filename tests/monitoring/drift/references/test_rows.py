@@ -12,7 +12,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.monitoring.drift.references import load_reference
-from mlflow_deploy_plugin.monitoring.request import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.monitoring.conftest import FIRST_DAY, reference_of_days, serve, write_model
 from tests.monitoring.drift.sketches.test_sketch import assert_same

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring.spool import wait_until_shipped
+from mlflow_deploy_plugin.controller.monitors.manual_runs import wait_until_shipped
 from mlflow_deploy_plugin.statedir import AGENT, AgentState, write_state
 
 NO_PROCESS = 2**22 + 1
