@@ -29,19 +29,19 @@ from .kinds.performance import (
     affordable_rows as affordable_rows,
 )
 from .result import (
-    Engine as Engine,
-)
-from .result import (
-    WindowRequest as WindowRequest,
-)
-from .result import (
     ALARMS as ALARMS,
 )
 from .result import (
     UNDECIDED as UNDECIDED,
 )
 from .result import (
+    Engine as Engine,
+)
+from .result import (
     MonitorResult as MonitorResult,
+)
+from .result import (
+    WindowRequest as WindowRequest,
 )
 from .result import (
     to_document as to_document,
