@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable, did_you_mean
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable, did_you_mean, join_names
 from mlflow_deploy_plugin.registry import LoggedColumns, logged_columns, parse_model_uri, registry_errors, resolve
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, apply_config, load_time_zone
@@ -132,7 +132,6 @@ SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
 
 _DATASET = "dataset:"
 _OWN_PREFIX = "_"
-_MAX_LISTED = 10
 _URI = re.compile(r"[^/]*:")  # as MLflow tells a Git repository from a folder
 _FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
 _EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
@@ -259,7 +258,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
     for where, name in named:
         may_be_answer = columns.outputs is None and _is_answer(name)
         if not (name.startswith(_OWN_PREFIX) or _is_among(name, columns.all) or may_be_answer):
-            hint = did_you_mean(name, columns.all, f"it has {_list_names(columns.all)}")
+            hint = did_you_mean(name, columns.all, f"it has {join_names(columns.all)}")
             raise InvalidConfig(f"{where}the model has no column {name!r}{hint}")
 
 
@@ -284,11 +283,11 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     if all(_is_answer(name) for name in missing) and monitor.kind != "prediction_drift" and columns is not None:
         left = [name for name in (monitor.columns or columns.inputs) if name not in missing]
         raise InvalidConfig(
-            f"reference: {uri} has no column {_list_names(missing)}, which holds what the model answers: add it (the "
+            f"reference: {uri} has no column {join_names(missing)}, which holds what the model answers: add it (the "
             f"model's answers to these rows), or judge the others alone: columns={','.join(left)}"
         )
     raise InvalidConfig(
-        f"reference: {uri} has no column {_list_names(missing)} to compare with; it has {_list_names(held)}"
+        f"reference: {uri} has no column {join_names(missing)} to compare with; it has {join_names(held)}"
     )
 
 
@@ -299,11 +298,6 @@ def _is_among(name: str, known: Sequence[str]) -> bool:
 
 def _is_answer(name: str) -> bool:
     return name.partition(".")[0] in ("prediction", "output")
-
-
-def _list_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _project_folder(project: str) -> Path | None:

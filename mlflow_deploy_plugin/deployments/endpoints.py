@@ -60,7 +60,7 @@ class Endpoints:
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
         return ObservedEndpoint(stored, local.observe(stored.spec, self.settings))
 
-    def create(self, spec: EndpointSpec, why: str, actor: str | None) -> None:
+    def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Take the name, and serve the endpoint if it has a variant. A failure leaves nothing behind.
 
         Raises:
@@ -68,14 +68,14 @@ class Endpoints:
         """
         with self.lock(spec.name):  # before the name is taken, so that nobody deletes it before it is served
             with self._ports() as with_port:
-                placed = self.store.add_endpoint(TARGET, with_port(spec), why=why, actor=actor).spec
+                placed = self.store.add_endpoint(TARGET, with_port(spec), why=why).spec
             if not placed.variants:
                 return
             try:
-                self._serve_new(spec, placed, actor)
+                self._serve_new(spec, placed)
             except BaseException as error:  # also Ctrl-C: a user who gives up waiting wants nothing left behind
                 local.remove(spec.name, self.settings)
-                self.store.remove_endpoint(spec.name, why=_undo_reason(error), actor=actor)
+                self.store.remove_endpoint(spec.name, why=_undo_reason(error))
                 raise
 
     def change(self, old: EndpointSpec, new: EndpointSpec, context: AuditContext) -> None:
@@ -115,7 +115,7 @@ class Endpoints:
                 local.remove(old.name, self.settings)
             raise
 
-    def _serve_new(self, requested: EndpointSpec, placed: EndpointSpec, actor: str | None) -> None:
+    def _serve_new(self, requested: EndpointSpec, placed: EndpointSpec) -> None:
         """Serve `placed`, which is `requested` with a port.
 
         Another program may take a chosen port before the server does: then the next one is chosen. A port that was
@@ -132,12 +132,12 @@ class Endpoints:
                     raise
                 with self._ports() as with_port:
                     placed = with_port(requested)
-                    self.store.replace_spec(placed, why=f"port {port} was taken by another program", actor=actor)
+                    self.store.replace_spec(placed, why=f"port {port} was taken by another program")
 
-    def remove(self, name: str, why: str, actor: str | None) -> None:
+    def remove(self, name: str, why: str = "") -> None:
         """End the server and remove the endpoint from the store. The caller holds the lock."""
         local.remove(name, self.settings)
-        self.store.remove_endpoint(name, why=why, actor=actor)
+        self.store.remove_endpoint(name, why=why)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ is made, and every worker serves it when the call returns. Only a change of the 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class Deployments:
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
             resolve(model_uri)  # a model that the registry does not have is refused before anything is started
             spec = self._configured(spec, config)
-            self._endpoints.create(spec, "", None)
+            self._endpoints.create(spec)
             return self.get(name, endpoint)
         if endpoint is None and name not in stored.spec.variants:
             raise AlreadyExists(f"{name!r} is an endpoint already: say --endpoint {name} to deploy into it")
@@ -114,7 +114,7 @@ class Deployments:
             if stored is None or name not in stored.spec.variants:  # another process has deleted it meanwhile
                 return self._nothing_deleted(self._no_deployment(name, endpoint))
             if endpoint is None and found == name and set(stored.spec.variants) == {name}:
-                self._endpoints.remove(found, "", None)
+                self._endpoints.remove(found)
             else:
                 try:
                     remaining = remove_variant(stored.spec, name)
@@ -168,17 +168,14 @@ class Deployments:
             local.stop(found, self.settings)
             self.store.record("stop", endpoint=found)
 
-    def create_endpoint(
-        self, name: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
-    ) -> ObservedEndpoint:
+    def create_endpoint(self, name: str, config: Mapping[str, Any], why: str = "") -> ObservedEndpoint:
         """Take a name for deployments to come; its server starts with the first of them.
 
         Raises:
             AlreadyExists: the name is taken.
             InvalidConfig: the name or a field of `config` is invalid.
         """
-        spec = empty_endpoint(name)
-        self._endpoints.create(self._configured(spec, config), why, actor)
+        self._endpoints.create(self._configured(empty_endpoint(name), config), why)
         return self.get_endpoint(name)
 
     def update_endpoint(
@@ -187,8 +184,7 @@ class Deployments:
         """Change fields of an endpoint, all or none. Raises as `update`."""
         if any(sets_weight(name) for name in config):
             self._refuse_under_rollout(endpoint)
-        context = AuditContext("update", why, actor)
-        self._change(endpoint, lambda spec: self._configured(spec, config), context)
+        self._change(endpoint, lambda spec: self._configured(spec, config), AuditContext("update", why, actor))
         return self.get_endpoint(endpoint)
 
     def set_traffic(
@@ -210,7 +206,7 @@ class Deployments:
         self._change(endpoint, lambda spec: configure(spec, {"traffic": weights}), context)
         return self.get_endpoint(endpoint)
 
-    def delete_endpoint(self, endpoint: str, why: str = "", actor: str | None = None) -> bool:
+    def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
         """End the endpoint with everything in it; requests in flight are finished.
 
         Returns:
@@ -219,7 +215,7 @@ class Deployments:
         if endpoint in self.store.names():  # before its name becomes that of a lock file
             with self._endpoints.lock(endpoint):
                 if endpoint in self.store.names():
-                    self._endpoints.remove(endpoint, why, actor)
+                    self._endpoints.remove(endpoint, why)
                     return True
         return self._nothing_deleted(unknown_endpoint(endpoint, self.store.names()))
 
@@ -255,14 +251,14 @@ class Deployments:
             if name in spec.variants:
                 self._endpoints.change(spec, remove_variant(spec, name), AuditContext("update", why, actor))
 
-    def remove_monitor(self, endpoint: str, monitor: str, why: str = "", actor: str | None = None) -> None:
+    def remove_monitor(self, endpoint: str, monitor: str, why: str = "") -> None:
         """Remove a monitor from an endpoint; its results stay.
 
         Raises:
             NotFound: there is no such endpoint or monitor.
         """
         self.store.require_endpoint(endpoint).spec.monitor(monitor)
-        self._change(endpoint, lambda spec: remove_monitor(spec, monitor), AuditContext("update", why, actor))
+        self._change(endpoint, lambda spec: remove_monitor(spec, monitor), AuditContext(why=why))
 
     def poll_registry(self, model: str) -> None:
         """Make the agents here that follow the model ask the registry at once. Call it after a move in the registry."""
@@ -311,8 +307,8 @@ class Deployments:
             return NotFound(f"{message}; {unknown_endpoint(endpoint, self.store.names()).message}")
         if endpoint is None and namesake is not None:
             return NotFound(f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
-        names = [one for e in self.store.endpoints() if endpoint in (None, e.name) for one in e.spec.variants]
-        known = list(dict.fromkeys(names))
+        stored = [e for e in self.store.endpoints() if endpoint in (None, e.name)]
+        known = list(dict.fromkeys(one for e in stored for one in e.spec.variants))
         if not known:
             return NotFound(f"{message}; there is none yet")
         hint = did_you_mean(name, known)
@@ -338,11 +334,8 @@ def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
     """Open the deployments of this user by the settings of this process, with bounded waits for the registry."""
     set_service_timeouts()
     settings = load_settings()
-    store = open_store(settings.store_url)
-    try:
+    with closing(open_store(settings.store_url)) as store:
         yield Deployments(store, settings, progress)
-    finally:
-        store.close()
 
 
 def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:

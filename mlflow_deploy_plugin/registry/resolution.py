@@ -130,10 +130,7 @@ def registered_version(model: str, version: str) -> ResolvedModel:
         raise InvalidConfig(f"{model!r} is no name of a registered model; {right}")
     if not version.isdigit():
         raise InvalidConfig(f"{version!r} is no version of {model}; give its number")
-    found = resolve(f"models:/{model}/{version}")
-    if not found.name:
-        raise NotFound(f"there is no model {model}")
-    return found
+    return resolve(f"models:/{model}/{version}")
 
 
 def _resolved_version(model_uri: str, uri: ModelURI, found: "ModelVersion") -> ResolvedModel:
