@@ -140,6 +140,7 @@ class ShippingProgress:
         write_atomically(self._path, orjson.dumps(self.totals))
 
 
+@dataclass
 class WatermarkWriter:
     """Writes the watermark of one server to its log.
 
@@ -148,25 +149,17 @@ class WatermarkWriter:
         now: seconds since 1970.
     """
 
-    def __init__(
-        self,
-        state_dir: Path,
-        location: LogLocation,
-        progress: ShippingProgress,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._state_dir = state_dir
-        self._location = location
-        self._progress = progress
-        self._clock = clock
-        self._now = now
-        self._written_at = float("-inf")
-        self._written: Watermark | None = None
+    state_dir: Path
+    location: LogLocation
+    progress: ShippingProgress
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], float] = time.time
+    _written_at: float = field(default=float("-inf"), init=False)
+    _written: Watermark | None = field(default=None, init=False)
 
     def round(self) -> None:
         """Write the watermark if it is due. A failure is not logged here: shipping says that the log is down."""
-        waited = self._clock() - self._written_at
+        waited = self.clock() - self._written_at
         if waited >= BUSY_SECONDS:
             mark = self._watermark(False)
             if waited >= IDLE_SECONDS or self._written is None or _counts(mark) != _counts(self._written):
@@ -177,19 +170,19 @@ class WatermarkWriter:
         self._write(self._watermark(is_shipped))
 
     def _write(self, mark: Watermark) -> None:
-        self._written_at = self._clock()
+        self._written_at = self.clock()
         try:
-            self._progress.save()
-            write_watermark(self._location, mark)
+            self.progress.save()
+            write_watermark(self.location, mark)
         except (OSError, NotInstalled) as error:
             _log.debug("the watermark cannot be written: %s", error)
             return
         self._written = mark
 
     def _watermark(self, ended: bool) -> Watermark:
-        progress = self._progress
-        progress.add_counted(read_capture_counters(self._state_dir), saved_capture_counters(self._state_dir))
-        wanted = read_state(self._state_dir / WANTED, Wanted)
+        progress = self.progress
+        progress.add_counted(read_capture_counters(self.state_dir), saved_capture_counters(self.state_dir))
+        wanted = read_state(self.state_dir / WANTED, Wanted)
         answered, shipped, lost = progress.rows("answered"), progress.totals.shipped, progress.totals.lost
         captured = {name: max(0, rows - lost.get(name, 0)) for name, rows in progress.rows("captured").items()}
         names = {*answered, *shipped, *(wanted.endpoints if wanted else ())}
@@ -197,7 +190,7 @@ class WatermarkWriter:
             progress.totals.agent,
             tuple(sorted(names)),
             datetime.fromtimestamp(progress.complete_until, UTC),
-            datetime.fromtimestamp(self._now(), UTC),
+            datetime.fromtimestamp(self.now(), UTC),
             ended,
             answered,
             captured,

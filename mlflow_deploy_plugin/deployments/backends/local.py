@@ -87,13 +87,6 @@ class PreviousState:
     spec: EndpointSpec | None
     agent: AgentState | None
 
-    def changed_variants(self, spec: EndpointSpec) -> list[str]:
-        """Return the variants of `spec` that are new or name another model; all if other columns are excluded."""
-        if self.spec is None or _excluded_columns(self.spec) != _excluded_columns(spec):
-            return list(spec.variants)
-        old = {name: variant.model for name, variant in self.spec.variants.items()}
-        return [name for name, variant in spec.variants.items() if old.get(name) != variant.model]
-
 
 def state_dir(name: str, settings: Settings) -> Path:
     """Return the state folder of an endpoint's server."""
@@ -127,12 +120,11 @@ def apply(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None
         stop(spec.name, settings)  # also the workers of a supervisor that was killed, which still hold the port
         check_port(*_address(spec))
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(folder / SPEC, dump_spec(spec).encode())
+    write_atomically(folder / SPEC, dump_spec(spec).encode())
+    if pid is None:
         (folder / _STOPPED).unlink(missing_ok=True)
         progress(f"{spec.name}: starting the server on port {spec.server.port}")
         pid = supervisor.start(folder, server_environment(folder, settings))
-    else:
-        write_atomically(folder / SPEC, dump_spec(spec).encode())
     try:
         wait_until_served(spec, folder, before, pid, settings.ready_timeout_seconds, progress)
     except BaseException:
@@ -391,22 +383,24 @@ def wait_until_served(
         time.sleep(_POLL_SECONDS)
 
 
-def _excluded_columns(spec: EndpointSpec) -> tuple[tuple[str, ...], ...]:
-    return spec.capture.drop, spec.capture.mask
+def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
+    """Return what workers load for each variant: its model, without the excluded columns."""
+    return {name: (one.model, spec.capture.drop, spec.capture.mask) for name, one in spec.variants.items()}
 
 
 def _failure(applied: AppliedSpec, spec: EndpointSpec, before: PreviousState, agent: AgentState | None) -> str:
     """Return why the server cannot become ready; empty while it may."""
-    must_load = {*before.changed_variants(spec), *applied.missing}
+    earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
+    changed = {name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)}
     for name, error in applied.errors.items():
-        if name in must_load:
+        if name in changed or name in applied.missing:
             return error if name == spec.name else f"deployment {name}: {error}"
     if agent is None or not agent.error or applied.is_resolved:
         return ""
-    if before.agent is None or (agent.pid, agent.error) != (before.agent.pid, before.agent.error):
-        return agent.error
-    # the same error as before: it is about this spec only if the agent has looked since the spec was written
-    return agent.error if agent.looks > before.agent.looks else ""
+    seen = before.agent
+    # the same error as before is about this spec only if the agent has looked since the spec was written
+    is_earlier = seen is not None and (seen.pid, seen.error) == (agent.pid, agent.error) and agent.looks <= seen.looks
+    return "" if is_earlier else agent.error
 
 
 def _pending_at_server(state_dir: Path, url: str) -> str:
