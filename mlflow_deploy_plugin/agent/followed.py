@@ -82,7 +82,6 @@ class FollowedModel:
         rejection: why the target is not served.
         unloadable: identity of a version that the workers could not load.
         error: why the last poll of the registry failed.
-        error_class: the class of that error.
         poll_failures, fetch_failures: how often each has failed in a row.
         next_poll: when to ask the registry next; `NEVER` while a poll is under way.
         poll: the poll under way.
@@ -97,8 +96,7 @@ class FollowedModel:
     target: ResolvedModel | None = None
     rejection: Rejection | None = None
     unloadable: str | None = None
-    error: str = ""
-    error_class: type[OnnxserveError] = OnnxserveError
+    error: OnnxserveError | None = None
     poll_failures: int = 0
     fetch_failures: int = 0
     next_poll: float = 0.0
@@ -123,18 +121,19 @@ class FollowedModel:
         """Return why the newest version cannot be fetched or loaded, or None if no reason is known."""
         if self.rejection is not None:
             return self.rejection.error_class(self.message(uri))
-        return self.error_class(self.error) if self.error else None
+        return self.error
 
     def message(self, uri: str) -> str:
         """Return what is wrong, for the status and the log; empty if nothing is."""
         rejection = self.rejection
+        error = self.error.message if self.error is not None else ""
         if rejection is None:
-            return self.error
+            return error
         named = f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: " if rejection.version else ""
         served = self.version
         is_other = served is not None and served.identity != rejection.identity
         kept = f"; version {served.version} is served on" if is_other and served is not None else ""
-        return "; ".join(filter(None, [self.error, f"{uri}: {named}{rejection.reason}{kept}"]))
+        return "; ".join(filter(None, [error, f"{uri}: {named}{rejection.reason}{kept}"]))
 
     def roll_back(self, error: str) -> None:
         """Return to the previous version, because the workers could not load this one."""

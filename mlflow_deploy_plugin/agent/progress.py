@@ -58,6 +58,31 @@ class Totals:
     ended: list[str] = field(default_factory=list)
     folder: int = 0
 
+    @staticmethod
+    def load(folder: Path) -> "Totals":
+        """Return the totals of progress.json in the state folder, or new ones under a new name.
+
+        If the file is missing, the counts that ended servers have left are counted anew; if it is malformed, they stand
+        under the earlier name. In a copy of a state folder the agent has counted nothing yet.
+        """
+        left_runs = [left.run for left in saved_capture_counters(folder)]
+        try:
+            totals = Totals(**orjson.loads((folder / PROGRESS).read_bytes()))
+        except OSError:
+            totals = Totals(_new_name())
+        except (ValueError, TypeError):
+            totals = Totals(_new_name(), ended=left_runs)
+        inode = folder.stat().st_ino
+        if totals.folder in (0, inode):
+            totals.folder = inode
+            return totals
+        name = _new_name()
+        _log.warning(
+            "%s is a copy of another state folder: its agent is no longer %s, but %s", folder, totals.agent, name
+        )
+        ended = [*totals.ended, totals.run, *left_runs][-_MOST_ENDED:]
+        return Totals(name, totals.complete_until, counted=totals.counted, ended=ended, folder=inode)
+
 
 class ShippingProgress:
     """The totals of one state folder, and the time up to which each of its segments is in the log.
@@ -69,7 +94,7 @@ class ShippingProgress:
     def __init__(self, spool: Path) -> None:
         self._spool = spool
         self._path = spool.parent / PROGRESS
-        self.totals = _load_totals(spool.parent)
+        self.totals = Totals.load(spool.parent)
         self._listed_at = self.totals.complete_until
         self._complete: dict[str, float] = {}
 
@@ -206,29 +231,6 @@ def add_rows(rows: Mapping[str, int], more: Mapping[str, int]) -> Rows:
 
 def _counts(mark: Watermark) -> tuple[object, ...]:
     return mark.endpoints, mark.answered_rows, mark.captured_rows, mark.dropped_rows, mark.shipped_rows
-
-
-def _load_totals(folder: Path) -> Totals:
-    """Return the totals of progress.json in the state folder, or new ones under a new name.
-
-    If the file is missing, the counts that ended servers have left are counted anew; if it is malformed, they stand
-    under the earlier name. In a copy of a state folder the agent has counted nothing yet.
-    """
-    left_runs = [left.run for left in saved_capture_counters(folder)]
-    try:
-        totals = Totals(**orjson.loads((folder / PROGRESS).read_bytes()))
-    except OSError:
-        totals = Totals(_new_name())
-    except (ValueError, TypeError):
-        totals = Totals(_new_name(), ended=left_runs)
-    inode = folder.stat().st_ino
-    if totals.folder in (0, inode):
-        totals.folder = inode
-        return totals
-    name = _new_name()
-    _log.warning("%s is a copy of another state folder: its agent is no longer %s, but %s", folder, totals.agent, name)
-    ended = [*totals.ended, totals.run, *left_runs][-_MOST_ENDED:]
-    return Totals(name, totals.complete_until, counted=totals.counted, ended=ended, folder=inode)
 
 
 def _new_name() -> str:

@@ -193,14 +193,14 @@ class VersionResolver:
             resolution = poll.result()[ref.uri]
             model.poll, model.next_poll = None, now + pause
             if isinstance(resolution, ResolvedModel):
-                model.error, model.poll_failures, model.target = "", 0, resolution
+                model.error, model.poll_failures, model.target = None, 0, resolution
                 waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
                 if not waits_for_gate and not (resolution.followed and self.polling.follow):
                     model.next_poll = NEVER
             else:
-                model.error, model.error_class = resolution.message, type(resolution)
+                model.error = resolution
                 if isinstance(resolution, NotFound):
-                    model.error = f"{ref.uri}: {resolution.message}"
+                    model.error = NotFound(f"{ref.uri}: {resolution.message}")
                 # what is not found or wrong may be put right by somebody at any moment
                 if not isinstance(resolution, NotFound | InvalidConfig):
                     model.poll_failures += 1

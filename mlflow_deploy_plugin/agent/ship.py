@@ -63,6 +63,8 @@ _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _STATE_SECONDS = 10.0
 """agent.json says in steps of so many seconds until when the log is complete."""
+_TIME = pa.timestamp("us", tz="UTC")
+_MICROSECONDS_A_DAY = 86_400_000_000
 
 
 class _SegmentError(Exception):
@@ -243,10 +245,6 @@ class Shipper:
         except OSError as error:  # a full disk: shipping makes room
             _log.error("%s cannot be kept: %s", copy.name, error)
         self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
-
-
-_TIME = pa.timestamp("us", tz="UTC")
-_MICROSECONDS_A_DAY = 86_400_000_000
 
 
 def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:

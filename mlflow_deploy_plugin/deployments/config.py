@@ -19,9 +19,16 @@ from mlflow_deploy_plugin.registry import LoggedColumns, logged_columns, parse_m
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, apply_config, load_time_zone
 
+SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
+"""The parameters that every training is given, besides those of the spec."""
 _ONNX_FLAVORS = (FLAVOR, "onnx")
 _FLAVORS = (*_ONNX_FLAVORS, PYTHON_FUNCTION)
 _TRAFFIC = "traffic"
+_DATASET = "dataset:"
+_OWN_PREFIX = "_"
+_URI = re.compile(r"[^/]*:")  # as MLflow tells a Git repository from a folder
+_FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
+_EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
 
 
 def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
@@ -125,16 +132,6 @@ def _weight(spec: EndpointSpec, name: str, weight: Any) -> dict[str, Any]:
     if weight == "":  # which would bring back the default of a single deployment
         raise InvalidConfig(f"traffic of {name!r}: a whole number from 0 to 100 is expected")
     return {f"variants.{name}.weight": weight}
-
-
-SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
-"""The parameters that every training is given, besides those of the spec."""
-
-_DATASET = "dataset:"
-_OWN_PREFIX = "_"
-_URI = re.compile(r"[^/]*:")  # as MLflow tells a Git repository from a folder
-_FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
-_EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
 
 
 def check_monitors(spec: EndpointSpec, config: Mapping[str, Any], progress: Callable[[str], None]) -> None:

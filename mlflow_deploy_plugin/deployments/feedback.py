@@ -141,7 +141,7 @@ def import_labels(
     """
     matches = LabelMatches() if match else None
     accepted = bad = 0
-    destinations: list[str] = []
+    destinations: dict[str, None] = {}
     segment, url = f"file-{uuid4().hex}", target.url
     with ServerSession() as session:
         remaining = iter(rows)
@@ -161,9 +161,7 @@ def import_labels(
                     now = datetime.now(UTC)
                     table = target.masking.table(entries, int(now.timestamp() * 1_000_000), segment)
                     write_labels(log.location, endpoint, now.strftime("%Y-%m-%d"), table)
-                destination = url or log.shown
-                if destination not in destinations:
-                    destinations.append(destination)
+                destinations[url or log.shown] = None
                 if matches is not None:
                     refused_places = {one.place for one in refused}
                     kept = [entry for entry in entries if entry.place not in refused_places]

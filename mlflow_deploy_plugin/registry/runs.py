@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 _PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets it for the process of a project
 _MAX_METRICS = 1000  # MLflow's limit for one call
+SUPERSEDED = "onnxserve.superseded_by"
+"""The tag of a run that does not count, with the id of the primary."""
+_TIMES = "onnxserve.reported"
+"""The tag with the number of times that the run was begun."""
+_MAX_RUNS = 50
+_MAX_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -133,14 +139,6 @@ def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> Non
 def project_run_id() -> str | None:
     """Return the run of the MLflow project that this process belongs to."""
     return os.environ.get(_PROJECT_RUN) or None
-
-
-SUPERSEDED = "onnxserve.superseded_by"
-"""The tag of a run that does not count, with the id of the primary."""
-_TIMES = "onnxserve.reported"
-"""The tag with the number of times that the run was begun."""
-_MAX_RUNS = 50
-_MAX_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
