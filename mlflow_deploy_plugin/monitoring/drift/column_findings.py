@@ -52,39 +52,39 @@ def schema_findings(reference: DriftReference, window: Profile, columns: Sequenc
     Args:
         columns: only these are judged; empty: all.
     """
-    found = []
-    for name in sorted({*reference.bins, *reference.pieces.total.columns, *window.columns}):
-        if columns and name not in columns:
-            continue
-        finding = _schema_finding(name, reference, window)
-        if finding is not None:
-            found.append(finding)
-    return found
+    found = (_schema_finding(name, reference, window) for name in _column_names(reference, window, columns))
+    return [finding for finding in found if finding is not None]
+
+
+def _column_names(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[str]:
+    """Return the columns of either side, or those of them that are to be judged."""
+    names = sorted({*reference.bins, *reference.pieces.total.columns, *window.columns})
+    return [name for name in names if not columns or name in columns]
 
 
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
     expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
+
+    def drift(check: Check, reason: str, change: str, value: float = 1.0) -> Finding:
+        return Finding(name, check, "drift", reason, value, 0.0, change=change)
+
     if given is None or given.rows == 0:
         some = sum(name not in own.columns for own in reference.pieces.windows)
         if some:
             reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.windows)} windows do"
             return Finding(name, "presence", "no drift", reason)
-        return Finding(name, "presence", "drift", "in the reference, not in the window", 1.0, 0.0, change="gone")
+        return drift("presence", "in the reference, not in the window", "gone")
     if expected is None:
-        reason = f"in the window ({given.arrow_type}), not in the reference"
-        return Finding(name, "presence", "drift", reason, 1.0, 0.0, change="new")
+        return drift("presence", f"in the window ({given.arrow_type}), not in the reference", "new")
     if given.mistyped and not expected.mistyped:
-        known = given.rows - given.missing
-        reason = (
-            f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {_type(expected, given)}"
-        )
-        change = f"{_type(expected, given)} → {given.arrow_type}"
-        return Finding(name, "type", "drift", reason, given.mistyped / max(known, 1), 0.0, change=change)
+        known, usual = given.rows - given.missing, _type(expected, given)
+        reason = f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {usual}"
+        return drift("type", reason, f"{usual} → {given.arrow_type}", given.mistyped / max(known, 1))
     # what has no distribution (times, binary values) still has a type
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
     if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
         reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
-        return Finding(name, "type", "drift", reason, 1.0, 0.0, change=f"{expected.arrow_type} → {given.arrow_type}")
+        return drift("type", reason, f"{expected.arrow_type} → {given.arrow_type}")
     return None
 
 
@@ -103,27 +103,21 @@ def judgeable_columns(
     """Return the columns whose distribution can be judged, and for each other one a finding with the reason."""
     kept: list[str] = []
     unjudged: list[Finding] = []
-    for name in sorted({*reference.bins, *(reference.pieces.total.columns), *window.columns}):
-        if columns and name not in columns:
-            continue
-        reason = _why_not(reference.bins.get(name), reference.pieces.total.columns.get(name), window.columns.get(name))
-        if reason:
-            unjudged.append(Finding(name, "distribution", "not judged", reason, segment=segment))
+    for name in _column_names(reference, window, columns):
+        expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
+        if given is None or given.rows == 0:
+            reason = "the window lacks the column"
+        elif expected is None:
+            reason = "the reference lacks the column"
+        elif name not in reference.bins:
+            reason = f"a column of type {expected.arrow_type} has no distribution that is judged"
+        elif given.kind == "other":
+            reason = f"its values are {given.arrow_type}, in the reference {_type(expected, given)}"
         else:
             kept.append(name)
+            continue
+        unjudged.append(Finding(name, "distribution", "not judged", reason, segment=segment))
     return tuple(kept), unjudged
-
-
-def _why_not(bins: Bins | None, expected: ColumnSketch | None, given: ColumnSketch | None) -> str:
-    if given is None or given.rows == 0:
-        return "the window lacks the column"
-    if expected is None:
-        return "the reference lacks the column"
-    if bins is None:
-        return f"a column of type {expected.arrow_type} has no distribution that is judged"
-    if given.kind == "other":
-        return f"its values are {given.arrow_type}, in the reference {_type(expected, given)}"
-    return ""
 
 
 def not_judged_findings(columns: Sequence[str], reason: str, segment: str = "") -> Iterator[Finding]:

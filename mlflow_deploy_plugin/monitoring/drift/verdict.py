@@ -188,18 +188,15 @@ def _conclude(
         findings=sort_findings([*others, *findings]),
         notes=tuple(_notes(null, base.false_alarm_rate, groups[0].reference.pieces)),
     )
-    return replace(verdict, reason=_reason(verdict, null), figures=dict(_figures(verdict)))
-
-
-def _reason(verdict: DriftVerdict, null: NullDistribution) -> str:
     alarms = [finding for finding in verdict.findings if finding.is_alarm]
-    is_fewer = null.independent_n < needed_windows(verdict.false_alarm_rate)
+    is_fewer = null.independent_n < needed_windows(base.false_alarm_rate)
     worth = f", worth {_few(null.independent_n)} independent ones" if is_fewer else ""
-    test = f"p = {verdict.p_value:.3g} beside {NULLS[null.kind].describe(len(null.figures))}{worth}"
-    if not alarms:
-        return f"no column differs from the reference more than its own windows do ({test})"
-    subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
-    return f"{describe_worst(subjects, alarms[0].reason)} ({test})"
+    beside = f"p = {test.p_value:.3g} beside {NULLS[null.kind].describe(len(null.figures))}{worth}"
+    reason = "no column differs from the reference more than its own windows do"
+    if alarms:
+        subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
+        reason = describe_worst(subjects, alarms[0].reason)
+    return replace(verdict, reason=f"{reason} ({beside})", figures=dict(_figures(verdict)))
 
 
 def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
@@ -209,15 +206,12 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
     drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
     held_out = null.held_out
-    yield (
-        f"false-alarm rate: nominal {rate:g}, from {kind.describe(count)}{drawn}{worth}; "
-        f"{_describe_held_out(held_out, rate)}"
-    )
+    measured = f"not measured: {held_out.reason}" if isinstance(held_out, Refused) else held_out.describe(rate)
+    yield f"false-alarm rate: nominal {rate:g}, from {kind.describe(count)}{drawn}{worth}; {measured}"
     advice = ""
     if kind.compares_with_whole:
         # in figures of `rolling:` there is neither a week's cycle nor what changes slowly
-        seconds = pieces.step_seconds * pieces.window_steps
-        rolling = "rolling:7d" if _WEEK_SECONDS % seconds == 0 else f"rolling:{seconds}s"
+        rolling = "rolling:7d" if _WEEK_SECONDS % pieces.window_seconds == 0 else f"rolling:{pieces.window_seconds}s"
         advice = f"; reference {rolling} compares a window with a recent one"
     if independent < needed_windows(rate):
         yield (
@@ -235,15 +229,6 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
 
 def _few(windows: float) -> str:
     return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
-
-
-def _describe_held_out(held_out: HoldOutAlarms | Refused, rate: float) -> str:
-    if isinstance(held_out, Refused):
-        return f"not measured: {held_out.reason}"
-    supports = f", at {held_out.rate:.3g}, the next rate that these support" if held_out.rate > rate + 1e-9 else ""
-    low, high = held_out.interval
-    share = f"{held_out.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
-    return f"measured {held_out.how}{supports}: {held_out.alarms} of {held_out.windows} ({share})"
 
 
 def _figures(verdict: DriftVerdict) -> Iterator[tuple[str, float]]:

@@ -60,11 +60,15 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, bins_digest, freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, hour_profiles, window_versions
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
+    SketchStore,
+    hour_profiles,
+    window_versions,
+    write_beside_log,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
     profiles_to_table,
     table_to_profiles,
-    write_beside_log,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest

@@ -68,6 +68,10 @@ class ReferencePieces:
         return self.total if self.lagged is None else self.lagged
 
     @property
+    def window_seconds(self) -> int:
+        return self.step_seconds * self.window_steps
+
+    @property
     def step_starts_us(self) -> range:
         step_us = self.step_seconds * 1_000_000
         return range(self.steps_start_us, self.steps_start_us + len(self.steps) * step_us, step_us)
@@ -84,8 +88,7 @@ class ReferencePieces:
         """Return [P] and [P] int64: the windows that have one so long before them, and these."""
         if not self.windows:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        length_us = self.step_seconds * self.window_steps * 1_000_000
-        numbers = (np.array(self.window_starts_us) - self.window_starts_us[0]) // length_us
+        numbers = (np.array(self.window_starts_us) - self.window_starts_us[0]) // (self.window_seconds * 1_000_000)
         _, later, earlier = np.intersect1d(numbers - self.lag_windows, numbers, return_indices=True)
         return later, earlier
 

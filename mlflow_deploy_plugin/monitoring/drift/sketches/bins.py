@@ -120,25 +120,21 @@ class CategoryBins:
         )
         return np.union1d(self.known, hashes)
 
-    @cached_property
-    def _texts(self) -> pa.Array:
-        return pa.array([str(key) for key in self.codes], pa.large_string())
-
     def codes_of_texts(self, texts: pa.Array) -> Array:
-        """Return [N] int64: the bin of each text of a large_string array without nulls."""
-        found = pc.index_in(texts, value_set=self._texts)  # the keys stand in the order of their codes
-        codes: Array = pc.fill_null(found, len(self.codes)).to_numpy().astype(np.int64)
+        """Return [N] int64: the bin of each text of a large_string array; a null falls in with the rare ones."""
+        in_order = pa.array([str(key) for key in self.codes], pa.large_string())
+        codes: Array = pc.fill_null(pc.index_in(texts, value_set=in_order), len(self.codes)).to_numpy().astype(np.int64)
         return codes
 
     def encode(self, feature: ColumnValues) -> Array:
         """Return [N] int64: the bin of each value, -1 if it is missing."""
-        other = len(self.codes)
         if feature.kind == "number":
+            other = len(self.codes)
             values, inverse = np.unique(round_to_reference(feature.values, self.arrow_type), return_inverse=True)
             table = [_MISSING if np.isnan(value) else self.codes.get(float(value), other) for value in values]
             return np.array(table, dtype=np.int64)[inverse]
-        known: dict[str | None, int] = {None: _MISSING, **{str(key): code for key, code in self.codes.items()}}
-        return np.array([known.get(value, other) for value in feature.values], dtype=np.int64)
+        texts = pa.array(feature.values, pa.large_string())
+        return np.where(texts.is_valid().to_numpy(zero_copy_only=False), self.codes_of_texts(texts), _MISSING)
 
     def distance(self, left: Array, right: Array) -> Array:
         """Jensen–Shannon distance of counts [B, K] and [B, K] (or [K]), row by row: [B]; 0 where a side is empty."""
@@ -159,12 +155,20 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
     known = round_to_reference(reference.values[~np.isnan(reference.values)], arrow_type)
     minimum, maximum = (float(known.min()), float(known.max())) if len(known) else (-math.inf, math.inf)
     finite = np.sort(known[np.isfinite(known)])
-    low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0.0, 0.0)
+    low, high = map(float, np.quantile(finite, [0.005, 0.995])) if len(finite) else (0.0, 0.0)
     if not low < high or max(-low, high) > _WIDEST or len(_distinct(finite)) <= 2:
         hashes = np.unique(hash_numbers(known))
         return CategoryBins(_codes(known.tolist()), "number", hashes, minimum, maximum, arrow_type)
-    positions, scale = _grid(finite, float(low), float(high))
-    return OrderedBins(positions, scale, minimum, maximum, arrow_type)
+    reach = _RANGES_BEYOND * (high - low)
+    lowest, highest = low - reach, high + reach
+    clipped = np.clip(finite, lowest, highest)
+    inner = _distinct(clipped)
+    if len(inner) > _GRID:
+        inner = _distinct(np.quantile(clipped, np.linspace(0, 1, _GRID)))
+    below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
+    above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
+    positions = _distinct(np.concatenate([below, inner, above]))
+    return OrderedBins(positions, float(np.std(np.clip(finite, low, high))), minimum, maximum, arrow_type)
 
 
 def round_to_reference(values: Array, arrow_type: str) -> Array:
@@ -190,19 +194,6 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:32]
-
-
-def _grid(finite: Array, low: float, high: float) -> tuple[Array, float]:
-    """Return positions and scale for ascending numbers whose middle 99 % lies from `low` to `high`."""
-    reach = _RANGES_BEYOND * (high - low)
-    lowest, highest = low - reach, high + reach
-    clipped = np.clip(finite, lowest, highest)
-    distinct = _distinct(clipped)
-    inner = distinct if len(distinct) <= _GRID else _distinct(np.quantile(clipped, np.linspace(0, 1, _GRID)))
-    below = np.linspace(lowest, inner[0], _BEYOND + 1)[:-1]
-    above = np.linspace(inner[-1], highest, _BEYOND + 1)[1:]
-    positions = _distinct(np.concatenate([below, inner, above]))
-    return positions, float(np.std(np.clip(finite, low, high)))
 
 
 def _distinct(ascending: Array) -> Array:

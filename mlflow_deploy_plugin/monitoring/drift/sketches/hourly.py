@@ -12,14 +12,19 @@ nothing is lost but time.
 """
 
 import hashlib
+import json
+import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.inference_log import (
     DAY,
     EPOCH,
@@ -29,19 +34,29 @@ from mlflow_deploy_plugin.inference_log import (
     Hour,
     InferenceLog,
     LogFile,
+    LogLocation,
     Window,
     microseconds_of,
+    write_file,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import Identity, Profiles, StoredDay, load_day, store_day
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import SCHEMA, profiles_to_table, table_to_profiles
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, coalesce_batches, merge, sketch_groups
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
+Identity = tuple[str, str]
+"""Model and version."""
+Profiles = dict[Identity, Profile]
+Files = list[tuple[str, int]]
+"""Names and sizes."""
 Listed = Mapping[Hour, list[LogFile]]
 
 _LISTED_BY_HOUR = 2 * DAY  # beyond, one listing of everything is less work for a bucket
+_META = b"onnxserve"
+_FORMAT = 1
 _UNREADABLE = ("", -1)  # no file of the log is called so: the hour is stale
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,71 @@ class SketchStore:
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day}/hours.parquet"
 
 
+@dataclass(frozen=True)
+class StoredDay:
+    """The profiles of a day, read as far as they are needed.
+
+    Attributes:
+        files: the log files that each hour was made of.
+        hours: the profiles of each hour; empty if `whole` is enough.
+        whole: the profiles of all hours in `files` together.
+    """
+
+    files: dict[datetime, Files] = field(default_factory=dict)
+    hours: dict[datetime, Profiles] = field(default_factory=dict)
+    whole: Profiles = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, location: LogLocation, name: str, wanted: Mapping[datetime, Files] | None) -> "StoredDay":
+        """Return what is stored under the name; an empty day if there is no file or it makes no sense.
+
+        Args:
+            wanted: if exactly these hours are stored, the day as a whole is enough.
+        """
+        try:
+            with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
+                parquet = pq.ParquetFile(source)
+                meta = json.loads(parquet.schema_arrow.metadata[_META])
+                if meta["format"] != _FORMAT:
+                    return cls()
+                files = {
+                    datetime.fromisoformat(start): [(file, size) for file, size in made_of]
+                    for start, made_of in meta["files"].items()
+                }
+                identities = [(model, version) for model, version in meta["whole"]]
+                whole = dict(zip(identities, table_to_profiles(parquet.read_row_group(0)), strict=True))
+                if files == wanted:
+                    return cls(files, {}, whole)
+                hours: dict[datetime, Profiles] = {start: {} for start in files}
+                profiles = table_to_profiles(parquet.read_row_group(1))
+                for (start, model, version), profile in zip(meta["hours"], profiles, strict=True):
+                    hours[datetime.fromisoformat(start)][model, version] = profile
+                return cls(files, hours, whole)
+        except FileNotFoundError:
+            return cls()
+        except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+            _log.warning("the stored sketches %s are made anew: %s", name, " ".join(str(error).split()))
+            return cls()
+
+    def store(self, location: LogLocation, name: str) -> None:
+        hours = [
+            (start, identity, profile)
+            for start, profiles in sorted(self.hours.items())
+            for identity, profile in profiles.items()
+        ]
+        meta = {
+            "format": _FORMAT,
+            "files": {start.isoformat(): files for start, files in sorted(self.files.items())},
+            "whole": list(self.whole),
+            "hours": [(start.isoformat(), *identity) for start, identity, _ in hours],
+        }
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, SCHEMA.with_metadata({_META: json.dumps(meta)}), compression="zstd") as writer:
+            writer.write_table(profiles_to_table(list(self.whole.values())))
+            writer.write_table(profiles_to_table([profile for _, _, profile in hours]))
+        write_beside_log(location, name, sink.getvalue())
+
+
 def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
     """Return the profile of all rows that one version answered in the window; an empty one if there are no rows.
 
@@ -81,7 +161,7 @@ def window_profile(sketches: SketchStore, model: str, version: str, window: Wind
         OnnxserveError: the log is down.
     """
     days = _by_day(_list(sketches.log, sketches.endpoint, window))
-    return merge(_day_profile(sketches, listed, window, model, version) for listed in days)
+    return merge(_window_profile(sketches, day, window, model, version) for day in days)
 
 
 def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window]:
@@ -94,7 +174,7 @@ def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window
 
 def day_profile(sketches: SketchStore, model: str, version: str, day: Window) -> Profile:
     """Return `window_profile` of one of `day_windows`: the unit that engines spread over machines (`spark.py`)."""
-    return _day_profile(sketches, _list(sketches.log, sketches.endpoint, day), day, model, version)
+    return _window_profile(sketches, _list(sketches.log, sketches.endpoint, day), day, model, version)
 
 
 def hour_profiles(
@@ -125,7 +205,7 @@ def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
     return profiles.get((model, version), Profile(0, {}))
 
 
-def _day_profile(sketches: SketchStore, listed: Listed, window: Window, model: str, version: str) -> Profile:
+def _window_profile(sketches: SketchStore, listed: Listed, window: Window, model: str, version: str) -> Profile:
     return merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, listed, window))
 
 
@@ -175,13 +255,14 @@ def _day(sketches: SketchStore, listed: Listed, whole_is_enough: bool) -> Stored
     files = {hour.start: some for hour, some in listed.items()}
     name = sketches.path(f"{min(files):%Y-%m-%d}")
     present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
-    stored = load_day(sketches.log.location, name, present if whole_is_enough else None)
+    stored = StoredDay.load(sketches.log.location, name, present if whole_is_enough else None)
     stale = [start for start, made_of in present.items() if stored.files.get(start) != made_of]
     if not stale:
         return stored
     made: dict[datetime, Profiles] = {}
-    for run in _runs(stale):
-        made |= _sketch(sketches, run)
+    for _, run in groupby(enumerate(stale), key=lambda place: place[1] - place[0] * HOUR):  # hours without a gap
+        hours = [start for _, start in run]
+        made |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
     for start in stale:
         stored.hours[start] = made.get(start, {})
         is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
@@ -191,19 +272,8 @@ def _day(sketches: SketchStore, listed: Listed, whole_is_enough: bool) -> Stored
         for identity, profile in profiles.items():
             parts.setdefault(identity, []).append(profile)
     stored = StoredDay(stored.files, stored.hours, {identity: merge(some) for identity, some in parts.items()})
-    store_day(sketches.log.location, name, stored)
+    stored.store(sketches.log.location, name)
     return stored
-
-
-def _runs(starts: list[datetime]) -> Iterator[Window]:
-    """Yield the ascending hours as windows, as few as there can be."""
-    begin = end = starts[0]
-    for start in starts:
-        if start > end:
-            yield Window(begin, end)
-            begin = start
-        end = start + HOUR
-    yield Window(begin, end)
 
 
 def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
@@ -228,3 +298,11 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
             start = EPOCH + (first + hour) * HOUR
             parts.setdefault(start, {}).setdefault((model, version), []).append(profile)
     return {start: {key: merge(some) for key, some in versions.items()} for start, versions in parts.items()}
+
+
+def write_beside_log(location: LogLocation, name: str, content: pa.Buffer) -> None:
+    """Write what follows from the log beside it. If the log takes no files, the next process works it out again."""
+    try:
+        write_file(location, name, content)
+    except (OSError, pa.ArrowException, NotInstalled) as error:
+        _log.debug("%s is not kept beside the log: %s", name, " ".join(str(error).split()))

@@ -1,38 +1,21 @@
-"""Profiles as Parquet: one profile, and the file of a day that is kept beside the log.
+"""Profiles as Parquet.
 
 Histograms of an hour hold mostly zeros; only the rest is stored. One line of the table is one column of one profile. A
 line without a name holds the rows of the profile itself, so that a profile without columns comes back too.
-
-The file of a day has a profile for each hour and version, the log files that it was made of, and the day as a whole.
 """
 
-import json
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from itertools import pairwise
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.inference_log import LogLocation, write_file
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import REGISTERS
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 
-Identity = tuple[str, str]
-"""Model and version."""
-Profiles = dict[Identity, Profile]
-Files = list[tuple[str, int]]
-"""Names and sizes."""
-
-_META = b"onnxserve"
-_FORMAT = 1
-_log = logging.getLogger(__name__)
 _PLAIN = {
     "kind": pa.string(),
     "arrow_type": pa.string(),
@@ -106,7 +89,7 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
     if table.schema.names != SCHEMA.names:
         raise ValueError("the columns of the table are not those of a profile")
     plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", "registers", *_PLAIN)}
-    bins, counts = _ListColumn(table, "bins"), _ListColumn(table, "counts")
+    bins, counts = (_slices(table, name) for name in ("bins", "counts"))
     fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
     profiles: list[tuple[int, dict[str, ColumnSketch]]] = []
     for line, name in enumerate(plain["name"]):
@@ -128,6 +111,13 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
     return [Profile(rows, columns) for rows, columns in profiles]
 
 
+def _slices(table: pa.Table, name: str) -> list[Array]:
+    """Return the lists of a column as arrays."""
+    column = table.column(name).combine_chunks()
+    values = column.values.to_numpy(zero_copy_only=False)
+    return [values[first:last] for first, last in pairwise(column.offsets.to_numpy().tolist())]
+
+
 def profile_to_parquet(profile: Profile) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(profiles_to_table([profile]), sink, compression="zstd")
@@ -143,97 +133,3 @@ def profile_from_parquet(content: bytes) -> Profile:
     """
     (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
     return profile
-
-
-def to_parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
-
-
-@dataclass(frozen=True)
-class StoredDay:
-    """The profiles of a day, read as far as they are needed.
-
-    Attributes:
-        files: the log files that each hour was made of.
-        hours: the profiles of each hour; empty if `whole` is enough.
-        whole: the profiles of all hours in `files` together.
-    """
-
-    files: dict[datetime, Files]
-    hours: dict[datetime, Profiles]
-    whole: Profiles
-
-
-def load_day(location: LogLocation, name: str, wanted: Mapping[datetime, Files] | None) -> StoredDay:
-    """Return what is stored under the name; an empty day if there is no file or it makes no sense.
-
-    Args:
-        wanted: if exactly these hours are stored, the day as a whole is enough.
-    """
-    try:
-        with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
-            parquet = pq.ParquetFile(source)
-            meta = json.loads(parquet.schema_arrow.metadata[_META])
-            if meta["format"] != _FORMAT:
-                return StoredDay({}, {}, {})
-            files = {
-                datetime.fromisoformat(start): [(file, size) for file, size in made_of]
-                for start, made_of in meta["files"].items()
-            }
-            identities = [(model, version) for model, version in meta["whole"]]
-            whole = dict(zip(identities, table_to_profiles(parquet.read_row_group(0)), strict=True))
-            if files == wanted:
-                return StoredDay(files, {}, whole)
-            hours: dict[datetime, Profiles] = {start: {} for start in files}
-            profiles = table_to_profiles(parquet.read_row_group(1))
-            for (start, model, version), profile in zip(meta["hours"], profiles, strict=True):
-                hours[datetime.fromisoformat(start)][model, version] = profile
-            return StoredDay(files, hours, whole)
-    except FileNotFoundError:
-        return StoredDay({}, {}, {})
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
-        _log.warning("the stored sketches %s are made anew: %s", name, " ".join(str(error).split()))
-        return StoredDay({}, {}, {})
-
-
-def store_day(location: LogLocation, name: str, day: StoredDay) -> None:
-    hours = [
-        (start, identity, profile)
-        for start, profiles in sorted(day.hours.items())
-        for identity, profile in profiles.items()
-    ]
-    meta = {
-        "format": _FORMAT,
-        "files": {start.isoformat(): files for start, files in sorted(day.files.items())},
-        "whole": list(day.whole),
-        "hours": [(start.isoformat(), *identity) for start, identity, _ in hours],
-    }
-    schema = SCHEMA.with_metadata({_META: json.dumps(meta)})
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        writer.write_table(profiles_to_table(list(day.whole.values())))
-        writer.write_table(profiles_to_table([profile for _, _, profile in hours]))
-    write_beside_log(location, name, sink.getvalue())
-
-
-def write_beside_log(location: LogLocation, name: str, content: pa.Buffer) -> None:
-    """Write what follows from the log beside it. If the log takes no files, the next process works it out again."""
-    try:
-        write_file(location, name, content)
-    except (OSError, pa.ArrowException, NotInstalled) as error:
-        _log.debug("%s is not kept beside the log: %s", name, " ".join(str(error).split()))
-
-
-class _ListColumn:
-    """Access to the lists of an Arrow column as arrays."""
-
-    def __init__(self, table: pa.Table, name: str) -> None:
-        column = table.column(name).combine_chunks()
-        self._offsets = column.offsets.to_numpy().tolist()
-        self._values = column.values.to_numpy(zero_copy_only=False)
-
-    def __getitem__(self, line: int) -> Any:
-        return self._values[self._offsets[line] : self._offsets[line + 1]]

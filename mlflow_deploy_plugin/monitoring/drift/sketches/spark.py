@@ -8,7 +8,7 @@ what they sketch is kept beside it (`hourly.py`) for the next time.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -61,21 +61,16 @@ def spark_window_profile(session: Any, sketches: SketchStore, model: str, versio
     """
     days, uri, since = day_windows(sketches.log, sketches.endpoint, window), sketches.log.shown, sketches.log.since
     endpoint, bins, bins_key = sketches.endpoint, sketches.bins, sketches.bins_key  # a log's file system stays here
-
-    def profile(number: int) -> Profile:
-        return day_profile(SketchStore(open_log(uri, since), endpoint, bins, bins_key), model, version, days[number])
-
-    return merge(_spread(session, profile, [str(day) for day in days]))
-
-
-def _spread(session: Any, profile: Callable[[int], Profile], names: Sequence[str]) -> list[Profile]:
-    """Return the profiles of the numbered parts in their order, each made by some task."""
+    if not days:
+        return merge([])
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for number in batch.column(0).to_pylist():
                 try:
-                    content, failure = profile_to_parquet(profile(number)), None
+                    store = SketchStore(open_log(uri, since), endpoint, bins, bins_key)
+                    profile = day_profile(store, model, version, days[number])
+                    content, failure = profile_to_parquet(profile), None
                 except (OSError, pa.ArrowException, OnnxserveError) as error:
                     content, failure = None, " ".join(str(error).split())
                 yield pa.RecordBatch.from_pydict(
@@ -86,11 +81,9 @@ def _spread(session: Any, profile: Callable[[int], Profile], names: Sequence[str
                     }
                 )
 
-    if not names:
-        return []
-    parts = session.range(0, len(names), 1, len(names)).mapInArrow(task, _RESULT).collect()
+    parts = session.range(0, len(days), 1, len(days)).mapInArrow(task, _RESULT).collect()
     for part in parts:
         if part["failure"]:
-            raise OnnxserveError(f"{names[part['number']]}: {part['failure']}")
+            raise OnnxserveError(f"{days[part['number']]}: {part['failure']}")
     ordered = sorted(parts, key=lambda part: int(part["number"]))
-    return [profile_from_parquet(bytes(part["profile"])) for part in ordered]
+    return merge(profile_from_parquet(bytes(part["profile"])) for part in ordered)

@@ -103,7 +103,10 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
         supported.append(null.effective_n)
     most = int(max(supported))
     smallest = show_rate(1 / (most + 1))
-    pieces, length = group.reference.pieces, _length(group.reference)
+    pieces = group.reference.pieces
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    unit, seconds = next((unit, size) for unit, size in units if pieces.window_seconds % size == 0)
+    length = f"{pieces.window_seconds // seconds}{unit}"
     if pieces.lag_windows:
         has, instead = f"the log has {most}", "wait until it is older"
         if rate < SMALLEST_ROLLING_RATE:  # no age of the log, and no choice of columns helps
@@ -142,14 +145,6 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     found = dependence_of({name: column_counts(pieces.steps, name, bins[name]) for name in group.columns}, bins)
     if can_bootstrap(steps, length, found):
         yield StationaryBootstrap.cut(steps, length, found.block_length, _SEED)
-
-
-def _length(reference: DriftReference) -> str:
-    seconds = reference.pieces.step_seconds * reference.pieces.window_steps
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds % size == 0:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
 
 
 def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:

@@ -104,6 +104,13 @@ class HoldOutAlarms:
         high = betaincinv(hits + 1, self.effective_n - hits, 0.975) if self.alarms < self.windows else 1.0
         return float(low), float(high)
 
+    def describe(self, rate: float) -> str:
+        """Return the measured rate beside the asked one, as a note has it."""
+        supports = f", at {self.rate:.3g}, the next rate that these support" if self.rate > rate + 1e-9 else ""
+        low, high = self.interval
+        share = f"{self.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
+        return f"measured {self.how}{supports}: {self.alarms} of {self.windows} ({share})"
+
 
 @dataclass(frozen=True, eq=False)
 class NullDistribution:
@@ -149,7 +156,11 @@ class NullDistribution:
         # at least nine in ten of the distribution's windows have a figure that is judged
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
-        disjoint = _disjoint_windows(self.starts, self.length) if len(self.starts) else None
+        disjoint = None
+        if len(self.starts):  # the judged window, the last, is judged by all others
+            disjoint = np.ones((len(figures), len(figures)), dtype=bool)
+            disjoint[:-1, :-1] = np.abs(self.starts[:, None] - self.starts) >= self.length
+            disjoint[-1, -1] = False
         standardised = scores(figures, self.floors, disjoint)  # [M + 1, F, FIGURES]
         statistics = standardised.max(axis=(1, 2))
         own, statistic = statistics[:-1], float(statistics[-1])
@@ -167,14 +178,6 @@ class NullDistribution:
         mean = np.where(is_known, self.figures, 0).sum(axis=0) / count
         squares = np.where(is_known, np.square(self.figures - mean), 0).sum(axis=0)
         return mean, np.sqrt(squares / count)
-
-
-def _disjoint_windows(starts: Array, length: int) -> Array:
-    """Return [M + 1, M + 1] bool: which windows of `length` steps do not overlap. The last is judged by all of them."""
-    disjoint = np.ones((len(starts) + 1, len(starts) + 1), dtype=bool)
-    disjoint[:-1, :-1] = np.abs(starts[:, None] - starts) >= length
-    disjoint[-1, -1] = False
-    return disjoint
 
 
 def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Array:

@@ -18,7 +18,6 @@ import numpy as np
 from scipy.stats import chi2, norm
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
@@ -90,11 +89,18 @@ class IndependentRows(Null):
         """
         columns = sum(len(group.columns) for group in groups)
         rows = min(_MAX_ROWS, max(_MAX_CELLS // (columns * self.draws), 500))
-        parts = [
-            _group_figures(group, self.draws, rows, np.random.default_rng([seed, 2, number]))
-            for number, group in enumerate(groups)
-        ]
-        figures = np.concatenate(parts, axis=1)
+        parts = []
+        for number, group in enumerate(groups):
+            rng = np.random.default_rng([seed, 2, number])
+            sample, pieces = group.reference.sample, group.reference.pieces
+            if len(sample) > rows:
+                sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
+            features = read_columns(sample)[0]
+            even = np.full(len(sample), 1 / max(len(sample), 1))
+            sizes = [group.compared, pieces.total.rows, *([group.compared] if pieces.lag_windows else [])]
+            sides = [rng.multinomial(size, even, size=self.draws).astype(np.float32) for size in sizes]
+            parts += [_drawn_figures(group, features[name], sides) for name in group.columns]
+        figures = np.stack(parts, axis=1)
         floors = np.full(FIGURES, _ROW_FLOOR)
         floors[2:] = FLOORS[2:]
         return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), floors, float(self.draws))
@@ -146,62 +152,31 @@ def _window_figures(
     return windows.subsampled(group.compared, rng).figures(bins, complements)
 
 
-def _group_figures(group: ColumnGroup, draws: int, rows: int, rng: np.random.Generator) -> Array:
-    """Return [draws, columns, FIGURES]."""
-    sample = group.reference.sample
-    if len(sample) > rows:
-        sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
-    features = read_columns(sample)[0]
-    even = np.full(len(sample), 1 / max(len(sample), 1))
-    windows = rng.multinomial(group.compared, even, size=draws).astype(np.float32)
-    others = [rng.multinomial(group.reference.pieces.total.rows, even, size=draws).astype(np.float32)]
-    if group.reference.pieces.lag_windows:
-        others.insert(0, rng.multinomial(group.compared, even, size=draws).astype(np.float32))
-    figures = [_column(group, features[name], windows, others, column_rng(name, draws)) for name in group.columns]
-    return np.stack(figures, axis=1)
-
-
-def _column(
-    group: ColumnGroup, feature: ColumnValues, windows: Array, others: Sequence[Array], rng: np.random.Generator
-) -> Array:
-    """Return [draws, FIGURES].
+def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> Array:
+    """Return [draws, FIGURES] of one column.
 
     Args:
-        others: weights of the rows that the windows are compared with; the last are the whole reference's, which says
-            what is out of range.
+        sides: [draws, N] weights of the rows: those of the windows, of the whole reference, which says what is out of
+            range, and last of what the windows are compared with.
     """
     bins = group.reference.bins[feature.name]
-    codes = _codes(bins, feature)
-    counts, *compared_with = (_histograms(side, codes, bins.size + 1) for side in (windows, *others))
-    outside = out_of_reference(bins, counts, compared_with[-1]).outside
-    unseen = rng.binomial(group.compared, _share_of_single(feature), len(counts)).astype(np.float64)
-    if feature.kind == "number":
-        unseen = np.zeros(len(counts))
-    return WindowCounts(counts, unseen, outside).figures(bins, compared_with[0])
-
-
-def _codes(bins: Bins, feature: ColumnValues) -> Array:
-    """Return [N] int64: the bin of each value, the missing ones behind all others."""
     codes = bins.encode(feature)
-    return np.where(codes < 0, bins.size, codes)
-
-
-def _histograms(weights: Array, codes: Array, size: int) -> Array:
-    """Return [M, size] float64: the weights [M, N] of the rows, summed by their codes [N]."""
+    codes = np.where(codes < 0, bins.size, codes)
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)
-    counts = np.zeros((len(weights), size))
-    counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
-    return counts
-
-
-def _share_of_single(feature: ColumnValues) -> float:
-    """Return the share of rows whose category no other row has."""
-    if feature.kind != "category":
-        return 0.0
-    known = feature.values[[value is not None for value in feature.values]]
-    amounts = np.unique(known.astype(str), return_counts=True)[1]
-    return float(np.count_nonzero(amounts == 1) / max(len(feature.values), 1))
+    histograms = [np.zeros((len(weights), bins.size + 1)) for weights in sides]
+    for counts, weights in zip(histograms, sides, strict=True):
+        counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
+    windows = histograms[0]
+    unseen = np.zeros(len(windows))
+    if feature.kind == "category":  # the share of rows whose category no other row has
+        known = feature.values[[value is not None for value in feature.values]]
+        amounts = np.unique(known.astype(str), return_counts=True)[1]
+        single = np.count_nonzero(amounts == 1) / max(len(feature.values), 1)
+        rng = column_rng(feature.name, len(windows))
+        unseen = rng.binomial(group.compared, single, len(windows)).astype(np.float64)
+    outside = out_of_reference(bins, windows, histograms[1]).outside
+    return WindowCounts(windows, unseen, outside).figures(bins, histograms[-1])
 
 
 def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
@@ -219,7 +194,13 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
     found = []
     for name in group.columns:
         counts = column_counts(pieces.windows, name, group.reference.bins[name])
-        coarse = counts @ _coarse(counts.sum(axis=0))
+        # at most four groups of bins with about as many rows, neighbours together, and the missing values: rare bins
+        # tell little of dependence, and spoil the distribution of a chi-square
+        total = counts.sum(axis=0)
+        known = total[:-1]
+        middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
+        place = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
+        coarse = counts @ np.eye(5)[place][:, np.bincount(place, total, minlength=5) > 0]
         windows = coarse[now]
         others = coarse.sum(axis=0) - windows if before is None else coarse[before]
         effect, chance = _dispersion(windows, others, group.compared, 1.0 if before is None else _SHARED)
@@ -233,16 +214,6 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
         f"rows do, those of {group.compared:,} rows by so many times the variance: {named}; so calm ones would be "
         "called drifted; say independent_rows: false, with which a window is compared with the reference's own windows"
     )
-
-
-def _coarse(total: Array) -> Array:
-    """Return [K + 1, G] of 0 and 1: a column's bins in at most four groups of about as many rows, neighbours together,
-    and the missing values: rare bins tell little of dependence, and spoil the distribution of a chi-square."""
-    known = total[:-1]
-    middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
-    place = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
-    groups: Array = np.eye(5)[place][:, np.bincount(place, total, minlength=5) > 0]
-    return groups
 
 
 def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:

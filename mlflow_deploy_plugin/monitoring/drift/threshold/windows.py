@@ -190,7 +190,7 @@ class Contiguous(WholeReferenceNull):
         and out of range is what the windows before that time lack."""
         pieces = groups[0].reference.pieces
         until_us = pieces.window_starts_us[self.starts[len(self.starts) // 2]]
-        length_us = pieces.step_seconds * pieces.window_steps * 1_000_000
+        length_us = pieces.window_seconds * 1_000_000
         known = []
         for group in groups:
             reference, own = group.reference, group.reference.pieces
