@@ -8,7 +8,19 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "room", ["controller", "deployments", "gate", "monitoring", "pyfunc", "server", "store", "tabular"]
+    "room",
+    [
+        "controller",
+        "deployments",
+        "gate",
+        "monitoring",
+        "processes",
+        "pyfunc",
+        "server",
+        "statedir",
+        "store",
+        "tabular",
+    ],
 )
 def test_every_name_of_a_face_that_loads_late_is_there(room: str) -> None:
     face = import_module(f"mlflow_deploy_plugin.{room}")

@@ -4,35 +4,6 @@
 `worker.py` calls functions in a process of its own.
 """
 
-from mlflow_deploy_plugin.processes.child import (
-    Child,
-    SupervisedChild,
-    SupervisedChildren,
-    adopt_orphans,
-    die_with_parent,
-    exit_reason,
-    read_log_tail,
-    requests_of_parent,
-    signal_group,
-    signal_process,
-    watched_signals,
-)
-from mlflow_deploy_plugin.processes.worker import ProcessCrashed, ProcessEnded, Worker, WorkerPool
+import lazy_loader
 
-__all__ = [
-    "Child",
-    "ProcessCrashed",
-    "ProcessEnded",
-    "SupervisedChild",
-    "SupervisedChildren",
-    "Worker",
-    "WorkerPool",
-    "adopt_orphans",
-    "die_with_parent",
-    "exit_reason",
-    "read_log_tail",
-    "requests_of_parent",
-    "signal_group",
-    "signal_process",
-    "watched_signals",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

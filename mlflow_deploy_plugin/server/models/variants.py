@@ -1,11 +1,10 @@
 """The variants of the served endpoints as immutable values, and the choice of the variant that answers a request."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from mlflow_deploy_plugin.runtime import Batcher, Feeds, Predictor, RemotePredictor, Schema, sent_arrays
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
@@ -82,7 +81,7 @@ class ServedEndpoint:
 def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
     """Return the endpoint of these variants; tell each of them about the others."""
     shadows = [variant for variant in variants.values() if variant.shadow]
-    if len(answering_variants(tuple(variants.values()))) < 2:
+    if len(answering_variants(variants.values())) < 2:
         sticky = None
     if len(variants) > 1:
         variants = {
@@ -94,35 +93,19 @@ def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySp
             )
             for name, variant in variants.items()
         }
-    return ServedEndpoint(variants, answering_variants(tuple(variants.values())), sticky)
+    return ServedEndpoint(variants, answering_variants(variants.values()), sticky)
 
 
 ServedTable = Mapping[str, ServedEndpoint]
 """The endpoints by name; the first one is the default."""
 
 
-class Weighted(Protocol):
-    """A variant as far as routing needs it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def weight(self) -> int: ...
-
-    @property
-    def shadow(self) -> bool: ...
-
-
-WeightedT = TypeVar("WeightedT", bound=Weighted)
-
-
-def answering_variants(variants: Sequence[WeightedT]) -> tuple[WeightedT, ...]:
+def answering_variants(variants: Iterable[ServedVariant]) -> tuple[ServedVariant, ...]:
     """Return the variants that may answer: they have a weight and are no shadows."""
     return tuple(variant for variant in variants if variant.weight > 0 and not variant.shadow)
 
 
-def weighted_variant(variants: Sequence[WeightedT], draw: float) -> WeightedT:
+def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVariant:
     """Return the variant whose share of the weights contains `draw`, a number in [0, 1)."""
     if len(variants) == 1:
         return variants[0]
@@ -134,7 +117,7 @@ def weighted_variant(variants: Sequence[WeightedT], draw: float) -> WeightedT:
     return variants[-1]
 
 
-def sticky_variant(variants: Sequence[WeightedT], endpoint: str, key: str) -> WeightedT:
+def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -> ServedVariant:
     """Return the variant of `key`: the same in every worker and after every restart, in the shares of the weights.
 
     Each variant has a number from a hash of endpoint, variant and key, exponentially distributed with its weight as the
@@ -145,7 +128,7 @@ def sticky_variant(variants: Sequence[WeightedT], endpoint: str, key: str) -> We
     if len(variants) == 1:
         return variants[0]
 
-    def waiting_time(variant: WeightedT) -> float:
+    def waiting_time(variant: ServedVariant) -> float:
         text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
         number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # as many bits as a float has
         return -math.log((number + 0.5) / 2**53) / variant.weight

@@ -43,9 +43,9 @@ _STEP_BYTES = 64 * 1024
 _HEADER = struct.Struct("<i4x")  # bytes in use
 _LENGTH = struct.Struct("<i")
 _LOST = {
-    "counter": ("onnxserve_unrecorded", "onnxserve_unrecorded_total"),
-    "gauge": ("onnxserve_unrecorded_gauges", "onnxserve_unrecorded_gauges"),
-    "histogram": ("onnxserve_unrecorded_histograms", "onnxserve_unrecorded_histograms_sum"),
+    "counter": ("onnxserve_unrecorded", "_total"),
+    "gauge": ("onnxserve_unrecorded_gauges", ""),
+    "histogram": ("onnxserve_unrecorded_histograms", "_sum"),
 }
 """Family and sample of the values that find no room, by the type of the file: a family has one type."""
 HistogramSlots = tuple[int, tuple[int, ...]]
@@ -89,36 +89,34 @@ class MmapCounters:
         self._used, self._size = _HEADER.size, 0
         self._grow()
         self._is_full = False
-        self._slots: dict[tuple[str, ...], int] = {}
-        family, name = _LOST[path.name.partition("_")[0]]
-        self._lost = self.slot(family, name, {}, "Values that found no room in shared memory.")
+        self._slots: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+        name, suffix = _LOST[path.name.partition("_")[0]]
+        self._lost = self._slot(Metric(name, "Values that found no room in shared memory."), suffix, {})
 
     def counter(self, metric: Metric, labels: Mapping[str, str]) -> int:
         """Return the slot of a label set of a counter."""
-        return self.slot(metric.name, metric.name + "_total", labels, metric.help)
+        return self._slot(metric, "_total", labels)
 
     def gauge(self, metric: Metric, labels: Mapping[str, str]) -> int:
         """Return the slot of a label set of a gauge."""
-        return self.slot(metric.name, metric.name, labels, metric.help)
+        return self._slot(metric, "", labels)
 
     def histogram(self, metric: Metric, labels: Mapping[str, str]) -> HistogramSlots:
         """Return the slots of a label set of a histogram."""
-        buckets = [
-            self.slot(metric.name, metric.name + "_bucket", {**labels, "le": bound}, metric.help)
-            for bound in (*metric.bounds, "+Inf")
-        ]
-        return self.slot(metric.name, metric.name + "_sum", labels, metric.help), tuple(buckets)
+        buckets = [self._slot(metric, "_bucket", {**labels, "le": bound}) for bound in (*metric.bounds, "+Inf")]
+        return self._slot(metric, "_sum", labels), tuple(buckets)
 
-    def slot(self, family: str, name: str, labels: Mapping[str, str], text: str) -> int:
-        """Return the slot, 0 at first, of the sample `name` of a metric family with the help `text`.
+    def _slot(self, metric: Metric, suffix: str, labels: Mapping[str, str]) -> int:
+        """Return the slot, 0 at first, of the sample that is called as the metric with this suffix.
 
         If shared memory is full, it is that of the lost values: what is counted is worth less than the response.
         """
-        identity = name, *labels.values()
+        name = metric.name + suffix
+        identity = (name, tuple(labels.items()))
         if (known := self._slots.get(identity)) is not None:
             return known
         spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # lone surrogates
-        key = json.dumps([family, name, spelled, text], sort_keys=True).encode()
+        key = json.dumps([metric.name, name, spelled, metric.help], sort_keys=True).encode()
         entry = _LENGTH.pack(len(key)) + key + b" " * (8 - (len(key) + 4) % 8) + bytes(16)
         try:
             while self._used + len(entry) > self._size:

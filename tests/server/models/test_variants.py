@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,15 +12,21 @@ from mlflow_deploy_plugin.server.models.variants import answering_variants, stic
 
 
 @dataclass(frozen=True)
-class Variant:
+class Routed:
+    """A variant as far as routing needs it."""
+
     weight: int
     shadow: bool = False
     name: str = ""
 
 
+def variant(weight: int, shadow: bool = False, name: str = "") -> Any:
+    return Routed(weight, shadow, name)
+
+
 @pytest.mark.parametrize("weights", [(1,), (95, 5), (1, 1, 1), (100, 100), (3, 0, 7)])
 def test_draws_fall_into_the_shares_of_the_weights(weights: tuple[int, ...]) -> None:
-    variants = answering_variants([Variant(weight) for weight in weights])
+    variants = answering_variants([variant(weight) for weight in weights])
     total = sum(weights)
     chosen = [weighted_variant(variants, (mark + 0.5) / total) for mark in range(total)]
     assert [chosen.count(variant) for variant in dict.fromkeys(variants)] == [
@@ -28,21 +35,21 @@ def test_draws_fall_into_the_shares_of_the_weights(weights: tuple[int, ...]) -> 
 
 
 def test_the_ends_of_the_draw_are_someones() -> None:
-    variants = [Variant(1), Variant(2)]
+    variants = [variant(1), variant(2)]
     assert weighted_variant(variants, 0.0) is variants[0]
     assert weighted_variant(variants, 1.0) is variants[1]
 
 
 def test_neither_shadow_nor_zero_answers() -> None:
-    assert answering_variants([Variant(0), Variant(9, shadow=True)]) == ()
+    assert answering_variants([variant(0), variant(9, shadow=True)]) == ()
 
 
 KEYS = [f"user-{number}" for number in range(1000)]
 WEIGHTS = st.lists(st.integers(1, 100), min_size=1, max_size=5)
 
 
-def named(weights: list[int]) -> list[Variant]:
-    return [Variant(weight, name=f"v{place}") for place, weight in enumerate(weights)]
+def named(weights: list[int]) -> list[Any]:
+    return [variant(weight, name=f"v{place}") for place, weight in enumerate(weights)]
 
 
 @settings(max_examples=25, deadline=None)
@@ -71,7 +78,7 @@ def test_a_weight_that_grows_only_draws_callers_to_its_variant(weights: list[int
 @given(WEIGHTS, st.randoms())
 def test_neither_the_order_nor_a_common_factor_moves_a_caller(weights: list[int], random: Random) -> None:
     variants = named(weights)
-    others = [Variant(3 * variant.weight, name=variant.name) for variant in variants]
+    others = [variant(3 * one.weight, name=one.name) for one in variants]
     random.shuffle(others)
     for key in KEYS[:200]:
         assert sticky_variant(variants, "e", key).name == sticky_variant(others, "e", key).name

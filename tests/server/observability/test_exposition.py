@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlflow_deploy_plugin.server.observability.exposition import (
     COUNTED,
     CaptureCounters,
+    Metric,
     MmapCounters,
     agent_metrics_page,
     prometheus_text,
@@ -31,6 +32,7 @@ from mlflow_deploy_plugin.statedir import AGENT, METRICS, AgentState, RefusedVer
 
 Page = dict[str, tuple[str, str, dict[tuple[str, tuple[tuple[str, str], ...]], float]]]
 WORDS = st.text(st.sampled_from('le": ,\\n\n{}ü"='), max_size=6)
+HELP, SECONDS = Metric("f", "help"), Metric("h", "seconds", ("0.0005", "2.5", "10.0", "1024.0"))
 LABELS = st.dictionaries(st.sampled_from(["a", "endpoint", "model"]), WORDS, min_size=3)
 
 
@@ -60,15 +62,13 @@ def fill(folder: Path, worker: int, label_sets: list[dict[str, str]], value: flo
         "latest": MmapCounters(folder / f"gauge_max_w{worker}.db"),
     }
     for number, labels in enumerate(label_sets):
+        total, buckets = tallies["histogram"].histogram(SECONDS, labels)
         slots = [
-            ("counter", tallies["counter"].slot("c", "c_total", labels, 'help\\ of\n"c"')),
-            ("gauge", tallies["gauge"].slot("g", "g", labels, "of those that live")),
-            ("latest", tallies["latest"].slot("latest", "latest", labels, "the latest")),
-            ("histogram", tallies["histogram"].slot("h", "h_sum", labels, "seconds")),
+            ("counter", tallies["counter"].counter(Metric("c", 'help\\ of\n"c"'), labels)),
+            ("gauge", tallies["gauge"].gauge(Metric("g", "of those that live"), labels)),
+            ("latest", tallies["latest"].gauge(Metric("latest", "the latest"), labels)),
+            *(("histogram", slot) for slot in (total, *buckets)),
         ]
-        for bound in ("0.0005", "2.5", "10.0", "1024.0", "+Inf"):
-            slot = tallies["histogram"].slot("h", "h_bucket", {**labels, "le": bound}, "seconds")
-            slots.append(("histogram", slot))
         for name, slot in slots:
             tallies[name].cells[slot] = value * (1 + number + slot % 7)
 
@@ -147,7 +147,7 @@ def read(path: Path) -> dict[str, float]:
 def test_what_is_added_is_read_by_prometheus_client(tmp_path: Path) -> None:
     path = tmp_path / "counter_1.db"
     tally = MmapCounters(path)
-    slots = [tally.slot("f", "f_total", {"label": "é" * length}, "help") for length in range(17)]
+    slots = [tally.counter(HELP, {"label": "é" * length}) for length in range(17)]
     for slot in slots:
         tally.cells[slot] += slot / 8
     assert [value for key, value in read(path).items() if "label" in key] == [slot / 8 for slot in slots]
@@ -155,7 +155,7 @@ def test_what_is_added_is_read_by_prometheus_client(tmp_path: Path) -> None:
 
 def test_labels_that_no_utf_8_has_do_not_break_the_page(tmp_path: Path) -> None:
     tally = MmapCounters(tmp_path / "counter_1.db")
-    tally.slot("f", "f_total", {"prediction": '\ud800 \n\r"\\ \0'}, "help")
+    tally.counter(HELP, {"prediction": '\ud800 \n\r"\\ \0'})
     page = prometheus_text(read_families(tmp_path)).decode()
     assert 'f_total{prediction="? \\n\r\\"\\\\ \0"} 0.0\n' in page
 
@@ -164,9 +164,9 @@ def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path: Path) -> None:
     path = tmp_path / "counter_1.db"
     tally = MmapCounters(path)
     before = tally.cells
-    first = tally.slot("f", "f_total", {"n": "first"}, "help")
+    first = tally.counter(HELP, {"n": "first"})
     for number in range(2000):
-        tally.cells[tally.slot("f", "f_total", {"n": str(number)}, "help")] += 1
+        tally.cells[tally.counter(HELP, {"n": str(number)})] += 1
     tally.cells[first] += 1
     before[first] += 1  # a thread may have taken the cells before the file grew
     assert sum(read(path).values()) == 2002
@@ -181,7 +181,7 @@ def test_a_full_memory_loses_values_and_not_the_answer(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     for number in range(2000):
-        tally.cells[tally.slot("f", "f_total", {"n": str(number)}, "help")] += 1
+        tally.cells[tally.counter(HELP, {"n": str(number)})] += 1
     values = read(path)
     assert sum(values.values()) == 2000
     assert next(value for key, value in values.items() if "onnxserve_unrecorded" in key) > 500
@@ -193,7 +193,7 @@ def test_a_reader_meets_only_whole_entries(tmp_path: Path) -> None:
 
     def fill() -> None:
         for number in range(2000):
-            tally.slot("f", "f_total", {"n": str(number)}, "help")
+            tally.counter(HELP, {"n": str(number)})
 
     writer = threading.Thread(target=fill)
     writer.start()

@@ -1,0 +1,17 @@
+from .child import Child as Child
+from .child import SupervisedChild as SupervisedChild
+from .child import SupervisedChildren as SupervisedChildren
+from .child import adopt_orphans as adopt_orphans
+from .child import die_with_parent as die_with_parent
+from .child import exit_reason as exit_reason
+from .child import read_log_tail as read_log_tail
+from .child import requests_of_parent as requests_of_parent
+from .child import signal_group as signal_group
+from .child import signal_process as signal_process
+from .child import watched_signals as watched_signals
+from .worker import ProcessCrashed as ProcessCrashed
+from .worker import ProcessEnded as ProcessEnded
+from .worker import Worker as Worker
+from .worker import WorkerPool as WorkerPool
+
+__all__: list[str]
