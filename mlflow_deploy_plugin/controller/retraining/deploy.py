@@ -71,7 +71,7 @@ def deploy_version(context: RetrainingContext, one: Retraining) -> None:
     started = [  # by an earlier attempt at this step
         rollout
         for rollout in context.deployments.store.rollouts(plan.endpoint)
-        if (rollout.spec["model"], rollout.spec["version"]) == (plan.model, one.version)
+        if (rollout.spec.get("model"), rollout.spec.get("version")) == (plan.model, one.version)
         and rollout.created_at >= one.created_at
     ]
     if started:

@@ -22,14 +22,13 @@ from mlflow_deploy_plugin.controller.leadership import (
     running_tasks,
     work_under_lease,
 )
-from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan, plan_of
 from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     Progress,
     RolloutAction,
     after_failure,
     after_success,
     decide,
-    plan_of,
     progress_event,
     progress_of,
     rollout_summary,
@@ -83,13 +82,21 @@ class RolloutActions:
         """Do the action. It raises what `Deployments` and the registry raise, and may be done again then."""
         match action:
             case "prepare":
-                self._prepare(plan)
+                variants, why = self._variants(plan), f"rollout to version {plan.version}"
+                for name in filter(None, (plan.candidate, plan.shadow)):
+                    if name not in variants:
+                        config = {f"variants.{name}.allow_pyfunc": True}  # a version that is named is consented to
+                        config |= {f"variants.{name}.shadow": True} if name == plan.shadow else {}
+                        self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
             case "set_traffic":
-                self._set_weights(
-                    plan, step_weights(plan, progress.step), f"step {plan.steps[progress.step]} % of a rollout"
-                )
+                why = f"step {plan.steps[progress.step]} % of a rollout"
+                self._set_weights(plan, step_weights(plan, progress.step), why)
             case "promote":
-                self._promote(plan)
+                why = f"rollout to version {plan.version} has passed its steps"
+                if plan.kind == "pinned":
+                    self._set_model(plan, plan.to_uri, why)
+                elif (before := current_version(parse_model_uri(plan.before_uri))) != plan.version:
+                    self._point(plan, before, plan.version, why)
             case "finish":
                 self._clear(plan, f"rollout to version {plan.version} has promoted it")
             case "roll_back":
@@ -101,31 +108,13 @@ class RolloutActions:
         """Go back to what was served before: the traffic first, then the registry."""
         self._clear(plan, why)
         reference = parse_model_uri(plan.before_uri)
-        main = self._variants(plan)[plan.main]
-        if plan.kind == "pinned" and main.model == plan.to_uri:
-            self._set_model(plan, plan.before_uri, why)
-        elif plan.kind != "pinned" and current_version(reference) == plan.version:
+        if plan.kind == "pinned":
+            if self._variants(plan)[plan.main].model == plan.to_uri:
+                self._set_model(plan, plan.before_uri, why)
+        elif current_version(reference) == plan.version:
             self._point(plan, plan.version, plan.before_version, why)
         with suppress(NotFound):  # somebody has deleted the version
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
-
-    def _prepare(self, plan: RolloutPlan) -> None:
-        variants = self._variants(plan)
-        why = f"rollout to version {plan.version}"
-        config = {f"variants.{plan.candidate}.allow_pyfunc": True}  # a version that is named is consented to
-        if plan.candidate not in variants:
-            self.deployments.add(plan.endpoint, plan.candidate, plan.to_uri, config, why, self.actor)
-        if plan.shadow and plan.shadow not in variants:
-            config = {f"variants.{plan.shadow}.allow_pyfunc": True, f"variants.{plan.shadow}.shadow": True}
-            self.deployments.add(plan.endpoint, plan.shadow, plan.to_uri, config, why, self.actor)
-
-    def _promote(self, plan: RolloutPlan) -> None:
-        why = f"rollout to version {plan.version} has passed its steps"
-        if plan.kind == "pinned":
-            if self._variants(plan)[plan.main].model != plan.to_uri:
-                self._set_model(plan, plan.to_uri, why)
-        elif (before := current_version(parse_model_uri(plan.before_uri))) != plan.version:
-            self._point(plan, before, plan.version, why)
 
     def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
         """Move the stage, alias or tag from the version `before`, empty if there is none, to `version`."""
@@ -159,8 +148,9 @@ class RolloutActions:
             self.deployments.set_traffic(plan.endpoint, wanted, why, self.actor, by_rollout=True)
 
     def _set_model(self, plan: RolloutPlan, model_uri: str, why: str) -> None:
-        config = {f"variants.{plan.main}.model": model_uri}
-        self.deployments.update_endpoint(plan.endpoint, config, why, self.actor)
+        if self._variants(plan)[plan.main].model != model_uri:
+            config = {f"variants.{plan.main}.model": model_uri}
+            self.deployments.update_endpoint(plan.endpoint, config, why, self.actor)
 
     def _variants(self, plan: RolloutPlan) -> dict[str, VariantSpec]:
         stored = self.deployments.store.endpoint(plan.endpoint)
@@ -241,10 +231,12 @@ class RolloutController:
             try:
                 while keeper.is_held and not ended.is_set():
                     live = [one for one in self._store.rollouts(live=True) if self._actions.is_local(one.endpoint)]
+                    pause = _MAX_PAUSE_SECONDS
                     for rollout in live:
                         work.start(rollout.id, partial(self._attempt, rollout, keeper))
-                    pauses = [plan_of(rollout).every / 10 for rollout in live]
-                    ended.wait(max(_MIN_PAUSE_SECONDS, min([_MAX_PAUSE_SECONDS, *pauses])))
+                        with suppress(InvalidConfig):  # its attempt says so
+                            pause = min(pause, plan_of(rollout).every / 10)
+                    ended.wait(max(_MIN_PAUSE_SECONDS, pause))
             finally:
                 work.stop(wait=True)
 
@@ -253,6 +245,7 @@ class RolloutController:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
+            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # which stays so for a while
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:

@@ -13,10 +13,13 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import parse_condition
+from mlflow_deploy_plugin.store import Rollout
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]
 PromotionKind = Literal["stage", "alias", "tag", "pinned"]
@@ -86,6 +89,8 @@ class RolloutPlan:
         actor / why: the user who asked for it, and the reason.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     endpoint: str
     main: str
     candidate: str
@@ -117,9 +122,17 @@ class RolloutPlan:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "steps": list(self.steps)}
 
-    @staticmethod
-    def from_json(document: dict[str, Any]) -> "RolloutPlan":
-        return RolloutPlan(**{**document, "steps": tuple(document["steps"])})
+
+_PLAN = TypeAdapter(RolloutPlan)
+
+
+def plan_of(rollout: Rollout) -> RolloutPlan:
+    """Return the plan in the store. Raises InvalidConfig if another onnxserve, or a person, wrote it otherwise."""
+    try:
+        return _PLAN.validate_python(rollout.spec)
+    except ValidationError as error:
+        wrong = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+        raise InvalidConfig(f"the plan of rollout {rollout.id} in the store cannot be read ({wrong})") from None
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

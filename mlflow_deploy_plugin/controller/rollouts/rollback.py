@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_deploy_plugin.controller.rollouts.commands import abort_rollout
-from mlflow_deploy_plugin.controller.rollouts.state_machine import plan_of
+from mlflow_deploy_plugin.controller.rollouts.plan import plan_of
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import (
     Deployments,
@@ -128,8 +128,6 @@ class _Move:
 
 def _abort(deployments: Deployments, endpoint: str, why: str, actor: str) -> _Move | None:
     """Abort the live rollout; None if there is none, or it has just ended by itself."""
-    if not deployments.store.rollouts(endpoint, live=True):
-        return None
     reason = f"rolled back by {actor}{f': {why}' if why else ''}"
     try:
         plan = plan_of(abort_rollout(deployments, endpoint, reason, actor))
@@ -143,15 +141,18 @@ def _abort(deployments: Deployments, endpoint: str, why: str, actor: str) -> _Mo
 def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, actor: str, to: str | None) -> _Move:
     spec = observed.endpoint.spec
     main = main_variant(spec)
-    reference = parse_model_uri(spec.variants[main].model)
+    current = spec.variants[main].model
+    reference = parse_model_uri(current)
     if reference.followed:
         return _repoint(deployments, observed, main, reference, why, actor, to)
-    current = spec.variants[main].model
-    if to:
-        earlier, source = _requested_model(to, reference), "it was asked for"
-    else:
+    if not to:
         earlier = _earlier_model(deployments.store, spec.name, main, current)
         source = "the audit trail has it as the model before"
+    else:
+        if to.isdecimal() and reference.kind not in ("version", "latest"):
+            raise InvalidConfig(f"--to {to}: what is served is no version of a registered model; say models:/NAME/{to}")
+        earlier = f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to
+        source = "it was asked for"
     if earlier == current:
         raise InvalidConfig(f"endpoint {spec.name!r} serves {current} already")
     deployments.update_endpoint(spec.name, {f"variants.{main}.model": earlier}, why or "rollback", actor)
@@ -170,11 +171,16 @@ def _repoint(
     """Move the stage, alias or tag to the earlier version, and wait until that is served."""
     begun_at, endpoint = deployments.store.now(), observed.endpoint.name
     snapshot = take_snapshot(observed, with_counters=False)
-    if to:
-        current = _current(observed, main, reference)
-        earlier = PreviousVersion(_requested_version(to, reference), "it was asked for")
-    else:
+    if not to:
         current, earlier = _current_and_earlier(deployments.store, observed, main, reference)
+    else:
+        asked = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
+        if (asked.kind, asked.name) != ("version", reference.name):
+            raise InvalidConfig(
+                f"--to {to}: a version of {reference.name}, which the endpoint follows, is expected, like 6"
+            )
+        current = _current(observed, main, reference)
+        earlier = PreviousVersion(asked.selector, "it was asked for")
     if earlier.version == current:
         raise InvalidConfig(f"{observed.endpoint.spec.variants[main].model} is version {current} already")
     repoint(reference, earlier.version)
@@ -290,27 +296,6 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
         f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
         f"say `onnxserve rollback {endpoint} --to MODEL`"
     )
-
-
-def _requested_version(to: str, reference: ModelURI) -> str:
-    """Return the version of `--to 6`, or of `--to models:/X/6` if X is followed."""
-    if to.isdecimal():
-        return str(int(to))
-    asked = parse_model_uri(to)
-    if (asked.kind, asked.name) != ("version", reference.name):
-        raise InvalidConfig(
-            f"--to {to}: a version of {reference.name}, which the endpoint follows, is expected, like 6"
-        )
-    return asked.selector
-
-
-def _requested_model(to: str, served: ModelURI) -> str:
-    """Return the model of `--to models:/X/6`, or of `--to 6` if a version of X is served."""
-    if not to.isdecimal():
-        return to
-    if served.kind not in ("version", "latest"):
-        raise InvalidConfig(f"--to {to}: what is served is no version of a registered model; say models:/NAME/{to}")
-    return f"models:/{served.name}/{int(to)}"
 
 
 def _wait_until_served(deployments: Deployments, endpoint: str, main: str, version: str) -> None:

@@ -22,8 +22,9 @@ from mlflow_deploy_plugin.controller.rollouts.evidence import (
     missing_evidence,
     rejection,
 )
-from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
+from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan, plan_of
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, move_detail
 
 RolloutState = Literal[
@@ -218,10 +219,6 @@ def _turned_back(progress: Progress, reason: str) -> Progress:
     return replace(after_success(progress), state="rolling_back", elapsed=0.0, reason=reason)
 
 
-def plan_of(rollout: Rollout) -> RolloutPlan:
-    return RolloutPlan.from_json(rollout.spec)
-
-
 def progress_of(rollout: Rollout) -> Progress:
     """Return the progress that `with_progress` has written."""
     written = rollout.figures
@@ -261,7 +258,11 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
 
 def rollout_summary(rollout: Rollout) -> str:
     """Return the rollout's state in one line."""
-    plan = plan_of(rollout)
+    try:
+        plan = plan_of(rollout)
+    except InvalidConfig as error:
+        state = rollout.state.replace("_", " ")
+        return f"{rollout.endpoint}: rollout {rollout.id}: {state}; {rollout.reason or error.message}"
     line = f"{rollout.endpoint}: version {plan.before_version} → {plan.version}: {rollout.state.replace('_', ' ')}"
     if rollout.state in ("stepping", "paused"):
         line += f" {plan.steps[rollout.step]} % (step {rollout.step + 1} of {len(plan.steps)})"

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
@@ -22,7 +23,9 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     with_progress,
 )
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
+from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Rollout, Store, open_store
 from mlflow_deploy_plugin.store.database import utc_now
 from tests.support.rollouts import PLAN, counted, numbers, variants
@@ -309,3 +312,22 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path: Path) -> N
         (tmp_path / "store.db").unlink()  # and the tables with it
         store.close()
         wait_until(lambda: not keeper.is_held, SECONDS, "it is lost")
+
+
+def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborted(
+    store: Store, tmp_path: Path, run: Callable[[RolloutController], threading.Event]
+) -> None:
+    unreadable = store.add_rollout("other", {"sampling": "often"}, "stepping")
+    begun = begin(store)
+
+    run(controller(store, World(), "one"))
+    wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
+    deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
+    said = command_rollout(deployments, "other", "abort", actor="ada@laptop")
+
+    assert end_of(store, begun).state == "promoted"
+    assert end_of(store, unreadable).state == "abandoned"
+    assert said.startswith(
+        "other: rollout 1: abandoned; aborted by ada@laptop; nothing was put back: the plan of rollout 1"
+    )
+    assert store.events("other")[-1].action == "rollout.end"
