@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, count_labels, count_rows
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, count_labels, count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments import Deployments
@@ -115,12 +115,8 @@ class MonitoredWorld:
         """Run a scheduler beside the test; the yielded event ends it, and so does the end of the test."""
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
-        given: dict[str, Any] = {
-            "judge": self.answer,
-            "count": count_rows,
-            "count_labels": count_labels,
-            "look_seconds": 0.1,
-        }
+        evaluator = Evaluator(self.answer, more.pop("count", count_rows))
+        given: dict[str, Any] = {"evaluator": evaluator, "look_seconds": 0.1}
         given |= {"lease_seconds": lease_seconds, "on_alarm": retrain_on_alarm, **more}
         scheduler = MonitorScheduler(deployments, "the test", self.said.append, **given)
         lease = store.acquire_lease(f"lease-{len(self.threads)}", "the test", lease_seconds)

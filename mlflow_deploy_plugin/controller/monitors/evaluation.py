@@ -1,6 +1,9 @@
 """Judges one window of a monitor from the log and logs it to MLflow, and counts the rows and labels of windows.
 
-These functions run in the judging processes (`judging_pool.py`), or in the process of a command.
+These functions run in the process of a command, or in judging processes, so that a judgement that hangs or crashes
+harms nothing else. Evidently takes seconds to import and half a gigabyte, so a process is kept for the next window, and
+ended when it has been idle for a while or has judged so many windows that its leaked memory matters. It ends itself
+when the controller is gone, however that ended: a window is never logged by two processes at a time.
 """
 
 import contextlib
@@ -10,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +35,12 @@ from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_e
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, MonitorWindow
+
+IDLE_SECONDS = 300.0
+_MAX_CALLS = 50
+_NICE = 10
+_OOM_SCORE = "500"
+"""The kernel adds it to the process's score when memory is short: it is killed before servers and the controller."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +139,13 @@ def count_labels(questions: Sequence[WindowRequest]) -> list[int]:
     return counts
 
 
-IDLE_SECONDS = 300.0
-_MAX_CALLS = 50
-_NICE = 10
-_OOM_SCORE = "500"
-"""The kernel adds it to the process's score when memory is short: it is killed before servers and the controller."""
+@dataclass(frozen=True)
+class Evaluator:
+    """The functions that judge a window and count its rows and labels; by default they work in this process."""
+
+    judge: Judge = judge_and_log
+    count_rows: Callable[[WindowRequest], int] = count_rows
+    count_labels: Callable[[Sequence[WindowRequest]], list[int]] = count_labels
 
 
 def judging_worker() -> Worker:
@@ -141,34 +153,10 @@ def judging_worker() -> Worker:
     return Worker(_prepare, _MAX_CALLS, TRANSIENT_ERRORS)
 
 
-class JudgingPool:
-    """A few processes that judge; a controller makes a new pool each time it gets the lease."""
-
-    def __init__(self, processes: int, seconds: float) -> None:
-        self._seconds = seconds
-        self._workers = WorkerPool([judging_worker() for _ in range(processes)])
-
-    def judge(self, request: WindowRequest) -> EvaluatedWindow:
-        """Call `judge_and_log` in a process. Raises as `Worker.call`, like the following."""
-        result: EvaluatedWindow = self._workers.call(judge_and_log, request, seconds=self._seconds)
-        return result
-
-    def count(self, request: WindowRequest) -> int:
-        """Call `count_rows` in a process."""
-        return int(self._workers.call(count_rows, request, seconds=self._seconds))
-
-    def count_labels(self, requests: Sequence[WindowRequest]) -> list[int]:
-        """Call `count_labels` in a process."""
-        counts: list[int] = self._workers.call(count_labels, requests, seconds=self._seconds)
-        return counts
-
-    def rest(self) -> None:
-        """End processes that have been idle for a while."""
-        self._workers.end_idle(IDLE_SECONDS)
-
-    def end(self) -> None:
-        """End all processes, also those at work."""
-        self._workers.end()
+def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
+    """Return an evaluator that works in these processes, each call at most so long. It raises as `Worker.call`."""
+    call = partial(workers.call, seconds=seconds)
+    return Evaluator(partial(call, judge_and_log), partial(call, count_rows), partial(call, count_labels))
 
 
 def _prepare() -> None:

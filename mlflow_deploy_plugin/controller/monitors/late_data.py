@@ -5,12 +5,18 @@ kind performance also looks for late labels if the files of labels have changed,
 been in. Files also change without new rows, when small ones are merged; so rows and labels are counted.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.monitors.evaluation import digest, files_digest
+from mlflow_deploy_plugin.controller.monitors.evaluation import (
+    Evaluator,
+    digest,
+    endpoint_log,
+    files_digest,
+    window_request,
+)
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import DAY, InferenceLog, Window, labels_folder, list_days, list_files
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow
@@ -25,19 +31,6 @@ _MATERIAL_SHARE = 0.05
 """A window is judged again if so large a share of its judged rows has got a label since."""
 
 LateData = Literal["rows", "labels"]
-
-
-@dataclass(frozen=True)
-class LogCounts:
-    """Functions that count what the log has now.
-
-    Attributes:
-        rows: counts the rows of a window.
-        labels: counts the labelled rows of each window.
-    """
-
-    rows: Callable[[MonitorWindow], int]
-    labels: Callable[[Sequence[MonitorWindow]], Sequence[int]]
 
 
 def revision_period(spec: MonitorSpec) -> timedelta:
@@ -71,60 +64,53 @@ def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: Mon
 
 
 def add_revisions(
-    monitors: Monitors,
-    windows: Iterable[MonitorWindow],
-    spec: MonitorSpec,
-    log: InferenceLog,
-    counts: LogCounts,
-    now: datetime,
+    deployments: Deployments, evaluator: Evaluator, name: str, monitor: str
 ) -> list[tuple[MonitorWindow, LateData]]:
     """Add a further revision of each window that has more rows, or materially more labels, than when it was judged.
-
-    Args:
-        windows: of one monitor's schedule.
 
     Returns:
         The revisions, which are to be judged, and what came late.
     """
-    ordered = sorted(windows, key=lambda one: (one.start, one.revision))
-    newest = {(window.start, window.end): window for window in ordered}
+    store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
+    now, endpoint = store.now(), store.endpoint(name)
+    if endpoint is None or monitor not in endpoint.spec.monitors:
+        return []
+    spec = endpoint.spec.monitors[monitor]
+    windows = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
     looked_at = [
         one
-        for one in newest.values()
+        for one in {(window.start, window.end): window for window in windows}.values()  # the newest revisions
         if one.state == "judged" and one.revision < MAX_REVISIONS and one.end <= now <= one.end + revision_period(spec)
     ]
     if spec.kind == "performance":
         looked_at = looked_at[-_MOST_LABELLED:]
-    digests = files_digests(log, looked_at, spec)
-    changed = [(one, new) for one, new in zip(looked_at, digests, strict=True) if new != one.log_digest]
-    late = _late([window for window, _ in changed], spec, counts, now)
-    added: list[tuple[MonitorWindow, LateData]] = []
-    for window, new in changed:
-        if window.id in late:
-            revision = monitors.next_revision(window.endpoint, window.monitor, window.start)
-            one = monitors.add(window.endpoint, window.monitor, window.start, window.end, revision)
-            added.append((one, late[window.id]))
-        else:
-            monitors.set_log_digest(window, new)
-    return added
-
-
-def _late(windows: Sequence[MonitorWindow], spec: MonitorSpec, counts: LogCounts, now: datetime) -> dict[int, LateData]:
-    """Return what came late, by the id of each window that is to be judged again.
-
-    Args:
-        windows: those whose files have changed.
-    """
+    digests = files_digests(endpoint_log(settings, endpoint), looked_at, spec)
+    changed = {
+        one.id: (one, new, window_request(one, spec, settings, endpoint))
+        for one, new in zip(looked_at, digests, strict=True)
+        if new != one.log_digest
+    }
     late: dict[int, LateData] = {
         window.id: "rows"
-        for window in windows
-        if now <= window.end + _ROWS_LOOKED_FOR and counts.rows(window) > window.log_rows
+        for window, _, request in changed.values()
+        if now <= window.end + _ROWS_LOOKED_FOR and evaluator.count_rows(request) > window.log_rows
     }
-    labelled = [one for one in windows if one.id not in late and "labelled_rows" in one.figures]
-    for window, labels in zip(labelled, counts.labels(labelled) if labelled else (), strict=True):
-        if is_material(labels, window, spec):
-            late[window.id] = "labels"
-    return late
+    labelled = [one for one, *_ in changed.values() if one.id not in late and "labelled_rows" in one.figures]
+    labels = evaluator.count_labels([changed[one.id][2] for one in labelled]) if labelled else []
+    late |= {
+        window.id: "labels" for window, count in zip(labelled, labels, strict=True) if is_material(count, window, spec)
+    }
+    for window, new, _ in changed.values():
+        if window.id not in late:
+            monitors.set_log_digest(window, new)
+    return [
+        (
+            monitors.add(name, monitor, one.start, one.end, monitors.next_revision(name, monitor, one.start)),
+            late[one.id],
+        )
+        for one, *_ in changed.values()
+        if one.id in late
+    ]
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
     EvaluatedWindow,
+    Evaluator,
     Judge,
     endpoint_log,
     files_digest,
@@ -200,7 +201,7 @@ def run_due(
     if stored is None:
         raise NotFound(f"there is no endpoint {monitor.endpoint!r} in the store, which knows what is due")
     stored.spec.monitor(monitor.name)
-    runner = WindowRunner(deployments, judge_and_log, say, on_alarm)
+    runner = WindowRunner(deployments, Evaluator(judge_and_log), say, on_alarm)
     while True:
         with _held_lease(deployments, monitor) as keeper:
             taken = runner.run_next(monitor.endpoint, monitor.name, keeper)
@@ -258,7 +259,7 @@ def _judge_by_hand(
     deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str] = ()
 ) -> MonitorWindow:
     """Judge a revision of the window: one that was asked for by hand and is not judged, or else a further one."""
-    runner = WindowRunner(deployments, judge, lambda line: None, by_hand=True)
+    runner = WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
     with _held_lease(deployments, monitor) as keeper:
         revisions = _revisions(deployments.store, monitor, window)
         asked_for = [one for one in revisions if one.by_hand and one.state != "judged"]

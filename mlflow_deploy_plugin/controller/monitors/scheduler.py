@@ -7,13 +7,12 @@ oldest first, under a lease of the monitor's own; `onnxserve monitor run` takes 
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
-from mlflow_deploy_plugin.controller.monitors.evaluation import Judge, JudgingPool
+from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, Evaluator, evaluator_in, judging_worker
 from mlflow_deploy_plugin.controller.monitors.late_data import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, next_due_window, oldest_pending
 from mlflow_deploy_plugin.controller.monitors.window_runner import (
@@ -25,10 +24,9 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
 from mlflow_deploy_plugin.controller.work import WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.monitoring import WindowRequest, announce, record_failure, resolve_orphaned
-from mlflow_deploy_plugin.processes import ProcessEnded
-from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, MonitorNote, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.monitoring import announce, record_failure, resolve_orphaned
+from mlflow_deploy_plugin.processes import ProcessEnded, WorkerPool
+from mlflow_deploy_plugin.store import MonitorNote, Monitors, MonitorState, MonitorWindow
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0
@@ -53,6 +51,9 @@ class _Watched:
     late_troubles: int = 0
     last_reason: str = ""
 
+    def is_late_data_due(self, now: float) -> bool:
+        return now - self.looked_for_late > EVERY_SECONDS
+
 
 class MonitorScheduler:
     """Runs the monitors while the controller's lease lasts.
@@ -63,7 +64,7 @@ class MonitorScheduler:
         judging_seconds: a judgement that takes longer is ended, and tried again.
         at_once: judgements at the same time, each in a process of its own.
         max_catch_up: of the windows that nobody looked at in time, only so many are judged, the newest.
-        judge / count / count_labels: judge a window, and count its rows and labels; by default in those processes.
+        evaluator: judges and counts; default: in those processes.
     """
 
     def __init__(
@@ -78,9 +79,7 @@ class MonitorScheduler:
         lease_seconds: float = 15.0,
         look_seconds: float = _LOOK_SECONDS,
         max_catch_up: int = MAX_CATCH_UP,
-        judge: Judge | None = None,
-        count: Callable[[WindowRequest], int] | None = None,
-        count_labels: Callable[[Sequence[WindowRequest]], list[int]] | None = None,
+        evaluator: Evaluator | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._deployments = deployments
@@ -97,36 +96,27 @@ class MonitorScheduler:
         self._monotonic = monotonic
         self._watched: dict[Key, _Watched] = {}
         self._said_unreadable: set[str] = set()
-        self._judge = judge
-        self._count = count
-        self._count_labels = count_labels
+        self._evaluator = evaluator
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
         """Work until the lease is lost or `over` is set. The next leader takes over the windows being judged then."""
-        processes = JudgingPool(self._at_once, self._judging_seconds)
-        windows = WindowRunner(
-            self._deployments,
-            self._judge or processes.judge,
-            self._say,
-            self._on_alarm,
-            count=self._count or processes.count,
-            count_labels=self._count_labels or processes.count_labels,
-            max_catch_up=self._max_catch_up,
-        )
+        workers = WorkerPool([judging_worker() for _ in range(self._at_once)])
+        evaluator = self._evaluator or evaluator_in(workers, self._judging_seconds)
+        windows = WindowRunner(self._deployments, evaluator, self._say, self._on_alarm, max_catch_up=self._max_catch_up)
         work = WorkRunner("monitor", self._at_once, _FAILURE_SECONDS, monotonic=self._monotonic)
         self._watched.clear()
         try:
             while keeper.is_held and not over.is_set():
                 work.finished.clear()
                 log_errors(lambda: self._look(work, keeper, windows))
-                processes.rest()
+                workers.end_idle(IDLE_SECONDS)
                 deadline = time.monotonic() + self._look_seconds
                 # a window that was judged ends the wait: the monitor's next one may be due
                 while not over.is_set() and not work.finished.wait(0.1) and time.monotonic() < deadline:
                     pass
         finally:
             work.stop(wait=False)
-            processes.end()
+            workers.end()
             work.stop(wait=True)
 
     def _look(self, work: WorkRunner, keeper: LeaseKeeper, windows: WindowRunner) -> None:
@@ -146,7 +136,13 @@ class MonitorScheduler:
                 if state.paused or not work.is_free(key):
                     continue
                 try:
-                    is_due = self._is_due(endpoint, name, spec, state, pending.get(key, []), now)
+                    if waiting := pending.get(key):
+                        is_due = oldest_pending(waiting, now) is not None
+                    else:
+                        is_due = (
+                            self._watched[key].is_late_data_due(self._monotonic())
+                            or next_due_window(endpoint, name, spec, state, now, self._max_catch_up) is not None
+                        )
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)
                 except (ValueError, OverflowError) as error:  # of a time that no calendar has: the others are looked at
@@ -158,21 +154,6 @@ class MonitorScheduler:
                 work.pause(key, _FAILURE_SECONDS)
         self._close_windows_of_gone(pending, known)
         resolve_orphaned(self._store)
-
-    def _is_due(
-        self,
-        endpoint: Endpoint,
-        name: str,
-        spec: MonitorSpec,
-        state: MonitorState,
-        pending: list[MonitorWindow],
-        now: datetime,
-    ) -> bool:
-        if pending:
-            return oldest_pending(pending, now) is not None
-        if self._monotonic() - self._watched[endpoint.name, name].looked_for_late > EVERY_SECONDS:
-            return True
-        return next_due_window(endpoint, name, spec, state, now, self._max_catch_up) is not None
 
     def _attempt(self, key: Key, keeper: LeaseKeeper, windows: WindowRunner) -> float:
         """Judge the monitor's oldest due window under its lease; return the seconds until the next attempt."""
@@ -186,7 +167,7 @@ class MonitorScheduler:
             with LeaseKeeper(self._store, lease, self._monotonic) as own:
                 taken = windows.run_next(*key, own)
                 watched.troubles, watched.last_reason = 0, ""  # what comes back is logged again
-                if isinstance(taken, Idle) and self._monotonic() - watched.looked_for_late > EVERY_SECONDS:
+                if isinstance(taken, Idle) and watched.is_late_data_due(self._monotonic()):
                     watched.looked_for_late = self._monotonic()  # also if it fails: it may have read hours of rows
                     self._look_for_late_data(key, watched, windows)
         except ProcessEnded:

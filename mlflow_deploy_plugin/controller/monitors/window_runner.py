@@ -14,13 +14,11 @@ from enum import Enum
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
     EvaluatedWindow,
-    Judge,
-    count_labels,
-    count_rows,
+    Evaluator,
     endpoint_log,
     window_request,
 )
-from mlflow_deploy_plugin.controller.monitors.late_data import LogCounts, add_revisions, files_digests, revision_period
+from mlflow_deploy_plugin.controller.monitors.late_data import add_revisions, files_digests
 from mlflow_deploy_plugin.controller.monitors.schedule import (
     MAX_CATCH_UP,
     Readiness,
@@ -36,7 +34,6 @@ from mlflow_deploy_plugin.monitoring import (
     ALARMS,
     UNDECIDED,
     MonitorResult,
-    WindowRequest,
     record_failure,
     record_result,
 )
@@ -71,22 +68,18 @@ class WindowRunner:
     """Judges the windows of monitors.
 
     Attributes:
-        judge: judges in this process, or in another one.
+        evaluator: judges in this process, or in another one.
         say: takes one line for each change.
         by_hand: a person has asked for the window and sees the result: nobody is alerted, nothing is started, and a
             failure is not tried again.
-        count: counts the rows of a window in the log.
-        count_labels: counts the labelled rows of several windows.
         max_catch_up: of the windows that nobody looked at in time, only so many are judged, the newest.
     """
 
     deployments: Deployments
-    judge: Judge
+    evaluator: Evaluator
     say: Callable[[str], None]
     on_alarm: OnAlarm = lambda *_: None
     by_hand: bool = False
-    count: Callable[[WindowRequest], int] = count_rows
-    count_labels: Callable[[Sequence[WindowRequest]], list[int]] = count_labels
     max_catch_up: int = MAX_CATCH_UP
 
     @property
@@ -161,19 +154,7 @@ class WindowRunner:
 
     def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
         """Write down further revisions of windows that got more rows or labels since they were judged."""
-        now, endpoint = self.deployments.store.now(), self.deployments.store.endpoint(name)
-        if endpoint is None or monitor not in endpoint.spec.monitors:
-            return []
-        spec, settings = endpoint.spec.monitors[monitor], self.deployments.settings
-
-        def request(window: MonitorWindow) -> WindowRequest:
-            return window_request(window, spec, settings, endpoint)
-
-        counts = LogCounts(
-            lambda window: self.count(request(window)), lambda windows: self.count_labels([*map(request, windows)])
-        )
-        windows = self.monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
-        added = add_revisions(self.monitors, windows, spec, endpoint_log(settings, endpoint), counts, now)
+        added = add_revisions(self.deployments, self.evaluator, name, monitor)
         for window, what in added:
             self.say(f"{name}: monitor {monitor}: {what} came after {window.start:%FT%H:%M} was judged")
         return [window for window, _ in added]
@@ -198,20 +179,17 @@ class WindowRunner:
                 )
                 note = MonitorNote("left_out", text)
                 self.say(f"{endpoint.name}: monitor {monitor}: {text}")
-            window = self._add(endpoint.name, monitor, due.window)
+            written = self.monitors.windows(endpoint.name, monitor, since=due.window.start, by_hand=False)
+            same = [one for one in written if (one.start, one.end) == (due.window.start, due.window.end)]
+            if same:
+                window = same[-1]
+            else:  # a row with the same start may have another end
+                revision = self.monitors.next_revision(endpoint.name, monitor, due.window.start)
+                window = self.monitors.add(endpoint.name, monitor, due.window.start, due.window.end, revision)
             self.monitors.update_state(endpoint.name, monitor, made_up_to=due.window.end, note=note)
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
-
-    def _add(self, endpoint: str, monitor: str, window: Window) -> MonitorWindow:
-        """Return the window's row. If a row with the same start has another end, add a further revision."""
-        found = self.monitors.windows(endpoint, monitor, since=window.start, by_hand=False)
-        same = [one for one in found if (one.start, one.end) == (window.start, window.end)]
-        if same:
-            return same[-1]
-        revision = self.monitors.next_revision(endpoint, monitor, window.start)
-        return self.monitors.add(endpoint, monitor, window.start, window.end, revision)
 
     def _judge(self, window: MonitorWindow, spec: MonitorSpec, notes: Sequence[str]) -> MonitorWindow:
         endpoint = self.deployments.store.endpoint(window.endpoint)
@@ -220,7 +198,7 @@ class WindowRunner:
         if not digest:
             reason = "; ".join([NO_ROWS, *notes])
             return replace(window, state="judged", not_before=None, log_digest="", verdict="not judged", reason=reason)
-        result = self.judge(window_request(window, spec, self.deployments.settings, endpoint, notes))
+        result = self.evaluator.judge(window_request(window, spec, self.deployments.settings, endpoint, notes))
         if not self.by_hand:
             self._report(window, spec, result)
         return as_judged(replace(window, log_digest=digest), result, notes)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.late_data import is_material
 from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
 from mlflow_deploy_plugin.deployments import Deployments
@@ -31,7 +32,7 @@ class Turned:
         world.writer.write({"_event_time": times, "_prediction_id": [str(row) for row in range(ROWS)]})
         world.now = DUE
         deployments = Deployments(world.store, world.settings, world.said.append)
-        self.runner = WindowRunner(deployments, world.answer, world.said.append, max_catch_up=1)
+        self.runner = WindowRunner(deployments, Evaluator(world.answer), world.said.append, max_catch_up=1)
 
     def label(self, rows: Iterable[int], label: str | float = "late") -> None:
         now = self.world.now

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.controller.monitors import manual_runs
+from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.controller.monitors.schedule import overviews
 from mlflow_deploy_plugin.controller.monitors.window_runner import WindowRunner
@@ -215,7 +216,7 @@ def test_rows_that_come_late_make_no_further_revision_of_a_window_that_was_judge
     world.now = NOON + 2 * HOUR
     world.judge = lambda asked: "drift" if asked.revision > 1 or asked.window != Window(NOON, NOON + HOUR) else "ok"
     judged = run(world, window=window)
-    runner = WindowRunner(deployments(world), world.answer, world.said.append)
+    runner = WindowRunner(deployments(world), Evaluator(world.answer), world.said.append)
     world.monitors.update_state("flights", "hourly", made_up_to=NOON + 2 * HOUR)
 
     world.rows(NOON + HOUR / 3)

@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.store import open_store
@@ -25,7 +26,7 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
 
     is_watched = False
     store = open_store(world.settings.store_url, clock)
-    runner = WindowRunner(Deployments(store, world.settings, world.said.append), world.answer, print)
+    runner = WindowRunner(Deployments(store, world.settings, world.said.append), Evaluator(world.answer), print)
     lease = store.acquire_lease("the test's", "the test", 60)
     assert lease is not None
     with LeaseKeeper(store, lease) as keeper:
