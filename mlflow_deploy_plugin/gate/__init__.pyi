@@ -25,9 +25,6 @@ from .promotion import (
 from .promotion import (
     promote as promote,
 )
-from .report import (
-    verdict_as_json as verdict_as_json,
-)
 from .run import (
     GateRun as GateRun,
 )
@@ -42,6 +39,9 @@ from .run import (
 )
 from .verdict import (
     GateVerdict as GateVerdict,
+)
+from .verdict import (
+    verdict_as_json as verdict_as_json,
 )
 
 __all__: list[str]

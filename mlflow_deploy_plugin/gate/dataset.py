@@ -107,8 +107,12 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
             raise InvalidConfig(f"the dataset {shown} has more than {_MAX_BYTES:,} bytes; name a sample of it")
         if (ending := path.suffix.lower()) not in (".csv", ".parquet"):
             raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; .csv and .parquet are read")
-        if ending == ".parquet" and (values := _count_values(path)) > _MAX_VALUES:
-            raise InvalidConfig(f"the dataset {shown} holds {values:,} values; name a sample of it")
+        if ending == ".parquet":  # values of lists count one by one: a thousand million equal ones take a few bytes
+            metadata = pa.parquet.read_metadata(path)
+            groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+            values = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
+            if values > _MAX_VALUES:
+                raise InvalidConfig(f"the dataset {shown} holds {values:,} values; name a sample of it")
         table = read_table(path, empty_is_null=True)
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {shown} does not exist") from None
@@ -117,20 +121,9 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
     if not table.num_rows:
         raise InvalidConfig(f"the dataset {shown} has no rows")
     try:
-        return from_table(table)
+        return {name: _column_values(table.column(name)) for name in table.column_names}
     except ValueError:  # numpy's: lists of several lengths
         raise InvalidConfig(f"the dataset {shown} has a column whose lists are not of one length") from None
-
-
-def _count_values(parquet: Path) -> int:
-    """Count the values of lists one by one: a thousand million equal ones take a few bytes in a file."""
-    metadata = pa.parquet.read_metadata(parquet)
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    return sum(group.column(column).num_values for group in groups for column in range(group.num_columns))
-
-
-def from_table(table: pa.Table) -> NamedArrays:
-    return {name: _column_values(table.column(name)) for name in table.column_names}
 
 
 def _column_values(column: pa.ChunkedArray) -> Array:

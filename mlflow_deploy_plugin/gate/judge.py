@@ -10,8 +10,8 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.gate.checks.artifact import check_parity, check_signature
-from mlflow_deploy_plugin.gate.checks.budget import check_budget
-from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
+from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
+from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation, default_metric, weighted_metric
 from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
 from mlflow_deploy_plugin.gate.dataset import (
     Dataset,
@@ -23,8 +23,6 @@ from mlflow_deploy_plugin.gate.dataset import (
     sample_positions,
     take_rows,
 )
-from mlflow_deploy_plugin.gate.measure import MeasuredCost, measure_costs
-from mlflow_deploy_plugin.gate.metrics import default_metric, weighted_metric
 from mlflow_deploy_plugin.gate.model import LoadedModel, ModelPredictions, downloaded_version, load_version
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
@@ -48,8 +46,8 @@ class EvaluationData:
 
 
 @dataclass(eq=False)
-class _Context:
-    """The inputs of the checks. If a check fails to get one, it stays empty for the next."""
+class _Checks:
+    """The checks of a version, and their inputs. If a check fails to get one, it stays empty for the next."""
 
     policy: GatePolicy
     progress: ProgressCallback
@@ -61,6 +59,104 @@ class _Context:
     predictions: ModelPredictions | None = None
     evaluated: EvaluationData | None = None
     notes: list[str] = field(default_factory=list)
+
+    def load_current(self, current: ResolvedModel, folders: ExitStack, allowed: Permissions) -> None:
+        """Load the current version. If it is broken, the candidate is judged alone."""
+        try:
+            folder = folders.enter_context(downloaded_version(current))
+            self.current, self.current_folder = load_version(folder, allowed.code), folder
+        except (RegistryUnavailable, CodeRefused):
+            raise
+        except OnnxserveError as error:
+            self.notes.append(f"version {current.version}, which is served, cannot be loaded: {error.message}")
+
+    def run(self) -> Iterator[CheckResult]:
+        yield check_parity(self.candidate.artifact, self.policy)
+        steps = {
+            "signature": self.signature,
+            "evaluation": self.evaluation,
+            "robustness": self.robustness,
+            "budget": self.budget,
+        }
+        for name, step in steps.items():
+            if name in self.policy.skip:
+                yield CheckResult(name, "skipped", "the policy skips it")
+                continue
+            self.progress(f"checking {name}")
+            try:
+                result = step()
+            except RegistryUnavailable:
+                raise
+            except OnnxserveError as error:
+                result = CheckResult(name, "failed", error.message)
+            yield replace(result, notes=(*self.notes, *result.notes))
+            self.notes.clear()
+
+    def signature(self) -> CheckResult:
+        if self.current is None:
+            return CheckResult("signature", "skipped", _NOTHING_SERVED)
+        return check_signature(self.candidate.artifact, self.current.artifact)
+
+    def evaluation(self) -> CheckResult:
+        policy = self.policy.evaluation
+        if not policy.dataset:
+            return CheckResult("evaluation", "skipped", "the policy names no dataset")
+        dataset = load_dataset(policy, self.candidate.artifact, self.policy.seed)
+        assert dataset.truth is not None
+        predictions = self.candidate.predict(dataset.rows)
+        self.dataset, self.predictions = dataset, predictions
+        current = None
+        if self.current is not None:
+            try:
+                current = self.current.predict(cast_to_signature(self.current.artifact, dataset.rows))
+            except OnnxserveError as error:
+                reason = f"what is served cannot answer the dataset's rows: {error.message}"
+                return CheckResult("evaluation", "failed", reason)
+        self.evaluated = EvaluationData(dataset.name, dataset.truth, predictions, current)
+        return check_evaluation(dataset.truth, predictions, current, policy, self.policy.seed)
+
+    def robustness(self) -> CheckResult:
+        policy, seed = self.policy.robustness, self.policy.seed
+        dataset = self.rows(policy.max_rows)
+        if dataset is None:
+            return CheckResult("robustness", "skipped", _NO_ROWS)
+        picked = sample_positions(count_rows(dataset.rows), policy.max_rows, seed)
+        labelled = None
+        if dataset.truth is not None and self.predictions is not None:
+            truth = dataset.truth[picked]
+            metric = self.policy.evaluation.metric or default_metric(dataset.truth, self.predictions)
+            labelled = LabelledMetric(metric, lambda predictions: weighted_metric(metric, truth, predictions))
+        rows, served = take_rows(dataset.rows, picked), None
+        if self.current is not None:
+            served = self.current, _own_columns(self.current.artifact, rows)
+        return check_robustness(
+            self.candidate, _own_columns(self.candidate.artifact, rows), policy, seed, labelled, served
+        )
+
+    def budget(self) -> CheckResult:
+        policy = self.policy.budget
+        dataset = self.rows(policy.batch)
+        rows = dataset.rows if dataset is not None else _blank(self.candidate.artifact)
+        if not rows:
+            return CheckResult("budget", "skipped", _NO_ROWS)
+        current: MeasuredCost | None = None
+        if self.current_folder is not None:
+            try:
+                candidate, current = measure_costs([self.folder, self.current_folder], rows, policy.batch)
+                return check_budget(candidate, current, policy)
+            except InferenceError as error:
+                self.notes.append(f"not measured beside what is served: {error.message}")
+        (candidate,) = measure_costs([self.folder], rows, policy.batch)
+        return check_budget(candidate, None, policy)
+
+    def rows(self, most: int) -> Dataset | None:
+        """Return the labelled rows, else the reference of the candidate, else that of the current version."""
+        if self.dataset is not None:
+            return self.dataset
+        found = reference_rows(self.candidate.artifact, most, self.policy.seed)
+        if found is None and self.current is not None:
+            found = reference_rows(self.current.artifact, most, self.policy.seed)
+        return found
 
 
 def judge(
@@ -86,134 +182,33 @@ def judge(
     """
     if not allowed.files and "evaluation" not in policy.skip:
         require_mlflow_artifact(policy.evaluation.dataset)
-    checks: tuple[CheckResult, ...]
+    results: tuple[CheckResult, ...]
     evaluation = None
     with ExitStack() as folders:
         progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
         folder = folders.enter_context(downloaded_version(candidate))
         try:
-            context = _Context(policy, progress, folder, load_version(folder, allowed.code))
+            checks = _Checks(policy, progress, folder, load_version(folder, allowed.code))
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:
-            checks = (CheckResult("load", "failed", error.message),)
+            results = (CheckResult("load", "failed", error.message),)
         else:
             if current is not None:
-                _load_current(context, current, folders, allowed)
-            checks = tuple(_run_checks(context))
-            evaluation = context.evaluated
+                checks.load_current(current, folders, allowed)
+            results = tuple(checks.run())
+            evaluation = checks.evaluated
     verdict = GateVerdict(
         model=candidate.name,
         version=candidate.version,
         against=current.source if current else "",
         at=clock(),
-        checks=checks,
+        checks=results,
         policy=policy.model_dump(mode="json"),
         policy_digest=policy.digest,
         policy_from=policy_from,
     )
     return verdict, evaluation
-
-
-def _load_current(context: _Context, current: ResolvedModel, folders: ExitStack, allowed: Permissions) -> None:
-    """Load the current version. If it is broken, the candidate is judged alone."""
-    try:
-        folder = folders.enter_context(downloaded_version(current))
-        context.current = load_version(folder, allowed.code)
-        context.current_folder = folder
-    except (RegistryUnavailable, CodeRefused):
-        raise
-    except OnnxserveError as error:
-        context.notes.append(f"version {current.version}, which is served, cannot be loaded: {error.message}")
-
-
-def _run_checks(context: _Context) -> Iterator[CheckResult]:
-    yield check_parity(context.candidate.artifact, context.policy)
-    steps = {"signature": _signature, "evaluation": _evaluation, "robustness": _robustness, "budget": _budget}
-    for name, step in steps.items():
-        if name in context.policy.skip:
-            yield CheckResult(name, "skipped", "the policy skips it")
-            continue
-        context.progress(f"checking {name}")
-        try:
-            result = step(context)
-        except RegistryUnavailable:
-            raise
-        except OnnxserveError as error:
-            result = CheckResult(name, "failed", error.message)
-        yield replace(result, notes=(*context.notes, *result.notes))
-        context.notes.clear()
-
-
-def _signature(context: _Context) -> CheckResult:
-    if context.current is None:
-        return CheckResult("signature", "skipped", _NOTHING_SERVED)
-    return check_signature(context.candidate.artifact, context.current.artifact)
-
-
-def _evaluation(context: _Context) -> CheckResult:
-    policy = context.policy.evaluation
-    if not policy.dataset:
-        return CheckResult("evaluation", "skipped", "the policy names no dataset")
-    dataset = load_dataset(policy, context.candidate.artifact, context.policy.seed)
-    assert dataset.truth is not None
-    predictions = context.candidate.predict(dataset.rows)
-    context.dataset, context.predictions = dataset, predictions
-    current = None
-    if context.current is not None:
-        try:
-            current = context.current.predict(cast_to_signature(context.current.artifact, dataset.rows))
-        except OnnxserveError as error:
-            reason = f"what is served cannot answer the dataset's rows: {error.message}"
-            return CheckResult("evaluation", "failed", reason)
-    context.evaluated = EvaluationData(dataset.name, dataset.truth, predictions, current)
-    return check_evaluation(dataset.truth, predictions, current, policy, context.policy.seed)
-
-
-def _robustness(context: _Context) -> CheckResult:
-    policy, seed = context.policy.robustness, context.policy.seed
-    dataset = _rows(context, policy.max_rows)
-    if dataset is None:
-        return CheckResult("robustness", "skipped", _NO_ROWS)
-    picked = sample_positions(count_rows(dataset.rows), policy.max_rows, seed)
-    labelled = None
-    if dataset.truth is not None and context.predictions is not None:
-        truth = dataset.truth[picked]
-        metric = context.policy.evaluation.metric or default_metric(dataset.truth, context.predictions)
-        labelled = LabelledMetric(metric, lambda predictions: weighted_metric(metric, truth, predictions))
-    rows, served = take_rows(dataset.rows, picked), None
-    if context.current is not None:
-        served = context.current, _own_columns(context.current.artifact, rows)
-    return check_robustness(
-        context.candidate, _own_columns(context.candidate.artifact, rows), policy, seed, labelled, served
-    )
-
-
-def _budget(context: _Context) -> CheckResult:
-    policy = context.policy.budget
-    dataset = _rows(context, policy.batch)
-    rows = dataset.rows if dataset is not None else _blank(context.candidate.artifact)
-    if not rows:
-        return CheckResult("budget", "skipped", _NO_ROWS)
-    current: MeasuredCost | None = None
-    if context.current_folder is not None:
-        try:
-            candidate, current = measure_costs([context.folder, context.current_folder], rows, policy.batch)
-            return check_budget(candidate, current, policy)
-        except InferenceError as error:
-            context.notes.append(f"not measured beside what is served: {error.message}")
-    (candidate,) = measure_costs([context.folder], rows, policy.batch)
-    return check_budget(candidate, None, policy)
-
-
-def _rows(context: _Context, most: int) -> Dataset | None:
-    """Return the labelled rows, else the reference of the candidate, else that of the current version."""
-    if context.dataset is not None:
-        return context.dataset
-    found = reference_rows(context.candidate.artifact, most, context.policy.seed)
-    if found is None and context.current is not None:
-        found = reference_rows(context.current.artifact, most, context.policy.seed)
-    return found
 
 
 def _own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:

@@ -101,9 +101,7 @@ class _LoadedOnnx:
             parts.append(self._model.run(self._model.schema.from_columns(part)))
         if not parts:
             raise SchemaMismatch(f"none of the model's columns is in the rows; it needs {', '.join(names)}")
-        return self._by_role({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-    def _by_role(self, outputs: dict[str, Array]) -> ModelPredictions:
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         artifact = self.artifact
         by_role: dict[str, Array] = {}
         for output in artifact.outputs:

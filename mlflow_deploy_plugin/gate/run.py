@@ -1,26 +1,44 @@
 """The gate as one act: judge the version, log the report, tag the version, record the event."""
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.gate.judge import ProgressCallback, judge
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.gate.judge import EvaluationData, ProgressCallback, judge
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, PolicyChoice, choose_policy
-from mlflow_deploy_plugin.gate.report import log_verdict, report_location, tag_verdict
-from mlflow_deploy_plugin.gate.verdict import GateVerdict
+from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
 from mlflow_deploy_plugin.registry import (
+    GATE_AGAINST_TAG,
+    GATE_AT_TAG,
     GATE_POLICY_DIGEST_TAG,
+    GATE_REASON_TAG,
+    GATE_REPORT_TAG,
+    GATE_TAG,
+    MAX_TAG_LENGTH,
     LoggedRun,
     ResolvedModel,
+    get_or_create_experiment,
+    log_metrics,
+    log_run,
     registered_version,
     registry_client,
     registry_errors,
     resolve,
+    tag_version,
     version_at,
 )
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
+
+HTML, JSON = "gate_report.html", "gate.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,8 @@ class GateRun:
 
     @property
     def report(self) -> str:
-        return report_location(self.run)
+        """The address of the report's page in MLflow, or of the artifact if the server has no pages."""
+        return f"{self.run.url}/artifacts/{HTML}" if self.run.url else f"{self.run.run_id}/{HTML}"
 
 
 @dataclass(frozen=True)
@@ -142,9 +161,18 @@ def gate_version(
     with store_or_default(store) as trail:
         verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed)
         progress("logging the report to MLflow")
-        run = log_verdict(verdict, candidate, evaluation)
+        done = GateRun(verdict, _log_verdict(verdict, candidate, evaluation), is_official)
         if is_official:
-            tag_verdict(verdict, report_location(run))
+            tags = {
+                GATE_REASON_TAG: verdict.reason,
+                GATE_REPORT_TAG: done.report,
+                GATE_AGAINST_TAG: verdict.against,
+                GATE_AT_TAG: verdict.at.isoformat(timespec="seconds"),
+                GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
+                GATE_TAG: verdict.state,  # the last: a reader who sees it finds the other tags
+            }
+            for key, value in tags.items():
+                tag_version(verdict.model, verdict.version, key, value)
         trail.record(
             "gate",
             model=verdict.model,
@@ -153,15 +181,15 @@ def gate_version(
             after=verdict.state,
             why=verdict.reason,
             detail={
-                "report": report_location(run),
-                "run_id": run.run_id,
+                "report": done.report,
+                "run_id": done.run.run_id,
                 "policy": chosen.where,
                 "tagged": is_official,
                 "checks": {check.name: {"state": check.state, **check.figures} for check in verdict.checks},
             },
             actor=actor,
         )
-    return GateRun(verdict, run, is_official)
+    return done
 
 
 @contextmanager
@@ -175,3 +203,72 @@ def store_or_default(store: Store | None) -> Iterator[Store]:
         yield own
     finally:
         own.close()
+
+
+def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None) -> LoggedRun:
+    """Log to the run of the MLflow project that this process belongs to, else to a new one beside the model's run."""
+
+    def experiment_id(client: MlflowClient) -> str:
+        """Return the experiment of the model's run if this tracking server has it, else one of the model's own."""
+        try:
+            if run_id := candidate.aspects.get("run_id"):
+                return str(client.get_run(run_id).info.experiment_id)
+            if model_id := candidate.aspects.get("model_id"):
+                return str(client.get_logged_model(model_id).experiment_id)
+        except MlflowException:
+            pass  # the model comes from another tracking server, or its run was deleted
+        return get_or_create_experiment(client, f"onnxserve/{candidate.name}")
+
+    def log_content(client: MlflowClient, run_id: str) -> None:
+        figures = ((f"{check.name}/{name}", value) for check in verdict.checks for name, value in check.figures.items())
+        finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]  # nor NaN
+        metrics = [("gate_passed", float(verdict.passed)), *finite]
+        log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
+        client.log_text(run_id, verdict_as_html(verdict), HTML)
+        client.log_dict(run_id, verdict_as_json(verdict), JSON)
+        if evaluation is not None:
+            _log_evaluation(run_id, evaluation)
+
+    name = f"gate {verdict.model} v{verdict.version}"
+    tags = {
+        "onnxserve.model": verdict.model,
+        "onnxserve.version": verdict.version,
+        GATE_TAG: verdict.state,
+        GATE_REASON_TAG: verdict.reason[:MAX_TAG_LENGTH],
+        GATE_AGAINST_TAG: verdict.against,
+        GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
+    }
+    return log_run("the run of the gate", name, tags, experiment_id, log_content)
+
+
+def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
+    """Log MLflow's own evaluation of both versions' predictions, with its metrics and plots.
+
+    It decides nothing: it knows no margin, no interval and no pair of models. The run does without it if MLflow cannot
+    take the predictions.
+    """
+    sides = {"candidate": evaluation.candidate, "current": evaluation.current}
+    logger = logging.getLogger("mlflow.models.evaluation")
+    level = logger.level
+    with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
+        for side, predictions in sides.items():
+            if predictions is None or predictions.prediction.ndim > 1:
+                continue
+            kind = "classifier" if predictions.is_label else "regressor"
+            table = pd.DataFrame({"target": evaluation.truth, "prediction": predictions.prediction})
+            logger.setLevel(logging.ERROR)  # its steps would stand between the lines of a command
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about the types of a schema that is not used
+                    mlflow.models.evaluate(
+                        data=mlflow.data.from_pandas(
+                            table, name=evaluation.dataset[-200:], targets="target", predictions="prediction"
+                        ),
+                        model_type=kind,
+                        evaluators=kind,
+                        evaluator_config={"metric_prefix": f"mlflow_{side}_", "log_model_explainability": False},
+                    )
+            except Exception as error:  # noqa: BLE001 - scikit-learn, matplotlib and pandas each have their own
+                mlflow.set_tag(f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[:MAX_TAG_LENGTH])
+            finally:
+                logger.setLevel(level)

@@ -3,8 +3,9 @@
 Signature: a client that calls the current version can call the new version without a change, and can read its response.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
@@ -66,7 +67,12 @@ def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
     if candidate.undescribed or current.undescribed:
         which = "the new version" if candidate.undescribed else "what is served"
         return CheckResult(SIGNATURE, "skipped", f"{which} has no signature of named columns or tensors")
-    changes = [*_input_changes(candidate, current), *_output_changes(candidate, current)]
+    if bool(candidate.columns) != bool(current.columns):
+        before, after = ("columns", "tensors") if current.columns else ("tensors", "columns")
+        inputs: Iterable[_Change] = [_Change("retyped", "the input", before, after, True)]
+    else:
+        inputs = (_column_changes if candidate.columns else _tensor_changes)(candidate, current)
+    changes = [*inputs, *_output_changes(candidate, current)]
     breaking = [change for change in changes if change.breaks]
     table = ReportTable(
         ("change", "name", "served", "new", ""),
@@ -84,25 +90,21 @@ def check_signature(candidate: Artifact, current: Artifact) -> CheckResult:
     return CheckResult(SIGNATURE, "passed", f"callers need no change ({'; '.join(notes)})", figures, notes, table)
 
 
-def _input_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
-    if bool(candidate.columns) != bool(current.columns):
-        before, after = ("columns", "tensors") if current.columns else ("tensors", "columns")
-        yield _Change("retyped", "the input", before, after, True)
-    elif candidate.columns:
-        yield from _column_changes(candidate, current)
-    else:
-        yield from _tensor_changes(candidate, current)
+def _compare_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """Return the removed, the added and the common names, in their order."""
+    removed = [name for name in old if name not in new]
+    return removed, [name for name in new if name not in old], [name for name in new if name in old]
 
 
 def _column_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
     new = {column.name: column for column in candidate.columns}
     old = {column.name: column for column in current.columns}
-    for name in old.keys() - new.keys():
+    removed, added, common = _compare_names(old, new)
+    for name in removed:
         yield _Change("removed", name, old[name].type, "", False)
-    for name in [name for name in new if name not in old]:
+    for name in added:
         column = new[name]
         yield _Change("added", name, "", column.type + ("" if column.required else ", optional"), column.required)
-    common = [name for name in new if name in old]
     for name in common:
         before, after = old[name], new[name]
         if before.type != after.type:
@@ -121,11 +123,12 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     old = {tensor.name: tensor for tensor in current.tensors}
     if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
         new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # an only tensor needs no name
-    for name in old.keys() - new.keys():
+    removed, added, common = _compare_names(old, new)
+    for name in removed:
         yield _Change("removed", name, old[name].dtype, "", True)  # a request with an unknown tensor is refused
-    for name in new.keys() - old.keys():
+    for name in added:
         yield _Change("added", name, "", new[name].dtype, True)
-    for name in new.keys() & old.keys():
+    for name in common:
         before, after = old[name], new[name]
         if before.dtype != after.dtype:
             yield _Change("retyped", name or "the tensor", before.dtype, after.dtype, True)
@@ -142,11 +145,12 @@ def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     new, old = _predicted(candidate), _predicted(current)
     if len(new) == len(old) == 1:  # an only output is returned without its name
         new, old = {"the prediction": next(iter(new.values()))}, {"the prediction": next(iter(old.values()))}
-    for name in old.keys() - new.keys():
+    removed, added, common = _compare_names(old, new)
+    for name in removed:
         yield _Change("removed", name, _output_kind(old[name]), "", True)
-    for name in new.keys() - old.keys():
+    for name in added:
         yield _Change("added", name, "", _output_kind(new[name]), False)
-    for name in new.keys() & old.keys():
+    for name in common:
         if _output_kind(new[name]) != _output_kind(old[name]):
             yield _Change("retyped", name, _output_kind(old[name]), _output_kind(new[name]), True)
     if candidate.classes and current.classes and set(candidate.classes) != set(current.classes):

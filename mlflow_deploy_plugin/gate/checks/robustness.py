@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
+from mlflow_deploy_plugin.gate.checks.evaluation import HIGHER_IS_BETTER, RELATIVE_METRICS, WeightedMetric
 from mlflow_deploy_plugin.gate.dataset import NamedArrays, count_rows, take_rows
-from mlflow_deploy_plugin.gate.metrics import HIGHER_IS_BETTER, RELATIVE_METRICS, WeightedMetric
 from mlflow_deploy_plugin.gate.model import LoadedModel, ModelPredictions
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlflow_deploy_plugin.gate.checks.evaluation import weighted_metric
 from mlflow_deploy_plugin.gate.checks.robustness import (
     LabelledMetric,
     check_robustness,
@@ -11,7 +12,6 @@ from mlflow_deploy_plugin.gate.checks.robustness import (
     with_noise,
     with_out_of_range,
 )
-from mlflow_deploy_plugin.gate.metrics import weighted_metric
 from mlflow_deploy_plugin.gate.model import load_version
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor

@@ -5,7 +5,12 @@ import pytest
 from sklearn import metrics
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.metrics import MetricComparison, default_metric, paired_bootstrap, weighted_metric
+from mlflow_deploy_plugin.gate.checks.evaluation import (
+    MetricComparison,
+    default_metric,
+    paired_bootstrap,
+    weighted_metric,
+)
 from mlflow_deploy_plugin.gate.model import ModelPredictions
 from mlflow_deploy_plugin.gate.policy import MetricName
 from mlflow_deploy_plugin.runtime import Array
