@@ -1,18 +1,22 @@
 """Where the microseconds of one request go below the worker's connection, with capture and metrics on.
 
     .venv/bin/python benchmarks/request_path.py              # about a minute
-    cd /path/to/another/checkout && /path/to/.venv/bin/python benchmarks/request_path.py    # the same, of other code
+    .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout now=. py313=.:/path/to/python3.13
 
 Two models: a logistic regression of 30 floats, and a pipeline of the flights' 15 columns (strings, integers, doubles,
 booleans). A row of the table is one form of body; its columns are medians in microseconds: of decoding, the graph's
 run, capture, metrics and encoding, each called by itself, and of the whole `answer`. `rest` is what remains of that:
-leases, ids and messages, and that a part is slower behind the others, whose code and data have taken the caches. The
+ids and messages, and that a part is slower behind the others, whose code and data have taken the caches. `--beside`
+compares checkouts, or interpreters, by the whole way of a request: the connection is given its bytes, and writes its
+response to no socket. A process for each takes turns with the others, so that a busy machine is busy for all. The
 metrics lie in shared memory, as under gunicorn. The models are made once, by another process, so that neither MLflow
 nor pandas is in the one that is measured.
 """
 
+import asyncio
 import gc
 import json
+import math
 import os
 import shutil
 import statistics
@@ -21,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -203,11 +208,111 @@ def measure(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+class NoSocket:
+    """A transport that keeps what was written last."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written = data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, name: str) -> Any:
+        return ("127.0.0.1", 1)
+
+    def set_write_buffer_limits(self, **limits: int) -> None:
+        pass
+
+
+async def answer_by_name() -> None:
+    """Print the names of the requests; then, for each name that is read, the microseconds of that request."""
+    from mlflow_deploy_plugin.server.http.workers import worker_app
+    from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
+
+    worker_app.INLINE_SECONDS = math.inf  # a busy machine takes no request off the loop
+    root = Path(tempfile.mkdtemp(prefix="request-path-"))
+    servers = open_servers(root)
+    apps = {name: worker_app.WorkerApp(server, True, 1) for name, server in servers.items()}
+    requests: dict[str, Callable[[], Any]] = {}
+    for shown, model, path, content_type, body in bodies():
+        config: Any = SimpleNamespace(app=apps[model])
+        connection, transport = HttpConnection(config, SimpleNamespace(connections=set()), {}), NoSocket()
+        connection.connection_made(transport)  # type: ignore[arg-type]
+        length = len(body)
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+        request = partial(connection.data_received, head.encode() + body)
+        request()  # in a thread, since it is not known yet how long it takes
+        while not transport.written:
+            await asyncio.sleep(0.01)
+        assert transport.written.startswith(b"HTTP/1.1 200"), transport.written[:500]
+        if length < worker_app._INLINE_BYTES:
+            requests[shown] = request
+    gc.freeze()
+    print(json.dumps(list(requests)), flush=True)
+    for line in sys.stdin:
+        request = requests[line.strip()]
+        started, repeats = time.thread_time(), 0
+        while (seconds := time.thread_time() - started) < ROUND_SECONDS:
+            for _ in range(100):
+                request()
+            repeats += 100
+        print(seconds / repeats * 1e6, flush=True)
+    shutil.rmtree(root)
+
+
+def compare(arguments: list[str]) -> None:
+    """Print the microseconds of each request in each checkout, and their ratios to the first one."""
+    children: dict[str, subprocess.Popen[str]] = {}
+    for argument in arguments:
+        label, _, where = argument.partition("=")
+        checkout, _, python = where.partition(":")
+        children[label] = subprocess.Popen(
+            [python or sys.executable, __file__, "--answer"],
+            cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(child: subprocess.Popen[str], name: str) -> float:
+        print(name, file=child.stdin, flush=True)
+        return float(child.stdout.readline()) if child.stdout else math.nan
+
+    names: list[str] = []
+    for child in children.values():  # each is ready when it has printed them
+        names = json.loads(child.stdout.readline()) if child.stdout else names
+    first, *others = children
+    print(f"{'microseconds a request':28}" + "".join(f"{name:>10}" for name in children) + f"   / {first}: {others}")
+    for name in names:
+        taken: dict[str, list[float]] = {label: [] for label in children}
+        for turn in range(ROUNDS + 1):
+            for label, child in list(children.items())[:: 1 if turn % 2 else -1]:
+                taken[label].append(ask(child, name))
+        median = {label: statistics.median(values[1:]) for label, values in taken.items()}
+        ratios = [
+            statistics.median(mine / its for mine, its in zip(taken[label][1:], taken[first][1:], strict=True))
+            for label in others
+        ]
+        print(
+            f"{name:28}" + "".join(f"{one:10.1f}" for one in median.values()) + "".join(f"{one:8.3f}" for one in ratios)
+        )
+    for child in children.values():
+        child.kill()
+
+
 def main() -> None:
     if sys.argv[1:] == ["--make-models"]:
         return make_models(MODELS)
+    if sys.argv[1:] == ["--answer"]:
+        return asyncio.run(answer_by_name())
     if not (MODELS / "flights").is_dir():
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
+    if sys.argv[1:2] == ["--beside"]:
+        return compare(sys.argv[2:])
     root = Path(tempfile.mkdtemp(prefix="request-path-"))
     try:
         servers = open_servers(root)
