@@ -156,10 +156,10 @@ def parts_of(server: Any, path: str, content_type: str, body: bytes) -> dict[str
     protocol = by_path.get(path, protocol_table.V2)
     headers = {"host": "127.0.0.1:8080", "content-type": content_type, "content-length": str(len(body))}
     request = RawRequest("POST", path, headers, body)
-    plans = PlanTable(server)
+    plans, app = PlanTable(server), ServerApp(server)
 
     def answer() -> Any:
-        return plans.answer(request) or ServerApp(server).handle(request)
+        return plans.answer(request) or app.handle(request)
 
     result = answer()
     assert result.status == 200, result.body[:500]
