@@ -1,4 +1,5 @@
-"""Data drift and prediction drift: does the window differ from the reference more than the reference's own windows do?
+"""Data drift, prediction drift and data quality: does the window differ from the reference more than the reference's
+own windows do?
 
 The verdict covers all rows of the window, from sketches. Rows themselves are read only for the report: a bounded sample
 of them, chosen by their hashes.
@@ -10,7 +11,7 @@ other.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,6 +43,8 @@ from mlflow_deploy_plugin.spec import CaptureSpec, Requirement
 SKETCHES = "sketches.parquet"
 READ_ROWS = 100_000
 """For a window with more rows, the report shows the rows of some of its hours."""
+CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "range")
+_MOST_COLUMNS = 20
 _CACHE = "nulls"
 _SHOWN_ROWS = 5_000
 _SEED = 0
@@ -72,7 +75,12 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
     if isinstance(compared, MonitorResult):
         return compared
     chosen = request.spec.columns
-    columns = tuple(name for name in compared.names if _is_prediction(name) and (not chosen or name in chosen))
+    columns = tuple(
+        name
+        for name in compared.names
+        if name.partition(".")[0] == PREDICTION or name.startswith(OUTPUT_PREFIX)
+        if not chosen or name in chosen
+    )
     if not columns:
         among = f"; columns names {', '.join(chosen)}" if chosen else ""
         return request.not_judged(
@@ -86,8 +94,31 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
     return compared.result(verdict.state, verdict.reason, verdict, verdict.findings)
 
 
-def _is_prediction(name: str) -> bool:
-    return name.partition(".")[0] == PREDICTION or name.startswith(OUTPUT_PREFIX)
+def judge_quality(request: WindowRequest) -> MonitorResult:
+    """Judge values that are missing, of another type, unseen or out of range, and columns that come or go.
+
+    Against the reference each is judged as drift is. Requirements (`require`) are judged exactly: they speak of the
+    rows of this window, all of which were counted, and not of what they are a sample of.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    compared = compare_window(request)
+    if isinstance(compared, MonitorResult):
+        return compared
+    verdict = compared.verdict(request.spec.columns)
+    required = [finding for one in request.spec.requirements for finding in _required(compared, one)]
+    checked = [one for one in verdict.findings if one.check in CHECKS]
+    told = {one.subject for one in checked}
+    for one in verdict.findings:  # of a column that only its distribution was judged of: nothing is wrong, or why not
+        if one.subject not in told and one.check == "distribution" and not one.segment:
+            is_judged = one.state != "not judged"
+            reason = "nothing missing, unseen or out of range" if is_judged else one.reason
+            checked.append(Finding(one.subject, "missing", "no drift" if is_judged else "not judged", reason))
+    state, reason = _conclude(required, checked, verdict.state, verdict.reason)
+    alarms = [one for one in (*required, *checked) if one.is_alarm]
+    others = [one for one in (*required, *checked) if not one.is_alarm]
+    return compared.result(state, reason, verdict, (*alarms, *others))
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +188,12 @@ class WindowComparison:
         )
 
     def _report_pairs(self, subjects: set[str]) -> list[tuple[ColumnValues, ColumnValues]]:
-        """Return rows for the report: those of the version, in the columns that were judged."""
-        rows = list(self._report_rows())
+        """Return about `_SHOWN_ROWS` rows at most of the version, in the columns that were judged; for a large window
+        those of some of its hours."""
+        request = self.request
+        parts = _some_hours(request, self.profile.rows) if self.profile.rows > READ_ROWS else [request.window]
+        found = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
+        rows = [one.table for one in found if one is not None and (one.model, one.version) == self.version]
         if not rows or self.reference is None:
             return []
         sample = self.reference.sample
@@ -167,15 +202,6 @@ class WindowComparison:
             sample = sample.take(pa.array(np.sort(chosen)))
         pairs, _ = pair_columns(read_columns(sample)[0], read_columns(concat_tables(rows))[0])
         return [pair for pair in pairs if pair[0].name in subjects]
-
-    def _report_rows(self) -> Iterator[pa.Table]:
-        """Yield about `_SHOWN_ROWS` rows at most; for a large window those of some of its hours."""
-        request = self.request
-        parts = _some_hours(request, self.profile.rows) if self.profile.rows > READ_ROWS else [request.window]
-        for part in parts:
-            rows = request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts)))
-            if rows is not None and (rows.model, rows.version) == self.version:
-                yield rows.table
 
 
 def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[Finding, ...]:
@@ -282,25 +308,18 @@ def _segment_profiles(
         if column not in sample.column_names or as_texts(sample.column(column)) is None:
             notes.append(f"segments: the reference has no column {column!r} to tell rows by")
             continue
-        values, left_out = _segment_values(request, version, column)
-        notes += left_out
+        counts = Counter[str]()
+        for batch in _version_rows(request, version, (column, "_model", "_version")):
+            texts = as_texts(batch.column(column)) if column in batch.column_names else None
+            if texts is not None:
+                counts.update(count_texts(texts))
+        values, left_out = largest_values(counts, column, request.spec.min_rows)
+        notes += left_out if counts else [f"segments: the window has no values of {column!r} to tell rows by"]
         profiles = _profiles_by_value(request, version, column, values, reference)
         references = load_segment_references(request, *version, reference, column, values)
         for value, own, profile in zip(values, references, profiles, strict=True):
             segments[segment_name(column, value)] = SegmentProfiles(own, profile)
     return segments, notes
-
-
-def _segment_values(request: WindowRequest, version: ModelVersion, column: str) -> tuple[list[str], list[str]]:
-    """Return the values that have enough rows, the most frequent first, and a line for each that is left out."""
-    counts = Counter[str]()
-    for batch in _version_rows(request, version, (column, "_model", "_version")):
-        texts = as_texts(batch.column(column)) if column in batch.column_names else None
-        if texts is not None:
-            counts.update(count_texts(texts))
-    if not counts:
-        return [], [f"segments: the window has no values of {column!r} to tell rows by"]
-    return largest_values(counts, column, request.spec.min_rows)
 
 
 def _profiles_by_value(
@@ -326,40 +345,6 @@ def _version_rows(request: WindowRequest, version: ModelVersion, columns: Sequen
         yield batch.filter(pa.array(is_answered_by(batch, *version)))
 
 
-CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "range")
-_MOST_COLUMNS = 20
-
-
-def judge_quality(request: WindowRequest) -> MonitorResult:
-    """Judge the quality of all columns, or of those of the spec.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
-    compared = compare_window(request)
-    if isinstance(compared, MonitorResult):
-        return compared
-    verdict = compared.verdict(request.spec.columns)
-    required = [finding for one in request.spec.requirements for finding in _required(compared, one)]
-    checked = [one for one in verdict.findings if one.check in CHECKS]
-    checked += _silent(verdict.findings, {one.subject for one in checked})
-    state, reason = _conclude(required, checked, verdict.state, verdict.reason)
-    alarms = [one for one in (*required, *checked) if one.is_alarm]
-    others = [one for one in (*required, *checked) if not one.is_alarm]
-    return compared.result(state, reason, verdict, (*alarms, *others))
-
-
-def _silent(findings: tuple[Finding, ...], told: set[str]) -> Iterator[Finding]:
-    """Yield a finding for each column that only its distribution was judged of: nothing is wrong, or why it is not
-    known.
-    """
-    for one in findings:
-        if one.subject in told or one.check != "distribution" or one.segment:
-            continue
-        reason = one.reason if one.state == "not judged" else "nothing missing, unseen or out of range"
-        yield Finding(one.subject, "missing", "not judged" if one.state == "not judged" else "no drift", reason)
-
-
 def _conclude(required: list[Finding], checked: list[Finding], verdict: State, reason: str) -> tuple[State, str]:
     for state in ("violated", "drift"):
         alarms = [one for one in (*required, *checked) if one.state == state]
@@ -374,73 +359,48 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
 
 def _required(compared: WindowComparison, requirement: Requirement) -> Iterator[Finding]:
     """Yield a finding for each column that breaks the requirement, or for the one that comes nearest to it."""
-    profile, spec = compared.profile, compared.request.spec
+    profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
+    names = [argument] if argument else [name for name in compared.names if not spec.columns or name in spec.columns]
+    why_not = None
     if profile.rows < spec.min_rows:
-        reason = f"the window has {profile.rows:,} rows; min_rows is {spec.min_rows:,}"
-        yield _finding(requirement, requirement.argument, "not judged", reason, None)
+        why_not = f"the window has {profile.rows:,} rows; min_rows is {spec.min_rows:,}"
+    elif requirement.name != "missing" and compared.reference is None:
+        why_not = compared.missing_reason
+    elif not names or (argument and argument not in compared.names):
+        why_not = f"neither the window nor the reference has the column; there are {', '.join(compared.names[:20])}"
+    if why_not is not None:
+        subject = f"{requirement.name}({argument})" if argument else requirement.name
+        yield Finding(subject, "criterion", "not judged", why_not, None, requirement.value)
         return
-    if requirement.name != "missing" and compared.reference is None:
-        yield _finding(requirement, requirement.argument, "not judged", compared.missing_reason, None)
-        return
-    names = (
-        [requirement.argument]
-        if requirement.argument
-        else [name for name in compared.names if not spec.columns or name in spec.columns]
-    )
-    unknown = requirement.argument and requirement.argument not in compared.names
-    if unknown or not names:
-        reason = f"neither the window nor the reference has the column; there are {', '.join(compared.names[:20])}"
-        yield _finding(requirement, requirement.argument, "not judged", reason, None)
-        return
-    shares = {name: SHARES[requirement.name](profile, profile.columns.get(name)) for name in names}
+    shares = {name: _share(requirement.name, profile, profile.columns.get(name)) for name in names}
     order = sorted(names, key=lambda name: (-shares[name], name))
     broken = [name for name in order if not requirement.holds(shares[name])]
-    for name in broken[:_MOST_COLUMNS]:
-        more = f", as of {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS and name == broken[0] else ""
-        reason = f"{shares[name]:.2%} of {profile.rows:,} rows, required is {requirement.text}{more}"
-        change = _change(compared, requirement, name, shares[name])
-        yield _finding(requirement, name, "violated", reason, shares[name], change)
-    if not broken:
-        worst = order[0]
-        reason = f"at most {shares[worst]:.2%} of {profile.rows:,} rows ({worst}), required is {requirement.text}"
-        change = _change(compared, requirement, worst, shares[worst])
-        yield _finding(requirement, worst, "kept", reason, shares[worst], change)
-
-
-def _finding(
-    requirement: Requirement, column: str, state: State, reason: str, value: float | None, change: str = ""
-) -> Finding:
-    subject = f"{requirement.name}({column})" if column else requirement.name
-    return Finding(subject, "criterion", state, reason, value, requirement.value, change=change)
-
-
-def _change(compared: WindowComparison, requirement: Requirement, name: str, share: float) -> str:
-    """Return what the share of a column was in the reference, and is; empty: there is no reference, or it lacks it."""
+    more = f", as of {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
     others = compared.reference.pieces.others if compared.reference is not None else None
-    if others is None or not others.rows or name not in others.columns:
-        return ""
-    before = SHARES[requirement.name](others, others.columns[name])
-    first, last = f"{before:.1%}", f"{share:.1%}"
-    where = "unchanged" if first == last else "more" if share > before else "fewer"
-    return f"{first} (the reference) → {last}, {where}"
+    for name in broken[:_MOST_COLUMNS] or order[:1]:
+        share, change = shares[name], ""
+        said = f"{share:.2%} of {profile.rows:,} rows"
+        said = f"{said}, required is" if broken else f"at most {said} ({name}), required is"
+        if others is not None and others.rows and name in others.columns:
+            before = _share(requirement.name, others, others.columns[name])
+            first, last = f"{before:.1%}", f"{share:.1%}"
+            where = "unchanged" if first == last else "more" if share > before else "fewer"
+            change = f"{first} (the reference) → {last}, {where}"
+        yield Finding(
+            f"{requirement.name}({name})",
+            "criterion",
+            "violated" if broken else "kept",
+            f"{said} {requirement.text}{more if name == order[0] else ''}",
+            share,
+            requirement.value,
+            change=change,
+        )
 
 
-def _missing(profile: Profile, column: ColumnSketch | None) -> float:
-    """Return the share of missing values. A row without the column lacks its value."""
-    present = (column.rows - column.missing) if column else 0
-    return 1 - present / profile.rows
-
-
-def _unseen(profile: Profile, column: ColumnSketch | None) -> float:
-    return column.unseen / profile.rows if column else 0.0
-
-
-def _out_of_range(profile: Profile, column: ColumnSketch | None) -> float:
-    return (column.below + column.above) / profile.rows if column else 0.0
-
-
-SHARES: Mapping[str, Callable[[Profile, ColumnSketch | None], float]] = {
-    "missing": _missing,
-    "unseen": _unseen,
-    "out_of_range": _out_of_range,
-}
+def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:
+    """Return the share of rows whose value is missing, unseen or out of range; a row without the column lacks it."""
+    if name == "missing":
+        return 1 - (column.rows - column.missing if column else 0) / profile.rows
+    if column is None:
+        return 0.0
+    return (column.unseen if name == "unseen" else column.below + column.above) / profile.rows

@@ -163,7 +163,11 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
-    worth = sampling.effective_n(weights[:, 0] * ((rows - mean) @ _slopes(figure, mean, rows.std(axis=0))))
+    slopes = np.ones(1)  # by how much the figure grows with each of the means
+    if len(mean) > 1:
+        steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
+        slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
+    worth = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
     size = max(round(worth), 1)
     rng = np.random.default_rng(sampling.seed)
     drawn_rows = np.hstack([weights * rows, weights])
@@ -179,15 +183,6 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
             means[start : start + number] = times @ drawn_rows / size
     means = means[:, :-1] / means[:, -1:]
     return _percentiles(name, mean, means, figure, count, worth * _evenness(weights), sampling.confidence)
-
-
-def _slopes(figure: Callable[[Array], Array], mean: Array, spread: Array) -> Array:
-    """Return [k]: by how much the figure grows with each of the means."""
-    if len(mean) == 1:
-        return np.ones(1)
-    steps = np.diag(np.maximum(1e-4 * spread, 1e-12))
-    slopes: Array = (figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps))
-    return np.nan_to_num(slopes)
 
 
 def bootstrap_counts_interval(
@@ -298,15 +293,13 @@ def criterion_finding(
     if isinstance(measured, Refused):
         return Finding(subject, "criterion", "not judged", measured.reason, None, requirement.value, segment)
     state = criterion_state(requirement.holds(measured.low), requirement.holds(measured.high))
-    return Finding(
-        subject,
-        "criterion",
-        state,
-        _reason(requirement, measured, confidence, state),
-        measured.value,
-        requirement.value,
-        segment,
-    )
+    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
+    is_less = measured.effective_n < 0.9 * measured.rows
+    worth = f" (worth {measured.effective_n:,.0f} independent ones)" if is_less else ""
+    reason = f"{measured.value:.4g} on {measured.rows:,} rows{worth}, {interval}; required is {requirement.text}"
+    if state == "cannot tell":
+        reason += ", which lies within the interval"
+    return Finding(subject, "criterion", state, reason, measured.value, requirement.value, segment)
 
 
 def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:
@@ -338,15 +331,6 @@ def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
 def sort_criteria(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     order = {"violated": 0, "cannot tell": 1, "kept": 2, "not judged": 3}
     return tuple(sorted(findings, key=lambda one: order[one.state]))
-
-
-def _reason(requirement: Requirement, measured: MetricInterval, confidence: float, state: State) -> str:
-    interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
-    fewer = (
-        f" (worth {measured.effective_n:,.0f} independent ones)" if measured.effective_n < 0.9 * measured.rows else ""
-    )
-    said = f"{measured.value:.4g} on {measured.rows:,} rows{fewer}, {interval}; required is {requirement.text}"
-    return f"{said}, which lies within the interval" if state == "cannot tell" else said
 
 
 def _shown_first(ones: Sequence[Finding]) -> str:

@@ -15,7 +15,7 @@ and `performance.py` takes the worst case of every row without a label.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -256,30 +256,27 @@ def weighted_metrics(
             return dict.fromkeys(names, Refused("no labelled row has an answer that is a number"))
         found = regression_metrics(predictions.truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
     unknown = rows & labelled.unknown
-    return dict(_at_worst(predictions, found, chosen, unknown, weighted)) if unknown.any() else found
-
-
-def _at_worst(
-    predictions: Predictions, found: Metrics, chosen: Array, unknown: Array, sampling: Sampling
-) -> Iterator[tuple[str, MetricInterval | Refused]]:
-    """Yield the metrics between the two ends that labels of the unknown rows could bring them to."""
-    both = chosen | unknown
+    if not unknown.any():
+        return found
+    both = chosen | unknown  # between the two ends that labels of the unknown rows could bring the metrics to
+    ends: dict[str, MetricInterval | Refused] = {}
     for name, one in found.items():
         if isinstance(one, Refused):
-            yield name, one
+            ends[name] = one
             continue
         low, high = _RANGES.get(name, (0.0, 1.0))
-        ends = None if predictions.classified is None else _ends(predictions.classified, name)
-        if predictions.classified is not None and ends is not None:
-            answers, drawn = predictions.classified.take(both), sampling.of(both)
-            truths = [np.where(unknown, labels, predictions.truth)[both] for labels in ends]
+        worst_and_best = None if predictions.classified is None else _worst_and_best(predictions.classified, name)
+        if predictions.classified is not None and worst_and_best is not None:
+            answers, drawn = predictions.classified.take(both), weighted.of(both)
+            truths = [np.where(unknown, labels, predictions.truth)[both] for labels in worst_and_best]
             measured = [classification_metrics(truth, answers, [name], drawn)[name] for truth in truths]
             bounds = [end for end in measured if isinstance(end, MetricInterval)]
             low, high = min(end.low for end in bounds), max(end.high for end in bounds)
-        yield name, replace(one, low=low, high=high, method="worst case")
+        ends[name] = replace(one, low=low, high=high, method="worst case")
+    return ends
 
 
-def _ends(answers: ClassPredictions, name: str) -> tuple[Array, Array] | None:
+def _worst_and_best(answers: ClassPredictions, name: str) -> tuple[Array, Array] | None:
     """Return labels [N] that make the metric as bad, and as good, as it can be; None if no such labels are known."""
     if name in _BY_PROBABILITY and answers.probabilities is not None:
         given = answers.probabilities[:, : len(answers.classes) - answers.unknown]

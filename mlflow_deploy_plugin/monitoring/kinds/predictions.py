@@ -1,4 +1,4 @@
-"""Predictions and labels of rows of the log, as classes or numbers.
+"""Predictions and labels of rows of the log, as classes or numbers, and notes on rows that are left out.
 
 A classifier's predictions are places in its classes, in ascending order. Labels and predictions are compared as text,
 so that 1, 1.0 and true mean one class if the model answers numbers or booleans. Everything else is numbers.
@@ -29,7 +29,12 @@ NO_LABEL = -1
 _LARGEST = 1e9  # of weights that are divided by their sum; beyond, it is no probability
 _FEW_ROWS, _FEW_SHARE = 5, 0.05
 _SHOWN = 6
+_SHOWN_FILES = 3
 _TRUE_OR_FALSE = {"true": "1", "false": "0"}
+
+
+ModelVersion = tuple[str, str]
+"""Model and version."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +77,8 @@ def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions 
         table: may lack the columns of labels: then there are none.
         artifact: None: types tell labels from numbers.
     """
-    columns = _Columns(table, artifact)
-    labels = columns.labels()
-    probabilities, classes = columns.probabilities()
+    columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
+    labels, probabilities = columns.labels(), columns.probabilities()
     if labels is None and probabilities is not None and classes:
         named: Array = np.array(classes, dtype=object)
         labels = pa.array(named[np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1)].tolist())
@@ -101,7 +105,11 @@ class _Columns:
     def labels(self) -> pa.Array | None:
         """Return [N] of any type: the label output, or a prediction that is no fraction."""
         for output in self._outputs:
-            if output.role == "label" and (column := self._column(output)) is not None:
+            if output.role != "label":
+                continue
+            base = self._base(output)
+            column = self._named(base if base in self._table.column_names else f"{base}.0")
+            if column is not None:
                 return column if _may_be_label(column.type) or pa.types.is_floating(column.type) else None
         if any(output.role == "probabilities" for output in self._outputs) and self._classes:
             return None
@@ -112,17 +120,17 @@ class _Columns:
         found = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
         return found[0] if len(found) == 1 else None
 
-    def probabilities(self) -> tuple[Array | None, tuple[Any, ...]]:
-        """Return [N, C] float64, and the classes of its columns (empty if they are not known)."""
+    def probabilities(self) -> Array | None:
+        """Return [N, C] float64, by class."""
         for output in self._outputs:
             if output.role != "probabilities":
                 continue
             parts = self._parts(self._base(output))
             if len(parts) == 1 and len(self._classes) == 2:
-                return np.stack([1 - parts[0], parts[0]], axis=1), self._classes
+                return np.stack([1 - parts[0], parts[0]], axis=1)
             if len(parts) > 1 and len(parts) == len(self._classes):
-                return np.stack(parts, axis=1), self._classes
-        return None, self._classes
+                return np.stack(parts, axis=1)
+        return None
 
     def numbers(self) -> Array | None:
         """Return [N] float64: the prediction, or the only output of one number a row."""
@@ -134,10 +142,6 @@ class _Columns:
     def _base(self, output: Output) -> str:
         is_prediction = self._prediction == (output.name,) and PREDICTION in self._table.column_names
         return PREDICTION if is_prediction else OUTPUT_PREFIX + output.name
-
-    def _column(self, output: Output) -> pa.Array | None:
-        base = self._base(output)
-        return self._named(base) if base in self._table.column_names else self._named(f"{base}.0")
 
     def _named(self, name: str) -> pa.Array | None:
         if name not in self._table.column_names:
@@ -156,7 +160,12 @@ class _Columns:
 
 def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[Any, ...]) -> Predictions:
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
-    predicted, truth = _names(labels, is_text), _true_names(table, is_text)
+    predicted, truth = _names(labels, is_text), pa.nulls(len(table), pa.string())
+    if LABEL in table.column_names:
+        truth = _names(table.column(LABEL).combine_chunks(), is_text)
+        if not is_text and LABEL_NUMBER in table.column_names:
+            numbers = table.column(LABEL_NUMBER).combine_chunks()
+            truth = pc.if_else(pc.is_valid(numbers), _names(numbers, is_text), truth)
     columns = [name for one in given if (name := _name(one, is_text)) is not None]
     own = _ascending({*columns, *_seen(predicted)})
     others = _ascending({*_seen(truth)} - {*own})
@@ -219,16 +228,6 @@ def _may_be_label(kind: pa.DataType) -> bool:
     return bool(is_text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind))
 
 
-def _true_names(table: pa.Table, is_text: bool) -> pa.Array:
-    if LABEL not in table.column_names:
-        return pa.nulls(len(table), pa.string())
-    labels = _names(table.column(LABEL).combine_chunks(), is_text)
-    if is_text or LABEL_NUMBER not in table.column_names:
-        return labels
-    numbers = table.column(LABEL_NUMBER).combine_chunks()
-    return pc.if_else(pc.is_valid(numbers), _names(numbers, is_text), labels)
-
-
 def _names(values: pa.Array, is_text: bool) -> pa.Array:
     """Return [N] text; each different value is named once."""
     coded = values.dictionary_encode()
@@ -263,22 +262,10 @@ def _numbers(table: pa.Table, name: str) -> Array:
     if name not in table.column_names:
         return np.full(len(table), np.nan)
     column = table.column(name)
-    kind = column.type
-    if not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_decimal(kind)
-        or pa.types.is_boolean(kind)
-    ):
-        return np.full(len(table), np.nan)
-    if pa.types.is_boolean(kind):
+    if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
-    return as_floats(column)
-
-
-ModelVersion = tuple[str, str]
-"""Model and version."""
-_SHOWN_FILES = 3
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return as_floats(column) if any(test(column.type) for test in tests) else np.full(len(table), np.nan)
 
 
 def count_versions(table: pa.Table) -> dict[ModelVersion, int]:

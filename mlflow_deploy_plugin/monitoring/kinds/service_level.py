@@ -195,31 +195,25 @@ def _largest(by_segment: Mapping[str, _RequestCounts], min_rows: int) -> tuple[d
 def _findings(
     requirements: tuple[Requirement, ...], counts: _RequestCounts, confidence: float, segment: str
 ) -> Iterator[Finding]:
-    place = 0
+    slow = iter(counts.slow.tolist())
     for requirement in requirements:
-        if requirement.name in QUANTILES:
-            yield _latency(requirement, counts, int(counts.slow[place]), confidence, segment)
-            place += 1
-        elif not counts.has_failures:
-            yield criterion_finding(requirement, _NO_FAILURES if not segment else _NO_COLUMNS, confidence, segment)
-        else:
+        if requirement.name not in QUANTILES:
             measured = wilson_interval("error_rate", counts.errors, counts.requests, confidence)
-            yield criterion_finding(requirement, measured, confidence, segment)
-
-
-def _latency(requirement: Requirement, counts: _RequestCounts, slow: int, confidence: float, segment: str) -> Finding:
-    if not counts.timed:
-        reason = "the rows do not say how long their requests took: an older server has captured them"
-        return criterion_finding(requirement, Refused(reason), confidence, segment)
-    permitted = 1 - QUANTILES[requirement.name]
-    share = wilson_interval(requirement.name, slow, counts.timed, confidence)
-    state = criterion_state(share.low <= permitted, share.high <= permitted)
-    reason = (
-        f"{share.value:.2%} of {counts.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} to "
-        f"{share.high:.2%} (Wilson, confidence {confidence:.4g}); permitted are {permitted:.4g}"
-    )
-    value = counts.quantile(QUANTILES[requirement.name])
-    return Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
+            unknown = _NO_COLUMNS if segment else _NO_FAILURES
+            yield criterion_finding(requirement, measured if counts.has_failures else unknown, confidence, segment)
+            continue
+        late, permitted = next(slow), 1 - QUANTILES[requirement.name]
+        if not counts.timed:
+            yield criterion_finding(requirement, _NO_LATENCIES, confidence, segment)
+            continue
+        share = wilson_interval(requirement.name, late, counts.timed, confidence)
+        state = criterion_state(share.low <= permitted, share.high <= permitted)
+        reason = (
+            f"{share.value:.2%} of {counts.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} "
+            f"to {share.high:.2%} (Wilson, confidence {confidence:.4g}); permitted are {permitted:.4g}"
+        )
+        value = counts.quantile(QUANTILES[requirement.name])
+        yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
 
 
 def _figures(requirements: tuple[Requirement, ...], counts: _RequestCounts) -> Iterator[tuple[str, float]]:
@@ -229,13 +223,12 @@ def _figures(requirements: tuple[Requirement, ...], counts: _RequestCounts) -> I
     if counts.timed:
         for name, share in QUANTILES.items():
             yield name, counts.quantile(share)
-    place = 0
+    slow = iter(counts.slow.tolist())
     for requirement in requirements:
         if requirement.name in QUANTILES:
+            late = next(slow)
             if counts.timed:
-                used = int(counts.slow[place]) / counts.timed / (1 - QUANTILES[requirement.name])
-                yield f"budget_left/{requirement.name}", 1 - used
-            place += 1
+                yield f"budget_left/{requirement.name}", 1 - late / counts.timed / (1 - QUANTILES[requirement.name])
         elif requirement.value and counts.has_failures:
             yield f"budget_left/{requirement.name}", 1 - counts.errors / counts.requests / requirement.value
 
@@ -247,5 +240,6 @@ def _numbers(table: pa.Table, name: str) -> Array:
     return as_floats(table.column(name))
 
 
+_NO_LATENCIES = Refused("the rows do not say how long their requests took: an older server has captured them")
 _NO_FAILURES = Refused("the log does not say which requests failed: an older server has captured them")
 _NO_COLUMNS = Refused("requests that failed have no columns of the model, by which they could be told apart")

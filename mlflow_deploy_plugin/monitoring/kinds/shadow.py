@@ -4,8 +4,9 @@ A shadow's rows lie in the log beside those that were answered, under the same p
 saying something else is decided as in the server (`server/inference/shadow_compare.py`), on the same arrays.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     if not shadows:
         reason = "no shadow has computed a row of the window"
         return request.not_judged(reason, model=model, version=version, rows=len(answered), notes=tuple(notes))
-    artifacts = _Artifacts(request)
-    compared = {variant: _compare(answered, rows, artifacts) for variant, rows in shadows.items()}
+    artifact_of = cache(partial(version_artifact, request))
+    compared = {variant: _compare(answered, rows, artifact_of) for variant, rows in shadows.items()}
     confidence, parts, segment_notes = _parts(request, compared)
     findings: list[Finding] = []
     figures: dict[str, float] = {}
@@ -150,33 +151,20 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
     return answered, {name: computed.filter(pc.equal(computed.column("_variant"), name)) for name in variants}, notes
 
 
-class _Artifacts:
-    """The descriptions of the versions' outputs, each looked up once; for a version that is gone, a guess from its
-    rows.
-    """
-
-    def __init__(self, request: WindowRequest) -> None:
-        self._request = request
-        self._known: dict[ModelVersion, Artifact | None] = {}
-
-    def of(self, version: ModelVersion, rows: pa.Table) -> Artifact:
-        if version not in self._known:
-            self._known[version] = version_artifact(self._request, *version)
-        known = self._known[version]
-        return known if known is not None and known.outputs else _guessed(rows)
-
-
-def _guessed(rows: pa.Table) -> Artifact:
-    names = [name for name in rows.column_names if name == PREDICTION or name.startswith(OUTPUT_PREFIX)]
+def _described(artifact: Artifact | None, rows: pa.Table) -> Artifact:
+    """Return the version's description of its outputs; for a version that is gone, a guess from its rows."""
+    if artifact is not None and artifact.outputs:
+        return artifact
     outputs = []
-    for name in names:
-        is_label = name == PREDICTION and not pa.types.is_floating(rows.column(name).type)
-        outputs.append(Output(name.removeprefix(OUTPUT_PREFIX), "", (), "label" if is_label else "values"))
+    for name in rows.column_names:
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+            is_label = name == PREDICTION and not pa.types.is_floating(rows.column(name).type)
+            outputs.append(Output(name.removeprefix(OUTPUT_PREFIX), "", (), "label" if is_label else "values"))
     nowhere = Path()
     return Artifact(nowhere, nowhere, "onnxserve", "", "", "", outputs=tuple(outputs), prediction=(PREDICTION,))
 
 
-def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _ShadowRows:
+def _compare(answered: pa.Table, computed: pa.Table, artifact_of: Callable[[str, str], Artifact | None]) -> _ShadowRows:
     """Compare the pairs of rows of each two versions together, since each version has outputs of its own."""
     keys, others = _keys(answered), _keys(computed)
     _, ours, theirs = np.intersect1d(keys, others, return_indices=True)
@@ -191,7 +179,7 @@ def _compare(answered: pa.Table, computed: pa.Table, artifacts: _Artifacts) -> _
                 continue
             sides = left.take(pa.array(rows)), right.take(pa.array(rows))
             try:
-                artifact, shadow = artifacts.of(one, sides[0]), artifacts.of(other, sides[1])
+                artifact, shadow = _described(artifact_of(*one), sides[0]), _described(artifact_of(*other), sides[1])
                 outcome = compare_outputs(artifact, _outputs(artifact, sides[0]), shadow, _outputs(shadow, sides[1]))
                 same[rows] = np.where(outcome.same, _SAME, _OTHER)
             except InferenceError as error:
@@ -253,25 +241,20 @@ def _findings(
     confidence: float,
     is_only: bool,
 ) -> Iterator[Finding]:
+    sampling = event_sampling(request, compared.answered, confidence)
     for requirement in request.spec.requirements:
         if requirement.argument not in ("", variant):
             continue
         for segment, rows in parts:
-            found = criterion_finding(
-                requirement, _disagreement(request, compared, rows, confidence), confidence, segment
-            )
-            subject = found.subject if is_only or requirement.argument else f"{requirement.name}({variant})"
-            yield Finding(subject, found.check, found.state, found.reason, found.value, found.threshold, found.segment)
-
-
-def _disagreement(
-    request: WindowRequest, compared: _ShadowRows, rows: Array, confidence: float
-) -> MetricInterval | Refused:
-    chosen = compared.same[rows & compared.comparable]
-    if len(chosen) < request.spec.min_rows:
-        return Refused(f"{len(chosen):,} rows can be compared; min_rows is {request.spec.min_rows}")
-    sampling = event_sampling(request, compared.answered, confidence)
-    return share_interval("disagreement", chosen == _OTHER, sampling.of(rows & compared.comparable))
+            chosen = rows & compared.comparable
+            count = int(chosen.sum())
+            if count < request.spec.min_rows:
+                reason = f"{count:,} rows can be compared; min_rows is {request.spec.min_rows}"
+                measured: MetricInterval | Refused = Refused(reason)
+            else:
+                measured = share_interval("disagreement", compared.same[chosen] == _OTHER, sampling.of(chosen))
+            found = criterion_finding(requirement, measured, confidence, segment)
+            yield found if is_only or requirement.argument else replace(found, subject=f"{found.subject}({variant})")
 
 
 def _figures(variant: str, one: _ShadowRows, answered: int, sampling: Sampling) -> dict[str, float]:
