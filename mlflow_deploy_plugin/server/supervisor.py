@@ -300,16 +300,14 @@ class _Supervisor:
         self._wait_or_kill(child, seconds)
 
     def _wait_or_kill(self, child: SupervisedChild, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while child.exit_status is None and time.monotonic() < deadline:
+        kill_at = time.monotonic() + seconds
+        while child.exit_status is None:
+            if time.monotonic() >= kill_at:
+                _log.error("process %d does not end within %.0f s and is killed", child.pid, seconds)
+                child.signal_group(signal.SIGKILL)
+                kill_at = math.inf
             signal.sigtimedwait(self._signals, _TICK_SECONDS)
             self._children.reap()
-        if child.exit_status is None:
-            _log.error("process %d does not end within %.0f s and is killed", child.pid, seconds)
-            child.signal_group(signal.SIGKILL)
-            while child.exit_status is None:
-                signal.sigtimedwait(self._signals, _TICK_SECONDS)
-                self._children.reap()
 
     def _describe(self) -> str:
         wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()

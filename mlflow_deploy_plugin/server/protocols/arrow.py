@@ -13,6 +13,7 @@ https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.ia
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -242,24 +243,22 @@ def _tensor_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
     if len(schema.tensors) == 1 and len(arrays) == 1:
         arrays = {schema.tensors[0].name: next(iter(arrays.values()))}
     if all(tensor.name in arrays for tensor in schema.tensors):
-        return schema.from_columns(
-            {tensor.name: _shaped(arrays[tensor.name], tensor.shape[1:]) for tensor in schema.tensors}
-        )
+        shaped = {}
+        for tensor in schema.tensors:
+            array, inner = arrays[tensor.name], tensor.shape[1:]
+            if array.shape[1:] != inner and len(array):  # if its values do not fit, the schema refuses it
+                values = array.size // len(array)
+                if -1 in inner:
+                    array = array.reshape(len(array), values) if len(inner) == 1 else array
+                elif values == prod(inner):
+                    array = array.reshape(len(array), *inner)
+            shaped[tensor.name] = array
+        return schema.from_columns(shaped)
     if len(schema.tensors) == 1 and len(schema.tensors[0].shape) == 2 and arrays:
         if any(array.ndim > 1 for array in arrays.values()):
             raise SchemaMismatch("several columns make one tensor only where each has one value a row")
         return schema.from_columns({schema.tensors[0].name: np.column_stack(list(arrays.values()))})
     raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {', '.join(schema.names)}")
-
-
-def _shaped(array: Array, inner: tuple[int, ...]) -> Array:
-    """Return a column in the shape of its tensor's rows. If its values do not fit, the schema refuses it."""
-    if array.shape[1:] == inner or not len(array):
-        return array
-    values = array.size // len(array)
-    if -1 in inner:
-        return array.reshape(len(array), values) if len(inner) == 1 else array
-    return array.reshape(len(array), *inner) if values == int(np.prod(inner)) else array
 
 
 def _to_arrow(array: Array) -> Any:

@@ -177,7 +177,13 @@ def _strings(array: Any) -> Array:
 
 
 def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
-    words, lengths = _dictionary_words(array.dictionary, limit, budget)
+    key, known = address(array.dictionary), budget.dictionaries
+    if key not in known:
+        words = to_numpy(array.dictionary, limit, budget)
+        texts = words if words.dtype.kind == "O" and words.ndim == 1 else ()
+        lengths = np.array([len(word or "") for word in texts], dtype=np.int64)
+        known[key] = words, lengths if len(lengths) == len(words) else np.zeros(len(words), np.int64)
+    words, lengths = known[key]
     if words.ndim > 1:
         raise UnsupportedColumn(f"has Arrow's type {str(array.type)[:60]}")
     valid = _valid(array)
@@ -197,17 +203,6 @@ def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
     values = values.astype(np.float64) if values.dtype.kind in "iu" else values
     values[~valid] = None if values.dtype.kind == "O" else np.nan
     return values
-
-
-def _dictionary_words(dictionary: Any, limit: int, budget: StringBudget) -> tuple[Array, Array]:
-    """Return the values of a dictionary, and the length of each if they are strings."""
-    key, known = address(dictionary), budget.dictionaries
-    if key not in known:
-        words = to_numpy(dictionary, limit, budget)
-        texts = words if words.dtype.kind == "O" and words.ndim == 1 else ()
-        lengths = np.array([len(word or "") for word in texts], dtype=np.int64)
-        known[key] = words, lengths if len(lengths) == len(words) else np.zeros(len(words), np.int64)
-    return known[key]
 
 
 def _lists(array: Any, limit: int, budget: StringBudget) -> Array:

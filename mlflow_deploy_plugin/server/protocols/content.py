@@ -1,7 +1,6 @@
 """Content types, JSON in both directions, and outputs as rows: shared by all protocols over HTTP."""
 
 import codecs
-import contextlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -69,19 +68,9 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
     try:
         return orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
-        if b"NaN" in body or b"Infinity" in body:
-            with contextlib.suppress(ValueError):
-                return _load_with_nan(body)
-        raise InvalidRequest(f"{subject}not valid JSON: {error}") from None
-
-
-def _load_with_nan(body: bytes) -> Any:
-    """Return the document, in which NaN and Infinity may stand.
-
-    Raises:
-        ValueError: it is no JSON even so.
-        InvalidRequest: it is nested too deeply.
-    """
+        refusal = InvalidRequest(f"{subject}not valid JSON: {error}")
+    if b"NaN" not in body and b"Infinity" not in body:
+        raise refusal
     try:
         document = json.loads(body, parse_int=_parse_int)
         check_depth(document)
@@ -90,6 +79,8 @@ def _load_with_nan(body: bytes) -> Any:
         return document
     except RecursionError:
         raise InvalidRequest(_TOO_DEEP) from None
+    except ValueError:
+        raise refusal from None
 
 
 def check_depth(document: Any) -> None:

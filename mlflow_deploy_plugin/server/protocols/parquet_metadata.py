@@ -209,25 +209,19 @@ def _value(view: memoryview, at: int, kind: int, depth: int) -> tuple[Any, int]:
         if length > len(view) - at:
             raise InvalidThrift
         return bytes(view[at : at + length]), at + length
-    if kind in (_LIST, _SET):
-        return _list(view, at, depth)
+    if kind in (_LIST, _SET) and depth <= _MOST_NESTED:
+        head = view[at]
+        size, at = (head >> 4, at + 1) if head >> 4 < 15 else read_varint(view, at + 1)
+        entries = []
+        for _ in range(size):
+            entry, at = _value(view, at, head & 15, depth + 1)
+            entries.append(entry)
+        return entries, at
     if kind in (_TRUE, _FALSE, _BYTE):  # a boolean within a list takes a byte
         return view[at], at + 1
     if kind == _DOUBLE:
         return None, at + 8
-    raise InvalidThrift  # maps, which Parquet does not use
-
-
-def _list(view: memoryview, at: int, depth: int) -> tuple[list[Any], int]:
-    if depth > _MOST_NESTED:
-        raise InvalidThrift
-    head = view[at]
-    size, at = (head >> 4, at + 1) if head >> 4 < 15 else read_varint(view, at + 1)
-    entries = []
-    for _ in range(size):
-        entry, at = _value(view, at, head & 15, depth + 1)
-        entries.append(entry)
-    return entries, at
+    raise InvalidThrift  # lists that are nested too deeply, and maps, which Parquet does not use
 
 
 def _zigzag(view: memoryview, at: int) -> tuple[int, int]:

@@ -215,36 +215,31 @@ def statistics(
     entries = []
     for name, served in endpoints:
         models = {variant.loaded.version: variant.loaded.model for variant in served.variants.values()}
-        entries += [
-            _statistics_entry(name, held, counted.get((name, model, held), Statistics()))
-            for held, model in models.items()
-            if version in (None, held)
-        ]
+        for held, model in models.items():
+            if version not in (None, held):
+                continue
+            one = counted.get((name, model, held), Statistics())
+            succeeded = one.requests - one.failures
+            inference_stats = {
+                "success": _duration(succeeded, one.request_seconds),
+                "fail": _duration(one.failures),
+                "queue": _duration(succeeded, one.queue_seconds),
+                "compute_input": _duration(succeeded),
+                "compute_infer": _duration(succeeded, one.compute_seconds),
+                "compute_output": _duration(succeeded),
+                "cache_hit": _duration(0),
+                "cache_miss": _duration(0),
+            }
+            entry = {
+                "name": name,
+                "version": held,
+                "last_inference": round(1000 * one.last_request),
+                "inference_count": one.rows if one.batches else succeeded,
+                "execution_count": one.batches or succeeded,
+                "inference_stats": inference_stats,
+            }
+            entries.append({**entry, "response_stats": {}, "batch_stats": [], "memory_usage": []})
     return {"model_stats": entries}
-
-
-def _statistics_entry(name: str, version: str, counted: Statistics) -> dict[str, Any]:
-    succeeded = counted.requests - counted.failures
-    return {
-        "name": name,
-        "version": version,
-        "last_inference": round(1000 * counted.last_request),
-        "inference_count": counted.rows if counted.batches else succeeded,
-        "execution_count": counted.batches or succeeded,
-        "inference_stats": {
-            "success": _duration(succeeded, counted.request_seconds),
-            "fail": _duration(counted.failures),
-            "queue": _duration(succeeded, counted.queue_seconds),
-            "compute_input": _duration(succeeded),
-            "compute_infer": _duration(succeeded, counted.compute_seconds),
-            "compute_output": _duration(succeeded),
-            "cache_hit": _duration(0),
-            "cache_miss": _duration(0),
-        },
-        "response_stats": {},
-        "batch_stats": [],
-        "memory_usage": [],
-    }
 
 
 def _duration(count: int, seconds: float = 0.0) -> dict[str, int]:
