@@ -12,8 +12,11 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
-from mlflow_deploy_plugin.errors import RegistryUnavailable, StoreUnavailable
+from pydantic import TypeAdapter, ValidationError
+
+from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +25,7 @@ TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
 MAX_BACKOFF = timedelta(minutes=10)
 _FIRST_BACKOFF = timedelta(seconds=15)
 
+PlanT = TypeVar("PlanT")
 Attempt = Callable[[], float]
 """Tries once, and returns the seconds until the work may be tried again."""
 
@@ -38,30 +42,25 @@ class _Work:
     defects: int = 0
 
 
+@dataclass(eq=False)
 class WorkRunner:
     """Runs attempts in daemon threads: one at a time for each key, the longest waiting first.
 
-    Args:
+    Attributes:
         name: of the threads.
         at_once: attempts at the same time.
         failure_seconds: the pause after an unexpected exception.
         on_defect: is called with the key, the exception and how many there were in a row; the exception is logged.
     """
 
-    def __init__(
-        self,
-        name: str,
-        at_once: int,
-        failure_seconds: float,
-        on_defect: Callable[[Hashable, Exception, int], None] = lambda key, error, count: None,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
+    name: str
+    at_once: int
+    failure_seconds: float
+    on_defect: Callable[[Hashable, Exception, int], None] = lambda key, error, count: None
+    monotonic: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self.finished = threading.Event()
-        self._name = name
-        self._at_once = at_once
-        self._failure_seconds = failure_seconds
-        self._on_defect = on_defect
-        self._monotonic = monotonic
         self._works: dict[Hashable, _Work] = {}
         self._waiting: deque[tuple[Hashable, Attempt]] = deque()
         self._lock = threading.Lock()
@@ -70,7 +69,7 @@ class WorkRunner:
     def is_free(self, key: Hashable) -> bool:
         """Return True if no attempt at the work is running or waiting, and its pause is over."""
         work = self._works.get(key)
-        return work is None or not (work.is_running or work.not_before > self._monotonic())
+        return work is None or not (work.is_running or work.not_before > self.monotonic())
 
     def start(self, key: Hashable, attempt: Attempt) -> None:
         """Start the attempt as soon as a thread is free. Do nothing unless the work `is_free`."""
@@ -79,14 +78,14 @@ class WorkRunner:
                 return
             self._works.setdefault(key, _Work()).is_running = True
             self._waiting.append((key, attempt))
-            if len(self._threads) < self._at_once:
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            if len(self._threads) < self.at_once:
+                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
                 self._threads.add(thread)
                 thread.start()
 
     def pause(self, key: Hashable, seconds: float) -> None:
         """Begin no attempt at the work for so long."""
-        self._works.setdefault(key, _Work()).not_before = self._monotonic() + seconds
+        self._works.setdefault(key, _Work()).not_before = self.monotonic() + seconds
 
     def stop(self, wait: bool) -> None:
         """Forget the attempts that wait for a thread, and with `wait` wait for those that run."""
@@ -108,12 +107,25 @@ class WorkRunner:
                 pause = attempt()
                 work.defects = 0
             except Exception as error:  # noqa: BLE001 — one piece of work must not end the others
-                _log.exception("%s %s cannot be taken further; again in %g s", self._name, key, self._failure_seconds)
-                pause, work.defects = self._failure_seconds, work.defects + 1
+                _log.exception("%s %s cannot be taken further; again in %g s", self.name, key, self.failure_seconds)
+                pause, work.defects = self.failure_seconds, work.defects + 1
                 try:
-                    self._on_defect(key, error, work.defects)
+                    self.on_defect(key, error, work.defects)
                 except Exception:  # noqa: BLE001 — this thread goes on with the other pieces of work
-                    _log.exception("%s %s: the failure cannot be handled", self._name, key)
-            work.not_before = max(work.not_before, self._monotonic() + pause)
+                    _log.exception("%s %s: the failure cannot be handled", self.name, key)
+            work.not_before = max(work.not_before, self.monotonic() + pause)
             work.is_running = False
             self.finished.set()
+
+
+def read_plan(kind: TypeAdapter[PlanT], written: Any, what: str) -> PlanT:
+    """Return the plan of a piece of work as it is in the store.
+
+    Raises:
+        InvalidConfig: another onnxserve, or a person, wrote it otherwise.
+    """
+    try:
+        return kind.validate_python(written)
+    except ValidationError as error:
+        wrong = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+        raise InvalidConfig(f"{what} in the store cannot be read ({wrong})") from None

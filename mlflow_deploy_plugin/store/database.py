@@ -52,7 +52,9 @@ def open_store(
     engine = _engine(parsed)
     try:
         with engine.begin() as connection:
-            if not _is_up_to_date(connection):
+            is_made = inspect(connection).has_table(VERSION_TABLE)
+            versions = text(f"SELECT version_num FROM {VERSION_TABLE}")
+            if not is_made or connection.scalars(versions).all() != [SCHEMA]:
                 if connection.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
                 _migrate(connection)
@@ -72,12 +74,6 @@ def migration_config(connection: Connection) -> "Config":
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config
-
-
-def _is_up_to_date(connection: Connection) -> bool:
-    if not inspect(connection).has_table(VERSION_TABLE):
-        return False
-    return connection.scalars(text(f"SELECT version_num FROM {VERSION_TABLE}")).all() == [SCHEMA]
 
 
 def _migrate(connection: Connection) -> None:
@@ -125,26 +121,21 @@ def _engine(url: URL) -> Engine:
     return engine
 
 
-def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Turn the log on. Wait as for any other lock: SQLite calls no busy handler while another process turns it on."""
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
 def _take_write_lock_at_start(engine: Engine) -> None:
     """Begin transactions with the write lock: one that reads first would fail at once if another wrote in between."""
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, so that DDL is part of the transaction too
-        _use_write_ahead_log(connection)
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:  # SQLite calls no busy handler while another process turns this log on
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:

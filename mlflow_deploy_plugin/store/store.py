@@ -227,9 +227,10 @@ class Store:
         actor: str | None = None,
     ) -> None:
         """Write an audit event of a change outside of the store: a start, a promotion, a step of a rollout."""
-        texts = {"endpoint": endpoint, "model": model, "version": version, "before": before, "after": after, "why": why}
+        by = actor or current_actor()
+        event = AuditEvent(self._clock(), by, action, endpoint, model, version, before, after, why, detail or {})
         with self.transaction() as session:
-            self._audit(session, action, actor, **texts, detail=detail or {})
+            write_event(session, event)
 
     def record_unless_repeated(self, event: AuditEvent) -> None:
         """Write the event, unless the last one of its endpoint, monitor and kind of action had the same reason."""

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import (
     judge_and_log,
     window_request,
 )
-from mlflow_deploy_plugin.controller.monitors.schedule import window_from, windows_between
+from mlflow_deploy_plugin.controller.monitors.schedule import windows_between
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.controller.monitors.window_runner import (
     Idle,
@@ -165,7 +165,7 @@ def backfill(
     if not starts:
         raise InvalidConfig(f"no whole window of {monitor.spec.every} lies between {begin:%F %R} and {end:%F %R} UTC")
     if len(starts) > MAX_BACKFILLED:
-        last = window_from(monitor.spec, starts[MAX_BACKFILLED - 1]).end
+        last = window_at(starts[MAX_BACKFILLED - 1], monitor.spec.every).end
         raise InvalidConfig(
             f"{len(starts):,} windows of {monitor.spec.every} lie between {begin:%F %R} and {end:%F %R} UTC, and one "
             f"backfill judges at most {MAX_BACKFILLED:,}: say --to {last.isoformat()[:19]}, or take a monitor of "
@@ -176,7 +176,7 @@ def backfill(
         return judge(replace(request, capture=monitor.capture))  # the store may know nothing of the monitor
 
     for number, start in enumerate(starts, 1):
-        window = window_from(monitor.spec, start)
+        window = window_at(start, monitor.spec.every)
         judged = [one for one in _revisions(deployments.store, monitor, window) if one.state == "judged"]
         if judged:
             yield number, len(starts), judged[-1], False

@@ -64,8 +64,8 @@ def next_due_window(
     if due == 0:
         return None
     left_out = max(0, due - max_catch_up)
-    first = window_from(spec, starts[0]).start if left_out else None
-    return DueWindow(window_from(spec, starts[left_out]), left_out, first)
+    first = window_at(starts[0], spec.every).start if left_out else None
+    return DueWindow(window_at(starts[left_out], spec.every), left_out, first)
 
 
 def next_due_time(endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime) -> datetime:
@@ -74,8 +74,8 @@ def next_due_time(endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: Mo
     Raises as `next_due_window`.
     """
     begin = _begin(endpoint, spec, state, now)
-    first = windows_between(spec, begin, begin + timedelta(seconds=2 * window_of(spec, begin).length.total_seconds()))
-    return due_at(endpoint.name, monitor, spec, window_from(spec, first[0]).end)
+    first = windows_between(spec, begin, begin + timedelta(seconds=2 * duration_seconds(spec.every)))
+    return due_at(endpoint.name, monitor, spec, window_at(first[0], spec.every).end)
 
 
 def oldest_unjudged_start(
@@ -89,9 +89,9 @@ def oldest_unjudged_start(
     over = windows_between(spec, begin, now)
     if not over:
         return begin
-    first_due = due_at(endpoint.name, monitor, spec, window_from(spec, over[0]).end)
+    first_due = due_at(endpoint.name, monitor, spec, window_at(over[0], spec.every).end)
     left_out = max(0, _count_due(endpoint, monitor, spec, over, max(now, first_due)) - MAX_CATCH_UP)
-    return window_from(spec, over[left_out]).start
+    return window_at(over[left_out], spec.every).start
 
 
 def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
@@ -141,16 +141,6 @@ def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
     return range(first, microseconds(end) - length + 1, length)
 
 
-def window_from(spec: MonitorSpec, start_us: int) -> Window:
-    """Return the monitor's window that begins at `start_us`, in microseconds since 1970."""
-    return window_at(start_us, spec.every)
-
-
-def window_of(spec: MonitorSpec, time: datetime) -> Window:
-    """Return the monitor's window that holds the time."""
-    return window_at(microseconds(time), spec.every)
-
-
 @dataclass(frozen=True)
 class Readiness:
     """The completeness of an endpoint's log, as its agents say.
@@ -190,15 +180,15 @@ def readiness(marks: Sequence[Watermark], endpoint: str, now: datetime) -> Readi
 
 
 def _begin(endpoint: Endpoint, spec: MonitorSpec, state: MonitorState, now: datetime) -> datetime:
-    created = window_of(spec, endpoint.created_at).start
+    created = window_at(microseconds(endpoint.created_at), spec.every).start
     begin = created if state.made_up_to is None else max(state.made_up_to, created)
-    return min(begin, window_of(spec, now).start)
+    return min(begin, window_at(microseconds(now), spec.every).start)
 
 
 def _count_due(endpoint: Endpoint, monitor: str, spec: MonitorSpec, starts: range, now: datetime) -> int:
     """Return how many of the windows with these ascending starts are due."""
     return bisect_right(
-        starts, now, key=lambda start: due_at(endpoint.name, monitor, spec, window_from(spec, start).end)
+        starts, now, key=lambda start: due_at(endpoint.name, monitor, spec, window_at(start, spec.every).end)
     )
 
 

@@ -8,7 +8,7 @@ oldest first, under a lease of the monitor's own; `onnxserve monitor run` takes 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
@@ -55,10 +55,11 @@ class _Watched:
         return now - self.looked_for_late > EVERY_SECONDS
 
 
+@dataclass(eq=False)
 class MonitorScheduler:
     """Runs the monitors while the controller's lease lasts.
 
-    Args:
+    Attributes:
         holder: the name under which monitors' leases are held.
         on_alarm: begins what follows from a verdict beside alerts.
         judging_seconds: a judgement that takes longer is ended, and tried again.
@@ -67,50 +68,38 @@ class MonitorScheduler:
         evaluator: judges and counts; default: in those processes.
     """
 
-    def __init__(
-        self,
-        deployments: Deployments,
-        holder: str,
-        say: Callable[[str], None] = lambda line: None,
-        *,
-        on_alarm: OnAlarm,
-        at_once: int = AT_ONCE,
-        judging_seconds: float = JUDGING_SECONDS,
-        lease_seconds: float = 15.0,
-        look_seconds: float = _LOOK_SECONDS,
-        max_catch_up: int = MAX_CATCH_UP,
-        evaluator: Evaluator | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._deployments = deployments
-        self._store = deployments.store
-        self._monitors = Monitors(deployments.store)
-        self._holder = holder
-        self._say = say
-        self._on_alarm = on_alarm
-        self._at_once = at_once
-        self._judging_seconds = judging_seconds
-        self._lease_seconds = lease_seconds
-        self._look_seconds = look_seconds
-        self._max_catch_up = max_catch_up
-        self._monotonic = monotonic
+    deployments: Deployments
+    holder: str
+    say: Callable[[str], None] = lambda line: None
+    _: KW_ONLY
+    on_alarm: OnAlarm
+    at_once: int = AT_ONCE
+    judging_seconds: float = JUDGING_SECONDS
+    lease_seconds: float = 15.0
+    look_seconds: float = _LOOK_SECONDS
+    max_catch_up: int = MAX_CATCH_UP
+    evaluator: Evaluator | None = None
+    monotonic: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._store = self.deployments.store
+        self._monitors = Monitors(self._store)
         self._watched: dict[Key, _Watched] = {}
         self._said_unreadable: set[str] = set()
-        self._evaluator = evaluator
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
         """Work until the lease is lost or `over` is set. The next leader takes over the windows being judged then."""
-        workers = WorkerPool([judging_worker() for _ in range(self._at_once)])
-        evaluator = self._evaluator or evaluator_in(workers, self._judging_seconds)
-        windows = WindowRunner(self._deployments, evaluator, self._say, self._on_alarm, max_catch_up=self._max_catch_up)
-        work = WorkRunner("monitor", self._at_once, _FAILURE_SECONDS, monotonic=self._monotonic)
+        workers = WorkerPool([judging_worker() for _ in range(self.at_once)])
+        evaluator = self.evaluator or evaluator_in(workers, self.judging_seconds)
+        windows = WindowRunner(self.deployments, evaluator, self.say, self.on_alarm, max_catch_up=self.max_catch_up)
+        work = WorkRunner("monitor", self.at_once, _FAILURE_SECONDS, monotonic=self.monotonic)
         self._watched.clear()
         try:
             while keeper.is_held and not over.is_set():
                 work.finished.clear()
                 log_errors(lambda: self._look(work, keeper, windows))
                 workers.end_idle(IDLE_SECONDS)
-                deadline = time.monotonic() + self._look_seconds
+                deadline = time.monotonic() + self.look_seconds
                 # a window that was judged ends the wait: the monitor's next one may be due
                 while not over.is_set() and not work.finished.wait(0.1) and time.monotonic() < deadline:
                     pass
@@ -140,8 +129,8 @@ class MonitorScheduler:
                         is_due = oldest_pending(waiting, now) is not None
                     else:
                         is_due = (
-                            self._watched[key].is_late_data_due(self._monotonic())
-                            or next_due_window(endpoint, name, spec, state, now, self._max_catch_up) is not None
+                            self._watched[key].is_late_data_due(self.monotonic())
+                            or next_due_window(endpoint, name, spec, state, now, self.max_catch_up) is not None
                         )
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)
@@ -161,21 +150,21 @@ class MonitorScheduler:
             return 0.0
         watched = self._watched[key]
         try:
-            lease = self._store.acquire_lease(lease_name(*key), self._holder, self._lease_seconds)
+            lease = self._store.acquire_lease(lease_name(*key), self.holder, self.lease_seconds)
             if lease is None:  # somebody runs it by hand, or a controller that was killed has had it
-                return min(_HELD_SECONDS, self._lease_seconds / 4)
-            with LeaseKeeper(self._store, lease, self._monotonic) as own:
+                return min(_HELD_SECONDS, self.lease_seconds / 4)
+            with LeaseKeeper(self._store, lease, self.monotonic) as own:
                 taken = windows.run_next(*key, own)
                 watched.troubles, watched.last_reason = 0, ""  # what comes back is logged again
-                if isinstance(taken, Idle) and watched.is_late_data_due(self._monotonic()):
-                    watched.looked_for_late = self._monotonic()  # also if it fails: it may have read hours of rows
+                if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
+                    watched.looked_for_late = self.monotonic()  # also if it fails: it may have read hours of rows
                     self._look_for_late_data(key, watched, windows)
         except ProcessEnded:
             return 0.0
         except OnnxserveError as error:
             self._report_trouble(key, error.message)
             return _FAILURE_SECONDS
-        return self._look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
+        return self.look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
 
     def _look_for_late_data(self, key: Key, watched: _Watched, windows: WindowRunner) -> None:
         """Add revisions for late rows and labels. A failure is noted, and in the end announced; judging goes on."""
@@ -188,7 +177,7 @@ class MonitorScheduler:
             note = MonitorNote("late_data_failed", f"cannot look for what came late: {error.message}")
             line = f"{key[0]}: monitor {key[1]} {note.text}"
             if self._monitors.state(*key).note != note.text:
-                self._say(line)
+                self.say(line)
                 self._monitors.update_state(*key, note=note)
             if watched.late_troubles == MAX_ATTEMPTS:
                 announce(self._store, *key, line)
@@ -201,7 +190,7 @@ class MonitorScheduler:
         """Give up windows of monitors that were deleted. Say once of each unreadable endpoint why it is skipped."""
         unreadable = {one.name: one.reason for one in self._store.unreadable()}
         for name in unreadable.keys() - self._said_unreadable:
-            self._say(unreadable[name])
+            self.say(unreadable[name])
         self._said_unreadable = set(unreadable)
         for key in pending.keys() - known:
             if key[0] in unreadable:  # its monitors may be there still
@@ -218,11 +207,11 @@ class MonitorScheduler:
         if watched.last_reason != reason:
             watched.last_reason = reason
             note = MonitorNote("cannot_run", f"cannot be run: {reason}")
-            self._say(f"{key[0]}: monitor {key[1]} {note.text}")
+            self.say(f"{key[0]}: monitor {key[1]} {note.text}")
             log_errors(lambda: self._monitors.update_state(*key, note=note))
         watched.troubles += 1
         if watched.troubles == MAX_ATTEMPTS:
-            log_errors(lambda: record_failure(self._store, self._deployments.settings, *key, reason))
+            log_errors(lambda: record_failure(self._store, self.deployments.settings, *key, reason))
 
 
 def lease_name(endpoint: str, monitor: str) -> str:

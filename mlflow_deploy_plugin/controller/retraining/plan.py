@@ -6,8 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
+from mlflow_deploy_plugin.controller.work import read_plan
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import Window
@@ -93,14 +94,8 @@ def plan_for(
 
 
 def plan_of(retraining: Retraining) -> RetrainPlan:
-    """Return the plan in the store. Raises InvalidConfig if another onnxserve, or a person, wrote it otherwise."""
-    try:
-        return _PLAN.validate_python(retraining.spec)
-    except ValidationError as error:
-        wrong = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
-        raise InvalidConfig(
-            f"its plan in the store cannot be read ({wrong}): `onnxserve retrain {retraining.endpoint}` starts another"
-        ) from None
+    """Return the retraining's plan. Raises as `read_plan`."""
+    return read_plan(_PLAN, retraining.spec, "its plan")
 
 
 def retraining_summary(retraining: Retraining) -> str:

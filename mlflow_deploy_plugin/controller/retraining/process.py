@@ -134,7 +134,8 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
     return training.wait()
 
 
-def _main(run_id: str, *arguments: str) -> None:
+def main(run_id: str, *arguments: str) -> None:
+    """Run the project, write heartbeats, and exit as the project did."""
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
     # in this process alone: MLflow's own retries may hold a heartbeat back for minutes after a server is up again
     set_service_timeouts()
@@ -145,4 +146,4 @@ def _main(run_id: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    main(*sys.argv[1:])

@@ -150,5 +150,5 @@ def _end_reason(context: RetrainingContext, one: Retraining) -> str:
     try:
         plan_of(one)
     except InvalidConfig as error:
-        return error.message
+        return f"{error.message}: `onnxserve retrain {one.endpoint}` starts another"
     return ""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import (
@@ -159,78 +159,69 @@ class RolloutActions:
         return stored.spec.variants
 
 
+@dataclass(eq=False)
 class RolloutController:
     """Runs the rollouts of the servers of this machine.
 
-    Args:
+    Attributes:
         holder: the name under which the lease is held.
         actions: change the endpoints; their `actor` stands in the audit trail.
         say: takes one line for each change.
         background: tasks that run while the lease is held, each in a thread of its own.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        actions: RolloutActions,
-        holder: str,
-        lease_seconds: float = LEASE_SECONDS,
-        say: Callable[[str], None] = lambda line: None,
-        monotonic: Callable[[], float] = time.monotonic,
-        background: Sequence[BackgroundTask] = (),
-    ) -> None:
-        self._store = store
-        self._actions = actions
-        self._holder = holder
-        self._lease_seconds = lease_seconds
-        self._say = say
-        self._monotonic = monotonic
-        self._background = background
-        self._looked_at: dict[int, float] = {}
+    store: Store
+    actions: RolloutActions
+    holder: str
+    lease_seconds: float = LEASE_SECONDS
+    say: Callable[[str], None] = lambda line: None
+    monotonic: Callable[[], float] = time.monotonic
+    background: Sequence[BackgroundTask] = ()
+    _looked_at: dict[int, float] = field(default_factory=dict, init=False)
 
     def run(self, ended: threading.Event) -> None:
         """Wait for the lease, and work under it until `ended` is set."""
 
         def on_holder(name: str) -> None:
             line = f"{name} takes rollouts of the servers here further"
-            self._say(line if name == self._holder else f"waits: {line}")
+            self.say(line if name == self.holder else f"waits: {line}")
 
-        name, work = self._actions.lease_name, partial(self._work, ended=ended)
-        work_under_lease(self._store, name, self._holder, self._lease_seconds, work, ended, on_holder, self._monotonic)
+        name, work = self.actions.lease_name, partial(self._work, ended=ended)
+        work_under_lease(self.store, name, self.holder, self.lease_seconds, work, ended, on_holder, self.monotonic)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
         """Take one rollout one decision further."""
         plan, progress = plan_of(rollout), progress_of(rollout)
-        snapshot = self._actions.take_snapshot(plan.endpoint)
-        now = self._monotonic()
+        snapshot = self.actions.take_snapshot(plan.endpoint)
+        now = self.monotonic()
         decision = decide(plan, progress, snapshot, now - self._looked_at.get(rollout.id, now))
         self._looked_at[rollout.id] = now
         written = self._write(rollout, decision.progress, keeper)
         if written is None or decision.action == "wait" or not keeper.is_held:
             return
         try:
-            self._actions.do(decision.action, plan, decision.progress)
+            self.actions.do(decision.action, plan, decision.progress)
         except OnnxserveError as error:
             is_transient = isinstance(error, TRANSIENT_ERRORS)
             after = after_failure(plan, decision.progress, decision.action, error.message, is_transient)
         else:
             after = after_success(decision.then or decision.progress)
-        self._looked_at[rollout.id] = self._monotonic()
+        self._looked_at[rollout.id] = self.monotonic()
         if after != decision.progress:
             self._write(written, after, keeper)
         if decision.action in ("prepare", "set_traffic", "promote"):
             # go back again if a person has ended the rollout while this put the candidate in, or promoted it
-            current = next((one for one in self._store.rollouts(rollout.endpoint) if one.id == rollout.id), rollout)
+            current = next((one for one in self.store.rollouts(rollout.endpoint) if one.id == rollout.id), rollout)
             if not current.is_live and current.state != "promoted":
-                self._actions.roll_back(plan_of(current), current.reason)
+                self.actions.roll_back(plan_of(current), current.reason)
 
     def _work(self, keeper: LeaseKeeper, ended: threading.Event) -> None:
         self._looked_at.clear()  # while another had the lease, nobody here watched
-        work = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self._monotonic)
-        with running_tasks(self._background, keeper):
+        work = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
+        with running_tasks(self.background, keeper):
             try:
                 while keeper.is_held and not ended.is_set():
-                    live = [one for one in self._store.rollouts(live=True) if self._actions.is_local(one.endpoint)]
+                    live = [one for one in self.store.rollouts(live=True) if self.actions.is_local(one.endpoint)]
                     pause = _MAX_PAUSE_SECONDS
                     for rollout in live:
                         work.start(rollout.id, partial(self._attempt, rollout, keeper))
@@ -250,11 +241,11 @@ class RolloutController:
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
         """Write the progress. Return None if the lease is lost, or a person has changed the rollout meanwhile."""
-        now = self._store.now()
-        event = progress_event(rollout, progress, self._actions.actor, now)
-        written = self._store.update_rollout(with_progress(rollout, progress, now), keeper.lease, event)
+        now = self.store.now()
+        event = progress_event(rollout, progress, self.actions.actor, now)
+        written = self.store.update_rollout(with_progress(rollout, progress, now), keeper.lease, event)
         if written is not None and _news(written) != _news(rollout):
-            self._say(rollout_summary(written))
+            self.say(rollout_summary(written))
         return written
 
 

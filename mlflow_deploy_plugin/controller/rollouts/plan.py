@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
+from mlflow_deploy_plugin.controller.work import read_plan
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import parse_condition
 from mlflow_deploy_plugin.store import Rollout
@@ -127,12 +128,8 @@ _PLAN = TypeAdapter(RolloutPlan)
 
 
 def plan_of(rollout: Rollout) -> RolloutPlan:
-    """Return the plan in the store. Raises InvalidConfig if another onnxserve, or a person, wrote it otherwise."""
-    try:
-        return _PLAN.validate_python(rollout.spec)
-    except ValidationError as error:
-        wrong = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
-        raise InvalidConfig(f"the plan of rollout {rollout.id} in the store cannot be read ({wrong})") from None
+    """Return the rollout's plan. Raises as `read_plan`."""
+    return read_plan(_PLAN, rollout.spec, f"the plan of rollout {rollout.id}")
 
 
 def parse_steps(text: str) -> tuple[int, ...]:

@@ -12,11 +12,10 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
     jitter,
     overviews,
     readiness,
-    window_from,
     windows_between,
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import Watermark, locate_log, read_watermarks
+from mlflow_deploy_plugin.inference_log import Watermark, locate_log, read_watermarks, window_at
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
@@ -79,7 +78,7 @@ def test_windows_lie_on_their_grid() -> None:
     spec = MonitorSpec(every="6h")
     begin = MIDNIGHT + timedelta(hours=1)
 
-    windows = [window_from(spec, start) for start in windows_between(spec, begin, begin + timedelta(hours=18))]
+    windows = [window_at(start, spec.every) for start in windows_between(spec, begin, begin + timedelta(hours=18))]
 
     assert list(map(str, windows)) == [
         "2026-11-20T06:00:00/2026-11-20T12:00:00",
