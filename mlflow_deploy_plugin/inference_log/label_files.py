@@ -7,7 +7,7 @@ columns, such as the flight and the day. A line of JSON Lines may also be an ent
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import IO, Any
 
@@ -60,17 +60,13 @@ class BadRow:
     content: Any
 
 
-class _NotALabel(Exception):
-    """The row is not a label; the text says why."""
-
-
 @dataclass(frozen=True)
 class _Row:
-    """A row of the file: its values by column, or why it has none; `content` is shown if it is bad."""
+    """A row of the file: its values by column, then the entry of `POST /feedback`; `content` is shown if it is bad."""
 
     number: int
     place: str
-    values: dict[str, Any] | _NotALabel
+    values: dict[str, Any]
     content: Any
 
 
@@ -87,24 +83,24 @@ def read_label_file(
     else:
         rows = _json_rows(file) if kind == "jsonl" else _parquet_rows(file, name, columns)
     while some := list(islice(rows, _ROWS)):
-        yield from _check([(row, _document(row.values, columns, kind)) for row in some])
+        yield from _check([row if isinstance(row, BadRow) else _entry(row, columns, kind) for row in some])
 
 
-def _check(documents: Sequence[tuple[_Row, dict[str, Any] | _NotALabel]]) -> Iterator[LabelEntry | BadRow]:
+def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
     """Apply the rules of `POST /feedback`: to all at once, and one by one if a row breaks a rule."""
-    good = [document for _, document in documents if isinstance(document, dict)]
+    good = [row.values for row in rows if isinstance(row, _Row)]
     try:
         decoded = iter(_decode(good) if good else ())
     except InvalidRequest:
         decoded = None
-    for row, document in documents:
-        if isinstance(document, _NotALabel):
-            yield BadRow(row.place, str(document), row.content)
+    for row in rows:
+        if isinstance(row, BadRow):
+            yield row
         elif decoded is not None:
             yield LabelEntry(row.number, row.place, next(decoded))
         else:
             try:
-                yield LabelEntry(row.number, row.place, *_decode([document]))
+                yield LabelEntry(row.number, row.place, *_decode([row.values]))
             except InvalidRequest as error:
                 why = error.message.replace("feedback[0].", "").replace("feedback[0]", "the row")
                 yield BadRow(row.place, why, row.content)
@@ -118,74 +114,71 @@ def _decode(documents: Iterable[dict[str, Any]]) -> list[Feedback]:
     return protocols.feedback.decode(_JSON, body)
 
 
-def _document(
-    values: dict[str, Any] | _NotALabel, columns: LabelColumns, kind: FileFormat
-) -> dict[str, Any] | _NotALabel:
-    """Return the row as an entry of `POST /feedback`."""
-    if isinstance(values, _NotALabel):
-        return values
+def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
+    """Return the row with an entry of `POST /feedback` as its values."""
+    values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
-        return values
+        return row
     is_empty = {name for name, value in values.items() if value is None or (kind == "csv" and value == "")}
     if columns.label not in values:
-        return _NotALabel(f"it has no {columns.label!r}")
+        return BadRow(row.place, f"it has no {columns.label!r}", row.content)
     if columns.label in is_empty and kind != "jsonl":
-        return _NotALabel(f"its {columns.label!r} is empty")
-    document: dict[str, Any] = {"label": values[columns.label]}
+        return BadRow(row.place, f"its {columns.label!r} is empty", row.content)
+    entry: dict[str, Any] = {"label": values[columns.label]}
     if columns.key:
         if missing := [name for name in columns.key if name not in values or (kind == "csv" and name in is_empty)]:
-            return _NotALabel(f"it has no {missing[0]!r}, which is of the key")
+            return BadRow(row.place, f"it has no {missing[0]!r}, which is of the key", row.content)
         key = {name: values[name] for name in columns.key}
         for name in columns.numbers & key.keys():
             if isinstance(key[name], str) and _FRACTION.fullmatch(key[name]):
                 key[name] = float(key[name])
-        return {**document, "key": key}
+        return replace(row, values={**entry, "key": key})
     if columns.prediction_id not in values or columns.prediction_id in is_empty:
-        return _NotALabel(f"it has no {columns.prediction_id!r}")
-    document["prediction_id"] = values[columns.prediction_id]
+        return BadRow(row.place, f"it has no {columns.prediction_id!r}", row.content)
+    entry["prediction_id"] = values[columns.prediction_id]
     given = values.get(columns.row)
     if columns.row in values and columns.row not in is_empty:
-        document["row"] = int(given) if isinstance(given, str) and _NUMBER.fullmatch(given) else given
-    return document
+        entry["row"] = int(given) if isinstance(given, str) and _NUMBER.fullmatch(given) else given
+    return replace(row, values=entry)
 
 
-def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row]:
+def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
     header: list[str] = []
     for record in csv_records(file):
-        fields = record.fields
+        fields, place = record.fields, f"line {record.line}"
         if record.error:
-            yield _row(record.line, _NotALabel(f"it is no CSV: {record.error}"), None)
+            yield BadRow(place, f"it is no CSV: {record.error}", None)
         elif not header:
             header = fields
             _require_columns(header, name, columns)
         else:
             shown = ",".join(fields).encode(errors="replace").decode()
             if len(fields) != len(header):
-                yield _row(record.line, _NotALabel(f"it has {len(fields)} fields, the header {len(header)}"), shown)
+                yield BadRow(place, f"it has {len(fields)} fields, the header {len(header)}", shown)
             elif any("\udc80" <= one <= "\udcff" for field in fields for one in field):
-                yield _row(record.line, _NotALabel("it is no UTF-8"), shown)
+                yield BadRow(place, "it is no UTF-8", shown)
             else:
-                yield _row(record.line, dict(zip(header, fields, strict=True)), shown)
+                yield _Row(record.line, place, dict(zip(header, fields, strict=True)), shown)
     if not header:
         raise InvalidConfig(f"{name} is empty; a header and rows are expected")
 
 
-def _json_rows(file: IO[bytes]) -> Iterator[_Row]:
+def _json_rows(file: IO[bytes]) -> Iterator[_Row | BadRow]:
     for number, line, _ in json_lines(file):
+        place, shown = f"line {number}", line.decode(errors="replace").rstrip("\r\n")
         try:
             values = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            values = _NotALabel(f"it is no JSON: {error}")
-        else:
-            values = values if isinstance(values, dict) else _NotALabel("it is no JSON object")
-        yield _row(number, values, line.decode(errors="replace").rstrip("\r\n"))
+            yield BadRow(place, f"it is no JSON: {error}", shown)
+            continue
+        yield (
+            _Row(number, place, values, shown)
+            if isinstance(values, dict)
+            else BadRow(place, "it is no JSON object", shown)
+        )
 
 
-def _row(line: int, values: dict[str, Any] | _NotALabel, shown: str | None) -> _Row:
-    return _Row(line, f"line {line}", values, shown)
-
-
-def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row]:
+def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
     try:
         parquet = open_parquet(file)
         _require_columns(parquet.schema_arrow.names, name, columns)

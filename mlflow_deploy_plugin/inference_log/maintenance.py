@@ -12,7 +12,7 @@ rows (`_sketches`) by the day they are of. Protected windows stay.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -77,14 +77,6 @@ class MaintenanceResult:
     written_files: int = 0
     expired_files: int = 0
     expired_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _SmallFile:
-    """A small file, and the columns of its rows."""
-
-    file: LogFile
-    schema: pa.Schema
 
 
 def maintain(
@@ -176,36 +168,37 @@ def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFil
     return [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
 
 
-def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[list[_SmallFile]]:
-    """Yield files to be made one: at least two of the same columns, together not large."""
+def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping[LogFile, pa.Schema]]:
+    """Yield files to be made one, with their columns: at least two of the same columns, together not large."""
     if len(files) < 2:
         return
-    by_columns: dict[str, list[_SmallFile]] = {}
+    by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
     for file in files:
         with suppress(OSError, pa.ArrowException):  # gone, or it cannot be understood: it is left alone
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
             # the model's columns; the log's own may grow by a version of this package
             model = sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_"))
-            by_columns.setdefault("\n".join(model), []).append(_SmallFile(file, schema))
+            by_columns.setdefault(tuple(model), {})[file] = schema
     for alike in by_columns.values():
-        group: list[_SmallFile] = []
+        group: dict[LogFile, pa.Schema] = {}
         size = 0
-        for small in alike:
-            if group and size + small.file.size > GROUP_BYTES:
-                yield from [group] if len(group) > 1 else []
-                group, size = [], 0
-            group.append(small)
-            size += small.file.size
+        for file, schema in alike.items():
+            if size + file.size > GROUP_BYTES:
+                if len(group) > 1:
+                    yield group
+                group, size = {}, 0
+            group[file] = schema
+            size += file.size
         if len(group) > 1:
             yield group
 
 
-def _compact_group(log: InferenceLog, folder: str, group: Sequence[_SmallFile]) -> int:
+def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Schema]) -> int:
     """Write one file in place of these, and return how many of them are gone."""
     location = log.location
     whole: list[LogFile] = []
     content = pa.BufferOutputStream()
-    schema = unify_schemas(small.schema for small in group)
+    schema = unify_schemas(group.values())
     if not set(IDENTITY) <= set(schema.names):
         return 0
     with pq.ParquetWriter(content, schema, **parquet_options(schema)) as writer:
@@ -220,19 +213,19 @@ def _compact_group(log: InferenceLog, folder: str, group: Sequence[_SmallFile]) 
 
 
 def _distinct_rows(
-    log: InferenceLog, schema: pa.Schema, group: Iterable[_SmallFile], whole: list[LogFile]
+    log: InferenceLog, schema: pa.Schema, group: Iterable[LogFile], whole: list[LogFile]
 ) -> Iterator[pa.Table]:
     """Yield the rows of the files, each once. A file that was read to its end is appended to `whole`."""
     seen = Deduplicator()
-    for small in group:
+    for file in group:
         unreadable: dict[str, str] = {}
         with suppress(FileVanished, pa.ArrowException, TypeError, ValueError):
-            for table in read_file(log.location, small.file.path, lambda names: None, unreadable, IDENTITY):
+            for table in read_file(log.location, file.path, lambda names: None, unreadable, IDENTITY):
                 table = conform(table, schema)
                 hashes = _hash_labels(table) if LABEL in table.column_names else hash_rows(table)
                 yield table.filter(pa.array(seen.first_seen(hashes)))
             if not unreadable:
-                whole.append(small.file)
+                whole.append(file)
         log.unreadable.update(unreadable)
 
 

@@ -3,7 +3,6 @@
 A file is seen in full or not at all, whatever happens to its writer.
 """
 
-import importlib
 import io
 import os
 import re
@@ -238,12 +237,15 @@ def _put_object(path: str, content: bytes | pa.Buffer, endpoint: str | None, reg
 def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[Exception], ...]]:
     """Return boto3's client, its transfer configuration, and the errors that it raises."""
     try:
-        boto3 = importlib.import_module("boto3")
+        import boto3
     except ImportError:
         raise NotInstalled("a log at s3:// needs boto3: pip install 'mlflow-onnxserve[s3]'") from None
-    settings = importlib.import_module("botocore.config")
-    exceptions = importlib.import_module("botocore.exceptions")
-    config = settings.Config(
+    from boto3.exceptions import Boto3Error
+    from boto3.s3.transfer import TransferConfig
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    config = Config(
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
         retries={"mode": "standard", "max_attempts": _ATTEMPTS},
@@ -253,11 +255,8 @@ def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[
         else None,
     )
     client = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
-    transfer = importlib.import_module("boto3.s3.transfer").TransferConfig(
-        multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False
-    )
-    uploads = importlib.import_module("boto3.exceptions").Boto3Error
-    return client, transfer, (exceptions.BotoCoreError, exceptions.ClientError, uploads)
+    transfer = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, use_threads=False)
+    return client, transfer, (BotoCoreError, ClientError, Boto3Error)
 
 
 def _parquet_files(entries: Iterable[fs.FileInfo]) -> list[LogFile]:
