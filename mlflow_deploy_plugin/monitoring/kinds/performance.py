@@ -336,49 +336,35 @@ def labels_contradict_model(
 def _join_earlier_windows(
     request: WindowRequest, rows: WindowRows, artifact: Artifact | None, least_share: float = 0.0
 ) -> _JoinedWindows | None:
-    notes: list[str] = []
-    tables = [rows.table, *_earlier_tables(request, rows, artifact, notes, least_share)]
-    together = concat_tables(tables)
-    predictions = read_predictions(together, artifact)
-    if isinstance(predictions, Refused) or predictions.classified is None:
-        return None
-    number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-    return _JoinedWindows(together, predictions, predictions.classified, number, notes)
-
-
-def _earlier_tables(
-    request: WindowRequest, rows: WindowRows, artifact: Artifact | None, notes: list[str], least_share: float
-) -> Iterator[pa.Table]:
-    """Yield the labelled rows of the latest windows of the same length that have enough of them. A window whose
-    labels may be missing by what they would say is left out; `notes` gets how many such there are.
+    """Return the rows with the labelled ones of the latest windows of the same length that have enough of them. A
+    window whose labels may be missing by what they would say is left out; the notes have how many such there are.
 
     Args:
-        least_share: of their rows that have a label.
+        least_share: of the rows of an earlier window that have a label.
     """
-    found = selected = 0
-    spec = request.spec
+    spec, tables, selected = request.spec, [rows.table], 0
     for past in _earlier_windows(request)[:_LOOKED_AT]:
         earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
-        predictions = read_predictions(earlier.table, artifact)
-        if (
-            isinstance(predictions, Refused)
-            or predictions.label_mismatch
-            or predictions.is_labelled.sum() < spec.min_rows
-        ):
+        known = read_predictions(earlier.table, artifact)
+        if isinstance(known, Refused) or known.label_mismatch:
             continue
-        if predictions.is_labelled.mean() < least_share:
+        if known.is_labelled.sum() < spec.min_rows or known.is_labelled.mean() < least_share:
             continue
-        if weigh_labels(earlier.table, predictions, spec.segment_by, spec.false_alarm_rate).is_selected:
+        if weigh_labels(earlier.table, known, spec.segment_by, spec.false_alarm_rate).is_selected:
             selected += 1
             continue
-        yield earlier.table.filter(pa.array(predictions.is_labelled))
-        found += 1
-        if found == _EARLIER_WINDOWS:
+        tables.append(earlier.table.filter(pa.array(known.is_labelled)))
+        if len(tables) > _EARLIER_WINDOWS:
             break
-    if selected:
-        notes.append(f"{selected} earlier windows are left out, whose rows with a label are not like those without")
+    together = concat_tables(tables)
+    predictions = read_predictions(together, artifact)
+    if isinstance(predictions, Refused) or predictions.classified is None:
+        return None
+    left_out = f"{selected} earlier windows are left out, whose rows with a label are not like those without"
+    number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
+    return _JoinedWindows(together, predictions, predictions.classified, number, [left_out] if selected else [])
 
 
 def _earlier_windows(request: WindowRequest) -> list[Window]:

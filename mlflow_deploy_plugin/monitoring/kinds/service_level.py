@@ -58,7 +58,7 @@ class _RequestCounts:
     errors: int = 0
     refused: int = 0
     buckets: Array = field(default_factory=lambda: np.zeros(_BUCKETS, np.int64))
-    slow: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    slow: Array = field(init=False)
 
     def __post_init__(self) -> None:
         self.slow = np.zeros(len(self.limits_us), np.int64)
@@ -83,6 +83,23 @@ class _RequestCounts:
         place = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
         return math.exp(place * _GROWTH) / 1e6
 
+    def figures(self, requirements: tuple[Requirement, ...]) -> Iterator[tuple[str, float]]:
+        """Yield the metrics by name, and what is left of the error budget of each requirement."""
+        if self.has_failures:
+            yield "error_rate", self.errors / self.requests
+            yield "refused_rate", self.refused / self.requests
+        if self.timed:
+            for name, share in QUANTILES.items():
+                yield name, self.quantile(share)
+        slow = iter(self.slow.tolist())
+        for requirement in requirements:
+            if requirement.name in QUANTILES:
+                late = next(slow)
+                if self.timed:
+                    yield f"budget_left/{requirement.name}", 1 - late / self.timed / (1 - QUANTILES[requirement.name])
+            elif requirement.value and self.has_failures:
+                yield f"budget_left/{requirement.name}", 1 - self.errors / self.requests / requirement.value
+
 
 def judge(request: WindowRequest) -> MonitorResult:
     """Judge what the endpoint did to every request whose rows are in the log, whichever version answered it.
@@ -92,7 +109,8 @@ def judge(request: WindowRequest) -> MonitorResult:
     """
     spec = request.spec
     limits = np.array([one.value * 1e6 for one in spec.requirements if one.name in QUANTILES], np.float64)
-    counted = _count(request, limits)
+    counted = _CountedRequests(_RequestCounts(limits))
+    counted.count(request)
     total, notes = counted.total, [*unreadable_notes(request.log)]
     if not total.requests:
         return request.not_judged("the window has no rows", notes=tuple(notes))
@@ -116,7 +134,7 @@ def judge(request: WindowRequest) -> MonitorResult:
         version=version,
         rows=total.requests,
         findings=sort_criteria(findings),
-        figures=dict(_figures(spec.requirements, total)),
+        figures=dict(total.figures(spec.requirements)),
         notes=(*notes, *segment_notes),
     )
 
@@ -130,6 +148,29 @@ class _CountedRequests:
     versions: dict[ModelVersion, int] = field(default_factory=dict)
     absent: set[str] = field(default_factory=set)
     is_full: bool = False
+
+    def count(self, request: WindowRequest) -> None:
+        """Count the requests of the window, those that were answered and those that failed."""
+        columns = request.spec.segment_by
+        self.absent = set(columns)
+        log, wanted = request.log, (*_COLUMNS, *columns)
+        for batch in log.batches(request.endpoint, request.window, wanted):
+            requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
+            if "_status" in requests.column_names:  # from then on, servers log what failed
+                self.total.has_failures = True
+            for version, count in count_versions(requests).items():
+                self.versions[version] = self.versions.get(version, 0) + count
+            latencies = _numbers(requests, "_latency_us")
+            for counts, rows in self.parts(requests, columns):
+                counts.add_answers(latencies[rows])
+        for batch in log.failures.batches(request.endpoint, request.window, wanted):
+            self.total.has_failures = True
+            for version in count_versions(batch):
+                self.versions.setdefault(version, 0)
+            statuses = _numbers(batch, "_status")
+            for counts, rows in self.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
+                counts.has_failures = True
+                counts.add_failures(statuses[rows])
 
     def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_RequestCounts, Array]]:
         """Yield the counts that the requests belong to, each with its rows: [N] bool."""
@@ -154,30 +195,6 @@ class _CountedRequests:
             yield f"segments: the rows have no column {column!r}"
         if self.is_full:
             yield f"segments: there are more than {_MAX_VALUES:,} values, of which the first ones were counted"
-
-
-def _count(request: WindowRequest, limits: Array) -> _CountedRequests:
-    columns = request.spec.segment_by
-    counted = _CountedRequests(_RequestCounts(limits), absent=set(columns))
-    log, wanted = request.log, (*_COLUMNS, *columns)
-    for batch in log.batches(request.endpoint, request.window, wanted):
-        requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
-        if "_status" in requests.column_names:  # from then on, servers log what failed
-            counted.total.has_failures = True
-        for version, count in count_versions(requests).items():
-            counted.versions[version] = counted.versions.get(version, 0) + count
-        latencies = _numbers(requests, "_latency_us")
-        for counts, rows in counted.parts(requests, columns):
-            counts.add_answers(latencies[rows])
-    for batch in log.failures.batches(request.endpoint, request.window, wanted):
-        counted.total.has_failures = True
-        for version in count_versions(batch):
-            counted.versions.setdefault(version, 0)
-        statuses = _numbers(batch, "_status")
-        for counts, rows in counted.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
-            counts.has_failures = True
-            counts.add_failures(statuses[rows])
-    return counted
 
 
 def _largest(by_segment: Mapping[str, _RequestCounts], min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
@@ -214,23 +231,6 @@ def _findings(
         )
         value = counts.quantile(QUANTILES[requirement.name])
         yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
-
-
-def _figures(requirements: tuple[Requirement, ...], counts: _RequestCounts) -> Iterator[tuple[str, float]]:
-    if counts.has_failures:
-        yield "error_rate", counts.errors / counts.requests
-        yield "refused_rate", counts.refused / counts.requests
-    if counts.timed:
-        for name, share in QUANTILES.items():
-            yield name, counts.quantile(share)
-    slow = iter(counts.slow.tolist())
-    for requirement in requirements:
-        if requirement.name in QUANTILES:
-            late = next(slow)
-            if counts.timed:
-                yield f"budget_left/{requirement.name}", 1 - late / counts.timed / (1 - QUANTILES[requirement.name])
-        elif requirement.value and counts.has_failures:
-            yield f"budget_left/{requirement.name}", 1 - counts.errors / counts.requests / requirement.value
 
 
 def _numbers(table: pa.Table, name: str) -> Array:

@@ -36,6 +36,7 @@ from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, Windo
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Artifact, Output
 from mlflow_deploy_plugin.server import compare_outputs
+from mlflow_deploy_plugin.spec import MonitorSpec
 
 MAX_ROWS = 100_000
 _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
@@ -62,6 +63,22 @@ class _ShadowRows:
     def comparable(self) -> Array:
         comparable: Array = self.same >= 0
         return comparable
+
+    def disagreement(self, rows: Array, sampling: Sampling) -> MetricInterval:
+        """Return the share of some comparable rows, [N] bool, on which the shadow said something else."""
+        return share_interval("disagreement", self.same[rows] == _OTHER, sampling.of(rows))
+
+    def figures(self, variant: str, answered: int, sampling: Sampling) -> dict[str, float]:
+        count = int(self.comparable.sum())
+        figures = {f"compared_rows/{variant}": float(count), f"copied_share/{variant}": self.copies / answered}
+        if count:
+            measured = self.disagreement(self.comparable, sampling)
+            figures |= {
+                f"disagreement/{variant}": measured.value,
+                f"disagreement_low/{variant}": measured.low,
+                f"disagreement_high/{variant}": measured.high,
+            }
+        return figures
 
 
 def judge(request: WindowRequest) -> MonitorResult:
@@ -90,8 +107,9 @@ def judge(request: WindowRequest) -> MonitorResult:
             f"{len(answered):,} answered rows compared",
             *one.failures,
         ]
-        figures |= _figures(variant, one, len(answered), event_sampling(request, one.answered, confidence))
-        findings += _findings(request, variant, one, parts[variant], confidence, len(compared) == 1)
+        sampling = event_sampling(request, one.answered, confidence)
+        figures |= one.figures(variant, len(answered), sampling)
+        findings += _findings(spec, variant, one, parts[variant], sampling, len(compared) == 1)
     for requirement in spec.requirements:
         if requirement.argument and requirement.argument not in compared:
             reason = (
@@ -234,37 +252,23 @@ def _parts(
 
 
 def _findings(
-    request: WindowRequest,
+    spec: MonitorSpec,
     variant: str,
     compared: _ShadowRows,
     parts: list[tuple[str, Array]],
-    confidence: float,
+    sampling: Sampling,
     is_only: bool,
 ) -> Iterator[Finding]:
-    sampling = event_sampling(request, compared.answered, confidence)
-    for requirement in request.spec.requirements:
+    for requirement in spec.requirements:
         if requirement.argument not in ("", variant):
             continue
         for segment, rows in parts:
             chosen = rows & compared.comparable
-            count = int(chosen.sum())
-            if count < request.spec.min_rows:
-                reason = f"{count:,} rows can be compared; min_rows is {request.spec.min_rows}"
-                measured: MetricInterval | Refused = Refused(reason)
+            if (count := int(chosen.sum())) < spec.min_rows:
+                measured: MetricInterval | Refused = Refused(
+                    f"{count:,} rows can be compared; min_rows is {spec.min_rows}"
+                )
             else:
-                measured = share_interval("disagreement", compared.same[chosen] == _OTHER, sampling.of(chosen))
-            found = criterion_finding(requirement, measured, confidence, segment)
+                measured = compared.disagreement(chosen, sampling)
+            found = criterion_finding(requirement, measured, sampling.confidence, segment)
             yield found if is_only or requirement.argument else replace(found, subject=f"{found.subject}({variant})")
-
-
-def _figures(variant: str, one: _ShadowRows, answered: int, sampling: Sampling) -> dict[str, float]:
-    count = int(one.comparable.sum())
-    figures = {f"compared_rows/{variant}": float(count), f"copied_share/{variant}": one.copies / answered}
-    if count:
-        measured = share_interval("", one.same[one.comparable] == _OTHER, sampling.of(one.comparable))
-        figures |= {
-            f"disagreement/{variant}": measured.value,
-            f"disagreement_low/{variant}": measured.low,
-            f"disagreement_high/{variant}": measured.high,
-        }
-    return figures
