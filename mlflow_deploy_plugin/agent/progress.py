@@ -110,9 +110,10 @@ class ShippingProgress:
 
     def set_complete(self, name: str, moment: float, is_gone: bool = False) -> None:
         """Note that everything the segment held at `moment` is in the log."""
-        self._complete[name] = moment
         if is_gone:
-            del self._complete[name]
+            self._complete.pop(name, None)
+        else:
+            self._complete[name] = moment
 
     def add_shipped(self, segment: str, end: int, rows: Mapping[str, int], lost: Mapping[str, int]) -> None:
         """Note that these rows of the segment, up to the byte `end`, are in the log.

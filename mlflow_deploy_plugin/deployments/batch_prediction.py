@@ -59,6 +59,10 @@ class RowBatch:
     def part(self, start: int, stop: int) -> "RowBatch":
         return replace(self, records=self.records[start:stop], places=self.places[start:stop])
 
+    def halves(self) -> tuple["RowBatch", "RowBatch"]:
+        middle = len(self) // 2
+        return self.part(0, middle), self.part(middle, len(self))
+
 
 @dataclass(frozen=True)
 class RowFile:
@@ -129,9 +133,7 @@ def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[Any]:
     except BodyTooLarge:
         if len(batch) == 1:
             raise
-        middle = len(batch) // 2
-        halves = (batch.part(0, middle), batch.part(middle, len(batch)))
-        return [row for half in halves for row in predict_batch(predict, name, half)]
+        return [row for half in batch.halves() for row in predict_batch(predict, name, half)]
     except (InvalidRequest, InferenceError) as error:
         raise InvalidRequest(_error_with_row(predict, name, batch, error)) from None
 
@@ -315,9 +317,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
     if first:
         return f"{name}, {batch.places[0]}: {_without_row_number(first)}"
     while len(batch) > 1:
-        middle = len(batch) // 2
-        halves = batch.part(0, middle), batch.part(middle, len(batch))
-        refused = next((half for half in halves if _batch_error(predict, half)), None)
+        refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
         if refused is None:  # the rows are refused together, and neither half alone
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused

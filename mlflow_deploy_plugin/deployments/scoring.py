@@ -15,7 +15,7 @@ import pandas as pd
 
 from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
-from mlflow_deploy_plugin.deployments.lifecycle import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady, OnnxserveError
 
@@ -39,10 +39,10 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
         NotFound: there is no such deployment or endpoint.
         NotReady: it does not run.
     """
+    observed: Deployment | ObservedEndpoint
     if name is not None:
-        deployment = deployments.get(name, endpoint)
-        observed = ObservedEndpoint(deployment.endpoint, deployment.observation)
-        stored = deployment.endpoint
+        observed = deployments.get(name, endpoint)
+        stored = observed.endpoint
         answering = [one for one, weight in traffic_weights(stored.spec).items() if weight > 0]
         if answering != [name]:
             raise InvalidConfig(
