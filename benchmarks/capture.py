@@ -98,7 +98,7 @@ def cost(kind: str, choice: str, requests: int) -> Cost:
 
 def labels() -> tuple[float, float]:
     """Microseconds of writing down one label, best and median."""
-    from mlflow_deploy_plugin.server.capture.feedback import Feedback
+    from mlflow_deploy_plugin.server.capture.codec import Feedback
     from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-capture-", dir="/dev/shm") as folder:

@@ -6,6 +6,7 @@ Imports neither mlflow, pandas nor any training framework, and ONNX Runtime only
 from mlflow_deploy_plugin.runtime.artifact import (
     COLUMN_TYPES,
     FLAVOR,
+    MLMODEL,
     PYTHON_FUNCTION,
     Artifact,
     Column,
@@ -17,16 +18,17 @@ from mlflow_deploy_plugin.runtime.artifact import (
     Tensor,
     altered_file_message,
     check_digests,
+    check_yaml,
     read_artifact,
+    read_mlmodel,
 )
-from mlflow_deploy_plugin.runtime.batchable import unbatchable_reason
-from mlflow_deploy_plugin.runtime.batcher import BatchCallback, Batcher, BatchPolicy
-from mlflow_deploy_plugin.runtime.dimensions import no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime.batcher import BatchCallback, Batcher, BatchPolicy, unbatchable_reason
 from mlflow_deploy_plugin.runtime.feeds import (
     Array,
     Feeds,
     NarrowedFeeds,
     concatenate_feeds,
+    no_batch_dimension_reason,
     repeat_row,
     row_count,
     sent_arrays,
@@ -43,7 +45,6 @@ from mlflow_deploy_plugin.runtime.log_columns import (
     output_column,
     to_log_columns,
 )
-from mlflow_deploy_plugin.runtime.mlmodel import MLMODEL, check_yaml, read_mlmodel
 from mlflow_deploy_plugin.runtime.model import (
     OnnxModel,
     OpaqueBody,

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.dimensions import SharedDimensions, sizes_match
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, narrowed_feeds
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, SharedDimensions, narrowed_feeds, sizes_match
 from mlflow_deploy_plugin.runtime.values import LISTS, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None

@@ -23,10 +23,9 @@ from mlflow_deploy_plugin.runtime.artifact import (
     Output,
     Tensor,
     read_artifact,
+    read_mlmodel,
 )
-from mlflow_deploy_plugin.runtime.dimensions import row_symbols
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.runtime.mlmodel import read_mlmodel
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_symbols
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
 

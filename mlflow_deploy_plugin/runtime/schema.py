@@ -17,14 +17,6 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch, hint_for_missing, join_names
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Output, Tensor
-from mlflow_deploy_plugin.runtime.dimensions import (
-    SharedDimensions,
-    row_symbols,
-    rowless_reason,
-    shared_dimensions,
-    size_mismatch,
-    sizes_match,
-)
 from mlflow_deploy_plugin.runtime.fast_decode import (
     FastDecoder,
     FastTensorDecoder,
@@ -32,7 +24,19 @@ from mlflow_deploy_plugin.runtime.fast_decode import (
     compile_fast_tensor_decoder,
     type_blocks,
 )
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, narrowed_feeds, row_count, sent_arrays
+from mlflow_deploy_plugin.runtime.feeds import (
+    Array,
+    Feeds,
+    SharedDimensions,
+    narrowed_feeds,
+    row_count,
+    row_symbols,
+    rowless_reason,
+    sent_arrays,
+    shared_dimensions,
+    size_mismatch,
+    sizes_match,
+)
 from mlflow_deploy_plugin.runtime.values import (
     NO_ROWS,
     Missing,

@@ -1,10 +1,10 @@
 from . import (
     protocols as protocols,
 )
-from .capture.feedback import (
+from .capture.codec import (
     Feedback as Feedback,
 )
-from .capture.feedback import (
+from .capture.codec import (
     FeedbackFrame as FeedbackFrame,
 )
 from .capture.frames import (

@@ -13,8 +13,7 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.inference_log import open_log, parse_window
 from mlflow_deploy_plugin.runtime import Input, Schema, Tensor
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, exclude_columns
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.capture.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from tests.support.shipping import HOUR, IMAGES, NOON, TABULAR, files, rows, write
 

@@ -13,8 +13,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.server.capture.captured_model import exclude_columns
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.capture.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.server.capture.frames import FRAME, MAGIC
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from tests.support.services.s3 import s3_server

@@ -1,9 +1,22 @@
-"""Feeds are joined, cut and repeated together with the values that were sent."""
+"""Feeds are joined, cut and repeated with the values that were sent; which sizes agree, and which are rows."""
+
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-from mlflow_deploy_plugin.runtime import concatenate_feeds, repeat_row, row_count, sent_arrays, slice_feeds
+from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.runtime import (
+    OnnxModel,
+    concatenate_feeds,
+    no_batch_dimension_reason,
+    repeat_row,
+    row_count,
+    sent_arrays,
+    slice_feeds,
+)
 from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, narrowed_feeds
+from tests.support.models import write_model
 
 
 def narrowed(*values: float) -> NarrowedFeeds:
@@ -38,3 +51,66 @@ def test_one_row_is_repeated() -> None:
 def test_the_longest_array_says_how_many_rows_there_are() -> None:
     assert row_count({"x": np.zeros((3, 2)), "one": np.zeros(1), "scalar": np.array(1.0)}) == 3
     assert row_count({"scalar": np.array(1.0)}) == row_count({}) == 0
+
+
+TEXTS = "g (float[N,2] X, string[N] s) => (float[N] y, string[N] t) <int64[1] axis = {1}> { %s \n t = Identity(s) }"
+COSINE = "g (float[N,K] a, float[M,K] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }"
+ZIPMAP = (
+    "g (float[N,2] p) => (seq(map(string, float)) probability)"
+    '{ probability = ai.onnx.ml.ZipMap<classlabels_strings = ["no", "yes"]>(p) }'
+)
+
+
+def load(folder: Path, graph: str) -> OnnxModel:
+    return OnnxModel.load(write_model(folder, graph))
+
+
+@pytest.mark.parametrize(
+    ("graph", "has_rows", "why"),
+    [
+        ("g (float[N,2] X) => (float[N,2] y) { y = Neg(X) }", True, ""),
+        (TEXTS % "y = ReduceSum<keepdims=0>(X, axis)", True, ""),
+        ("g (float[?,2] a, float[?,2] b) => (float[?,2] y) { y = Add(a, b) }", True, ""),
+        (ZIPMAP, True, ""),
+        ("g (float[1,2] X) => (float[1,2] y) { y = Neg(X) }", True, "'X' has the fixed first size 1"),
+        ("g (float[3,2] X) => (float[3,2] y) { y = Neg(X) }", False, "'X' has the fixed first size 3"),
+        ("g (float[0,2] X) => (float[0,2] y) { y = Neg(X) }", False, "'X' has the fixed first size 0"),
+        ("g (float[N] a, float b) => (float[N] y) { y = Mul(a, b) }", False, "'b' is a scalar"),
+        (COSINE, False, "not the same: 'a' (N), 'b' (M)"),
+        ("g (float[N] X) => (float y) { y = ReduceSum<keepdims=0>(X) }", False, "none of its outputs"),
+        ("g () => (float[2] y) <float[2] c = {1, 2}> { y = Identity(c) }", False, "it has no inputs"),
+    ],
+)
+def test_the_first_dimensions_are_rows_where_they_are_free_and_the_same(
+    tmp_path: Path, graph: str, has_rows: bool, why: str
+) -> None:
+    model = load(tmp_path, graph)
+
+    assert model.schema.has_rows is has_rows
+    assert model.schema.tensor_schema.has_rows is has_rows
+    assert why in (found := no_batch_dimension_reason(model.artifact))
+    assert bool(found) == bool(why)
+
+
+def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: Path) -> None:
+    model = load(tmp_path, COSINE)
+    a, b = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
+
+    assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[3.0] * 4] * 2
+    with pytest.raises(SchemaMismatch) as caught:
+        model.schema.from_columns({"a": a, "b": b[:, :2]})
+    assert caught.value.message == (
+        "the model's dimension 'K' has one size, but 'a' has 3 (dimension 1) and 'b' has 2 (dimension 1)"
+    )
+    assert model.run(model.schema.from_columns({"a": a[:0], "b": b}))["y"].shape == (0, 4)
+
+
+def test_a_signature_of_another_rank_than_the_graph_is_for_the_graph_to_refuse(tmp_path: Path) -> None:
+    vectors = [
+        {"type": "tensor", "name": name, "tensor-spec": {"dtype": "float32", "shape": [-1]}} for name in ("a", "b")
+    ]
+    model = OnnxModel.load(write_model(tmp_path, COSINE, vectors))
+    feeds = model.schema.from_columns({"a": np.ones(2, np.float32), "b": np.ones(3, np.float32)})
+
+    with pytest.raises(InferenceError, match="Invalid rank"):
+        model.run(feeds)

@@ -1,4 +1,4 @@
-"""One captured request as bytes.
+"""One captured request as bytes; and feedback, the labels that callers report for earlier predictions.
 
 What repeats is written once, in the layout: JSON that names the arrays in order, with their dtypes and the shape of a
 row. The request itself is a head of fixed size, both ids, and the arrays: numbers as they lie in memory, strings as
@@ -7,7 +7,7 @@ and one copy an array.
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ _MAX_PLANS = 256
 the cache."""
 _ALL_COLUMNS: Array = np.empty(0, dtype=np.intp)
 _form: Callable[[Array], tuple[tuple[int, ...], np.dtype[Any]]] = attrgetter("shape", "dtype")
+
+Value = str | int | float | bool | None
 
 
 class RequestRecord(NamedTuple):
@@ -227,3 +229,50 @@ def _make_plan(
         and len(kept) == len(arrays)
         and not any(is_text or columns is not None for _, is_text, columns in kept),
     )
+
+
+class Feedback(NamedTuple):
+    """The true label of one row, or of all rows of a request.
+
+    Attributes:
+        prediction_id: of the response; None if `key` names the row.
+        row: of that request, from 0; None for all rows.
+        key: values of the row's columns by name.
+        label: None withdraws an earlier label.
+    """
+
+    prediction_id: str | None
+    row: int | None
+    key: Mapping[str, Value] | None
+    label: Value
+
+
+@dataclass(frozen=True)
+class FeedbackFrame:
+    """The feedback of one request.
+
+    Attributes:
+        received_time: microseconds since 1970 (UTC).
+        offset: of the frame in its segment; with the segment's name it identifies duplicates.
+    """
+
+    endpoint: str
+    received_time: int
+    entries: tuple[Feedback, ...]
+    offset: int = 0
+
+
+def encode_feedback(endpoint: str, received_time: int, entries: Sequence[Feedback]) -> bytes:
+    """Return the payload of a frame, without its kind."""
+    return orjson.dumps([endpoint, received_time, [tuple(entry) for entry in entries]])
+
+
+def decode_feedback(payload: bytes | memoryview, offset: int) -> FeedbackFrame:
+    """Reverse `encode_feedback`.
+
+    Raises:
+        ValueError, TypeError: the payload is malformed.
+    """
+    fields: list[Any] = orjson.loads(payload)
+    endpoint, received_time, entries = fields
+    return FeedbackFrame(endpoint, received_time, tuple(Feedback(*entry) for entry in entries), offset)

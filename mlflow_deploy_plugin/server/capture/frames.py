@@ -8,7 +8,7 @@ the payload is its kind:
 | model | JSON that binds a version's arrays to its signature (`captured_model.py`) |
 | layout | the offset of its model frame, and JSON that says what its requests hold (`codec.py`) |
 | request | the offset of its layout frame, then ids, times and arrays as they lie in memory |
-| feedback | what a caller said of earlier predictions (`feedback.py`) |
+| feedback | what a caller said of earlier predictions (`codec.py`) |
 
 A worker holds an flock on its open segment. The kernel releases it however the worker ends, so the agent can tell
 (`is_released`) when a segment stops growing. A frame that a crash has torn ends the segment for its reader.

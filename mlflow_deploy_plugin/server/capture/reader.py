@@ -19,8 +19,7 @@ import orjson
 
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.capture.codec import decode_layout
-from mlflow_deploy_plugin.server.capture.feedback import FeedbackFrame, decode_feedback
+from mlflow_deploy_plugin.server.capture.codec import FeedbackFrame, decode_feedback, decode_layout
 from mlflow_deploy_plugin.server.capture.frames import FEEDBACK_KIND, FRAME, Frames, find_frames, payload_at
 
 _HEAD = np.dtype(

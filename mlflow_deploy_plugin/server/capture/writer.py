@@ -16,8 +16,14 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.runtime import Array, NarrowedFeeds
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, encode_model
-from mlflow_deploy_plugin.server.capture.codec import EncodingPlan, RequestEncoder, RequestRecord, encode_failure
-from mlflow_deploy_plugin.server.capture.feedback import Feedback, encode_feedback
+from mlflow_deploy_plugin.server.capture.codec import (
+    EncodingPlan,
+    Feedback,
+    RequestEncoder,
+    RequestRecord,
+    encode_failure,
+    encode_feedback,
+)
 from mlflow_deploy_plugin.server.capture.frames import (
     FEEDBACK_KIND,
     FRAME,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, did_you_mean
 from mlflow_deploy_plugin.runtime import short_repr
-from mlflow_deploy_plugin.server.capture.feedback import Feedback, Value
+from mlflow_deploy_plugin.server.capture.codec import Feedback, Value
 from mlflow_deploy_plugin.server.protocols.content import load_json_object
 
 MOST_ENTRIES = 10_000

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.runtime import Column, Input, Schema
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
-from mlflow_deploy_plugin.server.capture.codec import RequestRecord
-from mlflow_deploy_plugin.server.capture.feedback import Feedback
+from mlflow_deploy_plugin.server.capture.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.reader import Utf8Array, read_batches
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter

@@ -1,4 +1,7 @@
-"""A request to a graph without a batch dimension is one row, is never batched, and the server says so."""
+"""A request to a graph without a batch dimension is one row, is never batched, and the server says so.
+
+Feedback comes back from the spool as it was written.
+"""
 
 import json
 import os
@@ -11,6 +14,7 @@ import pytest
 
 from mlflow_deploy_plugin.agent.ship import captured_table
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.codec import Feedback, FeedbackFrame, decode_feedback, encode_feedback
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
@@ -153,3 +157,21 @@ def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(
     assert (row["x"], row["output.y"]) == ([1.0, 2.0], [-1.0, -2.0])
     said = "none: its input 'x' has the fixed first size 1"
     assert told(server, "/v2/models/one")["parameters"] == {"batch_dimension": said}
+
+
+ENTRIES = (
+    Feedback("p1", None, None, True),
+    Feedback("p1", 3, None, None),
+    Feedback(None, None, {"flight": 7, "carrier": "UA"}, 0.5),
+)
+
+
+def test_feedback_comes_back_as_it_was_written() -> None:
+    payload = encode_feedback("e", 1_000_000, ENTRIES)
+    assert decode_feedback(payload, 40) == FeedbackFrame("e", 1_000_000, ENTRIES, 40)
+
+
+@pytest.mark.parametrize("payload", [b"", b"[", b"7", b"[1,2]", b'["e",1,[[1]]]'])
+def test_what_is_malformed_is_refused(payload: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        decode_feedback(payload, 0)
