@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
 from mlflow_deploy_plugin.flavor import batch as batches
@@ -258,12 +257,13 @@ class _ParityProof:
         figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
             if excess[row] > 0:
+                one = batches.take_rows(group.batch, slice(row, row + 1)).items()
                 shown = {
                     "source": group.source,
                     "output": output.name,
                     "original": _plain(want[row]),
                     "onnx": _plain(got[row]),
-                    "input": _plain_inputs(batches.take_rows(group.batch, slice(row, row + 1))),
+                    "input": {str(name) or "input": _plain(np.asarray(values)[0]) for name, values in one},
                 }
                 self._worst.append((float(excess[row]), shown))
         self._worst = sorted(self._worst, key=lambda entry: -entry[0])[:WORST_ROWS]
@@ -313,13 +313,6 @@ class _ParityProof:
             unproven=unproven,
             repair=self._converted.repair,
         )
-
-
-def _plain_inputs(row: Batch) -> dict[str, Any]:
-    """Return a batch of one row by column, or by tensor."""
-    if isinstance(row, pd.DataFrame):
-        return {str(name): _plain(row[name].iloc[0]) for name in row.columns}
-    return {name or "input": _plain(array[0]) for name, array in row.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -68,26 +68,28 @@ def wrap(
     _check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     _check_choice("parity", parity, ParityPolicy)
     try:
-        data = _UserData.read(model, input_example, signature, parity_data, reference_data, event_time)
+        example, proof, reference, times = _read_data(
+            model, input_example, signature, parity_data, reference_data, event_time
+        )
         with TemporaryDirectory(prefix="onnxserve-") as folder:
-            form = select_form(Path(folder), model, data.example, data.parity, signature, predict_fn)
+            form = _FormTrials(model, example, proof, signature, predict_fn).select(Path(folder))
             _check_parity(form.report, parity)
             has_rows = form.runnable.schema.has_rows
-            if not has_rows and (data.reference is not None or data.times is not None):
+            if not has_rows and (reference is not None or times is not None):
                 raise InvalidConfig(
-                    f"{'event_time' if data.reference is None else 'reference_data'}: this graph has no batch "
+                    f"{'event_time' if reference is None else 'reference_data'}: this graph has no batch "
                     f"dimension, so that there are no rows: {no_batch_dimension_reason(form.runnable.artifact)}"
                 )
-            judged = data.reference if data.reference is not None else data.example
+            judged = reference if reference is not None else example
             sample = None
             if judged is not None and has_rows:
-                sample = sample_reference(form.runnable, judged, data.times)
+                sample = sample_reference(form.runnable, judged, times)
     except (ConversionError, ParityError) as error:
         cause = error.__cause__ or error
         if alternative := pyfunc_alternative(model):
             raise type(error)(f"{error.message.removesuffix('.')}. {alternative}.") from cause
         raise error from cause
-    first: Any = data.example
+    first: Any = example
     if first is not None and has_rows:
         first = batches.take_rows(first, slice(0, _EXAMPLE_ROWS))
     if isinstance(first, dict) and set(first) == {""}:
@@ -116,36 +118,27 @@ def _check_parity(report: ParityReport, parity: ParityPolicy) -> None:
     _logger.info("parity %s on %d rows", report.state, report.rows)
 
 
-@dataclass(frozen=True)
-class _UserData:
-    """The user's data, as batches of the model."""
+def _read_data(
+    model: Any, input_example: Any, signature: Any, parity_data: Any, reference_data: Any, event_time: Any
+) -> tuple[Batch | None, Batch | None, Batch | None, Array | None]:
+    """Return the example, `parity_data` and `reference_data` as batches of the model, and the event times."""
+    converter = converter_for(model)
+    times, judged = _split_event_times(event_time, reference_data if reference_data is not None else input_example)
+    if reference_data is None:
+        input_example = judged
+    elif isinstance(event_time, str) and event_time in getattr(input_example, "columns", ()):
+        input_example = input_example.drop(columns=[event_time])
 
-    example: Batch | None
-    parity: Batch | None
-    reference: Batch | None
-    times: Array | None
+    first = input_example if input_example is not None else parity_data
+    example = None if first is None else cast_to_signature(converter.read_batch(model, first), signature)
+    if example is not None:
+        check_example(example)
 
-    @classmethod
-    def read(
-        cls, model: Any, input_example: Any, signature: Any, parity_data: Any, reference_data: Any, event_time: Any
-    ) -> "_UserData":
-        converter = converter_for(model)
-        times, judged = _split_event_times(event_time, reference_data if reference_data is not None else input_example)
-        if reference_data is None:
-            input_example = judged
-        elif isinstance(event_time, str) and event_time in getattr(input_example, "columns", ()):
-            input_example = input_example.drop(columns=[event_time])
+    def read(data: Any, argument: str) -> Batch | None:
+        return None if data is None else align_columns(converter.read_batch(model, data), example, argument)
 
-        first = input_example if input_example is not None else parity_data
-        example = None if first is None else cast_to_signature(converter.read_batch(model, first), signature)
-        if example is not None:
-            check_example(example)
-
-        def read(data: Any, argument: str) -> Batch | None:
-            return None if data is None else align_columns(converter.read_batch(model, data), example, argument)
-
-        further = None if reference_data is None else judged
-        return cls(example, read(parity_data, "parity_data"), read(further, "reference_data"), times)
+    further = None if reference_data is None else judged
+    return example, read(parity_data, "parity_data"), read(further, "reference_data"), times
 
 
 def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
@@ -196,50 +189,11 @@ class OnnxForm:
     report: ParityReport
 
 
-def select_form(
-    folder: Path,
-    model: Any,
-    example: Batch | None,
-    parity_data: Batch | None,
-    signature: ModelSignature | None,
-    predict_fn: PredictFunction,
-) -> OnnxForm:
-    """Return the first form without doubts, else the one that comes closest to the original.
-
-    Args:
-        folder: an empty folder for the drafts.
-
-    Raises:
-        ConversionError: no form can be made, or run.
-    """
-    best: OnnxForm | None = None
-    failure: ModelError | None = None
-    trials = _FormTrials(example, parity_data, signature, predict_fn)
-    for position, make in enumerate(converter_for(model).forms(model, example, predict_fn)):
-        try:
-            draft = folder / str(position)
-            draft.mkdir()
-            form = trials.run(draft, make())
-        except ConversionError as error:
-            failure = failure or error
-            continue
-        except InvalidArtifact as error:
-            failure = failure or (error if is_onnx(model) else ConversionError(explain_failure(error, model)))
-            continue
-        _logger.debug("form %d: %s", position, form.report.as_dict())
-        if best is None or form.report.doubts < best.report.doubts:
-            best = form
-        if not any(form.report.doubts):
-            break
-    if best is None:
-        raise ConversionError(failure.message if failure else f"{type(model).__name__} has no ONNX form")
-    return best
-
-
 @dataclass
 class _FormTrials:
     """Compares all forms of a model on the same rows, for which the original is called once."""
 
+    model: Any
     example: Batch | None
     parity_data: Batch | None
     signature: ModelSignature | None
@@ -247,9 +201,47 @@ class _FormTrials:
     rows: list[RowGroup] = field(default_factory=list)
     answers: dict[int, dict[str, Array]] = field(default_factory=dict)
 
+    def select(self, folder: Path) -> OnnxForm:
+        """Return the first form without doubts, else the one that comes closest to the original.
+
+        Args:
+            folder: an empty folder for the drafts.
+
+        Raises:
+            ConversionError: no form can be made, or run.
+        """
+        best: OnnxForm | None = None
+        failure: ModelError | None = None
+        model = self.model
+        for position, make in enumerate(converter_for(model).forms(model, self.example, self.predict_fn)):
+            try:
+                draft = folder / str(position)
+                draft.mkdir()
+                form = self.run(draft, make())
+            except ConversionError as error:
+                failure = failure or error
+                continue
+            except InvalidArtifact as error:
+                failure = failure or (error if is_onnx(model) else ConversionError(explain_failure(error, model)))
+                continue
+            _logger.debug("form %d: %s", position, form.report.as_dict())
+            if best is None or form.report.doubts < best.report.doubts:
+                best = form
+            if not any(form.report.doubts):
+                break
+        if best is None:
+            raise ConversionError(failure.message if failure else f"{type(model).__name__} has no ONNX form")
+        return best
+
     def run(self, draft: Path, converted: ConvertedModel) -> OnnxForm:
         example, original = self.example, converted.original
-        signature = self.signature or _infer_signature(converted, example)
+        signature = self.signature
+        if example is None or original is None:
+            signature = signature or graph_signature(example, converted.inputs, converted.outputs)
+        elif signature is None:  # inputs as in the example, outputs as the original returns them
+            answers, names = original(batches.take_rows(example, _HEAD)), converted.prediction
+            predicted = answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names}
+            signature = signature_of(example, predicted)
         write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
@@ -267,12 +259,3 @@ class _FormTrials:
         if id(batch) not in self.answers:  # the row groups live as long as this object, and so do their ids
             self.answers[id(batch)] = original(batch)
         return self.answers[id(batch)]
-
-
-def _infer_signature(converted: ConvertedModel, example: Batch | None) -> ModelSignature:
-    """Return the signature: inputs as in the example, outputs as the original returns them, else as in the graph."""
-    if example is None or converted.original is None:
-        return graph_signature(example, converted.inputs, converted.outputs)
-    answers = converted.original(batches.take_rows(example, _HEAD))
-    names = converted.prediction
-    return signature_of(example, answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names})

@@ -106,7 +106,11 @@ class _LoadedOnnx:
         by_role: dict[str, Array] = {}
         for output in artifact.outputs:
             values = outputs[output.name]
-            role = output.role if artifact.flavor == "onnxserve" else _guess_role(values, len(artifact.outputs))
+            role: str = output.role
+            if artifact.flavor != "onnxserve":  # MLflow's own `onnx`: by its type, as skl2onnx writes classifiers
+                is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
+                is_label = values.dtype.kind in "OUib" and values.ndim == 1
+                role = "label" if is_label else "probabilities" if is_matrix else "values"
             by_role.setdefault(role, values)
         probabilities = by_role.get("probabilities")
         if probabilities is not None and probabilities.ndim != 2:
@@ -180,13 +184,6 @@ class _LoadedPyfunc:
 def _widen(values: Array, column_type: str) -> Array:
     """Return whole numbers as floats for a float column: MLflow's enforcement refuses 64-bit integers there."""
     return values.astype(np.float64) if column_type in ("double", "float") and values.dtype.kind in "iu" else values
-
-
-def _guess_role(values: Array, outputs: int) -> str:
-    """Return the role of an output of MLflow's own `onnx` flavor by its type, as skl2onnx writes classifiers."""
-    if values.dtype.kind in "OUib" and values.ndim == 1:
-        return "label"
-    return "probabilities" if outputs > 1 and values.ndim == 2 and values.shape[1] > 1 else "values"
 
 
 def _flat(array: Array) -> Array:

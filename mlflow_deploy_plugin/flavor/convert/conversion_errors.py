@@ -5,6 +5,7 @@ model at which it stopped, with its place and its option, and says the rest plai
 """
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any
@@ -60,7 +61,9 @@ def packages_of(model: Any) -> list[str]:
 def explain_failure(error: BaseException, model: Any) -> str:
     """Return the message if a model is not converted, or its graph not loaded: the step, its option, the reason."""
     options = list(_options(model))
-    part = _operator_of(error)
+    part: Any = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):  # the estimator that skl2onnx was converting
+        part = getattr(frame.f_locals.get("operator"), "raw_operator", None) or part
     if not part:  # the part whose class the error names, the innermost one that is no pipeline
         words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
         part = next((one for _, one in _parts(model) if type(one).__name__ in words), None)
@@ -96,16 +99,6 @@ def plain_reason(text: str) -> str:
         )
     text = _URL.sub("", _ISSUE.sub("", _CPP.sub("", text)))
     return text.strip(" .:")[:300]
-
-
-def _operator_of(error: BaseException) -> Any:
-    """Return the estimator that skl2onnx was converting when it raised, or None."""
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        operator = trace.tb_frame.f_locals.get("operator")
-        found = getattr(operator, "raw_operator", None) or found
-        trace = trace.tb_next
-    return found
 
 
 def _parts(model: Any) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 """ONNX models and files: nothing to convert, and no original to compare with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -52,12 +53,21 @@ def _bind(model: Any, batch: Batch | None) -> ConvertedModel:
     except Exception as error:  # noqa: BLE001 - protobuf, the checker and the file system each raise their own
         raise ConversionError(f"not a valid ONNX model: {' '.join(str(error).split())[:300]}") from None
     held = {initializer.name for initializer in proto.graph.initializer}
-    nodes = [value for value in proto.graph.input if value.name not in held]
-    inputs = tuple(_input(value.name, *_known(value), nodes, batch) for value in nodes)
+    inputs = [Input(value.name, *_known(value)) for value in proto.graph.input if value.name not in held]
+    names = [entry.name for entry in inputs]
+    if isinstance(batch, pd.DataFrame):  # inputs are columns by name, or all of them are stacked into the only input
+        columns = tuple(str(column) for column in batch.columns)
+        is_matrix = len(inputs) == 1 and (len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns)))
+        if not is_matrix and not set(names) <= set(columns):
+            raise InvalidConfig(f"input_example: its columns {list(columns)} are not the graph's inputs {names}")
+        inputs = [replace(one, columns=(one.name,) if one.name in columns else columns) for one in inputs]
+    elif batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
+        tensors, expected = sorted(batch), sorted(names)
+        raise InvalidConfig(f"input_example: its tensors {tensors} are not the graph's inputs {expected}")
     outputs = tuple(Output(value.name, *_known(value)) for value in proto.graph.output)
     return ConvertedModel(
         proto=proto,
-        inputs=inputs,
+        inputs=tuple(inputs),
         outputs=outputs,
         prediction=tuple(output.name for output in outputs),
         framework="onnx",
@@ -71,19 +81,3 @@ def _known(value: Any) -> tuple[str, tuple[int, ...]]:
     if not dtype:
         raise ConversionError(f"the graph's {value.name!r} is of a type that cannot be served")
     return dtype, shape
-
-
-def _input(name: str, dtype: str, shape: tuple[int, ...], nodes: list[Any], batch: Batch | None) -> Input:
-    """Bind an input to the table's columns: by name, or all of them stacked into the only input."""
-    names = [value.name for value in nodes]
-    if not isinstance(batch, pd.DataFrame):
-        if batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
-            tensors, expected = sorted(batch), sorted(names)
-            raise InvalidConfig(f"input_example: its tensors {tensors} are not the graph's inputs {expected}")
-        return Input(name, dtype, shape)
-    columns = tuple(str(column) for column in batch.columns)
-    if set(names) <= set(columns):
-        return Input(name, dtype, shape, (name,))
-    if len(nodes) == 1 and (len(shape) != 2 or shape[1] in (-1, len(columns))):
-        return Input(name, dtype, shape, columns)
-    raise InvalidConfig(f"input_example: its columns {list(columns)} are not the graph's inputs {names}")

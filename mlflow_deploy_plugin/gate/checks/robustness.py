@@ -125,15 +125,12 @@ def check_robustness(
         SchemaMismatch, InferenceError: the model refuses the rows as they are.
     """
     clean = model.predict(rows)
-    disturbances: dict[str, Callable[[NamedArrays, np.random.Generator], NamedArrays]] = {
-        "noise": lambda given, rng: with_noise(given, policy.noise, rng),
-        "missing": lambda given, rng: with_missing(given, policy.missing, rng),
-        "out_of_range": lambda given, rng: with_out_of_range(given, policy.out_of_range, rng),
-    }
-    outcomes = [
-        _outcome(name, model, clean, disturb(rows, np.random.default_rng([seed, place])), labelled)
-        for place, (name, disturb) in enumerate(disturbances.items())
-    ]
+    disturbed = (
+        ("noise", with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))),
+        ("missing", with_missing(rows, policy.missing, np.random.default_rng([seed, 1]))),
+        ("out_of_range", with_out_of_range(rows, policy.out_of_range, np.random.default_rng([seed, 2]))),
+    )
+    outcomes = [_outcome(name, model, clean, changed, labelled) for name, changed in disturbed]
     noise = outcomes[0]
     total = count_rows(rows)
     metric = labelled.metric if labelled is not None else "metric"

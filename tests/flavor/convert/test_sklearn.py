@@ -36,26 +36,11 @@ from sklearn.tree import DecisionTreeClassifier
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-
-
-def _columns(impute_texts: bool = False) -> ColumnTransformer:
-    numbers = make_pipeline(SimpleImputer(), StandardScaler())
-    texts = OneHotEncoder(handle_unknown="ignore")
-    if impute_texts:
-        texts = make_pipeline(SimpleImputer(strategy="most_frequent"), texts)
-    return ColumnTransformer(
-        [
-            ("numbers", numbers, ["temperature", "humidity", "hour"]),
-            ("texts", texts, ["city"]),
-            ("codes", OneHotEncoder(handle_unknown="ignore"), ["weekend", "code"]),
-        ],
-        sparse_threshold=0,
-    )
-
+from tests.support.weather import weather_columns
 
 MIXED = {
-    "linear": lambda: make_pipeline(_columns(), LogisticRegression()),
-    "boosted trees": lambda: make_pipeline(_columns(), HistGradientBoostingClassifier(max_iter=10)),
+    "linear": lambda: make_pipeline(weather_columns(), LogisticRegression()),
+    "boosted trees": lambda: make_pipeline(weather_columns(), HistGradientBoostingClassifier(max_iter=10)),
     "ordinals beside the rest": lambda: make_pipeline(
         ColumnTransformer(
             [("texts", OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"])],
@@ -235,7 +220,7 @@ def test_example_without_a_meaning_is_refused(
 
 def test_column_that_no_graph_can_take_is_named(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
-    model = make_pipeline(_columns(), LogisticRegression()).fit(table, labels)
+    model = make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels)
 
     with pytest.raises(InvalidConfig, match="column 'when' has the type datetime64"):
         wrap(model, table.assign(when=pd.Timestamp("2013-01-01")))

@@ -169,9 +169,14 @@ def _margin(model: Any) -> Callable[[Batch], Array] | None:
     return of_several_targets if isinstance(getattr(model, "classes_", None), list) else None
 
 
-# the converters that skl2onnx lacks, or has wrong
-_CONVERTERS = {**categories.CONVERTERS, **elementwise.CONVERTERS, **texts.CONVERTERS, **trees.CONVERTERS}
-_SHAPES = {**categories.SHAPES, **elementwise.SHAPES, **texts.SHAPES, **trees.SHAPES}
+_OWN: dict[type, tuple[Any, Any]] = {
+    **categories.CONVERTERS,
+    **elementwise.CONVERTERS,
+    **texts.CONVERTERS,
+    **trees.CONVERTERS,
+}
+"""The shape calculators and converters that skl2onnx lacks, or has wrong."""
+
 # Said explicitly: with the defaults IsolationForest is not converted, and newer opsets need a newer runtime.
 _OPSET = {"": 21, "ai.onnx.ml": 3}
 _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
@@ -195,8 +200,8 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
                 # probabilities as a matrix; the default is a list of mappings
                 options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
-                custom_conversion_functions=_CONVERTERS,
-                custom_shape_calculators=_SHAPES,
+                custom_conversion_functions={kind: convert for kind, (_, convert) in _OWN.items()},
+                custom_shape_calculators={kind: shapes for kind, (shapes, _) in _OWN.items()},
                 target_opset=_OPSET,
             )
     except Exception as error:

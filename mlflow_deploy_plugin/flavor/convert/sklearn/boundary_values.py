@@ -124,7 +124,13 @@ def _own(estimator: Any) -> _Collected:
         inner = estimator.tree_.feature >= 0
         features, values = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
         for feature in np.unique(features):
-            found.edges[int(feature)] = [_deciding(values[features == feature])]
+            thresholds = _finite(values[features == feature])
+            # the comparison of a 32-bit rounding changes at the 64-bit number in the middle of two
+            lower = thresholds.astype(np.float32)
+            lower = np.where(lower > thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
+            upper = np.nextafter(lower, np.float32(np.inf))
+            middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
+            found.edges[int(feature)] = [np.concatenate([thresholds, middle])]
     for predictors in getattr(estimator, "_predictors", ()):
         for predictor in predictors:
             nodes = predictor.nodes[predictor.nodes["is_leaf"] == 0]
@@ -150,15 +156,6 @@ _EDGES: dict[type, Callable[[Any], Any]] = {
     BernoulliNB: lambda step: [[] if step.binarize is None else [step.binarize]] * step.n_features_in_,
     QuantileTransformer: lambda step: step.quantiles_.T,
 }
-
-
-def _deciding(thresholds: Array) -> Array:
-    """Return a tree's thresholds, and the 64-bit numbers at which the comparison with a 32-bit rounding changes."""
-    thresholds = _finite(thresholds)
-    lower = thresholds.astype(np.float32)
-    lower = np.where(lower > thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
-    upper = np.nextafter(lower, np.float32(np.inf))
-    return np.concatenate([thresholds, lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2])
 
 
 def _back(step: Any, found: _Collected) -> _Collected:

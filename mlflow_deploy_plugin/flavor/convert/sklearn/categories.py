@@ -14,7 +14,7 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64T
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
 from mlflow_deploy_plugin.runtime import Array
 
 _KEYS: dict[type, tuple[str, Callable[[Any], Any]]] = {
@@ -27,13 +27,8 @@ _NO_COLUMN = -1.0
 """The code of a category that is dropped, or unknown: it has no column."""
 
 
-def ordinal_shapes(operator: Any) -> None:
-    """Set the output type: a 32-bit float for each column, its code, which may be NaN."""
-    operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.categories_)])
-
-
 def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
-    """Add the codes of all columns, side by side.
+    """Add the codes of all columns, side by side; a code may be NaN.
 
     Raises:
         NotImplementedError: infrequent categories.
@@ -51,15 +46,8 @@ def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
     graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
-def one_hot_shapes(operator: Any) -> None:
-    """Set the output type: a 32-bit float for each category that is not dropped or grouped."""
-    encoder = operator.raw_operator
-    width = sum(_one_hot_codes(encoder, position)[2] for position in range(len(encoder.categories_)))
-    operator.outputs[0].type = FloatTensorType([None, width])
-
-
 def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
-    """Add a 1 in the column of the row's category, 0 in the others."""
+    """Add a 1 in the column of the row's category, 0 in the others; a dropped or grouped one has no column."""
     graph = NodeBuilder(scope, container)
     encoder: OneHotEncoder = operator.raw_operator
     parts = []
@@ -73,13 +61,11 @@ def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
     graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
-def target_shapes(operator: Any) -> None:
-    """Set the output type: a 32-bit float for each column and, with more than two classes, each class."""
-    operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.encodings_)])
-
-
 def convert_target(scope: Any, operator: Any, container: Any) -> None:
-    """Add the mean of the target for a row's category; for an unknown one, the mean of all rows."""
+    """Add the mean of the target for a row's category; for an unknown one, the mean of all rows.
+
+    With more than two classes, there is a mean for each column and class.
+    """
     graph = NodeBuilder(scope, container)
     encoder: TargetEncoder = operator.raw_operator
     means = np.atleast_1d(encoder.target_mean_)
@@ -155,5 +141,11 @@ def _is_missing(entry: Any) -> bool:
     return bool(pd.isna(entry)) or entry == MISSING
 
 
-SHAPES = {OrdinalEncoder: ordinal_shapes, OneHotEncoder: one_hot_shapes, TargetEncoder: target_shapes}
-CONVERTERS = {OrdinalEncoder: convert_ordinal, OneHotEncoder: convert_one_hot, TargetEncoder: convert_target}
+CONVERTERS = {
+    OrdinalEncoder: (float_columns(lambda encoder: len(encoder.categories_)), convert_ordinal),
+    OneHotEncoder: (
+        float_columns(lambda encoder: sum(_one_hot_codes(encoder, n)[2] for n in range(len(encoder.categories_)))),
+        convert_one_hot,
+    ),
+    TargetEncoder: (float_columns(lambda encoder: len(encoder.encodings_)), convert_target),
+}

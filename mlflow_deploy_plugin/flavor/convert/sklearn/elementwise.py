@@ -212,15 +212,10 @@ def _float(kind: Any) -> int:
     return int(TensorProto.DOUBLE if isinstance(kind, DoubleTensorType) else TensorProto.FLOAT)
 
 
-SHAPES = {
-    **dict.fromkeys((*_SCALERS, Binarizer, PowerTransformer), same_shape),
-    KBinsDiscretizer: bins_shapes,
-    SimpleImputer: imputer_shapes,
-}
 CONVERTERS = {
-    **dict.fromkeys(_SCALERS, convert_scaler),
-    Binarizer: convert_binarizer,
-    KBinsDiscretizer: convert_bins,
-    PowerTransformer: convert_power,
-    SimpleImputer: convert_imputer,
+    **dict.fromkeys(_SCALERS, (same_shape, convert_scaler)),
+    Binarizer: (same_shape, convert_binarizer),
+    KBinsDiscretizer: (bins_shapes, convert_bins),
+    PowerTransformer: (same_shape, convert_power),
+    SimpleImputer: (imputer_shapes, convert_imputer),
 }

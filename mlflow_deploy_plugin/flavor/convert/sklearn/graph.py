@@ -7,11 +7,13 @@
 | `double`                 | 64 bits throughout                                                                  |
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from skl2onnx.common.data_types import FloatTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
 from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
@@ -74,6 +76,15 @@ class NodeBuilder:
         """Return the inputs of an estimator, joined to [N, k]."""
         joined = concatenate_variables(self._scope, operator.inputs, self._container)
         return str(joined if isinstance(joined, str) else joined[0])
+
+
+def float_columns(width: Callable[[Any], int]) -> Callable[[Any], None]:
+    """Return a shape calculator that sets the output type to `width` (of the estimator) columns of 32-bit floats."""
+
+    def set_type(operator: Any) -> None:
+        operator.outputs[0].type = FloatTensorType([None, width(operator.raw_operator)])
+
+    return set_type
 
 
 Precision = Literal["single", "double_until_last_step", "double"]

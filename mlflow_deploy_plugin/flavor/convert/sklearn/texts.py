@@ -15,7 +15,7 @@ from onnx import TensorProto
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
 
 _PAD = "\x00 \x00"  # fills up after the last token; it is no character and no term
 _DOTTED = "İ"  # the only character whose lower case is two: "i" and a dot
@@ -26,11 +26,6 @@ _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
     rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?"
 )
-
-
-def vectorizer_shapes(operator: Any) -> None:
-    """Set the output type: a 32-bit float for each term of the vocabulary."""
-    operator.outputs[0].type = FloatTensorType([None, len(operator.raw_operator.vocabulary_)])
 
 
 def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
@@ -213,9 +208,9 @@ def _text(graph: NodeBuilder, text: str) -> str:
     return graph.constant(TensorProto.STRING, [1], [text.encode()])
 
 
-SHAPES = {CountVectorizer: vectorizer_shapes, TfidfVectorizer: vectorizer_shapes, TfidfTransformer: transformer_shapes}
+_VECTORIZER = float_columns(lambda vectorizer: len(vectorizer.vocabulary_)), convert_vectorizer
 CONVERTERS = {
-    CountVectorizer: convert_vectorizer,
-    TfidfVectorizer: convert_vectorizer,
-    TfidfTransformer: convert_transformer,
+    CountVectorizer: _VECTORIZER,
+    TfidfVectorizer: _VECTORIZER,
+    TfidfTransformer: (transformer_shapes, convert_transformer),
 }

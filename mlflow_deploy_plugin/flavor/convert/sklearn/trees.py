@@ -14,7 +14,7 @@ from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringT
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
 from mlflow_deploy_plugin.runtime import Array
 
 
@@ -52,11 +52,6 @@ def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
         if not np.array_equal(lists["nodes_featureids"][mine][features >= 0], features[features >= 0]):
             return False
     return True
-
-
-def regressor_shapes(operator: Any) -> None:
-    """Set the output type: one 32-bit float."""
-    operator.outputs[0].type = FloatTensorType([None, 1])
 
 
 def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
@@ -150,5 +145,7 @@ def _tensor(values: Any) -> Any:
     return numpy_helper.from_array(np.asarray(values, dtype=np.float64).reshape(-1))
 
 
-SHAPES = {HistGradientBoostingRegressor: regressor_shapes, HistGradientBoostingClassifier: classifier_shapes}
-CONVERTERS = {HistGradientBoostingRegressor: convert_regressor, HistGradientBoostingClassifier: convert_classifier}
+CONVERTERS = {
+    HistGradientBoostingRegressor: (float_columns(lambda boosting: 1), convert_regressor),
+    HistGradientBoostingClassifier: (classifier_shapes, convert_classifier),
+}

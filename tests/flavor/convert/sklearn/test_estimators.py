@@ -3,10 +3,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.compose import ColumnTransformer, make_column_transformer
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -22,6 +21,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     sub_estimators,
 )
 from mlflow_deploy_plugin.flavor.wrap import wrap
+from tests.support.weather import weather_columns
 
 NAMES = ["a", "b", "c"]
 
@@ -59,28 +59,13 @@ def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:
     assert best_estimator(search) is search.best_estimator_
 
 
-def _columns(impute_texts: bool = False) -> ColumnTransformer:
-    numbers = make_pipeline(SimpleImputer(), StandardScaler())
-    texts = OneHotEncoder(handle_unknown="ignore")
-    if impute_texts:
-        texts = make_pipeline(SimpleImputer(strategy="most_frequent"), texts)
-    return ColumnTransformer(
-        [
-            ("numbers", numbers, ["temperature", "humidity", "hour"]),
-            ("texts", texts, ["city"]),
-            ("codes", OneHotEncoder(handle_unknown="ignore"), ["weekend", "code"]),
-        ],
-        sparse_threshold=0,
-    )
-
-
 @pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
 def test_missing_texts_are_answered_as_the_original_does(impute: bool, weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     table = table.copy()
     table.loc[::7, "city"] = np.nan
 
-    wrapped = wrap(make_pipeline(_columns(impute), LogisticRegression()).fit(table, labels), table)
+    wrapped = wrap(make_pipeline(weather_columns(impute), LogisticRegression()).fit(table, labels), table)
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.refused_by_original == {}
@@ -102,7 +87,7 @@ def test_pandas_categories_and_nullable_numbers_are_read(weather: tuple[pd.DataF
     table, labels = weather
     table = table.astype({"city": "category", "hour": "Int64", "humidity": "Float64", "weekend": "boolean"})
 
-    wrapped = wrap(make_pipeline(_columns(), LogisticRegression()).fit(table, labels), table)
+    wrapped = wrap(make_pipeline(weather_columns(), LogisticRegression()).fit(table, labels), table)
 
     assert wrapped.report.state == "proven"
     assert {spec.name: spec.type.name for spec in wrapped.signature.inputs.inputs} == {
