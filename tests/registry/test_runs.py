@@ -1,0 +1,84 @@
+"""MLflow runs, in a tracking database of their own."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.registry import SUPERSEDED, IdempotentRun, get_or_create_experiment, log_metrics, log_run
+from tests.support.tracking import tracking_at
+
+WINDOW = IdempotentRun("the run of the window", "drift", {"window": "3"}, ("state", "done"), {"revision": "1"})
+
+
+@pytest.fixture
+def client(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
+    with tracking_at(new_database(tmp_path)):
+        yield MlflowClient()
+
+
+def test_an_experiment_that_was_deleted_is_restored(client: MlflowClient) -> None:
+    first = get_or_create_experiment(client, "drift")
+    client.delete_experiment(first)
+
+    assert get_or_create_experiment(client, "drift") == first
+    assert client.get_experiment(first).lifecycle_stage == "active"
+
+
+def test_what_is_reported_again_goes_to_the_same_run(client: MlflowClient) -> None:
+    times: list[int] = []
+    runs = [WINDOW.log("window 3", {"by": "a"}, lambda _client, _run, before: times.append(before)) for _ in range(2)]
+
+    assert runs[0] == runs[1]
+    assert times == [0, 1]
+    run = client.get_run(runs[0].run_id)
+    assert run.info.status == "FINISHED"
+    assert {"window": "3", "revision": "1", "by": "a", "state": "done"}.items() <= run.data.tags.items()
+
+
+def test_of_two_runs_that_were_made_at_once_the_older_one_counts(client: MlflowClient) -> None:
+    experiment = get_or_create_experiment(client, "drift")
+    tags = {"window": "3", "revision": "1"}
+    older, younger = (client.create_run(experiment, start_time=time, tags=tags).info.run_id for time in (1, 2))
+
+    assert WINDOW.log("window 3", {}, lambda *_: None).run_id == older
+    assert client.get_run(younger).data.tags[SUPERSEDED] == older
+
+
+def test_a_run_of_another_revision_is_left_alone(client: MlflowClient) -> None:
+    experiment = get_or_create_experiment(client, "drift")
+    other = client.create_run(experiment, tags={"window": "3", "revision": "2"}).info.run_id
+
+    assert WINDOW.log("window 3", {}, lambda *_: None).run_id != other
+
+
+@pytest.mark.parametrize("is_project", [False, True])
+def test_a_run_is_complete_or_has_failed_and_that_of_a_project_stays_open(
+    client: MlflowClient, is_project: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = get_or_create_experiment(client, "gate")
+    if is_project:
+        monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run(experiment).info.run_id)
+
+    logged = log_run("the run", "gate", {"kind": "gate"}, lambda _: experiment, lambda *_: None)
+    with pytest.raises(RegistryUnavailable, match=r"the run: .*the disk is full"):
+        log_run("the run", "gate", {}, lambda _: experiment, _fail)
+
+    assert client.get_run(logged.run_id).info.status == ("RUNNING" if is_project else "FINISHED")
+    assert client.get_run(logged.run_id).data.tags["kind"] == "gate"
+    states = {run.info.status for run in client.search_runs([experiment])}
+    assert states == ({"RUNNING"} if is_project else {"FINISHED", "FAILED"})
+
+
+def test_more_metrics_than_one_call_takes_are_all_logged(client: MlflowClient) -> None:
+    run_id = client.create_run(get_or_create_experiment(client, "drift")).info.run_id
+
+    log_metrics(client, run_id, "m-of-another-server", ((f"m{number}", number) for number in range(1001)))
+
+    assert len(client.get_run(run_id).data.metrics) == 1001
+
+
+def _fail(*_: object) -> None:
+    raise OSError("the disk is full")
