@@ -179,7 +179,13 @@ class Batcher:
         if rows:
             entry.key = object()
         if not self._threads:
-            self._start()
+            with self._lock:
+                if not self._threads:
+                    # one delivers the answers of a batch while the other computes the next
+                    names = ("onnxserve-batcher-0", "onnxserve-batcher-1")
+                    self._threads = [threading.Thread(target=self._serve, name=name, daemon=True) for name in names]
+                    for thread in self._threads:
+                        thread.start()
         try:
             self._enqueue(entry)
         except TooManyRequests as error:
@@ -189,15 +195,6 @@ class Batcher:
         """End the batcher's own threads. The queue is empty: no caller holds the version any more."""
         for _ in self._threads:
             self._leaders.put(None)
-
-    def _start(self) -> None:
-        """Start two threads: one delivers the answers of a batch while the other computes the next."""
-        with self._lock:
-            if not self._threads:
-                names = ("onnxserve-batcher-0", "onnxserve-batcher-1")
-                self._threads = [threading.Thread(target=self._serve, name=name, daemon=True) for name in names]
-                for thread in self._threads:
-                    thread.start()
 
     def _serve(self) -> None:
         while (leader := self._leaders.get()) is not None:

@@ -71,32 +71,55 @@ class _Target:
     place: int
 
 
-@dataclass(frozen=True, slots=True)
 class FastDecoder:
     """Turns tables that fit into feeds; every method returns None for one that may not fit.
 
+    Args:
+        columns: those of the signature; a text feeds an input of texts, and only such.
+        blocks: those of `type_blocks`, if the types of the graph are narrower than the signature's.
+
     Attributes:
         order: the columns that feed the graph, in the signature's order.
+        _names: the same as a list, which is how JSON brings it.
         _casts: (group, dtype, whether its columns are vectors): columns that are inputs by themselves are converted
             with the others of their type.
+        _pack_row: decodes a row of numbers that are the only block.
         _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for a group of texts. No names at all if
             the graph takes the types of the signature.
         _texts: the inputs of texts.
-        _names: the order as a list, which is how JSON brings it.
-        _pack_row: decodes a row of numbers that are the only block.
     """
 
-    order: tuple[str, ...]
-    _groups: tuple[_Group, ...]
-    _targets: tuple[_Target, ...]
-    _casts: tuple[tuple[int, np.dtype[Any], bool], ...]
-    _by_name: Callable[[Mapping[str, Any]], tuple[Any, ...]]
-    _is_one_block: bool
-    _array_kinds: str
-    _names: list[str]
-    _pack_row: Callable[[Sequence[Any]], Feeds | None] | None
-    _blocks: tuple[str, ...]
-    _texts: tuple[str, ...]
+    def __init__(self, columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
+        self.order = order = tuple(column.name for column in columns)
+        self._names = list(order)
+        self._by_name = _picker(order)
+        types = {column.name: column.type for column in columns}
+        kinds = tuple(dict.fromkeys(types.values()))
+        members = {kind: [name for name in order if types[name] == kind] for kind in kinds}
+        self._groups = [
+            _Group(_picker([order.index(name) for name in names]), _ACCEPTED[kind], numpy_dtype(COLUMN_TYPES[kind]))
+            for kind, names in members.items()
+        ]
+        self._casts: list[tuple[int, np.dtype[Any], bool]] = []
+        self._targets: list[_Target] = []
+        for entry in inputs:
+            sources = tuple((kinds.index(types[name]), members[types[name]].index(name)) for name in entry.columns)
+            dtype, cast, place = numpy_dtype(entry.dtype), -1, -1
+            if len(sources) == 1:
+                group, place = sources[0]
+                if (wanted := (group, dtype, len(entry.shape) == 1)) not in self._casts:
+                    self._casts.append(wanted)
+                cast = self._casts.index(wanted)
+            self._targets.append(_Target(entry.name, dtype, sources, cast, place))
+        called = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
+        self._blocks = tuple(called.get(kind, "") for kind in kinds) if blocks else ()
+        self._texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
+        self._is_one_block = len(kinds) == 1 and kinds[0] != "string" and [e.columns for e in inputs] == [order]
+        self._is_one_block = self._is_one_block and len(inputs[0].shape) == 2
+        self._array_kinds = _ARRAY_KINDS.get(kinds[0], "") if self._is_one_block else ""
+        packed = _PACKED.get((kinds[0], inputs[0].dtype)) if self._is_one_block else None
+        block = blocks[0].name if blocks else ""
+        self._pack_row = _row_packer(self._targets[0], packed, len(order), block) if packed else None
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> Feeds | None:
         """Decode rows that are lists in the order of `names`."""
@@ -234,56 +257,13 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
 
 
 def compile_fast_decoder(
-    columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...] = ()
+    columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]
 ) -> FastDecoder | None:
-    """Return a decoder for this signature; None if it has tensors, or numbers as text.
-
-    Args:
-        blocks: those of `type_blocks`, if the types of the graph are narrower than the signature's.
-    """
+    """Return a decoder for this signature; None if it has tensors, or numbers as text."""
     is_text = {column.name: column.type == "string" for column in columns}
     if not columns or any(is_text[name] != (entry.dtype == "str") for entry in inputs for name in entry.columns):
         return None
-    order = tuple(column.name for column in columns)
-    types = {column.name: column.type for column in columns}
-    kinds = tuple(dict.fromkeys(types.values()))
-    members = {kind: [name for name in order if types[name] == kind] for kind in kinds}
-    groups = []
-    for kind in kinds:
-        positions = [order.index(name) for name in members[kind]]
-        groups.append(_Group(_picker(positions), _ACCEPTED[kind], numpy_dtype(COLUMN_TYPES[kind])))
-    casts: list[tuple[int, np.dtype[Any], bool]] = []
-    targets = []
-    for entry in inputs:
-        sources = tuple((kinds.index(types[name]), members[types[name]].index(name)) for name in entry.columns)
-        dtype, cast, place = numpy_dtype(entry.dtype), -1, -1
-        if len(sources) == 1:
-            group, place = sources[0]
-            if (wanted := (group, dtype, len(entry.shape) == 1)) not in casts:
-                casts.append(wanted)
-            cast = casts.index(wanted)
-        targets.append(_Target(entry.name, dtype, sources, cast, place))
-    is_one_block = len(kinds) == 1 and kinds[0] != "string" and len(inputs) == 1 and inputs[0].columns == order
-    is_one_block = is_one_block and len(inputs[0].shape) == 2
-    array_kinds = _ARRAY_KINDS.get(kinds[0], "") if is_one_block else ""
-    packed = _PACKED.get((kinds[0], inputs[0].dtype)) if is_one_block else None
-    pack_row = _row_packer(targets[0], packed, len(order), blocks[0].name if blocks else "") if packed else None
-    called = {block.name.removeprefix(_BLOCK): block.name for block in blocks}
-    names = tuple(called.get(kind, "") for kind in kinds) if blocks else ()
-    texts = tuple(entry.name for entry in inputs if entry.dtype == "str")
-    return FastDecoder(
-        order,
-        tuple(groups),
-        tuple(targets),
-        tuple(casts),
-        _picker(order),
-        is_one_block,
-        array_kinds,
-        list(order),
-        pack_row,
-        names,
-        texts,
-    )
+    return FastDecoder(columns, inputs, blocks)
 
 
 def _row_packer(target: _Target, form: str, width: int, block: str) -> Callable[[Sequence[Any]], Feeds | None]:

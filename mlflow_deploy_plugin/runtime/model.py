@@ -125,7 +125,13 @@ class OnnxModel:
 
     def __init__(self, artifact: Artifact, session: Any) -> None:
         self._session = session
-        self.artifact = _bind_to_graph(artifact, session)
+        artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
+        names = {  # of the dimensions, which only the graph knows
+            node.name: tuple(size if isinstance(size, str) else "" for size in node.shape or ())
+            for node in session.get_inputs()
+        }
+        inputs = tuple(replace(entry, dimension_names=names.get(entry.name, ())) for entry in artifact.inputs)
+        self.artifact = replace(artifact, inputs=inputs)
         self.schema: Schema = compile_schema(
             self.artifact.columns, self.artifact.tensors, self.artifact.inputs, self.artifact.outputs
         )
@@ -209,7 +215,11 @@ class OnnxModel:
         if self.artifact.flavor == "onnx":
             named = {name: outputs[name] for name in names}
             is_table = bool(self.artifact.columns) or (of_table and not self.artifact.has_signature)
-            return _as_records(named) if is_table else named
+            rows = {len(array) if array.ndim else -1 for array in named.values()}
+            if not is_table or len(rows) != 1 or any(a.size != len(a) for a in named.values() if a.ndim):
+                return named
+            columns = [array.reshape(-1).tolist() for array in named.values()]
+            return _object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
     def example_feeds(self) -> Feeds:
@@ -220,27 +230,6 @@ class OnnxModel:
             blank = "" if entry.dtype == "str" else 0
             feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
         return feeds
-
-
-def _as_records(outputs: dict[str, Array]) -> Array | dict[str, Array]:
-    """Return one mapping a row, or the outputs as they are unless each has one value for each of the same rows."""
-    rows = {len(array) if array.ndim else -1 for array in outputs.values()}
-    if len(rows) != 1 or any(array.size != len(array) for array in outputs.values() if array.ndim):
-        return outputs
-    columns = [array.reshape(-1).tolist() for array in outputs.values()]
-    return _object_array([dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)])
-
-
-def _bind_to_graph(artifact: Artifact, session: Any) -> Artifact:
-    """Add what only the graph knows: the names of the dimensions, and for a stock `onnx` model inputs and outputs."""
-    if not artifact.inputs:
-        artifact = _bind_stock_model(artifact, session)
-    names = {
-        node.name: tuple(size if isinstance(size, str) else "" for size in node.shape or ())
-        for node in session.get_inputs()
-    }
-    inputs = tuple(replace(entry, dimension_names=names.get(entry.name, ())) for entry in artifact.inputs)
-    return replace(artifact, inputs=inputs)
 
 
 def _bind_stock_model(artifact: Artifact, session: Any) -> Artifact:

@@ -368,17 +368,14 @@ def _from_cells(tensor: Tensor, cells: list[Any]) -> list[Any]:
     inner = tensor.shape[1:]
     if len(inner) == 1:
         return cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
-    return [_unflatten(cell, inner) for cell in cells]
-
-
-def _unflatten(cell: Any, shape: tuple[int, ...]) -> Any:
-    """Return the flat values of one row in its shape; anything else as it is, to be checked later."""
-    is_flat = isinstance(cell, list) and len(shape) > 1 and not any(isinstance(value, list) for value in cell)
-    if not is_flat or min(shape) < 1 or len(cell) != prod(shape):
-        return cell
-    for size in shape[:0:-1]:
-        cell = [cell[start : start + size] for start in range(0, len(cell), size)]
-    return cell
+    rows = []
+    for cell in cells:
+        is_flat = isinstance(cell, list) and len(inner) > 1 and not any(isinstance(value, list) for value in cell)
+        if is_flat and min(inner) > 0 and len(cell) == prod(inner):  # anything else is checked later
+            for size in inner[:0:-1]:
+                cell = [cell[start : start + size] for start in range(0, len(cell), size)]
+        rows.append(cell)
+    return rows
 
 
 def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:

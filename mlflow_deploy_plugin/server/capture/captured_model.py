@@ -1,6 +1,6 @@
 """The model that a captured request refers to: it binds arrays to the columns of the log, and says which are kept."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -83,16 +83,12 @@ def exclude_columns(model: CapturedModel, drop: tuple[str, ...], mask: tuple[str
             left_out.update(model.prediction)
         if {*mask} & (aliases := {PREDICTION, OUTPUT_PREFIX + model.prediction[0]}):
             mask = tuple(sorted({*mask} | aliases))  # its shape decides under which of both it is logged
-    masked = _masked_columns(model.schema, mask)
-    return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out), masked=masked)
-
-
-def _masked_columns(schema: Schema, mask: Collection[str]) -> dict[str, tuple[tuple[str, int | None], ...]]:
-    found: dict[str, tuple[tuple[str, int | None], ...]] = {}
-    for entry in schema.inputs:
+    masked: dict[str, tuple[tuple[str, int | None], ...]] = {}
+    for entry in model.schema.inputs:
         named: list[tuple[str, int | None]] = [(name, place) for place, name in enumerate(entry.columns)]
-        found[entry.name] = tuple(one for one in named or [(entry.name, None)] if one[0] in mask)
-    return {name: columns for name, columns in found.items() if columns}
+        if columns := tuple(one for one in named or [(entry.name, None)] if one[0] in mask):
+            masked[entry.name] = columns
+    return replace(model, schema=schema, mask=mask, cuts=cuts, left_out=frozenset(left_out), masked=masked)
 
 
 def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> None:

@@ -116,7 +116,9 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
         stop = offset + size + payload_length
         # of a copy of the bytes: it is made faster than a view of them
         if magic != MAGIC or stop > length or checksum_of(content[offset + size : stop]) != checksum:
-            following = _next_frame(content, offset + 1)
+            following = content.find(MAGIC, offset + 1)
+            while following >= 0 and payload_at(content, following) is None:
+                following = content.find(MAGIC, following + 1)
             if following < 0:
                 break
             lost_bytes += following - offset
@@ -132,10 +134,3 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
     is_short = (sizes == 0) | (is_request & (sizes < min_request_bytes))
     feedback = starts[kinds == ord(FEEDBACK_KIND)]
     return Frames(starts[is_request & ~is_short], feedback, offset, lost_bytes, int(is_short.sum()))
-
-
-def _next_frame(content: bytes, offset: int) -> int:
-    """Return where the first whole frame from `offset` on begins, or -1."""
-    while (offset := content.find(MAGIC, offset)) >= 0 and payload_at(content, offset) is None:
-        offset += 1
-    return offset

@@ -182,7 +182,19 @@ class CaptureWriter:
             raise OSError(f"the spool holds the {self._max_bytes} bytes that it may; does the inference log take them?")
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
-            self._open_segment()
+            self._spool.mkdir(parents=True, exist_ok=True)
+            name = uuid.uuid4().hex
+            temporary = self._spool / f".{name}"
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            try:  # it is named only once it is locked: no reader can take it for an abandoned one
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.rename(temporary, self._spool / (name + SUFFIX))
+            except OSError:
+                os.close(file)
+                temporary.unlink(missing_ok=True)
+                raise
+            self._file, self._size = file, 0
+            self._segment += 1
 
     def _write_frame(self, payload: bytes) -> int:
         """Append one frame in one write and return its offset; a partial frame is truncated."""
@@ -197,22 +209,6 @@ class CaptureWriter:
             raise
         self._size += len(frame)
         return offset
-
-    def _open_segment(self) -> None:
-        """Open a new segment, named only once it is locked: no reader can take it for an abandoned one."""
-        self._spool.mkdir(parents=True, exist_ok=True)
-        name = uuid.uuid4().hex
-        temporary = self._spool / f".{name}"
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.rename(temporary, self._spool / (name + SUFFIX))
-        except OSError:
-            os.close(file)
-            temporary.unlink(missing_ok=True)
-            raise
-        self._file, self._size = file, 0
-        self._segment += 1
 
     def _close(self) -> None:
         if self._file >= 0:

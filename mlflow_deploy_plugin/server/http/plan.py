@@ -67,8 +67,11 @@ class PlanTable:
     def _compose(self, table: ServedTable) -> None:
         plans: dict[str, Plan] = {}
         for endpoint, served in table.items() if self._is_possible else ():
-            if len(served.answering) != 1 or not _is_coverable(served.answering[0]):
-                continue
+            variant = served.answering[0] if len(served.answering) == 1 else None
+            if variant is None or variant.has_others or variant.capture.fraction not in (0.0, 1.0):
+                continue  # a request needs a choice, or a random number
+            if not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None:
+                continue  # it is computed in another process, or thread
             paths = {
                 f"/endpoints/{endpoint}/invocations": INVOCATIONS,
                 f"/endpoints/{endpoint}/predict/batch": PREDICT_BATCH,
@@ -78,18 +81,8 @@ class PlanTable:
                 paths |= {"/invocations": INVOCATIONS, "/predict": PREDICT, "/predict/batch": PREDICT_BATCH}
             for path, protocol in paths.items():
                 if path not in self._server.cloud.paths:
-                    plans[path] = compose_plan(self._server, served.answering[0], protocol)
+                    plans[path] = compose_plan(self._server, variant, protocol)
         self._plans = plans
-
-
-def _is_coverable(variant: ServedVariant) -> bool:
-    """Return True if no request to the variant needs a choice, another thread, another process, or a random number."""
-    return (
-        isinstance(variant.loaded.predictor, OnnxModel)
-        and variant.loaded.batcher is None
-        and not variant.has_others
-        and variant.capture.fraction in (0.0, 1.0)
-    )
 
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:

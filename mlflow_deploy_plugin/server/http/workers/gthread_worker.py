@@ -276,7 +276,11 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         with contextlib.suppress(OSError):
             conn.sock.setblocking(False)
             conn.sock.shutdown(socket.SHUT_WR)
-            if graceful and _sends_on(conn):
+            sends_on = conn.may_still_send
+            if graceful:
+                with contextlib.suppress(BlockingIOError):
+                    sends_on = bool(conn.sock.recv(65536))
+            if graceful and sends_on:
                 self.poller.register(conn.sock, selectors.EVENT_READ, self._discard)
                 self._lingering[conn.sock] = [time.monotonic() + _LINGER_SECONDS, _LINGER_BYTES]
                 self._end_lingering()
@@ -336,14 +340,6 @@ def _init(conn: Any) -> None:
     if is_new:
         conn.parser.mesg_class = _Request
         conn.parser.unreader = _CountingUnreader(conn.sock)
-
-
-def _sends_on(conn: Any) -> bool:
-    """Return True if something still comes, or may come."""
-    try:
-        return bool(conn.sock.recv(65536))
-    except BlockingIOError:
-        return bool(conn.may_still_send)
 
 
 def _received(conn: Any) -> int:
