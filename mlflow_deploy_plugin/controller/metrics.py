@@ -35,27 +35,16 @@ _LONGEST_READING_SECONDS = 60.0
 Key = tuple[str, str]
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {
-    "onnxserve_drift_share": (
-        GaugeMetricFamily,
-        "Share of columns that the last judged window found drifted.",
-        _MONITOR,
-    ),
-    "onnxserve_monitor_state": (GaugeMetricFamily, "1 for the state that a monitor is in.", (*_MONITOR, "state")),
-    "onnxserve_monitor_judged_until_timestamp_seconds": (
-        GaugeMetricFamily,
-        "End of the newest judged window, in event time.",
-        _MONITOR,
-    ),
-    "onnxserve_monitor_last_success_timestamp_seconds": (
-        GaugeMetricFamily,
-        "When a window was last judged.",
-        _MONITOR,
-    ),
-    "onnxserve_monitor_windows": (CounterMetricFamily, "Judged windows.", (*_MONITOR, "verdict")),
-    "onnxserve_monitor_failures": (CounterMetricFamily, "Attempts to judge a window that have failed.", _MONITOR),
-    "onnxserve_alerts_firing": (GaugeMetricFamily, "Alerts that have begun and are not over.", _MONITOR),
-    "onnxserve_retrainings": (GaugeMetricFamily, "Retrainings, by where they are.", (*_MONITOR, "state")),
+    "onnxserve_drift_share": ("Share of columns that the last judged window found drifted.", _MONITOR),
+    "onnxserve_monitor_state": ("1 for the state that a monitor is in.", (*_MONITOR, "state")),
+    "onnxserve_monitor_judged_until_timestamp_seconds": ("End of the newest judged window, in event time.", _MONITOR),
+    "onnxserve_monitor_last_success_timestamp_seconds": ("When a window was last judged.", _MONITOR),
+    "onnxserve_monitor_windows": ("Judged windows.", (*_MONITOR, "verdict")),
+    "onnxserve_monitor_failures": ("Attempts to judge a window that have failed.", _MONITOR),
+    "onnxserve_alerts_firing": ("Alerts that have begun and are not over.", _MONITOR),
+    "onnxserve_retrainings": ("Retrainings, by where they are.", (*_MONITOR, "state")),
 }
+_COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 
 
 def start_metrics_server(store: Store, port: int, host: str = "") -> "WSGIServer":
@@ -140,7 +129,10 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
     paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
     counts = read_counts(store, keys, _LOOKED_BACK)
-    families = {name: kind(name, text, labels=labels) for name, (kind, text, labels) in _METRICS.items()}
+    families = {
+        name: (CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily)(name, text, labels=labels)
+        for name, (text, labels) in _METRICS.items()
+    }
     for key in keys:
         judged = counts.judged[key]
         state = "paused" if key in paused else _state(next(iter(judged), None), counts.newest[key])

@@ -21,7 +21,7 @@ class EndpointSnapshot:
     """An endpoint at one moment.
 
     Attributes:
-        variants: the variants of its spec; None if the endpoint does not exist.
+        variants: the variants of its spec.
         state: the state of its server: running, starting, stopped, failed.
         reason: why it is not running, or what it waits for.
         versions: variant → the version with which every worker answers; a variant with none or several is missing.
@@ -30,7 +30,7 @@ class EndpointSnapshot:
         counters: None if the server could not be asked.
     """
 
-    variants: Mapping[str, VariantSpec] | None
+    variants: Mapping[str, VariantSpec]
     state: DeploymentState = "running"
     reason: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ def main_variant(spec: EndpointSpec) -> str:
     return answering[0]
 
 
-def take_snapshot(observed: ObservedEndpoint, with_counters: bool = True) -> EndpointSnapshot:
+def take_snapshot(observed: ObservedEndpoint, with_counters: bool = False) -> EndpointSnapshot:
     """Return a snapshot of the endpoint; with counters it asks the server for them."""
     spec, observation = observed.endpoint.spec, observed.observation
     workers = [worker.endpoints.get(spec.name, {}) for worker in observation.workers]
@@ -101,7 +101,7 @@ def served_version(observed: ObservedEndpoint) -> str:
     """
     spec = observed.endpoint.spec
     main = main_variant(spec)
-    snapshot = take_snapshot(observed, with_counters=False).versions.get(main)
+    snapshot = take_snapshot(observed).versions.get(main)
     return snapshot or resolve(spec.variants[main].model).version
 
 

@@ -16,10 +16,10 @@ def test_the_counters_are_those_of_the_endpoints_server(tmp_path: Path, free_por
         stored = store.add_endpoint("onnxserve", new_endpoint("f", "models:/X/Production", variant="main"))
     with serving({"/metrics": PAGE}) as url:
         one = ObservedEndpoint(stored, Observation("running", url=url))
-        counters = take_snapshot(one).counters
+        counters = take_snapshot(one, with_counters=True).counters
 
         assert counters is not None
         assert (counters["main", "6"].requests, counters["main", "6"].errors) == (100, 5)
-        assert take_snapshot(one, with_counters=False).counters is None
+        assert take_snapshot(one).counters is None
     away = replace(one, observation=Observation("running", url=f"http://127.0.0.1:{free_port}"))
-    assert take_snapshot(away).counters is None
+    assert take_snapshot(away, with_counters=True).counters is None

@@ -136,7 +136,7 @@ def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> R
         if kind == "window":
             needed.windows.append(parse_window(value))
         waiting = monitors.windows(endpoint.name, name, states=("pending", "running"))
-        begin = oldest_unjudged_start(endpoint, name, spec, monitors.state(endpoint.name, name), now)
+        begin = oldest_unjudged_start(endpoint, monitors.state(endpoint.name, name), now)
         oldest = min([begin, *(window.start for window in waiting)])
         if oldest < now:
             needed.windows.append(Window(oldest - spec.history, now))

@@ -43,12 +43,7 @@ class DueWindow:
 
 
 def next_due_window(
-    endpoint: Endpoint,
-    monitor: str,
-    spec: MonitorSpec,
-    state: MonitorState,
-    now: datetime,
-    max_catch_up: int = MAX_CATCH_UP,
+    endpoint: Endpoint, state: MonitorState, now: datetime, max_catch_up: int = MAX_CATCH_UP
 ) -> DueWindow | None:
     """Return the next window, or None if none is due. Of more than `max_catch_up` windows only the newest are taken.
 
@@ -59,8 +54,9 @@ def next_due_window(
     Raises:
         InvalidConfig: the schedule cannot be read.
     """
-    starts = windows_between(spec, _begin(endpoint, spec, state, now), now)
-    due = _count_due(endpoint, monitor, spec, starts, now)
+    spec = endpoint.spec.monitors[state.monitor]
+    starts = windows_between(spec, _begin(endpoint, state, now), now)
+    due = _count_due(endpoint, state, starts, now)
     if due == 0:
         return None
     left_out = max(0, due - max_catch_up)
@@ -68,29 +64,27 @@ def next_due_window(
     return DueWindow(window_at(starts[left_out], spec.every), left_out, first)
 
 
-def next_due_time(endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime) -> datetime:
+def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
     """Return when the next window may be judged; it lies in the past if the window waits already.
 
     Raises as `next_due_window`.
     """
-    begin = _begin(endpoint, spec, state, now)
+    spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     first = windows_between(spec, begin, begin + timedelta(seconds=2 * duration_seconds(spec.every)))
-    return due_at(endpoint.name, monitor, spec, window_at(first[0], spec.every).end)
+    return due_at(endpoint.name, state.monitor, spec, window_at(first[0], spec.every).end)
 
 
-def oldest_unjudged_start(
-    endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, now: datetime
-) -> datetime:
+def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
     """Return the start of the oldest window that is not in the store yet and will be, now or when the first is due.
 
     Raises as `next_due_window`.
     """
-    begin = _begin(endpoint, spec, state, now)
+    spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     over = windows_between(spec, begin, now)
     if not over:
         return begin
-    first_due = due_at(endpoint.name, monitor, spec, window_at(over[0], spec.every).end)
-    left_out = max(0, _count_due(endpoint, monitor, spec, over, max(now, first_due)) - MAX_CATCH_UP)
+    first_due = due_at(endpoint.name, state.monitor, spec, window_at(over[0], spec.every).end)
+    left_out = max(0, _count_due(endpoint, state, over, max(now, first_due)) - MAX_CATCH_UP)
     return window_at(over[left_out], spec.every).start
 
 
@@ -179,16 +173,18 @@ def readiness(marks: Sequence[Watermark], endpoint: str, now: datetime) -> Readi
     return Readiness(min(waited_for, default=None), tuple(notes))
 
 
-def _begin(endpoint: Endpoint, spec: MonitorSpec, state: MonitorState, now: datetime) -> datetime:
-    created = window_at(microseconds(endpoint.created_at), spec.every).start
+def _begin(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
+    every = endpoint.spec.monitors[state.monitor].every
+    created = window_at(microseconds(endpoint.created_at), every).start
     begin = created if state.made_up_to is None else max(state.made_up_to, created)
-    return min(begin, window_at(microseconds(now), spec.every).start)
+    return min(begin, window_at(microseconds(now), every).start)
 
 
-def _count_due(endpoint: Endpoint, monitor: str, spec: MonitorSpec, starts: range, now: datetime) -> int:
+def _count_due(endpoint: Endpoint, state: MonitorState, starts: range, now: datetime) -> int:
     """Return how many of the windows with these ascending starts are due."""
+    monitor, spec = state.monitor, endpoint.spec.monitors[state.monitor]
     return bisect_right(
-        starts, now, key=lambda start: due_at(endpoint.name, monitor, spec, window_at(start, spec.every).end)
+        starts, now, key=lambda one: due_at(endpoint.name, monitor, spec, window_at(one, spec.every).end)
     )
 
 
@@ -249,8 +245,8 @@ def overview(store: Store, endpoint: Endpoint, name: str, ready: Readiness) -> M
     status: MonitorStatus = "waiting"
     due, why = None, state.note
     try:
-        due = next_due_time(endpoint, name, spec, state, store.now())
-        found = next_due_window(endpoint, name, spec, state, store.now())
+        due = next_due_time(endpoint, state, store.now())
+        found = next_due_window(endpoint, state, store.now())
         if found is not None and not ready.covers(found.window.end):
             why = f"waits for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:

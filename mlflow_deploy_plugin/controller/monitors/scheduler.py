@@ -117,7 +117,7 @@ class MonitorScheduler:
             pending.setdefault((window.endpoint, window.monitor), []).append(window)
         known: set[Key] = set()
         for endpoint in self._store.endpoints():
-            for name, spec in endpoint.spec.monitors.items():
+            for name in endpoint.spec.monitors:
                 key = endpoint.name, name
                 known.add(key)
                 self._watched.setdefault(key, _Watched())
@@ -130,7 +130,7 @@ class MonitorScheduler:
                     else:
                         is_due = (
                             self._watched[key].is_late_data_due(self.monotonic())
-                            or next_due_window(endpoint, name, spec, state, now, self.max_catch_up) is not None
+                            or next_due_window(endpoint, state, now, self.max_catch_up) is not None
                         )
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)

@@ -108,7 +108,7 @@ class WindowRunner:
         except OSError as error:
             raise OnnxserveError(f"the inference log cannot be read: {' '.join(str(error).split())}") from None
         ready = readiness(marks, name, now)
-        window = oldest_pending(pending, now) if pending else self._add_next(endpoint, monitor, spec, state, ready, now)
+        window = oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
         if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:
             self.monitors.update_state(name, monitor, note=MonitorNote())  # it is over
         if window is None:
@@ -160,11 +160,12 @@ class WindowRunner:
         return [window for window, _ in added]
 
     def _add_next(
-        self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, state: MonitorState, ready: Readiness, now: datetime
+        self, endpoint: Endpoint, state: MonitorState, ready: Readiness, now: datetime
     ) -> MonitorWindow | Idle:
         """Write down the next window that is due and complete. Skip windows that were judged under another clock."""
+        monitor = state.monitor
         while True:
-            due = next_due_window(endpoint, monitor, spec, state, now, self.max_catch_up)
+            due = next_due_window(endpoint, state, now, self.max_catch_up)
             if due is None:
                 return Idle.NOTHING_DUE
             if not ready.covers(due.window.end):

@@ -72,11 +72,11 @@ class RolloutActions:
     def is_local(self, endpoint: str) -> bool:
         return is_local(endpoint, self.deployments.settings)
 
-    def take_snapshot(self, endpoint: str) -> EndpointSnapshot:
+    def take_snapshot(self, endpoint: str) -> EndpointSnapshot | None:
         try:
-            return take_snapshot(self.deployments.get_endpoint(endpoint))
+            return take_snapshot(self.deployments.get_endpoint(endpoint), with_counters=True)
         except NotFound:
-            return EndpointSnapshot(None)
+            return None
 
     def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
         """Do the action. It raises what `Deployments` and the registry raise, and may be done again then."""

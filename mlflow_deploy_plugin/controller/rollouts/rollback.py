@@ -170,7 +170,7 @@ def _repoint(
 ) -> _Move:
     """Move the stage, alias or tag to the earlier version, and wait until that is served."""
     begun_at, endpoint = deployments.store.now(), observed.endpoint.name
-    snapshot = take_snapshot(observed, with_counters=False)
+    snapshot = take_snapshot(observed)
     if not to:
         current, earlier = _current_and_earlier(deployments.store, observed, main, reference)
     else:
@@ -202,7 +202,7 @@ def _repoint(
 
 def _current(observed: ObservedEndpoint, main: str, reference: ModelURI, registry: Any = None) -> str:
     """Return the version that is followed now, or else served; empty if there is none."""
-    return current_version(reference, registry) or take_snapshot(observed, with_counters=False).versions.get(main, "")
+    return current_version(reference, registry) or take_snapshot(observed).versions.get(main, "")
 
 
 def _current_and_earlier(
@@ -301,7 +301,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> str:
 def _wait_until_served(deployments: Deployments, endpoint: str, main: str, version: str) -> None:
     deadline = time.monotonic() + _SERVED_SECONDS
     while True:
-        snapshot = take_snapshot(deployments.get_endpoint(endpoint), with_counters=False)
+        snapshot = take_snapshot(deployments.get_endpoint(endpoint))
         if snapshot.versions.get(main) == version:
             return
         if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):

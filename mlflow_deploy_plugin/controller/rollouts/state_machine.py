@@ -73,23 +73,24 @@ class Decision:
     then: Progress | None = None
 
 
-def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
+def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | None, seconds: float) -> Decision:
     """Return the next action.
 
     Args:
+        snapshot: None if the endpoint does not exist.
         seconds: since the last decision of the same controller; 0 for its first.
     """
     if progress.state in ENDED:
         return Decision(progress)
-    if snapshot.variants is None or plan.main not in snapshot.variants:
-        what = "the endpoint" if snapshot.variants is None else f"the deployment {plan.main}"
+    if snapshot is None or plan.main not in snapshot.variants:
+        what = "the endpoint" if snapshot is None else f"the deployment {plan.main}"
         return Decision(replace(progress, state="abandoned", reason=f"{what} was deleted"))
     if snapshot.state == "stopped":
         return Decision(replace(progress, reason=f"waits for the server: {snapshot.reason or 'it is stopped'}"))
     if progress.state == "rolling_back":
-        return _roll_back(progress)
+        return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
     if reason := _moved(plan, progress, snapshot):
-        return _roll_back(_turned_back(progress, reason))
+        return _roll_back(progress, reason)
     match progress.state:
         case "starting":
             return _start(plan, progress, snapshot, seconds)
@@ -142,7 +143,6 @@ def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
 
 def _moved(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot) -> str:
     """Say what somebody has changed of the rollout's starting point; empty if nothing."""
-    assert snapshot.variants is not None
     model, version = snapshot.variants[plan.main].model, snapshot.versions.get(plan.main, plan.before_version)
     is_promoting = progress.state == "promoting"
     if model != plan.before_uri and not (is_promoting and model == plan.to_uri):
@@ -156,13 +156,12 @@ def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, se
     added = [name for name in (plan.candidate, plan.shadow) if name]
     troubles = (snapshot.errors.get(name) or snapshot.refused.get((name, plan.version)) for name in added)
     if error := next(filter(None, troubles), ""):
-        return _roll_back(_turned_back(progress, f"version {plan.version} cannot be served: {error}"))
+        return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
     if any(snapshot.versions.get(name) != plan.version for name in added) or snapshot.counters is None:
         reason = f"loading version {plan.version}"
         waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
         if waiting.elapsed > START_SECONDS:
-            return _roll_back(_turned_back(progress, f"version {plan.version} was not there in {START_SECONDS:g} s"))
-        assert snapshot.variants is not None
+            return _roll_back(progress, f"version {plan.version} was not there in {START_SECONDS:g} s")
         return Decision(waiting, "wait" if all(name in snapshot.variants for name in added) else "prepare")
     evidence = begin_step(plan, 0, add_counters(plan, 0, progress.evidence, snapshot.counters))
     return Decision(Progress("stepping", 0, 0.0, evidence), "set_traffic")
@@ -170,16 +169,15 @@ def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, se
 
 def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
     if error := snapshot.errors.get(plan.candidate, ""):
-        return _roll_back(_turned_back(progress, f"version {plan.version} cannot be served any more: {error}"))
+        return _roll_back(progress, f"version {plan.version} cannot be served any more: {error}")
     if snapshot.counters is None:
         return Decision(replace(progress, reason=f"waits for the server: {snapshot.reason or 'it gives no numbers'}"))
     evidence = add_counters(plan, progress.step, progress.evidence, snapshot.counters)
     progress = replace(progress, evidence=evidence)
     if reason := rejection(plan, evidence):
-        return _roll_back(_turned_back(progress, reason))
-    assert snapshot.variants is not None
+        return _roll_back(progress, reason)
     if plan.candidate not in snapshot.variants or (plan.shadow and plan.shadow not in snapshot.variants):
-        return _roll_back(_turned_back(progress, "somebody has removed the candidate"))
+        return _roll_back(progress, "somebody has removed the candidate")
     if any(snapshot.variants[name].weight != weight for name, weight in step_weights(plan, progress.step).items()):
         return Decision(progress, "set_traffic")
     if progress.state == "paused":
@@ -196,23 +194,23 @@ def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, sec
 
 
 def _promote(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
-    assert snapshot.variants is not None
     is_moved = plan.kind != "pinned" or snapshot.variants[plan.main].model == plan.to_uri
     if is_moved and snapshot.versions.get(plan.main) == plan.version:
         reason = f"version {plan.version} is served in place of {plan.before_version}"
         return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
     if refusal := snapshot.refused.get((plan.main, plan.version)):
-        return _roll_back(_turned_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}"))
+        return _roll_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}")
     waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=f"waits until {plan.main} serves it")
     if waiting.elapsed > PROMOTE_SECONDS:
         why = snapshot.errors.get(plan.main) or snapshot.reason
         late = f"{plan.main} did not get version {plan.version} in {PROMOTE_SECONDS:g} s"
-        return _roll_back(_turned_back(progress, f"{late}: {why}" if why else late))
+        return _roll_back(progress, f"{late}: {why}" if why else late)
     return Decision(waiting, "promote")
 
 
-def _roll_back(progress: Progress) -> Decision:
-    return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
+def _roll_back(progress: Progress, reason: str) -> Decision:
+    turned = _turned_back(progress, reason)
+    return Decision(turned, "roll_back", replace(turned, state="rolled_back"))
 
 
 def _turned_back(progress: Progress, reason: str) -> Progress:

@@ -94,7 +94,7 @@ def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_
     assert endpoint is not None
     world.now = now = NOON + timedelta(days=7, hours=51)
     state = world.monitors.state("flights", "truth")
-    first = next_due_window(endpoint, "truth", endpoint.spec.monitors["truth"], state, now)
+    first = next_due_window(endpoint, state, now)
     assert first is not None
 
     labels, yearly = sorted(retained_windows(world.monitors, endpoint, now).windows, key=lambda window: window.start)

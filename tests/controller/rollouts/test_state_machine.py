@@ -95,7 +95,6 @@ def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_sam
 ) -> None:
     plan = replace(plan, kind="pinned", before_uri="models:/W/7", before_version="7", selector="7")
     promoting, served = Progress("promoting", 1), seen(100, versions=dict.fromkeys(variants(100), "7"))
-    assert served.variants is not None
     before = {**served.variants, "champion": VariantSpec(model="models:/W/7")}
     after = {**served.variants, "champion": VariantSpec(model="models:/X/7")}
 
@@ -182,7 +181,7 @@ def test_what_others_have_changed_ends_it(
 
 
 def test_an_endpoint_that_was_deleted_leaves_nothing_to_do(plan: RolloutPlan, first_step: Progress) -> None:
-    gone = decide(plan, first_step, EndpointSnapshot(None), 1)
+    gone = decide(plan, first_step, None, 1)
 
     assert (gone.action, gone.progress.state, gone.progress.reason) == ("wait", "abandoned", "the endpoint was deleted")
 
