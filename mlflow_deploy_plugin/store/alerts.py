@@ -8,9 +8,9 @@ from typing import Any, Literal
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, storable_text, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, write_event
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, from_row, given
+from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, from_row, given, storable_text, write_fields
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
@@ -161,7 +161,6 @@ def _write(session: Session, row: AlertRow | None, alert: Alert | None) -> Alert
             fingerprint=storable_text(alert.fingerprint, 255), endpoint=alert.endpoint, monitor=alert.monitor
         )
         session.add(row)
-    row.state, row.count, row.detail = alert.state, alert.count, alert.detail
-    row.first_at, row.last_at, row.told_at = alert.first_at, alert.last_at, alert.told_at
+    write_fields(row, alert, "state", "count", "detail", "first_at", "last_at", "told_at")
     session.flush()
     return from_row(row, Alert)

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
-from mlflow_deploy_plugin.store.tables import AuditRow
+from mlflow_deploy_plugin.store.tables import AuditRow, storable_text
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
@@ -64,12 +64,6 @@ def write_event(session: Session, event: AuditEvent) -> None:
     columns = AuditRow.__table__.columns
     texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
-
-
-def storable_text(text: str, longest: int | None) -> str:
-    """Return the text without what PostgreSQL or UTF-8 cannot hold. A text longer than its column ends with …"""
-    kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
 
 
 def describe_traffic(spec: EndpointSpec) -> str:

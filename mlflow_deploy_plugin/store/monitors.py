@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, storable_text, write_event
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, write_event
 from mlflow_deploy_plugin.store.leases import Lease, held_row
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import (
@@ -21,6 +21,8 @@ from mlflow_deploy_plugin.store.tables import (
     RetrainingRow,
     from_row,
     given,
+    storable_text,
+    write_fields,
 )
 
 WindowState = Literal["pending", "running", "judged", "failed"]
@@ -28,8 +30,19 @@ MonitorKey = tuple[str, str]
 """The names of an endpoint and of its monitor."""
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
 """Windows were left out; the monitor cannot be run; late rows and labels cannot be looked for."""
-_WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
-_WRITTEN_OF_ITS_RUN = ("run_id", "run_url")
+
+_WRITTEN = (
+    "state",
+    "verdict",
+    "reason",
+    "rows",
+    "log_rows",
+    "log_digest",
+    "attempts",
+    "not_before",
+    "run_id",
+    "run_url",
+)
 
 
 @dataclass(frozen=True)
@@ -208,10 +221,11 @@ class Monitors:
             row = session.scalars(query).one_or_none()
             if row is None or row.state == "judged":
                 return None
-            for name in (*_WRITTEN, *_WRITTEN_OF_ITS_RUN):
-                value = getattr(window, name)
-                setattr(row, name, storable_text(value, None) if isinstance(value, str) else value)
-            row.figures = {name: _finite(value) for name, value in window.figures.items()}
+            write_fields(row, window, *_WRITTEN)
+            row.figures = {  # JSON has no NaN and no infinity, and PostgreSQL takes none
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in window.figures.items()
+            }
             row.updated_at = self._store.now()
             session.flush()
             return from_row(row, MonitorWindow)
@@ -322,8 +336,3 @@ def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
         session.add(row)
         session.flush()
     return row
-
-
-def _finite(value: Any) -> Any:
-    """Return None for NaN and infinity: JSON has neither, and PostgreSQL takes none."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

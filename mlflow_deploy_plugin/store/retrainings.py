@@ -9,10 +9,12 @@ from sqlalchemy import select, text
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, write_event
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row, given
+from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row, given, write_fields
 
 WaitsFor = Literal["", "local_controller"]
 """A retraining with a gated version may wait for a controller that sees the endpoint's server."""
+
+_WRITTEN = ("state", "run_id", "version", "rollout_id", "reason", "figures", "ended_at", "waits_for")
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,7 @@ class Retrainings:
             row = session.scalars(query).one_or_none()
             if row is None or row.ended_at is not None or row.updated_at != retraining.updated_at:
                 return None
-            row.state, row.run_id, row.version = retraining.state, retraining.run_id, retraining.version
-            row.rollout_id, row.reason, row.figures = retraining.rollout_id, retraining.reason, retraining.figures
-            row.ended_at, row.waits_for = retraining.ended_at, retraining.waits_for
+            write_fields(row, retraining, *_WRITTEN)
             # tells writes apart, also if the clock stands still
             row.updated_at = max(self._store.now(), row.updated_at + timedelta(microseconds=1))
             session.flush()

@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.store.tables import (
     RolloutRow,
     from_row,
     given,
+    write_fields,
 )
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
@@ -300,10 +301,8 @@ class Store:
             row = session.scalars(query).one_or_none()
             if row is None or row.revision != rollout.revision or row.ended_at is not None:
                 return None
-            row.state, row.step, row.step_at = rollout.state, rollout.step, rollout.step_at
-            row.figures, row.reason = rollout.figures, rollout.reason
-            row.updated_at, row.ended_at = self._clock(), rollout.ended_at
-            row.revision += 1
+            write_fields(row, rollout, "state", "step", "step_at", "figures", "reason", "ended_at")
+            row.updated_at, row.revision = self._clock(), row.revision + 1
             session.flush()
             if event is not None:
                 write_event(session, event)

@@ -59,6 +59,19 @@ def from_row(row: Base, kind: type[ValueT]) -> ValueT:
     return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 
 
+def storable_text(text: str, longest: int | None) -> str:
+    """Return the text without what PostgreSQL or UTF-8 cannot hold. A text longer than its column ends with …"""
+    kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
+
+
+def write_fields(row: Base, value: "DataclassInstance", *names: str) -> None:
+    """Write these fields of a dataclass into the row, its texts as far as a database takes them."""
+    for name in names:
+        written = getattr(value, name)
+        setattr(row, name, storable_text(written, None) if isinstance(written, str) else written)
+
+
 def given(**columns: Any) -> dict[str, Any]:
     """Return the columns that are not None, for `filter_by`."""
     return {name: value for name, value in columns.items() if value is not None}

@@ -91,3 +91,10 @@ def test_what_has_ended_stays_as_it_is(retrainings: Retrainings) -> None:
     assert ended is not None
     assert not ended.is_live
     assert retrainings.update(replace(ended, state="running", ended_at=None)) is None
+
+
+def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(retrainings: Retrainings) -> None:
+    written = retrainings.update(replace(add(retrainings), reason="Error: \0 \ud800"))
+
+    assert written is not None
+    assert written.reason == "Error: \ufffd \ufffd"

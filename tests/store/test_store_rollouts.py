@@ -172,3 +172,13 @@ def test_a_jump_of_a_wall_clock_moves_no_lease(machines: tuple[Machine, Machine]
     first.wall = NOW.replace(year=2020)
     second.monotonic += 10
     assert second.store.acquire_lease(name, "two", 10)
+
+
+def test_a_reason_that_no_database_takes_is_kept_as_far_as_it_does(
+    machines: tuple[Machine, Machine], name: str
+) -> None:
+    store = machines[0].store
+    written = store.update_rollout(replace(store.add_rollout(name, {}, "starting"), reason="Error: \0 \ud800"), None)
+
+    assert written is not None
+    assert written.reason == "Error: \ufffd \ufffd"
