@@ -29,6 +29,12 @@ from mlflow_deploy_plugin.inference_log.storage import LogLocation, wrap_log_err
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, TimeRange
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
+WATERMARKS = "_watermarks"
+"""The folder below the log's root."""
+GONE_AFTER = timedelta(days=30)
+"""A living agent writes its watermark every half minute."""
+_COUNTS = ("answered_rows", "captured_rows", "dropped_rows", "shipped_rows")
+
 
 @dataclass(frozen=True)
 class LabelCounts:
@@ -178,13 +184,6 @@ def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
             (mark.complete_until for mark in marks if not mark.ended), default=max(m.complete_until for m in marks)
         ),
     )
-
-
-WATERMARKS = "_watermarks"
-"""The folder below the log's root."""
-GONE_AFTER = timedelta(days=30)
-"""A living agent writes its watermark every half minute."""
-_COUNTS = ("answered_rows", "captured_rows", "dropped_rows", "shipped_rows")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""The request to judge one window, and its result: plain values that every kind of monitor makes and reports and alerts
-take."""
+"""The request to judge one window, and its result: plain values that kinds of monitor, reports and alerts share."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,8 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
+Engine = Literal["local", "spark"]
+Progress = Callable[[str], None]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
 """drift and prediction_drift have the first two, kinds with `require` the next three. data_quality, which counts all
 rows and has no interval, has all but `cannot tell`. Every kind has `not judged`."""
@@ -148,10 +149,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-Engine = Literal["local", "spark"]
-Progress = Callable[[str], None]
 
 
 def no_progress(line: str) -> None:

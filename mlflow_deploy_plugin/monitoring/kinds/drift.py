@@ -190,17 +190,23 @@ class WindowComparison:
     def _report_pairs(self, subjects: set[str]) -> list[tuple[ColumnValues, ColumnValues]]:
         """Return about `_SHOWN_ROWS` rows at most of the version, in the columns that were judged; for a large window
         those of some of its hours."""
-        request = self.request
-        parts = _some_hours(request, self.profile.rows) if self.profile.rows > READ_ROWS else [request.window]
+        request, window, rows = self.request, self.request.window, self.profile.rows
+        parts = [window]
+        if rows > READ_ROWS:  # as many of the window's hours as have about so many rows; the same ones each time
+            hours = request.log.hours(request.endpoint, window)
+            count = min(math.ceil(len(hours) * READ_ROWS / rows), len(hours))
+            chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), count, replace=False))
+            picked = [hours[place] for place in chosen]
+            parts = [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
         found = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
-        rows = [one.table for one in found if one is not None and (one.model, one.version) == self.version]
-        if not rows or self.reference is None:
+        tables = [one.table for one in found if one is not None and (one.model, one.version) == self.version]
+        if not tables or self.reference is None:
             return []
         sample = self.reference.sample
         if len(sample) > _SHOWN_ROWS:
             chosen = np.random.default_rng(_SEED).choice(len(sample), _SHOWN_ROWS, replace=False)
             sample = sample.take(pa.array(np.sort(chosen)))
-        pairs, _ = pair_columns(read_columns(sample)[0], read_columns(concat_tables(rows))[0])
+        pairs, _ = pair_columns(read_columns(sample)[0], read_columns(concat_tables(tables))[0])
         return [pair for pair in pairs if pair[0].name in subjects]
 
 
@@ -210,16 +216,6 @@ def _not_judged(reasons: Mapping[str, str], columns: tuple[str, ...]) -> tuple[F
         for name, reason in reasons.items()
         if not columns or name in columns
     )
-
-
-def _some_hours(request: WindowRequest, rows: int) -> list[Window]:
-    """Return as many of the window's hours as have about `READ_ROWS` rows; the same ones each time."""
-    window = request.window
-    hours = request.log.hours(request.endpoint, window)
-    count = math.ceil(len(hours) * READ_ROWS / rows)
-    chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), min(count, len(hours)), replace=False))
-    picked = [hours[place] for place in chosen]
-    return [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:

@@ -11,7 +11,7 @@ Latencies are those of answered requests. An error is a request that the server 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,7 +121,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     if total.requests < spec.min_rows:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
         return request.not_judged(reason, model=model, version=version, rows=total.requests, notes=tuple(notes))
-    segments, segment_notes = _largest(counted.by_segment, spec.min_rows)
+    segments, segment_notes = counted.largest(spec.min_rows)
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
     findings = [*_findings(spec.requirements, total, confidence, "")]
     for name, counts in segments.items():
@@ -189,24 +189,23 @@ class _CountedRequests:
                 counts = self.by_segment.setdefault(name, _RequestCounts(self.total.limits_us, has_failures))
                 yield counts, np.asarray(pc.fill_null(pc.equal(texts, value), False))
 
+    def largest(self, min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
+        """Return the largest segments that have enough requests, and a line for each thing that is left out."""
+        by_segment, notes = self.by_segment, []
+        order = sorted(by_segment, key=lambda name: (-by_segment[name].requests, name))
+        large = [name for name in order if by_segment[name].requests >= min_rows]
+        if len(large) > MAX_SEGMENTS:
+            notes.append(f"segments: of {len(large):,} the {MAX_SEGMENTS} largest are judged")
+        if small := len(order) - len(large):
+            notes.append(f"segments: {small:,} have fewer than {min_rows} requests each and are not judged apart")
+        return {name: by_segment[name] for name in large[:MAX_SEGMENTS]}, notes
+
     @property
     def notes(self) -> Iterator[str]:
         for column in sorted(self.absent):
             yield f"segments: the rows have no column {column!r}"
         if self.is_full:
             yield f"segments: there are more than {_MAX_VALUES:,} values, of which the first ones were counted"
-
-
-def _largest(by_segment: Mapping[str, _RequestCounts], min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
-    """Return the largest segments that have enough requests, and a line for each thing that is left out."""
-    order = sorted(by_segment, key=lambda name: (-by_segment[name].requests, name))
-    large = [name for name in order if by_segment[name].requests >= min_rows]
-    notes = []
-    if len(large) > MAX_SEGMENTS:
-        notes.append(f"segments: of {len(large):,} the {MAX_SEGMENTS} largest are judged")
-    if small := len(order) - len(large):
-        notes.append(f"segments: {small:,} have fewer than {min_rows} requests each and are not judged apart")
-    return {name: by_segment[name] for name in large[:MAX_SEGMENTS]}, notes
 
 
 def _findings(
