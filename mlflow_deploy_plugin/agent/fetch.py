@@ -110,10 +110,23 @@ class ModelCache:
         return folder
 
     def prune(self, now: float | None = None) -> None:
-        """Delete the models that are not used any more."""
+        """Delete the models that no server uses any more, and forget the servers whose state folder is gone."""
         now = time.time() if now is None else now
         by_age = sorted(self._models.iterdir(), key=_modified_at, reverse=True)
-        used = self._used_models()
+        used: set[str] = set()
+        for user in (self._root / "users").glob("[!.]*"):
+            try:
+                state_dir = Path(user.read_text())
+            except FileNotFoundError:
+                continue  # another agent has removed it meanwhile
+            if not state_dir.is_dir():
+                user.unlink(missing_ok=True)
+                continue
+            wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
+            used |= {v.folder.name for endpoint in wanted.endpoints.values() for v in endpoint.variants.values()}
+            followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
+            known = (one for reference in followed.references for one in (reference.version, reference.previous))
+            used |= {one.folder.name for one in known if one is not None}
         for folder in by_age[_KEPT_LATEST:]:
             if folder.name not in used and now - _modified_at(folder) > _HOUR:
                 _log.info("deleting %s from the cache", folder.name)
@@ -134,24 +147,6 @@ class ModelCache:
         _log.warning("%s was changed on disk; it is fetched again", folder)
         shutil.rmtree(folder, ignore_errors=True)
         return None
-
-    def _used_models(self) -> set[str]:
-        """Return the names of the folders that a server uses; forget the servers whose state folder is gone."""
-        names: set[str] = set()
-        for user in (self._root / "users").glob("[!.]*"):
-            try:
-                state_dir = Path(user.read_text())
-            except FileNotFoundError:
-                continue  # another agent has removed it meanwhile
-            if not state_dir.is_dir():
-                user.unlink(missing_ok=True)
-                continue
-            wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
-            names |= {v.folder.name for endpoint in wanted.endpoints.values() for v in endpoint.variants.values()}
-            followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
-            known = (one for reference in followed.references for one in (reference.version, reference.previous))
-            names |= {one.folder.name for one in known if one is not None}
-        return names
 
 
 @dataclass(frozen=True)

@@ -144,34 +144,29 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
     path = _path_of(model_uri)
     if path.startswith((".", "~")):
         raise InvalidConfig(f"{model_uri!r} names a folder, not a registered model; give the folder: {path}")
-    if path.partition("/")[2].startswith(_TAG):
-        return _parse_tag_uri(model_uri, path)
-    parts = path.split("/")
-    if len(parts) > 2 or not all(part.strip() for part in parts) or urlparse(model_uri).netloc:
+    name, slash, selector = path.partition("/")
+    if selector.startswith(_TAG):
+        key, equals, value = selector.removeprefix(_TAG).partition("=")
+        if not (name.strip() and key.strip() and equals and value) or urlparse(model_uri).netloc:
+            raise InvalidConfig(f"{model_uri!r} names no version by a tag; models:/NAME/tag:KEY=VALUE is expected")
+        if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters have no escape for them
+            raise InvalidConfig(f"{model_uri!r}: MLflow cannot be asked for a tag with such quotes")
+        return ModelURI("tag", name, f"{key}={value}")
+    has_parts = name.strip() and (selector.strip() or not slash)
+    if not has_parts or "/" in selector or urlparse(model_uri).netloc:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
-    if len(parts) == 2:
-        name, selector = parts
+    if slash:
         if selector.isdecimal():
             return ModelURI("version", name, str(int(selector)))
         if selector.lower() == "latest":
             return ModelURI("latest", name)
         return ModelURI("stage", name, selector)
-    name, at, alias = parts[0].rpartition("@")
-    if at and name and alias:
-        return ModelURI("alias", name, alias)
-    if at or not parts[0].startswith("m-"):
+    model, at, alias = name.rpartition("@")
+    if model and alias:
+        return ModelURI("alias", model, alias)
+    if at or not name.startswith("m-"):
         raise InvalidConfig(f"{model_uri!r} names no version; the model is {_FORMS}")
-    return ModelURI("logged_model", parts[0])
-
-
-def _parse_tag_uri(model_uri: str, path: str) -> ModelURI:
-    name, _, selector = path.partition("/")
-    key, equals, value = selector.removeprefix(_TAG).partition("=")
-    if not (name.strip() and key.strip() and equals and value) or urlparse(model_uri).netloc:
-        raise InvalidConfig(f"{model_uri!r} names no version by a tag; models:/NAME/tag:KEY=VALUE is expected")
-    if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters have no escape for them
-        raise InvalidConfig(f"{model_uri!r}: MLflow cannot be asked for a tag with such quotes")
-    return ModelURI("tag", name, f"{key}={value}")
+    return ModelURI("logged_model", name)
 
 
 def _path_of(model_uri: str) -> str:

@@ -109,8 +109,16 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     if not kept.exists():
         import mlflow  # takes a second; only the command that creates a deployment needs it, and has it already
 
-        uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
-        registry = {variable: _absolute(str(uri)) for variable, uri in uris.items()}
+        uris = {
+            "MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri()),
+            "MLFLOW_REGISTRY_URI": str(mlflow.get_registry_uri()),
+        }
+        registry = {}
+        for variable, uri in uris.items():
+            # with an absolute path: the server runs in another folder than its starter
+            if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
+                uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
+            registry[variable] = uri if ":" in uri else str(Path(uri).absolute())
         # a URI may hold a password; the folder is open to its owner only
         write_atomically(kept, json.dumps(registry).encode())
     places = {"ONNXSERVE_HOME": str(settings.home_path), "ONNXSERVE_LOG_URI": settings.inference_log}
@@ -160,10 +168,3 @@ def _best_line(lines: list[str], patterns: tuple[str, ...]) -> str:
         if found := [line for line in lines if re.search(pattern, line)]:
             return _STAMP.sub("", found[-1]).removeprefix("Error: ")
     return ""
-
-
-def _absolute(uri: str) -> str:
-    """Return a path or SQLite URI with an absolute path: the server runs in another folder than its starter."""
-    if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
-        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
-    return uri if ":" in uri else str(Path(uri).absolute())
