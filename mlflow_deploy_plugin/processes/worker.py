@@ -1,6 +1,6 @@
 """Workers: processes that call functions, so that one that hangs, crashes or leaks harms nobody else.
 
-`python -m mlflow_deploy_plugin.processes DESCRIPTOR` is the worker's own side. Unlike multiprocessing's spawn, it does
+`python -m mlflow_deploy_plugin.processes.worker DESCRIPTOR` is the worker's own side. Unlike multiprocessing's spawn, it does
 not import the parent's main module again, so that a script without `if __name__ == "__main__"` may use it.
 """
 
@@ -112,7 +112,7 @@ class Worker:
                 self._connection, theirs = Pipe()
                 with theirs:
                     self._child = Child(
-                        [sys.executable, "-P", "-m", __package__, str(theirs.fileno())],
+                        [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
                         descriptors=[theirs.fileno()],
                         stdout=2 if self._stderr is None else self._stderr,  # what libraries print is not our output
                         stderr=self._stderr,
@@ -188,3 +188,7 @@ def _answer(request: bytes) -> bytes:
         _log.exception("a call of the parent failed")
         text = " ".join(str(error).split())[:500] or "without a word"  # as a MemoryError
         return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

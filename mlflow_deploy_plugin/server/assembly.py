@@ -69,22 +69,21 @@ def open_server(state_dir: Path) -> Server:
     policy = None  # running each request alone is best for tiny models on a CPU
     if rows > 1:
         policy = BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)
-    load = partial(
-        load_warm,
-        device=spec.device,
-        intra_op_num_threads=threads,
-        policy=policy,
-        graph_cache=state_dir / _GRAPH_CACHE,
-        check_determinism=spec.response_cache_bytes > 0,
-        timeout_seconds=float(spec.request_timeout_seconds),
-    )
     memory = MemoryLimit(worker_limit(spec.max_worker_memory_bytes, spec.workers))
 
-    def load_within(folder: Path) -> WarmVersion:
+    def load(folder: Path) -> WarmVersion:
         with memory.loading(folder):
-            return load(folder)
+            return load_warm(
+                folder,
+                spec.device,
+                threads,
+                policy,
+                check_determinism=spec.response_cache_bytes > 0,
+                timeout_seconds=float(spec.request_timeout_seconds),
+                graph_cache=state_dir / _GRAPH_CACHE,
+            )
 
-    repository = Repository(state_dir, load_within, metrics.set_served_versions)
+    repository = Repository(state_dir, load, metrics.set_served_versions)
     settings = load_settings()
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
     server = Server(

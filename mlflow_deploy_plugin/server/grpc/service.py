@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure, infer
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
-from mlflow_deploy_plugin.server.observability.access_log import observe_request
+from mlflow_deploy_plugin.server.observability.tracing import observe_request
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, EncodedResponse, Protocol
 

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.http.routes import handle_direct, method_not_al
 from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predictions
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, failure
-from mlflow_deploy_plugin.server.observability.access_log import observe_request
+from mlflow_deploy_plugin.server.observability.tracing import observe_request
 from mlflow_deploy_plugin.settings import load_settings
 
 _RAW_REQUEST = "onnxserve.raw_request"

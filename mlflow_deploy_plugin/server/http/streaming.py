@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.server.http.messages import RawResponse, http_response
 from mlflow_deploy_plugin.server.http.parser import BodyParser
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer_lines
-from mlflow_deploy_plugin.server.observability.access_log import observe_request
+from mlflow_deploy_plugin.server.observability.tracing import observe_request
 from mlflow_deploy_plugin.server.protocols import jsonlines
 from mlflow_deploy_plugin.server.protocols.content import media_name
 

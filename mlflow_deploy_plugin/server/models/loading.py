@@ -75,23 +75,10 @@ def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: Wan
     except Exception as error:
         logger.exception("loading %s %s failed", want.model, want.version)
         raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
-    predictor = warm.predictor
-    loaded = LoadedVersion(
-        want.model,
-        want.version,
-        want.folder,
-        predictor,
-        CapturedModel(
-            want.model,
-            want.version,
-            predictor.schema,
-            predictor.artifact.prediction,
-            tuple(output.name for output in predictor.artifact.outputs) or None,
-        ),
-        warm.batcher,
-        warm.seconds_per_row,
-        warm.is_deterministic,
-    )
+    artifact = warm.predictor.artifact
+    outputs = tuple(output.name for output in artifact.outputs) or None
+    captured = CapturedModel(want.model, want.version, warm.predictor.schema, artifact.prediction, outputs)
+    loaded = LoadedVersion(want.model, want.version, want.folder, captured=captured, **vars(warm))
     logger.info("loaded %s %s", want.model, want.version)
     if warm.batcher is not None:
         weakref.finalize(loaded, warm.batcher.close).atexit = False

@@ -174,7 +174,7 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
 
     def judging() -> list[psutil.Process]:
         children = psutil.Process(controller.pid).children(recursive=True)
-        return [child for child in children if "mlflow_deploy_plugin.processes" in child.cmdline()]
+        return [child for child in children if "mlflow_deploy_plugin.processes.worker" in child.cmdline()]
 
     (child,) = waited_for(judging, SECONDS, "a process judges")
     child.kill()
