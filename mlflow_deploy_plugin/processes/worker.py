@@ -1,7 +1,7 @@
 """Workers: processes that call functions, so that one that hangs, crashes or leaks harms nobody else.
 
-`python -m mlflow_deploy_plugin.processes.worker DESCRIPTOR` is the worker's own side. Unlike multiprocessing's spawn, it does
-not import the parent's main module again, so that a script without `if __name__ == "__main__"` may use it.
+`python -m mlflow_deploy_plugin.processes.worker DESCRIPTOR` is the worker's own side. Unlike multiprocessing's spawn,
+it does not import the parent's main module again, so that a script without `if __name__ == "__main__"` may use it.
 """
 
 import contextlib
