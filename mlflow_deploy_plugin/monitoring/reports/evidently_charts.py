@@ -13,8 +13,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -78,8 +77,13 @@ def draw_columns(
         pairs: of each column the reference and the window, [N] and [M] values.
         seed: chooses the rows that are drawn where there are more than `MAX_ROWS`.
     """
-    judged = _judged(result, pairs)
-    chosen = judged[:most]
+    by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # of columns of the same name the first
+    judged: dict[str, _Column] = {}
+    for finding in result.findings:
+        is_scored = finding.value is not None and np.isfinite(finding.value) and finding.threshold is not None
+        if finding.check == "distribution" and not finding.segment and is_scored and finding.subject in by_name:
+            judged.setdefault(finding.subject, _Column(finding, *by_name[finding.subject]))
+    chosen = list(judged.values())[:most]
     if not chosen:
         return EvidentlyReport(notes=("no column has a score and rows that could be drawn",))
     sizes = (len(chosen[0].reference.values), len(chosen[0].current.values))
@@ -96,19 +100,6 @@ def draw_columns(
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
         return EvidentlyReport(notes=(*notes, f"Evidently drew nothing: {_said(error)}"))
     return EvidentlyReport(page, figures, left_out, tuple(notes))
-
-
-def _judged(result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]]) -> list[_Column]:
-    """Return the judged columns in the order of the findings; of columns of the same name the first."""
-    by_name: dict[str, tuple[ColumnValues, ColumnValues]] = {}
-    for left, right in pairs:
-        by_name.setdefault(left.name, (left, right))
-    columns: dict[str, _Column] = {}
-    for finding in result.findings:
-        is_scored = finding.value is not None and np.isfinite(finding.value) and finding.threshold is not None
-        if finding.check == "distribution" and not finding.segment and is_scored and finding.subject in by_name:
-            columns.setdefault(finding.subject, _Column(finding, *by_name[finding.subject]))
-    return list(columns.values())
 
 
 def _isolated(columns: Sequence[_Column], seed: int) -> tuple[str, str, dict[str, str]]:
@@ -154,20 +145,21 @@ def _drawn(columns: Sequence[_Column], seed: int) -> tuple[str, str]:
         ],
         include_tests=True,
     )
-    with _scored(columns), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # constant columns have no correlations
-        snapshot = report.run(
-            Dataset.from_pandas(current, data_definition=definition),
-            Dataset.from_pandas(reference, data_definition=definition),
-        )
-        return _escaped(snapshot.get_html_str(as_iframe=False)), snapshot.json()
-
-
-def _escaped(page: str) -> str:
-    """Return the page with its data written so that no name or value in it ends their script: Evidently writes plain
-    JSON.
-    """
-    return _DATA.sub(lambda line: line[1] + line[2].replace("<", "\\u003c"), page)
+    token = _scores.set(
+        {column.name: (float(column.finding.value or 0), column.finding.is_alarm) for column in columns}
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant columns have no correlations
+            snapshot = report.run(
+                Dataset.from_pandas(current, data_definition=definition),
+                Dataset.from_pandas(reference, data_definition=definition),
+            )
+            page, figures = snapshot.get_html_str(as_iframe=False), snapshot.json()
+    finally:
+        _scores.reset(token)
+    # Evidently writes its data as plain JSON; no name or value in it may end their script
+    return _DATA.sub(lambda line: line[1] + line[2].replace("<", "\\u003c"), page), figures
 
 
 def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
@@ -185,10 +177,13 @@ def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.Da
             if _has_histogram(left) and _has_histogram(right):
                 sides[0][column.name], sides[1][column.name] = left, right
                 continue
+        # no more than the reference's most frequent values; the missing ones are a value
         text.add(column.name)
-        sides[0][column.name], sides[1][column.name] = _categories(
-            [_text(value) for value in left.tolist()], [_text(value) for value in right.tolist()]
-        )
+        texts = [[_text(value) for value in values.tolist()] for values in (left, right)]
+        frequent = {value for value, _ in Counter(texts[0]).most_common(_CATEGORIES)} | {_MISSING}
+        for side, values in zip(sides, texts, strict=True):
+            kept = [value if value in frequent else _OTHER for value in values]
+            side[column.name] = np.array(kept, dtype=object)
     return pd.DataFrame(sides[0]), pd.DataFrame(sides[1]), text
 
 
@@ -202,30 +197,15 @@ def _has_histogram(values: Array) -> bool:
     return largest < _LARGEST and width > 100 * float(np.spacing(largest))
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
-        return None
+        return _MISSING
     return (f"{value:.6g}" if isinstance(value, float) else str(value))[:_LONGEST_VALUE]
-
-
-def _categories(left: list[str | None], right: list[str | None]) -> tuple[Array, Array]:
-    """Return text with no more than the reference's most frequent values; the missing ones are a value."""
-    frequent = {value for value, _ in Counter(left).most_common(_CATEGORIES)} | {None}
-
-    def reduced(values: list[str | None]) -> Array:
-        kept = [_MISSING if value is None else value if value in frequent else _OTHER for value in values]
-        return np.array(kept, dtype=object)
-
-    return reduced(left), reduced(right)
-
-
-def _precomputed(reference: pd.Series, current: pd.Series, kind: Any, threshold: float) -> tuple[float, bool]:
-    """Look the verdict's score up: the drift method that Evidently calls for each column."""
-    return _scores.get()[str(current.name)]
 
 
 @cache
 def _register_method() -> None:
+    """Register the drift method that Evidently calls for each column: it looks the verdict's score up."""
     from evidently.legacy.calculations.stattests import StatTest, register_stattest
     from evidently.legacy.core import ColumnType
 
@@ -235,19 +215,8 @@ def _register_method() -> None:
             display_name="onnxserve",
             allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
         ),
-        _precomputed,
+        lambda reference, current, kind, threshold: _scores.get()[str(current.name)],
     )
-
-
-@contextmanager
-def _scored(columns: Sequence[_Column]) -> Iterator[None]:
-    token = _scores.set(
-        {column.name: (float(column.finding.value or 0), column.finding.is_alarm) for column in columns}
-    )
-    try:
-        yield
-    finally:
-        _scores.reset(token)
 
 
 def _said(error: Exception) -> str:

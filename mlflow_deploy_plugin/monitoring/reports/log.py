@@ -70,21 +70,34 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Se
     figures = to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
-        end = result.window.end_us // 1000
-        log_metrics(client, run_id, result.model_id, figures.items(), end, times)
+        log_metrics(client, run_id, result.model_id, figures.items(), result.window.end_us // 1000, times)
         this = PastWindow(result.window.start, result.state, figures)
         picture = draw_trend(trend_lines(result, figures), [*past, this], result.window.length)
         _log_files(client, run_id, embed_picture(files, picture))
 
     created = {CREATED_TAG: result.endpoint_created} if result.endpoint_created else {}
+    end = result.window.end.isoformat()
+    identity = {
+        ENDPOINT_TAG: result.endpoint,
+        MONITOR_TAG: result.monitor,
+        START_TAG: result.window.start.isoformat(),
+        **({END_TAG: end, TRIED_TAG: result.tried} if result.tried else {REVISION_TAG: str(result.revision)}),
+    }
+    tags = {
+        KIND_TAG: result.kind,
+        "onnxserve.model": result.model,
+        "onnxserve.version": result.version,
+        END_TAG: end,
+        "onnxserve.reason": result.reason[:MAX_TAG_LENGTH],
+    }
     name = result.monitor, str(result.window), result.tried
     run = IdempotentRun(
         f"the experiment of endpoint {result.endpoint}",
         f"onnxserve/{result.endpoint}",
-        _identity(result),
+        identity,
         (TRIED_VERDICT_TAG if result.tried else VERDICT_TAG, result.state),
         created,
-    ).log(" ".join(filter(None, name)), _tags(result), log_content)
+    ).log(" ".join(filter(None, name)), tags, log_content)
     if not result.tried:
         _log_series(result, figures, created)
         _link_report_to_version(result, report_link(run))
@@ -157,27 +170,6 @@ def _log_files(client: "MlflowClient", run_id: str, files: Mapping[str, str | by
             raise RegistryUnavailable(
                 unavailable_message("the files of the report", "MLflow's artifact store", error)
             ) from None
-
-
-def _identity(result: MonitorResult) -> dict[str, str]:
-    window = {
-        ENDPOINT_TAG: result.endpoint,
-        MONITOR_TAG: result.monitor,
-        START_TAG: result.window.start.isoformat(),
-    }
-    if result.tried:
-        return {**window, END_TAG: result.window.end.isoformat(), TRIED_TAG: result.tried}
-    return {**window, REVISION_TAG: str(result.revision)}
-
-
-def _tags(result: MonitorResult) -> dict[str, str]:
-    return {
-        KIND_TAG: result.kind,
-        "onnxserve.model": result.model,
-        "onnxserve.version": result.version,
-        END_TAG: result.window.end.isoformat(),
-        "onnxserve.reason": result.reason[:MAX_TAG_LENGTH],
-    }
 
 
 def _log_series(result: MonitorResult, figures: Mapping[str, float], optional_identity: Mapping[str, str]) -> None:

@@ -8,6 +8,7 @@ import html
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from mlflow_deploy_plugin.monitoring.reports.evidently_charts import EvidentlyReport, draw_columns
 from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED, Finding, MonitorResult, format_time, to_document
@@ -56,10 +57,28 @@ def build_report(result: MonitorResult) -> Mapping[str, str | bytes]:
 
 def render_page(result: MonitorResult, drawn: EvidentlyReport) -> str:
     """Return the page with the verdict, every finding and the charts of Evidently."""
+    title = f"{result.endpoint}, {result.monitor}, {result.window}"
+    answered = f"{result.model} version {result.version}" if result.model else "no version answered"
+    revision = f", revision {result.revision}" if result.revision > 1 else ""
+    notes = [*result.notes, *drawn.notes, *(f"{name}: {why}" for name, why in drawn.left_out.items())]
+    figures = "".join(
+        f"<tr><td>{_text(name)}<td class=n>{_number(value)}</tr>"
+        for name, value in islice(result.figures.items(), _MOST_FIGURES)
+    )
+    parts = [
+        f"<style>{_STYLE}</style><div class='onnxserve'>",
+        f"<h1>{_text(title)}: <span class='{_class(result.state)}'>{result.state}</span></h1>",
+        f"<p>{_text(summary(result))}</p>",
+        f"<p class='note'>{_text(answered)}, {result.rows:,} rows{revision}</p>",
+        _PICTURE_HERE,
+        _findings(result.findings) if result.findings else "",
+        *(f"<p class='note'>Note: {_text(note.rstrip('.'))}.</p>" for note in notes),
+        f"<details><summary>Metrics</summary><table>{figures}</table></details>" if figures else "",
+        "</div>",
+    ]
     page = drawn.page or _EMPTY
-    start = page.find("<body")
-    end = page.find(">", start) + 1
-    return page[:end] + _head(result, drawn) + page[end:]
+    end = page.find(">", page.find("<body")) + 1
+    return page[:end] + "".join(parts) + page[end:]
 
 
 def embed_picture(files: Mapping[str, str | bytes], picture: bytes) -> Mapping[str, str | bytes]:
@@ -79,28 +98,7 @@ def summary(result: MonitorResult) -> str:
     return f"{result.reason.rstrip('.') or f'{result.rows:,} rows of the window were judged'}."
 
 
-def _head(result: MonitorResult, drawn: EvidentlyReport) -> str:
-    title = f"{result.endpoint}, {result.monitor}, {result.window}"
-    answered = f"{result.model} version {result.version}" if result.model else "no version answered"
-    revision = f", revision {result.revision}" if result.revision > 1 else ""
-    notes = [*result.notes, *drawn.notes, *(f"{name}: {why}" for name, why in drawn.left_out.items())]
-    parts = [
-        f"<style>{_STYLE}</style><div class='onnxserve'>",
-        f"<h1>{_text(title)}: <span class='{_class(result.state)}'>{result.state}</span></h1>",
-        f"<p>{_text(summary(result))}</p>",
-        f"<p class='note'>{_text(answered)}, {result.rows:,} rows{revision}</p>",
-        _PICTURE_HERE,
-        _findings(result.findings),
-        *(f"<p class='note'>Note: {_text(note.rstrip('.'))}.</p>" for note in notes),
-        _figures(result.figures),
-        "</div>",
-    ]
-    return "".join(parts)
-
-
 def _findings(findings: Sequence[Finding]) -> str:
-    if not findings:
-        return ""
     columns: dict[str, Callable[[Finding], str]] = {
         "what": lambda one: f"<td>{_cell(one.subject)}",
         "of": lambda one: f"<td>{_cell(one.segment)}",
@@ -124,16 +122,6 @@ def _findings(findings: Sequence[Finding]) -> str:
     rest = len(findings) - len(rows)
     more = f"<p class='note'>{rest:,} more findings stand in verdict.json.</p>" if rest else ""
     return f"<table><tr>{names}</tr>{''.join(rows)}</table>{more}"
-
-
-def _figures(figures: Mapping[str, float]) -> str:
-    if not figures:
-        return ""
-    rows = [
-        f"<tr><td>{_text(name)}<td class=n>{_number(value)}</tr>"
-        for name, value in list(figures.items())[:_MOST_FIGURES]
-    ]
-    return f"<details><summary>Figures</summary><table>{''.join(rows)}</table></details>"
 
 
 def _class(state: str) -> str:
