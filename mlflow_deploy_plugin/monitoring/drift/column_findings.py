@@ -194,39 +194,37 @@ class _CheckedColumn:
             reason = "too few of the reference's own windows say how large it may be"
             return Finding(name, check, "not judged", reason, segment=segment)
         is_drift = score > threshold
-        change = self._change(check) if is_drift else ""
+        reason, change = self._describe(check)
         state: State = "drift" if is_drift else "no drift"
-        return Finding(name, check, state, self._sentence(check), score, threshold, segment, change)
+        return Finding(name, check, state, reason, score, threshold, segment, change if is_drift else "")
 
-    def _sentence(self, check: Check) -> str:
-        """Return what the check saw, in its own units."""
-        given = self.given
+    def _describe(self, check: Check) -> tuple[str, str]:
+        """Return what the check saw, in its own units, and how the column changed; empty if it cannot be said."""
+        given, verdict = self.given, self.verdict
         if check == "distribution":
             is_ordered = isinstance(self.bins, OrderedBins)
             name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")
             usual = f"{self.usual:.3g} ± {self.spread:.2g} in the reference's own windows"
-            return f"{name} distance {self.value:.3g}{unit}, {usual}"
+            return f"{name} distance {self.value:.3g}{unit}, {usual}", self._distribution_change()
         if check == "missing":
-            return f"{self.verdict.missing:.1%} missing, {self.verdict.reference_missing:.1%} in the reference"
+            first, now = verdict.reference_missing, verdict.missing
+            change = f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
+            return f"{now:.1%} missing, {first:.1%} in the reference", change
         usual = f"{self.usual:.1%} ± {self.spread:.1%} in the reference's own windows"
         if check == "unseen":
+            share = _share(given.unseen, given)
             shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
-            return f"{_share(given.unseen, given)} of rows have a value that the reference lacks ({shown}), {usual}"
+            change = f"values that the reference lacks {self.usual:.1%} → {share}, more"
+            return f"{share} of rows have a value that the reference lacks ({shown}), {usual}", change
         ranges = f"{self.expected.minimum:g} to {self.expected.maximum:g}"
-        outside = _share(given.below + given.above, given)
-        return f"{outside} of rows are outside of {ranges} ({_side(given)}), {usual}"
+        share = _share(given.below + given.above, given)
+        side = "on both sides" if given.below and given.above else "above" if given.above else "below"
+        change = f"out of range {self.usual:.1%} → {share}, {side}"
+        return f"{share} of rows are outside of {ranges} ({side}), {usual}", change
 
-    def _change(self, check: Check) -> str:
-        """Return how the column changed, as `mean 3.2 → 8.9, higher`; empty if it cannot be said."""
+    def _distribution_change(self) -> str:
+        """Return how the distribution changed, as `mean 3.2 → 8.9, higher`."""
         given, before = self.given, self.before
-        if check == "missing":
-            first, now = self.verdict.reference_missing, self.verdict.missing
-            return f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
-        if check == "unseen":
-            return f"values that the reference lacks {self.usual:.1%} → {_share(given.unseen, given)}, more"
-        if check == "range":
-            outside = _share(given.below + given.above, given)
-            return f"out of range {self.usual:.1%} → {outside}, {_side(given)}"
         if before is None or len(before.counts) != len(given.counts):
             return ""
         if isinstance(self.bins, OrderedBins):
@@ -243,12 +241,6 @@ class _CheckedColumn:
         names = [f"{code:g}" if isinstance(code, float) else repr(code) for code in self.bins.codes]
         name = names[place] if place < len(names) else "rarer values"
         return f"{name} {first:.1%} → {now:.1%}, {'more often' if now > first else 'less often'}"
-
-
-def _side(given: ColumnSketch) -> str:
-    if given.below and given.above:
-        return "on both sides"
-    return "above" if given.above else "below"
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:

@@ -181,8 +181,8 @@ def hour_profiles(
     sketches: SketchStore, model: str, version: str, window: Window
 ) -> Iterator[tuple[datetime, Profile]]:
     """Yield `window_profile` of each whole hour in the window that has rows, in order."""
-    whole, _ = _hours(_list(sketches.log, sketches.endpoint, window), window)
-    for hours in _by_day(whole):
+    listed = _list(sketches.log, sketches.endpoint, window)
+    for hours in _by_day(_whole_hours(listed, window)):
         day = _day(sketches, hours, whole_is_enough=False)
         for hour in hours:
             yield hour.start, _chosen(day.hours[hour.start], model, version)
@@ -217,26 +217,19 @@ def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
     return {hour: files for hour, files in hours if hour.start < window.end and hour.end > window.start}
 
 
-def _hours(listed: Listed, window: Window) -> tuple[Listed, list[Hour]]:
-    """Return the hours that lie in the window as a whole, and those that it cuts."""
-    whole: dict[Hour, list[LogFile]] = {}
-    cut: list[Hour] = []
-    for hour, files in listed.items():
-        if window.start <= hour.start and hour.end <= window.end:
-            whole[hour] = files
-        elif hour.start < window.end and hour.end > window.start:
-            cut.append(hour)
-    return whole, cut
+def _whole_hours(listed: Listed, window: Window) -> Listed:
+    return {hour: files for hour, files in listed.items() if window.start <= hour.start and hour.end <= window.end}
 
 
 def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[Profiles]:
     """Yield profiles that together are those of the window: first of the hours that it cuts, then in the order of
     time.
     """
-    whole, cut = _hours(listed, window)
-    for hour in cut:
-        part = Window(max(hour.start, window.start), min(hour.end, window.end))
-        yield from _sketch(sketches, part).values()
+    whole = _whole_hours(listed, window)
+    for hour in listed:
+        if hour not in whole:
+            part = Window(max(hour.start, window.start), min(hour.end, window.end))
+            yield from _sketch(sketches, part).values()
     for hours in _by_day(whole):
         day = _day(sketches, hours, whole_is_enough=True)
         if len(day.files) == len(hours):  # the window takes all that the day has

@@ -24,9 +24,9 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     needed_windows,
     show_rate,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import MIN_COMPARED_ROWS, ColumnGroup, column_counts
+from mlflow_deploy_plugin.monitoring.drift.threshold.figures import MIN_COMPARED_ROWS, ColumnGroup
 from mlflow_deploy_plugin.monitoring.drift.threshold.independent_rows import IndependentRows
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import MAX_WINDOWS, Null, WindowNull, row_counts
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import MAX_WINDOWS, Null, WindowNull, column_level, row_counts
 from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import (
     FEWEST_WINDOWS,
     MOST_WINDOWS,
@@ -41,7 +41,6 @@ from mlflow_deploy_plugin.statedir import FileCache
 NULLS: Mapping[NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
 }
-_SEED = 0
 _MAX_CELLS = 20_000_000
 """So many counts are compared at most: of a thousand columns some sixty windows, in seconds."""
 _SIZE_STEP = 1.15
@@ -80,9 +79,13 @@ def null_distribution(
         made = null
     else:
         persistence, slowest_column = null.persistence(groups[0])
-        held_out = null.hold_out(groups, rate, persistence, _SEED)
-        distribution = null.compare(groups, _SEED)
-        made = replace(distribution, persistence=persistence, slowest_column=slowest_column, held_out=held_out)
+        held_out = null.hold_out(groups, rate)
+        made = replace(
+            null.compare(groups),
+            persistence=persistence,
+            slowest_column=slowest_column,
+            held_out=held_out if isinstance(held_out, Refused) else held_out.alarms(persistence),
+        )
     if files and path:
         with files.writing(path) as temporary:
             _write(temporary, made)
@@ -142,9 +145,9 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     yield Overlapping.cut(steps, length, group.compared)
     if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
         return
-    found = dependence_of({name: column_counts(pieces.steps, name, bins[name]) for name in group.columns}, bins)
+    found = dependence_of(column_level(group, name, pieces.steps) for name in group.columns)
     if can_bootstrap(steps, length, found):
-        yield StationaryBootstrap.cut(steps, length, found.block_length, _SEED)
+        yield StationaryBootstrap.cut(steps, length, found.block_length)
 
 
 def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:

@@ -23,10 +23,9 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
-    HoldOutAlarms,
+    HeldOut,
     NullDistribution,
     NullKind,
-    count_alarms,
     needed_windows,
     show_rate,
 )
@@ -34,6 +33,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     DISTANCE,
     FIGURES,
     MIN_COMPARED_ROWS,
+    SEED,
     ColumnGroup,
     WindowCounts,
     column_counts,
@@ -82,7 +82,7 @@ class IndependentRows(Null):
             )
         return contradiction(group, rate) or cls(min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS))
 
-    def compare(self, groups: Sequence[ColumnGroup], seed: int) -> NullDistribution:
+    def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         """Return the figures of samples as large as the window beside samples as large as what it is compared with.
 
         Many columns get fewer different rows, so that the time is bounded.
@@ -91,7 +91,7 @@ class IndependentRows(Null):
         rows = min(_MAX_ROWS, max(_MAX_CELLS // (columns * self.draws), 500))
         parts = []
         for number, group in enumerate(groups):
-            rng = np.random.default_rng([seed, 2, number])
+            rng = np.random.default_rng([SEED, 2, number])
             sample, pieces = group.reference.sample, group.reference.pieces
             if len(sample) > rows:
                 sample = sample.take(np.sort(rng.choice(len(sample), rows, replace=False)))
@@ -105,9 +105,7 @@ class IndependentRows(Null):
         floors[2:] = FLOORS[2:]
         return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), floors, float(self.draws))
 
-    def hold_out(
-        self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
-    ) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
         """Judge all windows of the reference by samples of its rows: where rows are independent, each is such a
         sample."""
         pieces = groups[0].reference.pieces
@@ -126,23 +124,23 @@ class IndependentRows(Null):
                 continue
             sized.append(replace(group, compared=size))
             for name in group.columns:
-                figures = _window_figures(sized[-1], name, windows, now, before, seed)
+                figures = _window_figures(sized[-1], name, windows, now, before)
                 figures[rows < size] = np.nan
                 columns.append(figures)
-        distribution = self.compare(sized, seed)
+        distribution = self.compare(sized)
         judged = np.stack(columns, axis=1)
         judged = judged[np.isfinite(judged[..., DISTANCE]).any(axis=1)]
         tests = [distribution.test(window, rate) for window in judged]
         how = f"on its own {len(judged)} windows, judged by samples of {sized[0].compared:,} independent rows"
-        return count_alarms(tests, column_names(sized), rate, float(self.draws), len(judged), 1.0, how)
+        return HeldOut(tests, column_names(sized), rate, float(self.draws), len(judged), how)
 
 
 def _window_figures(
-    group: ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None, seed: int
+    group: ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None
 ) -> Array:
     """Return [M, FIGURES] of the reference's own windows, each beside what a window is compared with."""
     bins = group.reference.bins[name]
-    rng = column_rng(group.segment + name, seed)
+    rng = column_rng(group.segment + name)
     windows = count_windows([profiles[place] for place in now], name, bins)
     if before is None:
         complements = np.maximum(column_counts([group.reference.pieces.total], name, bins) - windows.counts, 0)

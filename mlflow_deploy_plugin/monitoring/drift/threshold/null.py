@@ -27,13 +27,13 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FLOORS,
-    HoldOutAlarms,
+    HeldOut,
     NullDistribution,
     NullKind,
 )
@@ -62,18 +62,12 @@ class Null(ABC):
     compares_with_whole: ClassVar[bool] = True
 
     @abstractmethod
-    def compare(self, groups: Sequence[ColumnGroup], seed: int) -> NullDistribution:
+    def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         """Return the figures of the null's windows in every group."""
 
     @abstractmethod
-    def hold_out(
-        self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
-    ) -> HoldOutAlarms | Refused:
-        """Return how many of the reference's own windows are called drifted by rows that are not theirs.
-
-        Args:
-            persistence: so many windows are worth one independent one.
-        """
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
+        """Return tests of the reference's own windows by rows that are not theirs."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         """Return how many windows are worth one independent one, and the column that says so."""
@@ -122,19 +116,19 @@ class WindowNull(Null):
         figures[2 * rows < group.compared] = np.nan
         return figures, np.ones(FIGURES)
 
-    def compare(self, groups: Sequence[ColumnGroup], seed: int) -> NullDistribution:
+    def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         figures, scales = [], []
         for group in groups:
             profiles = self.aligned(groups[0].reference.pieces, group.reference.pieces)
             for name in group.columns:
-                column, scale = self.column_figures(group, name, profiles, column_rng(group.segment + name, seed))
+                column, scale = self.column_figures(group, name, profiles, column_rng(group.segment + name))
                 figures.append(column)
                 scales.append(scale)
         return NullDistribution(self.kind, np.stack(figures, axis=1), np.stack(scales), FLOORS, self.effective_n)
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        windows, bins = group.reference.pieces.windows, group.reference.bins
-        return slowest_column({name: column_counts(windows, name, bins[name]) for name in group.columns}, bins)
+        windows = group.reference.pieces.windows
+        return slowest_column({name: column_level(group, name, windows) for name in group.columns})
 
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
@@ -147,9 +141,7 @@ def row_counts(profiles: Sequence[Profile]) -> Array:
     return np.array([profile.rows for profile in profiles], dtype=np.int64)
 
 
-def slowest_column(
-    windows: Mapping[str, Array], bins: Mapping[str, Bins], before: Mapping[str, Array] | None = None
-) -> tuple[float, str]:
+def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
     """Return how many windows in a row are worth one independent one, and the name of the column that says so: the one
     whose level depends most on the window before. Return 1 and no name if none does.
 
@@ -158,31 +150,19 @@ def slowest_column(
     the distances tell it, since none stands beside all others.
 
     Args:
-        windows: [M, K + 1] counts of each column, in the order of time.
-        before: the same of what each of them is compared with, if that is one window.
+        levels: of each column in the windows, in the order of time.
     """
-    levels = column_levels(windows, bins)
-    if before is not None:
-        earlier = column_levels(before, bins)
-        both = [name for name, level in levels.items() if len(level) == len(earlier[name])]
-        levels = {name: np.abs(levels[name] - earlier[name]) for name in both}
     found = [(persistence(level, len(levels)), name) for name, level in levels.items()]
     longest, name = max(found, default=(1.0, ""))
     return (longest, name) if longest > 1 else (1.0, "")
 
 
-def column_levels(pieces: Mapping[str, Array], bins: Mapping[str, Bins]) -> dict[str, Array]:
-    """Return the level of each column in the pieces that have values of it: the mean, or the share of the first
-    category.
-
-    Args:
-        pieces: [S, K + 1] counts of each column, the missing values last.
-    """
-    levels = {}
-    for name, counts in pieces.items():
-        known = counts[:, :-1]
-        rows = known.sum(axis=1)
-        known, rows = known[rows > 0], rows[rows > 0]
-        column = bins[name]
-        levels[name] = (known @ column.positions if isinstance(column, OrderedBins) else known[:, 0]) / rows
-    return levels
+def column_level(group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> Array:
+    """Return the level of a column in the profiles that have values of it: the mean, or the share of the first
+    category."""
+    bins = group.reference.bins[name]
+    known = column_counts(profiles, name, bins)[:, :-1]
+    rows = known.sum(axis=1)
+    known, rows = known[rows > 0], rows[rows > 0]
+    level: Array = (known @ bins.positions if isinstance(bins, OrderedBins) else known[:, 0]) / rows
+    return level

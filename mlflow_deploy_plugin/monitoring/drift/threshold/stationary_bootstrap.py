@@ -23,7 +23,7 @@ windows, if it has fewer block lengths than the rate needs, and if it has more t
 themselves.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -38,15 +38,15 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependenc
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
-    HoldOutAlarms,
+    HeldOut,
     NullDistribution,
     NullKind,
     TestResult,
-    count_alarms,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     DISTANCE,
     MISSING,
+    SEED,
     ColumnGroup,
     WindowCounts,
     column_counts,
@@ -55,7 +55,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     WindowNull,
-    column_levels,
     column_names,
     row_counts,
 )
@@ -95,12 +94,12 @@ class StationaryBootstrap(WindowNull):
     counts_fewer: ClassVar[bool] = True
 
     @classmethod
-    def cut(cls, step_rows: Array, length: int, mean_length: float, seed: int) -> "StationaryBootstrap":
+    def cut(cls, step_rows: Array, length: int, mean_length: float) -> "StationaryBootstrap":
         """Draw windows and references from the steps between the first and the last that has rows."""
         present = np.flatnonzero(step_rows)
         first, last = int(present[0]), int(present[-1]) + 1
         count = last - first
-        rng = np.random.default_rng([seed, 1])
+        rng = np.random.default_rng([SEED, 1])
         windows = _weights(draw(rng, _DRAWS, count, length, mean_length), count)
         drawn = draw(rng, _DRAWS, count, count, mean_length)
         stretch = _stretch(length)
@@ -119,9 +118,9 @@ class StationaryBootstrap(WindowNull):
     def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
         return part.steps_at(whole.step_starts_us)
 
-    def compare(self, groups: Sequence[ColumnGroup], seed: int) -> NullDistribution:
+    def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         return replace(
-            super().compare(groups, seed),
+            super().compare(groups),
             floors=_SCALED_FLOORS,
             widening=_WIDENING,
             block_length=self.block_length * groups[0].reference.pieces.step_seconds,
@@ -158,9 +157,7 @@ class StationaryBootstrap(WindowNull):
         """Return 1: stretches are drawn as long as they need to be."""
         return 1.0, ""
 
-    def hold_out(
-        self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
-    ) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
         """Judge windows that lie side by side, each by what is drawn anew from the steps before it: two windows at
         least."""
         length, count = groups[0].reference.pieces.window_steps, self.last - self.first
@@ -174,11 +171,11 @@ class StationaryBootstrap(WindowNull):
         starts = starts[-most:]
         judges = (starts[0] - self.first) / self.block_length
         supported = max(rate, 1 / (1 + judges))
-        tests = [self._test_after(groups, start, supported, seed) for start in starts]
+        tests = [self._test_after(groups, start, supported) for start in starts]
         how = f"forward in time, on its last {len(starts)} windows, each judged by what is drawn from those before it"
-        return count_alarms(tests, column_names(groups), supported, judges, len(starts), 1.0, how)
+        return HeldOut(tests, column_names(groups), supported, judges, len(starts), how)
 
-    def _test_after(self, groups: Sequence[ColumnGroup], start: int, rate: float, seed: int) -> TestResult:
+    def _test_after(self, groups: Sequence[ColumnGroup], start: int, rate: float) -> TestResult:
         """Test the window that begins at the step `start` by the steps before it."""
         length = groups[0].reference.pieces.window_steps
         shortened, figures = [], []
@@ -188,13 +185,13 @@ class StationaryBootstrap(WindowNull):
             pieces = replace(group.reference.pieces, steps=before, steps_start_us=0)
             shortened.append(replace(group, reference=replace(group.reference, pieces=pieces)))
             for name in group.columns:
-                bins, rng = group.reference.bins[name], column_rng(group.segment + name, seed)
+                bins, rng = group.reference.bins[name], column_rng(group.segment + name)
                 window, others = (column_counts(side, name, bins).sum(axis=0, keepdims=True) for side in (held, before))
                 sampled = out_of_reference(bins, window, others).subsampled(group.compared, rng)
                 figures.append(sampled.figures(bins, others)[0])
         rows = row_counts(shortened[0].reference.pieces.steps)
-        null = StationaryBootstrap.cut(rows, length, self.block_length, seed)
-        return null.compare(shortened, seed).test(np.stack(figures), rate)
+        null = StationaryBootstrap.cut(rows, length, self.block_length)
+        return null.compare(shortened).test(np.stack(figures), rate)
 
 
 def can_bootstrap(step_rows: Array, length: int, found: Dependence) -> bool:
@@ -205,13 +202,10 @@ def can_bootstrap(step_rows: Array, length: int, found: Dependence) -> bool:
     return fits and length // _STRETCHES_A_WINDOW >= _TIMES_A_STRETCH * found.correlation_time
 
 
-def dependence_of(steps: Mapping[str, Array], bins: Mapping[str, Bins]) -> Dependence:
-    """Return the dependence of the columns' levels: the median of their block lengths, the longest correlation time.
-
-    Args:
-        steps: [S, K + 1] counts of each column, the missing values last.
-    """
-    found = [dependence(level) for level in column_levels(steps, bins).values() if len(level) and np.ptp(level) > 0]
+def dependence_of(levels: Iterable[Array]) -> Dependence:
+    """Return the dependence of the columns' levels in the steps: the median of their block lengths, the longest
+    correlation time."""
+    found = [dependence(level) for level in levels if len(level) and np.ptp(level) > 0]
     if not found:
         return Dependence(1.0, 1.0)
     return Dependence(float(np.median([one.block_length for one in found])), max(one.correlation_time for one in found))

@@ -16,10 +16,9 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     FEWEST_HELD_OUT,
     FLOORS,
-    HoldOutAlarms,
+    HeldOut,
     NullDistribution,
     NullKind,
-    count_alarms,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
     ColumnGroup,
@@ -33,6 +32,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     MAX_WINDOWS,
     WindowNull,
+    column_level,
     column_names,
     slowest_column,
 )
@@ -99,9 +99,7 @@ class WholeReferenceNull(WindowNull):
         complements = column_counts([group.reference.pieces.total], name, bins) - windows.counts
         return self.beside(bins, windows, complements), complements
 
-    def hold_out(
-        self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
-    ) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
         """Judge the windows of the later half by those of the earlier half."""
         names = column_names(groups)
         halves = self.halve(len(names))
@@ -112,7 +110,7 @@ class WholeReferenceNull(WindowNull):
         for group in groups:
             profiles = self.aligned(groups[0].reference.pieces, group.reference.pieces)
             for name in group.columns:
-                for side, figures in zip(sides, self._half_figures(group, name, profiles, halves, seed), strict=True):
+                for side, figures in zip(sides, self._half_figures(group, name, profiles, halves), strict=True):
                     side.append(figures)
         earlier, later = (np.stack(side, axis=1) for side in sides)
         distribution = NullDistribution(
@@ -125,17 +123,15 @@ class WholeReferenceNull(WindowNull):
             length=halves.length,
         )
         tests = [distribution.test(window, supported) for window in later]
-        return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, persistence, halves.how)
+        return HeldOut(tests, names, supported, halves.judges, halves.side_by_side, halves.how)
 
-    def _half_figures(
-        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], halves: Halves, seed: int
-    ) -> list[Array]:
+    def _half_figures(self, group: ColumnGroup, name: str, profiles: Sequence[Profile], halves: Halves) -> list[Array]:
         """Return [E, FIGURES] of the earlier windows, each beside the other earlier ones, and [L, FIGURES] of the later
         windows beside all of these; NaN for a window with fewer than half of the compared rows."""
         bins = group.reference.bins[name]
         windows = self.count(group, name, profiles)
         total = column_counts([profiles[place] for place in halves.pieces], name, bins).sum(axis=0)
-        sampled = windows.subsampled(group.compared, column_rng(group.segment + name, seed))
+        sampled = windows.subsampled(group.compared, column_rng(group.segment + name))
         sides = []
         for places, complements in (
             (halves.earlier, np.maximum(total - windows.counts[halves.earlier], 0)),
@@ -183,9 +179,7 @@ class Contiguous(WholeReferenceNull):
         how = f"forward in time, on its later {count - middle} windows, judged by its earlier {middle} alone"
         return Halves(np.arange(middle), later, self.starts[:middle], float(middle), len(later), how)
 
-    def hold_out(
-        self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
-    ) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
         """Judge the windows of the later half by those of the earlier half, and by what was known at their end: unseen
         and out of range is what the windows before that time lack."""
         pieces = groups[0].reference.pieces
@@ -200,7 +194,7 @@ class Contiguous(WholeReferenceNull):
                 )
                 reference = replace(reference, pieces=replace(own, windows=windows))
             known.append(replace(group, reference=reference))
-        return super().hold_out(known, rate, persistence, seed)
+        return super().hold_out(known, rate)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,8 +233,8 @@ class Overlapping(WholeReferenceNull):
     def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
         return part.steps_at(whole.step_starts_us)
 
-    def compare(self, groups: Sequence[ColumnGroup], seed: int) -> NullDistribution:
-        return replace(super().compare(groups, seed), starts=self.starts, length=self.length)
+    def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
+        return replace(super().compare(groups), starts=self.starts, length=self.length)
 
     def count(self, group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> WindowCounts:
         steps = column_counts(profiles, name, group.reference.bins[name])
@@ -307,14 +301,15 @@ class Lagged(WindowNull):
         return windows, subsample(column_counts(profiles, name, bins)[self.earlier], group.compared, rng)
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        windows, bins = group.reference.pieces.windows, group.reference.bins
-        counts = {name: column_counts(windows, name, bins[name]) for name in group.columns}
-        now, before = ({name: one[side] for name, one in counts.items()} for side in (self.later, self.earlier))
-        return slowest_column(now, bins, before)
+        windows, levels = group.reference.pieces.windows, {}
+        sides = [[windows[place] for place in side] for side in (self.later, self.earlier)]
+        for name in group.columns:
+            now, before = (column_level(group, name, side) for side in sides)
+            if len(now) == len(before):
+                levels[name] = np.abs(now - before)
+        return slowest_column(levels)
 
-    def hold_out(
-        self, groups: Sequence[ColumnGroup], rate: float, persistence: float, seed: int
-    ) -> HoldOutAlarms | Refused:
+    def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
         """Judge each pair of the later half by all pairs before it, as `rolling:` does."""
         count = len(self.later)
         middle = count // 2
@@ -323,15 +318,12 @@ class Lagged(WindowNull):
         names = column_names(groups)
         later = _affordable(np.arange(middle, count), middle, len(names))
         supported = max(rate, 1 / (1 + middle))
-        pairs = self.compare(groups, seed)
-        tests = [
-            replace(pairs, figures=pairs.figures[:place], effective_n=float(place)).test(
-                pairs.figures[place], supported
-            )
-            for place in later
-        ]
+        pairs = self.compare(groups)
+        figures = pairs.figures
+        befores = (replace(pairs, figures=figures[:place], effective_n=float(place)) for place in later)
+        tests = [before.test(figures[place], supported) for place, before in zip(later, befores, strict=True)]
         how = f"forward in time, on its later {len(later)} pairs, each judged by those before it"
-        return count_alarms(tests, names, supported, math.inf, len(later), persistence, how)
+        return HeldOut(tests, names, supported, math.inf, len(later), how)
 
 
 def _affordable(later: Array, earlier: int, columns: int) -> Array:

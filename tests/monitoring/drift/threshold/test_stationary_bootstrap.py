@@ -29,7 +29,7 @@ def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depe
     assert not can_bootstrap(steps, 50, calm)  # less than two windows
     assert not can_bootstrap(np.full(400, 10), 30, calm)  # so many windows speak for themselves
 
-    drawn = StationaryBootstrap.cut(steps, 30, 2.0, 0)
+    drawn = StationaryBootstrap.cut(steps, 30, 2.0)
     assert drawn.effective_n == 45
     assert (drawn.windows.sum(axis=1) == 30).all()
     assert (drawn.references.sum(axis=1) == 90).all()
