@@ -40,7 +40,7 @@ ROOMS = {
     "redis": "from mlflow_deploy_plugin.server.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
     "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
-    "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.drift.sketches.spark",
+    "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.drift.sketches.hourly",
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }

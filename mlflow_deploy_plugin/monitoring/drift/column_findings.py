@@ -11,11 +11,11 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBin
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, Kind
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import DISTANCE, MISSING, ColumnGroup
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import DISTANCE, MISSING, ColumnGroup
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, State
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
-"""The checks of the figures in `threshold/figures.py`, in their order."""
+"""The checks of the figures in `threshold/null.py`, in their order."""
 _SHOWN = 3
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
 """Types whose columns have a distance; without bins they are none that is asked for."""

@@ -1,7 +1,7 @@
 """The verdict: does this window differ from the reference more than the reference's own windows differ from it?
 
 1. The null (`threshold/null.py`) says which windows the reference's own are: contiguous ones if there are enough.
-2. Each column has up to four figures (`threshold/figures.py`): the distance of its known values, the change of its
+2. Each column has up to four figures (`threshold/null.py`): the distance of its known values, the change of its
    missing share, the shares of unseen categories and of numbers out of range. Every side has the same number of rows.
 3. Over the M windows of the null distribution and the judged one, each window's figure is standardised by the mean and
    the deviation of all others. The statistic of a window is the largest of them, over all columns and segments.
@@ -46,7 +46,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     NullKind,
     needed_windows,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import ColumnGroup, judged_figures
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import ColumnGroup, judged_figures
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.spec import MonitorSpec
 

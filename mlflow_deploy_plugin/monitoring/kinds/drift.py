@@ -23,7 +23,13 @@ from mlflow_deploy_plugin.inference_log import Window, concat_tables, is_answere
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst
 from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference, load_segment_references
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, pair_columns, read_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import SketchStore, window_profile, window_versions
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
+    SketchStore,
+    spark_session,
+    spark_window_profile,
+    window_profile,
+    window_versions,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_to_parquet
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     ColumnSketch,
@@ -32,7 +38,6 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     merge,
     sketch_groups,
 )
-from mlflow_deploy_plugin.monitoring.drift.sketches.spark import spark_session, spark_window_profile
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
 from mlflow_deploy_plugin.monitoring.kinds.predictions import ModelVersion, unreadable_notes
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, MonitorResult, ReportData, State, WindowRequest

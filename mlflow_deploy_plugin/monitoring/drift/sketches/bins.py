@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pandas.util import hash_array
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues, Kind
-from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import hash_numbers, hash_texts
 
 _GRID = 256
 _BEYOND = 64
@@ -220,3 +220,20 @@ def _entropy(shares: Array) -> Array:
 
 def _where_known(distance: Array, left: Array, right: Array) -> Array:
     return np.where((left.sum(axis=-1) > 0) & (right.sum(axis=-1) > 0), distance, 0.0)
+
+
+def hash_texts(texts: Sequence[str] | Array) -> Array:
+    """Return [N] uint64, evenly spread: SipHash with pandas' fixed key, the same in every process."""
+    hashes: Array = hash_array(np.asarray(texts, dtype=object), categorize=False)
+    return hashes
+
+
+def hash_numbers(values: Array) -> Array:
+    """Return [N] uint64 of [N] float64, evenly spread; both zeros are one. splitmix64 (Steele, Lea, Flood: OOPSLA
+    2014).
+    """
+    bits: Array = (np.asarray(values, dtype=np.float64) + 0.0).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    hashes: Array = bits ^ (bits >> np.uint64(31))
+    return hashes

@@ -9,22 +9,31 @@ that cannot be read is made each time, so that the file is named each time.
 
 The profiles follow from the log alone. If two processes make them at once, or the log takes no files from this one,
 nothing is lost but time.
+
+For logs beyond one machine Spark runs the same functions, one day of the log at a time. Each task reads its part with
+the code that reads it on one machine, and sends back a profile (pyspark's mapInArrow); the driver merges them in the
+order of the parts. So the numbers are those of one machine, to the last bit, and rows do not move between machines. The
+workers need this package, and the log where all of them reach it (S3, a shared folder); what they sketch is kept beside
+it for the next time.
 """
 
 import hashlib
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.inference_log import (
     DAY,
     EPOCH,
@@ -37,10 +46,17 @@ from mlflow_deploy_plugin.inference_log import (
     LogLocation,
     Window,
     microseconds_of,
+    open_log,
     write_file,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import SCHEMA, profiles_to_table, table_to_profiles
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
+    SCHEMA,
+    profile_from_parquet,
+    profile_to_parquet,
+    profiles_to_table,
+    table_to_profiles,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, coalesce_batches, merge, sketch_groups
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
@@ -51,6 +67,10 @@ Profiles = dict[Identity, Profile]
 Files = list[tuple[str, int]]
 """Names and sizes."""
 Listed = Mapping[Hour, list[LogFile]]
+
+_CONFIGURED = ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE", "MASTER")
+_ALONE = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false"}
+_RESULT = "number long, profile binary, failure string"
 
 _LISTED_BY_HOUR = 2 * DAY  # beyond, one listing of everything is less work for a bucket
 _META = b"onnxserve"
@@ -160,21 +180,10 @@ def window_profile(sketches: SketchStore, model: str, version: str, window: Wind
     Raises:
         OnnxserveError: the log is down.
     """
-    days = _by_day(_list(sketches.log, sketches.endpoint, window))
-    return merge(_window_profile(sketches, day, window, model, version) for day in days)
-
-
-def day_windows(log: InferenceLog, endpoint: str, window: Window) -> list[Window]:
-    """Return the days (UTC) of the window that have rows, as windows."""
-    return [
-        Window(max(next(iter(day)).start, window.start), min(next(reversed(day)).end, window.end))
-        for day in _by_day(_list(log, endpoint, window))
-    ]
-
-
-def day_profile(sketches: SketchStore, model: str, version: str, day: Window) -> Profile:
-    """Return `window_profile` of one of `day_windows`: the unit that engines spread over machines (`spark.py`)."""
-    return _window_profile(sketches, _list(sketches.log, sketches.endpoint, day), day, model, version)
+    return merge(
+        merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day, window))
+        for day in _by_day(_list(sketches.log, sketches.endpoint, window))
+    )
 
 
 def hour_profiles(
@@ -203,10 +212,6 @@ def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
     if not version:
         return merge(profiles[identity] for identity in sorted(profiles))
     return profiles.get((model, version), Profile(0, {}))
-
-
-def _window_profile(sketches: SketchStore, listed: Listed, window: Window, model: str, version: str) -> Profile:
-    return merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, listed, window))
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
@@ -299,3 +304,73 @@ def write_beside_log(location: LogLocation, name: str, content: pa.Buffer) -> No
         write_file(location, name, content)
     except (OSError, pa.ArrowException, NotInstalled) as error:
         _log.debug("%s is not kept beside the log: %s", name, " ".join(str(error).split()))
+
+
+def spark_session(master: str | None = None) -> Any:
+    """Return the session that there is, or a new one.
+
+    Args:
+        master: None: what `spark-submit`, spark-defaults.conf or the environment say (SPARK_HOME, SPARK_CONF_DIR,
+            PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER), else this machine, which then listens on no other address.
+
+    Raises:
+        NotInstalled: pyspark is not installed.
+        OnnxserveError: Spark does not start: no Java, or no such master.
+    """
+    try:
+        from pyspark.sql import SparkSession  # an extra, and a second to import
+    except ImportError:
+        raise NotInstalled("engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17") from None
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("onnxserve")
+    if master is None and not any(os.environ.get(name) for name in _CONFIGURED):
+        master = "local[*]"
+    if master:
+        builder = builder.master(master)
+        for name, value in _ALONE.items() if master.startswith("local") else ():
+            builder = builder.config(name, value)
+    try:
+        return builder.getOrCreate()
+    except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class
+        raise OnnxserveError(f"Spark does not start: {' '.join(str(error).split())[:300]}") from None
+
+
+def spark_window_profile(session: Any, sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
+    """Return `window_profile`, each day (UTC) from some machine.
+
+    Raises:
+        OnnxserveError: a part failed; the message says which and why.
+    """
+    log = sketches.log
+    # a log's file system stays here
+    uri, since, endpoint, bins, key = log.shown, log.since, sketches.endpoint, sketches.bins, sketches.bins_key
+    days = [
+        Window(max(next(iter(day)).start, window.start), min(next(reversed(day)).end, window.end))
+        for day in _by_day(_list(log, endpoint, window))
+    ]
+    if not days:
+        return merge([])
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                try:
+                    store = SketchStore(open_log(uri, since), endpoint, bins, key)
+                    profile = window_profile(store, model, version, days[number])
+                    content, failure = profile_to_parquet(profile), None
+                except (OSError, pa.ArrowException, OnnxserveError) as error:
+                    content, failure = None, " ".join(str(error).split())
+                yield pa.RecordBatch.from_pydict(
+                    {
+                        "number": pa.array([number], pa.int64()),
+                        "profile": pa.array([content], pa.binary()),
+                        "failure": pa.array([failure], pa.string()),
+                    }
+                )
+
+    parts = session.range(0, len(days), 1, len(days)).mapInArrow(task, _RESULT).collect()
+    for part in parts:
+        if part["failure"]:
+            raise OnnxserveError(f"{days[part['number']]}: {part['failure']}")
+    ordered = sorted(parts, key=lambda part: int(part["number"]))
+    return merge(profile_from_parquet(bytes(part["profile"])) for part in ordered)

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import REGISTERS
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import REGISTERS, ColumnSketch, Profile
 
 _PLAIN = {
     "kind": pa.string(),

@@ -1,13 +1,18 @@
 """Sketches: all that a verdict needs of a column, in a size that depends on its bins and not on its rows.
 
 A sketch holds the histogram over bins that are frozen on the reference, counts of what lies beyond the reference, the
-range, the moments and the registers of a HyperLogLog (`hyperloglog.py`). Two sketches over the same bins merge exactly:
+range, the moments and the registers of a HyperLogLog. Two sketches over the same bins merge exactly:
 counts add, the moments follow Chan, Golub, LeVeque (Updating formulae and a pairwise algorithm for computing sample
 variances, COMPSTAT 1982). Merging is associative and commutative, up to rounding in the moments alone, so that hours,
 partitions and batches may be merged in any order.
 
 No column is skipped: one that cannot be judged, for its type or for want of bins, has a sketch of kind "other" that
 says how many rows it has, how many of them are missing and of which type it is.
+
+HyperLogLog (Flajolet, Fusy, Gandouet, Meunier: AofA 2007) tells the number of different values from a few hundred
+bytes. 1,024 registers of one byte: a standard error of 1.04 / 32 = 3.3 %, and linear counting below 2,560 values
+(Whang, Vander-Zanden, Taylor: TODS 1990), which is nearly exact for few. 64-bit hashes need no correction for large
+counts. Two sketches merge by the larger of each pair of registers, exactly.
 
 An Arrow column is counted for many groups of rows at once. Text is dictionary-encoded first: each different value is
 looked up and hashed once, however many rows have it, and no loop runs over rows.
@@ -24,7 +29,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins, round_to_reference
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import (
+    Bins,
+    CategoryBins,
+    OrderedBins,
+    hash_numbers,
+    hash_texts,
+    round_to_reference,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     TRUTH,
     Array,
@@ -32,13 +44,6 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     decoded,
     feature_columns,
     type_family,
-)
-from mlflow_deploy_plugin.monitoring.drift.sketches.hyperloglog import (
-    REGISTERS,
-    count_registers,
-    estimate_distinct,
-    hash_numbers,
-    hash_texts,
 )
 
 SketchKind = Literal["number", "category", "other"]
@@ -50,6 +55,10 @@ _TOGETHER_BYTES = 64 * 2**20
 _TYPE_SEPARATOR = " | "
 _LONGEST = 80
 _DENSE = 4_000_000
+
+_BITS = 10
+REGISTERS = 1 << _BITS
+_ALPHA = 0.7213 / (1 + 1.079 / REGISTERS)
 
 ColumnCounts = dict[str, list[Any] | Array]
 
@@ -391,3 +400,27 @@ def _pairs(groups: Array, members: Array, count: int, size: int) -> tuple[Array,
 
 def _histograms(codes: Array, size: int, groups: Array, count: int) -> Array:
     return np.bincount(groups * size + codes, minlength=count * size).reshape(count, size)
+
+
+def count_registers(hashes: Array, groups: Array, count: int) -> Array:
+    """Return [count, REGISTERS] uint8: a sketch of the values of each group.
+
+    Args:
+        hashes: [N] uint64.
+        groups: [N] int64, the group of each, from 0 to count - 1.
+    """
+    registers = np.zeros(count * REGISTERS, np.uint8)
+    buckets = (hashes >> np.uint64(64 - _BITS)).astype(np.int64)
+    rest = (hashes & np.uint64((1 << (64 - _BITS)) - 1)) >> np.uint64(1)  # 53 bits: a float64 holds them exactly
+    _, length = np.frexp(rest.astype(np.float64))
+    np.maximum.at(registers, groups * REGISTERS + buckets, (64 - _BITS - length).astype(np.uint8))
+    return registers.reshape(count, REGISTERS)
+
+
+def estimate_distinct(registers: Array) -> float:
+    """Return how many different values the registers [REGISTERS] stand for."""
+    raw = _ALPHA * REGISTERS**2 / float(np.ldexp(1.0, -registers.astype(np.int64)).sum())
+    empty = int(np.count_nonzero(registers == 0))
+    if raw <= 2.5 * REGISTERS and empty:
+        return REGISTERS * float(np.log(REGISTERS / empty))
+    return raw

@@ -24,9 +24,16 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     needed_windows,
     show_rate,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import MIN_COMPARED_ROWS, ColumnGroup
 from mlflow_deploy_plugin.monitoring.drift.threshold.independent_rows import IndependentRows
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import MAX_WINDOWS, Null, WindowNull, column_level, row_counts
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
+    MAX_WINDOWS,
+    MIN_COMPARED_ROWS,
+    ColumnGroup,
+    Null,
+    WindowNull,
+    column_level,
+    row_counts,
+)
 from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import (
     FEWEST_WINDOWS,
     MOST_WINDOWS,

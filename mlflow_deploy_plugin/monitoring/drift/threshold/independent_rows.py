@@ -29,20 +29,21 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     needed_windows,
     show_rate,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     DISTANCE,
     FIGURES,
     MIN_COMPARED_ROWS,
     SEED,
     ColumnGroup,
+    Null,
     WindowCounts,
     column_counts,
+    column_names,
     column_rng,
     count_windows,
     out_of_reference,
     subsample,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import Null, column_names
 
 MAX_DRAWS = 2_000
 _DRAWS = 400

@@ -43,19 +43,17 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     NullKind,
     TestResult,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     DISTANCE,
     MISSING,
     SEED,
     ColumnGroup,
     WindowCounts,
+    WindowNull,
     column_counts,
+    column_names,
     column_rng,
     out_of_reference,
-)
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
-    WindowNull,
-    column_names,
     row_counts,
 )
 

@@ -20,21 +20,19 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     NullDistribution,
     NullKind,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import (
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
+    MAX_WINDOWS,
     ColumnGroup,
     WindowCounts,
+    WindowNull,
     column_counts,
+    column_level,
+    column_names,
     column_rng,
     count_windows,
     out_of_reference,
-    subsample,
-)
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
-    MAX_WINDOWS,
-    WindowNull,
-    column_level,
-    column_names,
     slowest_column,
+    subsample,
 )
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 

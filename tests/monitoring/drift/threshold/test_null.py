@@ -5,7 +5,7 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.monitoring.drift.threshold.figures import out_of_reference, subsample
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import out_of_reference, subsample
 
 
 def test_thinning_keeps_shares_and_takes_no_row_twice() -> None:
