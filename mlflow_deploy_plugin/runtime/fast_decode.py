@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, SharedDimensions, narrowed_feeds, sizes_match
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
 from mlflow_deploy_plugin.runtime.values import LISTS, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
@@ -213,17 +213,20 @@ class FastDecoder:
         return narrowed_feeds(feeds, {self._blocks[0]: exact}) if self._blocks else feeds
 
 
-@dataclass(frozen=True, slots=True)
-class FastTensorDecoder:
-    """Turns arrays that the graph takes as they are into feeds, by a look at their dtypes and shapes."""
+def compile_fast_tensor_decoder(
+    bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
+) -> Callable[[Mapping[str, Any]], Feeds | None] | None:
+    """Return a function that makes feeds of tensors by name, by a look at their dtypes and shapes.
 
-    _tensors: tuple[tuple[str, str, np.dtype[Any], tuple[int, ...]], ...]
-    _shared: SharedDimensions
+    It returns None if one needs more than a look. There is no such function if one is text or has to be converted.
+    """
+    if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
+        return None
+    tensors = [(tensor.name, entry.name, numpy_dtype(tensor.dtype), tensor.shape) for entry, tensor in bound]
 
-    def from_arrays(self, data: Mapping[str, Any]) -> Feeds | None:
-        """Return feeds from tensors by name, or None if one needs more than a look."""
+    def decode(data: Mapping[str, Any]) -> Feeds | None:
         feeds: Feeds = {}
-        for name, fed, dtype, shape in self._tensors:
+        for name, fed, dtype, shape in tensors:
             array = data.get(name)
             if type(array) is not np.ndarray or array.dtype != dtype or array.ndim != len(shape):
                 return None
@@ -231,16 +234,9 @@ class FastTensorDecoder:
                 if want not in (-1, have):
                     return None
             feeds[fed] = array
-        return feeds if not self._shared or sizes_match(self._shared, feeds) else None
+        return None if shared and size_mismatch(shared, feeds) else feeds
 
-
-def compile_fast_tensor_decoder(
-    bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
-) -> FastTensorDecoder | None:
-    """Return a decoder for these inputs and the tensors that feed them; None if one is text or has to be converted."""
-    if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
-        return None
-    return FastTensorDecoder(tuple((t.name, entry.name, numpy_dtype(t.dtype), t.shape) for entry, t in bound), shared)
+    return decode
 
 
 def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple[Input, ...]:

@@ -107,18 +107,8 @@ def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
     return tuple((name, tuple(found)) for name, found in places.items() if len(found) > 1)
 
 
-def sizes_match(shared: SharedDimensions, feeds: Mapping[str, Array]) -> bool:
-    """Return True if dimensions of one name have one size."""
-    for _, ((first, at), *others) in shared:
-        size = feeds[first].shape[at]
-        for name, axis in others:
-            if feeds[name].shape[axis] != size:
-                return False
-    return True
-
-
 def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
-    """Return the message about feeds of which `sizes_match` is False."""
+    """Return a message about dimensions of one name that have several sizes; an empty text if there are none."""
     for name, places in shared:
         sizes = [feeds[entry].shape[axis] for entry, axis in places]
         if len(set(sizes)) > 1:

@@ -117,7 +117,15 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
         for tensor in tensors
     ]
-    outputs = _read_outputs(signature)
+    fields = json.loads(signature.get("outputs") or "[]")  # none if only the first answer can show them
+    outputs = []
+    for entry in fields:
+        name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
+        if entry.get("type") == "tensor":
+            spec = entry["tensor-spec"]
+            outputs.append(Output(name, _TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
+        else:
+            outputs.append(Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,)))
     return Artifact(
         folder=folder,
         onnx_file=folder,
@@ -128,7 +136,7 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         columns=columns,
         tensors=tensors,
         inputs=tuple(inputs),
-        outputs=outputs,
+        outputs=tuple(outputs),
         prediction=tuple(output.name for output in outputs),
         framework=str(document["flavors"][PYTHON_FUNCTION].get("loader_module", "")).removeprefix("mlflow."),
         undescribed=undescribed,
@@ -159,17 +167,3 @@ def _read_inputs(
             return (), (), f"the column {name!r} is of the type {kind}; send it to /invocations, as JSON or CSV"
         columns.append(Column(name, kind, entry.get("required", True)))
     return tuple(columns), tuple(tensors), ""
-
-
-def _read_outputs(signature: Mapping[str, Any]) -> tuple[Output, ...]:
-    """Return the outputs that the signature names; none if only the first answer can show them."""
-    fields = json.loads(signature.get("outputs") or "[]")
-    outputs = []
-    for entry in fields:
-        name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
-        if entry.get("type") == "tensor":
-            spec = entry["tensor-spec"]
-            outputs.append(Output(name, _TENSOR_DTYPES.get(spec["dtype"], "object"), tuple(spec["shape"])))
-        else:
-            outputs.append(Output(name, COLUMN_TYPES.get(entry.get("type", ""), "str"), (-1,)))
-    return tuple(outputs)

@@ -6,7 +6,7 @@ plainly fits takes the fast path of `runtime/fast_decode.py`; the path here deci
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -19,7 +19,6 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, SchemaMismatch, hint_fo
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Output, Tensor
 from mlflow_deploy_plugin.runtime.fast_decode import (
     FastDecoder,
-    FastTensorDecoder,
     compile_fast_decoder,
     compile_fast_tensor_decoder,
     type_blocks,
@@ -35,7 +34,6 @@ from mlflow_deploy_plugin.runtime.feeds import (
     sent_arrays,
     shared_dimensions,
     size_mismatch,
-    sizes_match,
 )
 from mlflow_deploy_plugin.runtime.values import (
     NO_ROWS,
@@ -101,8 +99,10 @@ class Schema:
                 raise SchemaMismatch(overflow_message(arrays)) from None
         if not self._blocks:
             return feeds
+        texts = {column.name for column in self.columns if column.type == "string"}  # these stand in no block
         sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
-        return narrowed_feeds(feeds, sent | {name: feeds[name] for name in self._texts})
+        sent |= {entry.name: feeds[entry.name] for entry in self.inputs if not texts.isdisjoint(entry.columns)}
+        return narrowed_feeds(feeds, sent)
 
     def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
         """Return feeds from rows that are mappings from column to value. A column that a row lacks is null in it.
@@ -244,17 +244,11 @@ class Schema:
         return () if all(is_lossless_cast(*pair) for pair in fed) else type_blocks(self.columns, self.inputs)
 
     @cached_property
-    def _texts(self) -> tuple[str, ...]:
-        """The inputs that have columns of texts, which stand in no block."""
-        texts = {column.name for column in self.columns if column.type == "string"}
-        return tuple(entry.name for entry in self.inputs if not texts.isdisjoint(entry.columns))
-
-    @cached_property
     def _fast(self) -> FastDecoder | None:
         return compile_fast_decoder(self.columns, self.inputs, self._blocks)
 
     @cached_property
-    def _fast_tensors(self) -> FastTensorDecoder | None:
+    def _fast_tensors(self) -> Callable[[Mapping[str, Any]], Feeds | None] | None:
         return compile_fast_tensor_decoder(self._bound_tensors, self._shared)
 
     @cached_property
@@ -302,7 +296,7 @@ class Schema:
         raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {join_names(self.names)}")
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
-        if self._fast_tensors is not None and (feeds := self._fast_tensors.from_arrays(data)) is not None:
+        if self._fast_tensors is not None and (feeds := self._fast_tensors(data)) is not None:
             return feeds
         if self.names == ("",) and len(data) == 1:
             data = {"": next(iter(data.values()))}  # the only, nameless tensor may be called anything
@@ -318,8 +312,8 @@ class Schema:
                 }
         except FloatingPointError:
             raise SchemaMismatch("a number is too large for the model's floating-point type") from None
-        if not sizes_match(self._shared, feeds):
-            raise SchemaMismatch(size_mismatch(self._shared, feeds))
+        if problem := size_mismatch(self._shared, feeds):
+            raise SchemaMismatch(problem)
         sent = {}
         for entry, tensor in self._bound_tensors:
             given = data[tensor.name]

@@ -75,7 +75,17 @@ class ColumnMask:
 def _read_key(path: Path) -> bytes:
     """Return the key that the file holds in hexadecimal; make a new one if there is no file."""
     if not path.exists():
-        _make_key(path)
+        with locked(path.with_name(f".{path.name}.lock")):  # all workers need the same one
+            if not path.exists():
+                temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+                file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    os.write(file, secrets.token_hex(_KEY_BYTES).encode())
+                    os.fsync(file)
+                    os.rename(temporary, path)
+                finally:
+                    os.close(file)
+                    temporary.unlink(missing_ok=True)
     try:
         key = bytes.fromhex(path.read_text().strip())
     except ValueError:
@@ -83,19 +93,3 @@ def _read_key(path: Path) -> bytes:
     if not 16 <= len(key) <= _MAX_KEY_BYTES:
         raise InvalidConfig(f"{path} holds no key: 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits are expected")
     return key
-
-
-def _make_key(path: Path) -> None:
-    """Write a new key, unless another worker was faster: all workers need the same one."""
-    with locked(path.with_name(f".{path.name}.lock")):
-        if path.exists():
-            return
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(file, secrets.token_hex(_KEY_BYTES).encode())
-            os.fsync(file)
-            os.rename(temporary, path)
-        finally:
-            os.close(file)
-            temporary.unlink(missing_ok=True)

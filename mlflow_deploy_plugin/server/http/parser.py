@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from mlflow_deploy_plugin.errors import (
@@ -209,32 +208,7 @@ def check_host(host: str) -> None:
         raise InvalidRequest(f"the Host header {host[:100]!r} is not a host and a port")
 
 
-class BodyParser(Protocol):
-    """The parser of one body. `pieces`, joined, are the body once `is_whole` is True."""
-
-    is_whole: bool
-
-    @property
-    def received(self) -> int: ...
-
-    @property
-    def pieces(self) -> Sequence[bytes | bytearray]: ...
-
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes of the body, and return those that are not used, perhaps not all that could be used.
-
-        Raises:
-            InvalidRequest, BodyTooLarge: see `body_parser`.
-        """
-
-    def take(self) -> bytes:
-        """Return the content that has come since the last call, and forget it."""
-
-    def missing(self) -> str:
-        """Return the message for a body whose rest did not come."""
-
-
-def body_parser(length: int, limit: int) -> BodyParser:
+def body_parser(length: int, limit: int) -> "BodyParser":
     """Return the parser of a body that is to come.
 
     Args:
@@ -250,6 +224,8 @@ def body_parser(length: int, limit: int) -> BodyParser:
 
 
 class _SizedBody:
+    """A body of a known length. `pieces`, joined, are the body once `is_whole` is True."""
+
     def __init__(self, length: int) -> None:
         self.pieces: list[bytes] = []
         self.is_whole = length == 0
@@ -257,9 +233,15 @@ class _SizedBody:
 
     @property
     def received(self) -> int:
+        """The bytes that are held."""
         return self._length - self._left
 
     def feed(self, data: bytes) -> bytes:
+        """Take bytes of the body, and return those that are not used, perhaps not all that could be used.
+
+        Raises:
+            InvalidRequest, BodyTooLarge: see `body_parser`.
+        """
         piece = data[: self._left]
         self.pieces.append(piece)
         self._left -= len(piece)
@@ -267,18 +249,21 @@ class _SizedBody:
         return data[len(piece) :]
 
     def take(self) -> bytes:
+        """Return the content that has come since the last call, and forget it."""
         taken = b"".join(self.pieces)
         self.pieces.clear()
         return taken
 
     def missing(self) -> str:
+        """Return the message for a body whose rest did not come."""
         return f"only {self.received} of the {self._length} bytes of the body arrived in time"
 
 
 class _ChunkedBody:
-    """A body in chunks (RFC 9112, 7.1). `_left` bytes of a chunk are to come, then its line end, if `_ends_chunk`.
+    """A body in chunks (RFC 9112, 7.1), with the methods of `_SizedBody`.
 
-    `_trailers` counts the fields after the last chunk; it is -1 before.
+    `_left` bytes of a chunk are to come, then its line end, if `_ends_chunk`. `_trailers` counts the fields
+    after the last chunk; it is -1 before.
     """
 
     def __init__(self, limit: int) -> None:
@@ -356,6 +341,9 @@ class _ChunkedBody:
             self._ends_chunk = True
         else:
             self._trailers = 0
+
+
+BodyParser = _SizedBody | _ChunkedBody
 
 
 def _too_large(limit: int) -> BodyTooLarge:
