@@ -11,7 +11,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.gate.checks.artifact import check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
-from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation, default_metric, weighted_metric
+from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation, default_metric
 from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
 from mlflow_deploy_plugin.gate.dataset import (
     Dataset,
@@ -123,9 +123,8 @@ class _Checks:
         picked = sample_positions(count_rows(dataset.rows), policy.max_rows, seed)
         labelled = None
         if dataset.truth is not None and self.predictions is not None:
-            truth = dataset.truth[picked]
             metric = self.policy.evaluation.metric or default_metric(dataset.truth, self.predictions)
-            labelled = LabelledMetric(metric, lambda predictions: weighted_metric(metric, truth, predictions))
+            labelled = LabelledMetric(metric, dataset.truth[picked])
         rows, served = take_rows(dataset.rows, picked), None
         if self.current is not None:
             served = self.current, _own_columns(self.current.artifact, rows)

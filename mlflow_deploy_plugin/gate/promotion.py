@@ -113,7 +113,8 @@ def promote(
         if refusal and not force:
             request.record(trail, "refused", GateStatus(False, gate_status_of(tags).state, refusal))
             raise GateRefused(refusal)
-        if not refusal and before is None and (status := request.settled_status()) is not None:
+        status = request.ungated() or gate_status_of(tags)
+        if not refusal and before is None and status.passed and version_at(candidate.name, place) is not None:
             return request.promotion(status, before=candidate.version, is_moved=False)
         status = request.gate_status(force, trail, progress, allowed)
         if not status.passed:
@@ -149,16 +150,13 @@ class _Request:
     actor: str
     begun: datetime
 
-    def gate_status(
-        self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions = ALL_PERMISSIONS
-    ) -> GateStatus:
+    def gate_status(self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions) -> GateStatus:
         """Return the status of the version before the gate of this place; the gate is run unless a verdict is fresh."""
-        if (ungated := self._ungated()) is not None:
+        if (ungated := self.ungated()) is not None:
             return ungated
         known = gate_status_of(self.tags)
-        counted = (
-            ("passed", "failed") if force else ("passed",)
-        )  # a forced one need not wait for the same verdict again
+        # a forced one need not wait for the same verdict again
+        counted = ("passed", "failed") if force else ("passed",)
         if known.state in counted and self._is_fresh():
             progress(f"the gate said of version {self.candidate.version} at {self.tags[GATE_AT_TAG]}: {known.state}")
             return known
@@ -170,12 +168,7 @@ class _Request:
             return GateStatus(False, "", f"the gate could not be run: {error.message}")
         return GateStatus(gated.verdict.passed, gated.verdict.state, gated.verdict.reason, gated.report)
 
-    def settled_status(self) -> GateStatus | None:
-        """Return the status of a version that is there already with the gate's consent; None if there is more to do."""
-        status = self._ungated() or gate_status_of(self.tags)
-        return status if status.passed and version_at(self.candidate.name, self.place) is not None else None
-
-    def _ungated(self) -> GateStatus | None:
+    def ungated(self) -> GateStatus | None:
         if self.chosen.policy.gates(self.place):
             return None
         return GateStatus(True, "not asked", f"the policy does not gate {self.place}")

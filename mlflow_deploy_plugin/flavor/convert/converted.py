@@ -79,14 +79,12 @@ def call_original(original: OriginalModel, batch: Batch, argument: str = "input_
         raise InvalidConfig(f"{argument}: the model itself refuses it: {type(error).__name__}: {reason}") from error
 
 
+_SAME_NAME = ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.BOOL: "bool",
     TensorProto.STRING: "str",
-    **{getattr(TensorProto, name.upper()): name for name in ("int8", "int16", "int32", "int64")},
-    **{getattr(TensorProto, name.upper()): name for name in ("uint8", "uint16", "uint32", "uint64")},
+    **{getattr(TensorProto, name.upper()): name for name in _SAME_NAME},
 }
 
 

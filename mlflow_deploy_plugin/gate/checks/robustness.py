@@ -10,14 +10,13 @@ A flip is another label or, for numbers, a move by more than a quarter of the pr
 of 5 % moves the predictions of a linear model by 5 % of theirs, those of a forest in larger steps and less often.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
-from mlflow_deploy_plugin.gate.checks.evaluation import HIGHER_IS_BETTER, RELATIVE_METRICS, WeightedMetric
+from mlflow_deploy_plugin.gate.checks.evaluation import HIGHER_IS_BETTER, RELATIVE_METRICS, weighted_metric
 from mlflow_deploy_plugin.gate.dataset import NamedArrays, count_rows, take_rows
 from mlflow_deploy_plugin.gate.model import LoadedModel, ModelPredictions
 from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
@@ -32,19 +31,15 @@ _SHARE_OUT_OF_RANGE = 0.1
 _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LabelledMetric:
-    """The metric of predictions for labelled rows.
-
-    Attributes:
-        score: returns the metric of predictions; raises InvalidConfig if it does not fit them.
-    """
+    """The metric of predictions for rows whose truth ([N]) is known; raises InvalidConfig if it does not fit them."""
 
     metric: MetricName
-    score: Callable[[ModelPredictions], WeightedMetric]
+    truth: Array
 
     def value(self, predictions: ModelPredictions) -> float:
-        return self.score(predictions)(np.ones(len(predictions)))
+        return weighted_metric(self.metric, self.truth, predictions)(np.ones(len(predictions)))
 
 
 @dataclass(frozen=True)
@@ -83,26 +78,22 @@ class _Outcome:
         return self.shown, f"{self.flips:.1%}", f"{self.no_answer:.1%}", loss
 
     def failures(self, policy: RobustnessPolicy) -> list[str]:
-        if self.name != "noise":
-            if policy.refusals == "report":
-                return []
-            if self.refusal:
-                return [f"{self.shown} values are refused: {self.refusal}"]
-            if self.no_answer > 0:
-                return [f"{self.no_answer:.1%} of the answers to {self.shown} values are no numbers"]
+        is_noise = self.name == "noise"
+        if not is_noise and policy.refusals == "report":
             return []
         if self.refusal:
-            return [f"rows with noise are refused: {self.refusal}"]
+            return [f"{'rows with noise' if is_noise else f'{self.shown} values'} are refused: {self.refusal}"]
         found = []
-        if self.flips > policy.max_flips:
+        if is_noise and self.flips > policy.max_flips:
             found.append(
                 f"{self.flips:.1%} of the answers change under noise of {policy.noise:.0%} of the std; "
                 f"the policy allows {policy.max_flips:.1%}"
             )
-        if self.loss is not None and not self.loss <= policy.max_loss:
+        if is_noise and self.loss is not None and not self.loss <= policy.max_loss:
             found.append(f"the metric loses {self.loss:.4f} under noise; the policy allows {policy.max_loss:g}")
         if self.no_answer > 0:
-            found.append(f"{self.no_answer:.1%} of the answers under noise are no numbers")
+            where = "under noise" if is_noise else f"to {self.shown} values"
+            found.append(f"{self.no_answer:.1%} of the answers {where} are no numbers")
         return found
 
 

@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.gate.checks.evaluation import weighted_metric
 from mlflow_deploy_plugin.gate.checks.robustness import (
     LabelledMetric,
     check_robustness,
@@ -105,7 +104,7 @@ def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path: Pa
 
 def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path: Path) -> None:
     model = load_version(write_classifier(tmp_path / "model"))
-    with_labels = LabelledMetric("accuracy", lambda answers: weighted_metric("accuracy", ROWS["label"], answers))
+    with_labels = LabelledMetric("accuracy", ROWS["label"])
     lenient = RobustnessPolicy(noise=3.0, max_flips=1.0)
     result = check_robustness(model, INPUT, lenient, seed=7, labelled=with_labels)
     assert result.state == "failed"
@@ -147,7 +146,7 @@ def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path: Path) -> No
 def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path: Path, metric: MetricName) -> None:
     model = load_version(write_regressor(tmp_path / "model"))
     truth = model.predict(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
-    labels = LabelledMetric(metric, lambda answers: weighted_metric(metric, truth, answers))
+    labels = LabelledMetric(metric, truth)
     result = check_robustness(model, INPUT, RobustnessPolicy(), 7, labels)
     assert result.state == "passed"
     assert 0.01 < result.figures["noise_loss"] < 0.05

@@ -109,26 +109,21 @@ def _pool(vectorizer: CountVectorizer, characters: bool) -> dict[str, Any]:
     dotted = characters and vectorizer.lowercase
     if dotted and any(_DOT in term for term in vectorizer.vocabulary_):
         raise NotImplementedError(f"a vocabulary with the dot {_DOT!r} of a lowered {_DOTTED!r}")
-    by_length: dict[int, list[tuple[list[str], int]]] = {size: [] for size in range(1, largest + 1)}
+    entries: list[tuple[list[str], int]] = []
     for term, column in vectorizer.vocabulary_.items():
         tokens = list(term) if characters else term.split(" ")
         if len(tokens) in range(smallest, largest + 1):  # of a vocabulary that the user gave, others are never met
-            by_length[len(tokens)].append((tokens, int(column)))
+            entries.append((tokens, int(column)))
             if dotted and tokens[-1] == "i":  # the dot that follows is in no term
-                by_length[len(tokens)].append(([*tokens[:-1], _DOTTED.lower()], int(column)))
-    starts: list[int] = []
-    pool: list[str] = []
-    columns: list[int] = []
-    for entries in by_length.values():
-        starts.append(len(pool))
-        for tokens, column in entries:
-            pool.extend(tokens)
-            columns.append(column)
+                entries.append(([*tokens[:-1], _DOTTED.lower()], int(column)))
+    entries.sort(key=lambda entry: len(entry[0]))
+    columns = [column for _, column in entries]
     if set(range(len(vectorizer.vocabulary_))) - set(columns):
         raise NotImplementedError("terms of the vocabulary that are no n-grams of its ngram_range")
     return {
         "min_gram_length": smallest, "max_gram_length": largest, "max_skip_count": 0, "mode": "TF",
-        "pool_strings": pool, "ngram_counts": starts, "ngram_indexes": columns,
+        "pool_strings": [token for tokens, _ in entries for token in tokens], "ngram_indexes": columns,
+        "ngram_counts": [sum(len(t) for t, _ in entries if len(t) < size) for size in range(1, largest + 1)],
     }  # fmt: skip
 
 
