@@ -82,8 +82,8 @@ class _TableRows:
     random: np.random.Generator
 
     def groups(self, boundary_values: BoundaryValues, wanted: int) -> Iterator[RowGroup]:
-        yield RowGroup("ranges", self.by_column(600, _in_range))
-        yield RowGroup("observed", self.by_column(max(wanted, 400), _observed))
+        yield RowGroup("ranges", self.by_column(600, self.in_range))
+        yield RowGroup("observed", self.by_column(max(wanted, 400), self.observed))
         yield from self.at_boundaries(boundary_values)
         for source, fits, count, change in _CHANGES:
             if names := self.some_columns(fits, count):
@@ -108,7 +108,7 @@ class _TableRows:
                 with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
                     yield RowGroup(source, self.with_column(table, name, chosen), block=_UNSEEN_ROWS)
         for name, terms in boundary_values.texts.items():
-            texts = list(_sentences(terms, self.random))
+            texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
             yield RowGroup("vocabulary", self.with_column(self.some(len(texts)), name, texts), alone=True)
 
     def some(self, count: int) -> pd.DataFrame:
@@ -122,12 +122,35 @@ class _TableRows:
             return names
         return [names[position] for position in np.sort(self.random.choice(len(names), most, replace=False))]
 
-    def by_column(self, count: int, draw: "_Draw") -> pd.DataFrame:
+    def by_column(self, count: int, draw: Callable[["pd.Series[Any]", int], "pd.Series[Any]"]) -> pd.DataFrame:
         """Draw each column by itself, so that new combinations come up."""
-        return pd.DataFrame({name: draw(self.example[name], self.random, count) for name in self.example.columns})
+        return pd.DataFrame({name: draw(self.example[name], count) for name in self.example.columns})
+
+    def observed(self, series: "pd.Series[Any]", count: int) -> "pd.Series[Any]":
+        return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
+
+    def in_range(self, series: "pd.Series[Any]", count: int) -> "pd.Series[Any]":
+        """Draw between the smallest and the largest value; codes, categories and booleans as observed."""
+        if not _is_number(series) or series.nunique() <= _CODES:
+            return self.observed(series, count)
+        if pd.api.types.is_integer_dtype(series.dtype):
+            smallest, largest = int(series.min()), int(series.max())
+            kind = np.int64 if smallest < 0 else np.uint64
+            drawn = self.random.integers(smallest, largest, count, dtype=kind, endpoint=True)
+            return pd.Series(drawn).astype(series.dtype)
+        low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
+        # the halves' range is finite
+        return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
 
     def with_column(self, table: pd.DataFrame, name: str, values: Any) -> pd.DataFrame:
         return table.assign(**{name: _as(values, self.example[name].dtype)})
+
+    def sentence(self, terms: tuple[str, ...], number: int) -> str:
+        """Return a text of terms, one of them in another case, or joined to characters that may belong to a word."""
+        words = [terms[place] for place in self.random.integers(0, len(terms), self.random.integers(1, 6))]
+        spoilt = self.random.integers(0, len(words))
+        words[spoilt] = _SPOILING[number % len(_SPOILING)](words[spoilt])
+        return str(self.random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"])).join(words)
 
     def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
         """Return rows with values on an edge, on its 32-bit rounding, between both, or one step beside them."""
@@ -174,25 +197,6 @@ class _TableRows:
         return table
 
 
-_Draw = Callable[["pd.Series[Any]", np.random.Generator, int], "pd.Series[Any]"]
-
-
-def _observed(series: "pd.Series[Any]", random: np.random.Generator, count: int) -> "pd.Series[Any]":
-    return series.iloc[random.integers(0, len(series), count)].reset_index(drop=True)
-
-
-def _in_range(series: "pd.Series[Any]", random: np.random.Generator, count: int) -> "pd.Series[Any]":
-    """Draw between the smallest and the largest value; codes, categories and booleans as observed."""
-    if not _is_number(series) or series.nunique() <= _CODES:
-        return _observed(series, random, count)
-    if pd.api.types.is_integer_dtype(series.dtype):
-        smallest, largest = int(series.min()), int(series.max())
-        kind = np.int64 if smallest < 0 else np.uint64
-        return pd.Series(random.integers(smallest, largest, count, dtype=kind, endpoint=True)).astype(series.dtype)
-    low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
-    return pd.Series(2 * random.uniform(low / 2, high / 2, count)).astype(series.dtype)  # the halves' range is finite
-
-
 def _finite_range(values: Array) -> tuple[float, float]:
     """Return the smallest and the largest finite number, NaN if there is none."""
     known = values[np.isfinite(values)]
@@ -210,16 +214,6 @@ def _near(categories: Any) -> list[Any]:
         elif isinstance(value, int | np.integer) and not isinstance(value, bool):
             found += [value + 1, -value]
     return found
-
-
-def _sentences(terms: tuple[str, ...], random: np.random.Generator) -> Iterator[str]:
-    """Yield texts of terms: as they are, in other cases, and joined to characters that may belong to a word."""
-    yield from ("", " ", "\t\n  ", "!", "é")
-    for position in range(_TEXT_ROWS):
-        words = [terms[number] for number in random.integers(0, len(terms), random.integers(1, 6))]
-        spoilt = random.integers(0, len(words))
-        words[spoilt] = _SPOILING[position % len(_SPOILING)](words[spoilt])
-        yield random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"]).join(words)
 
 
 _SPOILING: tuple[Callable[[str], str], ...] = (

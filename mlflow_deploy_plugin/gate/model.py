@@ -147,9 +147,11 @@ class _LoadedPyfunc:
                 data: Any = named or next(iter(rows.values()))
             else:
                 types = {column.name: column.type for column in columns}
-                data = pd.DataFrame(
-                    {n: _widen(values, types.get(n, "")) for n, values in rows.items() if not types or n in types}
-                )
+                given = {name: values for name, values in rows.items() if not types or name in types}
+                for name, values in given.items():  # MLflow's enforcement refuses 64-bit integers in a float column
+                    if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
+                        given[name] = values.astype(np.float64)
+                data = pd.DataFrame(given)
             prediction = self._in_time(lambda: self._model.predict(data))
             if isinstance(prediction, Mapping):
                 prediction = next(iter(prediction.values()))
@@ -179,11 +181,6 @@ class _LoadedPyfunc:
         if self._hangs:
             raise InferenceError(f"the model did not answer within {TIMEOUT_SECONDS:g} s")
         return done.result()
-
-
-def _widen(values: Array, column_type: str) -> Array:
-    """Return whole numbers as floats for a float column: MLflow's enforcement refuses 64-bit integers there."""
-    return values.astype(np.float64) if column_type in ("double", "float") and values.dtype.kind in "iu" else values
 
 
 def _flat(array: Array) -> Array:

@@ -185,9 +185,16 @@ def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
         InvalidConfig: the file or the tag is no policy.
         RegistryUnavailable: MLflow does not answer.
     """
-    own = read_policy(model)
+    with registry_errors(f"model {model}"):
+        tags = registry_client().get_registered_model(model).tags
+    own = policy_from_tags(model, tags)
     if file is not None:
-        given = read_policy_file(file)
+        try:
+            given = parse_policy(file.read_text(), f"the policy {file}")
+        except FileNotFoundError:
+            raise InvalidConfig(f"the policy {file} does not exist") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidConfig(f"the policy {file} cannot be read: {error}") from None
         return PolicyChoice(given, str(file), own is None or own.digest == given.digest)
     if own is not None:
         return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
@@ -216,29 +223,6 @@ def parse_policy(text: str, where: str) -> GatePolicy:
         field = ".".join(str(part) for part in first["loc"])
         known = f"; the fields are {', '.join(GatePolicy.model_fields)}" if first["type"] == "extra_forbidden" else ""
         raise InvalidConfig(f"{where}: {field + ': ' if field else ''}{first['msg']}{known}") from None
-
-
-def read_policy_file(path: Path) -> GatePolicy:
-    """Parse a file; raises InvalidConfig if it cannot be read, or is no policy."""
-    try:
-        return parse_policy(path.read_text(), f"the policy {path}")
-    except FileNotFoundError:
-        raise InvalidConfig(f"the policy {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"the policy {path} cannot be read: {error}") from None
-
-
-def read_policy(model: str) -> GatePolicy | None:
-    """Return the policy in the tag of the registered model, or None if it has none.
-
-    Raises:
-        NotFound: there is no such model.
-        InvalidConfig: the tag is no policy.
-        RegistryUnavailable: MLflow does not answer.
-    """
-    with registry_errors(f"model {model}"):
-        tags = registry_client().get_registered_model(model).tags
-    return policy_from_tags(model, tags)
 
 
 def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -249,14 +249,14 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
     """
     sides = {"candidate": evaluation.candidate, "current": evaluation.current}
     logger = logging.getLogger("mlflow.models.evaluation")
-    level = logger.level
-    with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None):
+    with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None), ExitStack() as silenced:
+        silenced.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)  # its steps would stand between the lines of a command
         for side, predictions in sides.items():
             if predictions is None or predictions.prediction.ndim > 1:
                 continue
             kind = "classifier" if predictions.is_label else "regressor"
             table = pd.DataFrame({"target": evaluation.truth, "prediction": predictions.prediction})
-            logger.setLevel(logging.ERROR)  # its steps would stand between the lines of a command
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # about the types of a schema that is not used
@@ -270,5 +270,3 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
                     )
             except Exception as error:  # noqa: BLE001 - scikit-learn, matplotlib and pandas each have their own
                 mlflow.set_tag(f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[:MAX_TAG_LENGTH])
-            finally:
-                logger.setLevel(level)

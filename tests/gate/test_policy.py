@@ -5,7 +5,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.policy import GatePolicy, parse_policy, read_policy, read_policy_file
+from mlflow_deploy_plugin.gate.policy import GatePolicy, PolicyChoice, choose_policy, parse_policy
 
 
 def test_an_empty_policy_gates_production_and_asks_for_proof() -> None:
@@ -54,19 +54,20 @@ def test_the_guide_shows_every_field_with_its_default() -> None:
         assert all(f"{name}:" in shown for name in type(part).model_fields)
 
 
+@pytest.mark.usefixtures("registry")
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"the policy .*gate\.yaml does not exist"):
-        read_policy_file(tmp_path / "gate.yaml")
+        choose_policy("toy", tmp_path / "gate.yaml")
 
 
 def test_the_policy_stands_in_the_tag_of_the_registered_model(registry: MlflowClient) -> None:
-    assert read_policy("toy") is None
+    assert choose_policy("toy") == PolicyChoice(GatePolicy(), "the defaults", True)
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "gated_stages: [Staging]")
-    policy = read_policy("toy")
-    assert policy is not None
-    assert policy.gated_stages == ("Staging",)
+    chosen = choose_policy("toy")
+    assert chosen.policy.gated_stages == ("Staging",)
+    assert chosen.where == "tag onnxserve.gate.policy of model toy"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", "gated_stage: x")
     with pytest.raises(InvalidConfig, match=r"the tag onnxserve\.gate\.policy of model toy: gated_stage"):
-        read_policy("toy")
+        choose_policy("toy")
     with pytest.raises(NotFound, match="model none does not exist"):
-        read_policy("none")
+        choose_policy("none")

@@ -4,7 +4,7 @@ import inspect
 import io
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from functools import partial
 from typing import Any
 
@@ -83,8 +83,12 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
         ConversionError: the exporter refuses the module; the message has its first line.
     """
     size = torch.export.Dim("batch")
+    logger = logging.getLogger("torch.onnx")
     try:
-        with _quiet():
+        # the exporter prints its progress, and warns of each missing optional library
+        with redirect_stdout(io.StringIO()), ExitStack() as silenced:
+            silenced.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
             program = torch.onnx.export(
                 module,
                 arguments,
@@ -102,19 +106,6 @@ def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str],
             reason = f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
         raise ConversionError(f"{type(module).__name__} cannot be converted to ONNX: {reason}") from error
     return program.model_proto
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, which prints its progress and warns of each missing optional library."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager
