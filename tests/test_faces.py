@@ -13,10 +13,12 @@ import pytest
         "controller",
         "deployments",
         "gate",
+        "inference_log",
         "monitoring",
         "processes",
         "pyfunc",
         "server",
+        "server.protocols",
         "statedir",
         "store",
         "tabular",
@@ -28,10 +30,17 @@ def test_every_name_of_a_face_that_loads_late_is_there(room: str) -> None:
     assert [name for name in face.__all__ if not hasattr(face, name)] == []
 
 
-def test_a_name_loads_its_own_module_only() -> None:
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("server import SideMessage", (".supervisor", ".dataplane", ".repository")),
+        ("inference_log import Window", ("duckdb", "pandas", "pyarrow")),
+        ("inference_log import InferenceLog", ("duckdb", "pandas")),
+    ],
+)
+def test_a_name_loads_its_own_module_only(name: str, others: tuple[str, ...]) -> None:
     code = (
-        "import sys; from mlflow_deploy_plugin.server import SideMessage;"
-        "print([name for name in sys.modules if name.endswith(('.supervisor', '.dataplane', '.repository'))])"
+        f"import sys; from mlflow_deploy_plugin.{name};print([name for name in sys.modules if name.endswith({others})])"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "[]\n"

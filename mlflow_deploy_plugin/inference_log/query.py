@@ -15,8 +15,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,11 +100,13 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
         closing(duckdb.connect(":memory:", config=_configuration(folder))) as connection,
         StatementTimeout(connection.interrupt, TIMEOUT_SECONDS) as timeout,
+        ThreadPoolExecutor(1) as thread,
     ):
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET lock_configuration = true")
-        run = _Run(schema, timeout)
-        with run.errors_translated():
+        run = _Run(schema, timeout, thread)
+
+        def start() -> Any:
             columns, scans = _plan(connection, query, schema)
             tables = view_tables(log, query.view, columns)
             rows = run.read(batch for table in tables for batch in conform(table, schema).to_batches())
@@ -112,7 +116,9 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
                 connection.execute("CREATE TEMP TABLE log AS FROM _passing")
             else:
                 connection.register("log", passing)
-            reader = connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
+            return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
+
+        reader = run.call(start)
         # DuckDB calls the zone Etc/UTC; the log calls it UTC
         types = [
             pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
@@ -123,15 +129,20 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
 
 
 class _Run:
-    """One run of a statement."""
+    """One run of a statement.
 
-    def __init__(self, schema: pa.Schema, timeout: "StatementTimeout") -> None:
+    While DuckDB computes it may pass over Ctrl-C, or tell of it by the text of a RuntimeError; in the Python that feeds
+    it, Ctrl-C becomes an error of the SQL. So it works in a thread, and Ctrl-C comes to the one that waits for it.
+    """
+
+    def __init__(self, schema: pa.Schema, timeout: "StatementTimeout", thread: Executor) -> None:
         self._schema = schema
         self._timeout = timeout
-        self._failures: list[BaseException] = []
+        self._thread = thread
+        self._failures: list[OnnxserveError] = []
 
     def read(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows. An error of ours and Ctrl-C are put aside: they lose their class on a way through DuckDB."""
+        """Yield the rows. An error of ours, which would lose its class on its way through DuckDB, is put aside."""
         try:
             while True:
                 with self._timeout.reading():
@@ -139,24 +150,22 @@ class _Run:
                 if batch is None:
                     return
                 yield batch
-        except (OnnxserveError, KeyboardInterrupt) as error:
+        except OnnxserveError as error:
             self._failures.append(error)
             raise
 
     def results(self, reader: Any) -> Iterator[pa.RecordBatch]:
-        while True:
-            with self.errors_translated():
-                batch = next(reader, None)
-            if batch is None:
-                return
+        while (batch := self.call(partial(next, reader, None))) is not None:
             yield batch
 
-    @contextmanager
-    def errors_translated(self) -> Iterator[None]:
-        """Turn DuckDB's errors into one line of ours."""
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Return what a function of DuckDB returns; its errors become one line of ours."""
         try:
             with self._timeout.working():
-                yield
+                return self._thread.submit(function).result()
+        except KeyboardInterrupt:
+            self._timeout.interrupt()
+            raise
         except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
             if self._failures:
                 raise self._failures[0] from None
@@ -235,7 +244,7 @@ class StatementTimeout:
     def __init__(
         self, interrupt: Callable[[], None], seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._interrupt = interrupt
+        self.interrupt = interrupt
         self._seconds = seconds
         self._clock = clock
         self._is_working = self._is_reading = False
@@ -276,7 +285,7 @@ class StatementTimeout:
         """Interrupt the statement if its time is over."""
         if self._is_working and not self._is_reading and self._clock() - self._last > self._seconds:
             self.is_over = True
-            self._interrupt()
+            self.interrupt()
 
 
 @contextmanager

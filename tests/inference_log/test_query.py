@@ -1,6 +1,10 @@
 """SQL over the log sees the rows and nothing else, and a mistake gets one line that helps."""
 
+import itertools
+import os
 import resource
+import signal
+import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +20,7 @@ from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.query import Query, StatementTimeout, limit_memory, run_query
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View
 from mlflow_deploy_plugin.inference_log.windows import parse_time_range
-from tests.support.inference_log import LogWriter
+from tests.support.inference_log import LogWriter, event_table
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 NOW = datetime(2013, 7, 3, tzinfo=UTC)
@@ -201,13 +205,21 @@ def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkey
         ask(flights)
 
 
-@pytest.mark.parametrize("order", ["", "x"])
-def test_an_interrupt_while_rows_are_read_stays_one(
-    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, order: str
+@pytest.mark.parametrize("statement", ["SELECT count(*) FROM log a, log b, log c, log d, log e, log f", ""])
+def test_ctrl_c_ends_a_statement_that_computes_and_one_that_reads(
+    flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, statement: str
 ) -> None:
-    monkeypatch.setattr(reader, "scan_hour", Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        ask(flights, order_by=order)
+    if not statement:
+        endless = itertools.repeat(event_table({"_event_time": [DAY], "x": ["1"]}))
+        monkeypatch.setattr(reader, "scan_hour", lambda *_: endless)
+    monkeypatch.setattr(query, "TIMEOUT_SECONDS", 20.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored in the background
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            ask(flights, statement=statement, order_by="" if statement else "x")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
