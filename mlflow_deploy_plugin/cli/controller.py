@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import opened_deployments, why_option
+from mlflow_deploy_plugin.cli.options import list_output_option, opened_deployments, why_option
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
@@ -276,14 +276,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 @why_option
 @click.option("--wait", is_flag=True, help="Show the progress until it has ended, or a rollout brings the version.")
 @click.option("--list", "listed", is_flag=True, help="Show the retrainings (of NAME), oldest first.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of what --list shows.",
-)
+@list_output_option
 def retrain(
     name: str | None,
     monitor: str | None,

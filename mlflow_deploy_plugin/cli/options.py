@@ -3,9 +3,9 @@
 The deployments and the store are imported late: SQLAlchemy and MLflow take a second that `--help` should not wait for.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
     from mlflow_deploy_plugin.store import Store
 
-output_option = click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of the answer: lines for people, or JSON for programs.",
-)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
+    """Return the option -o of these formats, of which text is the default."""
+    return click.option("-o", "--output", type=click.Choice(formats), default="text", show_default=True, help=help)
+
+
+output_option = format_option("Format of the answer: lines for people, or JSON for programs.", "text", "json")
+list_output_option = format_option("Format of what --list shows.", "text", "json")
 why_option = click.option(
     "--why", default="", metavar="REASON", help="Reason, kept in the audit trail (`onnxserve history NAME`)."
 )

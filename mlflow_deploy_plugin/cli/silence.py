@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import opened_store, show_lines, why_option
+from mlflow_deploy_plugin.cli.options import list_output_option, opened_store, show_lines, why_option
 from mlflow_deploy_plugin.errors import NotFound
 
 if TYPE_CHECKING:
@@ -31,14 +31,7 @@ if TYPE_CHECKING:
     metavar="ID",
     help="End the silence with this number, which --list shows.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Format of what --list shows.",
-)
+@list_output_option
 def silence(
     name: str | None, monitor: str, length: str | None, why: str, is_asked: bool, number: int | None, output: str
 ) -> None:
