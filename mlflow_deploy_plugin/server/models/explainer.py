@@ -272,23 +272,19 @@ def explained_numbers(explained: Sequence[Output], outputs: Mapping[str, Array])
 
 def explained_names(artifact: Artifact, explained: Sequence[Output], outputs: Mapping[str, Array]) -> list[Name]:
     """Return the name of each column of `explained_numbers`: its class, its position, or the name of the output."""
-    if len(explained) == 1:
-        return _labels(artifact, explained[0], outputs[explained[0].name]) or [explained[0].name]
     names: list[Name] = []
     for output in explained:
-        labels = _labels(artifact, output, outputs[output.name])
-        names += [f"{output.name}[{label}]" for label in labels] or [output.name]
+        array = outputs[output.name]
+        width = array.shape[1] if array.ndim > 1 else 1
+        labels: list[Name] = []  # if it has a single number
+        if output.dtype == "map":
+            labels = [key.item() if isinstance(key, np.generic) else key for key in array[0]]
+        elif width > 1:
+            labels = list(artifact.classes) if width == len(artifact.classes) else list(range(width))
+        if len(explained) > 1:
+            labels = [f"{output.name}[{label}]" for label in labels]
+        names += labels or [output.name]
     return names
-
-
-def _labels(artifact: Artifact, output: Output, array: Array) -> list[Name]:
-    """Return the names of the numbers of one output; empty if it has a single number."""
-    if output.dtype == "map":
-        return [key.item() if isinstance(key, np.generic) else key for key in array[0]]
-    width = array.shape[1] if array.ndim > 1 else 1
-    if width > 1 and width == len(artifact.classes):
-        return list(artifact.classes)
-    return list(range(width)) if width > 1 else []
 
 
 def _check_rank(name: str, rank: int) -> None:

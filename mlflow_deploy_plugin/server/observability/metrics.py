@@ -172,7 +172,7 @@ class Metrics:
         self._batches: dict[tuple[str, str, str], _BatchSlots] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
         self._captured_rows: dict[str, tuple[int, int, int]] = {}
-        self._served: dict[tuple[str, str, str, str], int] = {}
+        self._served: set[tuple[str, str, str, str]] = set()
         self._shadows: dict[tuple[str, str, str, str], _ShadowSlots] = {}
         self._captures = {
             is_written: self._counters.counter(_CAPTURE_REQUESTS, {"outcome": outcome})
@@ -343,10 +343,9 @@ class Metrics:
             for variant in one.variants.values()
         }
         with self._lock:
-            for labels in served - self._served.keys():
-                named = dict(zip(_OF_VARIANT, labels, strict=True))
-                self._served[labels] = self._gauges.gauge(_SERVED_VERSION, named)
-            for labels, slot in self._served.items():
+            self._served |= served
+            for labels in self._served:
+                slot = self._gauges.gauge(_SERVED_VERSION, dict(zip(_OF_VARIANT, labels, strict=True)))
                 self._gauges.cells[slot] = float(labels in served)
 
     def page(self) -> bytes:
