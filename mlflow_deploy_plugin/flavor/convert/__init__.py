@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
 
 _MODULES = {
+    **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "mlflow_deploy_plugin.flavor.convert.sklearn"),
     "onnx": "mlflow_deploy_plugin.flavor.convert.onnx",
     "sklearn": "mlflow_deploy_plugin.flavor.convert.sklearn",
     "torch": "mlflow_deploy_plugin.flavor.convert.torch",
@@ -36,6 +37,7 @@ def converter_for(model: Any) -> Any:
     try:
         return import_module(_MODULES[framework])  # only now: the frameworks are heavy, and optional
     except ModuleNotFoundError as error:
+        extra = _MODULES[framework].rpartition(".")[2]
         raise ConversionError(
-            f"converting a {framework} model needs {error.name}: pip install 'mlflow-onnxserve[{framework}]'"
+            f"converting a {framework} model needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'"
         ) from None

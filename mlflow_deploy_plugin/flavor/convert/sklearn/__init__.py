@@ -1,10 +1,11 @@
-"""scikit-learn estimators and pipelines, converted by skl2onnx.
+"""scikit-learn estimators and pipelines, and boosters of XGBoost, LightGBM and CatBoost, converted by skl2onnx.
 
 | module                                                | content                                                   |
 |-------------------------------------------------------|-----------------------------------------------------------|
 | `estimators.py`                                       | the parts of a fitted estimator, and the graph's inputs   |
 | `graph.py`                                            | nodes, casts and outputs of the graph                     |
 | `boundary_values.py`                                  | thresholds, categories and terms, for the parity rows     |
+| `boosters.py`                                         | XGBoost, LightGBM and CatBoost                            |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
 """
 
@@ -12,11 +13,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import sklearn
 from onnx import helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
@@ -30,7 +31,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import top_margins
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
-from mlflow_deploy_plugin.flavor.convert.sklearn import categories, elementwise, texts, trees
+from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, categories, elementwise, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
@@ -38,6 +39,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     convertible_copy,
     estimator_input,
     last_step,
+    library_of,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
     Precision,
@@ -96,8 +98,10 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
         InvalidConfig: there is no example (skl2onnx needs the columns and their types), or the model is not fitted.
         ConversionError: the model has no `predict`.
     """
+    model = boosters.as_estimator(model)
     try:
-        check_is_fitted(model)
+        if not isinstance(model, boosters.NativeBooster):
+            check_is_fitted(model)
     except NotFittedError:
         raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged") from None
     if batch is None:
@@ -138,14 +142,15 @@ def _convert(
         f"{type(last_step(fitted)).__name__}",
         "double": "32-bit floats changed answers; everything is computed in 64 bits",
     }
+    framework = library_of(model) or "sklearn"
     classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None
     return ConvertedModel(
         proto=proto,
         inputs=inputs,
         outputs=outputs,
         prediction=("probabilities",) if predict_fn == "predict_proba" else (outputs[0].name,),
-        framework="sklearn",
-        framework_version=sklearn.__version__,
+        framework=framework,
+        framework_version=import_module(framework).__version__,
         original=original,
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
         boundary_values=boundary_values_of(fitted, names),
@@ -188,6 +193,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     Raises:
         ConversionError: a step has no converter; the message names it.
     """
+    boosters.register()
     copy = convertible_copy(fitted)
     if precision == "double_until_last_step":
         copy = round_before_last_step(copy)

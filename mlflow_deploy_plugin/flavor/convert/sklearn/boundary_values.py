@@ -26,7 +26,8 @@ from sklearn.preprocessing import (
 )
 
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names
+from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of
 from mlflow_deploy_plugin.runtime import Array
 
 _SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
@@ -120,23 +121,14 @@ def _transformer_steps(transformer: ColumnTransformer) -> Iterator[tuple[str, An
 def _own(estimator: Any) -> _Collected:
     """Return the boundary values of one estimator itself."""
     found = _Collected()
-    if hasattr(estimator, "tree_"):
-        inner = estimator.tree_.feature >= 0
-        features, values = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
-        for feature in np.unique(features):
-            thresholds = _finite(values[features == feature])
-            # the comparison of a 32-bit rounding changes at the 64-bit number in the middle of two
-            lower = thresholds.astype(np.float32)
-            lower = np.where(lower > thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
-            upper = np.nextafter(lower, np.float32(np.inf))
-            middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
-            found.edges[int(feature)] = [np.concatenate([thresholds, middle])]
-    for predictors in getattr(estimator, "_predictors", ()):
-        for predictor in predictors:
-            nodes = predictor.nodes[predictor.nodes["is_leaf"] == 0]
-            for feature in np.unique(nodes["feature_idx"]):
-                values = nodes["num_threshold"][nodes["feature_idx"] == feature]
-                found.edges.setdefault(int(feature), []).append(_finite(values))
+    for feature, values in _thresholds(estimator).items():
+        thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
+        # the comparison of a 32-bit rounding changes at the 64-bit number in the middle of two
+        lower = thresholds.astype(np.float32)
+        lower = np.where(lower > thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
+        upper = np.nextafter(lower, np.float32(np.inf))
+        middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
+        found.edges[feature] = [np.concatenate([thresholds, middle])]
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
             found.edges = {position: [np.asarray(edges, float)] for position, edges in enumerate(edges_of(estimator))}
@@ -148,6 +140,22 @@ def _own(estimator: Any) -> _Collected:
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows):
             found.rows.append(dict(enumerate(_some(rows).T)))
     return found
+
+
+def _thresholds(estimator: Any) -> dict[int, Array]:
+    """Return the thresholds of the trees of one estimator, by the feature's position."""
+    if library_of(estimator):
+        return read_boosting(estimator).edges()
+    if hasattr(estimator, "tree_"):
+        inner = estimator.tree_.feature >= 0
+        features, values = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
+    elif nodes := [one.nodes for predictors in getattr(estimator, "_predictors", ()) for one in predictors]:
+        table = np.concatenate(nodes)
+        table = table[table["is_leaf"] == 0]
+        features, values = table["feature_idx"], table["num_threshold"]
+    else:
+        return {}
+    return {int(feature): values[features == feature] for feature in np.unique(features)}
 
 
 _EDGES: dict[type, Callable[[Any], Any]] = {
@@ -200,11 +208,6 @@ def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collect
         before.add(_Collected(back.edges))
     before.rows = [rows for rows in learned if rows]
     return before
-
-
-def _finite(values: Array) -> Array:
-    """Drop infinite thresholds, which separate missing values from all numbers."""
-    return np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
 
 
 def _some(values: Any) -> Any:

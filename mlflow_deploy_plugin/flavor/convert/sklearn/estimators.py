@@ -57,6 +57,17 @@ def sub_estimators(estimator: Any) -> Iterator[Any]:
             waiting.extend(reversed(part.ravel().tolist()))  # GradientBoosting keeps its trees in an array
 
 
+def library_of(estimator: Any) -> str:
+    """Return the boosting library of an estimator's class, or of the booster that it holds; empty if there is none."""
+    package = type(getattr(estimator, "native_booster", estimator)).__module__.partition(".")[0]
+    return package if package in ("xgboost", "lightgbm", "catboost") else ""
+
+
+def compares_in_64_bits(estimator: Any) -> bool:
+    """Return True for LightGBM and scikit-learn's boosting by histograms, which do not round features to 32 bits."""
+    return hasattr(estimator, "_predictors") or library_of(estimator) == "lightgbm"
+
+
 def last_step(estimator: Any) -> Any:
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[-1][1]

@@ -21,7 +21,7 @@ from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shape
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import compares_in_64_bits, sub_estimators
 from mlflow_deploy_plugin.runtime import Array, Output, Role
 
 _VERSIONS = {
@@ -108,7 +108,7 @@ def round_before_last_step(copy: Any) -> Any:
         copy.steps[-1:] = rounded.steps if isinstance(rounded, Pipeline) else [(name, rounded)]
     elif isinstance(copy, _ENSEMBLES):
         copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
-    elif hasattr(copy, "predict") and not any(hasattr(part, "_predictors") for part in sub_estimators(copy)):
+    elif hasattr(copy, "predict") and not any(map(compares_in_64_bits, sub_estimators(copy))):
         return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])
     return copy
 

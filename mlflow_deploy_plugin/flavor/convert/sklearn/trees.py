@@ -81,19 +81,31 @@ def convert_classifier(scope: Any, operator: Any, container: Any) -> None:
     """Add the probabilities from the trees' sums, and the class of the largest; with two classes, of a positive sum."""
     graph = NodeBuilder(scope, container)
     boosting: HistGradientBoostingClassifier = operator.raw_operator
-    classes = boosting.classes_
-    label, probabilities = (output.full_name for output in operator.outputs)
-    scores = _scores(graph, operator)
+    width = int(boosting.n_trees_per_iteration_)
     raw = container.get_options(boosting, {"raw_scores": False})["raw_scores"]
-    if len(classes) == 2:
+    write_classes(
+        graph, operator, _scores(graph, operator), width, "Identity" if raw else "Sigmoid" if width == 1 else "Softmax"
+    )
+
+
+def write_classes(graph: NodeBuilder, operator: Any, scores: str, width: int, link: str) -> None:
+    """Add the outputs of a classifier: the probabilities, and the class of the largest or of a positive score.
+
+    Args:
+        scores: [N, width]; one score is that of the second of two classes.
+        link: the operator that makes probabilities of scores; Identity for the scores themselves.
+    """
+    classes = operator.raw_operator.classes_
+    label, probabilities = (output.full_name for output in operator.outputs)
+    if width == 1:
         zero, one = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
         chosen = graph.node("Greater", [scores, zero])
-        likely = scores if raw else graph.node("Sigmoid", [scores])
-        other = graph.node("Neg", [scores]) if raw else graph.node("Sub", [one, likely])
+        likely = graph.node(link, [scores])
+        other = graph.node("Neg", [scores]) if link == "Identity" else graph.node("Sub", [one, likely])
         graph.node("Concat", [other, likely], probabilities, axis=1)
         position = graph.node("Cast", [chosen], to=TensorProto.INT64)
     else:
-        graph.node("Identity" if raw else "Softmax", [scores], probabilities)
+        graph.node(link, [scores], probabilities)
         position = graph.node("ArgMax", [scores], axis=1, keepdims=1)
     flat = graph.constant(TensorProto.INT64, [1], [-1])
     position = graph.node("Reshape", [position, flat])

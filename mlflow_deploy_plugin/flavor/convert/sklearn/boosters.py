@@ -1,0 +1,374 @@
+"""Gradient boosting of XGBoost, LightGBM and CatBoost: their trees as one ONNX node, alone and within pipelines.
+
+Each library decides with numbers of its own width, which the graph keeps:
+
+| library  | features and thresholds | comparison | sums    | a missing value                                   |
+|----------|-------------------------|------------|---------|---------------------------------------------------|
+| XGBoost  | 32 bits                 | x < t      | 32 bits | goes the way that training preferred at each node |
+| LightGBM | 64 bits                 | x <= t     | 64 bits | goes that way, or counts as 0                     |
+| CatBoost | 32 bits                 | x > t      | 64 bits | lies below or above all borders of its feature    |
+
+The trees are read from the libraries' own documents of a model: XGBoost's JSON
+(https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html), LightGBM's `dump_model`, CatBoost's JSON.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+from skl2onnx import update_registered_converter
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType
+from sklearn.base import BaseEstimator
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import library_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import classifier_shapes, write_classes
+from mlflow_deploy_plugin.runtime import Array
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree as arrays of [nodes]; the root is node 0. `left` is -1 for a leaf, whose `value` is the prediction.
+
+    A row goes to the left where its feature is below the threshold, and where it is missing and `default_left` is set.
+    """
+
+    feature: Array
+    threshold: Array
+    left: Array
+    right: Array
+    default_left: Array
+    value: Array
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """The trees of a fitted booster, and the function that turns their sums into predictions.
+
+    Attributes:
+        targets: the position in the sums of each tree.
+        base: the sums before the first tree, [targets] float64.
+        mode: ONNX' comparison that sends a row to the left: BRANCH_LT or BRANCH_LEQ.
+        link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
+        is_single: True if thresholds, leaves and sums have 32 bits.
+        missing: a number that counts as a missing value, beside NaN.
+    """
+
+    trees: list[Tree]
+    targets: list[int]
+    base: Array
+    mode: str
+    link: str
+    is_single: bool = False
+    missing: float = np.nan
+
+    def edges(self) -> dict[int, Array]:
+        """Return the thresholds of each feature by its position."""
+        inner = [tree.left >= 0 for tree in self.trees]
+        features = np.concatenate([tree.feature[mask] for tree, mask in zip(self.trees, inner, strict=True)])
+        values = np.concatenate([tree.threshold[mask] for tree, mask in zip(self.trees, inner, strict=True)])
+        return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
+
+
+class NativeBooster(BaseEstimator):  # type: ignore[misc]
+    """A booster of XGBoost's or LightGBM's own API, with the interface of an estimator."""
+
+    def __init__(self, native_booster: Any) -> None:
+        self.native_booster = native_booster
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def predict(self, rows: Any) -> Array:
+        if library_of(self) == "xgboost":
+            rows = sys.modules["xgboost"].DMatrix(rows)
+        return np.asarray(self.native_booster.predict(rows))
+
+
+def as_estimator(model: Any) -> Any:
+    """Return a native booster as an estimator, and any other model as it is."""
+    return NativeBooster(model) if library_of(model) and type(model).__name__ == "Booster" else model
+
+
+def read_boosting(estimator: Any) -> Boosting:
+    """Return the trees of a fitted booster.
+
+    Raises:
+        NotImplementedError: trees that split by categories, linear or vector leaves, or an objective without a form.
+    """
+    booster = estimator.native_booster if isinstance(estimator, NativeBooster) else estimator
+    return _READERS[library_of(booster)](booster)
+
+
+def _xgboost(model: Any) -> Boosting:
+    booster = model if type(model).__name__ == "Booster" else model.get_booster()
+    learner = json.loads(bytes(booster.save_raw("json")))["learner"]
+    gradient_booster = learner["gradient_booster"]
+    weights = gradient_booster.get("weight_drop")  # of DART, whose trees stand one level deeper
+    found = gradient_booster.get("gbtree", gradient_booster).get("model")
+    if "trees" not in found:
+        raise NotImplementedError(f"the booster {gradient_booster['name']}, which has no trees")
+    objective = learner["objective"]["name"]
+    link = _XGBOOST_LINKS.get(objective)
+    if link is None:
+        raise NotImplementedError(f"the objective {objective}")
+    last = None if model is booster else getattr(model, "best_iteration", None) if _stopped_early(model) else None
+    rounds = (0, 0) if last is None else (0, last + 1)
+    count = found["iteration_indptr"][rounds[1]] if rounds[1] else len(found["trees"])
+    trees = []
+    for position, tree in enumerate(found["trees"][:count]):
+        if int(tree["tree_param"]["size_leaf_vector"]) > 1:
+            raise NotImplementedError("trees with several values in each leaf (multi_strategy='multi_output_tree')")
+        if any(tree["split_type"]):
+            raise NotImplementedError("trees that split by categories (enable_categorical)")
+        conditions = np.array(tree["split_conditions"], dtype=np.float32)
+        trees.append(
+            Tree(
+                np.array(tree["split_indices"]),
+                conditions,
+                np.array(tree["left_children"]),
+                np.array(tree["right_children"]),
+                np.array(tree["default_left"], dtype=bool),
+                conditions * np.float32(1.0 if weights is None else weights[position]),
+            )
+        )
+    # the base score has had several forms and places since 1.0: it is what the trees leave of one row's margin
+    row = sys.modules["xgboost"].DMatrix(
+        np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
+    )
+    margin = np.ravel(booster.predict(row, output_margin=True, iteration_range=rounds)).astype(np.float64)
+    leaves = np.ravel(booster.predict(row, pred_leaf=True, iteration_range=rounds)).astype(int)
+    targets = [int(target) for target in found["tree_info"][:count]]
+    for tree, leaf, target in zip(trees, leaves, targets, strict=True):
+        margin[target] -= tree.value[leaf]
+    missing = np.nan if model is booster else float(model.missing)
+    return Boosting(trees, targets, margin, "BRANCH_LT", link, is_single=True, missing=missing)
+
+
+def _stopped_early(model: Any) -> bool:
+    return getattr(model, "early_stopping_rounds", None) is not None
+
+
+_XGBOOST_LINKS = {
+    **dict.fromkeys(("reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror", "reg:quantileerror"), "Identity"),
+    **dict.fromkeys(("rank:ndcg", "rank:map", "rank:pairwise", "binary:logitraw", "reg:squaredlogerror"), "Identity"),
+    **dict.fromkeys(("binary:logistic", "reg:logistic"), "Sigmoid"),
+    **dict.fromkeys(("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"), "Exp"),
+    "multi:softprob": "Softmax",
+}
+
+
+def _lightgbm(model: Any) -> Boosting:
+    booster = model if type(model).__name__ == "Booster" else model.booster_
+    document = booster.dump_model()  # of the best iteration, where training has stopped early
+    name, *parameters = (document.get("objective") or "custom").split()
+    given = dict(parameter.partition(":")[::2] for parameter in parameters)
+    link = _LIGHTGBM_LINKS.get(name)
+    if link is None or "sqrt" in given:
+        raise NotImplementedError(f"the objective {' '.join([name, *parameters])}")
+    scale = float(given.get("sigmoid", 1.0)) if link == "Sigmoid" else 1.0
+    width = document["num_tree_per_iteration"]
+    if document["average_output"]:
+        scale /= max(1, len(document["tree_info"]) // width)
+    trees = [_lightgbm_tree(entry["tree_structure"], scale) for entry in document["tree_info"]]
+    return Boosting(trees, [place % width for place in range(len(trees))], np.zeros(width), "BRANCH_LEQ", link)
+
+
+def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
+    rows: list[tuple[int, float, int, int, bool, float]] = []
+
+    def add(node: dict[str, Any]) -> int:
+        position = len(rows)
+        if "leaf_value" in node:
+            if "leaf_coeff" in node:
+                raise NotImplementedError("trees with linear leaves (linear_tree)")
+            rows.append((0, 0.0, -1, -1, False, node["leaf_value"] * scale))
+            return position
+        if node["decision_type"] != "<=":
+            raise NotImplementedError("trees that split by categories (categorical_feature)")
+        threshold, kind, default_left = node["threshold"], node["missing_type"], node["default_left"]
+        if kind == "None":  # a missing value counts as 0
+            default_left = threshold >= 0
+        elif kind == "Zero" and default_left != (threshold >= 0):
+            raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
+        rows.append((0, 0.0, 0, 0, False, 0.0))
+        left, right = add(node["left_child"]), add(node["right_child"])
+        rows[position] = node["split_feature"], threshold, left, right, default_left, 0.0
+        return position
+
+    add(root)
+    feature, threshold, left, right, default_left, value = map(np.array, zip(*rows, strict=True))
+    return Tree(feature, threshold.astype(np.float64), left, right, default_left, value.astype(np.float64))
+
+
+_LIGHTGBM_LINKS = {
+    **dict.fromkeys(("regression", "regression_l1", "huber", "fair", "quantile", "mape"), "Identity"),
+    **dict.fromkeys(("lambdarank", "rank_xendcg"), "Identity"),
+    **dict.fromkeys(("poisson", "gamma", "tweedie"), "Exp"),
+    **dict.fromkeys(("binary", "multiclassova", "cross_entropy"), "Sigmoid"),
+    "multiclass": "Softmax",
+}
+
+
+def _catboost(model: Any) -> Boosting:
+    with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
+        path = Path(folder) / "model.json"
+        model.save_model(str(path), format="json")
+        document = json.loads(path.read_text())
+    features = document["features_info"]
+    if others := sorted(kind for kind, entries in features.items() if kind != "float_features" and entries):
+        raise NotImplementedError(f"features that are no numbers ({', '.join(others)})")
+    if "oblivious_trees" not in document:
+        raise NotImplementedError("trees that are not symmetric (grow_policy)")
+    loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
+    link = _CATBOOST_LINKS.get(loss)
+    if link is None:
+        raise NotImplementedError(f"the loss {loss}")
+    places = {entry["feature_index"]: entry["flat_feature_index"] for entry in features["float_features"]}
+    goes_left = {
+        entry["feature_index"]: entry["nan_value_treatment"] != "AsTrue" for entry in features["float_features"]
+    }
+    scale, base = document["scale_and_bias"]
+    width = len(base)
+    trees, targets = [], []
+    for entry in document["oblivious_trees"]:
+        splits = entry["splits"]
+        depth = len(splits)
+        leaves = np.array(entry["leaf_values"], dtype=np.float64).reshape(2**depth, -1) * scale
+        # a complete tree, level by level: the last split is at the root, since leaves count the first split's bit least
+        inner = np.arange(2**depth - 1)
+        level = np.floor(np.log2(inner + 1)).astype(int)
+        split = [splits[depth - 1 - at] for at in level]
+        nodes = 2 ** (depth + 1) - 1
+        left, right = np.full(nodes, -1), np.full(nodes, -1)
+        left[inner], right[inner] = 2 * inner + 1, 2 * inner + 2
+        feature, threshold, default_left = np.zeros(nodes, int), np.zeros(nodes, np.float32), np.zeros(nodes, bool)
+        feature[inner] = [places[one["float_feature_index"]] for one in split]
+        threshold[inner] = [one["border"] for one in split]
+        default_left[inner] = [goes_left[one["float_feature_index"]] for one in split]
+        for target in range(leaves.shape[1]):
+            value = np.zeros(nodes)
+            value[len(inner) :] = leaves[:, target]
+            trees.append(Tree(feature, threshold, left, right, default_left, value))
+            targets.append(target)
+    return Boosting(trees, targets, np.array(base, dtype=np.float64).reshape(width), "BRANCH_LEQ", link)
+
+
+_CATBOOST_LINKS = {
+    **dict.fromkeys(("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "LogCosh", "MultiRMSE"), "Identity"),
+    **dict.fromkeys(("YetiRank", "PairLogit", "QueryRMSE", "QuerySoftMax", "YetiRankPairwise"), "Identity"),
+    **dict.fromkeys(("Poisson", "Tweedie"), "Exp"),
+    **dict.fromkeys(("Logloss", "CrossEntropy", "MultiClassOneVsAll"), "Sigmoid"),
+    "MultiClass": "Softmax",
+}
+
+_READERS: dict[str, Callable[[Any], Boosting]] = {
+    "xgboost": _xgboost,
+    "lightgbm": _lightgbm,
+    "catboost": _catboost,
+}
+
+
+def regressor_shapes(operator: Any) -> None:
+    """Set the output type: a 32-bit float for each target."""
+    operator.outputs[0].type = FloatTensorType([None, len(read_boosting(operator.raw_operator).base)])
+
+
+def _convert_regressor(scope: Any, operator: Any, container: Any) -> None:
+    """Add the trees and the link."""
+    graph = NodeBuilder(scope, container)
+    boosting = read_boosting(operator.raw_operator)
+    graph.node(boosting.link, [_sums(graph, operator, boosting)], operator.outputs[0].full_name)
+
+
+def _convert_classifier(scope: Any, operator: Any, container: Any) -> None:
+    """Add the trees, the probabilities and the most likely class."""
+    graph = NodeBuilder(scope, container)
+    boosting = read_boosting(operator.raw_operator)
+    raw = container.get_options(operator.raw_operator, {"raw_scores": False})["raw_scores"]
+    sums = _sums(graph, operator, boosting)
+    write_classes(graph, operator, sums, len(boosting.base), "Identity" if raw else boosting.link)
+
+
+def _sums(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
+    """Return [N, targets] 32-bit floats, the sums of the trees' leaves."""
+    rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.FLOAT if boosting.is_single else 11)
+    if not np.isnan(boosting.missing):
+        missing, nan = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (boosting.missing, np.nan))
+        rows = graph.node("Where", [graph.node("Equal", [rows, missing]), nan, rows])
+    trees = boosting.trees
+    leaf = np.concatenate([tree.left < 0 for tree in trees])
+    sizes = [len(tree.left) for tree in trees]
+    owners = np.repeat(np.arange(len(trees)), sizes)
+    positions = np.concatenate([np.arange(size) for size in sizes])
+
+    def inner(name: str) -> list[int]:
+        return [int(value) for value in np.where(leaf, 0, np.concatenate([getattr(tree, name) for tree in trees]))]
+
+    thresholds = np.where(leaf, 0.0, np.concatenate([tree.threshold for tree in trees]))
+    values = np.concatenate([tree.value for tree in trees])[leaf]
+    numbers: dict[str, Any] = {"nodes_values": thresholds, "target_weights": values, "base_values": boosting.base}
+    if boosting.is_single:
+        numbers = {name: np.asarray(given, np.float32).tolist() for name, given in numbers.items()}
+    else:
+        numbers = {
+            f"{name}_as_tensor": numpy_helper.from_array(np.asarray(given, np.float64))
+            for name, given in numbers.items()
+        }
+    return graph.node(
+        "TreeEnsembleRegressor",
+        [rows],
+        n_targets=len(boosting.base),
+        post_transform="NONE",
+        nodes_treeids=owners.tolist(),
+        nodes_nodeids=positions.tolist(),
+        nodes_featureids=inner("feature"),
+        nodes_modes=np.where(leaf, "LEAF", boosting.mode).tolist(),
+        nodes_truenodeids=inner("left"),
+        nodes_falsenodeids=inner("right"),
+        nodes_missing_value_tracks_true=inner("default_left"),
+        target_treeids=owners[leaf].tolist(),
+        target_nodeids=positions[leaf].tolist(),
+        target_ids=np.array(boosting.targets)[owners[leaf]].tolist(),
+        **numbers,
+    )
+
+
+_ESTIMATORS = {
+    "xgboost": ("XGBClassifier", "XGBRegressor", "XGBRanker", "XGBRFClassifier", "XGBRFRegressor"),
+    "lightgbm": ("LGBMClassifier", "LGBMRegressor", "LGBMRanker"),
+    "catboost": ("CatBoostClassifier", "CatBoostRegressor", "CatBoostRanker"),
+}
+
+
+def register() -> None:
+    """Tell skl2onnx about the estimators of the libraries in use: a fitted booster has imported its own."""
+    for library, names in _ESTIMATORS.items():
+        for name in names if library in sys.modules else ():
+            kind, alias = getattr(sys.modules[library], name), f"Onnxserve{name}"
+            if name.endswith("Classifier"):
+                update_registered_converter(
+                    kind, alias, classifier_shapes, _convert_classifier, parser=_parse_classifier, options=_OPTIONS
+                )
+            else:
+                update_registered_converter(kind, alias, regressor_shapes, _convert_regressor)
+    update_registered_converter(NativeBooster, "OnnxserveNativeBooster", regressor_shapes, _convert_regressor)
+
+
+_OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
+"""What skl2onnx asks of a classifier, also of one within an ensemble."""
+
+
+def _parse_classifier(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
+    """Declare the outputs, whatever the class derives from: skl2onnx's own parser knows ClassifierMixin only."""
+    operator = scope.declare_local_operator(f"Onnxserve{type(model).__name__}", model)
+    operator.inputs = inputs
+    for name, kind in (("label", Int64TensorType()), ("probabilities", FloatTensorType())):
+        operator.outputs.append(scope.declare_local_variable(name, kind))
+    return list(operator.outputs)
