@@ -197,6 +197,8 @@ def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
             default_left = threshold >= 0
         elif kind == "Zero" and default_left != (threshold >= 0):
             raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
+        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads a number that is no larger as 0
+            threshold = _LIGHTGBM_ZERO if threshold >= 0 else np.nextafter(-_LIGHTGBM_ZERO, -np.inf)
         rows.append((0, 0.0, 0, 0, False, 0.0))
         left, right = add(node["left_child"]), add(node["right_child"])
         rows[position] = node["split_feature"], threshold, left, right, default_left, 0.0
@@ -207,6 +209,8 @@ def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
     return Tree(feature, threshold.astype(np.float64), left, right, default_left, value.astype(np.float64))
 
 
+_LIGHTGBM_ZERO = float(np.float32(1e-35))
+"""LightGBM's kZeroThreshold."""
 _LIGHTGBM_LINKS = {
     **dict.fromkeys(("regression", "regression_l1", "huber", "fair", "quantile", "mape"), "Identity"),
     **dict.fromkeys(("lambdarank", "rank_xendcg"), "Identity"),

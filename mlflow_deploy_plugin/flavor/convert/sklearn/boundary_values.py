@@ -122,6 +122,7 @@ def _own(estimator: Any) -> _Collected:
     """Return the boundary values of one estimator itself."""
     found = _Collected()
     for feature, values in _thresholds(estimator).items():
+        # an infinite threshold separates missing values from all numbers
         thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
         # the comparison of a 32-bit rounding changes at the 64-bit number in the middle of two
         lower = thresholds.astype(np.float32)

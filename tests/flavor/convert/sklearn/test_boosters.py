@@ -1,0 +1,178 @@
+"""Boosters of XGBoost, LightGBM and CatBoost answer as their libraries, alone, native and within pipelines."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import catboost
+import lightgbm
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+import xgboost
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import StackingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.flavor.wrap import wrap
+from mlflow_deploy_plugin.runtime import OnnxModel
+
+ROWS, HALF = 400, 300
+DRAW = np.random.default_rng(0)
+FULL = pd.DataFrame({name: DRAW.normal(size=ROWS) * 10**place for place, name in enumerate("abcd")})
+GAPS = FULL.mask(DRAW.random(FULL.shape) < 0.1)
+SCORE = (FULL["a"] + FULL["b"] / 10 + DRAW.normal(size=ROWS) * 0.3).to_numpy()
+TWO = (SCORE > 0).astype(int)
+THREE = np.digitize(SCORE, [-1, 1])
+TEXT = np.array(["low", "middle", "high"])[THREE]
+COUNTS = DRAW.poisson(np.exp(np.clip(SCORE, -2, 2)))
+TARGETS = np.c_[SCORE, 2 * SCORE, -SCORE]
+KINDS = FULL.assign(kind=pd.Categorical(TEXT))
+ZEROS = FULL.round()
+
+
+def xgb(kind: str = "Classifier", **options: Any) -> Any:
+    return getattr(xgboost, f"XGB{kind}")(n_estimators=8, n_jobs=1, **options)
+
+
+def lgbm(kind: str = "Classifier", **options: Any) -> Any:
+    return getattr(lightgbm, f"LGBM{kind}")(n_estimators=8, n_jobs=1, verbose=-1, **options)
+
+
+def cat(kind: str = "Classifier", **options: Any) -> Any:
+    return getattr(catboost, f"CatBoost{kind}")(
+        iterations=8, depth=4, thread_count=1, verbose=0, allow_writing_files=False, **options
+    )
+
+
+def native_xgboost(target: Any, **options: Any) -> xgboost.Booster:
+    return xgboost.train({"nthread": 1, **options}, xgboost.DMatrix(FULL, target), 8)
+
+
+def native_lightgbm(target: Any, **options: Any) -> lightgbm.Booster:
+    return lightgbm.train({"num_threads": 1, "verbose": -1, **options}, lightgbm.Dataset(FULL, target), 8)
+
+
+def stopped_early(model: Any, **options: Any) -> Any:
+    held_out = [(FULL[HALF:], TWO[HALF:])]
+    return model.set_params(n_estimators=200).fit(FULL[:HALF], TWO[:HALF], eval_set=held_out, **options)
+
+
+Fit = Callable[[], Any]
+
+PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
+    "xgboost, two classes": (lambda: xgb().fit(GAPS, TWO), GAPS),
+    "xgboost, three classes": (lambda: xgb().fit(GAPS, THREE), GAPS),
+    "xgboost, a regressor": (lambda: xgb("Regressor").fit(GAPS, SCORE), GAPS),
+    "xgboost, several targets": (lambda: xgb("Regressor").fit(FULL, TARGETS), FULL),
+    "xgboost, counts": (lambda: xgb("Regressor", objective="count:poisson").fit(FULL, COUNTS), FULL),
+    "xgboost, a base score": (lambda: xgb("Regressor", base_score=7.5).fit(FULL, SCORE), FULL),
+    "xgboost, another missing value": (lambda: xgb(missing=-999).fit(GAPS.fillna(-999), TWO), GAPS.fillna(-999)),
+    "xgboost, stopped early": (lambda: stopped_early(xgb(early_stopping_rounds=2), verbose=False), FULL),
+    "xgboost, DART": (lambda: xgb(booster="dart", rate_drop=0.3).fit(FULL, TWO), FULL),
+    "xgboost, a forest": (lambda: xgb("RFClassifier").fit(FULL, TWO), FULL),
+    "xgboost, a ranker": (lambda: xgb("Ranker").fit(FULL, THREE, qid=np.arange(ROWS) // 50), FULL),
+    "xgboost, native": (
+        lambda: xgboost.train({"objective": "reg:gamma", "nthread": 1}, xgboost.DMatrix(FULL, COUNTS + 1), 8),
+        FULL,
+    ),
+    "xgboost, native classes": (lambda: native_xgboost(THREE, objective="multi:softprob", num_class=3), FULL),
+    "xgboost in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(FULL, THREE), FULL),
+    "xgboost in a search": (
+        lambda: GridSearchCV(make_pipeline(SimpleImputer(), xgb()), {"xgbclassifier__max_depth": [2, 3]}, cv=2).fit(
+            GAPS, TWO
+        ),
+        GAPS,
+    ),
+    "lightgbm, two classes": (lambda: lgbm().fit(GAPS, TWO), GAPS),
+    "lightgbm, texts": (lambda: lgbm().fit(GAPS, TEXT), GAPS),
+    "lightgbm, one against all": (lambda: lgbm(objective="multiclassova").fit(GAPS, TEXT), GAPS),
+    "lightgbm, a regressor": (lambda: lgbm("Regressor").fit(GAPS, SCORE), GAPS),
+    "lightgbm, gaps that training has not seen": (lambda: lgbm("Regressor").fit(FULL, SCORE), GAPS),
+    "lightgbm, counts": (lambda: lgbm("Regressor", objective="poisson").fit(FULL, COUNTS), FULL),
+    "lightgbm, a forest": (
+        lambda: lgbm("Regressor", boosting_type="rf", bagging_freq=1, bagging_fraction=0.5).fit(FULL, SCORE),
+        FULL,
+    ),
+    "lightgbm, stopped early": (
+        lambda: stopped_early(lgbm(), callbacks=[lightgbm.early_stopping(2, verbose=False)]),
+        FULL,
+    ),
+    "lightgbm, native": (lambda: native_lightgbm(TWO, objective="binary"), FULL),
+    "lightgbm, calibrated": (lambda: CalibratedClassifierCV(lgbm(), cv=2).fit(FULL, TWO), FULL),
+    "lightgbm in a pipeline": (lambda: make_pipeline(StandardScaler(), lgbm()).fit(FULL, THREE), FULL),
+    "catboost, two classes": (lambda: cat().fit(GAPS, TWO), GAPS),
+    "catboost, texts": (lambda: cat().fit(GAPS, TEXT), GAPS),
+    "catboost, missing is the largest": (lambda: cat("Regressor", nan_mode="Max").fit(GAPS, SCORE), GAPS),
+    "catboost, counts": (lambda: cat("Regressor", loss_function="Poisson").fit(FULL, COUNTS), FULL),
+    "catboost, several targets": (lambda: cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS), FULL),
+    "catboost in a pipeline": (lambda: make_pipeline(StandardScaler(), cat()).fit(FULL, TWO), FULL),
+    "both in a stack": (
+        lambda: StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2).fit(FULL, TWO),
+        FULL,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PROVEN.values(), ids=PROVEN.keys())
+def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
+    fit, example = case
+    report = wrap(fit(), example).report
+    assert (report.state, report.doubts) == ("proven", (False, 0, 0, False))
+
+
+REFUSED: dict[str, tuple[Fit, str]] = {
+    "xgboost, categories": (lambda: xgb(enable_categorical=True).fit(KINDS, TWO), "trees that split by categories"),
+    "xgboost, vector leaves": (
+        lambda: xgb("Regressor", multi_strategy="multi_output_tree").fit(FULL, TARGETS),
+        "several values in each leaf",
+    ),
+    "xgboost, no trees": (
+        lambda: xgb("Regressor", booster="gblinear").fit(FULL, SCORE),
+        "gblinear, which has no trees",
+    ),
+    "xgboost, hinge": (lambda: xgb(objective="binary:hinge").fit(FULL, TWO), "the objective binary:hinge"),
+    "lightgbm, categories": (lambda: lgbm().fit(KINDS, TWO), "trees that split by categories"),
+    "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), "linear leaves"),
+    "lightgbm, zeros": (lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE), "0 counts as missing"),
+    "lightgbm, square roots": (lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS), "regression sqrt"),
+    "catboost, categories": (
+        lambda: cat(cat_features=["kind"]).fit(KINDS.astype({"kind": str}), TWO),
+        "features that are no numbers",
+    ),
+    "catboost, lossguide": (lambda: cat(grow_policy="Lossguide").fit(FULL, TWO), "trees that are not symmetric"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+def test_a_booster_without_a_form_says_why_and_what_is_left(case: tuple[Fit, str]) -> None:
+    fit, reason = case
+    with pytest.raises(ConversionError, match=rf"{reason}.*served as pyfunc"):
+        wrap(fit(), KINDS if "categor" in reason or "no numbers" in reason else FULL)
+
+
+def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path: Path) -> None:
+    model = lgbm().fit(GAPS, TEXT)
+    save_model(model, tmp_path / "model", input_example=GAPS)
+    loaded = OnnxModel.load(tmp_path / "model")
+    assert (loaded.artifact.framework, loaded.artifact.classes) == ("lightgbm", ("high", "low", "middle"))
+    outputs = loaded.run(loaded.schema.from_array(GAPS.to_numpy()))
+    assert list(outputs["label"]) == list(model.predict(GAPS))
+    np.testing.assert_allclose(outputs["probabilities"], model.predict_proba(GAPS), rtol=1e-5)
+    graph = onnx.load(str(loaded.artifact.onnx_file)).graph
+    assert [node.op_type for node in graph.node].count("TreeEnsembleRegressor") == 1
+
+
+def test_the_thresholds_of_a_booster_are_boundary_values() -> None:
+    model = xgb("Regressor", max_depth=1).fit(FULL[["a"]], SCORE)
+    edges = boundary_values_of(model, ["a"]).edges["a"]
+    thresholds = model.get_booster().trees_to_dataframe()["Split"].dropna().astype(np.float32)
+    assert {*thresholds} <= {*edges.astype(np.float32)}
