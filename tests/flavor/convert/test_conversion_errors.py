@@ -31,10 +31,10 @@ DOUBLED = make_column_transformer((FunctionTransformer(np.square), ["a"]), remai
 UNSEEN = {"handle_unknown": "use_encoded_value", "unknown_value": -1}
 
 
-class Booster:
+class Prophet:
     """A model of a package that is not installed here."""
 
-    __module__ = "xgboost.core"
+    __module__ = "prophet.forecaster"
 
 
 SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle"), and deploy it by the same'
@@ -99,7 +99,7 @@ def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model: Any, 
     [
         ({}, "mlflow.pyfunc.log_model(python_model=…)"),
         (np.square, "mlflow.pyfunc.log_model(python_model=…)"),
-        (Booster(), "mlflow.xgboost.log_model,"),
+        (Prophet(), "mlflow.prophet.log_model,"),
         (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model(python_model=…)"),
     ],
 )
