@@ -10,8 +10,9 @@ CSV is typed by the signature: nothing is guessed from the text, not even whethe
 import csv
 import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
@@ -27,6 +28,7 @@ _SPLIT_KEYS = {"columns", "data", "index"}
 MOST_COLUMNS = 100_000
 MOST_LINES = 1_000_000
 """Lines of a CSV text; more rows come as Arrow, or in several requests."""
+_FLOATS = frozenset({"float32", "float64"})
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 _MISSING = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
@@ -165,6 +167,12 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
         if len(fields) != len(header):
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
+    if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
+        with suppress(ValueError):  # missing and wrong values are read column by column
+            if "_" not in "".join(chain.from_iterable(rows)):
+                numbers = [list(map(float, fields)) for fields in rows]
+                del lines, rows
+                return schema.from_rows(header, numbers)
     if schema.columns:
         types: dict[str, str] = {column.name: column.type for column in schema.columns}
     else:  # every field has the type of the tensor
