@@ -1,7 +1,7 @@
 """The request to judge one window, and its result: plain values that kinds of monitor, reports and alerts share."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -202,9 +202,9 @@ class WindowRequest:
         version: str = "",
         model_id: str = "",
         rows: int = 0,
-        findings: tuple[Finding, ...] = (),
+        findings: Iterable[Finding] = (),
         figures: Mapping[str, float] = MappingProxyType({}),
-        notes: tuple[str, ...] = (),
+        notes: Iterable[str] = (),
         report: ReportData | None = None,
     ) -> MonitorResult:
         """Return the result. Its figures are the number of rows and `figures`."""
@@ -220,22 +220,10 @@ class WindowRequest:
             state=state,
             reason=reason,
             rows=rows,
-            findings=findings,
+            findings=tuple(findings),
             figures={"rows": float(rows), **figures},
             notes=(*self.notes, *notes),
             tried=self.tried,
             endpoint_created=self.endpoint_created,
             report=report or ReportData(),
         )
-
-    def not_judged(
-        self,
-        reason: str,
-        *,
-        model: str = "",
-        version: str = "",
-        rows: int = 0,
-        notes: tuple[str, ...] = (),
-    ) -> MonitorResult:
-        """Return the result of a window that cannot be judged, with the reason."""
-        return self.result("not judged", reason, model=model, version=version, rows=rows, notes=notes)

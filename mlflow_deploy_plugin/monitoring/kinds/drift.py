@@ -66,8 +66,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
-    verdict = compared.verdict(request.spec.columns)
-    return compared.result(verdict.state, verdict.reason, verdict, verdict.findings)
+    return compared.result(compared.verdict(request.spec.columns))
 
 
 def judge_predictions(request: WindowRequest) -> MonitorResult:
@@ -88,15 +87,15 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
     )
     if not columns:
         among = f"; columns names {', '.join(chosen)}" if chosen else ""
-        return request.not_judged(
+        return request.result(
+            "not judged",
             f"neither the window nor the reference has a column of answers (prediction, output.…){among}",
             model=compared.version[0],
             version=compared.version[1],
             rows=compared.profile.rows,
             notes=compared.notes,
         )
-    verdict = compared.verdict(columns)
-    return compared.result(verdict.state, verdict.reason, verdict, verdict.findings)
+    return compared.result(compared.verdict(columns))
 
 
 def judge_quality(request: WindowRequest) -> MonitorResult:
@@ -123,7 +122,7 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     alarms = [one for one in (*required, *checked) if one.is_alarm]
     others = [one for one in (*required, *checked) if not one.is_alarm]
-    return compared.result(state, reason, verdict, (*alarms, *others))
+    return compared.result(replace(verdict, findings=(*alarms, *others)), state, reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,11 +172,12 @@ class WindowComparison:
         )
         return replace(verdict, findings=(*verdict.findings, *_not_judged(self.excluded, columns)))
 
-    def result(self, state: State, reason: str, verdict: DriftVerdict, findings: tuple[Finding, ...]) -> MonitorResult:
-        """Return the result with the data of its report."""
+    def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
+        """Return the result with the data of its report; `state` and `reason` stand in place of the verdict's."""
+        state, reason = state or verdict.state, reason or verdict.reason
         request, (model, version) = self.request, self.version
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
-        subjects = {finding.subject for finding in findings}
+        subjects = {finding.subject for finding in verdict.findings}
         pairs = self._report_pairs(subjects) if state != "not judged" else ()
         return request.result(
             state,
@@ -186,9 +186,9 @@ class WindowComparison:
             version=version,
             model_id=self.reference.model_id if self.reference else "",
             rows=self.profile.rows,
-            findings=findings,
+            findings=verdict.findings,
             figures=verdict.figures,
-            notes=tuple(dict.fromkeys((*notes, *unreadable_notes(request.log)))),
+            notes=dict.fromkeys((*notes, *unreadable_notes(request.log))),
             report=ReportData(pairs, {SKETCHES: profile_to_parquet(self.profile)}),
         )
 
@@ -232,7 +232,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     log, window = request.log, request.window
     versions = window_versions(log, request.endpoint, window)
     if not versions:
-        return request.not_judged("the window has no rows", notes=tuple(unreadable_notes(log)))
+        return request.result("not judged", "the window has no rows", notes=unreadable_notes(log))
     version, *others = versions
     notes = [
         f"{versions[other]:,} rows of the window were answered by {other[0]} version {other[1]} and are left out"

@@ -115,13 +115,13 @@ def judge(request: WindowRequest) -> MonitorResult:
     """
     rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request))
     if rows is None:
-        return request.not_judged("the window has no rows")
+        return request.result("not judged", "the window has no rows")
     artifact = version_artifact(request, rows.model, rows.version)
     predictions = read_predictions(rows.table, artifact)
     notes = tuple(row_notes(rows, request.log))
     if isinstance(predictions, Refused):
-        return request.not_judged(
-            predictions.reason, model=rows.model, version=rows.version, rows=rows.rows, notes=notes
+        return request.result(
+            "not judged", predictions.reason, model=rows.model, version=rows.version, rows=rows.rows, notes=notes
         )
     if predictions.unusable:
         notes = (*notes, f"{predictions.unusable:,} labels are no numbers and are left out")

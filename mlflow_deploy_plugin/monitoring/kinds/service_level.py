@@ -113,14 +113,14 @@ def judge(request: WindowRequest) -> MonitorResult:
     counted.count(request)
     total, notes = counted.total, [*unreadable_notes(request.log)]
     if not total.requests:
-        return request.not_judged("the window has no rows", notes=tuple(notes))
+        return request.result("not judged", "the window has no rows", notes=notes)
     notes += counted.notes
     (model, version), *others = most_first(counted.versions)
     if others:
         notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
     if total.requests < spec.min_rows:
         reason = f"the window has {total.requests} requests; min_rows is {spec.min_rows}"
-        return request.not_judged(reason, model=model, version=version, rows=total.requests, notes=tuple(notes))
+        return request.result("not judged", reason, model=model, version=version, rows=total.requests, notes=notes)
     segments, segment_notes = counted.largest(spec.min_rows)
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * (1 + len(segments)))
     findings = [*_findings(spec.requirements, total, confidence, "")]

@@ -91,11 +91,11 @@ def judge(request: WindowRequest) -> MonitorResult:
     spec = request.spec
     answered, shadows, notes = _read(request)
     if answered is None:
-        return request.not_judged("the window has no rows", notes=tuple(notes))
+        return request.result("not judged", "the window has no rows", notes=notes)
     (model, version), *_ = count_versions(answered)
     if not shadows:
         reason = "no shadow has computed a row of the window"
-        return request.not_judged(reason, model=model, version=version, rows=len(answered), notes=tuple(notes))
+        return request.result("not judged", reason, model=model, version=version, rows=len(answered), notes=notes)
     artifact_of = cache(partial(version_artifact, request))
     compared = {variant: _compare(answered, rows, artifact_of) for variant, rows in shadows.items()}
     confidence, parts, segment_notes = _parts(request, compared)
