@@ -242,41 +242,30 @@ def _model_deletion(_: AuditTrail) -> RegistryChange | None:
     return RegistryChange("delete", message.name, "", message.name, "")
 
 
-def _version_tag(request: str, keys: Sequence[str]) -> _Reader:
-    """Return a reader of tags of versions: a person who changes a verdict or its policy by hand is in the trail."""
+def _tag(request: str, keys: Sequence[str]) -> _Reader:
+    """Return a reader of tags: a person who changes a verdict or the policy behind it by hand is in the trail."""
 
     def read(_: AuditTrail) -> RegistryChange | None:
-        message = _read(request)
+        message, store = _read(request), _registry()
         if message.key not in keys:
             return None
-        version = _registry().get_model_version(message.name, message.version)
-        before, after = version.tags.get(message.key, ""), getattr(message, "value", "")
-        return RegistryChange("tag", message.name, str(version.version), before, after, detail={"tag": message.key})
-
-    return read
-
-
-def _model_tag(request: str) -> _Reader:
-    """Return a reader of tags of registered models, of which the gate's policy alone counts."""
-
-    def read(_: AuditTrail) -> RegistryChange | None:
-        message = _read(request)
-        if message.key != GATE_POLICY_TAG:
-            return None
-        before, after = (
-            _registry().get_registered_model(message.name).tags.get(message.key, ""),
-            getattr(message, "value", ""),
-        )
-        return RegistryChange("tag", message.name, "", before, after, detail={"tag": GATE_POLICY_TAG})
+        number = ""
+        if hasattr(message, "version"):
+            tagged = store.get_model_version(message.name, message.version)
+            number = str(tagged.version)
+        else:
+            tagged = store.get_registered_model(message.name)
+        before, after = tagged.tags.get(message.key, ""), getattr(message, "value", "")
+        return RegistryChange("tag", message.name, number, before, after, detail={"tag": message.key})
 
     return read
 
 
 _READERS |= {
-    "_set_model_version_tag": _version_tag("SetModelVersionTag", _VERDICT_TAGS),
-    "_delete_model_version_tag": _version_tag("DeleteModelVersionTag", (*_VERDICT_TAGS, ROLLED_BACK_TAG)),
-    "_set_registered_model_tag": _model_tag("SetRegisteredModelTag"),
-    "_delete_registered_model_tag": _model_tag("DeleteRegisteredModelTag"),
+    "_set_model_version_tag": _tag("SetModelVersionTag", _VERDICT_TAGS),
+    "_delete_model_version_tag": _tag("DeleteModelVersionTag", (*_VERDICT_TAGS, ROLLED_BACK_TAG)),
+    "_set_registered_model_tag": _tag("SetRegisteredModelTag", (GATE_POLICY_TAG,)),
+    "_delete_registered_model_tag": _tag("DeleteRegisteredModelTag", (GATE_POLICY_TAG,)),
 }
 
 
