@@ -31,18 +31,7 @@ MonitorKey = tuple[str, str]
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
 """Windows were left out; the monitor cannot be run; late rows and labels cannot be looked for."""
 
-_WRITTEN = (
-    "state",
-    "verdict",
-    "reason",
-    "rows",
-    "log_rows",
-    "log_digest",
-    "attempts",
-    "not_before",
-    "run_id",
-    "run_url",
-)
+_WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
 
 
 @dataclass(frozen=True)
@@ -169,41 +158,43 @@ class Monitors:
         with self._store.transaction() as session:
             session.execute(delete(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor))
 
-    def next_revision(self, endpoint: str, monitor: str, start: datetime) -> int:
-        """Return the next revision of windows that begin at `start`, however long they are."""
-        row = MonitorWindowRow
-        query = select(func.max(row.revision)).where(
-            row.endpoint == endpoint, row.monitor == monitor, row.start == start
-        )
-        with self._store.transaction() as session:
-            return int(session.scalar(query) or 0) + 1
-
     def add(
-        self, endpoint: str, monitor: str, start: datetime, end: datetime, revision: int = 1, *, by_hand: bool = False
+        self,
+        endpoint: str,
+        monitor: str,
+        start: datetime,
+        end: datetime,
+        revision: int | None = None,
+        *,
+        by_hand: bool = False,
     ) -> MonitorWindow:
-        """Add a pending window. Return the one that is there already, if there is one."""
-        now = self._store.now()
-        row = MonitorWindowRow(
-            endpoint=endpoint,
-            monitor=monitor,
-            start=start,
-            end=end,
-            revision=revision,
-            by_hand=by_hand,
-            state="pending",
-            created_at=now,
-            updated_at=now,
-        )
+        """Add a pending window. Return the one that is there already, if there is one.
+
+        Args:
+            revision: default: the next one of windows that begin at `start`, however long they are.
+        """
+        now, row = self._store.now(), MonitorWindowRow
+        same = {"endpoint": endpoint, "monitor": monitor, "start": start}
         try:
             with self._store.transaction() as session:
-                session.add(row)
+                of_start = row.endpoint == endpoint, row.monitor == monitor, row.start == start
+                last = session.scalar(select(func.max(row.revision)).where(*of_start))
+                same |= {"revision": (last or 0) + 1 if revision is None else revision}
+                times = {"end": end, "created_at": now, "updated_at": now}
+                added = MonitorWindowRow(**same, **times, by_hand=by_hand, state="pending")
+                session.add(added)
                 session.flush()
-                return from_row(row, MonitorWindow)
+                return from_row(added, MonitorWindow)
         except IntegrityError:
-            same = {"endpoint": endpoint, "monitor": monitor, "start": start, "revision": revision}
-            query = select(MonitorWindowRow).filter_by(**same)
             with self._store.transaction() as session:
-                return from_row(session.scalars(query).one(), MonitorWindow)
+                return from_row(session.scalars(select(row).filter_by(**same)).one(), MonitorWindow)
+
+    def revisions(self, endpoint: str, monitor: str, start: datetime, end: datetime) -> list[MonitorWindow]:
+        """Return the revisions of a window in their order, scheduled and by hand."""
+        same = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}
+        query = select(MonitorWindowRow).filter_by(**same).order_by(MonitorWindowRow.revision, MonitorWindowRow.id)
+        with self._store.transaction() as session:
+            return [from_row(row, MonitorWindow) for row in session.scalars(query)]
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
         """Write the fields of a window that may change.
@@ -221,7 +212,7 @@ class Monitors:
             row = session.scalars(query).one_or_none()
             if row is None or row.state == "judged":
                 return None
-            write_fields(row, window, *_WRITTEN)
+            write_fields(row, window, *_WRITTEN, "run_id", "run_url")
             row.figures = {  # JSON has no NaN and no infinity, and PostgreSQL takes none
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in window.figures.items()

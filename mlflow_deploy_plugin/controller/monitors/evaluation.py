@@ -73,7 +73,7 @@ def window_request(
     )
 
 
-def judge_and_log(question: WindowRequest) -> EvaluatedWindow:
+def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
     """Judge the window and log its run. If this revision has a run already, return that one.
 
     Raises:
@@ -83,16 +83,16 @@ def judge_and_log(question: WindowRequest) -> EvaluatedWindow:
     # here: Evidently takes seconds and half a gigabyte that the controller itself does without
     from mlflow_deploy_plugin.monitoring import run_monitor
 
-    with registry_errors(f"the experiment of endpoint {question.endpoint}"):  # before a minute's work that it may lose
-        registry_client().get_experiment_by_name(f"onnxserve/{question.endpoint}")
-    rows = count_rows(question)
-    result = run_monitor(question)
+    with registry_errors(f"the experiment of endpoint {request.endpoint}"):  # before a minute's work that it may lose
+        registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
+    rows = count_rows(request)
+    result = run_monitor(request)
     return EvaluatedWindow(result.result, result.run, rows)
 
 
-def count_rows(question: WindowRequest) -> int:
+def count_rows(request: WindowRequest) -> int:
     """Return how many rows of the window are in the log, each counted once."""
-    return question.log.count(question.endpoint, question.window)
+    return request.log.count(request.endpoint, request.window)
 
 
 def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
@@ -111,28 +111,28 @@ def digest(of: object) -> str:
     return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()
 
 
-def count_labels(questions: Sequence[WindowRequest]) -> list[int]:
+def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
     """Return for each window how many of the rows that are judged have a usable label. The labels are read once.
 
     Args:
-        questions: the windows of one monitor.
+        requests: the windows of one monitor.
 
     Raises:
         OnnxserveError: the log is down.
     """
-    log = questions[0].log
-    labels = EndpointLabels(log.location, questions[0].endpoint, log.unreadable)
+    log = requests[0].log
+    labels = EndpointLabels(log.location, requests[0].endpoint, log.unreadable)
     # here: the controller itself judges nothing, and does without what judgements are made with
     from mlflow_deploy_plugin.monitoring import affordable_rows
 
     counts = []
-    for question in questions:
-        rows = question.log.read(question.endpoint, question.window, affordable_rows(question))
+    for request in requests:
+        rows = request.log.read(request.endpoint, request.window, affordable_rows(request))
         if rows is None:
             counts.append(0)
             continue
         table = join_labels(rows.table, labels)
-        if any(one.name in REGRESSION for one in question.spec.requirements):  # only a number says a regressor anything
+        if any(one.name in REGRESSION for one in request.spec.requirements):  # only a number says a regressor anything
             counts.append(int(np.isfinite(table.column(LABEL_NUMBER).to_numpy()).sum()))
         else:
             counts.append(int(pc.count(table.column(LABEL)).as_py()))

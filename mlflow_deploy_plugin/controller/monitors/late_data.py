@@ -104,10 +104,7 @@ def add_revisions(
         if window.id not in late:
             monitors.set_log_digest(window, new)
     return [
-        (
-            monitors.add(name, monitor, one.start, one.end, monitors.next_revision(name, monitor, one.start)),
-            late[one.id],
-        )
+        (monitors.add(name, monitor, one.start, one.end), late[one.id])
         for one, *_ in changed.values()
         if one.id in late
     ]

@@ -52,7 +52,7 @@ from mlflow_deploy_plugin.spec import (
     load_specs,
 )
 from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, is_alive, read_state
-from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Store, unknown_endpoint
+from mlflow_deploy_plugin.store import Monitors, MonitorWindow, unknown_endpoint
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0
@@ -63,6 +63,9 @@ _SHIPPING_SECONDS = 20.0
 _PAUSE = 0.1
 _LEASE_SECONDS = 15.0
 _NOT_SHIPPED = "some captured rows have not reached the inference log yet and are not judged"
+_OWN = {"_model": "", "_version": "", "_segment": "file"}
+_UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
+_INDEPENDENT = f"{{}} says when its rows happened (a column {EVENT_TIME}): they are taken as independent of each other"
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ def backfill(
 
     for number, start in enumerate(starts, 1):
         window = window_at(start, monitor.spec.every)
-        judged = [one for one in _revisions(deployments.store, monitor, window) if one.state == "judged"]
+        revisions = Monitors(deployments.store).revisions(monitor.endpoint, monitor.name, window.start, window.end)
+        judged = [one for one in revisions if one.state == "judged"]
         if judged:
             yield number, len(starts), judged[-1], False
         else:
@@ -261,29 +265,14 @@ def _judge_by_hand(
     """Judge a revision of the window: one that was asked for by hand and is not judged, or else a further one."""
     runner = WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
     with _held_lease(deployments, monitor) as keeper:
-        revisions = _revisions(deployments.store, monitor, window)
+        key = monitor.endpoint, monitor.name, window.start, window.end
+        revisions = runner.monitors.revisions(*key)
         asked_for = [one for one in revisions if one.by_hand and one.state != "judged"]
-        if asked_for:
-            revision = asked_for[-1]
-        else:
-            number = runner.monitors.next_revision(monitor.endpoint, monitor.name, window.start)
-            revision = runner.monitors.add(
-                monitor.endpoint, monitor.name, window.start, window.end, number, by_hand=True
-            )
+        revision = asked_for[-1] if asked_for else runner.monitors.add(*key, by_hand=True)
         taken = runner.judge_window(revision, monitor.spec, keeper, notes)
     if taken is None:
         raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")
     return taken
-
-
-def _revisions(store: Store, monitor: SelectedMonitor, window: Window) -> list[MonitorWindow]:
-    found = Monitors(store).windows(monitor.endpoint, monitor.name, since=window.start)
-    return [one for one in found if (one.start, one.end) == (window.start, window.end)]
-
-
-_OWN = {"_model": "", "_version": "", "_segment": "file"}
-_UNITS = (timedelta(days=1), timedelta(hours=1), timedelta(minutes=1))
-_INDEPENDENT = f"{{}} says when its rows happened (a column {EVENT_TIME}): they are taken as independent of each other"
 
 
 def run_files(

@@ -180,13 +180,10 @@ class WindowRunner:
                 )
                 note = MonitorNote("left_out", text)
                 self.say(f"{endpoint.name}: monitor {monitor}: {text}")
-            written = self.monitors.windows(endpoint.name, monitor, since=due.window.start, by_hand=False)
-            same = [one for one in written if (one.start, one.end) == (due.window.start, due.window.end)]
-            if same:
-                window = same[-1]
-            else:  # a row with the same start may have another end
-                revision = self.monitors.next_revision(endpoint.name, monitor, due.window.start)
-                window = self.monitors.add(endpoint.name, monitor, due.window.start, due.window.end, revision)
+            span = due.window.start, due.window.end
+            written = [one for one in self.monitors.revisions(endpoint.name, monitor, *span) if not one.by_hand]
+            # a window with the same start may have another end
+            window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
             self.monitors.update_state(endpoint.name, monitor, made_up_to=due.window.end, note=note)
             if window.state in ("pending", "running"):
                 return window

@@ -9,8 +9,7 @@ from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 
 def judged_by_hand(world: MonitoredWorld, start: datetime, end: datetime) -> None:
-    revision = world.monitors.next_revision("flights", "hourly", start)
-    window = world.monitors.add("flights", "hourly", start, end, revision, by_hand=True)
+    window = world.monitors.add("flights", "hourly", start, end, by_hand=True)
     world.monitors.update(replace(window, state="judged", verdict="drift", log_rows=1000))
 
 
