@@ -6,13 +6,12 @@ A file is seen in full or not at all, whatever happens to its writer.
 import io
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -24,6 +23,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveEr
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.statedir import write_atomically
 
 FAILURES = "_failed"
 """The folder below the log's root that is a log of its own: requests that got no answer, without a model's columns."""
@@ -170,19 +170,11 @@ def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer) -> 
         OSError: the log does not take it.
         NotInstalled: the log is in a bucket, and boto3 is not installed.
     """
-    path = PurePosixPath(location.root, name)
-    if not location.is_local:
-        _put_object(str(path), content, location.endpoint, location.region, load_settings().log_sse)
-        return
-    temporary = path.with_name(f".{uuid.uuid4().hex}")  # readers of a dataset pass over names with a dot
-    location.filesystem.create_dir(str(path.parent), recursive=True)
-    try:
-        with location.filesystem.open_output_stream(str(temporary)) as stream:
-            stream.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)  # on a full disk it is tried again and again
-        raise
+    path = f"{location.root}/{name}"
+    if location.is_local:
+        write_atomically(Path(path), content)
+    else:
+        _put_object(path, content, location.endpoint, location.region, load_settings().log_sse)
 
 
 def encode_parquet(table: pa.Table) -> pa.Buffer:
