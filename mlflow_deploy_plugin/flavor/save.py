@@ -4,9 +4,11 @@ A pyfunc's predictions have the form of the original framework's own pyfunc: an 
 ONNX an array for arrays and a DataFrame for a DataFrame; a mapping of arrays if there are several outputs.
 """
 
+import logging
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import mlflow
 import numpy as np
@@ -16,14 +18,23 @@ from mlflow.models.model import ModelInfo
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ModelError, ParityError
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import to_feeds
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 PARITY_TAG = "onnxserve.parity"
+FALLBACK_TAG = "onnxserve.fallback"
+"""Why a model was logged by MLflow's own flavor."""
+_LONGEST_TAG = 5000
+_EXAMPLE_ROWS = 5
+
+Fallback = Literal["pyfunc", "error"]
+
+_logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 
 def save_model(
@@ -95,6 +106,7 @@ def log_model(
     input_example: Any = None,
     pyfunc_predict_fn: PredictFunction = "predict",
     parity: ParityPolicy = "require",
+    fallback: Fallback = "pyfunc",
     parity_data: Any = None,
     reference_data: Any = None,
     event_time: Any = None,
@@ -114,49 +126,97 @@ def log_model(
 
     The conversion and the proof are those of `save_model`, with its arguments and errors; nothing reaches MLflow before
     they have passed. The parity state becomes the tag `onnxserve.parity` of the active run, of the logged model and of
-    the registered version; the figures become metrics of the run (`onnxserve.parity.…`). The other arguments are
-    MLflow's.
+    the registered version; the metrics of the proof become metrics of the run (`onnxserve.parity.…`). The other
+    arguments are MLflow's.
+
+    Args:
+        fallback: what becomes of a model without an ONNX form that answers as it does. "pyfunc": MLflow's own flavor
+            logs it, to be served as pyfunc; a warning and the tag `onnxserve.fallback` say why. "error" refuses it.
     """
-    wrapped = wrap(
-        model,
-        input_example,
-        signature=signature,
-        predict_fn=pyfunc_predict_fn,
-        parity=parity,
-        parity_data=parity_data,
-        reference_data=reference_data,
-        event_time=event_time,
-    )
+    if fallback not in get_args(Fallback):
+        raise InvalidConfig(f"fallback: {fallback!r} is not one of {', '.join(get_args(Fallback))}")
+    mlflow_options: dict[str, Any] = {
+        "name": name,
+        "registered_model_name": registered_model_name,
+        "await_registration_for": await_registration_for,
+        "metadata": metadata,
+        "conda_env": conda_env,
+        "pip_requirements": pip_requirements,
+        "extra_pip_requirements": extra_pip_requirements,
+        "code_paths": code_paths,
+        "params": dict(params or {}),
+        "tags": dict(tags or {}),
+        "model_type": model_type,
+        "step": step,
+        "model_id": model_id,
+    }
+    try:
+        wrapped = wrap(
+            model,
+            input_example,
+            signature=signature,
+            predict_fn=pyfunc_predict_fn,
+            parity=parity,
+            parity_data=parity_data,
+            reference_data=reference_data,
+            event_time=event_time,
+            says_alternative=fallback == "error",
+        )
+    except (ConversionError, ParityError) as error:
+        if fallback == "error":
+            raise
+        if pyfunc_flavor(model) is None:
+            raise with_alternative(error, model) from (error.__cause__ or error)
+        if isinstance(event_time, str) and isinstance(input_example, pd.DataFrame):
+            input_example = input_example.drop(columns=event_time, errors="ignore")
+        return _log_as_pyfunc(model, error, signature, input_example, mlflow_options)
     info = Model.log(
         artifact_path=None,
-        name=name,
         flavor=saved_model,
         flavor_name=FLAVOR,
-        registered_model_name=registered_model_name,
-        await_registration_for=await_registration_for,
-        metadata=metadata,
-        model_type=model_type,
-        params=dict(params or {}),
-        tags=dict(tags or {}),
-        step=step,
-        model_id=model_id,
         wrapped=wrapped,
         predict_fn=pyfunc_predict_fn,
-        conda_env=conda_env,
-        pip_requirements=pip_requirements,
-        extra_pip_requirements=extra_pip_requirements,
-        code_paths=code_paths,
+        **mlflow_options,
     )
-    # the parity is shown with the run, the logged model and the registered version
-    state = wrapped.report.state
-    client = mlflow.MlflowClient()
-    client.set_logged_model_tags(info.model_id, {PARITY_TAG: state})
     if info.run_id:
-        client.set_tag(info.run_id, PARITY_TAG, state)
         mlflow.log_metrics(wrapped.report.metrics(), run_id=info.run_id, model_id=info.model_id)
-    if registered_model_name and info.registered_model_version is not None:
-        client.set_model_version_tag(registered_model_name, str(info.registered_model_version), PARITY_TAG, state)
+    _set_tag(info, registered_model_name, PARITY_TAG, wrapped.report.state)
     return info
+
+
+def _log_as_pyfunc(
+    model: Any, error: ModelError, signature: ModelSignature | None, input_example: Any, options: dict[str, Any]
+) -> ModelInfo:
+    """Log a model without an ONNX form by MLflow's own flavor, and say why."""
+    flavor, serialization = pyfunc_flavor(model) or ("", {})
+    _logger.warning(
+        '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)',
+        error.message.partition("\n")[0].rstrip(".;:"),
+        flavor,
+    )
+    rows = input_example
+    if isinstance(rows, Mapping):
+        rows = {key: values[:_EXAMPLE_ROWS] for key, values in rows.items()}
+    elif rows is not None:
+        rows = rows[:_EXAMPLE_ROWS]
+    info = cast(
+        ModelInfo,
+        import_module(f"mlflow.{flavor}").log_model(
+            model, signature=signature, input_example=rows, **serialization, **options
+        ),
+    )
+    _set_tag(info, options["registered_model_name"], FALLBACK_TAG, error.message[:_LONGEST_TAG])
+    return info
+
+
+def _set_tag(info: ModelInfo, registered_model_name: str | None, tag: str, value: str) -> None:
+    """Set a tag of the logged model, of its run, and of the registered version."""
+    client = mlflow.MlflowClient()
+    client.set_logged_model_tags(info.model_id, {tag: value})
+    if info.run_id:
+        client.set_tag(info.run_id, tag, value)
+    if registered_model_name and info.registered_model_version is not None:
+        client.set_model_version_tag(registered_model_name, str(info.registered_model_version), tag, value)
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:

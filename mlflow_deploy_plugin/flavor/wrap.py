@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.flavor.batch import (
     signature_of,
 )
 from mlflow_deploy_plugin.flavor.convert import converter_for
-from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx, pyfunc_alternative
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx, with_alternative
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel
 from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows
@@ -57,8 +57,12 @@ def wrap(
     parity_data: Any = None,
     reference_data: Any = None,
     event_time: Any = None,
+    says_alternative: bool = True,
 ) -> WrappedModel:
     """Convert `model`, prove the result and sample the reference.
+
+    Args:
+        says_alternative: True if an error says how the model is logged and served without an ONNX form.
 
     Raises:
         ConversionError: the model has no ONNX form.
@@ -85,10 +89,7 @@ def wrap(
             if judged is not None and has_rows:
                 sample = sample_reference(form.runnable, judged, times)
     except (ConversionError, ParityError) as error:
-        cause = error.__cause__ or error
-        if alternative := pyfunc_alternative(model):
-            raise type(error)(f"{error.message.removesuffix('.')}. {alternative}.") from cause
-        raise error from cause
+        raise (with_alternative(error, model) if says_alternative else error) from (error.__cause__ or error)
     first: Any = example
     if first is not None and has_rows:
         first = batches.take_rows(first, slice(0, _EXAMPLE_ROWS))

@@ -52,7 +52,7 @@ def test_a_model_that_is_not_converted_is_logged_and_deployed_as_its_refusal_say
         experiment = mlflow.create_experiment("e", artifact_location=str(tmp_path / "artifacts"))
         with mlflow.start_run(experiment_id=experiment):
             with pytest.raises(ConversionError) as refused:
-                mlflow_deploy_plugin.log_model(model, name="model", input_example=example)
+                mlflow_deploy_plugin.log_model(model, name="model", input_example=example, fallback="error")
             (found,) = NAMED.findall(refused.value.message)
             flavor, argument, value = found
             getattr(mlflow, flavor).log_model(

@@ -8,14 +8,16 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
+import xgboost
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import TunedThresholdClassifierCV
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.errors import ParityError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.runtime import read_artifact
 
 
@@ -86,8 +88,10 @@ def unfaithful(table: pd.DataFrame) -> Any:
 def test_unfaithful_model_leaves_nothing_in_mlflow(tracking: Path, unfaithful: Any, table: pd.DataFrame) -> None:
     before = len(mlflow.search_logged_models(output_format="list"))
 
-    with mlflow.start_run(), pytest.raises(ParityError):
-        onnxserve.log_model(unfaithful, name="model", input_example=table, registered_model_name="lossy")
+    with mlflow.start_run(), pytest.raises(ParityError, match=r"Log it with mlflow\.sklearn\.log_model"):
+        onnxserve.log_model(
+            unfaithful, name="model", input_example=table, registered_model_name="lossy", fallback="error"
+        )
 
     assert len(mlflow.search_logged_models(output_format="list")) == before
     assert mlflow.MlflowClient().search_registered_models("name = 'lossy'") == []
@@ -111,3 +115,65 @@ def test_without_a_run_the_model_itself_carries_the_parity(
     info = onnxserve.log_model(model, name="model", input_example=table)
 
     assert mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.parity"] == "proven"
+
+
+def tripled(numbers: pd.DataFrame) -> pd.DataFrame:
+    return numbers * 3
+
+
+def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_why(
+    tracking: Path, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = make_pipeline(FunctionTransformer(tripled), LinearRegression()).fit(table, table.a)
+
+    with mlflow.start_run() as run:
+        info = onnxserve.log_model(
+            pipeline,
+            name="model",
+            registered_model_name="python-only",
+            input_example=table.assign(at=pd.Timestamp("2013-01-01")),
+            event_time="at",
+            tags={"team": "sky"},
+            code_paths=[],
+        )
+
+    (line,) = [record.getMessage() for record in caplog.records if "logs it instead" in record.getMessage()]
+    assert "its option func=tripled is a Python function" in line
+    assert "\n" not in line
+    client = mlflow.MlflowClient()
+    version = client.get_model_version("python-only", "1")
+    tags = (version.tags, client.get_run(run.info.run_id).data.tags, client.get_logged_model(info.model_id).tags)
+    assert all("FunctionTransformer" in one["onnxserve.fallback"] for one in tags)
+    assert client.get_logged_model(info.model_id).tags["team"] == "sky"
+    assert "onnxserve.parity" not in version.tags
+    assert info.signature.inputs.input_names() == ["a", "b", "c"]
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(table), pipeline.predict(table))
+
+
+def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
+    tracking: Path, unfaithful: Any, table: pd.DataFrame
+) -> None:
+    info = onnxserve.log_model(unfaithful, name="model", input_example=table)
+
+    assert "answers otherwise" in mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    np.testing.assert_array_equal(mlflow.pyfunc.load_model(info.model_uri).predict(table), unfaithful.predict(table))
+
+
+def test_a_booster_without_an_onnx_form_is_logged_by_its_own_flavor(tracking: Path, table: pd.DataFrame) -> None:
+    linear = xgboost.XGBRegressor(booster="gblinear", n_estimators=3, n_jobs=1).fit(table, table.a)
+
+    info = onnxserve.log_model(linear, name="model", input_example=table)
+
+    assert {"xgboost", "python_function"} <= {*info.flavors}
+    np.testing.assert_allclose(
+        mlflow.pyfunc.load_model(info.model_uri).predict(table), linear.predict(table), rtol=1e-6
+    )
+
+
+def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
+    tracking: Path, table: pd.DataFrame
+) -> None:
+    with pytest.raises(InvalidConfig, match="fallback: 'pickle' is not one of pyfunc, error"):
+        onnxserve.log_model({}, name="model", fallback="pickle")  # type: ignore[arg-type]
+    with pytest.raises(ConversionError, match=r"Log it with mlflow\.pyfunc\.log_model\(python_model=…\)"):
+        onnxserve.log_model({}, name="model", input_example=table)

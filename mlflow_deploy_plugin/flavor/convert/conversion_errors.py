@@ -10,22 +10,19 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any
 
-_LOG_WITH = {
-    "sklearn": 'mlflow.sklearn.log_model(…, serialization_format="cloudpickle")',
-    "torch": 'mlflow.pytorch.log_model(…, serialization_format="pickle")',
-    **{
-        package: f"mlflow.{flavor}.log_model"
-        for package, flavor in (
-            *((name, name) for name in ("xgboost", "lightgbm", "catboost", "statsmodels", "prophet", "spacy")),
-            *((name, name) for name in ("tensorflow", "transformers", "sentence_transformers", "pmdarima", "h2o")),
-            ("keras", "tensorflow"),
-            ("pyspark", "spark"),
-            ("paddle", "paddle"),
-        )
-    },
+from mlflow_deploy_plugin.errors import ModelError
+
+_FLAVORS = {
+    **{name: name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "statsmodels", "prophet", "spacy")},
+    **{name: name for name in ("tensorflow", "transformers", "sentence_transformers", "pmdarima", "h2o", "paddle")},
+    "torch": "pytorch",
+    "keras": "tensorflow",
+    "pyspark": "spark",
 }
-"""MLflow's own flavor by the package of a model's class. Its default serialization refuses functions and graphs with
-control flow (scikit-learn: skops, torch: an exported program)."""
+"""MLflow's own flavor by the package of a model's class."""
+_SERIALIZATION = {"sklearn": "cloudpickle", "pytorch": "pickle"}
+"""The format in which a flavor takes every model: its default refuses functions and graphs with control flow
+(scikit-learn: skops, torch: an exported program)."""
 
 _ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
 _URL = re.compile(r"\s*\(?https?://\S+")
@@ -37,15 +34,26 @@ _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|
 _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
-def pyfunc_alternative(model: Any) -> str:
-    """Return how to serve a model without an ONNX form; empty for an ONNX model."""
-    if is_onnx(model):
-        return ""
+def pyfunc_flavor(model: Any) -> tuple[str, dict[str, str]] | None:
+    """Return MLflow's own flavor that logs the model as a pyfunc, and the options that it needs; None without one."""
     packages = packages_of(model)
-    flavor = next((_LOG_WITH[package] for package in packages if package in _LOG_WITH), None)
-    if flavor is None or not (hasattr(model, "predict") or "sklearn" not in packages):
-        flavor = "mlflow.pyfunc.log_model(python_model=…), in a mlflow.pyfunc.PythonModel around it"
-    return f"Log it with {flavor}, and deploy it by the same command: it is then served as pyfunc"
+    flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
+    if flavor is None or (flavor == "sklearn" and not hasattr(model, "predict")):
+        return None
+    return flavor, {"serialization_format": _SERIALIZATION[flavor]} if flavor in _SERIALIZATION else {}
+
+
+def with_alternative(error: ModelError, model: Any) -> ModelError:
+    """Return the error of a model without an ONNX form with the way in which it is served all the same."""
+    if is_onnx(model):
+        return error
+    call = "mlflow.pyfunc.log_model(python_model=…), in a mlflow.pyfunc.PythonModel around it"
+    if (found := pyfunc_flavor(model)) is not None:
+        flavor, options = found
+        given = "".join(f'(…, {name}="{value}")' for name, value in options.items())
+        call = f"mlflow.{flavor}.log_model{given}"
+    way = f"Log it with {call}, and deploy it by the same command: it is then served as pyfunc"
+    return type(error)(f"{error.message.removesuffix('.')}. {way}.")
 
 
 def is_onnx(model: Any) -> bool:

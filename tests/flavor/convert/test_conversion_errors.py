@@ -19,7 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError, ModelError
-from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason, pyfunc_alternative
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason, with_alternative
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 RANDOM = np.random.default_rng(0)
@@ -111,7 +111,8 @@ def test_an_object_of_another_framework_has_a_way_too(model: Any, called: str) -
 
 
 def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
-    assert pyfunc_alternative(tmp_path / "model.onnx") == ""
+    error = ConversionError("it is no graph")
+    assert with_alternative(error, tmp_path / "model.onnx") is error
 
 
 @pytest.mark.parametrize(
