@@ -245,9 +245,9 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     Raises:
         SchemaMismatch: a tensor is unknown, missing, or not what the model says.
     """
-    graph = {entry.name for entry in schema.inputs}
-    is_stacked = any(len(entry.columns) > 1 for entry in schema.inputs)
-    by_column = schema.columns and arrays.keys() <= set(schema.names) and not (is_stacked and arrays.keys() == graph)
+    by_column = bool(schema.columns) and arrays.keys() <= schema.dtypes.keys()
+    if by_column and arrays.keys() == {entry.name for entry in schema.inputs}:
+        by_column = not any(len(entry.columns) > 1 for entry in schema.inputs)
     fed = schema if by_column else schema.tensor_schema
     data: dict[str, Array] = {}
     for name, (head, array) in arrays.items():
