@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     MANY_TENSORS,
     MAX_RANK,
     TensorHeader,
-    datatype_of,
+    array_datatype,
     dtype_of,
     from_binary,
     read_tensor_header,
@@ -121,7 +121,7 @@ def encode(
     arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.resolve_outputs(request.outputs, outputs)]
     is_raw = request.is_raw or any(array.dtype == np.float16 for _, array in arrays)
     for name, array in arrays:
-        datatype = datatype_of(array.dtype.name)
+        datatype = array_datatype(array)
         tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if is_raw:
             response.raw_output_contents.append(to_binary(array))
