@@ -50,7 +50,7 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
         one = ObservedEndpoint(stored, Observation("running", url=url, workers=(worker,)))
         monkeypatch.setattr(Deployments, "list_endpoints", lambda self: [one])
         html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-        counters = take_snapshot(one).counters
+        counters = take_snapshot(one, with_counters=True).counters
 
     assert counters is not None
     counted = counters["champion", "6"]
