@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, did_you_mean
@@ -88,19 +88,19 @@ def _entry(entry: Any, where: str) -> Feedback:
     if key is not None:
         if row is not None:
             raise InvalidRequest(f"{dot}row goes with a prediction_id; a key names its row itself")
-        return Feedback(None, None, _checked_key(key, f"{dot}key"), label)
+        if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
+            raise InvalidRequest(
+                f"{dot}key is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected"
+            )
+        values = {name: _checked_value(value, f"{dot}key.{name[:60]}") for name, value in key.items()}
+        # NaN is a missing value
+        values = {name: None if value != value else value for name, value in values.items()}
+        return Feedback(None, None, values, label)
     if not isinstance(prediction_id, str) or not 0 < len(prediction_id) <= _MOST_ID_CHARACTERS:
         raise InvalidRequest(f"{dot}prediction_id is {short_repr(prediction_id)}; the X-Prediction-Id of an answer")
     if row is not None and (type(row) is not int or not 0 <= row <= _MOST_ROW):
         raise InvalidRequest(f"{dot}row is {short_repr(row)}; a whole number from 0 is expected")
     return Feedback(prediction_id, row, None, label)
-
-
-def _checked_key(key: Any, where: str) -> Mapping[str, Value]:
-    if not isinstance(key, dict) or not 0 < len(key) <= MOST_KEY_COLUMNS:
-        raise InvalidRequest(f"{where} is {short_repr(key)}; an object of 1 to {MOST_KEY_COLUMNS} columns is expected")
-    values = {name: _checked_value(value, f"{where}.{name[:60]}") for name, value in key.items()}
-    return {name: None if value != value else value for name, value in values.items()}  # NaN is a missing value
 
 
 def _checked_value(value: Any, where: str) -> Value:

@@ -154,17 +154,12 @@ def _encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedRe
 
 
 def _predict_protocol(
-    name: str, decode: Callable[[str | None, bytes, Schema], Feeds], encode: Callable[..., bytes]
+    name: str,
+    decode: Callable[[str | None, bytes, Schema], Feeds],
+    encode: Callable[[ServedVariant, InferResponse], EncodedResponse],
 ) -> Protocol:
     def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant) -> DecodedRequest:
-        return DecodedRequest(
-            decode(headers.get("content-type"), body, variant.loaded.predictor.schema), encode_response
-        )
-
-    def encode_response(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        predictor = variant.loaded.predictor
-        has_rows = predictor.schema.has_rows
-        return EncodedResponse(encode(predictor.artifact, response.model, response.version, response.outputs, has_rows))
+        return DecodedRequest(decode(headers.get("content-type"), body, variant.loaded.predictor.schema), encode)
 
     return Protocol(name, decode_request)
 
@@ -205,27 +200,28 @@ def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Fee
     return schema.from_records(document) if document and isinstance(document[0], dict) else schema.from_array(document)
 
 
-def encode_record(
-    artifact: Artifact, model: str, version: str, outputs: dict[str, Array], has_rows: bool = True
-) -> bytes:
+def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
     """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of all without rows."""
-    prediction: Any = _predictions(artifact, outputs)
+    predictor, outputs = variant.loaded.predictor, response.outputs
+    has_rows = predictor.schema.has_rows
+    prediction: Any = _predictions(predictor.artifact, outputs)
     if has_rows:
         is_one = not isinstance(prediction, dict)
         prediction = prediction[0] if is_one else {name: array[0] for name, array in prediction.items()}
     answer: dict[str, Any] = {"prediction": prediction}
-    if has_rows and (probabilities := _probabilities(artifact, outputs)) is not None:
+    if has_rows and (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
         answer["probabilities"] = probabilities[0]
-    return dump_json({**answer, "model": model, "model_version": version})
+    return EncodedResponse(dump_json({**answer, "model": response.model, "model_version": response.version}))
 
 
-def encode_records(artifact: Artifact, model: str, version: str, outputs: dict[str, Array], has_rows: bool) -> bytes:
+def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
     """Return `{"predictions", "probabilities"?, "count", "model", "model_version"}`."""
-    answer: dict[str, Any] = {"predictions": _predictions(artifact, outputs)}
-    if (probabilities := _probabilities(artifact, outputs)) is not None:
+    predictor, outputs = variant.loaded.predictor, response.outputs
+    answer: dict[str, Any] = {"predictions": _predictions(predictor.artifact, outputs)}
+    if (probabilities := _probabilities(predictor.artifact, outputs)) is not None:
         answer["probabilities"] = probabilities
-    count = len(outputs[artifact.prediction[0]]) if has_rows else 1
-    return dump_json({**answer, "count": count, "model": model, "model_version": version})
+    answer["count"] = len(outputs[predictor.artifact.prediction[0]]) if predictor.schema.has_rows else 1
+    return EncodedResponse(dump_json({**answer, "model": response.model, "model_version": response.version}))
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:

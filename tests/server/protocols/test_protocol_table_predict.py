@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.protocol_table import encode_record
 from tests.support.handling import handle
@@ -92,5 +94,7 @@ def test_models_without_classes_answer_without_probabilities(
 def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
     """ONNX Runtime's int64 outputs are numpy.longlong on Linux, which orjson does not take one by one."""
     artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
-    answered = encode_record(artifact, "m", "1", {"label": np.array([1], dtype)}, True)
-    assert json.loads(answered)["prediction"] == 1
+    predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
+    variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=predictor))
+    response = InferResponse("", "", "m", "1", "", {"label": np.array([1], dtype)})
+    assert json.loads(encode_record(variant, response).body)["prediction"] == 1
