@@ -6,6 +6,7 @@ before it, if these turn one column into one column (`_back`): scalers, imputers
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -40,29 +41,31 @@ _MAX_ROW_SETS = 3
 
 @dataclass
 class _Collected:
-    """Boundary values by the position of the input column, while they are collected."""
+    """Boundary values by the position of the input column, while they are collected.
 
-    edges: dict[int, list[Array]] = field(default_factory=dict)
-    categories: dict[int, list[Any]] = field(default_factory=dict)
-    texts: dict[int, list[str]] = field(default_factory=dict)
+    Attributes:
+        values: kind (a field of `BoundaryValues`), position, and values; a column may have several entries.
+    """
+
+    values: list[tuple[str, int, Any]] = field(default_factory=list)
     rows: list[dict[int, Array]] = field(default_factory=list)
 
     def add(self, other: "_Collected") -> None:
-        for mine, theirs in ((self.edges, other.edges), (self.categories, other.categories), (self.texts, other.texts)):
-            for position, values in theirs.items():
-                mine.setdefault(position, []).extend(values)  # type: ignore[arg-type]
-        self.rows.extend(other.rows[: _MAX_ROW_SETS - len(self.rows)])
+        self.values += other.values
+        self.rows += other.rows[: _MAX_ROW_SETS - len(self.rows)]
 
     def at(self, positions: Any) -> "_Collected":
         """Return the same for a table in which column p is at positions[p]; columns without a position are dropped."""
+        moved = [(kind, int(positions[p]), values) for kind, p, values in self.values if p < len(positions)]
+        rows = [{int(positions[p]): v for p, v in one.items() if p < len(positions)} for one in self.rows]
+        return _Collected(moved, [one for one in rows if one])
 
-        def moved(values: dict[int, Any]) -> dict[int, Any]:
-            return {int(positions[p]): value for p, value in values.items() if p < len(positions)}
-
-        moved_rows = [moved(rows) for rows in self.rows]
-        return _Collected(
-            moved(self.edges), moved(self.categories), moved(self.texts), [rows for rows in moved_rows if rows]
-        )
+    def of(self, kind: str) -> dict[int, list[Any]]:
+        found: dict[int, list[Any]] = {}
+        for one, position, values in self.values:
+            if one == kind:
+                found.setdefault(position, []).append(values)
+        return found
 
 
 def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
@@ -72,10 +75,11 @@ def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
     def named(values: dict[int, Any]) -> dict[str, Any]:
         return {names[position]: value for position, value in values.items() if position < len(names)}
 
+    edges, categories, texts = (named(found.of(kind)) for kind in ("edges", "categories", "texts"))
     return BoundaryValues(
-        edges={name: _some(np.unique(np.concatenate(parts))) for name, parts in named(found.edges).items()},
-        categories={name: tuple(_some(values)) for name, values in named(found.categories).items()},
-        texts={name: tuple(_some(sorted(terms, key=str.isascii))) for name, terms in named(found.texts).items()},
+        edges={name: _some(np.unique(np.concatenate(parts))) for name, parts in edges.items()},
+        categories={name: tuple(_some(list(chain(*parts)))) for name, parts in categories.items()},
+        texts={name: tuple(_some(sorted(chain(*parts), key=str.isascii))) for name, parts in texts.items()},
         rows=tuple(named(rows) for rows in found.rows if named(rows)),
     )
 
@@ -129,14 +133,14 @@ def _own(estimator: Any) -> _Collected:
         lower = np.where(lower > thresholds, np.nextafter(lower, np.float32(-np.inf)), lower)
         upper = np.nextafter(lower, np.float32(np.inf))
         middle = lower.astype(np.float64) / 2 + upper.astype(np.float64) / 2
-        found.edges[feature] = [np.concatenate([thresholds, middle])]
+        found.values.append(("edges", feature, np.concatenate([thresholds, middle])))
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
-            found.edges = {position: [np.asarray(edges, float)] for position, edges in enumerate(edges_of(estimator))}
+            found.values += [("edges", p, np.asarray(edges, float)) for p, edges in enumerate(edges_of(estimator))]
     if hasattr(estimator, "categories_"):
-        found.categories = {position: list(values) for position, values in enumerate(estimator.categories_)}
+        found.values += [("categories", position, values) for position, values in enumerate(estimator.categories_)]
     if isinstance(estimator, CountVectorizer):
-        found.texts = {0: list(estimator.vocabulary_)}
+        found.values.append(("texts", 0, estimator.vocabulary_))
     for rows in (getattr(estimator, name, None) for name in _ROWS):
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.dtype.kind == "f" and len(rows):
             found.rows.append(dict(enumerate(_some(rows).T)))
@@ -182,9 +186,9 @@ def _back(step: Any, found: _Collected) -> _Collected:
             matrix[:, position] = values
             return np.asarray(step.inverse_transform(matrix)[:, position])
 
-        edges = {p: [inverse(p, np.concatenate(parts))] for p, parts in found.edges.items()}
+        edges = [("edges", p, inverse(p, np.concatenate(parts))) for p, parts in found.of("edges").items()]
         learned = [{p: inverse(p, values) for p, values in rows.items()} for rows in found.rows]
-        return _Collected(edges=edges, rows=learned)
+        return _Collected(edges, learned)
     if hasattr(step, "get_support"):
         return found.at(np.flatnonzero(step.get_support()))
     same = step in ("passthrough", None) or isinstance(step, SimpleImputer)
@@ -197,16 +201,17 @@ def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collect
     learned: list[dict[int, Array]] = [{} for _ in found.rows]
     for name, step, inputs in _transformer_steps(transformer):
         part = transformer.output_indices_[name]
-        if part.stop - part.start != len(inputs):
+        places = range(part.start, part.stop)
+        if len(places) != len(inputs):
             continue  # an encoder, which makes several columns of one
         inside = _Collected(
-            {p - part.start: values for p, values in found.edges.items() if part.start <= p < part.stop},
-            rows=[{p - part.start: v for p, v in rows.items() if part.start <= p < part.stop} for rows in found.rows],
+            [("edges", p - part.start, np.concatenate(v)) for p, v in found.of("edges").items() if p in places],
+            [{p - part.start: values for p, values in rows.items() if p in places} for rows in found.rows],
         )
         back = _back(step, inside).at(inputs)
         for rows, known in zip(learned, back.rows, strict=False):
             rows.update(known)
-        before.add(_Collected(back.edges))
+        before.values += back.values
     before.rows = [rows for rows in learned if rows]
     return before
 

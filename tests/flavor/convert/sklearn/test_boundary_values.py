@@ -1,9 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.ensemble import BaggingRegressor
 from sklearn.neighbors import KNeighborsRegressor, RadiusNeighborsRegressor
 
 from mlflow_deploy_plugin.errors import ParityError
+from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 
@@ -20,3 +22,16 @@ def test_radius_in_which_far_rows_have_no_neighbour_is_refused(matrix: tuple[np.
 
     with pytest.raises(ParityError, match="far rows: the model cannot compute"):
         wrap(RadiusNeighborsRegressor(200.0).fit(rows[:200], target[:200]), rows[:200])
+
+
+def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there() -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 2))
+    bag = BaggingRegressor(n_estimators=1, bootstrap_features=True, random_state=1).fit(rows, rows[:, 0])
+    (drawn,), (tree,) = bag.estimators_features_, bag.estimators_
+    thresholds = tree.tree_.threshold[tree.tree_.feature >= 0]
+    assert len(set(tree.tree_.feature.tolist())) > 2, "it splits by both copies, and has leaves"
+    assert drawn[0] == drawn[1]
+
+    edges = boundary_values_of(bag, ["a", "b"]).edges["ab"[drawn[0]]]
+
+    assert set(thresholds) <= set(edges)
