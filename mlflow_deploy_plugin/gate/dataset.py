@@ -24,18 +24,11 @@ _MAX_VALUES = 200_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
-    """Rows to judge a version by.
+class LabelledRows:
+    """Rows with a known label: the model's inputs, any other columns, and the truth, [N]."""
 
-    Attributes:
-        name: for people.
-        rows: the model's inputs, and any other columns.
-        truth: [N]; None if the rows have no labels.
-    """
-
-    name: str
     rows: NamedArrays
-    truth: Array | None = None
+    truth: Array
 
 
 def count_rows(rows: NamedArrays) -> int:
@@ -53,7 +46,7 @@ def sample_positions(total: int, most: int, seed: int) -> Array:
     return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
 
 
-def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dataset:
+def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> LabelledRows:
     """Return the labelled rows that the policy names, at most `max_rows` of them.
 
     Raises:
@@ -74,15 +67,15 @@ def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> Dat
     truth = rows.pop(policy.target)
     if truth.dtype.kind == "O" and not isinstance(truth[0], str):
         truth = np.array(truth.tolist())
-    return Dataset(policy.dataset, cast_to_signature(artifact, _without_log_columns(artifact, rows)), truth)
+    return LabelledRows(cast_to_signature(artifact, _without_log_columns(artifact, rows)), truth)
 
 
-def reference_rows(artifact: Artifact, most: int, seed: int) -> Dataset | None:
+def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | None:
     """Return rows of the model's reference, without labels, or None if it has no reference."""
     if artifact.reference is None:
         return None
     rows = _read_reference(artifact, artifact.reference)
-    return Dataset("the model's reference", take_rows(rows, sample_positions(count_rows(rows), most, seed)))
+    return take_rows(rows, sample_positions(count_rows(rows), most, seed))
 
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:

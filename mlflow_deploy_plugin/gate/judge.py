@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, 
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation, default_metric
 from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
 from mlflow_deploy_plugin.gate.dataset import (
-    Dataset,
+    LabelledRows,
     NamedArrays,
     cast_to_signature,
     count_rows,
@@ -55,7 +55,7 @@ class _Checks:
     candidate: LoadedModel
     current_folder: Path | None = None
     current: LoadedModel | None = None
-    dataset: Dataset | None = None
+    labelled: LabelledRows | None = None
     predictions: ModelPredictions | None = None
     evaluated: EvaluationData | None = None
     notes: list[str] = field(default_factory=list)
@@ -101,31 +101,30 @@ class _Checks:
         policy = self.policy.evaluation
         if not policy.dataset:
             return CheckResult("evaluation", "skipped", "the policy names no dataset")
-        dataset = load_dataset(policy, self.candidate.artifact, self.policy.seed)
-        assert dataset.truth is not None
-        predictions = self.candidate.predict(dataset.rows)
-        self.dataset, self.predictions = dataset, predictions
+        labelled = load_dataset(policy, self.candidate.artifact, self.policy.seed)
+        predictions = self.candidate.predict(labelled.rows)
+        self.labelled, self.predictions = labelled, predictions
         current = None
         if self.current is not None:
             try:
-                current = self.current.predict(cast_to_signature(self.current.artifact, dataset.rows))
+                current = self.current.predict(cast_to_signature(self.current.artifact, labelled.rows))
             except OnnxserveError as error:
                 reason = f"what is served cannot answer the dataset's rows: {error.message}"
                 return CheckResult("evaluation", "failed", reason)
-        self.evaluated = EvaluationData(dataset.name, dataset.truth, predictions, current)
-        return check_evaluation(dataset.truth, predictions, current, policy, self.policy.seed)
+        self.evaluated = EvaluationData(policy.dataset, labelled.truth, predictions, current)
+        return check_evaluation(labelled.truth, predictions, current, policy, self.policy.seed)
 
     def robustness(self) -> CheckResult:
         policy, seed = self.policy.robustness, self.policy.seed
-        dataset = self.rows(policy.max_rows)
-        if dataset is None:
+        rows = self.rows(policy.max_rows)
+        if rows is None:
             return CheckResult("robustness", "skipped", _NO_ROWS)
-        picked = sample_positions(count_rows(dataset.rows), policy.max_rows, seed)
+        picked = sample_positions(count_rows(rows), policy.max_rows, seed)
         labelled = None
-        if dataset.truth is not None and self.predictions is not None:
-            metric = self.policy.evaluation.metric or default_metric(dataset.truth, self.predictions)
-            labelled = LabelledMetric(metric, dataset.truth[picked])
-        rows, served = take_rows(dataset.rows, picked), None
+        if self.labelled is not None and self.predictions is not None:
+            metric = self.policy.evaluation.metric or default_metric(self.labelled.truth, self.predictions)
+            labelled = LabelledMetric(metric, self.labelled.truth[picked])
+        rows, served = take_rows(rows, picked), None
         if self.current is not None:
             served = self.current, _own_columns(self.current.artifact, rows)
         return check_robustness(
@@ -134,8 +133,9 @@ class _Checks:
 
     def budget(self) -> CheckResult:
         policy = self.policy.budget
-        dataset = self.rows(policy.batch)
-        rows = dataset.rows if dataset is not None else _blank(self.candidate.artifact)
+        rows = self.rows(policy.batch)
+        if rows is None:
+            rows = _blank(self.candidate.artifact)
         if not rows:
             return CheckResult("budget", "skipped", _NO_ROWS)
         current: MeasuredCost | None = None
@@ -148,10 +148,10 @@ class _Checks:
         (candidate,) = measure_costs([self.folder], rows, policy.batch)
         return check_budget(candidate, None, policy)
 
-    def rows(self, most: int) -> Dataset | None:
+    def rows(self, most: int) -> NamedArrays | None:
         """Return the labelled rows, else the reference of the candidate, else that of the current version."""
-        if self.dataset is not None:
-            return self.dataset
+        if self.labelled is not None:
+            return self.labelled.rows
         found = reference_rows(self.candidate.artifact, most, self.policy.seed)
         if found is None and self.current is not None:
             found = reference_rows(self.current.artifact, most, self.policy.seed)

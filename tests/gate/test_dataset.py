@@ -77,8 +77,8 @@ def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
     artifact = read_artifact(write_classifier(tmp_path / "model", reference=rows))
     found = reference_rows(artifact, 20, 7)
     assert found is not None
-    assert set(found.rows) == {"a", "b", "label", "value"}
-    assert len(found.rows["a"]) == 20
+    assert set(found) == {"a", "b", "label", "value"}
+    assert len(found["a"]) == 20
     assert load("reference", artifact, "label").truth.tolist() == np.asarray(rows["label"]).tolist()
     with pytest.raises(InvalidConfig, match="has no column 'prediction'"):
         load("reference", artifact, "prediction")
@@ -93,7 +93,7 @@ def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_si
     artifact = replace(artifact, columns=tuple(Column(name, kind, True) for name, kind in types.items()))
     found = reference_rows(artifact, 50, 7)
     assert found is not None
-    assert {name: str(values.dtype) for name, values in found.rows.items()} == {
+    assert {name: str(values.dtype) for name, values in found.items()} == {
         "a": "float64",
         "b": "float32",
         "value": "bool",
@@ -102,7 +102,7 @@ def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_si
     artifact = replace(artifact, columns=(Column("value", "long", True),))
     again = reference_rows(artifact, 50, 7)
     assert again is not None
-    assert again.rows["value"].tolist() == [0, 1] * 25
+    assert again["value"].tolist() == [0, 1] * 25
 
 
 def test_logged_rows_come_in_the_signatures_types(tmp_path: Path, artifact: Artifact) -> None:
