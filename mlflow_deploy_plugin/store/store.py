@@ -17,13 +17,7 @@ from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable, did_you_mean
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
-from mlflow_deploy_plugin.store.audit import (
-    AuditEvent,
-    current_actor,
-    describe_change,
-    describe_traffic,
-    write_event,
-)
+from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, describe_change, describe_traffic, write_event
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting, acquire, held_row
 from mlflow_deploy_plugin.store.tables import (
     AlertRow,

@@ -304,7 +304,12 @@ def run_files(
     monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).with_bounds(**bounds)
     now = datetime.now(UTC)
     times = found.times if found.times is not None else np.full(len(found.table), int(now.timestamp()) * 1_000_000)
-    window = _window(times) if found.times is not None else window_at(int(times[0]), "1d")
+    if found.times is None:
+        window = window_at(int(times[0]), "1d")
+    else:  # as long as the rows last, in whole days, hours or minutes, so that the reference's windows keep its phase
+        start, end = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
+        unit = next((one for one in _UNITS if end - start >= one), _UNITS[-1])
+        window = Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
     unsaved = unsaved_window(name, DEFAULT_MONITOR, window, now)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
         _lay_out(found, times, Path(folder) / f"endpoint={name}")
@@ -312,19 +317,6 @@ def run_files(
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
         result = judge(replace(window_request(unsaved, monitor.spec, alone, None, notes), tried=tried))
     return as_judged(unsaved, result, notes), result
-
-
-def _window(times: np.ndarray) -> Window:
-    """Return the time that the rows last, in whole days, hours or minutes, so that the reference's windows keep its
-    phase.
-
-    Args:
-        times: [N] int64, microseconds since 1970.
-    """
-    first, last = int(times.min()), int(times.max())
-    unit = next((one for one in _UNITS if timedelta(microseconds=last - first) >= one), _UNITS[-1])
-    start, end = EPOCH + timedelta(microseconds=first), EPOCH + timedelta(microseconds=last)
-    return Window(start - (start - EPOCH) % unit, end - (end - EPOCH) % unit + unit)
 
 
 def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:

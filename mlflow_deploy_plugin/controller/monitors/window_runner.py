@@ -12,12 +12,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.evaluation import (
-    EvaluatedWindow,
-    Evaluator,
-    endpoint_log,
-    window_request,
-)
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, endpoint_log, window_request
 from mlflow_deploy_plugin.controller.monitors.late_data import add_revisions, files_digests
 from mlflow_deploy_plugin.controller.monitors.schedule import (
     MAX_CATCH_UP,
@@ -30,13 +25,7 @@ from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
-from mlflow_deploy_plugin.monitoring import (
-    ALARMS,
-    UNDECIDED,
-    MonitorResult,
-    record_failure,
-    record_result,
-)
+from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, MonitorResult, record_failure, record_result
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec

@@ -11,12 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.controller.retraining import process, tracking
-from mlflow_deploy_plugin.controller.retraining.plan import (
-    TRAINING_FILES,
-    RetrainingContext,
-    RetrainPlan,
-    plan_of,
-)
+from mlflow_deploy_plugin.controller.retraining.plan import TRAINING_FILES, RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.deployments import check_project
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import (

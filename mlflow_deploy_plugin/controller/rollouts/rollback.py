@@ -67,7 +67,17 @@ def rollback(
         opened = deployments or stack.enter_context(open_deployments(lambda line: None))
         begun = time.monotonic()
         observed = opened.get_endpoint(endpoint)
-        done = _abort(opened, endpoint, why, by) or _move_back(opened, observed, why, by, to)
+        try:
+            aborted = abort_rollout(opened, endpoint, f"rolled back by {by}{f': {why}' if why else ''}", by)
+        except NotFound:
+            if opened.store.rollouts(endpoint, live=True):
+                raise
+            aborted = None  # there was none, or it has just ended by itself
+        if aborted is None:
+            done = _move_back(opened, observed, why, by, to)
+        else:
+            plan = plan_of(aborted)
+            done = _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
         figures = {
             "model": done.model,
             "from": done.before,
@@ -124,18 +134,6 @@ class _Move:
     after: str
     source: str
     detail: dict[str, Any] = field(default_factory=dict)
-
-
-def _abort(deployments: Deployments, endpoint: str, why: str, actor: str) -> _Move | None:
-    """Abort the live rollout; None if there is none, or it has just ended by itself."""
-    reason = f"rolled back by {actor}{f': {why}' if why else ''}"
-    try:
-        plan = plan_of(abort_rollout(deployments, endpoint, reason, actor))
-    except NotFound:
-        if deployments.store.rollouts(endpoint, live=True):
-            raise
-        return None
-    return _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
 
 
 def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, actor: str, to: str | None) -> _Move:
