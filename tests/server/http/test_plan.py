@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.messages import RawResponse, header_fields, serialize_response
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL
@@ -52,6 +52,7 @@ def server(serve_here: Callable[..., Server], endpoints: Any) -> Server:
 
 def shown(response: RawResponse, request: RawRequest) -> tuple[Any, ...]:
     """A response without the ids that are made for each."""
+    assert response.fields in ("", header_fields(response.headers))
     headers = dict(response.headers)
     made = [headers.pop("X-Prediction-Id")]
     if "x-request-id" not in request.headers and headers["X-Request-Id"] != "mine":
@@ -78,6 +79,19 @@ def test_a_plan_gives_the_bytes_of_the_general_way(server: Server, path: str, do
         planned = plans.answer(request)
         assert planned is not None
         assert shown(planned, request) == shown(handle(server, request), request)
+
+
+def test_the_name_of_a_model_stands_in_the_head_as_the_general_way_writes_it(
+    serve_here: Callable[..., Server], model_folders: dict[str, Path], tools: Any
+) -> None:
+    variant = {**tools.variant(model_folders["mixed"]), "model": "50 % Modèle\r\nX-Evil: yes"}
+    server = serve_here({"mixed": {"v": variant}})
+    for headers in ({"x_request_id": "100%"}, {}):
+        request = post("/invocations", {"dataframe_split": SPLIT}, **headers)
+        planned = PlanTable(server).answer(request)
+        assert planned is not None
+        assert shown(planned, request) == shown(handle(server, request), request)
+        assert b"\r\nX-Model-Name: 50 %25 Mod%C3%A8le%0D%0AX-Evil: yes\r\n" in serialize_response(planned, True)
 
 
 @pytest.fixture(scope="module")
