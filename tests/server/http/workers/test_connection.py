@@ -88,6 +88,26 @@ def test_requests_on_one_connection_are_answered_in_their_order(connect: Connect
         assert read_answer(connection)[0] == 200
 
 
+def test_the_head_of_the_request_before_is_never_that_of_another(connect: Connect) -> None:
+    connection = connect()
+    longer, other = b'{"inputs": [[1, 2, 33]]}', POST + b"X-Request-Id: other\r\n"
+    for request, answer, id_ in (
+        (post(), ANSWER, None),
+        (post(), ANSWER, None),
+        (post(longer), {"predictions": [[1036.0]]}, None),
+        (post(head=other), ANSWER, "other"),
+        (post(), ANSWER, None),
+        (post() + post(head=other), ANSWER, None),
+    ):
+        connection.sendall(request)
+        _, headers, found = read_answer(connection)
+        assert (found, headers["x-request-id"] == "other") == (answer, id_ == "other")
+    assert read_answer(connection)[1]["x-request-id"] == "other"
+    connection.sendall(post()[:-1])  # the same head, and a body that is not whole
+    connection.sendall(post()[-1:] + PING)
+    assert [read_answer(connection)[2], read_answer(connection)[0]] == [ANSWER, 200]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 60])
 def test_a_request_may_come_in_pieces(connect: Connect, size: int) -> None:
     connection = connect()
