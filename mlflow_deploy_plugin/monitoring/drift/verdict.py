@@ -20,7 +20,7 @@ A column that is gone, new or of another type is drift by itself (`column_findin
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +69,6 @@ class DriftVerdict:
         held_out: how many of the reference's later windows are called drifted by its earlier ones.
         features: the columns by falling score.
         findings: the worst first; every column has its outcome, or why it was not judged.
-        figures: names of metrics and their values.
         notes: further lines for the reader.
     """
 
@@ -88,7 +87,6 @@ class DriftVerdict:
     held_out: HoldOutAlarms | Refused = _NOTHING_JUDGED
     features: tuple[ColumnVerdict, ...] = ()
     findings: tuple[Finding, ...] = ()
-    figures: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -99,6 +97,36 @@ class DriftVerdict:
     def share_of_drifted_columns(self) -> float:
         whole = [feature for feature in self.features if not feature.segment]
         return sum(feature.is_drifted for feature in whole) / max(len(whole), 1)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The names of metrics and their values."""
+        if self.null is None:  # distributions are not judged
+            drift = {"is_drift": 1.0} if self.state == "drift" else {}
+            return {"rows": float(self.rows), "reference_rows": float(self.reference_rows), **drift}
+        tested = {
+            "p_value": self.p_value,
+            "statistic": self.statistic,
+            "threshold": self.threshold,
+            "measured_false_alarm_rate": self.measured_false_alarm_rate,
+        }
+        figures = {
+            "rows": self.rows,
+            "reference_rows": self.reference_rows,
+            "is_drift": float(self.state == "drift"),
+            "share_of_drifted_columns": self.share_of_drifted_columns,
+            **{name: value for name, value in tested.items() if value is not None},
+            "blocks": self.windows,
+            "independent_blocks": self.effective_n,
+            "compared_rows": self.compared_rows,
+            "false_alarm_rate": self.false_alarm_rate,
+        }
+        for feature in self.features:
+            name = f"{feature.segment}/{feature.name}" if feature.segment else feature.name
+            figures |= {f"drift_score/{name}": feature.score, f"drift_distance/{name}": feature.distance}
+            if not feature.segment:
+                figures |= {f"missing/{name}": feature.missing, f"reference_missing/{name}": feature.reference_missing}
+        return figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,42 +156,36 @@ def judge_profile(
         segments: by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
     """
     schema = schema_findings(reference, window, spec.columns)
-    columns, unjudged = judgeable_columns(reference, window, spec.columns)
     base = DriftVerdict("not judged", window.rows, reference.pieces.total.rows, spec.false_alarm_rate)
-    compared = compared_rows(reference, window.rows, spec)
-    reason = too_few_rows(reference, window.rows, columns, compared, spec)
-    if reason:
-        # too few rows say nothing at all, not even about the columns that they have
-        exact = [] if window.rows < spec.min_rows else schema
-        return _unjudged(base, reason, exact, [*unjudged, *not_judged_findings(columns, reason)])
-    groups = [ColumnGroup("", reference, window, columns, compared)]
-    left_out: list[Finding] = []
-    for name, part in (segments or {}).items():
-        part_columns, part_unjudged = judgeable_columns(part.reference, part.window, spec.columns, name)
+    groups: list[ColumnGroup] = []
+    unjudged: list[Finding] = []
+    for name, part in {"": SegmentProfiles(reference, window), **(segments or {})}.items():
+        columns, others = judgeable_columns(part.reference, part.window, spec.columns, name)
         compared = compared_rows(part.reference, part.window.rows, spec)
-        reason = too_few_rows(part.reference, part.window.rows, part_columns, compared, spec)
-        if reason:
-            left_out.extend(not_judged_findings(part_columns, reason, name))
-        else:
-            groups.append(ColumnGroup(name, part.reference, part.window, part_columns, compared))
-        left_out.extend(part_unjudged)
+        reason = too_few_rows(part.reference, part.window.rows, columns, compared, spec)
+        unjudged += others
+        if not reason:
+            groups.append(ColumnGroup(name, part.reference, part.window, columns, compared))
+            continue
+        unjudged += not_judged_findings(columns, reason, name)
+        if not name:
+            # too few rows say nothing at all, not even about the columns that they have
+            return _unjudged(base, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
-        return _unjudged(base, null.reason, schema, [*unjudged, *not_judged_findings(columns, null.reason)])
-    return _conclude(base, groups, null, start_us, [*schema, *unjudged, *left_out])
+        whole = [finding for finding in unjudged if not finding.segment]
+        return _unjudged(base, null.reason, schema, [*whole, *not_judged_findings(groups[0].columns, null.reason)])
+    return _conclude(base, groups, null, start_us, [*schema, *unjudged])
 
 
 def _unjudged(base: DriftVerdict, reason: str, schema: Sequence[Finding], others: Sequence[Finding]) -> DriftVerdict:
     """Return no verdict on distributions; a column that is gone, new or of another type is drift all the same."""
     alarms = [finding for finding in schema if finding.is_alarm]
     findings = sort_findings([*schema, *others])
-    figures = {"rows": float(base.rows), "reference_rows": float(base.reference_rows)}
     if not alarms:
-        return replace(base, reason=reason, findings=findings, figures=figures)
+        return replace(base, reason=reason, findings=findings)
     worst = describe_worst([alarm.subject for alarm in alarms], alarms[0].reason)
-    figures["is_drift"] = 1.0
-    reason = f"{worst}; distributions are not judged: {reason}"
-    return replace(base, state="drift", reason=reason, findings=findings, figures=figures)
+    return replace(base, state="drift", reason=f"{worst}; distributions are not judged: {reason}", findings=findings)
 
 
 def _conclude(
@@ -171,11 +193,20 @@ def _conclude(
 ) -> DriftVerdict:
     window = np.stack([judged_figures(group, name, abs(start_us)) for group in groups for name in group.columns])
     test = null.test(window, base.false_alarm_rate)
-    features, findings = judge_columns(groups, null, window, test.scores, test.threshold)
-    is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
-    verdict = replace(
+    features, checked = judge_columns(groups, null, window, test.scores, test.threshold)
+    findings = sort_findings([*others, *checked])
+    alarms = [finding for finding in findings if finding.is_alarm]
+    is_fewer = null.independent_n < needed_windows(base.false_alarm_rate)
+    worth = f", worth {_few(null.independent_n)} independent ones" if is_fewer else ""
+    beside = f"p = {test.p_value:.3g} beside {NULLS[null.kind].describe(len(null.figures))}{worth}"
+    reason = "no column differs from the reference more than its own windows do"
+    if alarms:
+        subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
+        reason = describe_worst(subjects, alarms[0].reason)
+    return replace(
         base,
-        state="drift" if is_drift else "no drift",
+        state="drift" if test.is_drifted or any(finding.is_alarm for finding in others) else "no drift",
+        reason=f"{reason} ({beside})",
         compared_rows=groups[0].compared,
         null=null.kind,
         windows=len(null.figures),
@@ -185,18 +216,9 @@ def _conclude(
         threshold=test.threshold,
         held_out=null.held_out,
         features=tuple(sorted(features, key=lambda feature: -feature.score)),
-        findings=sort_findings([*others, *findings]),
+        findings=findings,
         notes=tuple(_notes(null, base.false_alarm_rate, groups[0].reference.pieces)),
     )
-    alarms = [finding for finding in verdict.findings if finding.is_alarm]
-    is_fewer = null.independent_n < needed_windows(base.false_alarm_rate)
-    worth = f", worth {_few(null.independent_n)} independent ones" if is_fewer else ""
-    beside = f"p = {test.p_value:.3g} beside {NULLS[null.kind].describe(len(null.figures))}{worth}"
-    reason = "no column differs from the reference more than its own windows do"
-    if alarms:
-        subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
-        reason = describe_worst(subjects, alarms[0].reason)
-    return replace(verdict, reason=f"{reason} ({beside})", figures=dict(_figures(verdict)))
 
 
 def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
@@ -229,25 +251,3 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
 
 def _few(windows: float) -> str:
     return f"{windows:.0f}" if windows >= 10 else f"{windows:.2g}"
-
-
-def _figures(verdict: DriftVerdict) -> Iterator[tuple[str, float]]:
-    yield "rows", verdict.rows
-    yield "reference_rows", verdict.reference_rows
-    yield "is_drift", float(verdict.state == "drift")
-    yield "share_of_drifted_columns", verdict.share_of_drifted_columns
-    for name in ("p_value", "statistic", "threshold", "measured_false_alarm_rate"):
-        value = getattr(verdict, name)
-        if value is not None:
-            yield name, value
-    yield "blocks", verdict.windows
-    yield "independent_blocks", verdict.effective_n
-    yield "compared_rows", verdict.compared_rows
-    yield "false_alarm_rate", verdict.false_alarm_rate
-    for feature in verdict.features:
-        name = f"{feature.segment}/{feature.name}" if feature.segment else feature.name
-        yield f"drift_score/{name}", feature.score
-        yield f"drift_distance/{name}", feature.distance
-        if not feature.segment:
-            yield f"missing/{name}", feature.missing
-            yield f"reference_missing/{name}", feature.reference_missing

@@ -208,8 +208,9 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
     try:
         with registry_errors(f"model {model} version {version}"):
             tags = dict(registry_client().get_model_version(model, version).tags)
-        if _is_newer(tags.get(f"{tag}{_WINDOW}", ""), result):
-            return
+        newest = _time(tags.get(f"{tag}{_WINDOW}", "").partition("/")[0])
+        if newest and newest > result.window.start:
+            return  # a window that was judged late changes nothing
         tags_to_write = {
             f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
             f"{tag}{_REPORT}": report,
@@ -226,14 +227,6 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
         write_description_section(model, version, _report_table({**tags, **tags_to_write}))
     except NotFound:
         return  # deleted since it answered: the run stands
-
-
-def _is_newer(window: str, result: MonitorResult) -> bool:
-    """Return True if the tag's window begins after the judged one: a window that was judged late changes nothing."""
-    try:
-        return datetime.fromisoformat(window.partition("/")[0]) > result.window.start
-    except ValueError:
-        return False
 
 
 def _report_table(tags: dict[str, str]) -> list[str]:

@@ -66,10 +66,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     window_versions,
     write_beside_log,
 )
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
-    profiles_to_table,
-    table_to_profiles,
-)
+from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profiles_to_table, table_to_profiles
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
@@ -136,10 +133,7 @@ class LogReference:
 
     def rows(self, window: Window) -> Iterator[pa.Table]:
         for table in self.log.batches(self.endpoint, window):
-            if not self.version:
-                yield table
-                continue
-            yield table.filter(pa.array(is_answered_by(table, self.model, self.version)))
+            yield table.filter(pa.array(is_answered_by(table, self.model, self.version))) if self.version else table
 
     def pieces(
         self,
@@ -267,18 +261,20 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     spec, window = request.spec, request.window
     cache = request.settings.cache_path / CACHE
     kind, _, rest = spec.reference.partition(":")
+    log_reference = None
     if kind in _LOG_REFERENCES:
         log_reference, log_notes = _LOG_REFERENCES[kind](request, model, version)
-        sample = log_reference.sample()
-        bins, notes = freeze_table(sample, spec.columns, log_reference.shown)
-        key = bins_digest(bins)
-        pieces = log_reference.pieces(bins, key, sample, window)
-        return DriftReference(bins, key, pieces, sample, notes=(*log_notes, *notes))
-    is_dataset = kind == "dataset"
-    rows = load_dataset(rest) if is_dataset else load_training_rows(request.state_dir, model, version, cache)
+        rows = ReferenceRows(log_reference.sample(), None, "", log_reference.shown, tuple(log_notes))
+    elif kind == "dataset":
+        rows = load_dataset(rest)
+    else:
+        rows = load_training_rows(request.state_dir, model, version, cache)
     bins, notes = freeze_table(rows.table, spec.columns, rows.shown)
     key = bins_digest(bins)
-    pieces = _cached_pieces(cache, bins, key, rows, window.start_us, window.end_us - window.start_us)
+    if log_reference:
+        pieces = log_reference.pieces(bins, key, rows.table, window)
+    else:
+        pieces = _cached_pieces(cache, bins, key, rows, window.start_us, window.end_us - window.start_us)
     return DriftReference(bins, key, pieces, rows.table, rows.model_id, (*rows.notes, *notes))
 
 
@@ -295,7 +291,7 @@ def load_segment_references(
     """
     kind = request.spec.reference.partition(":")[0]
     log_reference = _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
-    times = event_times(whole.sample) if EVENT_TIME in whole.sample.column_names else None
+    times = event_times(whole.sample)
     window = request.window
     length_us = window.end_us - window.start_us
     key = bins_digest(whole.bins)  # they may lack columns that are excluded

@@ -52,9 +52,9 @@ class ReferenceRows:
 
     table: pa.Table
     times: Array | None
-    model_id: str = ""
-    shown: str = "the reference"
-    notes: tuple[str, ...] = ()
+    model_id: str
+    shown: str
+    notes: tuple[str, ...]
 
 
 def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:

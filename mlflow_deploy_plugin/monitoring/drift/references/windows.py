@@ -21,7 +21,13 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     feature_columns,
     type_family,
 )
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, merge, sketch_groups
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
+    Profile,
+    merge,
+    sketch_batches,
+    sketch_by,
+    sketch_groups,
+)
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
 MAX_WINDOWS = 500
@@ -195,7 +201,7 @@ def cut_pieces(
         times: [N] int64, microseconds since 1970; None: they are not known, and there is nothing but the total.
         start_us, length_us: of the window to be judged.
     """
-    total = sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0]
+    total = sketch_batches(bins, [table])
     if times is None or not len(times):
         window_steps = _steps_of(length_us)
         return ReferencePieces((), (), (), start_us, length_us // window_steps // 1_000_000, window_steps, total)
@@ -213,9 +219,7 @@ def cut_pieces(
     ]
     steps = [Profile(0, {})] * grid.steps
     if grid.keeps_steps:
-        numbers, groups = np.unique((times - grid.start_us) // grid.step_us, return_inverse=True)
-        sketched = sketch_groups(bins, table, groups, len(numbers))
-        for number, profile in zip(numbers.tolist(), sketched, strict=True):
+        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
             steps[number] = profile
     return ReferencePieces(
         windows=tuple(kept),
@@ -276,11 +280,8 @@ def sketch_pieces(
     """Return the pieces of rows that come in batches with their times: [N] int64, microseconds since 1970."""
     parts: list[tuple[int, Profile]] = []
     for table, times in batches:
-        numbers = (times - grid.start_us) // grid.step_us
-        present, groups = np.unique(numbers, return_inverse=True)
-        profiles = sketch_groups(bins, table, groups, len(present))
-        begins = (grid.start_us + present * grid.step_us).tolist()
-        parts += zip(begins, profiles, strict=True)
+        for number, profile in sketch_by(bins, table, (times - grid.start_us) // grid.step_us):
+            parts.append((grid.start_us + number * grid.step_us, profile))
     return assemble_pieces(grid, parts)
 
 

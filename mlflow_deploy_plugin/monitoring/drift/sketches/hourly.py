@@ -57,7 +57,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import (
     profiles_to_table,
     table_to_profiles,
 )
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, coalesce_batches, merge, sketch_groups
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, coalesce_batches, merge, sketch_by
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 
@@ -288,9 +288,8 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
         encoded = keys.combine_chunks().dictionary_encode()
         first = int(times.min())
         versions = np.asarray(encoded.indices).astype(np.int64)
-        present, groups = np.unique((times - first) * len(encoded.dictionary) + versions, return_inverse=True)
-        profiles = sketch_groups(sketches.bins, table, groups, len(present))
-        for number, profile in zip(present.tolist(), profiles, strict=True):
+        numbers = (times - first) * len(encoded.dictionary) + versions
+        for number, profile in sketch_by(sketches.bins, table, numbers):
             hour, position = divmod(number, len(encoded.dictionary))
             model, _, version = encoded.dictionary[position].as_py().rpartition("\n")
             start = EPOCH + (first + hour) * HOUR

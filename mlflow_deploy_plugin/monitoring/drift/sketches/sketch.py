@@ -165,6 +165,12 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
     return [Profile(number, group) for number, group in zip(amounts, columns, strict=True)]
 
 
+def sketch_by(bins: Mapping[str, Bins], table: pa.Table, keys: Array) -> Iterator[tuple[int, Profile]]:
+    """Yield each of the keys [N] int64 of the table's rows, ascending, and the profile of its rows."""
+    present, groups = np.unique(keys, return_inverse=True)
+    yield from zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True)
+
+
 def merge(profiles: Iterable[Profile]) -> Profile:
     """Return the profile of the rows of all of them; without any, a profile without rows and columns."""
     given = list(profiles)

@@ -40,12 +40,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBin
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
-from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
-    FLOORS,
-    HeldOut,
-    NullDistribution,
-    NullKind,
-)
+from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import FLOORS, HeldOut, NullDistribution, NullKind
 
 DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4

@@ -217,9 +217,9 @@ def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_len
     starts = rng.integers(0, count, (draws, length))
     begins = rng.random((draws, length)) < 1 / mean_length
     begins[:, 0] = True
-    since = np.arange(length) - np.maximum.accumulate(np.where(begins, np.arange(length), 0), axis=1)
-    first = np.take_along_axis(starts, np.arange(length) - since, axis=1)
-    positions: Array = (first + since) % count
+    places = np.arange(length)
+    latest = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    positions: Array = (np.take_along_axis(starts, latest, axis=1) + places - latest) % count
     return positions
 
 

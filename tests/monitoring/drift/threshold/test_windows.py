@@ -1,7 +1,14 @@
 """The windows of null distributions, and how many independent ones they are worth."""
 
 import numpy as np
+import pyarrow as pa
 
+from mlflow_deploy_plugin.inference_log import HOUR_US
+from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces
+from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import ColumnGroup, column_counts, row_counts
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Overlapping
 
 
@@ -10,4 +17,18 @@ def test_windows_of_the_reference_stand_for_as_many_as_they_are_worth() -> None:
     steps = Overlapping.cut(np.full(60, 10), 6, 60)
 
     assert (blocks.effective_n, blocks.starts.tolist()) == (4, [0, 1, 3, 4])
-    assert (steps.effective_n, steps.length, steps.starts.tolist()) == (15, 6, list(range(55)))
+    assert (steps.effective_n, steps.starts.tolist()) == (15, list(range(55)))
+
+
+def test_an_overlapping_window_has_the_rows_of_its_steps_and_is_compared_with_all_others() -> None:
+    values = np.arange(24.0)
+    rows, bins = pa.table({"x": values}), {"x": freeze_bins(ColumnValues("x", "number", values))}
+    pieces = cut_pieces(bins, rows, np.arange(24) * HOUR_US, 0, 6 * HOUR_US)
+    group = ColumnGroup("", DriftReference(bins, "", pieces, rows), pieces.total, ("x",), 6)
+    null = Overlapping.cut(row_counts(pieces.steps), pieces.window_steps, 6)
+
+    windows, complements = null.compared_windows(group, "x", pieces.steps, np.random.default_rng(0))
+
+    steps = column_counts(pieces.steps, "x", bins["x"])
+    assert (windows.counts == [steps[start : start + 6].sum(axis=0) for start in range(19)]).all()
+    assert (windows.counts + complements == steps.sum(axis=0)).all()
