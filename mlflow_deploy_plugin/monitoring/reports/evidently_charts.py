@@ -30,6 +30,7 @@ _CATEGORIES = 50
 _LONGEST_VALUE = 80
 _MIN_ROWS = 3  # with one or two rows of text Evidently raises
 _LARGEST = 1e100
+_SEED = 0  # chooses the rows that are drawn where there are more than `MAX_ROWS`
 _METHOD = "onnxserve"
 _MISSING, _OTHER = "(missing)", "(other)"
 _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
@@ -69,13 +70,12 @@ class _Column:
 
 
 def draw_columns(
-    result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int, seed: int = 0
+    result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int
 ) -> EvidentlyReport:
     """Draw the `most` judged columns that come first among the findings.
 
     Args:
         pairs: of each column the reference and the window, [N] and [M] values.
-        seed: chooses the rows that are drawn where there are more than `MAX_ROWS`.
     """
     by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # of columns of the same name the first
     judged: dict[str, _Column] = {}
@@ -95,17 +95,17 @@ def draw_columns(
     if max(sizes) > MAX_ROWS:
         notes.append(f"drawn are at most {MAX_ROWS:,} rows of each side; the verdict is that of all rows")
     try:
-        page, figures, left_out = _isolated(chosen, seed)
+        page, figures, left_out = _isolated(chosen)
     except Exception as error:  # noqa: BLE001 - the boundary to Evidently, which no column may use to kill a report
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
         return EvidentlyReport(notes=(*notes, f"Evidently drew nothing: {_said(error)}"))
     return EvidentlyReport(page, figures, left_out, tuple(notes))
 
 
-def _isolated(columns: Sequence[_Column], seed: int) -> tuple[str, str, dict[str, str]]:
+def _isolated(columns: Sequence[_Column]) -> tuple[str, str, dict[str, str]]:
     """Return page, figures and the columns that had to be left out, with Evidently's message on each."""
     try:
-        return *_drawn(columns, seed), {}
+        return *_drawn(columns), {}
     except Exception:  # which column it is, the message seldom says
         if len(columns) == 1:
             raise
@@ -113,21 +113,21 @@ def _isolated(columns: Sequence[_Column], seed: int) -> tuple[str, str, dict[str
     left_out: dict[str, str] = {}
     for column in columns:
         try:
-            _drawn([column], seed)
+            _drawn([column])
         except Exception as error:  # noqa: BLE001 - as above
             left_out[column.name] = f"Evidently cannot draw it: {_said(error)}"
     rest = [column for column in columns if column.name not in left_out]
     if not rest:
         return "", "", left_out
-    return *_drawn(rest, seed), left_out
+    return *_drawn(rest), left_out
 
 
-def _drawn(columns: Sequence[_Column], seed: int) -> tuple[str, str]:
+def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
     from evidently import DataDefinition, Dataset, Report  # here: five seconds, which other reports do without
     from evidently.metrics import MissingValueCount
     from evidently.presets import DataDriftPreset
 
-    reference, current, text = _frames(columns, np.random.default_rng(seed))
+    reference, current, text = _frames(columns, np.random.default_rng(_SEED))
     definition = DataDefinition(
         numerical_columns=[name for name in reference.columns if name not in text], categorical_columns=sorted(text)
     )
