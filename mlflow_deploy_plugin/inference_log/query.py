@@ -12,10 +12,9 @@ import resource
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -99,12 +98,11 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
         closing(duckdb.connect(":memory:", config=_configuration(folder))) as connection,
-        StatementTimeout(connection.interrupt, TIMEOUT_SECONDS) as timeout,
         ThreadPoolExecutor(1) as thread,
     ):
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET lock_configuration = true")
-        run = _Run(schema, timeout, thread)
+        run = _Run(schema, connection.interrupt, thread)
 
         def start() -> Any:
             columns, scans = _plan(connection, query, schema)
@@ -135,10 +133,11 @@ class _Run:
     it, Ctrl-C becomes an error of the SQL. So it works in a thread, and Ctrl-C comes to the one that waits for it.
     """
 
-    def __init__(self, schema: pa.Schema, timeout: "StatementTimeout", thread: Executor) -> None:
+    def __init__(self, schema: pa.Schema, interrupt: Callable[[], None], thread: Executor) -> None:
         self._schema = schema
-        self._timeout = timeout
+        self._interrupt = interrupt
         self._thread = thread
+        self._timeout = StatementTimeout(TIMEOUT_SECONDS)
         self._failures: list[OnnxserveError] = []
 
     def read(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -160,16 +159,22 @@ class _Run:
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Return what a function of DuckDB returns; its errors become one line of ours."""
+        self._timeout.restart()
+        is_over = False
+        future = self._thread.submit(function)
         try:
-            with self._timeout.working():
-                return self._thread.submit(function).result()
+            while not wait([future], TIMEOUT_SECONDS / _CHECKS_PER_TIMEOUT).done:
+                is_over |= self._timeout.is_over
+                if is_over:
+                    self._interrupt()
+            return future.result()
         except KeyboardInterrupt:
-            self._timeout.interrupt()
+            self._interrupt()
             raise
         except (duckdb.Error, pa.ArrowException, OSError, MemoryError) as error:
             if self._failures:
                 raise self._failures[0] from None
-            if self._timeout.is_over:
+            if is_over:
                 raise InvalidConfig(_TIMED_OUT.format(TIMEOUT_SECONDS)) from None
             raise InvalidConfig(_message(str(error) or "Out of Memory", self._schema)) from None
 
@@ -233,44 +238,20 @@ def _message(text: str, schema: pa.Schema) -> str:
 
 
 class StatementTimeout:
-    """Interrupts a statement that has neither read a row nor returned one for so long.
+    """Tells when a statement has neither read a row nor returned one for so long.
 
     The time that the log takes to return rows does not count, nor what the caller does with the result.
-
-    Attributes:
-        is_over: the statement was interrupted.
     """
 
-    def __init__(
-        self, interrupt: Callable[[], None], seconds: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.interrupt = interrupt
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._is_working = self._is_reading = False
-        self._last = clock()
-        self._ended = threading.Event()
-        self.is_over = False
+        self._is_reading = False
+        self.restart()
 
-    def __enter__(self) -> "StatementTimeout":
-        def watch() -> None:
-            while not self._ended.wait(self._seconds / _CHECKS_PER_TIMEOUT):
-                self.check()
-
-        threading.Thread(target=watch, daemon=True).start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._ended.set()
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """Run the statement within it."""
-        self._last, self._is_working = self._clock(), True
-        try:
-            yield
-        finally:
-            self._is_working = False
+    def restart(self) -> None:
+        """Begin anew: the statement goes on working."""
+        self._last = self._clock()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -281,11 +262,9 @@ class StatementTimeout:
         finally:
             self._last, self._is_reading = self._clock(), False
 
-    def check(self) -> None:
-        """Interrupt the statement if its time is over."""
-        if self._is_working and not self._is_reading and self._clock() - self._last > self._seconds:
-            self.is_over = True
-            self.interrupt()
+    @property
+    def is_over(self) -> bool:
+        return not self._is_reading and self._clock() - self._last > self._seconds
 
 
 @contextmanager
