@@ -278,6 +278,12 @@ class Store:
         with self.transaction() as session:
             return [from_row(row, Rollout) for row in session.scalars(query)]
 
+    def rollout(self, number: int) -> Rollout | None:
+        """Return the rollout as it is now; None if there is none of this number."""
+        with self.transaction() as session:
+            row = session.get(RolloutRow, number)
+            return None if row is None else from_row(row, Rollout)
+
     def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
         """Write the fields of `rollout` that may change, and its event, and return it with its new revision.
 

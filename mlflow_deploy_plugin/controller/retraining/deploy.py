@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from mlflow_deploy_plugin.controller.leadership import is_local
-from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainingState, RetrainPlan, plan_of
+from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.controller.snapshot import answering_version
 from mlflow_deploy_plugin.errors import AlreadyExists, NotReady
 from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
@@ -94,12 +94,11 @@ def deploy_version(context: RetrainingContext, one: Retraining) -> None:
 
 def watch_rollout(context: RetrainingContext, one: Retraining) -> None:
     """End the retraining if its rollout has ended."""
-    found = [rollout for rollout in context.deployments.store.rollouts(one.endpoint) if rollout.id == one.rollout_id]
-    if not found:
+    rollout = context.deployments.store.rollout(one.rollout_id or 0)
+    if rollout is None:
         context.fail(one, f"rollout {one.rollout_id} is gone")
-    elif not found[0].is_live:
-        state: RetrainingState = "promoted" if found[0].state == "promoted" else "rolled_back"
-        context.end(one, state, found[0].reason)
+    elif not rollout.is_live:
+        context.end(one, "promoted" if rollout.state == "promoted" else "rolled_back", rollout.reason)
 
 
 def _roll_out(context: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:

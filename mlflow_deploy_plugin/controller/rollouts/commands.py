@@ -187,15 +187,15 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
             now, why = utc_now(), f"{reason}; nothing was put back: {error.message}"
             event = AuditEvent(now, actor, "rollout.end", endpoint, why=why, detail={"rollout": live.id})
             abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
-            return deployments.store.update_rollout(abandoned, None, event) or last_rollout(deployments.store, endpoint)
+            store = deployments.store
+            return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
     rollout = _change(deployments.store, endpoint, "abort", lambda progress: aborted(progress, reason), actor)
     plan, stored = plan_of(rollout), deployments.store.endpoint(endpoint)
     is_there = stored is not None and plan.main in stored.spec.variants
     if is_there:
         RolloutActions(deployments, actor, lambda line: None).roll_back(plan, reason)
     progress = replace(progress_of(rollout), state="rolled_back" if is_there else "abandoned")
-    ended = _write(deployments.store, rollout, progress, actor)
-    return ended or next(one for one in deployments.store.rollouts(endpoint) if one.id == rollout.id)
+    return _write(deployments.store, rollout, progress, actor) or deployments.store.rollout(rollout.id) or rollout
 
 
 def describe_rollout(rollout: Rollout) -> str:

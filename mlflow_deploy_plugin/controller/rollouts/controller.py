@@ -211,7 +211,7 @@ class RolloutController:
             self._write(written, after, keeper)
         if decision.action in ("prepare", "set_traffic", "promote"):
             # go back again if a person has ended the rollout while this put the candidate in, or promoted it
-            current = next((one for one in self.store.rollouts(rollout.endpoint) if one.id == rollout.id), rollout)
+            current = self.store.rollout(rollout.id) or rollout
             if not current.is_live and current.state != "promoted":
                 self.actions.roll_back(plan_of(current), current.reason)
 
