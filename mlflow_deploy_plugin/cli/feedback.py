@@ -15,8 +15,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_input
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments import LabelTarget
-    from mlflow_deploy_plugin.inference_log import BadRow, InferenceLog
+    from mlflow_deploy_plugin.inference_log import BadRow
 
 _SHOWN_BAD = 20
 _KINDS = ("csv", "jsonl", "parquet")
@@ -84,7 +83,7 @@ def feedback(
     exit status is then 1.
     """
     # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
-    from mlflow_deploy_plugin.deployments import check_key_columns, import_labels
+    from mlflow_deploy_plugin.deployments import check_key_columns, import_labels, label_target
     from mlflow_deploy_plugin.inference_log import LabelColumns, open_log, read_label_file
     from mlflow_deploy_plugin.settings import load_settings
 
@@ -95,7 +94,14 @@ def feedback(
         tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
     )
     log = open_log(load_settings().inference_log)
-    target = _label_target(name, url, log)
+    with opened_deployments() as deployments:
+        target = label_target(deployments, log, name)
+        if url is not None:
+            target = replace(target, url=url)
+        else:
+            known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
+            if name not in known:
+                raise unknown_endpoint(name, known, "; or say --url")
     columns = replace(columns, numbers=check_key_columns(log, name, columns.key))
     with ExitStack() as held:
         labels = held.enter_context(open_input(file, sys.stdin.buffer))
@@ -144,21 +150,3 @@ def _rejects(path: str, labels: str) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be written: {error.strerror}") from None
-
-
-def _label_target(name: str, url: str | None, log: "InferenceLog") -> "LabelTarget":
-    """Return the target of the labels.
-
-    Raises:
-        NotFound: nothing is known of the endpoint, neither a server nor a row.
-    """
-    from mlflow_deploy_plugin.deployments import label_target
-
-    with opened_deployments() as deployments:
-        target = label_target(deployments, log, name)
-        if url is not None:
-            return replace(target, url=url)
-        known = [*log.endpoints(), *(stored.name for stored in deployments.store.endpoints())]
-    if name not in known:
-        raise unknown_endpoint(name, known, "; or say --url")
-    return target

@@ -68,7 +68,7 @@ def list_(name: str | None, output: str) -> None:
     with opened_deployments() as deployments:
         # here and below: SQLAlchemy, MLflow and the rest take seconds that `--help` should not wait for
         from mlflow_deploy_plugin.controller import STORE_LEASE, overviews
-        from mlflow_deploy_plugin.inference_log import locate_log, read_watermarks
+        from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
 
         try:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
@@ -85,7 +85,15 @@ def list_(name: str | None, output: str) -> None:
     if not found:
         click.echo(f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one")
         return
-    show_lines(align_columns([_HEAD, *map(_row, found)]))
+    rows = [_HEAD]
+    for one in found:
+        window = verdict = "-"
+        if one.last is not None:
+            window = str(Window(one.last.start, one.last.end))
+            verdict = f"{one.last.verdict}{' (by hand)' if one.last.by_hand else ''}"
+        due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
+        rows.append((one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.status, window, verdict, due))
+    show_lines(align_columns(rows))
     for one in found:
         if one.why:
             click.echo(f"{one.endpoint} {one.monitor}: {one.why}")
@@ -388,16 +396,6 @@ def _time(text: str) -> datetime:
         return parse_time(text)
     except ValueError:
         raise InvalidConfig(f"{text!r} is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
-
-
-def _row(one: "MonitorOverview") -> tuple[str, ...]:
-    from mlflow_deploy_plugin.inference_log import Window
-
-    last = str(Window(one.last.start, one.last.end)) if one.last else "-"
-    due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
-    by_hand = " (by hand)" if one.last and one.last.by_hand else ""
-    verdict = f"{one.last.verdict}{by_hand}" if one.last else "-"
-    return one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.status, last, verdict, due
 
 
 def monitor_document(one: "MonitorOverview") -> dict[str, Any]:
