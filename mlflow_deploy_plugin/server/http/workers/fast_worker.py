@@ -81,14 +81,6 @@ class _Server(UvicornServer):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer everybody who is connected already, even if only the kernel knows of it."""
-        if self._worker.grpc is not None:
-            self._worker.grpc.drain()
-        for listener in sockets or []:
-            self._accept_backlog(listener)
-        await super().shutdown(sockets)
-        self._checker.cancel()
-
-    def _accept_backlog(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
 
         async def serve(connection: socket.socket) -> None:
@@ -99,12 +91,17 @@ class _Server(UvicornServer):
                 )
                 accepted.shutdown()
 
-        with contextlib.suppress(OSError):  # BlockingIOError: that was the last one
-            for _ in range(self._app.limits.connections):
-                connection, _ = listener.accept()
-                task = loop.create_task(serve(connection))
-                self.server_state.tasks.add(task)
-                task.add_done_callback(self.server_state.tasks.discard)
+        if self._worker.grpc is not None:
+            self._worker.grpc.drain()
+        for listener in sockets or []:
+            with contextlib.suppress(OSError):  # BlockingIOError: that was the last one
+                for _ in range(self._app.limits.connections):
+                    connection, _ = listener.accept()
+                    task = loop.create_task(serve(connection))
+                    self.server_state.tasks.add(task)
+                    task.add_done_callback(self.server_state.tasks.discard)
+        await super().shutdown(sockets)
+        self._checker.cancel()
 
     async def _check_deadlines(self) -> None:
         """Check the deadlines of all connections, tell gunicorn that the loop turns, and end without gunicorn.
