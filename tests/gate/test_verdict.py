@@ -58,6 +58,7 @@ def test_the_page_stands_alone_and_says_what_failed(verdict: GateVerdict) -> Non
     assert "<svg" in page
     assert page.count("<details open>") == 1
     assert "gated_stages: Production" in page
+    assert "<tr><th>metric<th>value</tr><tr><td class=n>difference<td class=n>-0.1</tr>" in page
 
 
 def test_an_interval_without_ends_is_not_drawn(verdict: GateVerdict) -> None:
