@@ -157,7 +157,7 @@ class _Request:
         known = gate_status_of(self.tags)
         # a forced one need not wait for the same verdict again
         counted = ("passed", "failed") if force else ("passed",)
-        if known.state in counted and self._is_fresh():
+        if known.state in counted and self.is_fresh():
             progress(f"the gate said of version {self.candidate.version} at {self.tags[GATE_AT_TAG]}: {known.state}")
             return known
         try:
@@ -173,7 +173,7 @@ class _Request:
             return None
         return GateStatus(True, "not asked", f"the policy does not gate {self.place}")
 
-    def _is_fresh(self) -> bool:
+    def is_fresh(self) -> bool:
         try:
             age = datetime.now(UTC) - datetime.fromisoformat(self.tags[GATE_AT_TAG])
         except (KeyError, ValueError, TypeError):
