@@ -244,17 +244,11 @@ def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
         held_out = [fit(one) for one, fit in zip(raw, fits, strict=True)]
         if _distance(usable, held_out) < _distance(usable, raw):
             return _Calibrated(usable, held_out, _fit(usable), True)
-    return _Calibrated(usable, raw, _as_they_are, False)
-
-
-def _as_they_are(probabilities: Array) -> Array:
-    return probabilities
+    return _Calibrated(usable, raw, lambda probabilities: probabilities, False)
 
 
 def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
     """Return the isotonic regression of what was true on the probability, for each class; rows sum to 1 afterwards."""
-    if not windows:
-        return _as_they_are
     truth = np.concatenate([one.truth for one in windows])
     given = np.concatenate([_probabilities(one) for one in windows])
     classes = given.shape[1]
@@ -289,7 +283,7 @@ def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> fl
 def _errors(
     answers: ClassPredictions,
     chances: Array,
-    fitted: "_Calibrated",
+    fitted: _Calibrated,
     names: Sequence[str],
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, EstimateError]]:

@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.spec import Requirement
 Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 
 RESAMPLES = 400
+_SEED = 0
 _CHUNK = 2_000_000  # random numbers at a time
 _BOOTSTRAP_ROWS = 20_000
 _PIECES, _PIECE_ROWS = 96, 5
@@ -82,7 +83,6 @@ class Sampling:
 
     confidence: float
     times: Array | None = None
-    seed: int = 0
     weights: Array | None = None
 
     def of(self, rows: Array) -> "Sampling":
@@ -169,7 +169,7 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
     worth = sampling.effective_n(weights[:, 0] * ((rows - mean) @ slopes))
     size = max(round(worth), 1)
-    rng = np.random.default_rng(sampling.seed)
+    rng = np.random.default_rng(_SEED)
     drawn_rows = np.hstack([weights * rows, weights])
     if size > _BOOTSTRAP_ROWS:
         covariance = np.atleast_2d(np.cov(drawn_rows, rowvar=False)) / size
@@ -195,7 +195,7 @@ def bootstrap_counts_interval(
         worth: so many independent rows they are worth.
     """
     total, size = round(float(counts.sum())), max(round(worth), 1)
-    drawn = np.random.default_rng(sampling.seed).multinomial(size, counts / counts.sum(), RESAMPLES) / size
+    drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
     return _percentiles(name, counts / counts.sum(), drawn, figure, total, worth, sampling.confidence)
 
 
