@@ -351,7 +351,7 @@ class RetiringVersions:
     """Replaced versions that requests still hold. A third version of a model is not loaded beside two of them.
 
     The wait is bounded: a request that hangs must not keep a promoted version from being served. Whether there is
-    memory for a third version is then decided by `memory.py`.
+    memory for a third version is then decided by `MemoryLimit`.
     """
 
     def __init__(self) -> None:
