@@ -53,7 +53,9 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "request line bytes": _both({"parser.REQUEST_LINE_BYTES": "10**6"}),
     "field bytes": _both({"parser.FIELD_BYTES": "10**6"}),
     "fields": _both({"parser.FIELDS": "10**6"}),
-    "expectation": _both({"parser._expects": "lambda headers: False"}),
+    "expectation": _both(
+        {"parser._fields": "lambda lines: {k: v for k, v in original(lines).items() if k != 'expect'}"}
+    ),
     "body bytes": _both(
         {"workers.connection.body_parser": "lambda length, limit: original(length, 10**15)"},
         {"app._read_body": "lambda stream, length, limit: original(stream, length, 10**15)"},
