@@ -121,6 +121,34 @@ def count_windows(profiles: Sequence[Profile], name: str, bins: Bins) -> WindowC
     return WindowCounts(column_counts(profiles, name, bins), unseen, outside)
 
 
+@dataclass(frozen=True, eq=False)
+class GroupColumn:
+    """One column of a group in the pieces of its reference that windows are made of."""
+
+    group: ColumnGroup
+    name: str
+    pieces: Sequence[Profile]
+
+    @property
+    def bins(self) -> Bins:
+        return self.group.reference.bins[self.name]
+
+    def rng(self) -> np.random.Generator:
+        return column_rng(self.group.segment + self.name)
+
+    def counts(self) -> Array:
+        """Return [P, K + 1] float64: the histogram of each piece."""
+        return column_counts(self.pieces, self.name, self.bins)
+
+    def total(self) -> Array:
+        """Return [1, K + 1] float64: the histogram of the whole reference."""
+        return column_counts([self.group.reference.pieces.total], self.name, self.bins)
+
+    def windows(self, places: Array) -> WindowCounts:
+        """Return the pieces at these places, a window each."""
+        return count_windows([self.pieces[place] for place in places], self.name, self.bins)
+
+
 def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
     """Return [FIGURES] of one column of the judged window."""
     bins, pieces = group.reference.bins[name], group.reference.pieces
@@ -233,37 +261,32 @@ class WindowNull(Null):
         """Return the pieces that the windows are made of: those of `part`, a segment, in the places of `whole`'s."""
         return part.windows_at(whole.window_starts_us)
 
+    def columns(self, groups: Sequence[ColumnGroup]) -> list[GroupColumn]:
+        """Return the columns of all groups, over pieces in the places of the first group's."""
+        found: list[GroupColumn] = []
+        for group in groups:
+            pieces = self.aligned(groups[0].reference.pieces, group.reference.pieces)
+            found += [GroupColumn(group, name, pieces) for name in group.columns]
+        return found
+
     @abstractmethod
-    def compared_windows(
-        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[WindowCounts, Array]:
-        """Return one column of every window, and [M, K + 1] the counts that each of them is compared with.
+    def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
+        """Return one column of every window, and [M, K + 1] the counts that each of them is compared with."""
 
-        Args:
-            profiles: the aligned pieces.
-        """
-
-    def column_figures(
-        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[Array, Array]:
+    def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
         """Return [M, FIGURES] of one column of every window, and the scales [FIGURES].
 
         Figures are NaN where a side has fewer than half of the compared rows.
         """
-        windows, complements = self.compared_windows(group, name, profiles, rng)
-        figures = windows.subsampled(group.compared, rng).figures(group.reference.bins[name], complements)
+        compared, rng = column.group.compared, column.rng()
+        windows, complements = self.compared_windows(column, rng)
+        figures = windows.subsampled(compared, rng).figures(column.bins, complements)
         rows = np.minimum(windows.counts.sum(axis=1), complements.sum(axis=1))
-        figures[2 * rows < group.compared] = np.nan
+        figures[2 * rows < compared] = np.nan
         return figures, np.ones(FIGURES)
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
-        figures, scales = [], []
-        for group in groups:
-            profiles = self.aligned(groups[0].reference.pieces, group.reference.pieces)
-            for name in group.columns:
-                column, scale = self.column_figures(group, name, profiles, column_rng(group.segment + name))
-                figures.append(column)
-                scales.append(scale)
+        figures, scales = zip(*map(self.column_figures, self.columns(groups)), strict=True)
         return NullDistribution(self.kind, np.stack(figures, axis=1), np.stack(scales), FLOORS, self.effective_n)
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:

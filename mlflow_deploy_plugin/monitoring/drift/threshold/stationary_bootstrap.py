@@ -48,11 +48,10 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     MISSING,
     SEED,
     ColumnGroup,
+    GroupColumn,
     WindowCounts,
     WindowNull,
-    column_counts,
     column_names,
-    column_rng,
     out_of_reference,
     row_counts,
 )
@@ -124,28 +123,22 @@ class StationaryBootstrap(WindowNull):
             block_length=self.block_length * groups[0].reference.pieces.step_seconds,
         )
 
-    def compared_windows(
-        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[WindowCounts, Array]:
-        bins = group.reference.bins[name]
-        steps = column_counts(profiles[self.first : self.last], name, bins)
+    def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
+        steps = column.counts()[self.first : self.last]
         references = self.references @ steps
-        return out_of_reference(bins, self.windows @ steps, references), references
+        return out_of_reference(column.bins, self.windows @ steps, references), references
 
-    def column_figures(
-        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[Array, Array]:
+    def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
         """Return the figures in deviations of the drawn reference's stretches, and as scales those of the reference's
         own stretches: the root mean squares of what they differ from it."""
-        figures, scales = super().column_figures(group, name, profiles, rng)
-        bins = group.reference.bins[name]
-        steps = column_counts(profiles[self.first : self.last], name, bins)
+        figures, scales = super().column_figures(column)
+        bins, steps = column.bins, column.counts()[self.first : self.last]
         references, whole = self.references @ steps, self.stretches.shape[1]
         squares = np.zeros((len(self.stretches), len(_SCALED)))
         for number in range(whole):
             squares += np.square(_two_figures(bins, self.stretches[:, number] @ steps, references))
         figures[:, _SCALED] /= np.maximum(np.sqrt(squares / whole), FLOORS[_SCALED])
-        stretch = _stretch(group.reference.pieces.window_steps)
+        stretch = _stretch(column.group.reference.pieces.window_steps)
         own = steps[: whole * stretch].reshape(whole, stretch, -1).sum(axis=1)
         own_squares = np.square(_two_figures(bins, own, steps.sum(axis=0)))
         scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
@@ -176,17 +169,18 @@ class StationaryBootstrap(WindowNull):
     def _test_after(self, groups: Sequence[ColumnGroup], start: int, rate: float) -> TestResult:
         """Test the window that begins at the step `start` by the steps before it."""
         length = groups[0].reference.pieces.window_steps
-        shortened, figures = [], []
+        figures = []
+        for column in self.columns(groups):
+            steps, bins = column.counts(), column.bins
+            sides = (steps[start : start + length], steps[self.first : start])
+            window, others = (side.sum(axis=0, keepdims=True) for side in sides)
+            sampled = out_of_reference(bins, window, others).subsampled(column.group.compared, column.rng())
+            figures.append(sampled.figures(bins, others)[0])
+        shortened = []
         for group in groups:
-            steps = self.aligned(groups[0].reference.pieces, group.reference.pieces)
-            held, before = steps[start : start + length], steps[self.first : start]
+            before = self.aligned(groups[0].reference.pieces, group.reference.pieces)[self.first : start]
             pieces = replace(group.reference.pieces, steps=before, steps_start_us=0)
             shortened.append(replace(group, reference=replace(group.reference, pieces=pieces)))
-            for name in group.columns:
-                bins, rng = group.reference.bins[name], column_rng(group.segment + name)
-                window, others = (column_counts(side, name, bins).sum(axis=0, keepdims=True) for side in (held, before))
-                sampled = out_of_reference(bins, window, others).subsampled(group.compared, rng)
-                figures.append(sampled.figures(bins, others)[0])
         rows = row_counts(shortened[0].reference.pieces.steps)
         null = StationaryBootstrap.cut(rows, length, self.block_length)
         return null.compare(shortened).test(np.stack(figures), rate)

@@ -23,13 +23,11 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     MAX_WINDOWS,
     ColumnGroup,
+    GroupColumn,
     WindowCounts,
     WindowNull,
-    column_counts,
     column_level,
     column_names,
-    column_rng,
-    count_windows,
     out_of_reference,
     slowest_column,
     subsample,
@@ -78,7 +76,7 @@ class WholeReferenceNull(WindowNull):
     starts: Array
 
     @abstractmethod
-    def count(self, group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> WindowCounts:
+    def count(self, column: GroupColumn) -> WindowCounts:
         """Return one column of every window."""
 
     def beside(self, bins: Bins, windows: WindowCounts, complements: Array) -> WindowCounts:
@@ -89,13 +87,10 @@ class WholeReferenceNull(WindowNull):
     def halve(self, columns: int) -> Halves | Refused:
         """Return the two halves, or why there are none. So many columns limit the later windows that are judged."""
 
-    def compared_windows(
-        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[WindowCounts, Array]:
-        bins = group.reference.bins[name]
-        windows = self.count(group, name, profiles)
-        complements = column_counts([group.reference.pieces.total], name, bins) - windows.counts
-        return self.beside(bins, windows, complements), complements
+    def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
+        windows = self.count(column)
+        complements = column.total() - windows.counts
+        return self.beside(column.bins, windows, complements), complements
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float) -> HeldOut | Refused:
         """Judge the windows of the later half by those of the earlier half."""
@@ -104,12 +99,7 @@ class WholeReferenceNull(WindowNull):
         if isinstance(halves, Refused):
             return halves
         supported = max(rate, 1 / (1 + halves.judges))
-        sides: tuple[list[Array], list[Array]] = [], []
-        for group in groups:
-            profiles = self.aligned(groups[0].reference.pieces, group.reference.pieces)
-            for name in group.columns:
-                for side, figures in zip(sides, self._half_figures(group, name, profiles, halves), strict=True):
-                    side.append(figures)
+        sides = zip(*(self._half_figures(column, halves) for column in self.columns(groups)), strict=True)
         earlier, later = (np.stack(side, axis=1) for side in sides)
         distribution = NullDistribution(
             self.kind,
@@ -123,21 +113,20 @@ class WholeReferenceNull(WindowNull):
         tests = [distribution.test(window, supported) for window in later]
         return HeldOut(tests, names, supported, halves.judges, halves.side_by_side, halves.how)
 
-    def _half_figures(self, group: ColumnGroup, name: str, profiles: Sequence[Profile], halves: Halves) -> list[Array]:
+    def _half_figures(self, column: GroupColumn, halves: Halves) -> list[Array]:
         """Return [E, FIGURES] of the earlier windows, each beside the other earlier ones, and [L, FIGURES] of the later
         windows beside all of these; NaN for a window with fewer than half of the compared rows."""
-        bins = group.reference.bins[name]
-        windows = self.count(group, name, profiles)
-        total = column_counts([profiles[place] for place in halves.pieces], name, bins).sum(axis=0)
-        sampled = windows.subsampled(group.compared, column_rng(group.segment + name))
+        windows, compared = self.count(column), column.group.compared
+        total = column.counts()[halves.pieces].sum(axis=0)
+        sampled = windows.subsampled(compared, column.rng())
         sides = []
         for places, complements in (
             (halves.earlier, np.maximum(total - windows.counts[halves.earlier], 0)),
             (halves.later, np.repeat(total[None], len(halves.later), axis=0)),
         ):
             chosen = WindowCounts(sampled.counts[places], sampled.unseen[places], sampled.outside[places])
-            figures = self.beside(bins, chosen, complements).figures(bins, complements)
-            figures[2 * windows.counts[places].sum(axis=1) < group.compared] = np.nan
+            figures = self.beside(column.bins, chosen, complements).figures(column.bins, complements)
+            figures[2 * windows.counts[places].sum(axis=1) < compared] = np.nan
             sides.append(figures)
         return sides
 
@@ -165,8 +154,8 @@ class Contiguous(WholeReferenceNull):
         kept = evenly(np.flatnonzero(2 * window_rows >= compared), most)
         return cls(float(len(kept)), kept)
 
-    def count(self, group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> WindowCounts:
-        return count_windows([profiles[place] for place in self.starts], name, group.reference.bins[name])
+    def count(self, column: GroupColumn) -> WindowCounts:
+        return column.windows(self.starts)
 
     def halve(self, columns: int) -> Halves | Refused:
         count = len(self.starts)
@@ -234,9 +223,8 @@ class Overlapping(WholeReferenceNull):
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         return replace(super().compare(groups), starts=self.starts, length=self.length)
 
-    def count(self, group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> WindowCounts:
-        steps = column_counts(profiles, name, group.reference.bins[name])
-        until = np.cumsum(np.pad(steps, ((1, 0), (0, 0))), axis=0)
+    def count(self, column: GroupColumn) -> WindowCounts:
+        until = np.cumsum(np.pad(column.counts(), ((1, 0), (0, 0))), axis=0)
         counts = until[self.starts + self.length] - until[self.starts]
         nothing = np.zeros(len(counts))
         return WindowCounts(counts, nothing, nothing)
@@ -291,12 +279,8 @@ class Lagged(WindowNull):
         kept = evenly(np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared), most)
         return cls(float(len(kept)), later[kept], earlier[kept])
 
-    def compared_windows(
-        self, group: ColumnGroup, name: str, profiles: Sequence[Profile], rng: np.random.Generator
-    ) -> tuple[WindowCounts, Array]:
-        bins = group.reference.bins[name]
-        windows = count_windows([profiles[place] for place in self.later], name, bins)
-        return windows, subsample(column_counts(profiles, name, bins)[self.earlier], group.compared, rng)
+    def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
+        return column.windows(self.later), subsample(column.counts()[self.earlier], column.group.compared, rng)
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         windows, levels = group.reference.pieces.windows, {}

@@ -8,7 +8,7 @@ from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import freeze_bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.monitoring.drift.threshold.null import ColumnGroup, column_counts, row_counts
+from mlflow_deploy_plugin.monitoring.drift.threshold.null import ColumnGroup, GroupColumn, row_counts
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Overlapping
 
 
@@ -27,8 +27,9 @@ def test_an_overlapping_window_has_the_rows_of_its_steps_and_is_compared_with_al
     group = ColumnGroup("", DriftReference(bins, "", pieces, rows), pieces.total, ("x",), 6)
     null = Overlapping.cut(row_counts(pieces.steps), pieces.window_steps, 6)
 
-    windows, complements = null.compared_windows(group, "x", pieces.steps, np.random.default_rng(0))
+    column = GroupColumn(group, "x", pieces.steps)
+    windows, complements = null.compared_windows(column, column.rng())
 
-    steps = column_counts(pieces.steps, "x", bins["x"])
+    steps = column.counts()
     assert (windows.counts == [steps[start : start + 6].sum(axis=0) for start in range(19)]).all()
     assert (windows.counts + complements == steps.sum(axis=0)).all()
