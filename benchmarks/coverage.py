@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/coverage.py                   # everything; two minutes on two cores
     .venv/bin/python benchmarks/coverage.py --only hist text  # cases whose name has one of these in it
 
-Every estimator of scikit-learn, some sixty pipelines and nets. Each is saved as any user would, then asked hostile
-rows (`covering/rows.py`), and judged beside its original by a judge of its own (`covering/judge.py`): `equal`,
-`refused` with a reason, `wrong` (the artifact answers otherwise, or not at all) or `crashed` (logging ended in a
-traceback). The exit status is 1 where any is wrong or crashed.
+Every estimator of scikit-learn, some sixty pipelines, boosters of three libraries and nets. Each is saved as any user
+would, then asked hostile rows (`covering/rows.py`), and judged beside its original by a judge of its own
+(`covering/judge.py`): `equal`, `refused` with a reason, `wrong` (the artifact answers otherwise, or not at all) or
+`crashed` (logging ended in a traceback). The exit status is 1 where any is wrong or crashed.
 """
 
 import argparse
@@ -22,14 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a process
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.covering import estimators, nets, pipelines
+from benchmarks.covering import boosters, estimators, nets, pipelines
 from benchmarks.covering.judge import Case, Verdict, judge
 
 _WIDTH = 150
 
 
 def every_case() -> dict[str, Callable[[], Case]]:
-    return dict([*estimators.cases(), *pipelines.cases(), *nets.cases()])
+    return dict([*estimators.cases(), *pipelines.cases(), *boosters.cases(), *nets.cases()])
 
 
 def verdict(name: str) -> Verdict | str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, is_classifier
+from sklearn.base import is_classifier
 
 import mlflow_deploy_plugin as onnxserve
 from benchmarks.covering.rows import hostile
@@ -30,6 +30,7 @@ _ROUNDING = 3e-7  # of a number: what a computed distance or score cannot tell a
 _ONE_BY_ONE = 60  # rows of a group of which the original refuses some
 
 _EXACT = (  # what decides by comparing single inputs, and sums; no rounding could excuse another answer there
+    *("XGB", "LGBM", "CatBoost"),
     *("DecisionTree", "ExtraTree", "RandomForest", "GradientBoosting", "HistGradientBoosting", "IsolationForest"),
     *("Bagging", "AdaBoost", "Voting", "Stacking", "MultiOutput", "GridSearchCV", "RandomizedSearchCV", "Pipeline"),
     *("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler", "SimpleImputer", "ColumnTransformer"),
@@ -233,7 +234,7 @@ class _Judged:
 
     def _original(self, rows: Any) -> dict[str, np.ndarray]:
         model, data = self._case.model, self._own(rows)
-        if not isinstance(model, BaseEstimator):
+        if not _is_estimator(model):
             return _torch_answers(model, data)
         if not is_classifier(model):
             return {"prediction": np.asarray(model.predict(data))}
@@ -273,16 +274,21 @@ def _table(case: Case, data: Any) -> pd.DataFrame | None:
         return data.reset_index(drop=True)
     if isinstance(data, list):
         return pd.DataFrame({"text": pd.Series(data, dtype=object)})
-    if isinstance(data, np.ndarray) and data.ndim == 2 and isinstance(case.model, BaseEstimator):
+    if isinstance(data, np.ndarray) and data.ndim == 2 and _is_estimator(case.model):
         return pd.DataFrame(data, columns=[str(position) for position in range(data.shape[1])])
     return None
 
 
+def _is_estimator(model: Any) -> bool:
+    """Whether it has scikit-learn's interface; CatBoost's estimators have, and are no BaseEstimator."""
+    return hasattr(model, "get_params") and not isinstance(model, type)
+
+
 def _is_exact(model: Any) -> bool:
     """Whether everything that decides in the model compares single inputs with constants."""
-    if not isinstance(model, BaseEstimator):
+    if not _is_estimator(model):
         return False
-    inside = [model, *(value for value in model.get_params(deep=True).values() if isinstance(value, BaseEstimator))]
+    inside = [model, *(value for value in model.get_params(deep=True).values() if _is_estimator(value))]
     names = [type(part).__name__ for part in inside]
     votes = any(name == "VotingClassifier" for name in names)  # by the labels of parts that may be undecided
     return all(name.startswith(_EXACT) for name in names) and not (votes and "LogisticRegression" in names)
