@@ -1,4 +1,4 @@
-"""Boosters of XGBoost, LightGBM and CatBoost as cases: twenty forms of their estimators."""
+"""Boosters of XGBoost, LightGBM and CatBoost as cases: forty forms of their estimators."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -62,6 +62,7 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "xgboost hist": (partial(_xgb, tree_method="hist", max_bin=16), "three", "gaps"),
     "xgboost monotone": (partial(_xgb, "Regressor", monotone_constraints=(1, 0, 0, 0)), "score", "full"),
     "xgboost linear": (partial(_xgb, "Regressor", booster="gblinear"), "score", "full"),
+    "xgboost categories": (partial(_xgb, enable_categorical=True, max_cat_to_onehot=1), "two", "categories"),
     "xgboost encoded": (lambda: _encoded(_xgb()), "two", "texts"),
     "xgboost scaled": (lambda: make_pipeline(StandardScaler(), _xgb()), "three", "full"),
     "xgboost search": (
@@ -84,6 +85,7 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "lightgbm DART": (partial(_lgbm, boosting_type="dart"), "two", "full"),
     "lightgbm GOSS": (partial(_lgbm, data_sample_strategy="goss"), "two", "full"),
     "lightgbm linear": (partial(_lgbm, "Regressor", linear_tree=True), "score", "full"),
+    "lightgbm categories": (partial(_lgbm, max_cat_to_onehot=1, cat_smooth=0.1), "two", "categories"),
     "lightgbm encoded": (lambda: _encoded(_lgbm()), "two", "texts"),
     "lightgbm scaled": (lambda: make_pipeline(StandardScaler(), _lgbm()), "three", "full"),
     "lightgbm calibrated": (lambda: CalibratedClassifierCV(_lgbm(), cv=2), "two", "full"),
@@ -119,6 +121,8 @@ def _case(name: str) -> Case:
         table = pd.DataFrame({column: random.normal(size=rows) * 10**place for place, column in enumerate("abcd")})
         if kind == "gaps":
             return table.mask(random.random(table.shape) < 0.1)
+        if kind == "categories":
+            return table.assign(kind=pd.Categorical(random.choice(list("pqrstuv"), rows), list("pqrstuv")))
         return table.assign(kind=random.choice(["x", "y", "z"], rows)) if kind == "texts" else table
 
     table = drawn(_ROWS)

@@ -16,14 +16,15 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
 from skl2onnx import update_registered_converter
-from skl2onnx.common.data_types import FloatTensorType, Int64TensorType
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import BaseEstimator
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import library_of
@@ -36,7 +37,8 @@ from mlflow_deploy_plugin.runtime import Array
 class Tree:
     """A tree as arrays of [nodes]; the root is node 0. `left` is -1 for a leaf, whose `value` is the prediction.
 
-    A row goes to the left where its feature is below the threshold, and where it is missing and `default_left` is set.
+    A row goes to the left where its feature is below the threshold or, at a node of `members`, is one of these codes of
+    a category; and where it is missing and `default_left` is set.
     """
 
     feature: Array
@@ -45,6 +47,30 @@ class Tree:
     right: Array
     default_left: Array
     value: Array
+    members: dict[int, list[int]] = field(default_factory=dict)
+
+    def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
+        """Return the tree with an equality for each member of a node, and ONNX' comparison of each node.
+
+        The equalities of a node lead to the same nodes, each by the one before it. ONNX Runtime reads such a chain as
+        one test of membership.
+        """
+        rows = list(
+            zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
+        )
+        modes = ["LEAF" if child < 0 else mode for child in self.left]
+        for node, codes in self.members.items():
+            feature, _, left, right, default_left, _ = rows[node]
+            place = node
+            for code in codes[:-1]:
+                rows[place] = feature, code, left, len(rows), default_left, 0.0
+                modes[place] = "BRANCH_EQ"
+                place, default_left = len(rows), False
+                rows.append(rows[node])  # the next code's, written in the next round
+                modes.append(mode)
+            rows[place] = feature, codes[-1], left, right, default_left, 0.0
+            modes[place] = "BRANCH_EQ"
+        return Tree(*map(np.array, zip(*rows, strict=True))), np.array(modes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,7 @@ class Boosting:
         link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
         is_single: True if thresholds, leaves and sums have 32 bits.
         missing: a number that counts as a missing value, beside NaN.
+        categories: the texts of each column of texts, in the order of their codes.
     """
 
     trees: list[Tree]
@@ -67,10 +94,13 @@ class Boosting:
     link: str
     is_single: bool = False
     missing: float = np.nan
+    categories: tuple[tuple[str, ...], ...] = ()
 
     def edges(self) -> dict[int, Array]:
         """Return the thresholds of each feature by its position."""
         inner = [tree.left >= 0 for tree in self.trees]
+        for mask, tree in zip(inner, self.trees, strict=True):
+            mask[list(tree.members)] = False
         features = np.concatenate([tree.feature[mask] for tree, mask in zip(self.trees, inner, strict=True)])
         values = np.concatenate([tree.threshold[mask] for tree, mask in zip(self.trees, inner, strict=True)])
         return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
@@ -125,19 +155,16 @@ def _xgboost(model: Any) -> Boosting:
     for position, tree in enumerate(found["trees"][:count]):
         if int(tree["tree_param"]["size_leaf_vector"]) > 1:
             raise NotImplementedError("trees with several values in each leaf (multi_strategy='multi_output_tree')")
-        if any(tree["split_type"]):
-            raise NotImplementedError("trees that split by categories (enable_categorical)")
         conditions = np.array(tree["split_conditions"], dtype=np.float32)
-        trees.append(
-            Tree(
-                np.array(tree["split_indices"]),
-                conditions,
-                np.array(tree["left_children"]),
-                np.array(tree["right_children"]),
-                np.array(tree["default_left"], dtype=bool),
-                conditions * np.float32(1.0 if weights is None else weights[position]),
-            )
-        )
+        left, right = np.array(tree["left_children"]), np.array(tree["right_children"])
+        default_left = np.array(tree["default_left"], dtype=bool)
+        groups = zip(tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True)
+        members = {node: tree["categories"][start : start + size] for node, start, size in groups}
+        by_category = list(members)  # there, members go to the right
+        left[by_category], right[by_category] = right[by_category], left[by_category]
+        default_left[by_category] = ~default_left[by_category]
+        value = conditions * np.float32(1.0 if weights is None else weights[position])
+        trees.append(Tree(np.array(tree["split_indices"]), conditions, left, right, default_left, value, members))
     # the base score has had several forms and places since 1.0: it is what the trees leave of one row's margin
     row = sys.modules["xgboost"].DMatrix(
         np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
@@ -148,7 +175,21 @@ def _xgboost(model: Any) -> Boosting:
     for tree, leaf, target in zip(trees, leaves, targets, strict=True):
         margin[target] -= tree.value[leaf]
     missing = np.nan if model is booster else float(model.missing)
-    return Boosting(trees, targets, margin, "BRANCH_LT", link, is_single=True, missing=missing)
+    categories = tuple(map(_xgboost_texts, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
+    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, missing, categories)
+
+
+def _xgboost_texts(encoded: dict[str, list[int]]) -> tuple[str, ...]:
+    """Return the categories of a column, which XGBoost has as bytes, one after the other.
+
+    XGBoost 3.2 counts the characters of texts, not their bytes: what is not ASCII is cut.
+    """
+    if "offsets" not in encoded:
+        raise NotImplementedError("categories that are no texts (enable_categorical)")
+    if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:
+        raise NotImplementedError("categories that are not ASCII, which XGBoost cuts")
+    text = bytes(encoded["values"]).decode()
+    return tuple(text[start:end] for start, end in pairwise(encoded["offsets"]))
 
 
 def _stopped_early(model: Any) -> bool:
@@ -177,11 +218,16 @@ def _lightgbm(model: Any) -> Boosting:
     if document["average_output"]:
         scale /= max(1, len(document["tree_info"]) // width)
     trees = [_lightgbm_tree(entry["tree_structure"], scale) for entry in document["tree_info"]]
-    return Boosting(trees, [place % width for place in range(len(trees))], np.zeros(width), "BRANCH_LEQ", link)
+    categories = tuple(map(tuple, document["pandas_categorical"] or ()))
+    if any(not isinstance(category, str) for column in categories for category in column):
+        raise NotImplementedError("categories that are no texts (categorical_feature)")
+    targets = [place % width for place in range(len(trees))]
+    return Boosting(trees, targets, np.zeros(width), "BRANCH_LEQ", link, categories=categories)
 
 
 def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
     rows: list[tuple[int, float, int, int, bool, float]] = []
+    members: dict[int, list[int]] = {}
 
     def add(node: dict[str, Any]) -> int:
         position = len(rows)
@@ -190,8 +236,9 @@ def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
                 raise NotImplementedError("trees with linear leaves (linear_tree)")
             rows.append((0, 0.0, -1, -1, False, node["leaf_value"] * scale))
             return position
-        if node["decision_type"] != "<=":
-            raise NotImplementedError("trees that split by categories (categorical_feature)")
+        if node["decision_type"] == "==":  # what is missing, or no category, goes to the right
+            members[position] = [int(code) for code in node["threshold"].split("||")]
+            node = {**node, "threshold": 0.0, "default_left": False, "missing_type": "NaN"}
         threshold, kind, default_left = node["threshold"], node["missing_type"], node["default_left"]
         if kind == "None":  # a missing value counts as 0
             default_left = threshold >= 0
@@ -206,7 +253,7 @@ def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
 
     add(root)
     feature, threshold, left, right, default_left, value = map(np.array, zip(*rows, strict=True))
-    return Tree(feature, threshold.astype(np.float64), left, right, default_left, value.astype(np.float64))
+    return Tree(feature, threshold.astype(np.float64), left, right, default_left, value.astype(np.float64), members)
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
@@ -228,8 +275,6 @@ def _catboost(model: Any) -> Boosting:
     features = document["features_info"]
     if others := sorted(kind for kind, entries in features.items() if kind != "float_features" and entries):
         raise NotImplementedError(f"features that are no numbers ({', '.join(others)})")
-    if "oblivious_trees" not in document:
-        raise NotImplementedError("trees that are not symmetric (grow_policy)")
     loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
     link = _CATBOOST_LINKS.get(loss)
     if link is None:
@@ -241,27 +286,43 @@ def _catboost(model: Any) -> Boosting:
     scale, base = document["scale_and_bias"]
     width = len(base)
     trees, targets = [], []
-    for entry in document["oblivious_trees"]:
-        splits = entry["splits"]
-        depth = len(splits)
-        leaves = np.array(entry["leaf_values"], dtype=np.float64).reshape(2**depth, -1) * scale
-        # a complete tree, level by level: the last split is at the root, since leaves count the first split's bit least
-        inner = np.arange(2**depth - 1)
-        level = np.floor(np.log2(inner + 1)).astype(int)
-        split = [splits[depth - 1 - at] for at in level]
-        nodes = 2 ** (depth + 1) - 1
-        left, right = np.full(nodes, -1), np.full(nodes, -1)
-        left[inner], right[inner] = 2 * inner + 1, 2 * inner + 2
-        feature, threshold, default_left = np.zeros(nodes, int), np.zeros(nodes, np.float32), np.zeros(nodes, bool)
-        feature[inner] = [places[one["float_feature_index"]] for one in split]
-        threshold[inner] = [one["border"] for one in split]
-        default_left[inner] = [goes_left[one["float_feature_index"]] for one in split]
-        for target in range(leaves.shape[1]):
-            value = np.zeros(nodes)
-            value[len(inner) :] = leaves[:, target]
-            trees.append(Tree(feature, threshold, left, right, default_left, value))
+    for root in document.get("trees") or map(_nested, document["oblivious_trees"]):
+        for target in range(width):
+            trees.append(_catboost_tree(root, target, scale, places, goes_left))
             targets.append(target)
     return Boosting(trees, targets, np.array(base, dtype=np.float64).reshape(width), "BRANCH_LEQ", link)
+
+
+def _nested(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a symmetric tree, which has one split a level, as nested nodes; the last split is at the root."""
+    leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
+    level: list[dict[str, Any]] = [{"value": values} for values in leaves]
+    for split in tree["splits"]:
+        pairs = zip(level[::2], level[1::2], strict=True)
+        level = [{"split": split, "left": left, "right": right} for left, right in pairs]
+    return level[0]
+
+
+def _catboost_tree(
+    root: dict[str, Any], target: int, scale: float, places: dict[int, int], goes_left: dict[int, bool]
+) -> Tree:
+    """Return a tree with the values of one target. A row goes to the right above the border."""
+    rows: list[tuple[int, float, int, int, bool, float]] = []
+
+    def add(node: dict[str, Any]) -> int:
+        position = len(rows)
+        rows.append((0, 0.0, -1, -1, False, 0.0))
+        if "split" in node:
+            feature = node["split"]["float_feature_index"]
+            left, right = add(node["left"]), add(node["right"])
+            rows[position] = places[feature], node["split"]["border"], left, right, goes_left[feature], 0.0
+        else:
+            rows[position] = 0, 0.0, -1, -1, False, float(np.ravel(node["value"])[target]) * scale
+        return position
+
+    add(root)
+    feature, threshold, left, right, default_left, value = map(np.array, zip(*rows, strict=True))
+    return Tree(feature, threshold.astype(np.float32), left, right, default_left, value)
 
 
 _CATBOOST_LINKS = {
@@ -302,11 +363,11 @@ def _convert_classifier(scope: Any, operator: Any, container: Any) -> None:
 
 def _sums(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
     """Return [N, targets] 32-bit floats, the sums of the trees' leaves."""
-    rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.FLOAT if boosting.is_single else 11)
+    rows = _features(graph, operator, boosting)
     if not np.isnan(boosting.missing):
         missing, nan = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (boosting.missing, np.nan))
         rows = graph.node("Where", [graph.node("Equal", [rows, missing]), nan, rows])
-    trees = boosting.trees
+    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in boosting.trees), strict=True)
     leaf = np.concatenate([tree.left < 0 for tree in trees])
     sizes = [len(tree.left) for tree in trees]
     owners = np.repeat(np.arange(len(trees)), sizes)
@@ -333,7 +394,7 @@ def _sums(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
         nodes_treeids=owners.tolist(),
         nodes_nodeids=positions.tolist(),
         nodes_featureids=inner("feature"),
-        nodes_modes=np.where(leaf, "LEAF", boosting.mode).tolist(),
+        nodes_modes=np.concatenate(modes).tolist(),
         nodes_truenodeids=inner("left"),
         nodes_falsenodeids=inner("right"),
         nodes_missing_value_tracks_true=inner("default_left"),
@@ -342,6 +403,27 @@ def _sums(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
         target_ids=np.array(boosting.targets)[owners[leaf]].tolist(),
         **numbers,
     )
+
+
+def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
+    """Return the columns as numbers, [N, features], with the code of each category; NaN for a text that is none."""
+    kind = TensorProto.FLOAT if boosting.is_single else TensorProto.DOUBLE
+    texts = [variable for variable in operator.inputs if isinstance(variable.type, StringTensorType)]
+    if not texts and not boosting.categories:
+        return graph.node("Cast", [graph.all_columns(operator)], to=kind)
+    if len(texts) != len(boosting.categories) or any(variable.type.shape[1] != 1 for variable in texts):
+        raise NotImplementedError("categories that are no columns of texts of their own")
+    known = dict(zip((variable.full_name for variable in texts), boosting.categories, strict=True))
+    columns = []
+    for variable in operator.inputs:
+        name = variable.full_name
+        if name in known:
+            codes = [float(code) for code in range(len(known[name]))]
+            name = graph.node(
+                "LabelEncoder", [name], keys_strings=list(known[name]), values_floats=codes, default_float=np.nan
+            )
+        columns.append(graph.node("Cast", [name], to=kind))
+    return graph.node("Concat", columns, axis=1)
 
 
 _ESTIMATORS = {

@@ -35,7 +35,11 @@ THREE = np.digitize(SCORE, [-1, 1])
 TEXT = np.array(["low", "middle", "high"])[THREE]
 COUNTS = DRAW.poisson(np.exp(np.clip(SCORE, -2, 2)))
 TARGETS = np.c_[SCORE, 2 * SCORE, -SCORE]
-KINDS = FULL.assign(kind=pd.Categorical(TEXT))
+MANY = pd.Categorical(DRAW.choice([f"gate {number}" for number in range(40)], ROWS))
+KINDS = FULL.assign(kind=pd.Categorical(TEXT), many=MANY).mask(DRAW.random((ROWS, 6)) < 0.05)
+ACCENTS = KINDS.assign(many=KINDS["many"].cat.rename_categories(lambda name: name.replace("gate", "café")))
+CODES = FULL.assign(code=pd.Categorical(THREE))
+OF_KINDS = ((TEXT == "high") ^ (MANY.codes % 3 == 0)).astype(int)
 ZEROS = FULL.round()
 
 
@@ -85,6 +89,10 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         FULL,
     ),
     "xgboost, native classes": (lambda: native_xgboost(THREE, objective="multi:softprob", num_class=3), FULL),
+    "xgboost, categories": (
+        lambda: xgb(enable_categorical=True, max_cat_to_onehot=2, max_cat_threshold=64).fit(KINDS, OF_KINDS),
+        KINDS,
+    ),
     "xgboost in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(FULL, THREE), FULL),
     "xgboost in a search": (
         lambda: GridSearchCV(make_pipeline(SimpleImputer(), xgb()), {"xgbclassifier__max_depth": [2, 3]}, cv=2).fit(
@@ -107,6 +115,10 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
         FULL,
     ),
     "lightgbm, native": (lambda: native_lightgbm(TWO, objective="binary"), FULL),
+    "lightgbm, categories": (
+        lambda: lgbm(max_cat_to_onehot=1, min_data_per_group=2, cat_smooth=0.1).fit(ACCENTS, OF_KINDS),
+        ACCENTS,
+    ),
     "lightgbm, calibrated": (lambda: CalibratedClassifierCV(lgbm(), cv=2).fit(FULL, TWO), FULL),
     "lightgbm in a pipeline": (lambda: make_pipeline(StandardScaler(), lgbm()).fit(FULL, THREE), FULL),
     "catboost, two classes": (lambda: cat().fit(GAPS, TWO), GAPS),
@@ -114,6 +126,7 @@ PROVEN: dict[str, tuple[Fit, pd.DataFrame]] = {
     "catboost, missing is the largest": (lambda: cat("Regressor", nan_mode="Max").fit(GAPS, SCORE), GAPS),
     "catboost, counts": (lambda: cat("Regressor", loss_function="Poisson").fit(FULL, COUNTS), FULL),
     "catboost, several targets": (lambda: cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS), FULL),
+    "catboost, trees of other shapes": (lambda: cat(grow_policy="Lossguide").fit(GAPS, THREE), GAPS),
     "catboost in a pipeline": (lambda: make_pipeline(StandardScaler(), cat()).fit(FULL, TWO), FULL),
     "both in a stack": (
         lambda: StackingClassifier([("x", xgb()), ("l", lgbm())], LogisticRegression(), cv=2).fit(FULL, TWO),
@@ -130,7 +143,8 @@ def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
 
 
 REFUSED: dict[str, tuple[Fit, str]] = {
-    "xgboost, categories": (lambda: xgb(enable_categorical=True).fit(KINDS, TWO), "trees that split by categories"),
+    "xgboost, accents": (lambda: xgb(enable_categorical=True).fit(ACCENTS, TWO), "categories that are not ASCII"),
+    "xgboost, codes": (lambda: xgb(enable_categorical=True).fit(CODES, TWO), "categories that are no texts"),
     "xgboost, vector leaves": (
         lambda: xgb("Regressor", multi_strategy="multi_output_tree").fit(FULL, TARGETS),
         "several values in each leaf",
@@ -140,15 +154,14 @@ REFUSED: dict[str, tuple[Fit, str]] = {
         "gblinear, which has no trees",
     ),
     "xgboost, hinge": (lambda: xgb(objective="binary:hinge").fit(FULL, TWO), "the objective binary:hinge"),
-    "lightgbm, categories": (lambda: lgbm().fit(KINDS, TWO), "trees that split by categories"),
+    "lightgbm, codes": (lambda: lgbm().fit(CODES, TWO), "categories that are no texts"),
     "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), "linear leaves"),
     "lightgbm, zeros": (lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE), "0 counts as missing"),
     "lightgbm, square roots": (lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS), "regression sqrt"),
     "catboost, categories": (
-        lambda: cat(cat_features=["kind"]).fit(KINDS.astype({"kind": str}), TWO),
+        lambda: cat(cat_features=["code"]).fit(CODES, TWO),
         "features that are no numbers",
     ),
-    "catboost, lossguide": (lambda: cat(grow_policy="Lossguide").fit(FULL, TWO), "trees that are not symmetric"),
 }
 
 
@@ -156,7 +169,7 @@ REFUSED: dict[str, tuple[Fit, str]] = {
 def test_a_booster_without_a_form_says_why_and_what_is_left(case: tuple[Fit, str]) -> None:
     fit, reason = case
     with pytest.raises(ConversionError, match=rf"{reason}.*served as pyfunc"):
-        wrap(fit(), KINDS if "categor" in reason or "no numbers" in reason else FULL)
+        wrap(fit(), ACCENTS if "ASCII" in reason else CODES if "no texts" in reason or "no numbers" in reason else FULL)
 
 
 def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path: Path) -> None:
