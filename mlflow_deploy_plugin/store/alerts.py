@@ -71,15 +71,13 @@ class Alerts:
     def firing(self, endpoint: str | None = None) -> list[Alert]:
         """Return the firing alerts, oldest first."""
         query = select(AlertRow).filter_by(state=FIRING, **given(endpoint=endpoint)).order_by(AlertRow.id)
-        with self._store.transaction() as session:
-            return [from_row(row, Alert) for row in session.scalars(query)]
+        return self._store.read(query, Alert)
 
     def recent(self) -> list[Alert]:
         """Return the alerts that are firing or have changed within the last days, oldest first."""
         since = self._store.now() - _REMEMBERED
         query = select(AlertRow).where(or_(AlertRow.state == FIRING, AlertRow.last_at > since)).order_by(AlertRow.id)
-        with self._store.transaction() as session:
-            return [from_row(row, Alert) for row in session.scalars(query)]
+        return self._store.read(query, Alert)
 
     def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
         """Write what `change` makes of the firing alert, or of None if there is none. Nothing if it returns None."""
@@ -135,8 +133,7 @@ class Silences:
         """Return the silences that hold now, oldest first."""
         query = select(SilenceRow).where(SilenceRow.until > self._store.now()).order_by(SilenceRow.id)
         query = query.filter_by(**given(endpoint=endpoint))
-        with self._store.transaction() as session:
-            return [from_row(row, Silence) for row in session.scalars(query)]
+        return self._store.read(query, Silence)
 
     def end(self, number: int, actor: str | None = None) -> Silence | None:
         """End the silence now, with its audit event. Return None if no silence of this number holds."""

@@ -118,8 +118,7 @@ class Monitors:
         """Return the stored states, by name."""
         query = select(MonitorRow).filter_by(**given(endpoint=endpoint))
         query = query.order_by(MonitorRow.endpoint, MonitorRow.monitor)
-        with self._store.transaction() as session:
-            return [from_row(row, MonitorState) for row in session.scalars(query)]
+        return self._store.read(query, MonitorState)
 
     def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
         """Pause or resume the monitor, with its audit event. Return False if it was so already."""
@@ -193,8 +192,7 @@ class Monitors:
         """Return the revisions of a window in their order, scheduled and by hand."""
         same = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}
         query = select(MonitorWindowRow).filter_by(**same).order_by(MonitorWindowRow.revision, MonitorWindowRow.id)
-        with self._store.transaction() as session:
-            return [from_row(row, MonitorWindow) for row in session.scalars(query)]
+        return self._store.read(query, MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
         """Write the fields of a window that may change.
@@ -259,8 +257,7 @@ class Monitors:
             query = query.where(MonitorWindowRow.state.in_(states))
         if since is not None:
             query = query.where(MonitorWindowRow.end > since)
-        with self._store.transaction() as session:
-            return [from_row(row, MonitorWindow) for row in reversed(session.scalars(query).all())]
+        return self._store.read(query, MonitorWindow)[::-1]
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,7 @@ class Retrainings:
         query = select(RetrainingRow).filter_by(**given(endpoint=endpoint, model=model)).order_by(RetrainingRow.id)
         if live:
             query = query.where(RetrainingRow.ended_at.is_(None))
-        with self._store.transaction() as session:
-            return [from_row(row, Retraining) for row in session.scalars(query)]
+        return self._store.read(query, Retraining)
 
     def get(self, number: int) -> Retraining | None:
         """Return the retraining as it is now; None if there is none of this number."""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import URL, Engine, delete, select, update
+from sqlalchemy import URL, Engine, Select, delete, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.store.tables import (
     MonitorRow,
     MonitorWindowRow,
     RolloutRow,
+    ValueT,
     from_row,
     given,
     write_fields,
@@ -246,8 +247,7 @@ class Store:
         """
         query = select(AuditRow).filter_by(**given(endpoint=endpoint, model=model))
         query = query.order_by(AuditRow.id.desc()).limit(limit)
-        with self.transaction() as session:
-            return [from_row(row, AuditEvent) for row in reversed(session.scalars(query).all())]
+        return self.read(query, AuditEvent)[::-1]
 
     def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str, event: AuditEvent | None = None) -> Rollout:
         """Add a rollout, together with its event.
@@ -275,8 +275,7 @@ class Store:
         query = select(RolloutRow).filter_by(**given(endpoint=endpoint)).order_by(RolloutRow.id)
         if live:
             query = query.where(RolloutRow.ended_at.is_(None))
-        with self.transaction() as session:
-            return [from_row(row, Rollout) for row in session.scalars(query)]
+        return self.read(query, Rollout)
 
     def rollout(self, number: int) -> Rollout | None:
         """Return the rollout as it is now; None if there is none of this number."""
@@ -371,6 +370,11 @@ class Store:
             raise
         except DBAPIError as error:
             raise store_unavailable(self._engine.url, error) from None
+
+    def read(self, query: Select[Any], kind: type[ValueT]) -> list[ValueT]:
+        """Return the rows of a query as frozen dataclasses. For the modules of this package."""
+        with self.transaction() as session:
+            return [from_row(row, kind) for row in session.scalars(query)]
 
     def _read_endpoints(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
         endpoints, unreadable = [], []
