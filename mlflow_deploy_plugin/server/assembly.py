@@ -83,7 +83,8 @@ def open_server(state_dir: Path) -> Server:
                 graph_cache=state_dir / _GRAPH_CACHE,
             )
 
-    repository = Repository(state_dir, load, metrics.set_served_versions)
+    repository = Repository(state_dir, load)
+    repository.add_listener(metrics.set_served_versions)
     settings = load_settings()
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url)
     server = Server(

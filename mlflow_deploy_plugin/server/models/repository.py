@@ -57,7 +57,6 @@ class Repository:
     Args:
         state_dir: the server's state folder, see `statedir/`.
         load: makes a version ready to answer, from its MLmodel folder (loaded and warmed).
-        on_change: called with the new table after every change.
 
     Attributes:
         state_dir: the server's state folder.
@@ -67,18 +66,13 @@ class Repository:
             them.
     """
 
-    def __init__(
-        self,
-        state_dir: Path,
-        load: Callable[[Path], WarmVersion],
-        on_change: Callable[[ServedTable], None] = lambda table: None,
-    ) -> None:
+    def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
         self.state_dir = state_dir
         self.table: ServedTable = {}
         self.unloaded: tuple[str, ...] = ()
         self.has_pyfuncs = False
         self._load = load
-        self._listeners = [on_change]
+        self._listeners: list[Callable[[ServedTable], None]] = []
         self._publishing = threading.Lock()
         self._applied: dict[str, WantedEndpoint] = {}
         self._errors: dict[str, dict[str, str]] = {}

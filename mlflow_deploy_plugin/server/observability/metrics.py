@@ -93,15 +93,15 @@ _SHADOW_DURATION = Metric(
     tuple(f"{bound:g}" for bound in SECONDS),
 )
 
-_STATISTICS: dict[str, tuple[str, ...]] = {
-    _REQUESTS.name: ("requests", "failures"),
-    _REQUEST_DURATION.name: ("request_seconds",),
-    _LAST_REQUEST.name: ("last_request",),
-    _BATCH_ROWS.name: ("rows", "batches"),
-    _QUEUE_SECONDS.name: ("queue_seconds",),
-    _COMPUTE_SECONDS.name: ("compute_seconds",),
+_STATISTICS = {
+    _REQUESTS.name: "requests",
+    _REQUEST_DURATION.name: "request_seconds",
+    _LAST_REQUEST.name: "last_request",
+    _BATCH_ROWS.name: "rows",
+    _QUEUE_SECONDS.name: "queue_seconds",
+    _COMPUTE_SECONDS.name: "compute_seconds",
 }
-"""The metrics that `Statistics` is made of: the field of a series' value, and another field that it adds to."""
+"""The metrics that `Statistics` is made of, and the field of a series' value."""
 
 Label = str | int | float | bool
 RequestLabels = tuple[str, str, str, str, str, str]
@@ -356,15 +356,15 @@ class Metrics:
         """Return what each (endpoint, model, version) has done, summed over all workers, as V2 needs it."""
         summed: dict[tuple[str, str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
         for family in read_families(self.folder):
-            if (fields := _STATISTICS.get(family.name)) is None:
+            if (field := _STATISTICS.get(family.name)) is None:
                 continue
             for series in family.series.values():
                 labels = series.labels
                 values = summed[labels["endpoint"], labels["model"], labels["version"]]
-                values[fields[0]] += series.value
-                if fields[1:] == ("batches",):
+                values[field] += series.value
+                if field == "rows":
                     values["batches"] += series.count
-                elif fields[1:] == ("failures",) and not _is_success(labels["status"]):
+                elif field == "requests" and not _is_success(labels["status"]):
                     values["failures"] += series.value
         return {
             labels: Statistics(**{k: v if k.endswith(("seconds", "request")) else int(v) for k, v in values.items()})  # type: ignore[arg-type]

@@ -95,7 +95,8 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
         tools.want(tmp_path, generation, variants)
         repository.poll()
 
-    repository = Repository(tmp_path, load, lambda table: tables.append(len(table)))
+    repository = Repository(tmp_path, load)
+    repository.add_listener(lambda table: tables.append(len(table)))
     names = [f"m{number}" for number in range(10)]
     want(1, names, "m9")
     assert len(loads) == 10
