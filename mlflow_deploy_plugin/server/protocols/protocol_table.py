@@ -4,7 +4,8 @@ Each module of this folder knows the bytes of one protocol. A `Protocol` binds s
 the request: its schema, its artifact, and whether it is a pyfunc. A pyfunc reads and writes the forms of MLflow itself,
 since objects, dates and params have no form as arrays.
 
-The short protocol of the guides: `/predict` for one record, `/predict/batch` for many.
+Three protocols are small documents of JSON, and stand here:
+The guides' own: `/predict` for one record, `/predict/batch` for many.
 Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...]}`, one element an instance
 (https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
 Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of MLflow models without code
