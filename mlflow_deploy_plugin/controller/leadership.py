@@ -27,6 +27,7 @@ STORE_LEASE = "controller"
 LEASE_SECONDS = 15.0
 _FAILURE_SECONDS = 2.0
 _LOOK_SECONDS = 0.2
+_NAME = ".place"
 
 
 def controller_name() -> str:
@@ -180,11 +181,12 @@ def log_errors(function: Callable[[], object]) -> None:
         _log.exception("the controller goes on; something that it does has failed")
 
 
-_NAME = ".place"
-
-
 def rollouts_lease_name(settings: Settings) -> str:
     """Return the name of the lease for the rollouts of this machine's servers; empty if there never was a server.
+
+    A rollout is run by a controller that sees the state folder of its endpoint's server. The state folders of a machine
+    have a name of their own, and the holder of the lease of this name works on all of them. So controllers in pods, and
+    those next to other servers of the same store, neither run such a rollout nor block it.
 
     Raises:
         OSError: the state folders cannot be read, or written.

@@ -108,6 +108,8 @@ def served_version(observed: ObservedEndpoint) -> str:
 def answering_version(deployments: Deployments, endpoint: str, model: str) -> str:
     """Return the version of the model that answers now; empty while a rollout decides it, or if it is unknown.
 
+    Model and version may change while a retraining takes minutes to days.
+
     Raises:
         ServedModelChanged: the endpoint serves another one by now.
         NotFound: there is no such endpoint.

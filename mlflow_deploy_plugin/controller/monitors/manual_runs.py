@@ -280,9 +280,12 @@ def run_files(
 ) -> tuple[MonitorWindow, EvaluatedWindow]:
     """Compare the rows of a file with those of another, and log the report to the experiment `onnxserve/NAME`.
 
-    Nothing is written but the run. The columns are those of the files. If both files say when each row happened, the
-    rows are one window, as long as they last, compared with windows of the reference. Otherwise rows are compared with
-    rows, taken as independent, and a note says so.
+    This is for somebody who has two tables and no endpoint yet. The rows become one window of a temporary log that
+    holds the file alone; verdict and report are those of a drift monitor. Nothing is written but the run.
+
+    The columns are those of the files. If both files say when each row happened, the rows are one window, as long as
+    they last, compared with windows of the reference. Otherwise rows are compared with rows, taken as independent, and
+    a note says so.
 
     Args:
         name: an endpoint's name; the endpoint need not exist.

@@ -104,7 +104,7 @@ def watch_training(context: RetrainingContext, one: Retraining) -> None:
     elif is_late:
         _end_late(context, one, plan)
     elif run.status == "KILLED" or _is_here(one) or _is_silent(context, one, run):
-        attempt = one.figures["attempt"]
+        attempt = one.figures["attempt"]  # it was killed, or the machine has stopped
         end_training(one)
         if attempt >= MAX_TRAININGS:
             context.fail(one, f"the run was killed {attempt} times: {_last_line(context, one)}")

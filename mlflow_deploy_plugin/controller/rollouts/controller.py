@@ -54,7 +54,9 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class RolloutActions:
-    """Does the actions of rollouts.
+    """Does the actions of rollouts: adds and removes deployments, sets the traffic, moves the registry.
+
+    Every action looks first whether it is done already, so that it may be done again after a crash in the middle of it.
 
     Attributes:
         actor: stands in the audit trail for what is done.
