@@ -1,6 +1,6 @@
 """Retraining: an alarm, a schedule or a person starts a run of the model's project, and a rollout serves its version.
 
-plan            the plan of a retraining, its cause, and its events in the audit trail
+plan            the plan of a retraining, and the context of its steps
 trigger         starts one: on an alarm, with cool-down and budget; by a schedule; for a person
 runner          the states, one step after the other; the best place to begin reading
 training        from the rows to the end of the run; process and tracking are its parts
