@@ -1,13 +1,15 @@
 """The methods of the gRPC services.
 
 An infer call goes through `inference/pipeline.py` like every prediction, with the message as its body. The methods
-about models and the server are in `management.py`. This module has what the wire adds: metadata, status codes,
-deadlines, streams.
+about models and the server have the documents of V2's REST form (`inference/management.py`): Triton made both with the
+same fields, and where REST has a bare array or object, the message has it in a field. This module has what the wire
+adds: metadata, status codes, deadlines, streams.
 
 Status codes are paired with HTTP's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
 but 413 and 429 are both RESOURCE_EXHAUSTED: gRPC itself answers so if a message exceeds its limit.
 """
 
+import base64
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -17,17 +19,20 @@ from urllib.parse import unquote
 import grpc
 import orjson
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidRequest, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.server.grpc import management, tensors
+from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.grpc.calls import OpenCalls
+from mlflow_deploy_plugin.server.inference import management as documents
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure, infer
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
+from mlflow_deploy_plugin.server.protocols import v2, v2_extensions
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, EncodedResponse, Protocol
 
@@ -49,21 +54,29 @@ _CODES = {
 }
 
 
+INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+_WATCH_SECONDS = 0.5
+_STATUS = messages.HealthCheckResponse.ServingStatus
+
+ManagementMethod = Callable[[Server, Any], dict[str, Any]]
+"""Answers a method, given the server and its message: returns the fields of the response."""
+
+
 def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
     """Return the handlers of all methods; gRPC itself answers UNIMPLEMENTED for others."""
     methods = {
         "ModelInfer": _unary(calls, partial(_model_infer, server)),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(partial(_model_stream_infer, server, calls)),
     }
-    for name, method in management.METHODS.items():
+    for name, method in METHODS.items():
         methods[name] = _unary(calls, _management_call(server, name, method))
     health = {
-        "Check": _unary(calls, _management_call(server, "HealthCheck", management.check_health)),
-        "Watch": grpc.stream_stream_rpc_method_handler(partial(management.watch_health, server, calls)),
+        "Check": _unary(calls, _management_call(server, "HealthCheck", check_health)),
+        "Watch": grpc.stream_stream_rpc_method_handler(partial(watch_health, server, calls)),
     }
     return [
-        grpc.method_handlers_generic_handler(management.INFERENCE, methods),
-        grpc.method_handlers_generic_handler(management.HEALTH, health),
+        grpc.method_handlers_generic_handler(INFERENCE, methods),
+        grpc.method_handlers_generic_handler(HEALTH, health),
     ]
 
 
@@ -80,7 +93,7 @@ def _unary(calls: OpenCalls, answer: Callable[[bytes, grpc.ServicerContext], byt
 
 
 def _management_call(
-    server: Server, name: str, method: management.ManagementMethod
+    server: Server, name: str, method: ManagementMethod
 ) -> Callable[[bytes, grpc.ServicerContext], bytes]:
     request_type, response_type = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
@@ -172,7 +185,7 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
 
 def _raw_request(method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
-    return RawRequest("POST", f"/{management.INFERENCE}/{method}", headers, body, address_of(context.peer()))
+    return RawRequest("POST", f"/{INFERENCE}/{method}", headers, body, address_of(context.peer()))
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
@@ -188,3 +201,85 @@ def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 def address_of(peer: str) -> str:
     """Return the address in gRPC's `ipv4:127.0.0.1:5001` or `ipv6:%5B::1%5D:5001`."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
+def check_health(server: Server, message: messages.HealthCheckRequest) -> dict[str, Any]:
+    """Answer `grpc.health.v1.Health/Check`, for the whole server or one of its services."""
+    status = _health_status(server, message.service)
+    if status == _STATUS.SERVICE_UNKNOWN:
+        raise NotFound(f"there is no service {message.service[:100]!r}")
+    return {"status": _STATUS.Name(status)}
+
+
+def watch_health(
+    server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
+) -> Iterator[bytes]:
+    """Answer `grpc.health.v1.Health/Watch` with the status now and after every change.
+
+    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status like another, and a
+    server that ends says NOT_SERVING first. A watcher takes a place among the streams of its worker.
+    """
+    with calls.stream(context):
+        try:
+            service = messages.HealthCheckRequest.FromString(calls.receive_one(context, bodies) or b"").service
+        except DecodeError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
+            raise
+        sent, is_draining = None, False
+        while context.is_active() and not is_draining:
+            status = _health_status(server, service)
+            if status != sent:
+                yield messages.HealthCheckResponse(status=status).SerializeToString()
+                sent = status
+            is_draining = calls.wait_for_drain(_WATCH_SECONDS)
+        if is_draining and sent == _STATUS.SERVING:
+            yield messages.HealthCheckResponse(status=_STATUS.NOT_SERVING).SerializeToString()
+
+
+def _health_status(server: Server, service: str) -> messages.HealthCheckResponse.ServingStatus:
+    if service not in ("", INFERENCE, HEALTH):
+        return _STATUS.SERVICE_UNKNOWN
+    return _STATUS.NOT_SERVING if server.repository.not_ready_reason() else _STATUS.SERVING
+
+
+def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[str, Any]:
+    """Call a missing model not ready, as Triton does: otherwise its clients' `is_model_ready` would raise."""
+    try:
+        return documents.model_ready(server, message.name, message.version or None)
+    except (NotFound, NotReady):
+        return {"ready": False}
+
+
+def _control(change: Callable[[Server, str, Mapping[str, Any]], None]) -> ManagementMethod:
+    """Return the method of a load or an unload; parameters that are bytes (files) come in base64, as over REST."""
+
+    def method(server: Server, message: Any) -> dict[str, Any]:
+        parameters: dict[str, Any] = {}
+        for name, parameter in message.parameters.items():
+            kind = parameter.WhichOneof("parameter_choice")
+            value = getattr(parameter, kind) if kind else None
+            parameters[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        change(server, message.model_name, parameters)
+        return {}
+
+    return method
+
+
+METHODS: dict[str, ManagementMethod] = {
+    "ServerLive": lambda server, message: {"live": True},
+    "ServerReady": lambda server, message: {"ready": not server.repository.not_ready_reason()},
+    "ServerMetadata": lambda server, message: v2.server_metadata(),
+    "ModelReady": _model_ready,
+    "ModelMetadata": lambda server, message: documents.model_metadata(server, message.name, message.version or None),
+    "ModelConfig": lambda server, message: {
+        "config": documents.model_config(server, message.name, message.version or None)
+    },
+    "ModelStatistics": lambda server, message: documents.model_statistics(
+        server, message.name or None, message.version or None
+    ),
+    "RepositoryIndex": lambda server, message: {
+        "models": v2_extensions.repository_index(server.repository, message.ready)
+    },
+    "RepositoryModelLoad": _control(documents.load_model),
+    "RepositoryModelUnload": _control(documents.unload_model),
+}

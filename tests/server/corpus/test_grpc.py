@@ -7,7 +7,8 @@ import grpc
 import pytest
 
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
-from mlflow_deploy_plugin.server.grpc import management
+from mlflow_deploy_plugin.server.grpc.service import HEALTH, INFERENCE
+from mlflow_deploy_plugin.server.grpc.service import METHODS as MANAGEMENT
 from tests.server.corpus.routes import IMAGE, MAX_BODY_BYTES
 from tests.support.waiting import free_port
 
@@ -15,9 +16,7 @@ _TENSOR = messages.ModelInferRequest.InferInputTensor(name="image", datatype="FP
 GOOD = messages.ModelInferRequest(
     model_name="tensor", inputs=[_TENSOR], raw_input_contents=[IMAGE.tobytes()]
 ).SerializeToString()
-METHODS = [f"/{management.INFERENCE}/{name}" for name in ("ModelInfer", *management.METHODS)] + [
-    f"/{management.HEALTH}/Check"
-]
+METHODS = [f"/{INFERENCE}/{name}" for name in ("ModelInfer", *MANAGEMENT)] + [f"/{HEALTH}/Check"]
 NOISE = {
     "bytes that are no message": b"\xff\xff\xff\xff",
     "half a message": GOOD[:-5],

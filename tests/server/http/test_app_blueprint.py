@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.server.http.blueprint import flask_rules
+from mlflow_deploy_plugin.server.http.app import flask_rules
 from mlflow_deploy_plugin.spec import ServerSpec
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
