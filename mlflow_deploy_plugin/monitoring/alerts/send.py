@@ -242,38 +242,32 @@ def _is_owed(alert: Alert, channel: Channel) -> bool:
 def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Sequence[tuple[Channel, bool]]) -> None:
     """Record which channels have had the alert, and whether these are all."""
     now = store.now()
-    number = alert.detail["number"]
+    what = f"{alert.endpoint}, monitor {alert.monitor}"
 
     def settled(found: Alert) -> Alert:
         known = dict(found.detail.get("channels", {}))
         for channel, is_taken in told:
+            if is_taken:
+                known[channel.id] = {"number": alert.detail["number"]}
+                continue
             before = known.get(channel.id, {})
-            known[channel.id] = {"number": number} if is_taken else _failed(before, alert, channel, now)
+            tries = before.get("tries", 0) + 1
+            pause = min(_FIRST_PAUSE * 2 ** min(tries - 1, 20), _LONGEST_PAUSE)
+            known[channel.id] = {**before, "tries": tries, "not_before": (now + pause).isoformat()}
+            if tries < _MOST_TRIES:
+                _log.warning("%s: %s did not take the alert; again in %d s", what, channel.name, pause.total_seconds())
+            else:
+                _log.error("%s: %s did not take the alert %d times and is not told of it", what, channel.name, tries)
         told_at = now if any(is_taken for _, is_taken in told) else found.told_at
         detail = {**found.detail, "channels": known, "claimed_until": ""}
         after = replace(found, detail=detail, told_at=told_at)
         is_told = not any(_is_owed(after, channel) for channel in channels)
         has_reached = any(channel.takes(after.detail.get("tags", ())) for channel in channels)
         if is_told and not has_reached:
-            _log.error(
-                "%s, monitor %s: no channel of ONNXSERVE_ALERT_CONFIG has one of its tags",
-                found.endpoint,
-                found.monitor,
-            )
+            _log.error("%s: no channel of ONNXSERVE_ALERT_CONFIG has one of its tags", what)
         return replace(after, detail={**detail, "is_told": is_told})
 
     Alerts(store).change_by_id(alert.id, settled)
-
-
-def _failed(before: dict[str, Any], alert: Alert, channel: Channel, now: datetime) -> dict[str, Any]:
-    tries = before.get("tries", 0) + 1
-    pause = min(_FIRST_PAUSE * 2 ** min(tries - 1, 20), _LONGEST_PAUSE)
-    what = f"{alert.endpoint}, monitor {alert.monitor}"
-    if tries < _MOST_TRIES:
-        _log.warning("%s: %s did not take the alert; again in %d s", what, channel.name, pause.total_seconds())
-    else:
-        _log.error("%s: %s did not take the alert %d times and is not told of it", what, channel.name, tries)
-    return {**before, "tries": tries, "not_before": (now + pause).isoformat()}
 
 
 def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:

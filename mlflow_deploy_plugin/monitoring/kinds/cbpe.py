@@ -125,7 +125,7 @@ def estimate(
         values=expected_metrics(answers, chances),
         errors=errors,
         windows=len(fitted.windows),
-        calibration_error=_calibration_error(fitted.windows, fitted.chances),
+        calibration_error=fitted.calibration_error,
         is_corrected=fitted.is_corrected,
     )
 
@@ -235,6 +235,17 @@ class _Calibrated:
     curve: Callable[[Array], Array]
     is_corrected: bool
 
+    @property
+    def calibration_error(self) -> float:
+        """Return the calibration error of the class that was called, over ten bins of as many rows each."""
+        pairs = list(zip(self.windows, self.chances, strict=True))
+        own = np.concatenate([used[np.arange(len(used)), one.answers.predicted] for one, used in pairs])
+        hit = np.concatenate([one.truth == one.answers.predicted for one, _ in pairs])
+        bins = np.minimum((rankdata(own, method="ordinal") - 1) * 10 // len(own), 9).astype(np.int64)
+        counts = np.bincount(bins, minlength=10)
+        apart = np.abs(np.bincount(bins, own, minlength=10) - np.bincount(bins, hit, minlength=10))
+        return float((apart / np.maximum(counts, 1) * counts).sum() / len(own))
+
 
 def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
     usable = [one for one in earlier if one.answers.probabilities is not None and len(one.truth)]
@@ -337,15 +348,3 @@ def _sampling_variances(
                 apart[name].append(value - middle)
     scale = len(chances) / rows
     return {name: float(np.square(ones).mean()) * scale for name, ones in apart.items() if len(ones) > _DRAWS // 2}
-
-
-def _calibration_error(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
-    """Return the calibration error of the class that was called, over ten bins of as many rows each."""
-    own = np.concatenate(
-        [used[np.arange(len(used)), one.answers.predicted] for one, used in zip(windows, chances, strict=True)]
-    )
-    hit = np.concatenate([one.truth == one.answers.predicted for one in windows])
-    bins = np.minimum((rankdata(own, method="ordinal") - 1) * 10 // len(own), 9).astype(np.int64)
-    weights = np.maximum(np.bincount(bins, minlength=10), 1)
-    apart = np.abs(np.bincount(bins, own, minlength=10) - np.bincount(bins, hit, minlength=10)) / weights
-    return float((apart * np.bincount(bins, minlength=10)).sum() / len(own))
