@@ -165,3 +165,5 @@ def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metr
     zero = labels.format(bound='le="0",')
     assert f"onnxserve_shadow_difference_bucket{{{zero}}} 2.0\n" in page
     assert f"onnxserve_shadow_duration_seconds_count{{{labels.format(bound='')}}} 2.0\n" in page
+    second = labels.format(bound='le="1",')  # not "1.0", as in the other histograms: dashboards name it
+    assert f"onnxserve_shadow_duration_seconds_bucket{{{second}}} 2.0\n" in page
