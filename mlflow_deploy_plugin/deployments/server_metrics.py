@@ -1,4 +1,4 @@
-"""What a server has counted since its start, read from its page `/metrics`. The controller and the console use it.
+"""Counters of a server since its start, read from its page `/metrics`. The controller and the console use it.
 
 The counters are the server's own, summed over its workers and protocols. They begin at zero with each server; a lower
 value than before is taken for a restart, as Prometheus does.

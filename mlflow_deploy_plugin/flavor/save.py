@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.spec import Device
 
 PARITY_TAG = "onnxserve.parity"
 FALLBACK_TAG = "onnxserve.fallback"
-"""Why a model was logged by MLflow's own flavor."""
+"""The tag with the reason why MLflow's own flavor has logged a model."""
 _LONGEST_TAG = 5000
 _EXAMPLE_ROWS = 5
 

@@ -213,7 +213,7 @@ _OF_CONFUSION: Mapping[str, Callable[[Array, Array], Array]] = {
     "precision": lambda true, called: called,
     "recall": lambda true, called: true,
 }
-"""What the hits are divided by, of the true and the called rows of each label."""
+"""The divisor of the hits, made of the true and the called rows of each label."""
 
 
 def _probabilities(one: LabelledWindow) -> Array:

@@ -448,7 +448,7 @@ def register() -> None:
 
 
 _OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
-"""What skl2onnx asks of a classifier, also of one within an ensemble."""
+"""The options that skl2onnx asks of a classifier, also of one within an ensemble."""
 
 
 def _parse_classifier(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:

@@ -49,7 +49,7 @@ side lacks, share of rows with a number beyond the other side's range."""
 MIN_COMPARED_ROWS = 30
 MAX_WINDOWS = 500
 SEED = 0
-"""Of all that nulls draw at random, so that the same reference has the same threshold."""
+"""The seed of all that nulls draw at random, so that the same reference has the same threshold."""
 
 
 @dataclass(frozen=True, eq=False)
