@@ -16,13 +16,6 @@ from mlflow_deploy_plugin.registry.connection import (
     set_service_timeouts,
     unavailable_message,
 )
-from mlflow_deploy_plugin.registry.history import (
-    STARTED_AT,
-    event_as_json,
-    event_history,
-    models_served_by,
-    without_step_events,
-)
 from mlflow_deploy_plugin.registry.model_files import LoggedColumns, download, logged_columns, refuse_links
 from mlflow_deploy_plugin.registry.model_uri import (
     ModelURI,
@@ -72,9 +65,13 @@ from mlflow_deploy_plugin.registry.tags import (
 )
 from mlflow_deploy_plugin.registry.transitions import (
     ROLLED_BACK_TAG,
+    STARTED_AT,
     PreviousVersion,
     StageOrAlias,
     current_version,
+    event_as_json,
+    event_history,
+    models_served_by,
     move_version,
     parse_stage_or_alias,
     previous_in_registry,
@@ -82,6 +79,7 @@ from mlflow_deploy_plugin.registry.transitions import (
     rolled_back_refusal,
     version_at,
     was_rolled_back,
+    without_step_events,
 )
 
 __all__ = [

@@ -1,6 +1,18 @@
 from . import (
     protocols as protocols,
 )
+from .assembly import (
+    Cloud as Cloud,
+)
+from .assembly import (
+    read_cloud as read_cloud,
+)
+from .capture.captured_model import (
+    MASK_KEY as MASK_KEY,
+)
+from .capture.captured_model import (
+    ColumnMask as ColumnMask,
+)
 from .capture.codec import (
     Feedback as Feedback,
 )
@@ -22,12 +34,6 @@ from .capture.frames import (
 from .capture.frames import (
     shipped_bytes as shipped_bytes,
 )
-from .capture.masking import (
-    MASK_KEY as MASK_KEY,
-)
-from .capture.masking import (
-    ColumnMask as ColumnMask,
-)
 from .capture.reader import (
     CapturedBatch as CapturedBatch,
 )
@@ -39,12 +45,6 @@ from .capture.reader import (
 )
 from .capture.reader import (
     read_batches as read_batches,
-)
-from .clouds import (
-    Cloud as Cloud,
-)
-from .clouds import (
-    read_cloud as read_cloud,
 )
 from .device import (
     require_device as require_device,

@@ -15,7 +15,6 @@ Field names, defaults, bounds and descriptions stand here once: `-C server.port=
 `mlflow deployments help -t onnxserve` and the reference page of the docs are made from them.
 """
 
-from mlflow_deploy_plugin.spec.criteria import Condition, Requirement, parse_condition
 from mlflow_deploy_plugin.spec.document import (
     add_variant,
     apply_config,
@@ -32,9 +31,12 @@ from mlflow_deploy_plugin.spec.monitors import (
     KINDS_WITH_REFERENCE,
     MIN_LABELLED_WINDOWS,
     REGRESSION,
+    Condition,
     MonitorKind,
     MonitorSpec,
+    Requirement,
     RetrainSpec,
+    parse_condition,
 )
 from mlflow_deploy_plugin.spec.parts import (
     CaptureSpec,

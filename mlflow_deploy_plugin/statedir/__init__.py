@@ -16,7 +16,7 @@
     metrics             gunicorn                    a link to the folder of the workers' counters
     counted.json        gunicorn → agent            the rows that the last workers have counted
     progress.json       agent                       what it has shipped (`agent/progress.py`)
-    mask.key            workers                     the key of masked columns (`server/capture/masking.py`)
+    mask.key            workers                     the key of masked columns (`server/capture/captured_model.py`)
     graphs/             workers → workers           optimised graphs for the next start (`runtime/session.py`)
 
 Every file has one writer and is replaced by an atomic rename, so that a reader sees the old content or the new, never

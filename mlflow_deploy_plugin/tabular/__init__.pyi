@@ -11,8 +11,8 @@ from .files import open_output as open_output
 from .files import open_parquet as open_parquet
 from .files import output_format as output_format
 from .files import read_table as read_table
-from .write import table_writer as table_writer
-from .write import value_writer as value_writer
-from .write import values_of as values_of
+from .files import table_writer as table_writer
+from .files import value_writer as value_writer
+from .files import values_of as values_of
 
 __all__: list[str]

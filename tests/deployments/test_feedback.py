@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.server.capture.masking import ColumnMask
+from mlflow_deploy_plugin.server.capture.captured_model import ColumnMask
 from mlflow_deploy_plugin.spec import apply_config, dump_spec, new_endpoint
 from tests.support.inference_log import LogWriter
 

@@ -35,7 +35,7 @@ NOT_IMPORTED_BY_US = {"boto3", "uvloop"}  # MLflow opens s3:// with the one, uvi
 
 NOT_TAKEN = [
     ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.store"),
-    ("mlflow_deploy_plugin.registry.history", "mlflow_deploy_plugin.store"),
+    ("mlflow_deploy_plugin.registry.transitions", "mlflow_deploy_plugin.store"),
 ]
 """Imports within functions that no serving process calls: of options of other commands, and of the audit trail."""
 

@@ -49,7 +49,7 @@ def next_due_window(
 
     A monitor begins with the window that holds the endpoint's creation. If the clock has gone back behind what is
     judged already, the monitor goes on with the window that holds now: what was judged too early is judged again when
-    its rows come (`late_data.py`).
+    its rows come (`maintenance.py`).
 
     Raises:
         InvalidConfig: the schedule cannot be read.

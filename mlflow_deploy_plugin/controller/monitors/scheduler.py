@@ -13,7 +13,7 @@ from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, log_errors
 from mlflow_deploy_plugin.controller.monitors.evaluation import IDLE_SECONDS, Evaluator, evaluator_in, judging_worker
-from mlflow_deploy_plugin.controller.monitors.late_data import EVERY_SECONDS
+from mlflow_deploy_plugin.controller.monitors.maintenance import EVERY_SECONDS
 from mlflow_deploy_plugin.controller.monitors.schedule import MAX_CATCH_UP, next_due_window, oldest_pending
 from mlflow_deploy_plugin.controller.monitors.window_runner import MAX_ATTEMPTS, Idle, OnAlarm, WindowRunner
 from mlflow_deploy_plugin.controller.work import WorkRunner

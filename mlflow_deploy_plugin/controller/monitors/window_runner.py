@@ -13,7 +13,7 @@ from enum import Enum
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, Evaluator, endpoint_log, window_request
-from mlflow_deploy_plugin.controller.monitors.late_data import add_revisions, files_digests
+from mlflow_deploy_plugin.controller.monitors.maintenance import add_revisions, files_digests
 from mlflow_deploy_plugin.controller.monitors.schedule import (
     MAX_CATCH_UP,
     Readiness,

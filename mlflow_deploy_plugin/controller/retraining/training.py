@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.controller.retraining import process, tracking
+from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.plan import TRAINING_FILES, RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.deployments import check_project
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -45,7 +45,7 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
     plan = plan_of(one)
     check_project(plan.project, plan.entry_point, plan.parameters)
     folder = context.folder(one)
-    types = tracking.column_types(plan.base_uri)
+    types = process.column_types(plan.base_uri)
     endpoint = context.deployments.store.endpoint(plan.endpoint)
     since = endpoint.rows_since if endpoint is not None else None
     data = collect_training_data(open_log(context.deployments.settings.inference_log, since), plan, folder, types)
@@ -68,9 +68,9 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
             for name, value in plan.parameters.items()
         },
     }
-    run_id = tracking.ensure_run(one, plan, figures["attempt"], parameters)
+    run_id = process.ensure_run(one, plan, figures["attempt"], parameters)
     if data.held_out is not None:
-        figures |= {"dataset": tracking.log_file(run_id, data.held_out), "target": data.target}
+        figures |= {"dataset": process.log_file(run_id, data.held_out), "target": data.target}
     running = replace(one, state="running", run_id=run_id, figures=figures, reason="")
     why = f"retraining {one.id} learns {data.rows:,} labelled rows up to {figures['window'].split('/')[1]}"
     detail = {name: figures[name] for name in ("held_out_rows", "window", "attempt")}
@@ -87,12 +87,12 @@ def watch_training(context: RetrainingContext, one: Retraining) -> None:
         if is_late:
             _end_late(context, one, plan)
         return
-    run = tracking.get_run(one.run_id)
+    run = process.get_run(one.run_id)
     if run.status == "FAILED" or (run.status == "RUNNING" and process.has_failed(one.run_id)):
-        tracking.end_run(one.run_id, "FAILED")
+        process.end_run(one.run_id, "FAILED")
         context.fail(one, f"the run failed: {_last_line(context, one)}")
-    elif version := tracking.registered_version(plan.model, one.run_id):
-        tracking.tag_provenance(one, plan, version)
+    elif version := process.registered_version(plan.model, one.run_id):
+        process.tag_provenance(one, plan, version)
         registered = replace(one, state="registered", version=version, reason="")
         why, before = f"run {one.run_id} of retraining {one.id} has registered it", f"version {plan.base_version}"
         context.write(registered, context.event("retrain.version", registered, before, f"version {version}", why, {}))
@@ -117,14 +117,14 @@ def end_training(one: Retraining) -> None:
     """End its processes and its run. A training on another machine ends itself when it sees that its run has ended."""
     if one.run_id:
         process.end(one.run_id)
-        tracking.end_run(one.run_id, "KILLED")
+        process.end_run(one.run_id, "KILLED")
 
 
 def _is_here(one: Retraining) -> bool:
     return bool(one.figures["host"] == process.host())
 
 
-def _is_silent(context: RetrainingContext, one: Retraining, run: tracking.TrainingRun) -> bool:
+def _is_silent(context: RetrainingContext, one: Retraining, run: process.TrainingRun) -> bool:
     """Return True if a training of another machine, or of this one before its restart, has ended without a word."""
     now, alive_at = context.now(), run.alive_at or _started_at(one)
     where = f"its training runs on {one.figures['host']}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow_deploy_plugin.runtime import Array, NarrowedFeeds
-from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel, encode_model
+from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, CapturedModel, ColumnMask, encode_model
 from mlflow_deploy_plugin.server.capture.codec import (
     EncodingPlan,
     Feedback,
@@ -35,7 +35,6 @@ from mlflow_deploy_plugin.server.capture.frames import (
     SUFFIX,
     spool_bytes,
 )
-from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,7 @@ import grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.grpc.calls import OpenCalls
-from mlflow_deploy_plugin.server.grpc.service import handlers
+from mlflow_deploy_plugin.server.grpc.service import OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import request_threads
 from mlflow_deploy_plugin.spec import ServerSpec
 

@@ -17,8 +17,7 @@ from types import MappingProxyType
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason
-from mlflow_deploy_plugin.server.capture.captured_model import exclude_columns
-from mlflow_deploy_plugin.server.capture.masking import MASK_KEY, ColumnMask
+from mlflow_deploy_plugin.server.capture.captured_model import MASK_KEY, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
 from mlflow_deploy_plugin.server.models.variants import (
     LoadedVersion,

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retraining import tracking
-from mlflow_deploy_plugin.controller.retraining.process import MARK, beat_until_ended
+from mlflow_deploy_plugin.controller.retraining.process import MARK, beat_until_ended, get_run
 from tests.support.tracking import tracking_at
 from tests.support.waiting import free_port, wait_until
 
@@ -50,14 +49,14 @@ def beating(run_id: str, process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 def test_it_says_again_and_again_that_it_runs(run_id: str) -> None:
     with training(run_id) as process, beating(run_id, process):
-        wait_until(lambda: tracking.get_run(run_id).alive_at is not None, 30, "it has said so")
-        first = tracking.get_run(run_id).alive_at
-        wait_until(lambda: tracking.get_run(run_id).alive_at != first, 30, "it has said so again")
+        wait_until(lambda: get_run(run_id).alive_at is not None, 30, "it has said so")
+        first = get_run(run_id).alive_at
+        wait_until(lambda: get_run(run_id).alive_at != first, 30, "it has said so again")
 
 
 def test_it_ends_with_its_run(run_id: str) -> None:
     with training(run_id) as process, beating(run_id, process):
-        wait_until(lambda: tracking.get_run(run_id).alive_at is not None, 30, "it has said so")
+        wait_until(lambda: get_run(run_id).alive_at is not None, 30, "it has said so")
         assert process.poll() is None
         MlflowClient().set_terminated(run_id, "KILLED")
         wait_until(lambda: process.poll() is not None, 30, "it has ended")

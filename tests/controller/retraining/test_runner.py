@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retraining import process, tracking
+from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.store.tables import RetrainingRow
 from tests.support.inference_log import ENDPOINT, MODEL
@@ -80,7 +80,7 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(world: 
     assert (ended.state, ended.reason) == ("failed", f"{said}: `onnxserve retrain {ENDPOINT}` starts another")
     assert world.said[-1] == f"{ENDPOINT}: retraining {ended.id} of {MODEL}: failed; {ended.reason}"
     assert world.deployments.store.events(ENDPOINT)[-1].action == "retrain.end"
-    assert state == "waiting" or tracking.get_run(ended.run_id).status == "KILLED"
+    assert state == "waiting" or process.get_run(ended.run_id).status == "KILLED"
 
 
 def test_a_rollout_of_a_retraining_whose_plan_cannot_be_read_is_followed_to_its_end(world: RetrainingWorld) -> None:

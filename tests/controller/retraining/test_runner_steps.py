@@ -8,7 +8,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retraining import process, tracking
+from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.store.alerts import Alerts
 from tests.support.inference_log import ENDPOINT, MODEL
@@ -114,7 +114,7 @@ def test_a_training_ends_by_itself_where_its_run_is_ended_from_another_machine(w
     begin(world, "hang")
     run_id = world.until("running").run_id
     wait_until(lambda: said(world), 90, "the project runs")
-    assert tracking.get_run(run_id).alive_at is not None
+    assert process.get_run(run_id).alive_at is not None
     MlflowClient().set_terminated(run_id, "KILLED")
     wait_until(lambda: not process.is_alive(run_id), 60, "it has ended")
 

@@ -9,9 +9,9 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.capture.captured_model import ColumnMask
 from mlflow_deploy_plugin.server.capture.codec import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.server.capture.frames import segments
-from mlflow_deploy_plugin.server.capture.masking import ColumnMask
 from mlflow_deploy_plugin.server.capture.reader import read_batches
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest

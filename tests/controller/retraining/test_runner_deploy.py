@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.controller.retraining import process, tracking
+from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.runner import (
     MAX_DEFECTS,
     RetrainingRunner,
@@ -192,7 +192,7 @@ def later(world: RetrainingWorld, **time: float) -> Retraining:
 
 def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(world: RetrainingWorld) -> None:
     running = world.at("running", **ELSEWHERE)
-    tracking.write_heartbeat(running.run_id, utc_now() + timedelta(minutes=30))
+    process.write_heartbeat(running.run_id, utc_now() + timedelta(minutes=30))
     waiting = later(world, minutes=31)
     assert (waiting.state, waiting.reason) == ("running", "its training runs on another 1a2b3c4d")
     world.register(running.run_id)
@@ -204,7 +204,7 @@ def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(
 def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: RetrainingWorld, says: str) -> None:
     running = world.at("running", **ELSEWHERE)
     if says == "it runs":
-        tracking.write_heartbeat(running.run_id, utc_now())
+        process.write_heartbeat(running.run_id, utc_now())
     silent = later(world, minutes=3)
     assert silent.state == "running"
     assert "its training runs on another 1a2b3c4d, or has ended: it has said nothing since" in silent.reason

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from mlflow_deploy_plugin.server.grpc.calls import OpenCalls
+from mlflow_deploy_plugin.server.grpc.service import OpenCalls
 from tests.support.waiting import wait_until
 
 

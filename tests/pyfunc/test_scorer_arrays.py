@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
-from mlflow_deploy_plugin.pyfunc.arrays import NotRepresentable, to_feeds, to_model_input, to_outputs
+from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, to_feeds, to_model_input, to_outputs
 from mlflow_deploy_plugin.runtime import Artifact, Column, pyfunc_schema, read_served_artifact
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
 from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
-from mlflow_deploy_plugin.controller.monitors.late_data import is_material
+from mlflow_deploy_plugin.controller.monitors.maintenance import is_material
 from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import Label

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.server.clouds import Cloud, read_cloud
+from mlflow_deploy_plugin.server.assembly import Cloud, read_cloud
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import free_port
 
