@@ -31,7 +31,7 @@ _COMMANDS = {
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
     "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
-    "feedback": ("mlflow_deploy_plugin.cli.feedback", "Bring labels of earlier predictions from a file."),
+    "feedback": ("mlflow_deploy_plugin.cli.predict", "Bring labels of earlier predictions from a file."),
     "drift": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic against the model's reference."),
 }
 """Name → (module with the command of this name, its line in `--help`)."""

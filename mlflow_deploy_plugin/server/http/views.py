@@ -206,29 +206,29 @@ def _tf_version(server: Server, endpoint: str, version: str | None, label: str |
 
 # The pages are imported on the first request for one: a server without readers need not hold their templates.
 def openapi(server: Server, routes: Sequence[tuple[str, str, Operation]], endpoint: str | None = None) -> RawResponse:
-    from mlflow_deploy_plugin.server.http.pages import site
+    from mlflow_deploy_plugin.server.http import pages
 
-    return site.openapi(server, routes, endpoint)
+    return pages.openapi(server, routes, endpoint)
 
 
 def try_page(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    from mlflow_deploy_plugin.server.http.pages import site
+    from mlflow_deploy_plugin.server.http import pages
 
-    return site.try_page(server, endpoint)
+    return pages.try_page(server, endpoint)
 
 
 def docs_page(
     server: Server, request: RawRequest, routes: Sequence[tuple[str, str, Operation]], endpoint: str | None = None
 ) -> RawResponse:
-    from mlflow_deploy_plugin.server.http.pages import site
+    from mlflow_deploy_plugin.server.http import pages
 
-    return site.docs_page(server, request, endpoint, routes)
+    return pages.docs_page(server, request, endpoint, routes)
 
 
 def page_asset(server: Server, request: RawRequest, name: str) -> RawResponse:
-    from mlflow_deploy_plugin.server.http.pages import site
+    from mlflow_deploy_plugin.server.http import pages
 
-    return site.asset(name)
+    return pages.asset(name)
 
 
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

@@ -1,1 +1,440 @@
-"""The pages of a server: try a model in the browser, and read what it takes. Templates, a stylesheet and scripts."""
+"""The pages, rendered from templates, and the headers that restrict them.
+
+Everything that comes from a model or a request is text to a page: the templates escape it, and the content security
+policy allows no script that is not a file of this package, and no other host.
+"""
+
+import json
+import re
+import secrets
+import shlex
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mlflow_deploy_plugin.errors import NotFound, NotReady, OnnxserveError
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.messages import RawResponse
+from mlflow_deploy_plugin.server.http.openapi import document, examples
+from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, DocumentedRoute, describe_endpoint
+from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
+from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.server.protocols.content import dump_json
+from mlflow_deploy_plugin.version import __version__
+
+_HERE = Path(__file__).parent
+_HTML = "text/html; charset=utf-8"
+_ASSETS = {
+    "page.css": "text/css; charset=utf-8",
+    "try.js": "text/javascript; charset=utf-8",
+    "answer.js": "text/javascript; charset=utf-8",
+    "pictures.js": "text/javascript; charset=utf-8",
+    "docs.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+_HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
+_MOST_ENDPOINTS = 500
+"""The endpoints that a page lists; the others are reached by their address."""
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+def asset(name: str) -> RawResponse:
+    """Return one of the files that the pages load."""
+    return RawResponse(200, _read_asset(name), _ASSETS[name], dict(HEADERS))
+
+
+def openapi(server: Server, routes: Iterable[DocumentedRoute], endpoint: str | None) -> RawResponse:
+    """Return the OpenAPI document, of all endpoints or of one.
+
+    Raises:
+        NotReady, NotFound: see `DataPlane.select_variant`, for one endpoint.
+    """
+    only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
+    body = _cached(server, ("openapi", only), lambda: dump_json(document.document(server, routes, only)))
+    return RawResponse(200, body, headers={"Cache-Control": "no-store"})
+
+
+def try_page(server: Server, endpoint: str | None) -> RawResponse:
+    """Return the page to try an endpoint (None: the default one). Before a model is loaded, a notice with 200."""
+    try:
+        subject = describe_endpoint(server, endpoint)
+    except (NotReady, NotFound) as error:
+        return _notice(server, error, endpoint)
+    schema, example, artifact = subject.schema, subject.example, subject.artifact
+    fields = form_fields(schema, example)
+    has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
+    page_data = {
+        "predictionPath": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
+        "isTable": bool(schema.columns),
+        "classes": list(artifact.classes),
+        "fields": [asdict(field) for field in fields],
+    }
+    pasted = (
+        examples.csv_example(example) if schema.columns else _json_text(examples.invocations_example(schema, example))
+    )
+    return _page("try.html", server, subject, fields=fields, page_data=page_data, pasted=pasted, example=example)
+
+
+def docs_page(
+    server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[DocumentedRoute]
+) -> RawResponse:
+    """Return the page with the routes, the fields and an example of one endpoint (None: the default one)."""
+    try:
+        subject = describe_endpoint(server, endpoint)
+    except (NotReady, NotFound) as error:
+        return _notice(server, error, endpoint)
+    scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else "http"
+    host = request.headers.get("host", "")
+    host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
+    placeholder = f"[{_HOST_PLACEHOLDER}]" if "[" in host else _HOST_PLACEHOLDER  # a shell's quotes depend on brackets
+
+    def build() -> bytes:
+        schema, example, base = subject.schema, subject.example, f"{scheme}://{placeholder}"
+        return _page(
+            "docs.html",
+            server,
+            subject,
+            fields=form_fields(schema, example),
+            outputs=subject.artifact.outputs,
+            snippets=snippets(base, f"{subject.path}/invocations", subject.endpoint, schema, example),
+            groups=_groups(document.document(server, routes, only=subject.endpoint)),
+        ).body
+
+    html = _cached(server, ("docs", subject.endpoint, scheme, placeholder), build)
+    return RawResponse(200, html.replace(placeholder.encode(), host.encode()), _HTML, dict(HEADERS))
+
+
+@dataclass
+class _Cache:
+    """The bodies that were rendered for one state of a repository."""
+
+    state: Any
+    bodies: dict[tuple[Any, ...], bytes] = field(default_factory=dict)
+
+
+_CACHES: "weakref.WeakKeyDictionary[Repository, _Cache]" = weakref.WeakKeyDictionary()
+_CACHE_LOCK = threading.Lock()
+_MAX_CACHED_BYTES = 8 * 1024 * 1024
+_HOST_PLACEHOLDER = f"host-{secrets.token_hex(8)}"
+"""Stands for the caller's address of the server in a cached page. No model can have it among its texts."""
+
+
+def _cached(server: Server, key: tuple[Any, ...], build: Callable[[], bytes]) -> bytes:
+    """Return the result of `build`, cached as long as the same versions are served.
+
+    A page takes milliseconds, and seconds for a model with thousands of columns.
+    """
+    with _CACHE_LOCK:
+        state = [  # everything about the served versions that the pages show, without holding a version in memory
+            (
+                name,
+                variant.name,
+                variant.weight,
+                variant.shadow,
+                dict(variant.aspects),
+                weakref.ref(variant.loaded),
+                variant.loaded.unavailable_reason,
+                variant.loaded.predictor.artifact.outputs,  # a pyfunc learns them from its first answer
+            )
+            for name, served in server.repository.table.items()
+            for variant in served.variants.values()
+        ]
+        cache = _CACHES.get(server.repository)
+        if cache is None or cache.state != state:
+            cache = _CACHES[server.repository] = _Cache(state)
+        if key not in cache.bodies:
+            body = build()
+            while cache.bodies and sum(map(len, cache.bodies.values())) + len(body) > _MAX_CACHED_BYTES:
+                del cache.bodies[next(iter(cache.bodies))]
+            cache.bodies[key] = body
+        return cache.bodies[key]
+
+
+def _json_text(body: dict[str, Any]) -> str:
+    return dump_json(body).decode() if body else ""
+
+
+def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the operations by tag, without the files of the pages."""
+    groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
+    for path, operations in openapi["paths"].items():
+        if not path.startswith("/pages/"):
+            for method, operation in operations.items():
+                groups.setdefault(operation["tags"][0], []).append(_operation_row(path, method, operation))
+    return {tag: rows for tag, rows in groups.items() if rows}
+
+
+def _operation_row(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:
+    parameters = [
+        (one["name"], one["in"], one.get("description") or "one of " + ", ".join(one["schema"].get("enum", [])))
+        for one in operation.get("parameters", [])
+    ]
+    content = operation.get("requestBody", {}).get("content", {})
+    examples = {media_type: body.get("example") for media_type, body in content.items()}
+    return {
+        "method": method.upper(),
+        "path": path,
+        "summary": operation["summary"],
+        "parameters": parameters,
+        "bodies": {
+            media_type: example if isinstance(example, str) else _json_text(example or {})
+            for media_type, example in examples.items()
+        },
+        "responses": [(status, response["description"]) for status, response in operation["responses"].items()],
+    }
+
+
+def _notice(server: Server, error: OnnxserveError, endpoint: str | None) -> RawResponse:
+    """Return a page with the reason why there is nothing to try; 200 for the plain page: the server lives."""
+    status = 200 if endpoint is None else error.http_status
+    return _page("notice.html", server, None, status=status, message=error.message, is_starting=status != 404)
+
+
+def _page(
+    template: str, server: Server, subject: DescribedEndpoint | None, status: int = 200, **values: Any
+) -> RawResponse:
+    endpoints = list(server.repository.table)[:_MOST_ENDPOINTS]
+    variants = list(server.repository.table[subject.endpoint].answering) if subject else []
+    html = (
+        _templates()
+        .get_template(template)
+        .render(
+            onnxserve_version=__version__,
+            subject=subject,
+            loaded=subject.variant.loaded if subject else None,
+            artifact=subject.artifact if subject else None,
+            variants=variants,
+            endpoints=endpoints,
+            **values,
+        )
+    )
+    return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+
+
+@cache
+def _read_asset(name: str) -> bytes:
+    return (_HERE / "static" / name).read_bytes()
+
+
+Kind = Literal["number", "boolean", "string", "tensor"]
+
+_LEAST_SIDE, _MOST_SIDE = 8, 4096
+"""Pixels; shorter sides are hardly those of a picture, and longer ones too much for a browser."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The tensor that a picture becomes.
+
+    Attributes:
+        layout: NCHW, NHWC or NHW; the batch is one picture.
+        channels: 1 (grey) or 3 (red, green, blue).
+        is_scaled: True if 0–255 becomes 0–1, as for floating point.
+    """
+
+    layout: Literal["NCHW", "NHWC", "NHW"]
+    channels: int
+    height: int
+    width: int
+    is_scaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FormField:
+    """One input.
+
+    Attributes:
+        id: of its element on the page.
+        quoted_name: the name as the server's errors quote it.
+        meaning: type, or dtype and shape, as text.
+        is_nullable: True if an empty field is sent as null.
+        value: the initial text of the field.
+    """
+
+    id: str
+    name: str
+    quoted_name: str
+    kind: Kind
+    meaning: str
+    is_nullable: bool
+    is_required: bool
+    value: str
+    picture: ImageInput | None = None
+
+
+def form_fields(schema: Schema, example: Example) -> list[FormField]:
+    """Return the fields of a form, in the signature's order, filled with the example's first row."""
+    if schema.columns:
+        return _column_fields(schema, example)
+    return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
+
+
+def image_input(tensor: Tensor) -> ImageInput | None:
+    """Return the image input of a tensor, or None if it is no batch of pictures."""
+    kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
+    if kind != "f" and tensor.dtype != "uint8":
+        return None
+    match tensor.shape:
+        case (-1 | 1, (1 | 3) as channels, height, width) if _are_sides(height, width):
+            return ImageInput("NCHW", channels, height, width, kind == "f")
+        case (-1 | 1, height, width, (1 | 3) as channels) if _are_sides(height, width):
+            return ImageInput("NHWC", channels, height, width, kind == "f")
+        case (-1 | 1, height, width) if _are_sides(height, width):
+            return ImageInput("NHW", 1, height, width, kind == "f")
+    return None
+
+
+def _are_sides(height: int, width: int) -> bool:
+    return _LEAST_SIDE <= height <= _MOST_SIDE and _LEAST_SIDE <= width <= _MOST_SIDE
+
+
+def _column_fields(schema: Schema, example: Example) -> list[FormField]:
+    missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
+    row = example.record() if example.values else {}
+    fields = []
+    for position, column in enumerate(schema.columns):
+        dtype = COLUMN_TYPES.get(column.type, "str")
+        kind: Kind = "string" if dtype == "str" else "boolean" if dtype == "bool" else "number"
+        is_nullable = dtype.startswith("float") or (dtype == "str" and missing.get(column.name) is not None)
+        fields.append(
+            FormField(
+                f"field-{position}",
+                column.name,
+                repr(column.name),
+                kind,
+                column.type,
+                is_nullable,
+                column.required,
+                _text(row.get(column.name)),
+            )
+        )
+    return fields
+
+
+def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
+    name = tensor.name or schema.inputs[0].name
+    sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
+    # by the signature's name, or the graph's where the only tensor has none
+    values = example.values.get(tensor.name, example.values.get(name))
+    is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
+    shown = "" if values is None else dump_json(values[:1] if is_row else values).decode()
+    return FormField(
+        f"field-{position}",
+        name,
+        repr(tensor.name),
+        "tensor",
+        f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}",
+        False,
+        True,
+        shown,
+        image_input(tensor),
+    )
+
+
+def _text(value: Any) -> str:
+    """Return a value as it is typed into a form; null is an empty field."""
+    if value is None or value != value:  # NaN stands for a missing number
+        return ""
+    return value if isinstance(value, str) else dump_json(value).decode()
+
+
+_NUMPY = {
+    "BOOL": "bool_",
+    "BYTES": "object_",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A piece of code that runs as it is."""
+
+    title: str
+    code: str
+
+
+def snippets(base: str, path: str, endpoint: str, schema: Schema, example: Example) -> list[Snippet]:
+    """Return code that asks for the example's predictions.
+
+    Args:
+        base: the server's address, as http://127.0.0.1:8080.
+        path: the endpoint's `/invocations`.
+    """
+    body = invocations_example(schema, example)
+    if not body:
+        return []
+    url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
+    curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
+    python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body, timeout=30)\n"
+    found = [
+        Snippet("curl", curl),
+        Snippet("Python, requests", python + 'print(response.json()["predictions"])'),
+    ]
+    if tensors := v2_example(schema, example):
+        found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors)))
+    return found
+
+
+def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
+    """Return code for tritonclient[http]; only names, shapes and values differ between models."""
+    lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
+    for entry in body["inputs"]:
+        values = f"np.array({_python(entry['data'])}, dtype=np.{_NUMPY.get(entry['datatype'], 'float32')})"
+        lines += [
+            f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
+            f"tensor.set_data_from_numpy({values})",
+            "inputs.append(tensor)",
+        ]
+    host = base.partition("://")[2]
+    is_secure = ", ssl=True" if base.startswith("https:") else ""
+    lines += [
+        "",
+        f"client = InferenceServerClient({host!r}{is_secure})",
+        f"answer = client.infer({endpoint!r}, inputs)",
+        'for output in answer.get_response()["outputs"]:',
+        '    print(output["name"], answer.as_numpy(output["name"]))',
+    ]
+    return "\n".join(lines)
+
+
+def _python(values: Any) -> str:
+    """Return lists as Python writes them, with null as NaN for floating point."""
+    return repr(values).replace("None", "np.nan") if not _has_text(values) else repr(values)
+
+
+def _has_text(values: Any) -> bool:
+    return isinstance(values, str) or (isinstance(values, list) and any(map(_has_text, values)))

@@ -10,9 +10,9 @@ import jsonschema_rs  # schemathesis brings it
 import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http import pages
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS
-from mlflow_deploy_plugin.server.http.pages import site
 from mlflow_deploy_plugin.server.http.routes import list_routes
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support import page_models
@@ -94,11 +94,11 @@ def test_a_page_that_is_kept_names_each_caller_its_own_address(server: Server) -
 
 
 def test_what_is_kept_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site, "_MAX_CACHED_BYTES", 400_000)
+    monkeypatch.setattr(pages, "_MAX_CACHED_BYTES", 400_000)
     for name in ("flights", "digits", "tensor", "single"):
         assert ask(server, f"/endpoints/{name}/openapi.json").status == 200
         assert ask(server, f"/endpoints/{name}/docs").status == 200
-    assert 0 < sum(map(len, site._CACHES[server.repository].bodies.values())) <= 400_000
+    assert 0 < sum(map(len, pages._CACHES[server.repository].bodies.values())) <= 400_000
 
 
 def test_it_is_valid(server: Server) -> None:
