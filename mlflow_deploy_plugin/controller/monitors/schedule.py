@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from mlflow_deploy_plugin.controller.crontab import crontab_trigger
-from mlflow_deploy_plugin.controller.work import MAX_BACKOFF
+from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, crontab_trigger
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import Watermark, Window, microseconds, window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from mlflow_deploy_plugin.controller.crontab import crontab_trigger
+from mlflow_deploy_plugin.controller.work import crontab_trigger
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 
