@@ -34,12 +34,7 @@ MOST_MICROSECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 1": 10.0, "mask 5": 25
 """Only masked columns pay for the masking: 3 µs each."""
 MOST_SHIPPING_SECONDS = 10.0
 """CPU seconds a million rows: beside a worker that answers 10,000 requests a second, a tenth of its core."""
-CHOICES = {
-    "whole": ((), ()),
-    "drop 5": (slice(0, 5), ()),
-    "mask 1": ((), slice(0, 1)),
-    "mask 5": ((), slice(0, 5)),
-}
+CHOICES = {"whole": ((), ()), "drop 5": (slice(0, 5), ()), "mask 1": ((), slice(0, 1)), "mask 5": ((), slice(0, 5))}
 
 
 @dataclass(frozen=True)

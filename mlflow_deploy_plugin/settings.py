@@ -33,8 +33,7 @@ class Settings(BaseModel):
         description="SQLAlchemy URI of the store, e.g. postgresql+psycopg://user@host/db. Default: SQLite in HOME.",
     )
     log_uri: str = Field(
-        default="",
-        description="Where the inference log is written as Parquet. Default: HOME/inference_log.",
+        default="", description="Where the inference log is written as Parquet. Default: HOME/inference_log."
     )
     log_sse: str = Field(
         default="",
@@ -53,16 +52,10 @@ class Settings(BaseModel):
         description="Address that `onnxserve serve` listens on where neither the spec nor an option says one.",
     )
     port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65535,
-        description="Port, likewise. Default: the first free one from 8080 up.",
+        default=None, ge=1, le=65535, description="Port, likewise. Default: the first free one from 8080 up."
     )
     poll_seconds: float = Field(
-        default=2.0,
-        ge=0.1,
-        le=3600,
-        description="Seconds between two looks at the registry for a followed reference.",
+        default=2.0, ge=0.1, le=3600, description="Seconds between two looks at the registry for a followed reference."
     )
     log_format: Literal["text", "ecs"] = Field(
         default="text",
@@ -70,9 +63,7 @@ class Settings(BaseModel):
     )
     log_requests: bool = Field(default=False, description="One line in the log for every request.")
     ready_timeout_seconds: float = Field(
-        default=120.0,
-        gt=0,
-        description="Seconds `mlflow deployments create` waits for the server to be ready.",
+        default=120.0, gt=0, description="Seconds `mlflow deployments create` waits for the server to be ready."
     )
 
     alert_config: Path | None = Field(
@@ -81,9 +72,7 @@ class Settings(BaseModel):
         "Default: nobody is told.",
     )
     alert_repeat_seconds: float = Field(
-        default=86400.0,
-        ge=60,
-        description="An alarm that goes on is told again after so long.",
+        default=86400.0, ge=60, description="An alarm that goes on is told again after so long."
     )
     mlflow_url: str = Field(
         default="",

@@ -4,13 +4,7 @@ import time
 
 import pytest
 
-from mlflow_deploy_plugin.errors import (
-    close_matches,
-    closest_match,
-    did_you_mean,
-    hint_for_missing,
-    join_names,
-)
+from mlflow_deploy_plugin.errors import close_matches, closest_match, did_you_mean, hint_for_missing, join_names
 
 
 def test_the_nearest_known_name_is_meant() -> None:

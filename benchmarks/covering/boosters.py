@@ -77,11 +77,7 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "lightgbm quantile": (partial(_lgbm, "Regressor", objective="quantile", alpha=0.9), "score", "full"),
     "lightgbm tweedie": (partial(_lgbm, "Regressor", objective="tweedie"), "counts", "full"),
     "lightgbm ova": (partial(_lgbm, objective="multiclassova"), "three", "full"),
-    "lightgbm forest": (
-        partial(_lgbm, boosting_type="rf", bagging_freq=1, bagging_fraction=0.5),
-        "two",
-        "full",
-    ),
+    "lightgbm forest": (partial(_lgbm, boosting_type="rf", bagging_freq=1, bagging_fraction=0.5), "two", "full"),
     "lightgbm DART": (partial(_lgbm, boosting_type="dart"), "two", "full"),
     "lightgbm GOSS": (partial(_lgbm, data_sample_strategy="goss"), "two", "full"),
     "lightgbm linear": (partial(_lgbm, "Regressor", linear_tree=True), "score", "full"),

@@ -230,14 +230,11 @@ _MIXED: dict[str, Callable[[], Any]] = {
         _columns(TargetEncoder(random_state=0)), LogisticRegression()
     ),
     "mixed: imputed texts, one-hot": lambda: make_pipeline(
-        _columns(make_pipeline(SimpleImputer(strategy="most_frequent"), _one_hot())),
-        LogisticRegression(),
+        _columns(make_pipeline(SimpleImputer(strategy="most_frequent"), _one_hot())), LogisticRegression()
     ),
     "mixed: several labels": lambda: make_pipeline(_columns(_one_hot()), MultiOutputClassifier(LogisticRegression())),
     "mixed: searched": lambda: GridSearchCV(
-        _on_columns(_one_hot(), _hist_c()),
-        {"histgradientboostingclassifier__max_depth": [2, 3]},
-        cv=2,
+        _on_columns(_one_hot(), _hist_c()), {"histgradientboostingclassifier__max_depth": [2, 3]}, cv=2
     ),
 }
 

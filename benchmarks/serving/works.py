@@ -270,13 +270,7 @@ def _peer(
 
 
 def _started(
-    bench: Bench,
-    stack: ExitStack,
-    peer: Peer,
-    programs: Path,
-    words: dict[str, Any],
-    body: bytes,
-    expected: list[Any],
+    bench: Bench, stack: ExitStack, peer: Peer, programs: Path, words: dict[str, Any], body: bytes, expected: list[Any]
 ) -> Asked:
     port, work = free_port(), bench.work_folder()
     words = {**words, "bin": programs, "port": port, "here": HERE, "work": work}

@@ -24,15 +24,7 @@ from mlflow_deploy_plugin.server import (
     command_files,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.statedir import (
-    ANSWERS,
-    COMMANDS,
-    CONTROL,
-    Command,
-    Control,
-    read_state,
-    write_state,
-)
+from mlflow_deploy_plugin.statedir import ANSWERS, COMMANDS, CONTROL, Command, Control, read_state, write_state
 
 _log = logging.getLogger(__name__)
 

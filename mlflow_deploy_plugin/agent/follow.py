@@ -16,13 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
-from mlflow_deploy_plugin.agent.followed import (
-    FollowedModel,
-    carry_over,
-    checkpoint,
-    model_ref,
-    restore_checkpoint,
-)
+from mlflow_deploy_plugin.agent.followed import FollowedModel, carry_over, checkpoint, model_ref, restore_checkpoint
 from mlflow_deploy_plugin.agent.resolver import VersionResolver, pyfunc_policy
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import redact_addresses

@@ -97,11 +97,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     help="Shares of the traffic, in percent, that it is given one after the other.",
 )
 @click.option(
-    "--every",
-    default="5m",
-    show_default=True,
-    metavar="DURATION",
-    help="Length of a step at least: 30s, 5m, 1h.",
+    "--every", default="5m", show_default=True, metavar="DURATION", help="Length of a step at least: 30s, 5m, 1h."
 )
 @click.option(
     "--abort-on",
@@ -256,10 +252,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 @click.command()
 @click.argument("name", required=False)
 @click.option(
-    "--monitor",
-    metavar="MONITOR",
-    show_default="the only one that has it",
-    help="Monitor whose `retrain` says how.",
+    "--monitor", metavar="MONITOR", show_default="the only one that has it", help="Monitor whose `retrain` says how."
 )
 @click.option(
     "--mode",

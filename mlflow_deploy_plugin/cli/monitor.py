@@ -339,12 +339,7 @@ def run_drift(
 
 
 def _judge_window(
-    name: str,
-    monitor_name: str | None,
-    window: str | None,
-    output: str,
-    engine: "Engine" = "local",
-    **tried: Any,
+    name: str, monitor_name: str | None, window: str | None, output: str, engine: "Engine" = "local", **tried: Any
 ) -> None:
     """Judge one window now and show the result.
 

@@ -36,11 +36,7 @@ _LABEL_FORMATS = ("csv", "jsonl", "parquet")
 @click.argument("name")
 @click.option("-f", "--file", required=True, metavar="FILE", help="Labels; - is standard input.")
 @click.option(
-    "-t",
-    "--content-type",
-    type=click.Choice(_LABEL_FORMATS),
-    show_default="by FILE's name",
-    help="Format of the file.",
+    "-t", "--content-type", type=click.Choice(_LABEL_FORMATS), show_default="by FILE's name", help="Format of the file."
 )
 @click.option(
     "--key",

@@ -147,11 +147,7 @@ class RowGroup:
 
 
 def prove_parity(
-    model: OnnxModel,
-    converted: ConvertedModel,
-    original: OriginalModel,
-    groups: Iterable[RowGroup],
-    at_least: int = 1,
+    model: OnnxModel, converted: ConvertedModel, original: OriginalModel, groups: Iterable[RowGroup], at_least: int = 1
 ) -> ParityReport:
     """Compare the saved model with the original on all rows, of which the original must answer `at_least`.
 

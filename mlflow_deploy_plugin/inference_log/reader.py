@@ -23,13 +23,7 @@ from mlflow_deploy_plugin.inference_log.labels import (
     join_labels,
     key_columns,
 )
-from mlflow_deploy_plugin.inference_log.scan import (
-    RECEIVED_TIME,
-    SHADOW,
-    RowFilter,
-    microseconds_of,
-    scan_hour,
-)
+from mlflow_deploy_plugin.inference_log.scan import RECEIVED_TIME, SHADOW, RowFilter, microseconds_of, scan_hour
 from mlflow_deploy_plugin.inference_log.storage import (
     FAILURES,
     Hour,

@@ -136,10 +136,7 @@ def _iso(value: Any) -> str:
     return str(pd.Timestamp(value).isoformat())
 
 
-_AS_TEXT: dict[str, Callable[[Any], str]] = {
-    "datetime": _iso,
-    "binary": lambda value: base64.b64encode(value).decode(),
-}
+_AS_TEXT: dict[str, Callable[[Any], str]] = {"datetime": _iso, "binary": lambda value: base64.b64encode(value).decode()}
 
 
 def _array(value: Any) -> Array:

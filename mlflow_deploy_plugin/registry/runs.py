@@ -161,10 +161,7 @@ class IdempotentRun:
     optional_identity: Mapping[str, str] = field(default_factory=dict)
 
     def log(
-        self,
-        name: str,
-        tags: Mapping[str, str],
-        log_content: "Callable[[MlflowClient, str, int], None]",
+        self, name: str, tags: Mapping[str, str], log_content: "Callable[[MlflowClient, str, int], None]"
     ) -> LoggedRun:
         """Log to the run of the MLflow project that this process belongs to, else to the existing run or a new one.
 

@@ -28,12 +28,7 @@ from pathlib import Path
 from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, RuntimeMissing
-from mlflow_deploy_plugin.processes import (
-    SupervisedChild,
-    SupervisedChildren,
-    adopt_orphans,
-    watched_signals,
-)
+from mlflow_deploy_plugin.processes import SupervisedChild, SupervisedChildren, adopt_orphans, watched_signals
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import (

@@ -266,10 +266,7 @@ class MonitorSpec(SpecPart):
     )
     min_rows: int = Field(default=200, ge=1, description="Fewer rows in a window are not judged.")
     false_alarm_rate: float = Field(
-        default=0.05,
-        gt=0,
-        lt=1,
-        description="Share of windows like the reference that may be called drifted.",
+        default=0.05, gt=0, lt=1, description="Share of windows like the reference that may be called drifted."
     )
     independent_rows: bool = Field(
         default=False,

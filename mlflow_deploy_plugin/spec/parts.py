@@ -43,10 +43,7 @@ class ServerSpec(SpecPart):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int | None = Field(
-        default=None,
-        ge=1,
-        le=65535,
-        description="Port to listen on. Default: the first free one from 8080 up.",
+        default=None, ge=1, le=65535, description="Port to listen on. Default: the first free one from 8080 up."
     )
     grpc_port: int | None = Field(
         default=None, ge=1, le=65535, description="Port for the Open Inference Protocol over gRPC. Default: no gRPC."
@@ -74,9 +71,7 @@ class ServerSpec(SpecPart):
         "serves on. Default: its share of the container's memory, where that is limited.",
     )
     max_body_bytes: int = Field(
-        default=16 * 1024 * 1024,
-        ge=1024,
-        description="Largest request body accepted; above it the answer is 413.",
+        default=16 * 1024 * 1024, ge=1024, description="Largest request body accepted; above it the answer is 413."
     )
     request_timeout_seconds: int = Field(
         default=60,

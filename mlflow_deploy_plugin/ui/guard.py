@@ -377,12 +377,7 @@ def install(app: Flask, trail: AuditTrail) -> None:
     app.view_functions[_NEW_VERSION] = create_without_verdict
 
 
-def _guarded(
-    view: Callable[..., Any],
-    read: _Reader,
-    trail: AuditTrail,
-    must_be_known: bool,
-) -> Callable[..., Any]:
+def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be_known: bool) -> Callable[..., Any]:
     """Return the view behind the gate; with `must_be_known` it refuses a request that cannot be read."""
     from mlflow.exceptions import MlflowException
 

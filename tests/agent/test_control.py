@@ -9,11 +9,7 @@ import pytest
 from mlflow_deploy_plugin.agent import control as module
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.server.models.model_control import (
-    MAX_COMMAND_AGE_SECONDS,
-    MAX_COMMAND_BYTES,
-    command_files,
-)
+from mlflow_deploy_plugin.server.models.model_control import MAX_COMMAND_AGE_SECONDS, MAX_COMMAND_BYTES, command_files
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import (
     ANSWERS,

@@ -19,10 +19,7 @@ from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
 from mlflow_deploy_plugin.server.capture.codec import RequestRecord
 from mlflow_deploy_plugin.server.capture.frames import segments
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
-from mlflow_deploy_plugin.server.observability.exposition import (
-    read_capture_counters,
-    save_capture_counters,
-)
+from mlflow_deploy_plugin.server.observability.exposition import read_capture_counters, save_capture_counters
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
 from mlflow_deploy_plugin.statedir import METRICS, WANTED, Wanted, WantedEndpoint, write_state
 

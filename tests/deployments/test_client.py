@@ -174,10 +174,7 @@ def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
             lambda c: c.delete_deployment("sum", endpoint="elsewhere"),
             "there is no deployment 'sum' in endpoint 'elsewhere'; there is no endpoint 'elsewhere'; there are sum",
         ),
-        (
-            lambda c: c.delete_deployment("nope", endpoint="sum"),
-            "no deployment 'nope' in endpoint 'sum'; the depl",
-        ),
+        (lambda c: c.delete_deployment("nope", endpoint="sum"), "no deployment 'nope' in endpoint 'sum'; the depl"),
         (lambda c: c.delete_endpoint("nope"), "there is no endpoint 'nope'; there are sum"),
     ],
 )

@@ -39,10 +39,7 @@ def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -
 
 
 def test_a_deployment_of_a_stage_serves_what_is_moved_there(
-    client: BaseDeploymentClient,
-    registry: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
     with pytest.raises(MlflowException, match="sum"):

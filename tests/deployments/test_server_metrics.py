@@ -5,11 +5,7 @@ import subprocess
 from http.server import HTTPServer
 from pathlib import Path
 
-from mlflow_deploy_plugin.deployments.server_metrics import (
-    VersionCounters,
-    fetch_server_metrics,
-    parse_server_metrics,
-)
+from mlflow_deploy_plugin.deployments.server_metrics import VersionCounters, fetch_server_metrics, parse_server_metrics
 from mlflow_deploy_plugin.errors import Refused
 from tests.support.metrics_page import PAGE, serving
 

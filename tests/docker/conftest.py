@@ -118,9 +118,7 @@ class Container:
     def ask(self, rows: list[list[float]]) -> Answer:
         address = run_docker("port", self.name, "8080/tcp").stdout.split()[0]
         request = urllib.request.Request(
-            f"http://{address}/invocations",
-            json.dumps({"inputs": rows}).encode(),
-            {"Content-Type": "application/json"},
+            f"http://{address}/invocations", json.dumps({"inputs": rows}).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as response:

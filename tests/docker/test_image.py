@@ -16,10 +16,7 @@ from mlflow.models import infer_signature
 from tests.support.tracking import DEFAULT_EXPERIMENT
 from tests.support.waiting import wait_until
 
-pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning"),
-]
+pytestmark = [pytest.mark.docker, pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning")]
 
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)

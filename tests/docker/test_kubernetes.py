@@ -23,13 +23,7 @@ from tests.support.waiting import wait_until
 MANIFESTS = Path(__file__).parents[2] / "docker" / "kubernetes"
 SECONDS = 240
 
-pytestmark = [
-    *NEEDS_S3,
-    pytest.mark.docker,
-    pytest.mark.postgresql,
-    pytest.mark.long,
-    pytest.mark.timeout(1800),
-]
+pytestmark = [*NEEDS_S3, pytest.mark.docker, pytest.mark.postgresql, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ def classifier(weather: tuple[pd.DataFrame, pd.Series], tmp_path_factory: pytest
     table, labels = weather
     table = table.drop(columns="temperature")
     columns = make_column_transformer(
-        (StandardScaler(), ["humidity", "hour"]),
-        (OneHotEncoder(handle_unknown="ignore"), ["city", "weekend", "code"]),
+        (StandardScaler(), ["humidity", "hour"]), (OneHotEncoder(handle_unknown="ignore"), ["city", "weekend", "code"])
     )
     model = make_pipeline(columns, LogisticRegression()).fit(table, labels)
     folder = tmp_path_factory.mktemp("pyfunc") / "classifier"
@@ -82,11 +81,7 @@ def test_missing_column_is_named(classifier: Any) -> None:
         mlflow.pyfunc.load_model(str(folder)).predict(table.drop(columns="city"))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [lambda rows: rows, pd.DataFrame],
-    ids=["array", "table without names"],
-)
+@pytest.mark.parametrize("change", [lambda rows: rows, pd.DataFrame], ids=["array", "table without names"])
 def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
     model, folder, rows = regressor
 
@@ -158,9 +153,7 @@ def test_mlflow_models_serve_answers(classifier: Any, free_port: int, tmp_path: 
         url = f"http://127.0.0.1:{free_port}"
         _wait_for(f"{url}/ping", server)
         answer = requests.post(
-            f"{url}/invocations",
-            json={"dataframe_split": table.to_dict("split", index=False)},
-            timeout=30,
+            f"{url}/invocations", json={"dataframe_split": table.to_dict("split", index=False)}, timeout=30
         )
         assert answer.json() == {"predictions": model.predict(table).tolist()}
     finally:

@@ -35,10 +35,7 @@ def version(folders: dict[str, Path]) -> Callable[[str], ResolvedModel]:
 
 @pytest.fixture
 def registry(
-    folders: dict[str, Path],
-    tmp_path: Path,
-    new_database: Callable[[Path], str],
-    monkeypatch: pytest.MonkeyPatch,
+    folders: dict[str, Path], tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MlflowClient]:
     """A registry and a store of the test's own."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))

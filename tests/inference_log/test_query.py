@@ -98,11 +98,7 @@ def test_labels_are_columns_and_may_be_left_out(flights: InferenceLog) -> None:
 
 def test_a_whole_statement_may_group_and_join(flights: InferenceLog) -> None:
     grouped = ask(flights, statement="SELECT carrier, count(*) AS n FROM log GROUP BY ALL ORDER BY 1;")
-    assert grouped.to_pylist() == [
-        {"carrier": "AA", "n": 60},
-        {"carrier": "UA", "n": 60},
-        {"carrier": None, "n": 10},
-    ]
+    assert grouped.to_pylist() == [{"carrier": "AA", "n": 60}, {"carrier": "UA", "n": 60}, {"carrier": None, "n": 10}]
     joined = "SELECT count(*) AS n FROM log AS a JOIN log AS b USING (_segment, _offset, _row)"
     assert ask(flights, statement=joined, limit=5).to_pylist() == [{"n": 130}]
 

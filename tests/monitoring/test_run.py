@@ -164,11 +164,7 @@ def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_
 
     result = run(world, min_rows=50)
 
-    assert (result.result.version, result.result.rows, result.result.figures["reference_rows"]) == (
-        "2",
-        100,
-        500,
-    )
+    assert (result.result.version, result.result.rows, result.result.figures["reference_rows"]) == ("2", 100, 500)
     assert any("30 rows of the window were answered by flight-delay version 1" in n for n in result.result.notes)
 
 

@@ -20,12 +20,7 @@ from mlflow_deploy_plugin.registry.resolution import registered_version, resolve
         ("models:/tiny/production", "2", True, {"stage": "Production", "parity": "proven"}),
         ("models:/tiny/None", "3", True, {}),
         ("models:/tiny@live", "2", True, {"stage": "Production", "alias": "live", "parity": "proven"}),
-        (
-            "models:/tiny/tag:team=blue",
-            "2",
-            True,
-            {"stage": "Production", "tag": "team=blue", "parity": "proven"},
-        ),
+        ("models:/tiny/tag:team=blue", "2", True, {"stage": "Production", "tag": "team=blue", "parity": "proven"}),
         ("models:/tiny/tag:team=it's red", "3", True, {"tag": "team=it's red"}),
         ("models:/tiny/1", "1", False, {"stage": "Production"}),
         ("models:/tiny/latest", "3", False, {}),

@@ -3,9 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from mlflow_deploy_plugin.spec import (
-    MonitorSpec,
-)
+from mlflow_deploy_plugin.spec import MonitorSpec
 
 
 def test_rows_of_earlier_windows_are_read_for_what_is_estimated_alone() -> None:

@@ -17,10 +17,7 @@ def test_requirements_are_read_with_their_columns_and_units() -> None:
     )
     assert [
         (one.argument, one.value) for one in required("data_quality", "missing<=0.1", "missing(wind (m/s))<5%")
-    ] == [
-        ("", 0.1),
-        ("wind (m/s)", 0.05),
-    ]
+    ] == [("", 0.1), ("wind (m/s)", 0.05)]
     assert [one.value for one in required("service_level", "p99<=0.2", "p50<=20ms", "error_rate<=1%")] == [
         0.2,
         0.02,

@@ -5,13 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import (
-    bin_period,
-    duration_seconds,
-    load_time_zone,
-    rolling_span,
-    validate_crontab,
-)
+from mlflow_deploy_plugin.spec import bin_period, duration_seconds, load_time_zone, rolling_span, validate_crontab
 from mlflow_deploy_plugin.spec.types import validate_lag, validate_reference
 
 

@@ -132,17 +132,7 @@ class RetrainingWorld:
 
     def result(self, state: State = "violated", version: str = "1", window: Window = DAY) -> MonitorResult:
         return MonitorResult(
-            ENDPOINT,
-            "accuracy",
-            "performance",
-            MODEL,
-            version,
-            "",
-            window,
-            1,
-            state,
-            "accuracy is 0.5",
-            1000,
+            ENDPOINT, "accuracy", "performance", MODEL, version, "", window, 1, state, "accuracy is 0.5", 1000
         )
 
     def run(self) -> LoggedRun:

@@ -1,9 +1,6 @@
 """The spec of an endpoint with three variants."""
 
-from mlflow_deploy_plugin.spec import (
-    EndpointSpec,
-    load_specs,
-)
+from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 
 FLIGHTS = """
 apiVersion: onnxserve/v1

@@ -71,10 +71,7 @@ def accounts(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
             for user in ("alice", "bob", "carol"):
                 new = {"username": user, "password": f"password-of-{user}"}
                 requests.post(
-                    f"{server.url}/api/2.0/mlflow/users/create",
-                    json=new,
-                    auth=admin,
-                    timeout=60,
+                    f"{server.url}/api/2.0/mlflow/users/create", json=new, auth=admin, timeout=60
                 ).raise_for_status()
             log_in(patch, "alice")
             client = MlflowClient(server.url)

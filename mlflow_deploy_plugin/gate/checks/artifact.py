@@ -13,11 +13,7 @@ from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Output
 
 PARITY = "parity"
 SIGNATURE = "signature"
-_ACCEPTED = {
-    "proven": ("proven",),
-    "warned": ("proven", "warned"),
-    "any": ("proven", "warned", "no-original"),
-}
+_ACCEPTED = {"proven": ("proven",), "warned": ("proven", "warned"), "any": ("proven", "warned", "no-original")}
 _TAKES = {
     "double": ("float", "integer", "long"),
     "float": ("integer", "long"),

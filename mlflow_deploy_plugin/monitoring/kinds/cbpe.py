@@ -292,11 +292,7 @@ def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> fl
 
 
 def _errors(
-    answers: ClassPredictions,
-    chances: Array,
-    fitted: _Calibrated,
-    names: Sequence[str],
-    rng: np.random.Generator,
+    answers: ClassPredictions, chances: Array, fitted: _Calibrated, names: Sequence[str], rng: np.random.Generator
 ) -> Iterator[tuple[str, EstimateError]]:
     now = _sampling_variances(answers, chances, names, rng)
     off: dict[str, list[float]] = {name: [] for name in names}

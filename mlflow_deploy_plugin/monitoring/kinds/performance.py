@@ -255,10 +255,7 @@ def _findings(
 
 
 def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
-    figures = {
-        "labelled_rows": float(window.labels),
-        "labelled_share": window.labels / max(len(window.rows.table), 1),
-    }
+    figures = {"labelled_rows": float(window.labels), "labelled_share": window.labels / max(len(window.rows.table), 1)}
     for name, one in measured.items():
         if isinstance(one, MetricInterval):
             figures |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}

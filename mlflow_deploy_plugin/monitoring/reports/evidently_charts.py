@@ -211,9 +211,7 @@ def _register_method() -> None:
 
     register_stattest(
         StatTest(
-            name=_METHOD,
-            display_name="onnxserve",
-            allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
+            name=_METHOD, display_name="onnxserve", allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical]
         ),
         lambda reference, current, kind, threshold: _scores.get()[str(current.name)],
     )

@@ -189,11 +189,7 @@ def _encode_layout(record: RequestRecord, entries: Mapping[str, Any]) -> bytes:
 
 
 def _make_plan(
-    record: RequestRecord,
-    model: CapturedModel,
-    feeds: Mapping[str, Array],
-    outputs: Mapping[str, Array],
-    max_rows: int,
+    record: RequestRecord, model: CapturedModel, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
 ) -> EncodingPlan:
     rows = next((len(array) for array in feeds.values() if array.ndim), 0)
     entries: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": []}

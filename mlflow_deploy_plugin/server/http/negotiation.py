@@ -22,12 +22,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, Unsupporte
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON, media_name
-from mlflow_deploy_plugin.server.protocols.protocol_table import (
-    INVOCATIONS,
-    TABLE_FORMATS,
-    Protocol,
-    invocations_as,
-)
+from mlflow_deploy_plugin.server.protocols.protocol_table import INVOCATIONS, TABLE_FORMATS, Protocol, invocations_as
 
 _MAX_HEADER_CHARACTERS = 2000
 """A longer Accept than any client writes counts as empty."""

@@ -10,13 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from mlflow_deploy_plugin.errors import (
-    CallerRefused,
-    FeedbackNotKept,
-    InvalidRequest,
-    NotFound,
-    OnnxserveError,
-)
+from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidRequest, NotFound, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol

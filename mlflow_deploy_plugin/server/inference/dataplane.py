@@ -27,12 +27,7 @@ from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
 from mlflow_deploy_plugin.server.inference.messages import new_id
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.server.models.variants import (
-    LoadedVersion,
-    ServedEndpoint,
-    ServedVariant,
-    sticky_key,
-)
+from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedEndpoint, ServedVariant, sticky_key
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 

@@ -48,11 +48,7 @@ class ExplainerClient:
     """
 
     def __init__(
-        self,
-        timeout_seconds: float,
-        max_waiting: int,
-        idle_seconds: float = 300.0,
-        command: Sequence[str] = COMMAND,
+        self, timeout_seconds: float, max_waiting: int, idle_seconds: float = 300.0, command: Sequence[str] = COMMAND
     ) -> None:
         self._timeout_seconds = timeout_seconds
         self._max_waiting = max_waiting

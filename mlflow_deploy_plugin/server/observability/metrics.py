@@ -48,9 +48,7 @@ _REQUEST_DURATION = Metric(
     "onnxserve_request_duration_seconds", "From the body's arrival to the finished answer.", _SECONDS_BOUNDS
 )
 _PREDICTION_LATENCY = Metric(
-    "ml_prediction_latency_seconds",
-    "The same for predictions that succeeded, by version alone.",
-    _SECONDS_BOUNDS,
+    "ml_prediction_latency_seconds", "The same for predictions that succeeded, by version alone.", _SECONDS_BOUNDS
 )
 _LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "When the last request was answered, since 1970.")
 _REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests that a limit has turned away.")
@@ -88,9 +86,7 @@ _SHADOW_DIFFERENCE = Metric(
     tuple(f"{bound:g}" for bound in _DIFFERENCES),
 )
 _SHADOW_DURATION = Metric(
-    "onnxserve_shadow_duration_seconds",
-    "How long one run of a shadow took.",
-    tuple(f"{bound:g}" for bound in SECONDS),
+    "onnxserve_shadow_duration_seconds", "How long one run of a shadow took.", tuple(f"{bound:g}" for bound in SECONDS)
 )
 
 _STATISTICS = {
@@ -192,13 +188,7 @@ class Metrics:
                 cells[buckets[bucket]] += 1
 
     def count_batch(
-        self,
-        endpoint: str,
-        rows: int,
-        queue_seconds: float,
-        compute_seconds: float,
-        model: str = "",
-        version: str = "",
+        self, endpoint: str, rows: int, queue_seconds: float, compute_seconds: float, model: str = "", version: str = ""
     ) -> None:
         """Count one run of a graph over `rows` rows; its oldest request has waited for `queue_seconds`."""
         labels = endpoint, model, version

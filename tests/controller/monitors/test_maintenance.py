@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
-from mlflow_deploy_plugin.controller.monitors.maintenance import (
-    LogMaintenance,
-    maintain_log,
-    retained_windows,
-)
+from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance, maintain_log, retained_windows
 from mlflow_deploy_plugin.controller.monitors.schedule import next_due_window
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.inference_log import Window

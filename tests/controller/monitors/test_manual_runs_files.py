@@ -69,10 +69,7 @@ def test_times_on_one_side_alone_are_said() -> None:
 def test_too_few_rows_are_not_judged() -> None:
     answer = judged(table(50), table(2000))
 
-    assert (answer.result.state, answer.result.reason) == (
-        "not judged",
-        "the window has 50 rows; min_rows is 200",
-    )
+    assert (answer.result.state, answer.result.reason) == ("not judged", "the window has 50 rows; min_rows is 200")
 
 
 @pytest.mark.parametrize(

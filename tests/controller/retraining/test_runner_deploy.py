@@ -11,11 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process
-from mlflow_deploy_plugin.controller.retraining.runner import (
-    MAX_DEFECTS,
-    RetrainingRunner,
-    start_local_rollouts,
-)
+from mlflow_deploy_plugin.controller.retraining.runner import MAX_DEFECTS, RetrainingRunner, start_local_rollouts
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
 from mlflow_deploy_plugin.controller.service import retraining_context
 from mlflow_deploy_plugin.errors import InvalidConfig

@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
-from mlflow_deploy_plugin.controller.rollouts.commands import (
-    describe_rollout,
-    require_controller,
-    stall_reason,
-)
+from mlflow_deploy_plugin.controller.rollouts.commands import describe_rollout, require_controller, stall_reason
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.settings import Settings

@@ -5,13 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from mlflow_deploy_plugin.controller.rollouts.evidence import (
-    StepEvidence,
-    add_counters,
-    begin_step,
-    figures,
-    rejection,
-)
+from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step, figures, rejection
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, VersionCounters
 from tests.support.rollouts import PLAN, counted, numbers

@@ -207,10 +207,7 @@ def test_what_the_agent_refuses_goes_back_at_once(plan: RolloutPlan, seen: See) 
 
 @pytest.mark.parametrize(
     ("action", "reason"),
-    [
-        ("prepare", "version 7 cannot be served: no such file"),
-        ("promote", "the promotion was refused: no such file"),
-    ],
+    [("prepare", "version 7 cannot be served: no such file"), ("promote", "the promotion was refused: no such file")],
 )
 def test_an_action_that_cannot_be_done_is_taken_back(
     plan: RolloutPlan, first_step: Progress, action: RolloutAction, reason: str

@@ -91,10 +91,7 @@ def test_module_answers_every_batch_size_after_an_example_of_one_row(make: Any, 
 
 @pytest.mark.parametrize(
     "example",
-    [
-        (torch.arange(8) % 10, torch.ones(8, 3)),
-        {"dense": np.ones((8, 3), np.float32), "ids": np.arange(8) % 10},
-    ],
+    [(torch.arange(8) % 10, torch.ones(8, 3)), {"dense": np.ones((8, 3), np.float32), "ids": np.arange(8) % 10}],
     ids=["a tuple in forward's order", "a mapping in any order"],
 )
 def test_several_inputs_and_outputs_keep_names_and_shapes(example: tuple[Any, ...] | dict[str, Any]) -> None:

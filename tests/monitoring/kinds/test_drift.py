@@ -165,14 +165,7 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(
     assert found(judged, "unseen(carrier)").state == "kept"
     assert found(judged, "missing(x)").state == "not judged"
     assert found(judged, "temp", "missing").is_alarm
-    assert {one.check for one in judged.findings} <= {
-        "missing",
-        "unseen",
-        "range",
-        "type",
-        "presence",
-        "criterion",
-    }
+    assert {one.check for one in judged.findings} <= {"missing", "unseen", "range", "type", "presence", "criterion"}
 
 
 def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(

@@ -12,11 +12,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     share_interval,
     wilson_interval,
 )
-from mlflow_deploy_plugin.monitoring.kinds.metrics import (
-    ClassPredictions,
-    classification_metrics,
-    regression_metrics,
-)
+from mlflow_deploy_plugin.monitoring.kinds.metrics import ClassPredictions, classification_metrics, regression_metrics
 
 
 def is_held(one: MetricInterval | Refused, truth: float) -> bool:

@@ -5,10 +5,7 @@ import pytest
 from sklearn import metrics
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.kinds.intervals import (
-    MetricInterval,
-    Sampling,
-)
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import (
     CLASSIFICATION,
     ClassPredictions,

@@ -24,15 +24,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
-from mlflow_deploy_plugin.server.protocols import (
-    arrow,
-    feedback,
-    jsonlines,
-    mlflow,
-    npy,
-    protocol_table,
-    tfserving,
-)
+from mlflow_deploy_plugin.server.protocols import arrow, feedback, jsonlines, mlflow, npy, protocol_table, tfserving
 from mlflow_deploy_plugin.server.protocols.content import JSON
 
 LIMIT = 16 * 1024 * 1024

@@ -3,16 +3,7 @@
 from collections.abc import Callable
 
 from tests.server.corpus.case import AnyCase, BodyCase, Case, Route
-from tests.server.corpus.routes import (
-    ALL,
-    INVOCATIONS,
-    MAX_BODY_BYTES,
-    ONE_A_FORM,
-    POSTS,
-    RECORDS,
-    TREE_WIDE,
-    reading,
-)
+from tests.server.corpus.routes import ALL, INVOCATIONS, MAX_BODY_BYTES, ONE_A_FORM, POSTS, RECORDS, TREE_WIDE, reading
 
 Build = Callable[[Route], bytes]
 

@@ -128,12 +128,7 @@ def _tensors(tensor: Callable[[int], bytes], before: bytes = b'{"inputs":[', aft
 
 def _data(datatype: bytes, values: Fill, shape: bytes) -> Fill:
     return lambda size: (
-        b'{"inputs":[{"name":"distance","shape":%s,"datatype":"%s","data":%s}]}'
-        % (
-            shape,
-            datatype,
-            values(size),
-        )
+        b'{"inputs":[{"name":"distance","shape":%s,"datatype":"%s","data":%s}]}' % (shape, datatype, values(size))
     )
 
 

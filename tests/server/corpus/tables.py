@@ -254,13 +254,7 @@ _SPEC = {"name": "other", "variants": {"v": {"model": "models:/m/1"}}}
 _LAUGHS = "a: &a [x,x]\n" + "".join(f"b{n}: &b{n} [*{'a' if n == 0 else f'b{n - 1}'},*a]\n" for n in range(9))
 REPOSITORY: list[AnyCase] = [
     *_cases(
-        "the repository",
-        reading("parameters"),
-        {
-            "an unknown parameter of a load": _parameters(x="y"),
-        },
-        400,
-        "known",
+        "the repository", reading("parameters"), {"an unknown parameter of a load": _parameters(x="y")}, 400, "known"
     ),
     *_cases(
         "kinds of JSON", reading("parameters"), {"parameters of a command that are a list": dump({"parameters": [1]})}

@@ -29,9 +29,7 @@ def ask(server: Any) -> Any:
 
 Ask = Callable[[Route, bytes, dict[str, str]], Answer]
 NOISE = settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

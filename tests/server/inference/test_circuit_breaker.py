@@ -18,9 +18,7 @@ def test_a_url_that_is_none_is_refused_without_being_repeated(url: str) -> None:
         assert "secret" not in error.value.message
 
 
-def test_an_outage_is_logged_once_a_minute_and_asked_about_every_five_seconds(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_outage_is_logged_once_a_minute_and_asked_about_every_five_seconds(caplog: pytest.LogCaptureFixture) -> None:
     now = [1000.0]
     circuit = CircuitBreaker("nothing happens", lambda: now[0])
     asked: list[Any] = []

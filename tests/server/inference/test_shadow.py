@@ -39,10 +39,7 @@ def serve(serve_here: Serve, tools: Any) -> Callable[..., Server]:
     """Serve the endpoint e with an answering variant and its shadow."""
 
     def serve(answering: Path, shadow: Path, server: dict[str, Any] | None = None, **capture: Any) -> Server:
-        variants = {
-            "main": tools.variant(answering, "1"),
-            "new": tools.variant(shadow, "2", shadow=True),
-        }
+        variants = {"main": tools.variant(answering, "1"), "new": tools.variant(shadow, "2", shadow=True)}
         return serve_here({"e": variants}, server, **capture)
 
     return serve

@@ -107,8 +107,7 @@ def test_an_output_of_another_name_is_found_by_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    "computed",
-    [{"y": numbers([1.0], [2.0])}, {"y": numbers([1.0, 2.0])}, {}, {"y": np.float32(1.0)}],
+    "computed", [{"y": numbers([1.0], [2.0])}, {"y": numbers([1.0, 2.0])}, {}, {"y": np.float32(1.0)}]
 )
 def test_answers_that_cannot_be_compared_say_so(computed: Any) -> None:
     with pytest.raises(InferenceError):

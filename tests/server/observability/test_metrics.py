@@ -15,12 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.server.inference.shadow_compare import ShadowComparison
 from mlflow_deploy_plugin.server.observability.exposition import prometheus_text, read_counter, read_families
-from mlflow_deploy_plugin.server.observability.metrics import (
-    MAX_PREDICTIONS,
-    MULTIPROC_DIR,
-    Metrics,
-    Statistics,
-)
+from mlflow_deploy_plugin.server.observability.metrics import MAX_PREDICTIONS, MULTIPROC_DIR, Metrics, Statistics
 
 REQUEST = ("e", "v", "m", "7", "v2", "200")
 

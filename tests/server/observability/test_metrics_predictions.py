@@ -11,12 +11,7 @@ import pytest
 
 from mlflow_deploy_plugin.runtime import Artifact, Output
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.observability.metrics import (
-    Metrics,
-    Statistics,
-    count_response,
-    predicted_labels,
-)
+from mlflow_deploy_plugin.server.observability.metrics import Metrics, Statistics, count_response, predicted_labels
 
 LABEL = Output("label", "int64", (-1,), "label")
 PROBABILITIES = Output("p", "float32", (-1, 2), "probabilities")

@@ -77,8 +77,7 @@ def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
         {True: "late", False: "on time"}
     )
     columns = make_column_transformer(
-        (StandardScaler(), ["distance", "hour"]),
-        (OneHotEncoder(handle_unknown="ignore"), ["carrier", "holiday"]),
+        (StandardScaler(), ["distance", "hour"]), (OneHotEncoder(handle_unknown="ignore"), ["carrier", "holiday"])
     )
     table = pd.DataFrame(random.normal(size=(50, 3)), columns=["a", "b", "c"])
     target = table.a * 2 - table.b + 0.5 * table.c + 1

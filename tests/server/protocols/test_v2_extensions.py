@@ -126,12 +126,7 @@ def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None
     config = v2_extensions.model_config(joined, ("7",), ServerSpec(default_timeout_microseconds=9))
     assert config["max_batch_size"] == 8
     assert config["input"][0]["dims"] == [1]
-    assert config["output"][0] == {
-        "name": "label",
-        "data_type": "TYPE_STRING",
-        "dims": [1],
-        "reshape": {"shape": []},
-    }
+    assert config["output"][0] == {"name": "label", "data_type": "TYPE_STRING", "dims": [1], "reshape": {"shape": []}}
     assert config["dynamic_batching"] == {
         "preferred_batch_size": [4],
         "max_queue_delay_microseconds": 100,

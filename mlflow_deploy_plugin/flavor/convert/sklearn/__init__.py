@@ -41,12 +41,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     last_step,
     library_of,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
-    Precision,
-    finish_outputs,
-    round_before_last_step,
-    widen,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Precision, finish_outputs, round_before_last_step, widen
 from mlflow_deploy_plugin.runtime import Array, Input
 
 _HEAD = slice(0, 3)

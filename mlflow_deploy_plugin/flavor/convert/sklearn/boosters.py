@@ -333,11 +333,7 @@ _CATBOOST_LINKS = {
     "MultiClass": "Softmax",
 }
 
-_READERS: dict[str, Callable[[Any], Boosting]] = {
-    "xgboost": _xgboost,
-    "lightgbm": _lightgbm,
-    "catboost": _catboost,
-}
+_READERS: dict[str, Callable[[Any], Boosting]] = {"xgboost": _xgboost, "lightgbm": _lightgbm, "catboost": _catboost}
 
 
 def regressor_shapes(operator: Any) -> None:

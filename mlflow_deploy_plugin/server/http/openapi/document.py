@@ -156,11 +156,7 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
         components |= {f"{name}.{kind}": make(described.artifact) for kind, make in _RESPONSE_SCHEMAS.items()}
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "onnxserve",
-            "version": __version__,
-            "description": "; ".join(summary),
-        },
+        "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {"schemas": components},

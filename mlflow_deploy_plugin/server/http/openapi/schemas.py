@@ -281,12 +281,7 @@ def _row_schema(schema: Schema) -> JsonSchema:
     """Return the schema of a row without names, in the signature's order, or of a tensor without its batch."""
     if schema.columns:
         values = list(column_schemas(schema).values())
-        row: JsonSchema = {
-            "type": "array",
-            "prefixItems": values,
-            "minItems": len(values),
-            "maxItems": len(values),
-        }
+        row: JsonSchema = {"type": "array", "prefixItems": values, "minItems": len(values), "maxItems": len(values)}
         return {"anyOf": [row, values[0]]} if len(values) == 1 else row
     if len(schema.tensors) == 1:
         return dict(tensor_schema(schema.tensors[0]).get("items", {}))

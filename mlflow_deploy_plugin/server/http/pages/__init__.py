@@ -400,10 +400,7 @@ def snippets(base: str, path: str, endpoint: str, schema: Schema, example: Examp
     url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
     curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n  -d {data}"
     python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body, timeout=30)\n"
-    found = [
-        Snippet("curl", curl),
-        Snippet("Python, requests", python + 'print(response.json()["predictions"])'),
-    ]
+    found = [Snippet("curl", curl), Snippet("Python, requests", python + 'print(response.json()["predictions"])')]
     if tensors := v2_example(schema, example):
         found.append(Snippet("Python, tritonclient", _triton(base, endpoint, tensors)))
     return found

@@ -415,12 +415,7 @@ class HttpConnection(asyncio.Protocol):
                 self._write(serialize_chunked_head(response, head.keep_alive and not self._is_ending))
 
         self._exchange = exchange = StreamedExchange(
-            self._body,
-            self._transport,
-            max_unsent_bytes,
-            self._write,
-            begin_response,
-            partial(self._end_stream, head),
+            self._body, self._transport, max_unsent_bytes, self._write, begin_response, partial(self._end_stream, head)
         )
         if head.expects_continue and not self._buffer:
             self._transport.write(CONTINUE)

@@ -158,10 +158,7 @@ REFUSED: dict[str, tuple[Fit, str]] = {
     "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), "linear leaves"),
     "lightgbm, zeros": (lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE), "0 counts as missing"),
     "lightgbm, square roots": (lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS), "regression sqrt"),
-    "catboost, categories": (
-        lambda: cat(cat_features=["code"]).fit(CODES, TWO),
-        "features that are no numbers",
-    ),
+    "catboost, categories": (lambda: cat(cat_features=["code"]).fit(CODES, TWO), "features that are no numbers"),
 }
 
 

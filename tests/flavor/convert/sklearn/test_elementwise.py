@@ -3,16 +3,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.ensemble import (
-    HistGradientBoostingRegressor,
-)
+from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import (
-    PowerTransformer,
-    RobustScaler,
-)
+from sklearn.preprocessing import PowerTransformer, RobustScaler
 
 from mlflow_deploy_plugin.flavor.wrap import wrap
 

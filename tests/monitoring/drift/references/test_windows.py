@@ -79,10 +79,7 @@ def test_bins_and_pieces_hold_any_number_of_windows(
 
 
 DAY_US = 86_400_000_000
-FOUR_DAYS = {
-    "text": ["a", "b", "a", "c", "new", "a", "new", "b"],
-    "number": [1.0, 2.0, 0.0, 3.0, 9.0, 1.0, 8.0, 2.0],
-}
+FOUR_DAYS = {"text": ["a", "b", "a", "c", "new", "a", "new", "b"], "number": [1.0, 2.0, 0.0, 3.0, 9.0, 1.0, 8.0, 2.0]}
 
 
 @pytest.mark.parametrize(
