@@ -32,6 +32,10 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import classifier_shapes, write_classes
 from mlflow_deploy_plugin.runtime import Array
 
+Node = tuple[int, float, int, int, bool, float]
+"""The fields of a node of `Tree`, in their order."""
+_LEAF = -1
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -48,6 +52,11 @@ class Tree:
     default_left: Array
     value: Array
     members: dict[int, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, nodes: list[Node], members: dict[int, list[int]] | None = None) -> "Tree":
+        feature, threshold, left, right, default_left, value = map(np.array, zip(*nodes, strict=True))
+        return cls(feature, threshold.astype(np.float64), left, right, default_left, value, members or {})
 
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
         """Return the tree with an equality for each member of a node, and ONNX' comparison of each node.
@@ -70,7 +79,7 @@ class Tree:
                 modes.append(mode)
             rows[place] = feature, codes[-1], left, right, default_left, 0.0
             modes[place] = "BRANCH_EQ"
-        return Tree(*map(np.array, zip(*rows, strict=True))), np.array(modes)  # type: ignore[arg-type]
+        return Tree.of(rows), np.array(modes)
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,7 @@ def read_boosting(estimator: Any) -> Boosting:
     """Return the trees of a fitted booster.
 
     Raises:
-        NotImplementedError: trees that split by categories, linear or vector leaves, or an objective without a form.
+        NotImplementedError: categories that are no texts, linear or vector leaves, or an objective without a form.
     """
     booster = estimator.native_booster if isinstance(estimator, NativeBooster) else estimator
     return _READERS[library_of(booster)](booster)
@@ -226,7 +235,7 @@ def _lightgbm(model: Any) -> Boosting:
 
 
 def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
-    rows: list[tuple[int, float, int, int, bool, float]] = []
+    rows: list[Node] = []
     members: dict[int, list[int]] = {}
 
     def add(node: dict[str, Any]) -> int:
@@ -234,7 +243,7 @@ def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
         if "leaf_value" in node:
             if "leaf_coeff" in node:
                 raise NotImplementedError("trees with linear leaves (linear_tree)")
-            rows.append((0, 0.0, -1, -1, False, node["leaf_value"] * scale))
+            rows.append((0, 0.0, _LEAF, _LEAF, False, node["leaf_value"] * scale))
             return position
         if node["decision_type"] == "==":  # what is missing, or no category, goes to the right
             members[position] = [int(code) for code in node["threshold"].split("||")]
@@ -252,8 +261,7 @@ def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
         return position
 
     add(root)
-    feature, threshold, left, right, default_left, value = map(np.array, zip(*rows, strict=True))
-    return Tree(feature, threshold.astype(np.float64), left, right, default_left, value.astype(np.float64), members)
+    return Tree.of(rows, members)
 
 
 _LIGHTGBM_ZERO = float(np.float32(1e-35))
@@ -307,22 +315,21 @@ def _catboost_tree(
     root: dict[str, Any], target: int, scale: float, places: dict[int, int], goes_left: dict[int, bool]
 ) -> Tree:
     """Return a tree with the values of one target. A row goes to the right above the border."""
-    rows: list[tuple[int, float, int, int, bool, float]] = []
+    rows: list[Node] = []
 
     def add(node: dict[str, Any]) -> int:
         position = len(rows)
-        rows.append((0, 0.0, -1, -1, False, 0.0))
+        rows.append((0, 0.0, _LEAF, _LEAF, False, 0.0))  # its place, before those of its children
         if "split" in node:
             feature = node["split"]["float_feature_index"]
             left, right = add(node["left"]), add(node["right"])
             rows[position] = places[feature], node["split"]["border"], left, right, goes_left[feature], 0.0
         else:
-            rows[position] = 0, 0.0, -1, -1, False, float(np.ravel(node["value"])[target]) * scale
+            rows[position] = 0, 0.0, _LEAF, _LEAF, False, float(np.ravel(node["value"])[target]) * scale
         return position
 
     add(root)
-    feature, threshold, left, right, default_left, value = map(np.array, zip(*rows, strict=True))
-    return Tree(feature, threshold.astype(np.float32), left, right, default_left, value)
+    return Tree.of(rows)
 
 
 _CATBOOST_LINKS = {
