@@ -44,7 +44,7 @@ ROOMS = {
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }
-NEEDS_AN_EXTRA = {"duckdb", "flask_wtf", "grpc", "scipy", "shap", "sklearn", "torch"}
+NEEDS_AN_EXTRA = {"duckdb", "flask_wtf", "grpc", "scipy", "shap", "skl2onnx", "torch"}
 """What a module of the package may lack in an environment without extras."""
 
 _IMPORT_ALL = f"""
