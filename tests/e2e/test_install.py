@@ -132,7 +132,7 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     assert "Usage: onnxserve" in _output([python.with_name("onnxserve"), "--help"], cwd=tmp_path)
     assert "there are no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
     judged = subprocess.run(
-        [python.with_name("onnxserve"), "log", "stats", "flights"],
+        [python.with_name("onnxserve"), "log", "query", "flights"],
         cwd=tmp_path, env=shell(Path(sys.prefix), tmp_path), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert judged.returncode == 1
