@@ -121,9 +121,6 @@ class NativeBooster(BaseEstimator):  # type: ignore[misc]
     def __init__(self, native_booster: Any) -> None:
         self.native_booster = native_booster
 
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
     def predict(self, rows: Any) -> Array:
         if library_of(self) == "xgboost":
             rows = sys.modules["xgboost"].DMatrix(rows)
@@ -157,8 +154,8 @@ def _xgboost(model: Any) -> Boosting:
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
         raise NotImplementedError(f"the objective {objective}")
-    last = None if model is booster else getattr(model, "best_iteration", None) if _stopped_early(model) else None
-    rounds = (0, 0) if last is None else (0, last + 1)
+    is_stopped = model is not booster and model.early_stopping_rounds is not None
+    rounds = (0, model.best_iteration + 1) if is_stopped else (0, 0)
     count = found["iteration_indptr"][rounds[1]] if rounds[1] else len(found["trees"])
     trees = []
     for position, tree in enumerate(found["trees"][:count]):
@@ -199,10 +196,6 @@ def _xgboost_texts(encoded: dict[str, list[int]]) -> tuple[str, ...]:
         raise NotImplementedError("categories that are not ASCII, which XGBoost cuts")
     text = bytes(encoded["values"]).decode()
     return tuple(text[start:end] for start, end in pairwise(encoded["offsets"]))
-
-
-def _stopped_early(model: Any) -> bool:
-    return getattr(model, "early_stopping_rounds", None) is not None
 
 
 _XGBOOST_LINKS = {
