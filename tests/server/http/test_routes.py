@@ -10,13 +10,8 @@ import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
-from tests.support.handling import handle
-
-JSON = {"content-type": "application/json"}
-ROW = b'{"inputs": [[1, 2, 3]]}'
-V2_ROW = b'{"inputs": [{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
+from tests.support.handling import ROW, V2_ROW, ask, handle
 
 
 @pytest.fixture
@@ -24,13 +19,6 @@ def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], too
     return serve_here(
         {"e": {"v": tools.variant(bias_folders["1"], "1")}, "f": {"w": tools.variant(bias_folders["2"], "2")}}
     )
-
-
-def ask(
-    server: Server, path: str = "/invocations", method: str = "POST", body: bytes = ROW, **headers: str
-) -> RawResponse:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return handle(server, RawRequest(method, path, {**JSON, **named}, body))
 
 
 def test_the_plain_pages_answer(server: Server) -> None:
