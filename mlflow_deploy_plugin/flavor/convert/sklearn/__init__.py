@@ -12,7 +12,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import top_margins
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original
+from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, ConvertedModel, OriginalModel, call_original
 from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, categories, elementwise, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -116,13 +116,21 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
         return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
 
     precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
-    return [partial(_convert, model, batch, original, predict_fn, precision) for precision in precisions]
+    fitted = best_estimator(model)
+    names = [str(name) for name in (batch.columns if isinstance(batch, pd.DataFrame) else range(batch[""].shape[1]))]
+    known = cache(partial(boundary_values_of, fitted, names))  # for all forms, once one is converted
+    return [partial(_convert, model, fitted, batch, original, predict_fn, known, one) for one in precisions]
 
 
 def _convert(
-    model: Any, batch: Batch, original: OriginalModel, predict_fn: str, precision: Precision
+    model: Any,
+    fitted: Any,
+    batch: Batch,
+    original: OriginalModel,
+    predict_fn: str,
+    boundary_values: Callable[[], BoundaryValues],
+    precision: Precision,
 ) -> ConvertedModel:
-    fitted = best_estimator(model)
     answers = call_original(original, batches.take_rows(batch, _HEAD))
     inputs = bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
@@ -130,7 +138,6 @@ def _convert(
     nodes = zip(inputs, proto.graph.input, strict=True)
     inputs = tuple(replace(entry, name=node.name) for entry, node in nodes)
     outputs = finish_outputs(proto.graph, answers)
-    names = [str(name) for name in (batch.columns if isinstance(batch, pd.DataFrame) else range(batch[""].shape[1]))]
     repairs: dict[Precision, str] = {
         "single": "",
         "double_until_last_step": "32-bit floats changed answers; inputs are read in 64 bits, and rounded only before "
@@ -148,7 +155,7 @@ def _convert(
         framework_version=import_module(framework).__version__,
         original=original,
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
-        boundary_values=boundary_values_of(fitted, names),
+        boundary_values=boundary_values(),
         margin=_margin(model) if "label" in answers else None,
         repair=repairs[precision],
     )

@@ -16,103 +16,28 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 from skl2onnx import update_registered_converter
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import BaseEstimator
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import library_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import classifier_shapes, write_classes
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
+    LEAF,
+    Boosting,
+    Node,
+    Tree,
+    classifier_shapes,
+    write_classes,
+    write_sums,
+)
 from mlflow_deploy_plugin.runtime import Array
-
-Node = tuple[int, float, int, int, bool, float]
-"""The fields of a node of `Tree`, in their order."""
-_LEAF = -1
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A tree as arrays of [nodes]; the root is node 0. `left` is -1 for a leaf, whose `value` is the prediction.
-
-    A row goes to the left where its feature is below the threshold or, at a node of `members`, is one of these codes of
-    a category; and where it is missing and `default_left` is set.
-    """
-
-    feature: Array
-    threshold: Array
-    left: Array
-    right: Array
-    default_left: Array
-    value: Array
-    members: dict[int, list[int]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, nodes: list[Node], members: dict[int, list[int]] | None = None) -> "Tree":
-        feature, threshold, left, right, default_left, value = map(np.array, zip(*nodes, strict=True))
-        return cls(feature, threshold.astype(np.float64), left, right, default_left, value, members or {})
-
-    def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
-        """Return the tree with an equality for each member of a node, and ONNX' comparison of each node.
-
-        The equalities of a node lead to the same nodes, each by the one before it. ONNX Runtime reads such a chain as
-        one test of membership.
-        """
-        rows = list(
-            zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
-        )
-        modes = ["LEAF" if child < 0 else mode for child in self.left]
-        for node, codes in self.members.items():
-            feature, _, left, right, default_left, _ = rows[node]
-            place = node
-            for code in codes[:-1]:
-                rows[place] = feature, code, left, len(rows), default_left, 0.0
-                modes[place] = "BRANCH_EQ"
-                place, default_left = len(rows), False
-                rows.append(rows[node])  # the next code's, written in the next round
-                modes.append(mode)
-            rows[place] = feature, codes[-1], left, right, default_left, 0.0
-            modes[place] = "BRANCH_EQ"
-        return Tree.of(rows), np.array(modes)
-
-
-@dataclass(frozen=True)
-class Boosting:
-    """The trees of a fitted booster, and the function that turns their sums into predictions.
-
-    Attributes:
-        targets: the position in the sums of each tree.
-        base: the sums before the first tree, [targets] float64.
-        mode: ONNX' comparison that sends a row to the left: BRANCH_LT or BRANCH_LEQ.
-        link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
-        is_single: True if thresholds, leaves and sums have 32 bits.
-        missing: a number that counts as a missing value, beside NaN.
-        categories: the texts of each column of texts, in the order of their codes.
-    """
-
-    trees: list[Tree]
-    targets: list[int]
-    base: Array
-    mode: str
-    link: str
-    is_single: bool = False
-    missing: float = np.nan
-    categories: tuple[tuple[str, ...], ...] = ()
-
-    def edges(self) -> dict[int, Array]:
-        """Return the thresholds of each feature by its position."""
-        inner = [tree.left >= 0 for tree in self.trees]
-        for mask, tree in zip(inner, self.trees, strict=True):
-            mask[list(tree.members)] = False
-        features = np.concatenate([tree.feature[mask] for tree, mask in zip(self.trees, inner, strict=True)])
-        values = np.concatenate([tree.threshold[mask] for tree, mask in zip(self.trees, inner, strict=True)])
-        return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
 
 
 class NativeBooster(BaseEstimator):  # type: ignore[misc]
@@ -236,7 +161,7 @@ def _lightgbm_tree(root: dict[str, Any], scale: float) -> Tree:
         if "leaf_value" in node:
             if "leaf_coeff" in node:
                 raise NotImplementedError("trees with linear leaves (linear_tree)")
-            rows.append((0, 0.0, _LEAF, _LEAF, False, node["leaf_value"] * scale))
+            rows.append((0, 0.0, LEAF, LEAF, False, node["leaf_value"] * scale))
             return position
         if node["decision_type"] == "==":  # what is missing, or no category, goes to the right
             members[position] = [int(code) for code in node["threshold"].split("||")]
@@ -312,13 +237,13 @@ def _catboost_tree(
 
     def add(node: dict[str, Any]) -> int:
         position = len(rows)
-        rows.append((0, 0.0, _LEAF, _LEAF, False, 0.0))  # its place, before those of its children
+        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # its place, before those of its children
         if "split" in node:
             feature = node["split"]["float_feature_index"]
             left, right = add(node["left"]), add(node["right"])
             rows[position] = places[feature], node["split"]["border"], left, right, goes_left[feature], 0.0
         else:
-            rows[position] = 0, 0.0, _LEAF, _LEAF, False, float(np.ravel(node["value"])[target]) * scale
+            rows[position] = 0, 0.0, LEAF, LEAF, False, float(np.ravel(node["value"])[target]) * scale
         return position
 
     add(root)
@@ -336,16 +261,16 @@ _CATBOOST_LINKS = {
 _READERS: dict[str, Callable[[Any], Boosting]] = {"xgboost": _xgboost, "lightgbm": _lightgbm, "catboost": _catboost}
 
 
-def regressor_shapes(operator: Any) -> None:
-    """Set the output type: a 32-bit float for each target."""
-    operator.outputs[0].type = FloatTensorType([None, len(read_boosting(operator.raw_operator).base)])
+def _regressor_shapes(operator: Any) -> None:
+    """Set the output type: a 32-bit float for each target. What was read is kept: a large booster takes seconds."""
+    operator.boosting = read_boosting(operator.raw_operator)
+    operator.outputs[0].type = FloatTensorType([None, len(operator.boosting.base)])
 
 
 def _convert_regressor(scope: Any, operator: Any, container: Any) -> None:
     """Add the trees and the link."""
-    graph = NodeBuilder(scope, container)
-    boosting = read_boosting(operator.raw_operator)
-    graph.node(boosting.link, [_sums(graph, operator, boosting)], operator.outputs[0].full_name)
+    graph, boosting = NodeBuilder(scope, container), operator.boosting
+    graph.node(boosting.link, [_scores(graph, operator, boosting)], operator.outputs[0].full_name)
 
 
 def _convert_classifier(scope: Any, operator: Any, container: Any) -> None:
@@ -353,52 +278,17 @@ def _convert_classifier(scope: Any, operator: Any, container: Any) -> None:
     graph = NodeBuilder(scope, container)
     boosting = read_boosting(operator.raw_operator)
     raw = container.get_options(operator.raw_operator, {"raw_scores": False})["raw_scores"]
-    sums = _sums(graph, operator, boosting)
+    sums = _scores(graph, operator, boosting)
     write_classes(graph, operator, sums, len(boosting.base), "Identity" if raw else boosting.link)
 
 
-def _sums(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
+def _scores(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
     """Return [N, targets] 32-bit floats, the sums of the trees' leaves."""
     rows = _features(graph, operator, boosting)
     if not np.isnan(boosting.missing):
         missing, nan = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (boosting.missing, np.nan))
         rows = graph.node("Where", [graph.node("Equal", [rows, missing]), nan, rows])
-    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in boosting.trees), strict=True)
-    leaf = np.concatenate([tree.left < 0 for tree in trees])
-    sizes = [len(tree.left) for tree in trees]
-    owners = np.repeat(np.arange(len(trees)), sizes)
-    positions = np.concatenate([np.arange(size) for size in sizes])
-
-    def inner(name: str) -> list[int]:
-        return [int(value) for value in np.where(leaf, 0, np.concatenate([getattr(tree, name) for tree in trees]))]
-
-    thresholds = np.where(leaf, 0.0, np.concatenate([tree.threshold for tree in trees]))
-    values = np.concatenate([tree.value for tree in trees])[leaf]
-    numbers: dict[str, Any] = {"nodes_values": thresholds, "target_weights": values, "base_values": boosting.base}
-    if boosting.is_single:
-        numbers = {name: np.asarray(given, np.float32).tolist() for name, given in numbers.items()}
-    else:
-        numbers = {
-            f"{name}_as_tensor": numpy_helper.from_array(np.asarray(given, np.float64))
-            for name, given in numbers.items()
-        }
-    return graph.node(
-        "TreeEnsembleRegressor",
-        [rows],
-        n_targets=len(boosting.base),
-        post_transform="NONE",
-        nodes_treeids=owners.tolist(),
-        nodes_nodeids=positions.tolist(),
-        nodes_featureids=inner("feature"),
-        nodes_modes=np.concatenate(modes).tolist(),
-        nodes_truenodeids=inner("left"),
-        nodes_falsenodeids=inner("right"),
-        nodes_missing_value_tracks_true=inner("default_left"),
-        target_treeids=owners[leaf].tolist(),
-        target_nodeids=positions[leaf].tolist(),
-        target_ids=np.array(boosting.targets)[owners[leaf]].tolist(),
-        **numbers,
-    )
+    return write_sums(graph, rows, boosting)
 
 
 def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
@@ -439,8 +329,8 @@ def register() -> None:
                     kind, alias, classifier_shapes, _convert_classifier, parser=_parse_classifier, options=_OPTIONS
                 )
             else:
-                update_registered_converter(kind, alias, regressor_shapes, _convert_regressor)
-    update_registered_converter(NativeBooster, "OnnxserveNativeBooster", regressor_shapes, _convert_regressor)
+                update_registered_converter(kind, alias, _regressor_shapes, _convert_regressor)
+    update_registered_converter(NativeBooster, "OnnxserveNativeBooster", _regressor_shapes, _convert_regressor)
 
 
 _OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}

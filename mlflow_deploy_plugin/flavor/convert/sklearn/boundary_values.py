@@ -29,6 +29,7 @@ from sklearn.preprocessing import (
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import histogram_boosting
 from mlflow_deploy_plugin.runtime import Array
 
 _SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
@@ -154,13 +155,8 @@ def _thresholds(estimator: Any) -> dict[int, Array]:
     if hasattr(estimator, "tree_"):
         inner = estimator.tree_.feature >= 0
         features, values = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
-    elif nodes := [one.nodes for predictors in getattr(estimator, "_predictors", ()) for one in predictors]:
-        table = np.concatenate(nodes)
-        table = table[table["is_leaf"] == 0]
-        features, values = table["feature_idx"], table["num_threshold"]
-    else:
-        return {}
-    return {int(feature): values[features == feature] for feature in np.unique(features)}
+        return {int(feature): values[features == feature] for feature in np.unique(features)}
+    return histogram_boosting(estimator).edges() if hasattr(estimator, "_predictors") else {}
 
 
 _EDGES: dict[type, Callable[[Any], Any]] = {

@@ -6,6 +6,7 @@ thresholds are converted as they are, and the sums over the trees are made in 64
 of missing values is restored.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -54,20 +55,165 @@ def _is_of(lists: dict[str, Array], trees: list[Any]) -> bool:
     return True
 
 
-def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
-    """Add the sum of the trees, through the inverse of the loss's link.
+Node = tuple[int, float, int, int, bool, float]
+"""The fields of a node of `Tree`, in their order."""
+LEAF = -1
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree as arrays of [nodes]; the root is node 0. `left` is -1 for a leaf, whose `value` is the prediction.
+
+    A row goes to the left where its feature is below the threshold or, at a node of `members`, is one of these codes of
+    a category; and where it is missing and `default_left` is set.
+    """
+
+    feature: Array
+    threshold: Array
+    left: Array
+    right: Array
+    default_left: Array
+    value: Array
+    members: dict[int, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, nodes: list[Node], members: dict[int, list[int]] | None = None) -> "Tree":
+        feature, threshold, left, right, default_left, value = map(np.array, zip(*nodes, strict=True))
+        return cls(feature, threshold.astype(np.float64), left, right, default_left, value, members or {})
+
+    def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
+        """Return the tree with an equality for each member of a node, and ONNX' comparison of each node.
+
+        The equalities of a node lead to the same nodes, each by the one before it. ONNX Runtime reads such a chain as
+        one test of membership.
+        """
+        rows = list(
+            zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
+        )
+        modes = ["LEAF" if child < 0 else mode for child in self.left]
+        for node, codes in self.members.items():
+            feature, _, left, right, default_left, _ = rows[node]
+            place = node
+            for code in codes[:-1]:
+                rows[place] = feature, code, left, len(rows), default_left, 0.0
+                modes[place] = "BRANCH_EQ"
+                place, default_left = len(rows), False
+                rows.append(rows[node])  # the next code's, written in the next round
+                modes.append(mode)
+            rows[place] = feature, codes[-1], left, right, default_left, 0.0
+            modes[place] = "BRANCH_EQ"
+        return Tree.of(rows), np.array(modes)
+
+
+@dataclass(frozen=True)
+class Boosting:
+    """The trees of gradient boosting, and the function that turns their sums into predictions.
+
+    Attributes:
+        targets: the position in the sums of each tree.
+        base: the sums before the first tree, [targets] float64.
+        mode: ONNX' comparison that sends a row to the left: BRANCH_LT or BRANCH_LEQ.
+        link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
+        is_single: True if thresholds, leaves and sums have 32 bits.
+        missing: a number that counts as a missing value, beside NaN.
+        categories: the texts of each column of texts, in the order of their codes.
+    """
+
+    trees: list[Tree]
+    targets: list[int]
+    base: Array
+    mode: str
+    link: str
+    is_single: bool = False
+    missing: float = np.nan
+    categories: tuple[tuple[str, ...], ...] = ()
+
+    def edges(self) -> dict[int, Array]:
+        """Return the thresholds of each feature by its position."""
+        inner = [tree.left >= 0 for tree in self.trees]
+        for mask, tree in zip(inner, self.trees, strict=True):
+            mask[list(tree.members)] = False
+        features = np.concatenate([tree.feature[mask] for tree, mask in zip(self.trees, inner, strict=True)])
+        values = np.concatenate([tree.threshold[mask] for tree, mask in zip(self.trees, inner, strict=True)])
+        return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
+
+
+def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
+    """Add the trees, and return [N, targets] 32-bit floats, the sums of their leaves.
+
+    Args:
+        rows: [N, features], of 32 bits if the boosting is single, else of 64.
+    """
+    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in boosting.trees), strict=True)
+    leaf = np.concatenate([tree.left < 0 for tree in trees])
+    sizes = [len(tree.left) for tree in trees]
+    owners = np.repeat(np.arange(len(trees)), sizes)
+    positions = np.concatenate([np.arange(size) for size in sizes])
+
+    def inner(name: str) -> list[int]:
+        return [int(value) for value in np.where(leaf, 0, np.concatenate([getattr(tree, name) for tree in trees]))]
+
+    numbers: dict[str, Any] = {
+        "nodes_values": np.where(leaf, 0.0, np.concatenate([tree.threshold for tree in trees])),
+        "target_weights": np.concatenate([tree.value for tree in trees])[leaf],
+        "base_values": boosting.base,
+    }
+    if boosting.is_single:
+        numbers = {name: np.asarray(given, np.float32).tolist() for name, given in numbers.items()}
+    else:
+        numbers = {
+            f"{name}_as_tensor": numpy_helper.from_array(np.asarray(given, np.float64))
+            for name, given in numbers.items()
+        }
+    return graph.node(
+        "TreeEnsembleRegressor",
+        [rows],
+        n_targets=len(boosting.base),
+        post_transform="NONE",
+        nodes_treeids=owners.tolist(),
+        nodes_nodeids=positions.tolist(),
+        nodes_featureids=inner("feature"),
+        nodes_modes=np.concatenate(modes).tolist(),
+        nodes_truenodeids=inner("left"),
+        nodes_falsenodeids=inner("right"),
+        nodes_missing_value_tracks_true=inner("default_left"),
+        target_treeids=owners[leaf].tolist(),
+        target_nodeids=positions[leaf].tolist(),
+        target_ids=np.array(boosting.targets)[owners[leaf]].tolist(),
+        **numbers,
+    )
+
+
+_LINKS = {"IdentityLink": "Identity", "LogLink": "Exp", "LogitLink": "Sigmoid", "MultinomialLogit": "Softmax"}
+"""The inverse of each link of scikit-learn's losses, as an ONNX operator."""
+
+
+def histogram_boosting(estimator: Any) -> Boosting:
+    """Return the trees of scikit-learn's boosting by histograms.
 
     Raises:
         NotImplementedError: trees that split by categories, or another link.
     """
+    if any(predictor.nodes["is_categorical"].any() for iteration in estimator._predictors for predictor in iteration):
+        raise NotImplementedError("trees that split by categories (categorical_features)")
+    name = type(estimator._loss.link).__name__
+    if (link := _LINKS.get(name)) is None:
+        raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
+    width = int(estimator.n_trees_per_iteration_)
+    trees = []
+    for nodes in (predictor.nodes for iteration in estimator._predictors for predictor in iteration):
+        left = np.where(nodes["is_leaf"] == 1, LEAF, nodes["left"].astype(np.int64))
+        kept = (nodes[name] for name in ("right", "missing_go_to_left", "value"))
+        trees.append(Tree(nodes["feature_idx"], nodes["num_threshold"], left, *kept))
+    targets = [place % width for place in range(len(trees))]
+    return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
+
+
+def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
+    """Add the sum of the trees, through the inverse of the loss's link."""
     graph = NodeBuilder(scope, container)
-    boosting: HistGradientBoostingRegressor = operator.raw_operator
-    scores = _scores(graph, operator)
-    link = type(boosting._loss.link).__name__
-    inverse = {"IdentityLink": "Identity", "LogLink": "Exp"}.get(link)
-    if inverse is None:
-        raise NotImplementedError(f"HistGradientBoostingRegressor with the link {link}")
-    graph.node(inverse, [scores], operator.outputs[0].full_name)
+    boosting = histogram_boosting(operator.raw_operator)
+    graph.node(boosting.link, [_scores(graph, operator, boosting)], operator.outputs[0].full_name)
 
 
 def classifier_shapes(operator: Any) -> None:
@@ -80,12 +226,10 @@ def classifier_shapes(operator: Any) -> None:
 def convert_classifier(scope: Any, operator: Any, container: Any) -> None:
     """Add the probabilities from the trees' sums, and the class of the largest; with two classes, of a positive sum."""
     graph = NodeBuilder(scope, container)
-    boosting: HistGradientBoostingClassifier = operator.raw_operator
-    width = int(boosting.n_trees_per_iteration_)
-    raw = container.get_options(boosting, {"raw_scores": False})["raw_scores"]
-    write_classes(
-        graph, operator, _scores(graph, operator), width, "Identity" if raw else "Sigmoid" if width == 1 else "Softmax"
-    )
+    boosting = histogram_boosting(operator.raw_operator)
+    raw = container.get_options(operator.raw_operator, {"raw_scores": False})["raw_scores"]
+    scores = _scores(graph, operator, boosting)
+    write_classes(graph, operator, scores, len(boosting.base), "Identity" if raw else boosting.link)
 
 
 def write_classes(graph: NodeBuilder, operator: Any, scores: str, width: int, link: str) -> None:
@@ -112,49 +256,13 @@ def write_classes(graph: NodeBuilder, operator: Any, scores: str, width: int, li
     if classes.dtype.kind in "OU":
         names = graph.constant(TensorProto.STRING, [len(classes)], [str(entry).encode() for entry in classes])
     else:
-        names = graph.constant(TensorProto.INT64, [len(classes)], _integers(classes))
+        names = graph.constant(TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
     graph.node("Gather", [names, position], label, axis=0)
 
 
-def _scores(graph: NodeBuilder, operator: Any) -> str:
-    """Return [N, trees an iteration] 32-bit floats, the sums of the trees' leaves; the trees add to them in turn."""
-    boosting = operator.raw_operator
+def _scores(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
     rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.DOUBLE)
-    width = int(boosting.n_trees_per_iteration_)
-    trees = [predictor.nodes for iteration in boosting._predictors for predictor in iteration]
-    if any(tree["is_categorical"].any() for tree in trees):
-        raise NotImplementedError("trees that split by categories (categorical_features)")
-    nodes = np.concatenate(trees)
-    leaf = nodes["is_leaf"] == 1
-    owners = np.repeat(np.arange(len(trees)), [len(tree) for tree in trees])
-    positions = np.concatenate([np.arange(len(tree)) for tree in trees])
-    return graph.node(
-        "TreeEnsembleRegressor",
-        [rows],
-        n_targets=width,
-        post_transform="NONE",
-        base_values_as_tensor=_tensor(boosting._baseline_prediction),
-        nodes_treeids=_integers(owners),
-        nodes_nodeids=_integers(positions),
-        nodes_featureids=_integers(np.where(leaf, 0, nodes["feature_idx"])),
-        nodes_modes=np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
-        nodes_truenodeids=_integers(np.where(leaf, 0, nodes["left"])),
-        nodes_falsenodeids=_integers(np.where(leaf, 0, nodes["right"])),
-        nodes_missing_value_tracks_true=_integers(np.where(leaf, 0, nodes["missing_go_to_left"])),
-        nodes_values_as_tensor=_tensor(np.where(leaf, 0.0, nodes["num_threshold"])),
-        target_treeids=_integers(owners[leaf]),
-        target_nodeids=_integers(positions[leaf]),
-        target_ids=_integers(owners[leaf] % width),
-        target_weights_as_tensor=_tensor(nodes["value"][leaf]),
-    )
-
-
-def _integers(values: Array) -> list[int]:
-    return [int(value) for value in values]
-
-
-def _tensor(values: Any) -> Any:
-    return numpy_helper.from_array(np.asarray(values, dtype=np.float64).reshape(-1))
+    return write_sums(graph, rows, boosting)
 
 
 CONVERTERS = {
