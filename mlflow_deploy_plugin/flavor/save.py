@@ -160,16 +160,16 @@ def log_model(
             parity_data=parity_data,
             reference_data=reference_data,
             event_time=event_time,
-            says_alternative=fallback == "error",
+            says_alternative=False,
         )
     except (ConversionError, ParityError) as error:
-        if fallback == "error":
-            raise
-        if pyfunc_flavor(model) is None:
+        flavor = pyfunc_flavor(model) if fallback == "pyfunc" else None
+        if flavor is None:
             raise with_alternative(error, model) from (error.__cause__ or error)
         if isinstance(event_time, str) and isinstance(input_example, pd.DataFrame):
             input_example = input_example.drop(columns=event_time, errors="ignore")
-        return _log_as_pyfunc(model, error, signature, input_example, mlflow_options)
+        flavor_options = {"signature": signature, **flavor[1], **mlflow_options}
+        return _log_as_pyfunc(model, error, flavor[0], input_example, flavor_options)
     info = Model.log(
         artifact_path=None,
         flavor=saved_model,
@@ -185,10 +185,9 @@ def log_model(
 
 
 def _log_as_pyfunc(
-    model: Any, error: ModelError, signature: ModelSignature | None, input_example: Any, options: dict[str, Any]
+    model: Any, error: ModelError, flavor: str, input_example: Any, options: dict[str, Any]
 ) -> ModelInfo:
     """Log a model without an ONNX form by MLflow's own flavor, and say why."""
-    flavor, serialization = pyfunc_flavor(model) or ("", {})
     _logger.warning(
         '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)',
         error.message.partition("\n")[0].rstrip(".;:"),
@@ -199,12 +198,7 @@ def _log_as_pyfunc(
         rows = {key: values[:_EXAMPLE_ROWS] for key, values in rows.items()}
     elif rows is not None:
         rows = rows[:_EXAMPLE_ROWS]
-    info = cast(
-        ModelInfo,
-        import_module(f"mlflow.{flavor}").log_model(
-            model, signature=signature, input_example=rows, **serialization, **options
-        ),
-    )
+    info = cast(ModelInfo, import_module(f"mlflow.{flavor}").log_model(model, input_example=rows, **options))
     _set_tag(info, options["registered_model_name"], FALLBACK_TAG, error.message[:_LONGEST_TAG])
     return info
 
