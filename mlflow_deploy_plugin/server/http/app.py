@@ -18,7 +18,7 @@ from werkzeug.routing import BaseConverter
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
-from mlflow_deploy_plugin.server.http.messages import RawResponse, exception_response, http_response
+from mlflow_deploy_plugin.server.http.messages import RawResponse, exception_response, failure_response
 from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, check_host, decode_path
 from mlflow_deploy_plugin.server.http.routes import (
@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.server.http.routes import (
 )
 from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predictions
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
-from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, failure
+from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
 from mlflow_deploy_plugin.settings import load_settings
 
@@ -105,11 +105,7 @@ class ServerApp(Flask):
             return flask_response(method_not_allowed(g.raw_request, error.valid_methods or ()))
         if isinstance(error, HTTPException) and error is request.routing_exception:
             return flask_response(not_found(g.raw_request.path))
-        return (
-            error
-            if isinstance(error, HTTPException)
-            else flask_response(http_response(g.raw_request, failure(g.raw_request, error)))
-        )
+        return error if isinstance(error, HTTPException) else flask_response(failure_response(g.raw_request, error))
 
 
 def call_flask(app: Flask, raw: RawRequest) -> RawResponse:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, UnfitPath
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, safe_headers
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, error_reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json
 
@@ -31,11 +31,23 @@ class RawResponse:
     fields: str = ""
 
 
-def http_response(request: RawRequest, reply: Reply) -> RawResponse:
-    """Return the response to a request that the pipeline has replied to."""
-    if reply.error is None:
+def http_response(path: str, reply: Reply) -> RawResponse:
+    """Return the reply to a request for this path as HTTP: an error in the form of the path's protocol."""
+    error = reply.error
+    if error is None:
         return RawResponse(200, reply.body, reply.content_type, reply.headers)
-    return exception_response(request.path, reply.error, reply.headers)
+    path = error.path if isinstance(error, UnfitPath) else path
+    return error_response(path, error.http_status, error.error_code, error.message, reply.headers)
+
+
+def exception_response(path: str, error: OnnxserveError) -> RawResponse:
+    """Return the response to a request for this path that has ended in one of our errors."""
+    return http_response(path, error_reply(error))
+
+
+def failure_response(request: RawRequest | None, error: Exception) -> RawResponse:
+    """Return the response to a request that has ended in any error; see `pipeline.failure`."""
+    return http_response(request.path if request else "", failure(request, error))
 
 
 def error_response(
@@ -45,15 +57,6 @@ def error_response(
     is_short = path == "/v2" or path.startswith(("/v2/", "/v1/models/"))
     document = {"error": message} if is_short else {"error_code": error_code, "message": message}
     return RawResponse(status, dump_json(document), headers=headers or {})
-
-
-def exception_response(path: str, error: OnnxserveError, headers: dict[str, str] | None = None) -> RawResponse:
-    """Return the response to a request for this path that has ended in one of our errors."""
-    if isinstance(error, UnfitPath):
-        path = error.path
-    if error.retry_after is not None:
-        headers = {**(headers or {}), "Retry-After": str(error.retry_after)}
-    return error_response(path, error.http_status, error.error_code, error.message, headers)
 
 
 def header_fields(headers: Mapping[str, str]) -> str:
@@ -91,8 +94,7 @@ def parse_error_response(error: Exception) -> bytes:
     """
     if isinstance(error, ssl.SSLError):
         error = InvalidRequest(f"the request is not HTTP/1.1 as it is spoken here: {error}")
-    nothing = RawRequest("", "", {}, b"")
-    return serialize_response(http_response(nothing, failure(nothing, error)), False)
+    return serialize_response(failure_response(None, error), False)
 
 
 @lru_cache(maxsize=64)

@@ -12,13 +12,13 @@ from functools import partial
 from mlflow_deploy_plugin.errors import close_matches
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
-from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, http_response
+from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, failure_response, http_response
 from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body, negotiate_protocol
 from mlflow_deploy_plugin.server.http.openapi import operations
 from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
-from mlflow_deploy_plugin.server.inference.pipeline import failure, infer_async
+from mlflow_deploy_plugin.server.inference.pipeline import infer_async
 from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, V2, Protocol
 
 _SUGGESTED_PATHS = 3
@@ -179,7 +179,7 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
         protocol = route.protocol
 
     def finish(reply: Reply) -> None:
-        done(encode_body(request, http_response(request, reply)))
+        done(encode_body(request, http_response(request.path, reply)))
 
     return infer_async(server, request, finish, protocol, **named)
 
@@ -199,7 +199,7 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
     try:
         return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
     except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        return http_response(request, failure(request, error))
+        return failure_response(request, error)
 
 
 def not_found(path: str) -> RawResponse:

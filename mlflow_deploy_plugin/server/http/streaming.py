@@ -46,7 +46,7 @@ def stream_predictions(
         reply, answered = infer_lines(server, request, match[1] if match else None, pieces)
         if answered is not None:
             begun.append(answered)
-        return http_response(request, reply)
+        return http_response(request.path, reply)
 
     is_observed = server.tracer or server.logs_requests
     response = observe_request(request, begin, server.tracer, server.logs_requests) if is_observed else begin()

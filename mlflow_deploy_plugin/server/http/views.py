@@ -44,12 +44,12 @@ def predict(
     server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None, version: str | None = None
 ) -> RawResponse:
     """Return predictions of the endpoint (None: the default one) in this protocol."""
-    return http_response(request, infer(server, request, protocol, endpoint, version))
+    return http_response(request.path, infer(server, request, protocol, endpoint, version))
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
     """Explain the predictions of the endpoint (None: the default one)."""
-    return http_response(request, explanations.explain(server, request, endpoint))
+    return http_response(request.path, explanations.explain(server, request, endpoint))
 
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:

@@ -65,6 +65,12 @@ class Reply:
         return 200 if self.error is None else self.error.http_status
 
 
+def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) -> Reply:
+    """Return the reply that ends in one of our errors, with the time after which to try again if it names one."""
+    again = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return Reply({**(headers or {}), **again}, error=error)
+
+
 def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     """Return the headers of a response with % and everything but visible ASCII percent-encoded.
 

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.capture.codec import FIRST_ERROR_STATUS
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, event_time, request_id
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, error_reply, event_time, request_id
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import count_response, predicted_labels
 from mlflow_deploy_plugin.server.protocols import jsonlines
@@ -143,20 +143,20 @@ class RequestContext:
         return Reply(headers, body, content_type)
 
 
-def failure(request: RawRequest, error: Exception, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply to a request that has failed. An error that is not ours is logged with its traceback."""
-    headers = headers or {}
-    if not isinstance(error, OnnxserveError):
-        identity, under = headers.get("X-Request-Id"), ""
-        if identity is not None:
-            identity, under = f", X-Request-Id {identity}", " under this X-Request-Id"
-        logger.error(
-            "answering %s %s failed%s", request.method[:20], request.path[:200], identity or "", exc_info=error
-        )
-        error = InternalError(f"the server failed to answer; its log says why{under}")
-    if error.retry_after is not None:
-        headers = {**headers, "Retry-After": str(error.retry_after)}
-    return Reply(headers, error=error)
+def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
+    """Return the reply to a request that has failed. An error that is not ours is logged with its traceback.
+
+    Args:
+        request: None for one that could not be read.
+    """
+    if isinstance(error, OnnxserveError):
+        return error_reply(error, headers)
+    asked = "" if request is None else f" {request.method[:20]} {request.path[:200]}"
+    named, message = "", "the server failed to answer; its log says why"
+    if identity := (headers or {}).get("X-Request-Id"):
+        named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
+    logger.error("answering%s failed%s", asked, named, exc_info=error)
+    return error_reply(InternalError(message), headers)
 
 
 def infer(
