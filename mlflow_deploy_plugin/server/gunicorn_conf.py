@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ STATE_DIR = "ONNXSERVE_STATE_DIR"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported: never before a fork
 _HEARTBEATS = 3  # a healthy threaded worker tells the arbiter once a second that it lives
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
+_MAX_FILES = 65536
 _SHARED_MEMORY = Path("/dev/shm")
 _HTTP = f"{__package__}.http"
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
@@ -61,12 +63,14 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
 
 
 def on_starting(arbiter: Any) -> None:
-    """Remove what an earlier run has left, before the first fork.
+    """Remove what an earlier run has left, before the first fork, and let workers have a file for each connection.
 
     The metrics lie in files that are mapped into memory: on a full disk, a write would kill the worker (SIGBUS).
     So they are in shared memory, with a link from the state folder to find those that a killed server has left.
     """
     configure_logging(load_settings(), "gunicorn")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit is often 1024: for programs that select(2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)

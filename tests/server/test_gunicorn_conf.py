@@ -1,6 +1,7 @@
 """The command line that the supervisor runs."""
 
 import importlib
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,18 @@ def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
     assert (command[command.index("--certfile") + 1], command[command.index("--keyfile") + 1]) == ("/c.pem", "/k.pem")
     with pytest.raises(ValueError, match="belong together"):
         ServerSpec(certfile="/c.pem")
+
+
+def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with tools.gunicorn(tmp_path):
+            (worker,) = read_workers(tmp_path)
+            assert resource.prlimit(worker.pid, resource.RLIMIT_NOFILE) == (min(hard, 65536), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def metrics_of(pid: int) -> list[Path]:

@@ -241,14 +241,24 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
         with contextlib.suppress(OSError):
             client.sendall(parse_error_response(exc))
 
-    def accept(self, listener: socket.socket) -> None:
-        """Accept a client, unless the listener has been closed in the same moment.
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """Call back for what the selector reports, but not for a connection that an earlier call has just closed."""
+        registered = self.poller.get_map()
+        for key, _ in self.poller.select(timeout):
+            if registered.get(key.fd) is key:
+                key.data(key.fileobj)
 
-        The client that takes the last place but one replaces the client that has been idle the longest.
-        """
-        if listener.fileno() >= 0:
+    def accept(self, listener: socket.socket) -> None:
+        """Accept a client. One that takes the last place but one, or the last file of the process, replaces the client
+        that has been idle the longest."""
+        is_full = False
+        try:
             super().accept(listener)
-        if self.nr_conns >= self.worker_connections:
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            is_full = True
+        if is_full or self.nr_conns >= self.worker_connections:
             idle = [(conns[0].idle_since, conns[0]) for conns in (self.keepalived_conns, self.pending_conns) if conns]
             for _, conn in sorted(idle, key=lambda one: one[0])[:1]:
                 conn.timeout = 0.0
@@ -343,8 +353,8 @@ def _init(conn: Any) -> None:
 
 
 def _received(conn: Any) -> int:
-    """Return the number of bytes that the client has sent."""
-    received: int = conn.parser.unreader.received if conn.initialized and conn.parser is not None else 0
+    """Return the number of bytes that the client has sent. A thread may just be making its parser."""
+    received: int = getattr(conn.parser.unreader, "received", 0) if conn.parser is not None else 0
     return received
 
 
@@ -363,8 +373,8 @@ def _lag_unread(conn: Any, seconds: float) -> float:
     """
     if conn.cfg.is_ssl:
         return -math.inf
-    data: bytes = conn.parser.unreader.buf.getvalue() if conn.initialized else b""
-    with contextlib.suppress(BlockingIOError):
+    data: bytes = conn.parser.unreader.buf.getvalue() if conn.parser is not None else b""
+    with contextlib.suppress(OSError):  # nothing has come, or the client has reset the connection
         data += conn.sock.recv(_PEEKED_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     try:
         head, rest = parse_head(data)
