@@ -12,6 +12,7 @@ import pytest
     [
         "controller",
         "deployments",
+        "evaluation",
         "gate",
         "inference_log",
         "monitoring",

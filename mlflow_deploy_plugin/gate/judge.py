@@ -9,21 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.gate.checks.artifact import check_parity, check_signature
-from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
-from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation, default_metric
-from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
-from mlflow_deploy_plugin.gate.dataset import (
+from mlflow_deploy_plugin.evaluation import (
     LabelledRows,
+    LoadedModel,
+    ModelPredictions,
     NamedArrays,
     cast_to_signature,
     count_rows,
+    default_metric,
+    downloaded_version,
     load_dataset,
+    load_version,
     reference_rows,
     sample_positions,
     take_rows,
 )
-from mlflow_deploy_plugin.gate.model import LoadedModel, ModelPredictions, downloaded_version, load_version
+from mlflow_deploy_plugin.gate.checks.artifact import check_parity, check_signature
+from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
+from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
+from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry import ResolvedModel
@@ -101,7 +105,9 @@ class _Checks:
         policy = self.policy.evaluation
         if not policy.dataset:
             return CheckResult("evaluation", "skipped", "the policy names no dataset")
-        labelled = load_dataset(policy, self.candidate.artifact, self.policy.seed)
+        labelled = load_dataset(
+            policy.dataset, policy.target, self.candidate.artifact, self.policy.seed, policy.max_rows
+        )
         predictions = self.candidate.predict(labelled.rows)
         self.labelled, self.predictions = labelled, predictions
         current = None

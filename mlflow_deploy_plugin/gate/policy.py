@@ -20,13 +20,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.evaluation import REFERENCE, MetricName
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG, StageOrAlias, registry_client, registry_errors
 
-REFERENCE = "reference"
-"""The name of the dataset that is the reference of the model itself."""
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
-
-MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
 
 
 class _Part(BaseModel):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, OnnxserveError
-from mlflow_deploy_plugin.gate.model import load_version
+from mlflow_deploy_plugin.evaluation import load_version
 from mlflow_deploy_plugin.gate.policy import BudgetPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.processes import Worker

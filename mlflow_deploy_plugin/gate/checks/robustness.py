@@ -11,23 +11,31 @@ of 5 % moves the predictions of a linear model by 5 % of theirs, those of a fore
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
-from mlflow_deploy_plugin.gate.checks.evaluation import HIGHER_IS_BETTER, RELATIVE_METRICS, weighted_metric
-from mlflow_deploy_plugin.gate.dataset import NamedArrays, count_rows, take_rows
-from mlflow_deploy_plugin.gate.model import LoadedModel, ModelPredictions
-from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
+from mlflow_deploy_plugin.evaluation import (
+    RELATIVE_METRICS,
+    LoadedModel,
+    MetricName,
+    ModelPredictions,
+    NamedArrays,
+    count_rows,
+    metric_loss,
+    take_rows,
+    weighted_metric,
+    with_missing,
+    with_noise,
+    with_out_of_range,
+)
+from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.runtime import Array
 
 NAME = "robustness"
-UNSEEN = "(never seen)"
 _MOVE = 0.25
 _SERVED_FACTOR = 1.25  # of two forests from the same data, one flips a little more
-_SHARE_OUT_OF_RANGE = 0.1
 _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 
 
@@ -163,53 +171,6 @@ def _served_under_noise(
     return None if noise.refusal else noise
 
 
-def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Add normal noise to every number, `share` of its column's standard deviation; whole numbers stay whole."""
-
-    def disturb(values: Array) -> Array:
-        noise = rng.normal(size=values.shape) * share * _spread(values)
-        if values.dtype.kind == "f":
-            return (values + noise).astype(values.dtype)
-        return _within(values.astype(np.float64) + np.round(noise), values.dtype)
-
-    return {name: disturb(values) if values.dtype.kind in "iuf" else values for name, values in rows.items()}
-
-
-def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Remove a share of the values of each column: NaN in float columns, None in others."""
-
-    def disturb(values: Array) -> Array:
-        gone = rng.random(values.shape) < share
-        if values.dtype.kind == "f":
-            return np.where(gone, np.nan, values).astype(values.dtype)
-        changed = values.astype(object)
-        changed[gone] = None
-        return changed
-
-    return {name: disturb(values) for name, values in rows.items()}
-
-
-def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator) -> NamedArrays:
-    """Move a tenth of the numbers so many ranges beyond an end of their column, and replace a tenth of the texts."""
-
-    def disturb(values: Array) -> Array:
-        moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE
-        if values.dtype.kind == "O":
-            changed = values.copy()
-            changed[moved & np.array([isinstance(value, str) for value in values.flat]).reshape(values.shape)] = UNSEEN
-            return changed
-        numbers = values.astype(np.float64)
-        known = numbers[np.isfinite(numbers)]
-        if values.dtype.kind not in "iuf" or not len(known):
-            return values
-        low, high = known.min(), known.max()
-        far = max(high - low, 1e-12) * ranges
-        ends = np.where(rng.random(values.shape) < 0.5, low - far, high + far)
-        return _within(np.where(moved, ends, numbers), values.dtype)
-
-    return {name: disturb(values) for name, values in rows.items()}
-
-
 def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:
     """Return [N] booleans: True for a row whose prediction has changed."""
     if clean.is_label:
@@ -245,11 +206,7 @@ def _outcome(
         return _Outcome(name, refusal=error.message)
     loss = None
     if labelled is not None:
-        sign = 1.0 if HIGHER_IS_BETTER[labelled.metric] else -1.0
-        before, after = labelled.value(clean), labelled.value(disturbed)
-        # a tiny error doubles easily: the loss is a share of the spread of the predictions, if that is larger
-        scale = max(abs(before), _spread(clean.prediction), 1e-12) if labelled.metric in RELATIVE_METRICS else 1.0
-        loss = sign * (before - after) / scale
+        loss = metric_loss(labelled.metric, labelled.value(clean), labelled.value(disturbed), clean)
     return _Outcome(name, float(flipped_rows(clean, disturbed).mean()), _no_answer(disturbed) - _no_answer(clean), loss)
 
 
@@ -266,19 +223,3 @@ def _no_answer(predictions: ModelPredictions) -> float:
 
 def _amount(metric: str, value: float) -> str:
     return f"{value:.1%}" if metric in RELATIVE_METRICS else f"{value:.4f}"
-
-
-def _spread(values: Array) -> float:
-    """Return the standard deviation of the finite numbers of a column or a whole tensor."""
-    numbers = values.astype(np.float64)
-    known = numbers[np.isfinite(numbers)]
-    return float(known.std()) if known.size else 0.0
-
-
-def _within(numbers: Array, dtype: np.dtype[Any]) -> Array:
-    """Cast numbers to their column's type, within its bounds."""
-    if dtype.kind == "f":
-        limits = np.finfo(dtype)
-        return np.where(np.isfinite(numbers), np.clip(numbers, limits.min, limits.max), numbers).astype(dtype)
-    bounds = np.iinfo(dtype)
-    return np.clip(np.round(numbers), max(bounds.min, -(2**53)), min(bounds.max, 2**53)).astype(dtype)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
-from mlflow_deploy_plugin.gate.model import ModelPredictions
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 
 ROWS = 1000

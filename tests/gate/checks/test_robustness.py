@@ -4,15 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.gate.checks.robustness import (
-    LabelledMetric,
-    check_robustness,
-    with_missing,
-    with_noise,
-    with_out_of_range,
-)
-from mlflow_deploy_plugin.gate.model import load_version
-from mlflow_deploy_plugin.gate.policy import MetricName, RobustnessPolicy
+from mlflow_deploy_plugin.evaluation.disturbances import with_missing, with_noise, with_out_of_range
+from mlflow_deploy_plugin.evaluation.model import load_version
+from mlflow_deploy_plugin.evaluation.names import MetricName
+from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
+from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 
 ROWS = labelled(500)

@@ -10,7 +10,7 @@ from mlflow.models import infer_signature
 from sklearn.linear_model import LogisticRegression
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.gate.model import load_version
+from mlflow_deploy_plugin.evaluation.model import load_version
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
 
@@ -85,7 +85,7 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
     mlflow.pyfunc.save_model(tmp_path / "model", python_model=Hanging(), pip_requirements=[])
     loaded = load_version(tmp_path / "model")
     assert loaded.predict({"a": np.zeros(1)}).prediction.tolist() == [0]
-    monkeypatch.setattr("mlflow_deploy_plugin.gate.model.TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.model.TIMEOUT_SECONDS", 0.1)
     with pytest.raises(InferenceError, match=r"the model did not answer within 0\.1 s"):
         loaded.predict({"a": np.zeros(2)})
     with pytest.raises(InferenceError, match="the model hangs"):

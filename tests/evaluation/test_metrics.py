@@ -5,14 +5,9 @@ import pytest
 from sklearn import metrics
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.gate.checks.evaluation import (
-    MetricComparison,
-    default_metric,
-    paired_bootstrap,
-    weighted_metric,
-)
-from mlflow_deploy_plugin.gate.model import ModelPredictions
-from mlflow_deploy_plugin.gate.policy import MetricName
+from mlflow_deploy_plugin.evaluation.metrics import MetricComparison, default_metric, paired_bootstrap, weighted_metric
+from mlflow_deploy_plugin.evaluation.model import ModelPredictions
+from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.runtime import Array
 
 ROWS = 300

@@ -62,7 +62,7 @@ class LoadedModel(Protocol):
 @contextmanager
 def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
     """Download a version into a temporary folder; raises what `download` raises."""
-    with tempfile.TemporaryDirectory(prefix="onnxserve-gate-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="onnxserve-evaluate-") as temporary:
         yield download(resolved.source, Path(temporary))
 
 

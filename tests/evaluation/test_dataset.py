@@ -10,8 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.gate.dataset import load_dataset, reference_rows
-from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
+from mlflow_deploy_plugin.evaluation.dataset import load_dataset, reference_rows
 from mlflow_deploy_plugin.runtime import Artifact, Column, Tensor, read_artifact
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.tracking import DEFAULT_EXPERIMENT
@@ -22,8 +21,8 @@ def artifact(tmp_path: Path) -> Artifact:
     return read_artifact(write_classifier(tmp_path / "model"))
 
 
-def load(dataset: Any, artifact: Artifact, target: str = "y", **fields: Any) -> Any:
-    return load_dataset(EvaluationPolicy(dataset=str(dataset), target=target, **fields), artifact, seed=7)
+def load(dataset: Any, artifact: Artifact, target: str = "y", max_rows: int = 50_000) -> Any:
+    return load_dataset(str(dataset), target, artifact, seed=7, max_rows=max_rows)
 
 
 def test_a_csv_is_read_as_pandas_does(tmp_path: Path, artifact: Artifact) -> None:
@@ -168,6 +167,6 @@ def test_what_would_not_fit_into_memory_is_not_read(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
-    monkeypatch.setattr("mlflow_deploy_plugin.gate.dataset._MAX_VALUES", 1000)
+    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset._MAX_VALUES", 1000)
     with pytest.raises(InvalidConfig, match=r"large\.parquet holds 1,050 values; name a sample of it"):
         load(file, artifact)

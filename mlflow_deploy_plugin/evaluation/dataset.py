@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.gate.policy import REFERENCE, EvaluationPolicy
+from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.registry import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
 from mlflow_deploy_plugin.tabular import read_table
@@ -46,25 +46,34 @@ def sample_positions(total: int, most: int, seed: int) -> Array:
     return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
 
 
-def load_dataset(policy: EvaluationPolicy, artifact: Artifact, seed: int) -> LabelledRows:
-    """Return the labelled rows that the policy names, at most `max_rows` of them.
+def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int) -> LabelledRows:
+    """Return labelled rows of a dataset, at most `max_rows` of them.
 
     Raises:
         InvalidConfig: there is no such file, it cannot be read, or it has no such target.
         NotFound: the run, or its dataset, does not exist.
         RegistryUnavailable: MLflow does not answer.
     """
-    rows = _read_dataset(policy.dataset, artifact)
-    if policy.target not in rows:
-        columns = ", ".join(rows)
-        raise InvalidConfig(f"the dataset {policy.dataset} has no column {policy.target!r}; it has {columns[:300]}")
+    return labelled_rows(read_dataset(dataset, artifact), f"the dataset {dataset}", target, artifact, seed, max_rows)
+
+
+def labelled_rows(
+    rows: NamedArrays, shown: str, target: str, artifact: Artifact, seed: int, max_rows: int
+) -> LabelledRows:
+    """Return the rows whose target is known, at most `max_rows` of them; the message of an error calls them `shown`.
+
+    Raises:
+        InvalidConfig: there is no such target, or no row has it.
+    """
+    if target not in rows:
+        raise InvalidConfig(f"{shown} has no column {target!r}; it has {', '.join(rows)[:300]}")
     # a missing value, NaN, and of several values any NaN differ from themselves
-    is_known = [value is not None and bool(np.all(value == value)) for value in rows[policy.target]]
+    is_known = [value is not None and bool(np.all(value == value)) for value in rows[target]]
     known = np.flatnonzero(is_known)
     if not len(known):
-        raise InvalidConfig(f"the dataset {policy.dataset} has no row whose {policy.target!r} is known")
-    rows = take_rows(rows, known[sample_positions(len(known), policy.max_rows, seed)])
-    truth = rows.pop(policy.target)
+        raise InvalidConfig(f"{shown} has no row whose {target!r} is known")
+    rows = take_rows(rows, known[sample_positions(len(known), max_rows, seed)])
+    truth = rows.pop(target)
     if truth.dtype.kind == "O" and not isinstance(truth[0], str):
         truth = np.array(truth.tolist())
     return LabelledRows(cast_to_signature(artifact, _without_log_columns(artifact, rows)), truth)
@@ -127,7 +136,8 @@ def _column_values(column: pa.ChunkedArray) -> Array:
     return np.asarray(column.to_numpy())
 
 
-def _read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
+def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
+    """Return all rows of a dataset, by the names of `onnxserve gate` (docs/gate.md); raises as `load_dataset`."""
     if dataset == REFERENCE:
         if artifact.reference is None:
             raise InvalidConfig("the model has no reference; log it with mlflow_deploy_plugin.log_model")

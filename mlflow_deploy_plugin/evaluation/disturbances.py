@@ -1,0 +1,228 @@
+"""Rows that are not as they should be: each function returns changed copies of named arrays, and takes a generator.
+
+Numbers keep their type and stay within its bounds. A tensor of two dimensions is a table of columns. One of more
+dimensions is a picture for each row: of four, the smaller outer one holds the channels.
+"""
+
+import string
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
+from mlflow_deploy_plugin.evaluation.metrics import spread
+from mlflow_deploy_plugin.runtime import Array
+
+UNSEEN = "(never seen)"
+_SHARE_OUT_OF_RANGE = 0.1
+_MAX_SCALED = 50
+"""Columns that are scaled one by one; each costs a prediction of all rows."""
+
+
+def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+    """Add normal noise to every number, `share` of its column's standard deviation; whole numbers stay whole."""
+
+    def disturb(values: Array) -> Array:
+        noise = rng.normal(size=values.shape) * share * spread(values)
+        if values.dtype.kind == "f":
+            return (values + noise).astype(values.dtype)
+        return _within(values.astype(np.float64) + np.round(noise), values.dtype)
+
+    return {name: disturb(values) if values.dtype.kind in "iuf" else values for name, values in rows.items()}
+
+
+def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+    """Remove a share of the values of each column: NaN in float columns, None in others."""
+
+    def disturb(values: Array) -> Array:
+        gone = rng.random(values.shape) < share
+        if values.dtype.kind == "f":
+            return np.where(gone, np.nan, values).astype(values.dtype)
+        changed = values.astype(object)
+        changed[gone] = None
+        return changed
+
+    return {name: disturb(values) for name, values in rows.items()}
+
+
+def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator) -> NamedArrays:
+    """Move a tenth of the numbers so many ranges beyond an end of their column, and replace a tenth of the texts."""
+
+    def disturb(values: Array) -> Array:
+        moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE
+        if values.dtype.kind == "O":
+            changed = values.copy()
+            changed[moved & np.array([isinstance(value, str) for value in values.flat]).reshape(values.shape)] = UNSEEN
+            return changed
+        numbers = values.astype(np.float64)
+        known = numbers[np.isfinite(numbers)]
+        if values.dtype.kind not in "iuf" or not len(known):
+            return values
+        low, high = known.min(), known.max()
+        far = max(high - low, 1e-12) * ranges
+        ends = np.where(rng.random(values.shape) < 0.5, low - far, high + far)
+        return _within(np.where(moved, ends, numbers), values.dtype)
+
+    return {name: disturb(values) for name, values in rows.items()}
+
+
+def _within(numbers: Array, dtype: np.dtype[Any]) -> Array:
+    """Cast numbers to their column's type, within its bounds."""
+    if dtype.kind == "f":
+        limits = np.finfo(dtype)
+        return np.where(np.isfinite(numbers), np.clip(numbers, limits.min, limits.max), numbers).astype(dtype)
+    bounds = np.iinfo(dtype)
+    return np.clip(np.round(numbers), max(bounds.min, -(2**53)), min(bounds.max, 2**53)).astype(dtype)
+
+
+def disturb(
+    name: str, rows: NamedArrays, strength: float, rng: np.random.Generator
+) -> Iterator[tuple[str, NamedArrays]]:
+    """Yield the variants of a disturbance of `evaluation.names`, each with its name, such as the scaled column.
+
+    Most have one variant, without a name.
+    """
+    yield from _DISTURB[name](rows, strength, rng)
+
+
+def unfit_reason(name: str, rows: NamedArrays) -> str:
+    """Return why these rows cannot be disturbed so; empty if they can."""
+    kinds = [(values.dtype.kind, values.ndim) for values in rows.values()]
+    has_texts = any(_is_text(values).any() for values in rows.values() if values.dtype.kind == "O")
+    if name in ("unseen", "typos") and not has_texts:
+        return "the model takes no texts"
+    if name in ("noise", "scale") and not any(kind in "iuf" for kind, _ in kinds):
+        return "the model takes no numbers"
+    if name in ("brightness", "occlusion") and not any(kind in "iuf" and rank > 2 for kind, rank in kinds):
+        return "the model takes no pictures (tensors of more than two dimensions)"
+    if name in ("missing", "swap") and not any(rank <= 2 for _, rank in kinds):
+        return "the model takes pictures, and no columns"
+    return ""
+
+
+def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+    """Let a share of each column's values change places among themselves, as in a join by the wrong key."""
+
+    def swapped(values: Array) -> Array:
+        changed = values.copy()
+        table = changed.reshape(len(values), -1)
+        for column in table.T:  # views
+            chosen = np.flatnonzero(rng.random(len(column)) < share)
+            column[chosen] = column[np.roll(rng.permutation(chosen), 1)] if len(chosen) else column[chosen]
+        return changed
+
+    return {name: swapped(values) if values.ndim <= 2 else values for name, values in rows.items()}
+
+
+def with_typos(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+    """Mistype a share of the characters of each text: left out, doubled, replaced, or swapped with the next one."""
+
+    def mistyped(text: str) -> str:
+        characters = list(text)
+        for place in np.flatnonzero(rng.random(len(text)) < share):
+            wrong = rng.integers(4)
+            if wrong == 0:
+                characters[place] = ""
+            elif wrong == 1:
+                characters[place] *= 2
+            elif wrong == 2 or place + 1 == len(text):
+                characters[place] = string.ascii_lowercase[rng.integers(26)]
+            else:
+                characters[place : place + 2] = characters[place + 1], characters[place]
+        return "".join(characters)
+
+    return _of_texts(rows, lambda texts: np.array([mistyped(text) for text in texts], dtype=object))
+
+
+def _with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+    return _of_texts(rows, lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts))
+
+
+def _scaled(rows: NamedArrays, factor: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
+    """Yield the rows with one column in another unit; a picture is scaled whole."""
+    places = [
+        (name, column)
+        for name, values in rows.items()
+        if values.dtype.kind in "iuf"
+        for column in (range(values.shape[1]) if values.ndim == 2 else [None])
+    ]
+    if len(places) > _MAX_SCALED:
+        places = [places[place] for place in np.sort(rng.choice(len(places), _MAX_SCALED, replace=False))]
+    for name, column in places:
+        chosen = np.s_[:] if column is None else np.s_[:, column]
+        changed = rows[name].copy()
+        changed[chosen] = _within(changed[chosen].astype(np.float64) * factor, changed.dtype)
+        yield name if column is None else f"{name}[{column}]", {**rows, name: changed}
+
+
+def _brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
+    for name, sign in (("brighter", 1.0), ("darker", -1.0)):
+
+        def shifted(values: Array, sign: float = sign) -> Array:
+            low, high = value_range(values)
+            return _within(np.clip(values + sign * share * (high - low), low, high), values.dtype)
+
+        yield name, _of_pictures(rows, shifted)
+
+
+def _occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+    """Cover a box of this share of each picture, at a place of its own, by the mean of all values."""
+
+    def covered(values: Array) -> Array:
+        first = 2 if values.ndim == 4 and values.shape[1] <= values.shape[3] else 1 if values.ndim <= 4 else -2
+        changed = np.moveaxis(values.copy(), (first, first + 1), (1, 2))  # a view
+        sides = np.maximum(np.round(np.sqrt(share) * np.array(changed.shape[1:3])).astype(int), 1)
+        corners = rng.integers(0, np.array(changed.shape[1:3]) - sides + 1, (len(values), 2))
+        grey = _within(np.nanmean(values, keepdims=True), values.dtype).item()
+        for picture, (top, left) in zip(changed, corners, strict=True):
+            picture[top : top + sides[0], left : left + sides[1]] = grey
+        return np.ascontiguousarray(np.moveaxis(changed, (1, 2), (first, first + 1)))
+
+    return _of_pictures(rows, covered)
+
+
+def value_range(values: Array) -> tuple[float, float]:
+    """Return the smallest and the largest finite number of an array."""
+    known = values[np.isfinite(values)]
+    return (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+
+
+def _of_pictures(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:
+    return {
+        name: change(values) if values.ndim > 2 and values.dtype.kind in "iuf" else values
+        for name, values in rows.items()
+    }
+
+
+def _of_texts(rows: NamedArrays, change: Callable[[Array], Array]) -> NamedArrays:
+    changed = {}
+    for name, values in rows.items():
+        changed[name] = values
+        if values.dtype.kind == "O" and (is_text := _is_text(values)).any():
+            changed[name] = values.copy()
+            changed[name][is_text] = change(values[is_text])
+    return changed
+
+
+def _is_text(values: Array) -> Array:
+    return np.array([isinstance(value, str) for value in values.flat], dtype=bool).reshape(values.shape)
+
+
+_Disturb = Callable[[NamedArrays, float, np.random.Generator], Iterator[tuple[str, NamedArrays]]]
+
+
+def _one(change: Callable[[NamedArrays, float, np.random.Generator], NamedArrays]) -> _Disturb:
+    return lambda rows, strength, rng: iter([("", change(rows, strength, rng))])
+
+
+_DISTURB: Mapping[str, _Disturb] = {
+    "noise": _one(with_noise),
+    "missing": _one(with_missing),
+    "swap": _one(with_swaps),
+    "scale": _scaled,
+    "unseen": _one(_with_unseen),
+    "typos": _one(with_typos),
+    "brightness": _brightened,
+    "occlusion": _one(_occluded),
+}
