@@ -11,6 +11,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
+_PROJECTS = sorted(ROOT.glob("projects/*/README.md"))
 PAGES = {
     "README.md": "index.md",
     "docker/README.md": "images.md",
@@ -18,17 +19,20 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
+    **{f"{page.parent.relative_to(ROOT)}/README.md": f"{page.parent.relative_to(ROOT)}.md" for page in _PROJECTS},
 }
 """Path in the repository → path in the site."""
 LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of elsewhere, and the manifests that pages link to."""
+    """Add the pages of elsewhere, and the manifests and pictures that pages link to."""
     for source, place in PAGES.items():
         files.append(File.generated(config, place, content=(ROOT / source).read_text()))
     for path in sorted((ROOT / "docker").glob("*/*.yaml")):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), content=path.read_text()))
+    for path in sorted((ROOT / "projects").glob("*/*.png")):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 

@@ -47,7 +47,10 @@ def parity_line(state: str, metrics: Mapping[str, float]) -> str:
     parts = []
     for name in figures:
         output, _, figure = name.rpartition(".")
-        if figure == "max_absolute_error":
+        relative = figures.get(f"{output}.max_relative_error", 0.0)
+        if figure == "max_absolute_error" and figures[name] > 1 > relative:  # of values far from those of training
+            parts.append(f"{output} within {relative:.1e} of its size")
+        elif figure == "max_absolute_error":
             parts.append(f"{output} within {figures[name]:.1e}")
         elif figure == "agreement" and f"{output}.max_absolute_error" not in figures:
             parts.append(f"{output} equal in {figures[name]:.2%}")

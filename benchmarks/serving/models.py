@@ -101,7 +101,7 @@ def digits_cnn(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
 
 def resnet18(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
     """ResNet18 (He et al., 2015) as torchvision has it, written out; untrained, for images of 32 × 32."""
-    from .resnet import resnet18 as build
+    from projects.image_resnet18.network import resnet18 as build
 
     return _network(build(), (3, 32, 32), folder / "resnet18")
 

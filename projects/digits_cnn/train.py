@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.registry import TRAINING_TAG
 from projects.command import one_line_errors
 from projects.digits_cnn.fitting import accuracy, fit, fit_incremental, read_labelled, save_weights
 from projects.model_runs import parity_line
+from projects.training import log_options
 
 MODEL_NAME = "digits-cnn"
 BRIGHTEST = 16.0  # the pixels are counts from 0 to 16
@@ -71,9 +72,7 @@ def train(options: Training) -> Any:
         new_images, new_digits = (
             read_labelled(Path(options.data)) if options.data else (train_images[:0], train_digits[:0])
         )
-        known = mlflow.get_run(run.info.run_id).data.params
-        said = {name: value for name, value in vars(options).items() if value != "" and name not in known}
-        mlflow.log_params(said)
+        log_options(options)
         mlflow.log_input(mlflow.data.from_numpy(train_images, targets=train_digits, name="digits"), context="training")
         built_in = (train_images, train_digits)
         if options.mode == "incremental":

@@ -28,6 +28,7 @@ from projects.flight_delay.data import EVENT_TIME, FEATURES, LABEL
 from projects.flight_delay.fitting import build_pipeline, fit_full, fit_incremental, save_pipeline, score
 from projects.flight_delay.training_data import TrainingData, load_training_data
 from projects.model_runs import parity_line
+from projects.training import log_options
 
 __all__ = ["MODEL_NAME", "Training", "build_pipeline", "train"]
 
@@ -80,7 +81,7 @@ def train(options: Training) -> Any:
     with threadpool_limits(1, user_api="openmp"), mlflow.start_run() as run:
         training_data = load_training_data(options.seed, options.months, options.data)
         pipeline, way = _fit(training_data, options)
-        _log_parameters(run, options)
+        log_options(options)
         _log_scores(pipeline, training_data)
         _log_dataset(training_data)
         save_pipeline(pipeline)
@@ -116,13 +117,6 @@ def _fit(training_data: TrainingData, options: Training) -> tuple[Pipeline, str]
     rows = training_data.all
     _print(f"training on {len(rows):,} flights; {held_out}")
     return fit_full(rows, options.max_iter, options.learning_rate), "anew"
-
-
-def _log_parameters(run: Any, options: Training) -> None:
-    """Log the parameters that `mlflow run` has not already logged, as they were typed."""
-    known = mlflow.get_run(run.info.run_id).data.params
-    said = {name: value for name, value in vars(options).items() if value != "" and name not in known}
-    mlflow.log_params(said)
 
 
 def _log_scores(pipeline: Pipeline, training_data: TrainingData) -> None:

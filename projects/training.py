@@ -1,0 +1,94 @@
+"""The steps that trainings share: options, the parameters and the picture of the run, the registered version."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import field, fields
+from typing import Any, TypeVar
+
+import mlflow
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.registry import TRAINING_TAG
+from projects.command import one_line_errors
+from projects.model_runs import parity_line
+
+Options = TypeVar("Options")
+Value = TypeVar("Value")
+
+PICTURE = "picture.png"
+DATA_TAG = "data"
+"""The tag of the run that says what it was trained on: `synthetic data, …` if a generator made the rows."""
+BLUE, ORANGE, GREY = "#0b69a3", "#d9730d", "#9aa5b1"
+
+
+def option(default: Value, meaning: str) -> Value:
+    """A field of a training's options, with the help of its command line."""
+    return field(default=default, metadata={"help": meaning})
+
+
+def run_command(train: Callable[[Options], Any], options: type[Options], document: str) -> None:
+    """Train with the options of the command line; expected failures are one line and exit status 1.
+
+    Args:
+        options: a dataclass whose fields are made by `option`; `seed` becomes `--seed`.
+        document: the docstring of the module; its first line is the help.
+    """
+    parser = argparse.ArgumentParser(description=document.partition("\n")[0])
+    for entry in fields(options):
+        flag, meaning = f"--{entry.name.replace('_', '-')}", entry.metadata["help"]
+        parser.add_argument(flag, type=entry.type, default=entry.default, help=meaning)
+    with one_line_errors():
+        train(options(**vars(parser.parse_args())))
+
+
+def log_options(options: Any) -> None:
+    """Log the options to the active run as parameters, but those that `mlflow run` has logged as they were typed."""
+    run = mlflow.active_run()
+    known = mlflow.get_run(run.info.run_id).data.params
+    mlflow.log_params({name: value for name, value in vars(options).items() if value != "" and name not in known})
+
+
+def log_scores(scores: dict[str, float]) -> None:
+    """Log and print metrics of the held-out rows."""
+    mlflow.log_metrics(scores)
+    print("held out: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()), flush=True)
+
+
+@contextmanager
+def picture(title: str, columns: int = 1, name: str = PICTURE) -> Iterator[Any]:
+    """Yield the axes of a figure (several: an array), which is then the artifact `name` of the active run."""
+    figure = Figure(figsize=(5.2 * columns, 4.2), dpi=80, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    yield figure.subplots(1, columns)
+    mlflow.log_figure(figure, name)
+
+
+def register(model: Any, registered_model: str, origin: str, method: str, **arguments: Any) -> Any:
+    """Wrap the model as proven ONNX, register it, and say on the run and the version what it was trained on.
+
+    Args:
+        origin: what it was trained on, as `synthetic data, seed 7`.
+        method: how, for the tag `onnxserve.training`.
+        arguments: further ones of `onnxserve.log_model`.
+
+    Returns:
+        MLflow's ModelInfo.
+
+    Raises:
+        ConversionError, ParityError: the model has no ONNX form that answers as it does.
+    """
+    mlflow.set_tag(DATA_TAG, origin)
+    print("converting to ONNX and proving that it answers as the original does", flush=True)
+    info = onnxserve.log_model(
+        model, name="model", registered_model_name=registered_model, fallback="error", **arguments
+    )
+    client, version = MlflowClient(), info.registered_model_version
+    client.set_model_version_tag(registered_model, version, TRAINING_TAG, method)
+    client.update_model_version(registered_model, version, description=f"Trained on {origin}.")
+    logged = mlflow.get_run(info.run_id).data
+    print(parity_line(logged.tags["onnxserve.parity"], logged.metrics))
+    print(f"registered {registered_model} version {version}, trained on {origin}, run {info.run_id}", flush=True)
+    return info

@@ -1,0 +1,76 @@
+"""A user's table: what its columns become, and what is said of one that does not fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from projects.churn.train import generate as customers
+from projects.house_price.train import generate as houses
+from projects.tables import TableOptions, load_table, numbers, two_answers
+
+
+def a_file(folder: Path, text: str) -> TableOptions:
+    (folder / "rows.csv").write_text(text)
+    return TableOptions(data=str(folder / "rows.csv"), target="y")
+
+
+def test_columns_become_doubles_booleans_and_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        f"{i},{'' if i % 9 == 0 else i / 2},{i % 2 == 0},{'' if i == 3 else 'ab'[i % 2]},key {i},{i}" for i in range(60)
+    ]
+    table = load_table(a_file(tmp_path, "whole,gaps,flag,kind,key,y\n" + "\n".join(lines)), houses)
+    assert table.features.dtypes["whole"] == table.features.dtypes["gaps"] == np.float64
+    assert table.features.dtypes["flag"] == np.bool_
+    assert set(table.features["kind"]) == {"a", "b", "missing"}
+    assert "key" not in table.features
+    assert capsys.readouterr().out == "left out: key, which has 60 different texts\n"
+    assert table.origin.startswith("rows.csv (SHA-256 ")
+
+
+def test_without_a_file_the_rows_are_synthetic_and_say_so() -> None:
+    table = load_table(TableOptions(seed=3), customers)
+    assert table.origin == "synthetic data, seed 3"
+    assert table.target.name == "churned"
+    assert 0.2 < table.target.mean() < 0.35
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (TableOptions(data="rows.csv"), "data rows.csv: say which of its columns is meant, target=COLUMN"),
+        (TableOptions(data="none.csv", target="y"), "the file none.csv cannot be read: No such file or directory"),
+        (TableOptions(target="cost"), "target cost: the synthetic rows have price; name a file by data=FILE.csv"),
+    ],
+)
+def test_a_missing_file_or_target_is_named(options: TableOptions, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said):
+        load_table(options, houses)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"rows\.csv is not CSV with a header: No columns to parse"),
+        ("a,b\n1,2\n1,2,3,4\n", r"rows\.csv is not CSV with a header: Error tokenizing data"),
+        ("a,b\n1,2\n", r"rows\.csv has no column 'y'; it has a, b"),
+        ("a,y\n" + "1,2\n" * 20, r"20 rows with a y; at least 50 are needed"),
+        ("y\n" + "2\n" * 60, r"no column but y can be learned from"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InvalidConfig, match=said):
+        load_table(a_file(tmp_path, text), houses)
+
+
+def test_a_target_of_the_wrong_kind_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="target y: 'far' is not a number; a regression needs numbers"):
+        numbers(pd.Series(["1", "far"], name="y"))
+    with pytest.raises(
+        InvalidConfig, match=r"two answers of at least 10 rows each are needed; it has a \(40\), b \(9\)"
+    ):
+        two_answers(pd.Series(["a"] * 40 + ["b"] * 9, name="y"))
+    with pytest.raises(InvalidConfig, match=r"two answers .* it has 0 \(20\), 1 \(20\), 2 \(20\)"):
+        two_answers(pd.Series([0, 1, 2] * 20, name="y"))

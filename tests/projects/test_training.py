@@ -1,0 +1,141 @@
+"""Each project trains a small model, logs what its README promises, and registers a version that answers."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from projects.training import DATA_TAG, PICTURE, run_command
+from tests.support.tracking import tracking_at
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    f"The {animal} {verb} in the {place} with the other animals"
+    for animal in ("horse", "rabbit", "goose", "badger", "otter", "raven")
+    for verb in ("sleeps", "runs", "swims", "feeds", "hides")
+    for place in ("meadow", "forest", "river", "garden")
+] + [
+    f"The {part} of the {machine} needs {action} before the engine starts"
+    for part in ("piston", "valve", "gear", "cable", "pump", "filter")
+    for machine in ("tractor", "lorry", "crane", "ferry", "digger")
+    for action in ("cleaning", "grease", "repair", "replacing")
+]
+SMALL: dict[str, dict[str, Any]] = {
+    "house_price": {},
+    "churn": {"trees": 10},
+    "text_topics": {"data": "texts.csv", "column": "body", "topics": 2},
+    "image_resnet18": {"width": 8, "epochs": 2},
+    "search": {"trials": 3, "rows": 1500, "months": "1"},
+}
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty MLflow, and a current folder with a table of texts."""
+    monkeypatch.chdir(tmp_path)
+    with tracking_at(new_database(tmp_path)):
+        mlflow.set_experiment(experiment_id=MlflowClient().create_experiment("projects", tmp_path.as_uri()))
+        yield tmp_path
+
+
+@pytest.mark.parametrize("project", SMALL)
+def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
+    project: str, tracking: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if project == "image_resnet18":
+        pytest.importorskip("torch")
+    pd.DataFrame({"body": TEXTS}).to_csv("texts.csv", index=False)
+    module = import_module(f"projects.{project}.train")
+    options = module.Search(**SMALL[project]) if project == "search" else module.Training(**SMALL[project])
+    info = (module.search if project == "search" else module.train)(options)
+
+    client = MlflowClient()
+    run = client.get_run(info.run_id)
+    version = client.get_model_version(options.registered_model, "1")
+    assert version.tags["onnxserve.parity"] == "proven"
+    assert run.data.tags[DATA_TAG] in version.description
+    assert run.data.params["seed"] == "7"
+    assert any(not name.startswith("onnxserve.") for name in run.data.metrics)
+    artifacts = {entry.path: entry.file_size for entry in client.list_artifacts(info.run_id)}
+    assert artifacts[PICTURE] > 5_000
+    if project in ("house_price", "churn"):
+        assert run.data.tags[DATA_TAG] == "synthetic data, seed 7"
+        assert "trained on synthetic data, seed 7" in capsys.readouterr().out
+    asked = asked_by_readme(project)
+    model = mlflow.pyfunc.load_model(f"models:/{options.registered_model}/1")
+    if project == "image_resnet18":
+        assert model.predict(asked).shape == (1, 10)
+    else:
+        answer = model.predict(pd.DataFrame([asked]))
+        assert len(answer) == 1
+    if project == "search":
+        assert version.tags["onnxserve.gate"] == "passed"
+        nested = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{info.run_id}'")
+        assert len(nested) == 3
+        assert min(one.data.metrics["log_loss"] for one in nested) == run.data.metrics["choice_log_loss"]
+
+
+def asked_by_readme(project: str) -> Any:
+    """Return what the README's curl sends, in the types of a table or as an array."""
+    command = (ROOT / "projects" / project / "README.md").read_text()
+    if body := re.search(r"-d '(\{.*\})'", command):
+        record = json.loads(body[1])
+        return {
+            name: float(value) if type(value) is int and project != "search" else value
+            for name, value in record.items()
+        }
+    (file,) = re.findall(r"-d @(\S+)", command)
+    return np.array(json.loads((ROOT / file).read_text())["inputs"], dtype=np.float32)
+
+
+def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from projects.churn.train import Training, train
+
+    monkeypatch.setattr(sys, "argv", ["churn", "--trees", "0"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(train, Training, "Trains.")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Error: trees 0: a whole number from 1 is expected\n"
+
+
+@pytest.mark.parametrize(
+    ("project", "options", "said"),
+    [
+        ("image_resnet18", {"side": 4}, "side 4: a whole number from 8 is expected"),
+        ("text_topics", {"topics": 1}, "topics 1: a whole number from 2 is expected"),
+        ("text_topics", {"data": "few.csv", "column": "body"}, "few.csv .*: 3 texts; 10 topics need at least 200"),
+        ("text_topics", {"data": "few.csv"}, r"data few\.csv: say which of its columns is meant, column=COLUMN"),
+        ("search", {"trials": 0}, "trials 0: a number above 0 is expected"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_once(
+    project: str, options: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow_deploy_plugin.errors import InvalidConfig
+
+    if project == "image_resnet18":
+        pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"body": ["one", "two", "three"]}).to_csv("few.csv", index=False)
+    module = import_module(f"projects.{project}.train")
+    kind, train = (module.Search, module.search) if project == "search" else (module.Training, module.train)
+    with pytest.raises(InvalidConfig, match=said):
+        train(kind(**options))
+
+
+def test_docstrings_are_read_without_importing_the_library() -> None:
+    from projects.text_topics.train import docstrings
+
+    texts = docstrings("sqlalchemy")
+    assert len(texts) > 500
+    assert min(len(text.split()) for text in texts) >= 40
+    assert docstrings("no_such_library") == []
