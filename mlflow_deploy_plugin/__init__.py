@@ -13,13 +13,14 @@ from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.flavor import load_model, log_model, save_model
+    from mlflow_deploy_plugin.flavor import wrap_registered as wrap
 
-__all__ = ["__version__", "load_model", "log_model", "save_model"]
+__all__ = ["__version__", "load_model", "log_model", "save_model", "wrap"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load_model", "log_model", "save_model"):
+    if name in __all__:
         from mlflow_deploy_plugin import flavor
 
-        return getattr(flavor, name)
+        return getattr(flavor, "wrap_registered" if name == "wrap" else name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

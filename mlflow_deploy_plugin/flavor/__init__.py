@@ -1,11 +1,23 @@
 """WRAP: any trained model as a checked ONNX model in MLflow's format.
 
 log_model / save_model   convert → prove parity → save (`convert/`, `wrap.py`, `parity.py`, `saved_model.py`)
+wrap_registered          the same for a model that is registered already (`registered.py`)
 load_model               the saved model as a ready `runtime.OnnxModel`
 _load_pyfunc             what `mlflow.pyfunc.load_model` calls (`save.py`)
 """
 
+from mlflow_deploy_plugin.flavor.example_rows import read_rows
+from mlflow_deploy_plugin.flavor.registered import WrappedVersion, wrap_registered
 from mlflow_deploy_plugin.flavor.save import _load_pyfunc, load_model, log_model, save_model
 from mlflow_deploy_plugin.runtime import FLAVOR as FLAVOR_NAME
 
-__all__ = ["FLAVOR_NAME", "_load_pyfunc", "load_model", "log_model", "save_model"]
+__all__ = [
+    "FLAVOR_NAME",
+    "WrappedVersion",
+    "_load_pyfunc",
+    "load_model",
+    "log_model",
+    "read_rows",
+    "save_model",
+    "wrap_registered",
+]

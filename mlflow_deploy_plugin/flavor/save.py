@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ModelErr
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import to_feeds
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
+from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, available_cores
 from mlflow_deploy_plugin.spec import Device
@@ -170,12 +171,20 @@ def log_model(
             input_example = input_example.drop(columns=event_time, errors="ignore")
         flavor_options = {"signature": signature, **flavor[1], **mlflow_options}
         return _log_as_pyfunc(model, error, flavor[0], input_example, flavor_options)
+    return log_wrapped(wrapped, pyfunc_predict_fn, **mlflow_options)
+
+
+def log_wrapped(
+    wrapped: WrappedModel, predict_fn: PredictFunction, registered_model_name: str | None = None, **mlflow_options: Any
+) -> ModelInfo:
+    """Log a wrapped model to MLflow, with the figures of its proof; the options are those of `Model.log`."""
     info = Model.log(
         artifact_path=None,
         flavor=saved_model,
         flavor_name=FLAVOR,
         wrapped=wrapped,
-        predict_fn=pyfunc_predict_fn,
+        predict_fn=predict_fn,
+        registered_model_name=registered_model_name,
         **mlflow_options,
     )
     if info.run_id:

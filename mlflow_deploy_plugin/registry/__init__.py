@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.registry.model_uri import (
     registered_model_uris,
 )
 from mlflow_deploy_plugin.registry.resolution import (
+    GIT_COMMIT_TAG,
     BatchResolver,
     Resolution,
     ResolvedModel,
@@ -61,6 +62,7 @@ from mlflow_deploy_plugin.registry.tags import (
     read_gate_status,
     tag_version,
     untag_version,
+    with_description_section,
     write_description_section,
 )
 from mlflow_deploy_plugin.registry.transitions import (
@@ -94,6 +96,7 @@ __all__ = [
     "GATE_REASON_TAG",
     "GATE_REPORT_TAG",
     "GATE_TAG",
+    "GIT_COMMIT_TAG",
     "MAX_TAG_LENGTH",
     "PARENT_TAG",
     "ROLLED_BACK_TAG",
@@ -149,6 +152,7 @@ __all__ = [
     "untag_version",
     "version_at",
     "was_rolled_back",
+    "with_description_section",
     "without_step_events",
     "write_description_section",
 ]

@@ -122,6 +122,11 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
     return [partial(_convert, model, fitted, batch, original, predict_fn, known, one) for one in precisions]
 
 
+def known_values(model: Any, names: list[str]) -> BoundaryValues:
+    """Return the values of the columns with these names that a fitted model has learned or decides by."""
+    return boundary_values_of(best_estimator(boosters.as_estimator(model)), names)
+
+
 def _convert(
     model: Any,
     fitted: Any,

@@ -1,0 +1,143 @@
+"""`onnxserve wrap`: a model that is there already, as checked ONNX, as the next version of its registered model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from mlflow_deploy_plugin.cli.options import align_columns, output_option, printable, show_lines, show_progress
+from mlflow_deploy_plugin.tabular import FILE_FORMATS, FileFormat
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.flavor import WrappedVersion
+    from mlflow_deploy_plugin.runtime import Input
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--register", metavar="NAME", show_default="that of MODEL", help="Registered model that gets the new version."
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    show_default="the model's input example, else rows made up from its signature",
+    help="Rows for the proof and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are left out.",
+)
+@click.option(
+    "-t",
+    "--content-type",
+    type=click.Choice(FILE_FORMATS),
+    show_default="by FILE's name",
+    help="Format of the file of rows.",
+)
+@click.option(
+    "--predict-fn",
+    type=click.Choice(["predict", "predict_proba"]),
+    show_default="as the model answers",
+    help="What the new version answers: labels and values, or probabilities.",
+)
+@click.option(
+    "--parity",
+    type=click.Choice(["require", "warn"]),
+    default="require",
+    show_default=True,
+    help="Refuse a form that answers otherwise, or register it in the state `warned`.",
+)
+@click.option("--allow-pickle", is_flag=True, help="Load a joblib or pickle file, which can run any code.")
+@click.option("--dry-run", is_flag=True, help="Convert and prove, and register nothing.")
+@output_option
+def wrap(
+    model: str,
+    register: str | None,
+    data: Path | None,
+    content_type: FileFormat | None,
+    predict_fn: Literal["predict", "predict_proba"] | None,
+    parity: Literal["require", "warn"],
+    allow_pickle: bool,
+    dry_run: bool,
+    output: str,
+) -> None:
+    """Turn a registered model into the next version, as checked ONNX.
+
+    MODEL is a version that any of MLflow's flavors has logged; a run's model, the folder of an MLmodel file, or a
+    joblib, pickle or ONNX file do with --register. The new version keeps signature, input example, tags, description
+    and run. Stages and aliases stay where they are: promote it. Exit status 1 if it has no ONNX form, or answers
+    otherwise; it is then served as it stands.
+
+    \b
+      onnxserve wrap models:/old/3 --dry-run
+      onnxserve wrap models:/old/3 --data rows.csv
+      onnxserve wrap model.joblib --allow-pickle --data rows.csv --register old
+    """
+    # here: MLflow, pandas and ONNX take seconds that `--help` should not wait for
+    from mlflow_deploy_plugin.flavor import read_rows, wrap_registered
+
+    made = wrap_registered(
+        model,
+        register,
+        data=None if data is None else read_rows(data, content_type),
+        pyfunc_predict_fn=predict_fn,
+        parity=parity,
+        allow_pickle=allow_pickle,
+        dry_run=dry_run,
+        progress=show_progress,
+    )
+    if output == "json":
+        click.echo(json.dumps(_as_json(made), indent=2))
+    else:
+        _show(made)
+
+
+def _as_json(made: "WrappedVersion") -> dict[str, Any]:
+    def tensors(entries: Any) -> list[dict[str, Any]]:
+        return [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in entries]
+
+    return {
+        "source": made.source,
+        "name": made.name,
+        "version": made.version or None,
+        "model_id": made.model_id or None,
+        "run_id": made.run_id or None,
+        "model": made.model,
+        "inputs": tensors(made.inputs),
+        "outputs": tensors(made.outputs),
+        "prediction": list(made.prediction),
+        "parity": made.report.figures(),
+        "warnings": list(made.warnings),
+    }
+
+
+def _show(made: "WrappedVersion") -> None:
+    state = (
+        made.report.state if made.report.state == "no-original" else f"{made.report.state} on {made.report.rows:,} rows"
+    )
+    target = f"{made.name} version {made.version}" if made.version else f"the next version of {made.name} would be"
+    click.echo(
+        printable(f"{target}{':' if made.version else ''} the ONNX form of {made.source} ({made.model}), {state}")
+    )
+    rows = [
+        *(("input", one.name, one.dtype, str(list(one.shape)), _columns_text(one)) for one in made.inputs),
+        *(("output", one.name, one.dtype, str(list(one.shape)), _parity_text(made, one.name)) for one in made.outputs),
+    ]
+    show_lines(printable(f"  {line}") for line in align_columns(rows))
+    if made.report.repair:
+        click.echo(f"  {made.report.repair}")
+    if made.version:
+        click.echo(f"  next: onnxserve promote {made.name} {made.version} --to Production")
+
+
+def _columns_text(entry: "Input") -> str:
+    return f"{len(entry.columns)} columns" if len(entry.columns) > 1 else "".join(entry.columns)
+
+
+def _parity_text(made: "WrappedVersion", output: str) -> str:
+    """Return the figures of the proof of one output."""
+    for one in made.report.outputs:
+        if one.name == output:
+            ties = f", {one.ties} ties" if one.ties else ""
+            error = "" if one.role == "label" else f", largest error {one.max_absolute_error:.2g}"
+            return f"agrees on {one.agreement:.4%} of the rows{error}{ties}"
+    return ""

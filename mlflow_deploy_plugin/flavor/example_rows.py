@@ -1,0 +1,154 @@
+"""Rows of a model that was trained elsewhere: those of a file, of its saved example, or made up from its signature."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc.scoring_server import infer_and_parse_data
+from mlflow.types import Schema
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.flavor.convert import converter_for
+from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array
+from mlflow_deploy_plugin.tabular import FileFormat, first_line, format_of, json_lines
+
+MADE_UP_ROWS = 500
+_FREE_SIZE = 4
+"""The size of a made-up tensor's dimension that the signature leaves free."""
+
+
+def read_rows(path: Path, kind: FileFormat | None = None) -> Any:
+    """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as arrays where JSON has `inputs`.
+
+    JSON is a list of records, a mapping of columns, or a body of MLflow's scoring server (`dataframe_split`,
+    `dataframe_records`, `instances`, `inputs`).
+
+    Raises:
+        InvalidConfig: the file cannot be read, is not of its kind, or has no rows.
+    """
+    kind = kind or format_of(str(path))
+    readers: Mapping[FileFormat, Callable[[Path], Any]] = {
+        "csv": pd.read_csv,
+        "parquet": pd.read_parquet,
+        "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
+        "jsonl": _from_json_lines,
+    }
+    if kind is None:
+        raise InvalidConfig(f"{path}: its ending is none of .csv, .json, .jsonl and .parquet, in which rows are read")
+    try:
+        rows = readers[kind](path)
+    except OSError as error:
+        raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or first_line(error)}") from None
+    except (ValueError, TypeError, MlflowException) as error:  # pandas', pyarrow's and orjson's are ValueErrors
+        raise InvalidConfig(f"the file {path} cannot be read as {kind}: {first_line(error)}") from None
+    if not len(rows):
+        raise InvalidConfig(f"the file {path} has no rows")
+    return rows
+
+
+def _from_json(document: Any) -> Any:
+    if isinstance(document, list):
+        return pd.DataFrame(document) if document and isinstance(document[0], dict) else np.asarray(document)
+    if isinstance(document, dict) and all(isinstance(values, list) for values in document.values()):
+        known = {"instances", "inputs", "dataframe_records"} & set(document)
+        return infer_and_parse_data(document) if known else pd.DataFrame(document)
+    return infer_and_parse_data(document)
+
+
+def _from_json_lines(path: Path) -> pd.DataFrame:
+    with path.open("rb") as file:
+        return pd.DataFrame([orjson.loads(line) for _, line, _ in json_lines(file)])
+
+
+def fit_to_signature(rows: Any, signature: ModelSignature | None, names: list[str] | None = None) -> Any:
+    """Return the rows as the signature has them: a table's columns, or arrays for tensors.
+
+    Args:
+        names: the columns of a model without a signature, as its framework knows them; others of the table are dropped.
+
+    Raises:
+        InvalidConfig: a column is missing, or no array of the tensor's shape.
+    """
+    inputs: Schema | None = signature.inputs if signature is not None else None
+    if not isinstance(rows, pd.DataFrame):
+        return rows
+    if inputs is None:
+        return rows[names] if names and set(names) <= set(rows) else rows
+    if not inputs.is_tensor_spec():
+        if not inputs.has_input_names():
+            return rows.to_numpy()
+        return rows  # the signature's columns are taken where the example is cast to it
+    tensors = inputs.inputs
+    if missing := [spec.name for spec in tensors if spec.name and spec.name not in rows]:
+        raise InvalidConfig(f"the rows have no column {missing[0]!r}, which is a tensor of the signature")
+    try:
+        named = {spec.name: np.asarray(rows[spec.name].tolist()).astype(spec.type) for spec in tensors if spec.name}
+        return named or rows.to_numpy().astype(tensors[0].type).reshape(len(rows), *tensors[0].shape[1:])
+    except (TypeError, ValueError) as error:
+        raise InvalidConfig(f"the rows make no tensor of the signature: {first_line(error)}") from None
+
+
+def saved_example(mlmodel: Model, folder: Path) -> Any:
+    """Return the input example in the model's folder; None if there is none, or its file is damaged."""
+    try:
+        example = mlmodel.load_input_example(str(folder))
+    except Exception:  # noqa: BLE001 - whatever the file holds; the signature is left
+        return None
+    return example if example is not None and len(example) else None
+
+
+def made_up_rows(signature: ModelSignature, model: Any) -> Any:
+    """Return rows as the signature describes them, of the values that the model has learned, as far as they are known.
+
+    Raises:
+        InvalidConfig: the signature has a type that no ONNX graph takes.
+    """
+    random = np.random.default_rng(0)
+    if signature.inputs.is_tensor_spec():
+        tensors = {
+            spec.name or "": _made_up_tensor(spec.type, [size if size > 0 else _FREE_SIZE for size in spec.shape[1:]])
+            for spec in signature.inputs.inputs
+        }
+        return tensors.get("", tensors)
+    names = [str(name) for name in signature.inputs.input_names()]
+    converter = converter_for(model)
+    known = converter.known_values(model, names) if hasattr(converter, "known_values") else BoundaryValues()
+    columns = {}
+    for name, spec in zip(names, signature.inputs.inputs, strict=True):
+        kind = getattr(spec.type, "name", str(spec.type))
+        if kind not in COLUMN_TYPES:
+            raise InvalidConfig(f"signature: column {name!r} has the type {kind}, which an ONNX model cannot take")
+        columns[name] = _made_up_column(COLUMN_TYPES[kind], name, known, random)
+    table = pd.DataFrame(columns)
+    return table if signature.inputs.has_input_names() else table.to_numpy()
+
+
+def _made_up_tensor(dtype: Any, shape: list[int]) -> Array:
+    random, size = np.random.default_rng(0), (16, *shape)
+    kind = np.dtype(dtype).kind
+    return (random.normal(size=size) if kind == "f" else random.integers(0, 2, size)).astype(dtype)
+
+
+def _made_up_column(dtype: str, name: str, known: BoundaryValues, random: np.random.Generator) -> Array:
+    categories = [value for value in known.categories.get(name, ()) if value is not None and value == value]
+    if categories:
+        return np.asarray(categories, dtype=object if dtype == "str" else dtype)[
+            random.integers(0, len(categories), MADE_UP_ROWS)
+        ]
+    if dtype == "str":
+        terms = np.asarray(known.texts.get(name, ("a", "b", "c")), dtype=object)
+        return np.array([" ".join(random.choice(terms, 3)) for _ in range(MADE_UP_ROWS)], dtype=object)
+    edges = np.asarray(known.edges.get(name, ()), dtype=np.float64)
+    edges = edges[np.isfinite(edges)]
+    low, high = (float(edges.min()), float(edges.max())) if len(edges) else (-3.0, 3.0)
+    if dtype in ("bool", "int32", "int64"):
+        low, high = (0.0, 1.0) if dtype == "bool" else (np.floor(min(low, 0)), np.ceil(max(high, 10)))
+        return np.round(random.uniform(low, high, MADE_UP_ROWS)).astype(dtype)
+    reach = (high - low) / 4 or 1.0
+    return random.uniform(low - reach, high + reach, MADE_UP_ROWS).astype(dtype)

@@ -1,0 +1,260 @@
+"""Wrapping a model that is there already: a version in any MLflow flavor becomes the next version, as checked ONNX.
+
+The new version keeps the signature, input example, metadata, tags, description, run, and the logged model's parameters
+and metrics of the one that it is made of. Aliases, stages and the verdicts of a gate stay with the old one.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.tracking.fluent import _get_experiment_id
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, NotFound, ParityError
+from mlflow_deploy_plugin.flavor import original as originals
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx
+from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
+from mlflow_deploy_plugin.flavor.original import PICKLES, Original
+from mlflow_deploy_plugin.flavor.parity import ParityReport
+from mlflow_deploy_plugin.flavor.save import log_wrapped
+from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
+from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
+from mlflow_deploy_plugin.registry import (
+    CAUSE_TAG,
+    DATA_DIGEST_TAG,
+    GIT_COMMIT_TAG,
+    PARENT_TAG,
+    TRAINING_TAG,
+    ResolvedModel,
+    download,
+    parse_model_uri,
+    registry_client,
+    registry_errors,
+    resolve,
+    with_description_section,
+)
+from mlflow_deploy_plugin.runtime import Input, Output
+
+WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
+"""The version (models:/old/3), or the place, that a version was made of; on the version and its logged model."""
+
+_KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
+"""Our own tags that say how the model was trained; the others (gate, parity, fallback) judge the old version."""
+
+_OTHERS_TAGS = ("onnxserve.", "mlflow.")
+
+_logger = logging.getLogger("mlflow_deploy_plugin.flavor")
+
+
+@dataclass(frozen=True)
+class WrappedVersion:
+    """What has become of a model.
+
+    Attributes:
+        source: what it was made of: models:/old/3, or the place of its files.
+        name, version: the registered model and the new version; the version is empty after a dry run.
+        model_id, run_id: the new logged model, and the run that it belongs to; empty if there is none.
+        model: the class of the original, and its framework.
+        prediction: names of the outputs that `predict` returns.
+        warnings: what the user should know, a line each.
+    """
+
+    source: str
+    name: str
+    version: str
+    model_id: str
+    run_id: str
+    model: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    prediction: tuple[str, ...]
+    report: ParityReport
+    warnings: tuple[str, ...]
+
+
+def wrap_registered(
+    model_uri: str,
+    register: str | None = None,
+    *,
+    data: Any = None,
+    pyfunc_predict_fn: PredictFunction | None = None,
+    parity: ParityPolicy = "require",
+    allow_pickle: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[str], None] = _logger.info,
+) -> WrappedVersion:
+    """Convert a model that MLflow's own flavors, or joblib, have saved, prove it, and register it as the next version.
+
+    Args:
+        model_uri: models:/old/3 (or @alias, a stage), models:/m-…, runs:/RUN_ID/PATH, the folder of an MLmodel file, or
+            a file: .joblib, .pkl, .pickle, .onnx.
+        register: the registered model of the new version; default: that of `model_uri`.
+        data: rows for the proof and the reference; default: the model's input example, else rows that are made up from
+            its signature, with a warning.
+        pyfunc_predict_fn: as in `log_model`; default: as the model's pyfunc answers.
+        parity: as in `log_model`.
+        allow_pickle: consent to load a joblib or pickle file, which can run any code. A model in MLflow is loaded as
+            MLflow itself loads it: naming it is consent.
+        dry_run: True to convert and prove only.
+        progress: called with a line before each long step.
+
+    Raises:
+        ConversionError, ParityError: as in `log_model`, in one line; or its files cannot be loaded here.
+        InvalidConfig: an argument is not valid, there are no rows, or the model is wrapped already.
+        InvalidArtifact: this is no model.
+        CodeRefused: a joblib or pickle file without consent.
+        NotFound, RegistryUnavailable: of the registry.
+    """
+    path = Path(model_uri).expanduser()
+    is_file = path.is_file() or (path.suffix.lower() in (*PICKLES, ".onnx") and ":" not in model_uri)
+    is_registered = not is_file and parse_model_uri(model_uri).is_registered
+    if not (register or is_registered or dry_run):
+        raise InvalidConfig(f"{model_uri} is not registered; --register NAME (in Python register=) says as what")
+    with TemporaryDirectory(prefix="onnxserve-wrap-") as temporary:
+        if is_file:
+            if not path.exists():
+                raise NotFound(f"the file {path} does not exist")
+            found, folder = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()), path
+            shown, original = str(path), originals.load_file(path, allow_pickle)
+        else:
+            found = resolve(model_uri)
+            progress(f"reading {found.source}")
+            folder = download(found.source, Path(temporary))
+            shown, original = found.source, originals.load_folder(folder, found.source)
+        if pyfunc_predict_fn is not None:
+            original = replace(original, predict_fn=pyfunc_predict_fn)
+        wrapped, notes = _convert(original, folder, shown, data, parity, progress)
+        for note in notes:
+            progress(f"warning: {note}")
+        made = WrappedVersion(
+            source=found.source,
+            name=register or found.name,
+            version="",
+            model_id="",
+            run_id="",
+            model=f"{type(original.model).__name__} of {wrapped.converted.framework} "
+            f"{wrapped.converted.framework_version}",
+            inputs=wrapped.converted.inputs,
+            outputs=wrapped.converted.outputs,
+            prediction=wrapped.converted.prediction,
+            report=wrapped.report,
+            warnings=notes,
+        )
+        if dry_run:
+            return made
+        progress(f"registering the next version of {made.name}")
+        with registry_errors(f"model {made.name}"):
+            return _log_next_version(made, wrapped, found, original)
+
+
+def _convert(
+    original: Original, folder: Path, shown: str, data: Any, parity: ParityPolicy, progress: Callable[[str], None]
+) -> tuple[WrappedModel, tuple[str, ...]]:
+    """Return the model converted and proven, and warnings."""
+    model, mlmodel, notes = original.model, original.mlmodel, list(original.warnings)
+    signature: ModelSignature | None = mlmodel.signature if mlmodel is not None else None
+    if signature is not None and signature.params:
+        notes.append("an ONNX form takes no params; those of the signature are left out")
+        signature = ModelSignature(signature.inputs, signature.outputs)
+    example = saved_example(mlmodel, folder) if mlmodel is not None else None
+    rows = data if data is not None else example
+    is_made_up = rows is None and signature is not None and signature.inputs is not None and not is_onnx(model)
+    if is_made_up and signature is not None:
+        rows = made_up_rows(signature, model)
+        notes.append(
+            "it has no input example: it is proven on rows made up from its signature; --data brings real ones"
+        )
+    elif rows is None and not is_onnx(model):
+        raise InvalidConfig(f"{shown} has neither an input example nor a signature; --data FILE (data=) brings rows")
+    names = getattr(model, "feature_names_in_", None)
+    rows = fit_to_signature(rows, signature, None if names is None else [str(name) for name in names])
+    progress(f"converting and proving a {type(model).__name__}")
+    try:
+        wrapped = wrap(
+            model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity, says_alternative=False
+        )
+    except (ConversionError, ParityError) as error:
+        reason = error.message.partition("\n")[0].rstrip(".:; ")
+        stays = f"; {shown} is served as pyfunc as it stands" if mlmodel is not None else ""
+        raise type(error)(f"{reason}{stays}") from error
+    except InvalidConfig as error:
+        if is_made_up:
+            raise InvalidConfig(
+                f"{error.message} (rows made up from the signature; --data FILE brings real ones)"
+            ) from error
+        raise
+    if is_made_up:
+        provenance = {name: value for name, value in wrapped.provenance.items() if not name.startswith("dataset_")}
+        wrapped = replace(wrapped, example=None, reference=None, provenance=provenance)
+    elif example is not None:
+        wrapped = replace(wrapped, example=example)
+    return wrapped, tuple(notes)
+
+
+def _log_next_version(
+    made: WrappedVersion, wrapped: WrappedModel, found: ResolvedModel, original: Original
+) -> WrappedVersion:
+    """Log the model into the original's run, register it, and copy what is known of the original."""
+    client, mlmodel = registry_client(), original.mlmodel
+    is_version = parse_model_uri(found.source).kind == "version"
+    before = client.get_model_version(found.name, found.version) if is_version else None
+    run = logged = None
+    with suppress(MlflowException):  # the run may be deleted, and a folder may come from another MLflow
+        known = client.get_run(found.aspects.get("run_id") or getattr(mlmodel, "run_id", None) or "")
+        run = known if known.info.lifecycle_stage == "active" else None
+    with suppress(MlflowException):
+        logged = client.get_logged_model(found.aspects.get("model_id") or getattr(mlmodel, "model_id", None) or "")
+    run_id = run.info.run_id if run is not None else None
+    made_of = {WRAPPED_FROM_TAG: found.source}
+    new = client.create_logged_model(
+        experiment_id=next((one.experiment_id for one in (logged, run and run.info) if one), _get_experiment_id()),
+        name=logged.name if logged else "model",
+        source_run_id=run_id,
+        tags=_kept_tags(logged.tags if logged else {}) | made_of,
+        params=logged.params if logged else run.data.params if run else {},
+        model_type=logged.model_type if logged else None,
+    )
+    info = log_wrapped(
+        replace(wrapped, provenance=_provenance(wrapped.provenance, run)),
+        original.predict_fn,
+        registered_model_name=made.name,
+        model_id=new.model_id,
+        run_id=run_id,
+        metadata=mlmodel.metadata if mlmodel is not None else None,
+        tags=_kept_tags(before.tags if before else {}) | made_of,
+    )
+    if run_id and logged and logged.metrics:
+        there = {(m.key, m.timestamp, m.step) for m in client.get_logged_model(new.model_id).metrics or ()}
+        metrics = [
+            Metric(m.key, m.value, m.timestamp, m.step, new.model_id, m.dataset_name, m.dataset_digest, run_id)
+            for m in logged.metrics
+            if (m.key, m.timestamp, m.step) not in there  # MLflow itself copies those of the run
+        ]
+        client.log_batch(run_id, metrics=metrics)
+    version = str(info.registered_model_version)
+    if before is not None and (description := with_description_section(before.description or "", [])):
+        client.update_model_version(made.name, version, description)
+    return replace(made, version=version, model_id=new.model_id, run_id=run_id or "")
+
+
+def _kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in tags.items() if name in _KEPT_TAGS or not name.startswith(_OTHERS_TAGS)}
+
+
+def _provenance(provenance: Mapping[str, Any], run: Any) -> dict[str, Any]:
+    """Return the provenance with the git commit and the dataset of the run that trained the model."""
+    kept = {name: value for name, value in provenance.items() if not name.startswith("git_")}
+    if run is None:
+        return kept
+    if commit := run.data.tags.get(GIT_COMMIT_TAG):
+        kept["git_commit"] = commit
+    if inputs := run.inputs.dataset_inputs:
+        kept |= {"dataset_digest": inputs[-1].dataset.digest, "dataset_name": inputs[-1].dataset.name}
+    return kept

@@ -1,0 +1,71 @@
+"""`onnxserve wrap`, and what it prints. The wrapping itself: tests/flavor/test_registered.py."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from sklearn.linear_model import LinearRegression
+
+from mlflow_deploy_plugin.cli import main
+from tests.support.tracking import tracking_at
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def wrapped(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Command]:
+    """The command, on a registry with models:/old/1, and beside rows.csv and model.pkl."""
+    folder = tmp_path_factory.mktemp("wrap")
+    table = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.5, 0.1, 0.9]})
+    table.to_csv(folder / "rows.csv", index=False)
+    (folder / "model.pkl").write_bytes(b"hello")
+    with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
+        patch.chdir(folder)
+        model = LinearRegression().fit(table, [1.0, 2.0, 3.0])
+        mlflow.set_experiment(experiment_id=mlflow.create_experiment("old", str(folder / "artifacts")))
+        options = {"input_example": table, "pip_requirements": ["scikit-learn"]}
+        mlflow.sklearn.log_model(model, name="model", registered_model_name="old", **options)
+        yield lambda *arguments: CliRunner().invoke(main, ["wrap", *arguments])
+
+
+def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Command) -> None:
+    done = wrapped("models:/old/1", "--data", "rows.csv")
+    assert done.exit_code == 0, done.output
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("old version 2: the ONNX form of models:/old/1 (LinearRegression of sklearn ")
+    assert first.endswith(" rows")
+    assert lines[0].split() == ["input", "X", "float32", "[-1,", "2]", "2", "columns"]
+    assert lines[1].split()[:5] == ["output", "prediction", "float32", "[-1]", "agrees"]
+    assert lines[-1] == "  next: onnxserve promote old 2 --to Production"
+    assert done.stderr.splitlines()[:2] == ["reading models:/old/1", "converting and proving a LinearRegression"]
+
+
+def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command) -> None:
+    done = wrapped("models:/old/1", "--dry-run", "-o", "json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert (document["source"], document["name"], document["version"]) == ("models:/old/1", "old", None)
+    assert document["inputs"] == [{"name": "X", "dtype": "float32", "shape": [-1, 2]}]
+    assert document["parity"]["state"] == "proven"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("model.pkl", "--register", "x"), "model.pkl can run any code while it is loaded; --allow-pickle (in Python "),
+        (("model.pkl", "--allow-pickle"), "model.pkl is not registered; --register NAME (in Python register=)"),
+        (("rows.csv", "--register", "x"), "rows.csv is no model: a file ends in .joblib, .pkl, .pickle or .onnx"),
+        (("models:/old/9",), "model old has no version 9; versions: 1 (None)"),
+        (("models:/old/1", "--data", "no.csv"), "the file no.csv cannot be read: No such file or directory"),
+        (("models:/old/1", "--data", "model.pkl"), "model.pkl: its ending is none of .csv, .json, .jsonl and .parquet"),
+        (("nowhere", "--register", "x"), "the folder "),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, wrapped: Command) -> None:
+    done = wrapped(*arguments)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {message}")

@@ -1,0 +1,49 @@
+"""Files that hold a trained model, and files that hold none."""
+
+import pickle
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import sklearn
+from sklearn.pipeline import Pipeline
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, NotFound
+from mlflow_deploy_plugin.flavor.original import load_file, load_folder
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("text.txt", b"hello", InvalidConfig, "text.txt is no model: a file ends in .joblib"),
+        ("text.pkl", b"hello", InvalidArtifact, "text.pkl cannot be loaded as a joblib or pickle file"),
+        ("map.pkl", b"\x80\x04}\x94.", ConversionError, "builtins.dict is of no framework that can be converted"),
+        ("gone.pkl", None, NotFound, "the file .*gone.pkl does not exist"),
+        ("text.onnx", b"hello", ConversionError, "not a valid ONNX model: Error parsing message"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused_in_one_line(
+    name: str, content: bytes | None, error: type[Exception], message: str, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(error, match=message) as caught:
+        onnxserve.wrap(str(tmp_path / name), "x", data=table, allow_pickle=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_of_another_version_is_loaded_with_a_warning(model: Pipeline, tmp_path: Path) -> None:
+    old = pickle.dumps(model).replace(sklearn.__version__.encode(), b"1.0.2")
+    (tmp_path / "old.pkl").write_bytes(old)
+    loaded = load_file(tmp_path / "old.pkl", allow_pickle=True)
+    assert type(loaded.model) is Pipeline
+    assert loaded.warnings == (f"it was saved by scikit-learn 1.0.2 ({sklearn.__version__} is installed)",)
+
+
+def test_the_flavor_of_the_folder_loads_its_model(model: Pipeline, tmp_path: Path) -> None:
+    options = {"pip_requirements": ["scikit-learn"], "pyfunc_predict_fn": "predict_proba"}
+    mlflow.sklearn.save_model(model, tmp_path / "saved", **options)
+    loaded = load_folder(tmp_path / "saved", "it")
+    assert (type(loaded.model), loaded.predict_fn, loaded.warnings) == (Pipeline, "predict_proba", ())

@@ -1,0 +1,226 @@
+"""`wrap("models:/old/3")`: the next version as ONNX, and what it keeps of the one that it is made of."""
+
+from pathlib import Path
+from typing import Any
+
+import joblib
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
+from mlflow_deploy_plugin.runtime import read_artifact
+
+_REQUIREMENTS: dict[str, Any] = {"pip_requirements": ["scikit-learn"]}  # MLflow would take seconds to find them
+
+
+@pytest.fixture(scope="module")
+def old(tracking: Path, model: Pipeline, table: pd.DataFrame) -> str:
+    """A version that mlflow.sklearn has logged, in Production and `champion`, with all that MLflow keeps of one."""
+    client = mlflow.MlflowClient()
+    with mlflow.start_run():
+        mlflow.log_param("C", 1.0)
+        mlflow.set_tag("mlflow.source.git.commit", "c0ffee")
+        mlflow.log_input(mlflow.data.from_pandas(table, name="training"))
+        info = mlflow.sklearn.log_model(
+            model,
+            name="updown",
+            registered_model_name="old",
+            input_example=table.head(3),
+            metadata={"team": "sky"},
+            tags={"kind": "linear"},
+            pyfunc_predict_fn="predict_proba",
+            **_REQUIREMENTS,
+        )
+        mlflow.log_metric("accuracy", 0.97, model_id=info.model_id)
+        mlflow.log_metric("loss", 0.1)
+    client.update_model_version("old", "1", "The first one.")
+    for key, value in (("owner", "ann"), ("onnxserve.gate", "passed"), ("onnxserve.training", "full")):
+        client.set_model_version_tag("old", "1", key, value)
+    client.set_registered_model_alias("old", "champion", "1")
+    client.transition_model_version_stage("old", "1", "Production")
+    return "models:/old/1"
+
+
+def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd.DataFrame) -> None:
+    before = mlflow.pyfunc.load_model(old).predict(table)
+
+    made = onnxserve.wrap("models:/old/Production")
+
+    assert (made.source, made.name, made.report.state, made.warnings) == (old, "old", "proven", ())
+    assert made.report.rows >= 1000
+    after = mlflow.pyfunc.load_model(f"models:/old/{made.version}")
+    np.testing.assert_allclose(after.predict(table), before, atol=1e-5)
+    assert after.metadata.get_input_schema() == mlflow.pyfunc.load_model(old).metadata.get_input_schema()
+
+
+def test_the_next_version_keeps_what_mlflow_knows_of_the_old_one(old: str) -> None:
+    client = mlflow.MlflowClient()
+    made = onnxserve.wrap(old)
+
+    first, new = (client.get_model_version("old", version) for version in ("1", made.version))
+    assert (new.run_id, new.description) == (first.run_id, "The first one.")
+    assert new.tags == {
+        "kind": "linear",
+        "owner": "ann",
+        "onnxserve.training": "full",
+        "onnxserve.parity": "proven",
+        "onnxserve.wrapped_from": old,
+    }
+    logged = client.get_logged_model(made.model_id)
+    assert (logged.name, logged.params, logged.source_run_id) == ("updown", {"C": "1.0"}, first.run_id)
+    assert {"accuracy": 0.97, "loss": 0.1}.items() <= {one.key: one.value for one in logged.metrics}.items()
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/old/{made.version}"))
+    saved = mlflow.models.Model.load(str(folder))
+    assert saved.metadata == {"team": "sky"}
+    assert len(saved.load_input_example(str(folder))) == 3
+    provenance = read_artifact(folder).provenance
+    assert (provenance["git_commit"], provenance["dataset_name"]) == ("c0ffee", "training")
+
+
+def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
+    client = mlflow.MlflowClient()
+    ended = client.get_run(client.get_model_version("old", "1").run_id).info.end_time
+
+    made = onnxserve.wrap("models:/old@champion")
+
+    assert client.get_model_version_by_alias("old", "champion").version == 1
+    assert client.get_model_version("old", made.version).current_stage == "None"
+    assert client.get_run(made.run_id).info.end_time == ended
+
+
+def test_a_dry_run_registers_nothing_and_data_brings_real_rows(old: str, table: pd.DataFrame) -> None:
+    lines: list[str] = []
+    versions = len(mlflow.MlflowClient().search_model_versions("name='old'"))
+
+    made = onnxserve.wrap(old, data=table.assign(label="up"), dry_run=True, progress=lines.append)
+
+    assert (made.version, made.report.state) == ("", "proven")
+    assert made.report.sources["example"] == len(table)
+    assert lines == ["reading models:/old/1", "converting and proving a Pipeline"]
+    assert len(mlflow.MlflowClient().search_model_versions("name='old'")) == versions
+
+
+def test_without_an_example_the_rows_are_made_up_from_the_signature_and_not_kept(
+    tracking: Path, model: Pipeline, table: pd.DataFrame
+) -> None:
+    signature = mlflow.models.infer_signature(table, model.predict(table))
+    mlflow.sklearn.log_model(model, name="model", registered_model_name="signed", signature=signature, **_REQUIREMENTS)
+
+    made = onnxserve.wrap("models:/signed/1")
+
+    assert made.warnings[0].startswith("it has no input example: it is proven on rows made up from its signature")
+    artifact = read_artifact(Path(mlflow.artifacts.download_artifacts(f"models:/signed/{made.version}")))
+    assert (artifact.reference, "dataset_digest" in artifact.provenance) == (None, False)
+
+
+def test_a_file_is_loaded_with_consent_only(
+    tracking: Path, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    joblib.dump(model, tmp_path / "updown.joblib")
+    file = str(tmp_path / "updown.joblib")
+    with pytest.raises(CodeRefused, match=r"updown.joblib can run any code while it is loaded; --allow-pickle"):
+        onnxserve.wrap(file, "filed")
+    with pytest.raises(InvalidConfig, match=r"updown.joblib has neither an input example nor a signature; --data FILE"):
+        onnxserve.wrap(file, "filed", allow_pickle=True)
+
+    made = onnxserve.wrap(file, "filed", data=table.assign(other=1), allow_pickle=True)
+
+    tags = mlflow.MlflowClient().get_model_version("filed", made.version).tags
+    assert tags["onnxserve.wrapped_from"] == (tmp_path / "updown.joblib").as_uri()
+    assert [column.name for column in mlflow.models.get_model_info("models:/filed/1").signature.inputs] == [
+        "a",
+        "b",
+        "c",
+    ]
+
+
+def test_a_runs_model_and_a_folder_need_a_name(old: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
+    mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_REQUIREMENTS)
+    with pytest.raises(InvalidConfig, match="is not registered; --register NAME"):
+        onnxserve.wrap(str(tmp_path / "saved"))
+    logged = mlflow.MlflowClient().get_model_version("old", "1").source
+
+    assert onnxserve.wrap(str(tmp_path / "saved"), "from-folder").version == "1"
+    assert onnxserve.wrap(logged, "from-logged", data=table).version == "1"
+
+
+class Doubled(mlflow.pyfunc.PythonModel):
+    """Python of its author."""
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
+        return model_input * 2
+
+
+def add_mean(rows: Any) -> Any:
+    return rows + rows.mean()
+
+
+def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None:
+    """Save a model that cannot be wrapped."""
+    match kind:
+        case "python":
+            mlflow.pyfunc.save_model(folder, python_model=Doubled(), input_example=table, pip_requirements=[])
+        case "step":
+            steps = make_pipeline(FunctionTransformer(add_mean), LogisticRegression()).fit(table, table.a > 0)
+            mlflow.sklearn.save_model(
+                steps, folder, input_example=table, serialization_format="cloudpickle", **_REQUIREMENTS
+            )
+        case "method":
+            mlflow.sklearn.save_model(model, folder, pyfunc_predict_fn="predict_log_proba", **_REQUIREMENTS)
+        case "wrapped":
+            onnxserve.save_model(model, folder, input_example=table)
+        case "bare":
+            mlflow.sklearn.save_model(model, folder, **_REQUIREMENTS)
+        case "version":
+            mlflow.sklearn.save_model(
+                model, folder, input_example=table, pip_requirements=["scikit-learn==0.1", "nope==2"]
+            )
+            (folder / "model.skops").write_bytes(b"of another version")
+        case "no model":
+            folder.mkdir()
+        case "no MLmodel":
+            folder.mkdir()
+            (folder / "MLmodel").write_text("flavors: [")
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("python", ConversionError, "cannot be converted to ONNX: it is a Python class of its author; it"),
+        ("step", ConversionError, r"'functiontransformer' .*: its option func=add_mean .*; \S+ is served as"),
+        ("method", ConversionError, "it answers by 'predict_log_proba'; an ONNX form answers by"),
+        ("wrapped", InvalidConfig, "is wrapped already: it is served as ONNX as it stands"),
+        ("bare", InvalidConfig, "has neither an input example nor a signature; --data FILE"),
+        (
+            "version",
+            ConversionError,
+            r"cannot be loaded by mlflow.sklearn: .*; it was logged with scikit-learn 0.1 \(\S+ is installed\), n",
+        ),
+        ("no model", InvalidArtifact, "is no model: it has no MLmodel file"),
+        ("no MLmodel", InvalidArtifact, "is no model: its MLmodel file cannot be read: ParserError"),
+    ],
+)
+def test_what_cannot_be_wrapped_is_said_in_one_line(
+    kind: str, error: type[Exception], message: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    _save(kind, tmp_path / "saved", model, table)
+    with pytest.raises(error, match=message) as caught:
+        onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_version_of_the_framework_that_loads_is_a_warning(
+    model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    mlflow.sklearn.save_model(
+        model, tmp_path / "saved", input_example=table, pip_requirements=["scikit-learn==1.0", "numpy"]
+    )
+    made = onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
+    assert made.report.state == "proven"
+    assert made.warnings[0].startswith("it was logged with scikit-learn 1.0 (")
