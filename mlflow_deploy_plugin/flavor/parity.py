@@ -197,21 +197,38 @@ class _ParityProof:
             self._sources[group.source] += count
             self._compare(group, want, got, count)
             # rows that are already wrong would only be counted twice
-            if (group.alone or group.source == "example") and not self.problem and not self._beyond():
-                self._compare_small_batches(group.batch, want)
+            if not self.problem and not self._beyond():
+                if group.alone or group.source == "example":
+                    self._compare_small_batches(group.batch, want)
+                if self._converted.many_rows:
+                    self._compare_other_way(group, want, count)
         except (SchemaMismatch, InferenceError) as error:
             self.problem = f"{group.source} rows: {error.message}"
 
     def _answers(self, batch: Batch) -> dict[str, Array]:
         return self._model.run(batches.to_feeds(self._model.schema, batch))
 
+    def _answers_in_parts(self, batch: Batch, size: int) -> dict[str, Array]:
+        answers = [self._answers(part) for part in batches.chunks(batch, size)]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
     def _compare_small_batches(self, batch: Batch, want: dict[str, Array]) -> None:
         for size, count in _SMALL_BATCHES:
             some = batches.take_rows(batch, slice(0, count))
-            answers = [self._answers(part) for part in batches.chunks(some, size)]
-            got = {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
             source = RowGroup(f"batch of {size}", some, generated=False)
+            got = self._answers_in_parts(some, size)
             self._compare(source, {name: array[:count] for name, array in want.items()}, got, size)
+
+    def _compare_other_way(self, group: RowGroup, want: dict[str, Array], count: int) -> None:
+        """Compare the rows as they are computed in smaller batches; if they are few already, in a larger one."""
+        size = self._converted.many_rows
+        if count >= size:
+            size -= 1
+            got = self._answers_in_parts(group.batch, size)
+        else:
+            repeated = self._answers(batches.take_rows(group.batch, np.resize(np.arange(count), size)))
+            got = {name: array[:count] for name, array in repeated.items()}
+        self._compare(group, want, got, size)
 
     def _compare(self, group: RowGroup, want: dict[str, Array], got: dict[str, Array], size: int) -> None:
         """Count the rows of a group, which were predicted `size` at a time."""

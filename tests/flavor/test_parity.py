@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from mlflow.models import Model
@@ -57,6 +58,35 @@ def test_faithful_model_is_proven_in_batches_of_one_two_and_many(regressor: Save
     assert report.state == "proven"
     assert report.batch_sizes == [1, 2, 50]
     assert report.rows == 50
+
+
+_TWO_WAYS = """<ir_version: 10, opset_import: ["" : 21]>
+two_ways (float[N,2] X) => (float[N,1] prediction) {
+    rows = Shape<start = 0, end = 1>(X)
+    first = Constant<value = int64[1] {0}>()
+    a = Gather<axis = 1>(X, first)
+    limit = Constant<value = int64[1] {10}>()
+    are_many = GreaterOrEqual(rows, limit)
+    prediction = If (are_many) <
+        then_branch = many () => (float[N,1] y) { factor = Constant<value = float[1] {MANY}>() y = Mul(a, factor) },
+        else_branch = few () => (float[N,1] z) { factor = Constant<value = float[1] {FEW}>() z = Mul(a, factor) }
+    >
+}"""
+
+
+@pytest.mark.parametrize(("few", "many", "state"), [(3, 3, "proven"), (3, 4, "warned"), (4, 3, "warned")])
+@pytest.mark.parametrize("rows", [3, 50])
+def test_all_rows_are_proven_in_both_ways_of_a_graph(
+    rows: int, few: int, many: int, state: str, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    text = _TWO_WAYS.replace("FEW", f"{few}.0").replace("MANY", f"{many}.0")
+    plain = forms(LinearRegression().fit(table, table[["a"]] * 3), table, "predict")[0]()
+    converted = replace(plain, proto=onnx.parser.parse_model(text), many_rows=10)
+    write_mlmodel(tmp_path, Model(signature=signature_of(table, table[["a"]].to_numpy())), converted, "predict", {})
+
+    report = _proof((OnnxModel.load(tmp_path), converted), RowGroup("drawn", table[:rows]))
+
+    assert (report.state, report.problem, report.rows) == (state, "", rows)
 
 
 def test_wrong_rows_are_counted_and_shown_worst_first(regressor: Saved, table: pd.DataFrame) -> None:

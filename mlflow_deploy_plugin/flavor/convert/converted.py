@@ -46,6 +46,8 @@ class ConvertedModel:
         classes: labels in the order of the columns of the probabilities.
         boundary_values: inputs for the proof that the example does not show.
         margin: the decision function of a classifier, [N] or [N, C], from which ties are found.
+        many_rows: the fewest rows that the graph computes by other operators than fewer rows, 0 if it has one way: all
+            rows are proven in both.
         repair: the change that keeps 32-bit floats from changing the predictions; empty for the plain conversion.
     """
 
@@ -59,6 +61,7 @@ class ConvertedModel:
     classes: tuple[str | int | float | bool, ...] = ()
     boundary_values: BoundaryValues = field(default_factory=BoundaryValues)
     margin: Callable[[Batch], Array] | None = None
+    many_rows: int = 0
     repair: str = ""
 
 

@@ -6,6 +6,7 @@
 | `graph.py`                                            | nodes, casts and outputs of the graph                     |
 | `boundary_values.py`                                  | thresholds, categories and terms, for the parity rows     |
 | `boosters.py`                                         | XGBoost, LightGBM and CatBoost                            |
+| `levels.py`                                           | boosted trees for many rows                               |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
 """
 
@@ -31,7 +32,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import top_margins
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, ConvertedModel, OriginalModel, call_original
-from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, categories, elementwise, texts, trees
+from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, categories, elementwise, levels, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
@@ -162,6 +163,7 @@ def _convert(
         classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
         boundary_values=boundary_values(),
         margin=_margin(model) if "label" in answers else None,
+        many_rows=levels.MANY_ROWS if any(node.op_type == "If" for node in proto.graph.node) else 0,
         repair=repairs[precision],
     )
 

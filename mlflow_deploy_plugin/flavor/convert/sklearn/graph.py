@@ -30,12 +30,12 @@ _VERSIONS = {
     9: ("TfIdfVectorizer",),
     10: ("StringNormalizer",),
     13: (
-        *("ArgMax", "Concat", "Exp", "Gather", "Greater", "Log", "MatMul", "Max", "Min", "Neg", "ReduceSum"),
-        *("Reshape", "Sigmoid", "Softmax"),
+        *("ArgMax", "Concat", "Exp", "Gather", "Greater", "Less", "Log", "MatMul", "Max", "Min", "Neg", "ReduceSum"),
+        *("GatherElements", "Pad", "Reshape", "Sigmoid", "Slice", "Softmax", "Transpose"),
     ),
     14: ("Add", "Div", "Mul", "Sub"),
     15: ("Pow",),
-    16: ("GreaterOrEqual", "Identity", "Where"),
+    16: ("GreaterOrEqual", "Identity", "If", "LessOrEqual", "Scan", "Where"),
     18: ("ReduceL1", "ReduceL2", "ReduceMax"),
     19: ("Cast", "Equal", "Shape"),
     20: ("IsNaN", "RegexFullMatch"),
@@ -72,10 +72,54 @@ class NodeBuilder:
         self._container.add_initializer(name, kind, shape, values)
         return name
 
+    def array(self, values: Any) -> str:
+        """Add an initializer of the shape and type of an array; integers of a list have 64 bits."""
+        array = np.asarray(values)
+        return self.constant(helper.np_dtype_to_tensor_dtype(array.dtype), list(array.shape), array.ravel().tolist())
+
+    def name(self) -> str:
+        """Return a name that no other value of the graph has."""
+        return str(self._scope.get_unique_variable_name("onnxserve_value"))
+
+    def subgraph(self) -> "Subgraph":
+        """Return the builder of a graph within this one."""
+        return Subgraph(self._scope)
+
     def all_columns(self, operator: Any) -> str:
         """Return the inputs of an estimator, joined to [N, k]."""
         joined = concatenate_variables(self._scope, operator.inputs, self._container)
         return str(joined if isinstance(joined, str) else joined[0])
+
+
+class Subgraph(NodeBuilder):
+    """The body of an `If` or a `Scan`. Its constants are its own: each one from outside costs a run of an `If` time."""
+
+    def __init__(self, scope: Any) -> None:
+        super().__init__(scope, self)
+        self._nodes: list[Any] = []
+        self._initializers: list[Any] = []
+
+    def add_node(
+        self, operator: str, inputs: list[str], outputs: list[str], op_domain: str, op_version: int, **attributes: Any
+    ) -> None:
+        """Collect a node, as skl2onnx' container does it."""
+        self._nodes.append(helper.make_node(operator, inputs, outputs, domain=op_domain, **attributes))
+
+    def add_initializer(self, name: str, kind: int, shape: list[int], values: list[Any]) -> None:
+        """Collect a constant, as skl2onnx' container does it."""
+        self._initializers.append(helper.make_tensor(name, kind, shape, values))
+
+    def finish(self, inputs: "Values", outputs: "Values") -> Any:
+        """Return the GraphProto."""
+        given, found = (
+            [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
+            for values in (inputs, outputs)
+        )
+        return helper.make_graph(self._nodes, "onnxserve_body", given, found, initializer=self._initializers)
+
+
+Values = dict[str, tuple[int, list[int | None]]]
+"""The ONNX type and shape of values by name; the size None is free."""
 
 
 def float_columns(width: Callable[[Any], int]) -> Callable[[Any], None]:
