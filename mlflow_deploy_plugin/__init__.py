@@ -4,23 +4,33 @@
 
     onnxserve.log_model(pipeline, name="model", input_example=X.head(), registered_model_name="flight-delay")
 
-The flavor's functions are loaded on first use: the server imports this package too, and must not import mlflow.
+The functions are loaded on first use: the server imports this package too, and must not import mlflow.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.evaluation import robustness
     from mlflow_deploy_plugin.flavor import load_model, log_model, save_model
     from mlflow_deploy_plugin.flavor import wrap_registered as wrap
 
-__all__ = ["__version__", "load_model", "log_model", "save_model", "wrap"]
+__all__ = ["__version__", "load_model", "log_model", "robustness", "save_model", "wrap"]
+
+_HOMES = {
+    "load_model": ("flavor", "load_model"),
+    "log_model": ("flavor", "log_model"),
+    "robustness": ("evaluation", "robustness"),
+    "save_model": ("flavor", "save_model"),
+    "wrap": ("flavor", "wrap_registered"),
+}
+"""Name → (its room, its name there)."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from mlflow_deploy_plugin import flavor
-
-        return getattr(flavor, "wrap_registered" if name == "wrap" else name)
+    if name in _HOMES:
+        room, own_name = _HOMES[name]
+        return getattr(import_module(f"mlflow_deploy_plugin.{room}"), own_name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,7 @@ _COMMANDS = {
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
     "gate": ("mlflow_deploy_plugin.cli.promote", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
+    "robustness": ("mlflow_deploy_plugin.cli.robustness", "Measure how the metric falls when rows are disturbed."),
     "history": ("mlflow_deploy_plugin.cli.endpoint", "Show who changed what, when and why."),
     "retrain": ("mlflow_deploy_plugin.cli.controller", "Train what is served on what was captured and labelled."),
     "rollout": ("mlflow_deploy_plugin.cli.controller", "Bring a new version by steps, and back if it is bad."),

@@ -1,8 +1,11 @@
+from .adversarial import LossGradient as LossGradient
+from .adversarial import torch_gradient as torch_gradient
 from .dataset import LabelledRows as LabelledRows
 from .dataset import NamedArrays as NamedArrays
 from .dataset import cast_to_signature as cast_to_signature
 from .dataset import count_rows as count_rows
 from .dataset import load_dataset as load_dataset
+from .dataset import own_columns as own_columns
 from .dataset import reference_rows as reference_rows
 from .dataset import sample_positions as sample_positions
 from .dataset import take_rows as take_rows
@@ -19,7 +22,14 @@ from .model import LoadedModel as LoadedModel
 from .model import ModelPredictions as ModelPredictions
 from .model import downloaded_version as downloaded_version
 from .model import load_version as load_version
+from .names import DISTURBANCES as DISTURBANCES
+from .names import METRICS as METRICS
 from .names import REFERENCE as REFERENCE
 from .names import MetricName as MetricName
+from .names import check_strengths as check_strengths
+from .names import parse_strengths as parse_strengths
+from .robustness import RobustnessReport as RobustnessReport
+from .robustness import measure_robustness as measure_robustness
+from .robustness import robustness as robustness
 
 __all__: list[str]

@@ -1,8 +1,11 @@
 """The rows that a version is judged on: a dataset with labels, or the reference that lies beside the model."""
 
 import tempfile
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -90,25 +93,43 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """Return the rows with numbers in the types of the model's signature; a file and the log may have other types.
 
-    Each version gets its own rows, because two versions may have different types.
+    Each version gets its own rows, because two versions may have different types. Columns of numbers, as many as the
+    model's only tensor is wide, become that tensor in the order of the file.
     """
     dtypes = {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
-    for tensor in artifact.tensors:  # the only tensor may have no name: then it takes all rows
+    tensors = artifact.tensors
+    if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
+        is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
+        if is_table and tensors[0].shape[1] in (-1, len(rows)) and len(rows) > 1:
+            rows = {tensors[0].name: np.stack(list(rows.values()), axis=1)}
+    for tensor in tensors:  # the only tensor may have no name: then it takes all rows
         dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
     return cast_columns(dtypes, rows)
 
 
+def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
+    """Return the columns or tensors that the model takes, in its types; all of them if its signature names none.
+
+    No disturbance may leave the bounds of those types.
+    """
+    names = {field.name for field in artifact.columns or artifact.tensors}
+    own = {name: values for name, values in rows.items() if name in names or not any(names)}
+    return cast_to_signature(artifact, own)
+
+
 def read_rows(path: Path, shown: str) -> NamedArrays:
-    """Return the rows of a CSV or Parquet file.
+    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file.
 
     Raises:
-        InvalidConfig: it does not exist, is neither, is too large, or cannot be read; the message calls it `shown`.
+        InvalidConfig: it does not exist, is none of them, is too large, or cannot be read; it is called `shown`.
     """
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise InvalidConfig(f"the dataset {shown} has more than {_MAX_BYTES:,} bytes; name a sample of it")
-        if (ending := path.suffix.lower()) not in (".csv", ".parquet"):
-            raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; .csv and .parquet are read")
+        if (ending := path.suffix.lower()) not in (".csv", ".parquet", ".npz"):
+            raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; .csv, .parquet and .npz are read")
+        if ending == ".npz":
+            return _read_arrays(path, shown)
         if ending == ".parquet":  # values of lists count one by one: a thousand million equal ones take a few bytes
             metadata = pa.parquet.read_metadata(path)
             groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
@@ -126,6 +147,42 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
         return {name: _column_values(table.column(name)) for name in table.column_names}
     except ValueError:  # numpy's: lists of several lengths
         raise InvalidConfig(f"the dataset {shown} has a column whose lists are not of one length") from None
+
+
+def frame_rows(data: Any) -> NamedArrays:
+    """Return the rows of a DataFrame, or of arrays [N, …] by name, as a Parquet file would give them.
+
+    Raises:
+        InvalidConfig: the data is neither, or has no rows, or arrays of several lengths.
+    """
+    if isinstance(data, Mapping):
+        return _of_one_length({str(name): np.asarray(values) for name, values in data.items()}, "the data")
+    try:
+        table = pa.Table.from_pandas(data, preserve_index=False)
+    except (AttributeError, TypeError, ValueError, pa.ArrowException) as error:
+        raise InvalidConfig(f"data: a file, a DataFrame or a mapping of arrays is expected ({error})") from None
+    return _of_one_length({str(name): _column_values(table.column(name)) for name in table.column_names}, "the data")
+
+
+def _of_one_length(rows: NamedArrays, shown: str) -> NamedArrays:
+    if len({array.shape[:1] for array in rows.values()}) != 1 or not count_rows(rows):
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rows.items()) or "none"
+        raise InvalidConfig(f"{shown} needs arrays of as many rows each, one at least; its arrays are {shapes[:300]}")
+    return rows
+
+
+def _read_arrays(path: Path, shown: str) -> NamedArrays:
+    try:
+        with zipfile.ZipFile(path) as file:
+            if sum(entry.file_size for entry in file.infolist()) > _MAX_BYTES:
+                raise InvalidConfig(f"the dataset {shown} holds more than {_MAX_BYTES:,} bytes; name a sample of it")
+        with np.load(path, allow_pickle=False) as arrays:
+            rows = {
+                name: arrays[name].astype(object) if arrays[name].dtype.kind == "U" else arrays[name] for name in arrays
+            }
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: objects, which only pickle could read
+        raise InvalidConfig(f"the dataset {shown} cannot be read: {' '.join(str(error).split())}") from None
+    return _of_one_length(rows, f"the dataset {shown}")
 
 
 def _column_values(column: pa.ChunkedArray) -> Array:

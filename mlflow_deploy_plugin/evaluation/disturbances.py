@@ -21,13 +21,17 @@ _MAX_SCALED = 50
 
 
 def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Add normal noise to every number, `share` of its column's standard deviation; whole numbers stay whole."""
+    """Add normal noise to every number, `share` of the standard deviation of its column, or of all values of a picture.
+
+    Whole numbers stay whole.
+    """
 
     def disturb(values: Array) -> Array:
-        noise = rng.normal(size=values.shape) * share * spread(values)
+        scale = np.array([spread(column) for column in values.T]) if values.ndim == 2 else spread(values)
+        noise = rng.normal(size=values.shape) * share * scale
         if values.dtype.kind == "f":
             return (values + noise).astype(values.dtype)
-        return _within(values.astype(np.float64) + np.round(noise), values.dtype)
+        return within_type(values.astype(np.float64) + np.round(noise), values.dtype)
 
     return {name: disturb(values) if values.dtype.kind in "iuf" else values for name, values in rows.items()}
 
@@ -62,12 +66,12 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
         low, high = known.min(), known.max()
         far = max(high - low, 1e-12) * ranges
         ends = np.where(rng.random(values.shape) < 0.5, low - far, high + far)
-        return _within(np.where(moved, ends, numbers), values.dtype)
+        return within_type(np.where(moved, ends, numbers), values.dtype)
 
     return {name: disturb(values) for name, values in rows.items()}
 
 
-def _within(numbers: Array, dtype: np.dtype[Any]) -> Array:
+def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
     """Cast numbers to their column's type, within its bounds."""
     if dtype.kind == "f":
         limits = np.finfo(dtype)
@@ -152,7 +156,7 @@ def _scaled(rows: NamedArrays, factor: float, rng: np.random.Generator) -> Itera
     for name, column in places:
         chosen = np.s_[:] if column is None else np.s_[:, column]
         changed = rows[name].copy()
-        changed[chosen] = _within(changed[chosen].astype(np.float64) * factor, changed.dtype)
+        changed[chosen] = within_type(changed[chosen].astype(np.float64) * factor, changed.dtype)
         yield name if column is None else f"{name}[{column}]", {**rows, name: changed}
 
 
@@ -161,7 +165,7 @@ def _brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> It
 
         def shifted(values: Array, sign: float = sign) -> Array:
             low, high = value_range(values)
-            return _within(np.clip(values + sign * share * (high - low), low, high), values.dtype)
+            return within_type(np.clip(values + sign * share * (high - low), low, high), values.dtype)
 
         yield name, _of_pictures(rows, shifted)
 
@@ -174,7 +178,7 @@ def _occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Name
         changed = np.moveaxis(values.copy(), (first, first + 1), (1, 2))  # a view
         sides = np.maximum(np.round(np.sqrt(share) * np.array(changed.shape[1:3])).astype(int), 1)
         corners = rng.integers(0, np.array(changed.shape[1:3]) - sides + 1, (len(values), 2))
-        grey = _within(np.nanmean(values, keepdims=True), values.dtype).item()
+        grey = within_type(np.nanmean(values, keepdims=True), values.dtype).item()
         for picture, (top, left) in zip(changed, corners, strict=True):
             picture[top : top + sides[0], left : left + sides[1]] = grey
         return np.ascontiguousarray(np.moveaxis(changed, (1, 2), (first, first + 1)))

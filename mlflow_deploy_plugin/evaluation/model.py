@@ -39,6 +39,13 @@ class ModelPredictions:
     def __len__(self) -> int:
         return len(self.prediction)
 
+    @property
+    def no_number(self) -> float:
+        """The share of rows with NaN or infinity in the prediction or the probabilities."""
+        given = (side for side in (self.prediction, self.probabilities) if side is not None)
+        bad = [~np.isfinite(side).reshape(len(side), -1).all(axis=1) for side in given if side.dtype.kind == "f"]
+        return float(np.any(bad, axis=0).mean()) if bad else 0.0
+
 
 class LoadedModel(Protocol):
     """A loaded version.

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, Refused, RegistryUnavailable
 from mlflow_deploy_plugin.evaluation import (
     LabelledRows,
     LoadedModel,
+    LossGradient,
     ModelPredictions,
     NamedArrays,
     cast_to_signature,
@@ -20,14 +21,17 @@ from mlflow_deploy_plugin.evaluation import (
     downloaded_version,
     load_dataset,
     load_version,
+    measure_robustness,
+    own_columns,
     reference_rows,
     sample_positions,
     take_rows,
+    torch_gradient,
 )
 from mlflow_deploy_plugin.gate.checks.artifact import check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
-from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
+from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_disturbances, check_robustness
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry import ResolvedModel
@@ -57,6 +61,7 @@ class _Checks:
     progress: ProgressCallback
     folder: Path
     candidate: LoadedModel
+    allows_code: bool = True
     current_folder: Path | None = None
     current: LoadedModel | None = None
     labelled: LabelledRows | None = None
@@ -80,10 +85,11 @@ class _Checks:
             "signature": self.signature,
             "evaluation": self.evaluation,
             "robustness": self.robustness,
+            **({"disturbances": self.disturbances} if self.policy.robustness.disturbances else {}),
             "budget": self.budget,
         }
         for name, step in steps.items():
-            if name in self.policy.skip:
+            if ("robustness" if name == "disturbances" else name) in self.policy.skip:
                 yield CheckResult(name, "skipped", "the policy skips it")
                 continue
             self.progress(f"checking {name}")
@@ -132,10 +138,35 @@ class _Checks:
             labelled = LabelledMetric(metric, self.labelled.truth[picked])
         rows, served = take_rows(rows, picked), None
         if self.current is not None:
-            served = self.current, _own_columns(self.current.artifact, rows)
+            served = self.current, own_columns(self.current.artifact, rows)
         return check_robustness(
-            self.candidate, _own_columns(self.candidate.artifact, rows), policy, seed, labelled, served
+            self.candidate, own_columns(self.candidate.artifact, rows), policy, seed, labelled, served
         )
+
+    def disturbances(self) -> CheckResult:
+        policy, evaluation = self.policy.robustness, self.policy.evaluation
+        labelled = self.labelled
+        if policy.dataset or labelled is None:
+            dataset, target = (
+                (policy.dataset, policy.target) if policy.dataset else (evaluation.dataset, evaluation.target)
+            )
+            labelled = load_dataset(dataset, target, self.candidate.artifact, self.policy.seed, policy.max_rows)
+        picked = sample_positions(len(labelled.truth), policy.max_rows, self.policy.seed)
+        report = measure_robustness(
+            self.candidate,
+            LabelledRows(take_rows(labelled.rows, picked), labelled.truth[picked]),
+            policy.metric or evaluation.metric,
+            policy.disturbances,
+            self.policy.seed,
+            self.find_gradient,
+            self.progress,
+        )
+        return check_disturbances(report, policy)
+
+    def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
+        if not self.allows_code:
+            return Refused("the torch original would run code of its own, which is not done on this server")
+        return torch_gradient(self.folder, self.candidate.artifact, "", rows, truth)
 
     def budget(self) -> CheckResult:
         policy = self.policy.budget
@@ -185,15 +216,17 @@ def judge(
         NotFound: the files of the version are gone.
         RegistryUnavailable: MLflow does not answer.
     """
-    if not allowed.files and "evaluation" not in policy.skip:
-        require_mlflow_artifact(policy.evaluation.dataset)
+    if not allowed.files:
+        for name, dataset in (("evaluation", policy.evaluation.dataset), ("robustness", policy.robustness.dataset)):
+            if name not in policy.skip:
+                require_mlflow_artifact(dataset)
     results: tuple[CheckResult, ...]
     evaluation = None
     with ExitStack() as folders:
         progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
         folder = folders.enter_context(downloaded_version(candidate))
         try:
-            checks = _Checks(policy, progress, folder, load_version(folder, allowed.code))
+            checks = _Checks(policy, progress, folder, load_version(folder, allowed.code), allowed.code)
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:
@@ -214,16 +247,6 @@ def judge(
         policy_from=policy_from,
     )
     return verdict, evaluation
-
-
-def _own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the columns or tensors that the model takes, in its types; all of them if its signature names none.
-
-    No disturbance may leave the bounds of those types.
-    """
-    names = {field.name for field in artifact.columns or artifact.tensors}
-    own = {name: values for name, values in rows.items() if name in names or not any(names)}
-    return cast_to_signature(artifact, own)
 
 
 def _blank(artifact: Artifact) -> NamedArrays:

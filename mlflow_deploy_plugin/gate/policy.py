@@ -12,6 +12,7 @@ without a policy is judged by the defaults if a user asks for it, and nothing re
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation import REFERENCE, MetricName
+from mlflow_deploy_plugin.evaluation import REFERENCE, MetricName, check_strengths
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG, StageOrAlias, registry_client, registry_errors
 
 _ARTIFACT = re.compile(r"(runs|models):/[^/]")
@@ -83,6 +84,34 @@ class RobustnessPolicy(_Part):
         default="report", description="Whether refusing missing or out-of-range values as a bad request is a failure."
     )
     max_rows: int = Field(default=2_000, ge=20, description="At most so many rows, chosen by the seed.")
+    disturbances: dict[str, tuple[float, ...]] = Field(
+        default={}, description="Disturbances under which the metric has to hold, each with its strengths."
+    )
+    max_drop: float = Field(
+        default=0.1,
+        ge=0,
+        description="How much worse the metric may become under each of these disturbances; in units as of `max_loss`.",
+    )
+    dataset: str = Field(default="", description="Rows with labels for `disturbances`. Default: the evaluation's.")
+    target: str = Field(default="", description="The column of `dataset` that holds the truth.")
+    metric: MetricName | None = Field(default=None, description="What `max_drop` is of. Default: the evaluation's.")
+
+    @field_validator("disturbances", mode="before")
+    @classmethod
+    def _with_strengths(cls, given: object) -> object:
+        if not isinstance(given, Mapping):
+            raise ValueError("a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: [0.1, 0.2]}")
+        listed = {str(name): one if isinstance(one, list | tuple) else [one] for name, one in given.items()}
+        try:
+            return check_strengths(listed)
+        except InvalidConfig as error:
+            raise ValueError(error.message) from None
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> "RobustnessPolicy":
+        if self.dataset and not self.target:
+            raise ValueError("the dataset needs a target, the column that holds the truth")
+        return self
 
 
 class BudgetPolicy(_Part):
@@ -143,6 +172,12 @@ class GatePolicy(_Part):
 
     def gates_alias(self, alias: str) -> bool:
         return alias.lower() in {gated.lower() for gated in self.gated_aliases}
+
+    @model_validator(mode="after")
+    def _has_labels(self) -> "GatePolicy":
+        if self.robustness.disturbances and not (self.robustness.dataset or self.evaluation.dataset):
+            raise ValueError("robustness.disturbances need labelled rows: robustness.dataset, or evaluation.dataset")
+        return self
 
     @property
     def gated_places(self) -> list[StageOrAlias]:

@@ -40,7 +40,9 @@ from mlflow_deploy_plugin.registry.runs import (
     get_or_create_experiment,
     log_metrics,
     log_run,
+    log_to_run,
     project_run_id,
+    run_of_model,
 )
 from mlflow_deploy_plugin.registry.tags import (
     CANDIDATE_TAG,
@@ -124,6 +126,7 @@ __all__ = [
     "import_mlflow_without_pandas",
     "log_metrics",
     "log_run",
+    "log_to_run",
     "logged_columns",
     "lookup_key",
     "models_served_by",
@@ -146,6 +149,7 @@ __all__ = [
     "repoint",
     "resolve",
     "rolled_back_refusal",
+    "run_of_model",
     "set_service_timeouts",
     "tag_version",
     "unavailable_message",

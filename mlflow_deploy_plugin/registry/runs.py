@@ -11,14 +11,17 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
 from mlflow_deploy_plugin.registry.connection import no_request_timeout, registry_client, registry_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+    from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 
 _PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets it for the process of a project
 _MAX_METRICS = 1000  # MLflow's limit for one call
@@ -69,6 +72,42 @@ def log_run(
             client.set_terminated(run_id, "FAILED")
             raise
         client.set_terminated(run_id, "FINISHED")
+        return logged_run(client, run_id)
+
+
+def run_of_model(model: "ResolvedModel", run_id: str) -> str:
+    """Return the id of the run that logged a model.
+
+    Args:
+        run_id: as the MLmodel file has it, for a model that the registry does not know.
+
+    Raises:
+        InvalidConfig: the model belongs to no run.
+        NotFound: the run is gone.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    if not (run_id := model.aspects.get("run_id") or run_id):
+        raise InvalidConfig(f"{model.model_uri} was logged by no run, so there is none to log to")
+    with registry_errors(f"run {run_id}"):
+        return str(registry_client().get_run(run_id).info.run_id)
+
+
+def log_to_run(
+    run_id: str, model_id: str, folder: Path, under: str, figures: Iterable[tuple[str, float, int]]
+) -> LoggedRun:
+    """Log a folder's files as artifacts below `under`, and metrics (name, value, step), to a run that there is.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    client = registry_client()
+    with registry_errors(f"run {run_id}"), no_request_timeout():
+        client.log_artifacts(run_id, str(folder), under)
+        by_step: dict[int, list[tuple[str, float]]] = {}
+        for name, value, step in figures:
+            by_step.setdefault(step, []).append((name, value))
+        for step, values in by_step.items():
+            log_metrics(client, run_id, model_id, values, step=step)
         return logged_run(client, run_id)
 
 

@@ -1,5 +1,21 @@
-"""The registered model `toy` of the gate's tests."""
+"""The registered model `toy` of the gate's tests, and a tracking store of a test's own."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
 
 from tests.gate.conftest import folders, registry
+from tests.support.tracking import tracking_at
 
-__all__ = ["folders", "registry"]
+__all__ = ["folders", "new_tracking", "registry"]
+
+
+@pytest.fixture
+def new_tracking(
+    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MlflowClient]:
+    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database's experiments
+    with tracking_at(new_database(tmp_path)):
+        yield MlflowClient()

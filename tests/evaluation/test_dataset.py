@@ -55,7 +55,7 @@ def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
     ("name", "content", "message"),
     [
         ("gone.csv", None, r"the dataset .*gone\.csv does not exist"),
-        ("d.json", "{}", r"ends in '\.json'; \.csv and \.parquet are read"),
+        ("d.json", "{}", r"ends in '\.json'; \.csv, \.parquet and \.npz are read"),
         ("d.parquet", "text", r"d\.parquet cannot be read"),
         ("d.csv", "a,b\n", "has no rows"),
         ("d.csv", "a,b\n1,2\n", r"has no column 'y'; it has a, b"),

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy, Permissions, parse_policy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from tests.support.classifiers import write_classifier, write_rows
+from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.models import write_model
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -154,3 +155,46 @@ def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(
         judge(version("equal"), None, policy, "a test", allowed=Permissions(files=False))
     skipped = policy.model_copy(update={"skip": ("evaluation", "robustness", "budget")})
     assert judge(version("equal"), None, skipped, "a test", allowed=Permissions(files=False))[0].passed
+
+
+@pytest.mark.parametrize(
+    ("demanded", "state", "reason"),
+    [
+        ({"noise": 0.05, "swap": [0.01]}, "passed", r"accuracy 0\.\d+ loses 0\.\d+ at most, under "),
+        ({"swap": [0.01, 0.9]}, "failed", r"accuracy 0\.\d+ loses 0\.\d+ under swap 0\.9; the policy allows 0\.0500$"),
+        ({"scale": 10}, "failed", r"under scale 10 of b; the policy allows"),
+        ({"noise": 0.01, "fgsm": 0.1}, "failed", "^fgsm cannot be measured: the version has no torch original"),
+    ],
+)
+def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
+    demanded: dict[str, object],
+    state: str,
+    reason: str,
+    version: Callable[[str], ResolvedModel],
+    folders: dict[str, Path],
+) -> None:
+    robustness = {"disturbances": demanded, "max_drop": 0.05, "dataset": str(folders["holdout"]), "target": "label"}
+    policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
+    _, checks, _, said = judged(version("good"), None, policy)
+    assert checks["disturbances"].state == state
+    assert re.search(reason, checks["disturbances"].reason)
+    assert "checking disturbances" in said
+    skipped = judged(version("good"), None, policy.model_copy(update={"skip": ("budget", "robustness")}))[1]
+    assert skipped["disturbances"].state == "skipped"
+
+
+def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "model", types=("long", "double"))
+    rows = {**labelled(200), "a": labelled(200)["a"].round().astype(int)}
+    file = write_rows(tmp_path / "rows.parquet", rows)
+    robustness = {"disturbances": {"missing": 0.5}, "dataset": str(file), "target": "label"}
+    for refusals, state in (("report", "passed"), ("fail", "failed")):
+        policy = GatePolicy.model_validate({"robustness": {**robustness, "refusals": refusals}, "skip": ["budget"]})
+        assert judged(resolve(str(folder)), None, policy)[1]["disturbances"].state == state
+
+
+def test_where_files_may_not_be_read_disturbed_rows_are_none(version: Callable[[str], ResolvedModel]) -> None:
+    robustness = {"disturbances": {"noise": 0.1}, "dataset": "/etc/passwd", "target": "x"}
+    policy = GatePolicy.model_validate({"robustness": robustness})
+    with pytest.raises(InvalidConfig, match="the policy's dataset /etc/passwd may not be read here"):
+        judge(version("good"), None, policy, "a test", allowed=Permissions(code=False, files=False))

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.evaluation import (
     MetricName,
     ModelPredictions,
     NamedArrays,
+    RobustnessReport,
     count_rows,
     metric_loss,
     take_rows,
@@ -156,6 +157,33 @@ def check_robustness(
     return CheckResult(NAME, "failed" if failures else "passed", reason, figures, tuple(notes), table)
 
 
+def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
+    """Hold the metric under the disturbances that the policy demands against the largest drop that it allows."""
+    failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
+    notes: list[str] = []
+    losses: dict[str, float] = {}
+    for name, points in report.curves():
+        for point in points:
+            if point.value is None or point.loss is None:
+                (failures if policy.refusals == "fail" else notes).append(f"{name} {point.strength:g}: {point.refusal}")
+            else:
+                losses[f"{name} {point.strength:g}{f' of {point.variant}' if point.variant else ''}"] = point.loss
+    metric, worst = report.metric, max(losses, key=losses.__getitem__, default="")
+    allowed = _amount(metric, policy.max_drop)
+    failures += [
+        f"{metric} {report.clean:.4f} loses {_amount(metric, loss)} under {where}; the policy allows {allowed}"
+        for where, loss in losses.items()
+        if loss > policy.max_drop
+    ]
+    found = (
+        f"{metric} {report.clean:.4f} loses {_amount(metric, losses[worst])} at most, under {worst}" if worst else ""
+    )
+    figures = {name.removeprefix("robustness/"): value for name, value, step in report.figures() if not step}
+    table = ReportTable(report.table()[0], tuple(report.table()[1:]))
+    reason = "; ".join(failures) or found or "no disturbed row is answered"
+    return CheckResult("disturbances", "failed" if failures else "passed", reason, figures, tuple(notes), table)
+
+
 def _served_under_noise(
     served: tuple[LoadedModel, NamedArrays] | None, policy: RobustnessPolicy, seed: int, labelled: LabelledMetric | None
 ) -> _Outcome | None:
@@ -207,18 +235,7 @@ def _outcome(
     loss = None
     if labelled is not None:
         loss = metric_loss(labelled.metric, labelled.value(clean), labelled.value(disturbed), clean)
-    return _Outcome(name, float(flipped_rows(clean, disturbed).mean()), _no_answer(disturbed) - _no_answer(clean), loss)
-
-
-def _no_answer(predictions: ModelPredictions) -> float:
-    """Return the share of rows with NaN or infinity in the prediction or the probabilities."""
-    sides = [
-        side
-        for side in (predictions.prediction, predictions.probabilities)
-        if side is not None and side.dtype.kind == "f"
-    ]
-    bad = [~np.isfinite(side).reshape(len(side), -1).all(axis=1) for side in sides]
-    return float(np.any(bad, axis=0).mean()) if bad else 0.0
+    return _Outcome(name, float(flipped_rows(clean, disturbed).mean()), disturbed.no_number - clean.no_number, loss)
 
 
 def _amount(metric: str, value: float) -> str:

@@ -1,10 +1,8 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.evaluation.disturbances import with_missing, with_noise, with_out_of_range
 from mlflow_deploy_plugin.evaluation.model import load_version
 from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
@@ -13,51 +11,6 @@ from tests.support.classifiers import COLUMNS, labelled, write_classifier, write
 
 ROWS = labelled(500)
 INPUT = {name: ROWS[name] for name in COLUMNS}
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def test_noise_is_a_share_of_the_standard_deviation_and_keeps_the_types(rng: np.random.Generator) -> None:
-    rows = {
-        "wide": rng.normal(0, 100, 5000),
-        "narrow": rng.normal(0, 1, 5000).astype(np.float32),
-        "count": np.arange(5000) % 50,
-        "text": np.array(["x"] * 5000, dtype=object),
-        "flag": np.arange(5000) % 2 == 0,
-    }
-    found = with_noise(rows, 0.1, rng)
-    assert (found["wide"] - rows["wide"]).std() == pytest.approx(10, rel=0.1)
-    assert (found["narrow"] - rows["narrow"]).std() == pytest.approx(0.1, rel=0.1)
-    assert (found["count"] != rows["count"]).mean() > 0.5
-    assert {name: values.dtype for name, values in found.items()} == {name: v.dtype for name, v in rows.items()}
-    assert found["text"] is rows["text"]
-    assert found["flag"] is rows["flag"]
-
-
-def test_missing_values_are_nan_in_numbers_and_none_elsewhere(rng: np.random.Generator) -> None:
-    rows = {"x": np.ones(5000), "n": np.ones(5000, dtype=int), "t": np.array(["x"] * 5000, dtype=object)}
-    found = with_missing(rows, 0.2, rng)
-    assert np.isnan(found["x"]).mean() == pytest.approx(0.2, abs=0.03)
-    for name in ("n", "t"):
-        assert np.mean([value is None for value in found[name]]) == pytest.approx(0.2, abs=0.03)
-
-
-def test_values_out_of_range_lie_beyond_both_ends_and_within_the_type(rng: np.random.Generator) -> None:
-    rows: dict[str, Any] = {
-        "x": np.linspace(0, 1, 5000),
-        "n": np.array([-(2**31), 2**31 - 1] * 2500, dtype=np.int32),
-        "t": np.array(["x"] * 5000, dtype=object),
-        "empty": np.full(5000, np.nan),
-    }
-    found = with_out_of_range(rows, 2.0, rng)
-    assert (found["x"].min(), found["x"].max()) == (-2, 3)
-    assert ((found["x"] < 0) | (found["x"] > 1)).mean() == pytest.approx(0.1, abs=0.02)
-    assert found["n"].dtype == np.int32
-    assert set(found["t"]) == {"x", "(never seen)"}
-    assert np.isnan(found["empty"]).all()
 
 
 def test_a_smooth_model_holds(tmp_path: Path) -> None:

@@ -1,0 +1,224 @@
+"""Adversarial rows: changed by so little that nobody would notice, in the direction in which the model errs most.
+
+No value moves by more than the strength: standard deviations of its column, or in a picture a share of the range, in
+which it stays. Only floating-point numbers are changed.
+
+- `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572
+- `pgd`, ten steps from a random start: Madry et al. 2018, https://arxiv.org/abs/1706.06083
+- `spsa`, the same steps by gradients that are estimated from predictions alone: Uesato et al. 2018,
+  https://arxiv.org/abs/1802.05666, after Spall 1992
+
+The first two need the torch module from which the ONNX form was made. The rows that they find go to the ONNX form.
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import OnnxserveError, Refused
+from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, count_rows, take_rows
+from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
+from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.runtime import Array, Artifact, read_mlmodel
+
+LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
+"""A function of N rows, and of a generator for what it draws. It returns the loss of each row, [N], and its gradient by
+each floating-point array."""
+ORIGINAL_KEY = "onnxserve.original"
+"""The key of MLmodel's metadata with the URI of the torch model from which the ONNX form was made."""
+
+_STEPS = 10
+_STEP_SIZE = 2.5  # in strengths, over all steps: enough to reach any corner from any start (Madry)
+_DIRECTIONS = 8
+_CHUNK = 256
+
+
+def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
+    """Return the rows moved by the strength along the sign of the gradient."""
+    return _moved(rows, rows, gradient(rows, rng)[1], strength, strength)
+
+
+def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
+    """Return the worst of ten steps for each row, from a random start."""
+    start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
+    found = _moved(rows, rows, start, strength, strength, by_sign=False)
+    worst, worst_loss = rows, np.full(count_rows(rows), -np.inf)
+    for step in range(_STEPS + 1):
+        losses, slopes = gradient(found, rng)
+        is_worse = losses > worst_loss
+        worst_loss = np.where(is_worse, losses, worst_loss)
+        worst = {
+            name: np.where(is_worse.reshape(-1, *[1] * (values.ndim - 1)), found[name], values)
+            for name, values in worst.items()
+        }
+        if step < _STEPS:
+            found = _moved(rows, found, slopes, strength * _STEP_SIZE / _STEPS, strength)
+    return worst
+
+
+def _moved(
+    rows: NamedArrays, found: NamedArrays, along: NamedArrays, step: float, strength: float, by_sign: bool = True
+) -> NamedArrays:
+    """Return `found`, moved by a step and brought back to within the strength of `rows`."""
+    moved = dict(found)
+    for name, direction in along.items():
+        values, unit = rows[name].astype(np.float64), _unit(rows[name])
+        change = found[name] + step * unit * np.nan_to_num(np.sign(direction) if by_sign else direction)
+        change = np.clip(change, values - strength * unit, values + strength * unit)
+        moved[name] = within_type(
+            np.clip(change, *value_range(values)) if values.ndim > 2 else change, rows[name].dtype
+        )
+    return moved
+
+
+def _unit(values: Array) -> Array:
+    """Return the standard deviation of each column, or the range of a picture's values."""
+    low, high = value_range(values)
+    return np.asarray(high - low if values.ndim > 2 else np.nan_to_num(np.nanstd(values.astype(np.float64), axis=0)))
+
+
+def _floats(rows: NamedArrays) -> NamedArrays:
+    return {name: values for name, values in rows.items() if values.dtype.kind == "f"}
+
+
+def estimated_gradient(model: LoadedModel, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
+    """Return the gradient of a model that only predicts, estimated from steps in random directions (SPSA).
+
+    Args:
+        rows: as they are; the steps are a tenth of the standard deviation of their columns.
+    """
+    if not _floats(rows):
+        return Refused("the model takes no floating-point numbers")
+    if isinstance(losses := _losses(truth, model.predict(rows)), Refused):
+        return losses
+    steps = {name: 0.1 * np.maximum(_unit(values), 1e-12) for name, values in _floats(rows).items()}
+
+    def loss_of(found: NamedArrays) -> Array:
+        losses = _losses(truth, model.predict(found))
+        return losses if not isinstance(losses, Refused) else np.zeros(len(truth))
+
+    def moved(found: NamedArrays, signs: NamedArrays) -> NamedArrays:
+        steps_of = {name: (found[name] + steps[name] * sign).astype(found[name].dtype) for name, sign in signs.items()}
+        return found | steps_of
+
+    def gradient(found: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
+        slopes = {name: np.zeros(values.shape) for name, values in _floats(found).items()}
+        for _ in range(_DIRECTIONS):
+            ahead = {name: rng.choice((-1.0, 1.0), values.shape) for name, values in slopes.items()}
+            behind = {name: -sign for name, sign in ahead.items()}
+            rise = loss_of(moved(found, ahead)) - loss_of(moved(found, behind))
+            for name, sign in ahead.items():
+                slopes[name] += rise.reshape(-1, *[1] * (sign.ndim - 1)) * sign
+        return loss_of(found), slopes
+
+    return gradient
+
+
+def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
+    """Return the loss of each row: the cross-entropy of a class, or the squared error of a number."""
+    probabilities, scores = predictions.probabilities, predictions.prediction
+    if probabilities is not None:
+        classes = list(predictions.classes) or sorted(set(truth.tolist()))
+        if len(classes) != probabilities.shape[1] or not set(truth.tolist()) <= set(classes):
+            return Refused("the target holds other values than the classes of the model")
+        places = np.array([classes.index(value) for value in truth.tolist()])
+        chosen = probabilities[np.arange(len(truth)), places].astype(np.float64)
+        return np.asarray(-np.log(np.clip(chosen, 1e-300, None)))
+    if argmax_labels(truth, predictions) is not predictions:  # scores of classes
+        numbers = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+        return np.asarray(np.log(np.exp(numbers).sum(axis=1)) - numbers[np.arange(len(truth)), truth.astype(int)])
+    if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
+        return Refused("the model answers neither probabilities nor numbers to compare with the target")
+    return np.square(scores.astype(np.float64) - truth)
+
+
+def torch_gradient(
+    folder: Path, artifact: Artifact, original: str, rows: NamedArrays, truth: Array
+) -> LossGradient | Refused:
+    """Return the gradient of the torch module that lies in the model's folder, or that the model names.
+
+    Args:
+        original: the URI of the module's model; empty: the one that MLmodel's metadata name, else the folder's own.
+    """
+    if not _floats(rows):
+        return Refused("the model takes no floating-point numbers")
+    document = read_mlmodel(folder)
+    uri = original or str((document.get("metadata") or {}).get(ORIGINAL_KEY, ""))
+    if not uri and "pytorch" not in document.get("flavors", {}):
+        return Refused(
+            "the version has no torch original, whose gradients are needed, and names none: --original URI, or "
+            f"log_model(…, metadata={{'{ORIGINAL_KEY}': URI}})"
+        )
+    try:
+        import mlflow.pytorch  # here: seconds, and only for torch models
+
+        if uri:
+            with downloaded_version(resolve(uri)) as downloaded:
+                module = mlflow.pytorch.load_model(str(downloaded), map_location="cpu")
+        else:
+            module = mlflow.pytorch.load_model(str(folder), map_location="cpu")
+    except ModuleNotFoundError as error:
+        return Refused(f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'")
+    except OnnxserveError as error:
+        return Refused(f"the torch original {uri}: {error.message}")
+    except Exception as error:  # noqa: BLE001 - MLflow's and the model's own code
+        return Refused(f"the torch original cannot be loaded: {' '.join(str(error).split())[:200]}")
+    gradient = _gradient_of_module(module, artifact, truth)
+    try:
+        gradient(rows, np.random.default_rng(0))
+    except Exception as error:  # noqa: BLE001 - the model's own code
+        return Refused(f"the torch original cannot answer these rows: {' '.join(str(error).split())[:200]}")
+    return gradient
+
+
+def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:
+    import torch
+
+    with suppress(NotImplementedError):  # an exported program has no modes but its own
+        module.eval()
+    names = list(inspect.signature(module.forward).parameters)
+
+    def of_part(rows: NamedArrays, wanted: Array) -> tuple[Array, NamedArrays]:
+        leaves = {
+            name: torch.from_numpy(np.array(values)).requires_grad_(values.dtype.kind == "f")
+            for name, values in rows.items()
+        }
+        if artifact.columns:
+            arguments = [torch.stack([leaves[column.name] for column in artifact.columns], dim=1).float()]
+        else:
+            arguments = [leaves[name] for name in names if name in leaves] or list(leaves.values())
+        answer = module(*arguments)
+        while not isinstance(answer, torch.Tensor):
+            answer = next(iter(answer.values() if isinstance(answer, dict) else answer))
+        losses = _torch_losses(torch, answer, wanted)
+        losses.sum().backward()
+        return losses.detach().numpy().astype(np.float64), {
+            name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None
+        }
+
+    def gradient(rows: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
+        parts = [
+            of_part(take_rows(rows, slice(start, start + _CHUNK)), truth[start : start + _CHUNK])
+            for start in range(0, len(truth), _CHUNK)
+        ]
+        slopes = {name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]}
+        return np.concatenate([part[0] for part in parts]), slopes
+
+    return gradient
+
+
+def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
+    """Return the cross-entropy of scores or probabilities of classes, else the squared error; [N]."""
+    numbers = answer.reshape(len(truth), -1)
+    is_class = truth.ndim == 1 and truth.dtype.kind in "biu" and numbers.shape[1] > 1
+    if not is_class:
+        return (numbers - torch.from_numpy(truth.astype(np.float32).reshape(len(truth), -1))).square().sum(dim=1)
+    is_probability = bool(((numbers >= 0).all() & ((numbers.sum(dim=1) - 1).abs() < 1e-3).all()).item())
+    logs = numbers.clamp_min(1e-30).log() if is_probability else torch.log_softmax(numbers, dim=1)
+    return -logs[torch.arange(len(truth)), torch.from_numpy(truth.astype(np.int64))]

@@ -1,0 +1,304 @@
+"""Robustness curves: how the metric of a version falls with the strength of a disturbance of its rows.
+
+All strengths of a disturbance draw the same random numbers, so that a curve is smooth, and the same seed gives the same
+report.
+"""
+
+import importlib.util
+import io
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch
+from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, estimated_gradient, fgsm, pgd, torch_gradient
+from mlflow_deploy_plugin.evaluation.dataset import (
+    LabelledRows,
+    NamedArrays,
+    frame_rows,
+    labelled_rows,
+    own_columns,
+    read_dataset,
+)
+from mlflow_deploy_plugin.evaluation.disturbances import disturb, unfit_reason
+from mlflow_deploy_plugin.evaluation.metrics import default_metric, metric_loss, weighted_metric
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
+from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
+from mlflow_deploy_plugin.registry import LoggedRun, log_to_run, resolve, run_of_model
+from mlflow_deploy_plugin.runtime import Array
+
+FOLDER = "robustness"
+ATTACKS = ("fgsm", "pgd", "spsa")
+_LINE = "#2563eb"
+
+ProgressCallback = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RobustnessPoint:
+    """The metric under a disturbance of one strength.
+
+    Attributes:
+        value: None if the model refuses the rows, or answers no numbers.
+        loss: how much worse it is than for the rows as they are: in units of the metric; of rmse and mae a share.
+        variant: the worst one of several, such as the column that was scaled.
+        no_number: the share of rows that are answered by no number: NaN or infinity among the values or probabilities.
+        refusal: the model's message, or that the metric is no number.
+    """
+
+    disturbance: str
+    strength: float
+    value: float | None
+    loss: float | None = None
+    variant: str = ""
+    no_number: float = 0.0
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """The curves of one version.
+
+    Attributes:
+        clean: the metric for the rows as they are.
+        points: by disturbance, then by strength.
+        cannot: the disturbances that could not be measured, and why.
+        run: the run that it was logged to.
+    """
+
+    model: str
+    dataset: str
+    target: str
+    metric: MetricName
+    rows: int
+    seed: int
+    clean: float
+    points: tuple[RobustnessPoint, ...]
+    cannot: Mapping[str, str] = field(default_factory=dict)
+    run: LoggedRun | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON document."""
+        return asdict(self)
+
+    def curves(self) -> Iterator[tuple[str, list[RobustnessPoint]]]:
+        """Yield each measured disturbance with its points."""
+        for name in dict.fromkeys(point.disturbance for point in self.points):
+            yield name, [point for point in self.points if point.disturbance == name]
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Return a header and a line of texts for each point."""
+        lines: list[tuple[str, ...]] = [("disturbance", "strength", self.metric, "loss", "no number", "worst at")]
+        lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
+        for point in self.points:
+            found = ("refused", "") if point.value is None else (f"{point.value:.4f}", f"{point.loss:+.4f}")
+            no_number = f"{point.no_number:.1%}" if point.no_number else ""
+            lines.append((point.disturbance, f"{point.strength:g}", *found, no_number, point.variant))
+        return lines
+
+    def figures(self) -> list[tuple[str, float, int]]:
+        """Return metrics for MLflow with a step each: the strength in thousandths, so that the UI draws the curve."""
+        found = [("robustness/clean", self.clean, 0)]
+        for name, points in self.curves():
+            known = [(p.strength, p.value, p.loss) for p in points if p.value is not None and p.loss is not None]
+            found += [(f"robustness/{name}", value, round(strength * 1000)) for strength, value, _ in known]
+            found += [(f"robustness/{name}_loss", max(loss for _, _, loss in known), 0)] if known else []
+        return [figure for figure in found if math.isfinite(figure[1])]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write robustness.json and a picture of each curve into a folder, and return the files.
+
+        Raises:
+            NotInstalled: matplotlib is missing.
+        """
+        require_matplotlib()
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"robustness.json": (json.dumps(self.as_dict(), indent=2) + "\n").encode()}
+        files |= {f"{name}.png": self._draw(name, points) for name, points in self.curves()}
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return [folder / name for name in files]
+
+    def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
+        panel = figure.subplots()
+        known = [(point.strength, point.value) for point in points if point.value is not None]
+        panel.plot(*zip(*known, strict=True), color=_LINE, marker="o") if known else None
+        panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="as they are")
+        refused = [point.strength for point in points if point.value is None]
+        foot = panel.get_xaxis_transform()
+        if refused:
+            panel.scatter(refused, [0.03] * len(refused), marker="x", color="#dc2626", transform=foot, label="refused")
+        if name == "scale":
+            panel.set_xscale("log")
+        else:
+            panel.set_xlim(left=0)
+        panel.set_xlabel(f"{name}: {DISTURBANCES[name].unit}", fontsize=8)
+        panel.set_ylabel(self.metric, fontsize=8)
+        panel.set_title(f"{self.model}, {self.rows:,} rows", fontsize=9, loc="left")
+        panel.legend(fontsize=7, frameon=False)
+        panel.tick_params(labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+        file = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(file)
+        return file.getvalue()
+
+
+def robustness(
+    model_uri: str,
+    data: Any,
+    target: str,
+    *,
+    metric: MetricName | None = None,
+    strengths: Mapping[str, Sequence[float]] | None = None,
+    original: str = "",
+    max_rows: int = 2_000,
+    seed: int = 0,
+    log: bool = False,
+    progress: ProgressCallback = lambda line: None,
+) -> RobustnessReport:
+    """Measure how the metric of a version falls with the strength of disturbances of its rows.
+
+    Args:
+        data: a file (.csv, .parquet, .npz), another dataset by the names of a gate policy, a DataFrame, or arrays
+            [N, …] by name.
+        target: the column that holds the truth.
+        metric: default: accuracy for labels, rmse for numbers.
+        strengths: the disturbances, each with its strengths (none: the default ones); default: those that fit.
+        original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run.
+        max_rows: at most so many rows, chosen by the seed.
+        log: log report, pictures and metrics to the version's run, under `robustness/`.
+
+    Raises:
+        InvalidConfig: the data, the target, the metric or a strength is not valid, or there is no run to log to.
+        NotFound: there is no such model.
+        NotInstalled: pictures need matplotlib.
+        SchemaMismatch, InferenceError: the model refuses the rows as they are.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    chosen = None if strengths is None else check_strengths(strengths)
+    if metric is not None and metric not in METRICS:
+        raise InvalidConfig(f"there is no metric {metric!r}; there are {', '.join(METRICS)}")
+    if log:
+        require_matplotlib()
+    source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
+    resolved = resolve(model_uri)
+    with downloaded_version(resolved) as folder:
+        model = load_version(folder)
+        rows = read_dataset(source, model.artifact) if source else frame_rows(data)
+        labelled = labelled_rows(rows, shown, target, model.artifact, seed, max_rows)
+        run_id = run_of_model(resolved, model.artifact.run_id) if log else ""
+        find_gradient = partial(torch_gradient, folder, model.artifact, original)
+        measured = measure_robustness(model, labelled, metric, chosen, seed, find_gradient, progress)
+    report = replace(measured, model=model_uri, dataset=source, target=target)
+    if not log:
+        return report
+    with TemporaryDirectory(prefix="onnxserve-robustness-") as temporary:
+        report.save(Path(temporary))
+        run = log_to_run(run_id, resolved.aspects.get("model_id", ""), Path(temporary), FOLDER, report.figures())
+    return replace(report, run=run)
+
+
+def measure_robustness(
+    model: LoadedModel,
+    labelled: LabelledRows,
+    metric: MetricName | None,
+    strengths: Mapping[str, Sequence[float]] | None,
+    seed: int,
+    find_gradient: Callable[[NamedArrays, Array], LossGradient | Refused],
+    progress: ProgressCallback = lambda line: None,
+) -> RobustnessReport:
+    """Measure the curves of a loaded model; the report lacks the names of model, dataset and target.
+
+    Args:
+        strengths: as `check_strengths` returns them; None: the default ones of what fits the model.
+        find_gradient: returns the gradient of the torch original for rows and their truth, [N]; called if needed.
+
+    Raises:
+        InvalidConfig: the metric does not fit, there are fewer than two rows, or nothing can be measured.
+        SchemaMismatch, InferenceError: the model refuses the rows as they are.
+    """
+    rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
+    if len(truth) < 2:
+        raise InvalidConfig("the data has one row with a known target; a standard deviation needs two at least")
+    predicted = model.predict(rows)
+    metric = metric or default_metric(truth, predicted)
+    clean = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
+    if not math.isfinite(clean):
+        raise InvalidConfig(f"{metric} of the rows as they are is {clean}: the model answers no numbers")
+    wanted = strengths or {name: one.strengths for name, one in DISTURBANCES.items() if one.by_default}
+    of_original = cache(lambda: find_gradient(rows, truth))
+    points: list[RobustnessPoint] = []
+    cannot: dict[str, str] = {}
+    for name, values in wanted.items():
+        # not `seed` alone: data that was made with the same seed would be its own noise
+        stream = [zlib.crc32(name.encode()), seed]
+        variants = _disturber(name, model, rows, truth, of_original)
+        if isinstance(variants, Refused):
+            cannot[name] = variants.reason
+            continue
+        progress(f"measuring {name}")
+        for strength in values:
+            outcomes = [
+                _outcome(name, strength, variant, model, changed, truth, metric, clean, predicted)
+                for variant, changed in variants(strength, np.random.default_rng(stream))
+            ]
+            points.append(max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss))
+    if not points:
+        raise InvalidConfig("nothing can be measured: " + "; ".join(f"{name}: {why}" for name, why in cannot.items()))
+    return RobustnessReport("", "", "", metric, len(truth), seed, clean, tuple(points), cannot)
+
+
+def _disturber(
+    name: str, model: LoadedModel, rows: NamedArrays, truth: Array, of_original: Callable[[], LossGradient | Refused]
+) -> Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]] | Refused:
+    """Return a function of strength and generator that yields the disturbed rows, each with the name of the variant."""
+    if reason := unfit_reason(name, rows):
+        return Refused(reason)
+    if name not in ATTACKS:
+        return lambda strength, rng: disturb(name, rows, strength, rng)
+    gradient = estimated_gradient(model, rows, truth) if name == "spsa" else of_original()
+    if isinstance(gradient, Refused):
+        return gradient
+    attack = fgsm if name == "fgsm" else pgd
+    return lambda strength, rng: [("", attack(rows, strength, gradient, rng))]
+
+
+def _outcome(
+    name: str,
+    strength: float,
+    variant: str,
+    model: LoadedModel,
+    rows: NamedArrays,
+    truth: Array,
+    metric: MetricName,
+    clean: float,
+    predicted: ModelPredictions,
+) -> RobustnessPoint:
+    try:
+        answers = model.predict(rows)
+        value = weighted_metric(metric, truth, answers)(np.ones(len(truth)))
+    except (SchemaMismatch, InferenceError, InvalidConfig) as error:
+        return RobustnessPoint(name, strength, None, variant=variant, refusal=f"refused: {error.message}")
+    if not math.isfinite(value):
+        reason = f"{metric} is {value}: answers are no numbers"
+        return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
+    loss = metric_loss(metric, clean, value, predicted)
+    return RobustnessPoint(name, strength, value, loss, variant, answers.no_number)
+
+
+def require_matplotlib() -> None:
+    """Raise NotInstalled if pictures cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise NotInstalled("pictures need matplotlib: pip install 'mlflow-onnxserve[monitoring]'")

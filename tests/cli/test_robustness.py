@@ -1,0 +1,65 @@
+"""`onnxserve robustness` and what it prints. The curves themselves: tests/evaluation."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from tests.support.classifiers import labelled, write_classifier, write_rows
+from tests.support.tracking import tracking_at
+
+
+@pytest.fixture
+def command(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Any]:
+    write_classifier(tmp_path / "model")
+    write_rows(tmp_path / "rows.parquet", labelled(300))
+
+    def run(*arguments: str) -> Result:
+        data = ["--data", str(tmp_path / "rows.parquet"), "--target", "label"]
+        return CliRunner().invoke(main, ["robustness", str(tmp_path / "model"), *data, *arguments])
+
+    with tracking_at(new_database(tmp_path)):
+        yield run
+
+
+def test_a_line_for_each_strength_and_a_reason_for_what_cannot_be_measured(command: Any, tmp_path: Path) -> None:
+    done = command("--strengths", "noise=0.1,2", "--strengths", "typos", "--folder", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["disturbance", "strength", "accuracy", "loss", "no", "number", "worst", "at"]
+    assert [line.split()[:2] for line in lines[2:4]] == [["noise", "0.1"], ["noise", "2"]]
+    assert lines[4:] == [
+        "typos cannot be measured: the model takes no texts",
+        "300 rows, seed 0",
+        f"2 files in {tmp_path / 'out'}",
+    ]
+    assert done.stderr == "measuring noise\n"
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"noise.png", "robustness.json"}
+
+
+def test_the_report_is_json_for_programs(command: Any) -> None:
+    done = command("--strengths", "scale=10", "--metric", "roc_auc", "-o", "json")
+    report = json.loads(done.stdout)
+    assert report["metric"] == "roc_auc"
+    assert [(point["disturbance"], point["variant"]) for point in report["points"]] == [("scale", "b")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strengths", "noise=lots"], "Error: --strengths 'noise=lots' is not NAME=STRENGTH,STRENGTH,… with numbers"),
+        (["--target", "gone"], "has no column 'gone'; it has a, b, label, value"),
+        (["--data", "gone.csv"], "Error: the dataset gone.csv does not exist"),
+        (["--log"], "Error: run r-1 does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_1(command: Any, arguments: list[str], message: str) -> None:
+    done = command(*["--strengths", "noise=0.1"][: 0 if "--strengths" in arguments else 2], *arguments)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert "measuring" not in done.stderr

@@ -1,0 +1,80 @@
+"""Attacks by the gradients of a torch original; by estimated ones: test_robustness.py."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.evaluation.adversarial import fgsm, pgd, torch_gradient
+from mlflow_deploy_plugin.runtime import read_served_artifact
+
+torch = pytest.importorskip("torch")
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 2, 300)
+PICTURES = np.clip(RNG.normal(0.5, 0.2, (300, 4, 4)) + 0.1 * (LABELS[:, None, None] - 0.5), 0, 1).astype(np.float32)
+STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`original` of MLflow's own flavor; `onnx`, its ONNX form; `naming`, one that names the original."""
+    folder = tmp_path_factory.mktemp("net")
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    with torch.no_grad():  # the brighter one is the second class
+        net[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
+        net[1].bias.copy_(torch.tensor([8.0, -8.0]))
+    paths = {name: folder / name for name in ("original", "onnx", "naming")}
+    mlflow.pytorch.save_model(net, paths["original"], pip_requirements=[], serialization_format="pickle")
+    onnxserve.save_model(net, paths["onnx"], input_example=PICTURES[:20])
+    onnxserve.save_model(
+        net, paths["naming"], input_example=PICTURES[:20], metadata={"onnxserve.original": str(paths["original"])}
+    )
+    return paths
+
+
+def measured(model: Path, **options: Any) -> Any:
+    data = {"picture": PICTURES, "label": LABELS}
+    return onnxserve.robustness(str(model), data, "label", strengths=STRENGTHS, **options)
+
+
+def test_a_version_that_names_its_original_is_attacked_by_its_gradients(folders: dict[str, Path]) -> None:
+    report = measured(folders["naming"])
+    losses = {(point.disturbance, point.strength): point.loss for point in report.points}
+    assert report.clean > 0.7
+    assert losses["fgsm", 0.2] > losses["fgsm", 0.05] > 0.2 > losses["noise", 0.2]
+    assert losses["pgd", 0.2] >= losses["fgsm", 0.2]  # of a linear model one step is as good as ten
+    assert measured(folders["onnx"], original=str(folders["original"])).points == report.points
+
+
+def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: dict[str, Path]) -> None:
+    none = measured(folders["onnx"]).cannot
+    assert none["fgsm"] == none["pgd"]
+    assert none["pgd"].startswith("the version has no torch original, whose gradients are needed, and names none")
+    gone = measured(folders["onnx"], original="/gone").cannot["pgd"]
+    assert gone.startswith("the torch original /gone: ")
+    unfit = measured(folders["onnx"], original=str(folders["onnx"])).cannot["pgd"]
+    assert unfit.startswith("the torch original cannot be loaded: ")
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd])
+def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(attack: Any, folders: dict[str, Path]) -> None:
+    rows, artifact = {"": PICTURES}, read_served_artifact(folders["onnx"])
+    gradient = torch_gradient(folders["original"], artifact, "", rows, LABELS)
+    assert not isinstance(gradient, Refused)
+    found = attack(rows, 0.1, gradient, np.random.default_rng(0))[""]
+    assert np.abs(found - PICTURES).max() == pytest.approx(0.1 * np.ptp(PICTURES), rel=1e-5)
+    assert (found.min(), found.max()) == (PICTURES.min(), PICTURES.max())
+    assert found.dtype == np.float32
+
+
+def test_rows_that_the_original_cannot_take_are_a_reason(folders: dict[str, Path]) -> None:
+    artifact = read_served_artifact(folders["onnx"])
+    refused = torch_gradient(folders["original"], artifact, "", {"": PICTURES[:, :2]}, LABELS)
+    assert isinstance(refused, Refused)
+    assert refused.reason.startswith("the torch original cannot answer these rows: mat1 and mat2 shapes")
+    whole = torch_gradient(folders["original"], artifact, "", {"": np.ones((3, 2), dtype=int)}, LABELS)
+    assert whole == Refused("the model takes no floating-point numbers")
