@@ -1,5 +1,8 @@
 from .adversarial import LossGradient as LossGradient
 from .adversarial import torch_gradient as torch_gradient
+from .curves import RobustnessReport as RobustnessReport
+from .curves import measure_robustness as measure_robustness
+from .curves import robustness as robustness
 from .dataset import LabelledRows as LabelledRows
 from .dataset import NamedArrays as NamedArrays
 from .dataset import cast_to_signature as cast_to_signature
@@ -28,8 +31,5 @@ from .names import REFERENCE as REFERENCE
 from .names import MetricName as MetricName
 from .names import check_strengths as check_strengths
 from .names import parse_strengths as parse_strengths
-from .robustness import RobustnessReport as RobustnessReport
-from .robustness import measure_robustness as measure_robustness
-from .robustness import robustness as robustness
 
 __all__: list[str]

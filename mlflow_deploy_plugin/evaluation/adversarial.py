@@ -24,15 +24,12 @@ from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, count_rows, tak
 from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version
-from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry import WRAPPED_FROM_TAG, ResolvedModel, resolve, wrapped_from
 from mlflow_deploy_plugin.runtime import Array, Artifact, read_mlmodel
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
 """A function of N rows, and of a generator for what it draws. It returns the loss of each row, [N], and its gradient by
 each floating-point array."""
-ORIGINAL_KEY = "onnxserve.original"
-"""The key of MLmodel's metadata with the URI of the torch model from which the ONNX form was made."""
-
 _STEPS = 10
 _STEP_SIZE = 2.5  # in strengths, over all steps: enough to reach any corner from any start (Madry)
 _DIRECTIONS = 8
@@ -139,22 +136,24 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
 
 
 def torch_gradient(
-    folder: Path, artifact: Artifact, original: str, rows: NamedArrays, truth: Array
+    model: ResolvedModel, folder: Path, artifact: Artifact, original: str, rows: NamedArrays, truth: Array
 ) -> LossGradient | Refused:
-    """Return the gradient of the torch module that lies in the model's folder, or that the model names.
+    """Return the gradient of the torch module that lies in the model's folder, or that the model was made of.
 
     Args:
-        original: the URI of the module's model; empty: the one that MLmodel's metadata name, else the folder's own.
+        original: the URI of the module's model; empty: the one that the model names.
     """
     if not _floats(rows):
         return Refused("the model takes no floating-point numbers")
     document = read_mlmodel(folder)
-    uri = original or str((document.get("metadata") or {}).get(ORIGINAL_KEY, ""))
+    uri = original or str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
     if not uri and "pytorch" not in document.get("flavors", {}):
-        return Refused(
-            "the version has no torch original, whose gradients are needed, and names none: --original URI, or "
-            f"log_model(…, metadata={{'{ORIGINAL_KEY}': URI}})"
-        )
+        uri = wrapped_from(model.name, model.version)
+        if not uri:
+            return Refused(
+                "the version has no torch original, whose gradients are needed, and names none: --original URI, or "
+                f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
+            )
     try:
         import mlflow.pytorch  # here: seconds, and only for torch models
 

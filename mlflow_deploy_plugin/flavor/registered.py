@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.registry import (
     GIT_COMMIT_TAG,
     PARENT_TAG,
     TRAINING_TAG,
+    WRAPPED_FROM_TAG,
     ResolvedModel,
     download,
     parse_model_uri,
@@ -41,9 +42,6 @@ from mlflow_deploy_plugin.registry import (
     with_description_section,
 )
 from mlflow_deploy_plugin.runtime import Input, Output
-
-WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
-"""The version (models:/old/3), or the place, that a version was made of; on the version and its logged model."""
 
 _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
 """Our own tags that say how the model was trained; the others (gate, parity, fallback) judge the old version."""

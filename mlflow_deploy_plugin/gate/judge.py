@@ -59,6 +59,7 @@ class _Checks:
 
     policy: GatePolicy
     progress: ProgressCallback
+    resolved: ResolvedModel
     folder: Path
     candidate: LoadedModel
     allows_code: bool = True
@@ -166,7 +167,7 @@ class _Checks:
     def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
         if not self.allows_code:
             return Refused("the torch original would run code of its own, which is not done on this server")
-        return torch_gradient(self.folder, self.candidate.artifact, "", rows, truth)
+        return torch_gradient(self.resolved, self.folder, self.candidate.artifact, "", rows, truth)
 
     def budget(self) -> CheckResult:
         policy = self.policy.budget
@@ -226,7 +227,7 @@ def judge(
         progress(f"fetching version {candidate.version}{f' and version {current.version}' if current else ''}")
         folder = folders.enter_context(downloaded_version(candidate))
         try:
-            checks = _Checks(policy, progress, folder, load_version(folder, allowed.code), allowed.code)
+            checks = _Checks(policy, progress, candidate, folder, load_version(folder, allowed.code), allowed.code)
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:

@@ -59,12 +59,14 @@ from mlflow_deploy_plugin.registry.tags import (
     MAX_TAG_LENGTH,
     PARENT_TAG,
     TRAINING_TAG,
+    WRAPPED_FROM_TAG,
     GateStatus,
     gate_status_of,
     read_gate_status,
     tag_version,
     untag_version,
     with_description_section,
+    wrapped_from,
     write_description_section,
 )
 from mlflow_deploy_plugin.registry.transitions import (
@@ -105,6 +107,7 @@ __all__ = [
     "STARTED_AT",
     "SUPERSEDED",
     "TRAINING_TAG",
+    "WRAPPED_FROM_TAG",
     "BatchResolver",
     "GateStatus",
     "IdempotentRun",
@@ -158,5 +161,6 @@ __all__ = [
     "was_rolled_back",
     "with_description_section",
     "without_step_events",
+    "wrapped_from",
     "write_description_section",
 ]

@@ -34,6 +34,9 @@ CAUSE_TAG = "onnxserve.cause"
 CANDIDATE_TAG = "onnxserve.candidate"
 """On a version that a retraining made: `proposed`, `left`, or the rollout that deploys it."""
 
+WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
+"""The version (models:/old/3), or the place, that a version was made of; on the version and its logged model."""
+
 MAX_TAG_LENGTH = 5000
 MAX_DESCRIPTION_LENGTH = 5000
 """Characters of a description that every store of MLflow keeps."""
@@ -66,6 +69,23 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
     if not state:
         return GateStatus(False, "", "it has not been through the gate")
     return GateStatus(state in ("passed", "forced"), state, reason or f"the gate says {state}", report)
+
+
+def wrapped_from(name: str, version: str) -> str:
+    """Return the address of the model that a registered version or a logged model was made of; empty if unknown.
+
+    Args:
+        version: its number, or the id of the logged model; empty if it has neither.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    if not version:
+        return ""
+    with registry_errors(f"model {name} version {version}"):
+        client = registry_client()
+        model = client.get_model_version(name, version) if version.isdigit() else client.get_logged_model(version)
+        return str(model.tags.get(WRAPPED_FROM_TAG, ""))
 
 
 def read_gate_status(name: str, version: str) -> GateStatus:

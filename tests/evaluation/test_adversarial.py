@@ -1,4 +1,4 @@
-"""Attacks by the gradients of a torch original; by estimated ones: test_robustness.py."""
+"""Attacks by the gradients of a torch original; by estimated ones: test_curves.py."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.evaluation.adversarial import fgsm, pgd, torch_gradient
+from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.runtime import read_served_artifact
 
 torch = pytest.importorskip("torch")
@@ -31,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     mlflow.pytorch.save_model(net, paths["original"], pip_requirements=[], serialization_format="pickle")
     onnxserve.save_model(net, paths["onnx"], input_example=PICTURES[:20])
     onnxserve.save_model(
-        net, paths["naming"], input_example=PICTURES[:20], metadata={"onnxserve.original": str(paths["original"])}
+        net, paths["naming"], input_example=PICTURES[:20], metadata={"onnxserve.wrapped_from": str(paths["original"])}
     )
     return paths
 
@@ -50,6 +52,18 @@ def test_a_version_that_names_its_original_is_attacked_by_its_gradients(folders:
     assert measured(folders["onnx"], original=str(folders["original"])).points == report.points
 
 
+def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
+    folders: dict[str, Path], new_tracking: MlflowClient
+) -> None:
+    new_tracking.create_registered_model("net")
+    new_tracking.create_model_version("net", folders["onnx"].as_uri())
+    new_tracking.set_model_version_tag("net", "1", "onnxserve.wrapped_from", str(folders["original"]))
+    report = onnxserve.robustness(
+        "models:/net/1", {"picture": PICTURES, "label": LABELS}, "label", strengths={"fgsm": [0.2]}
+    )
+    assert report.cannot == {}
+
+
 def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: dict[str, Path]) -> None:
     none = measured(folders["onnx"]).cannot
     assert none["fgsm"] == none["pgd"]
@@ -63,7 +77,7 @@ def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: 
 @pytest.mark.parametrize("attack", [fgsm, pgd])
 def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(attack: Any, folders: dict[str, Path]) -> None:
     rows, artifact = {"": PICTURES}, read_served_artifact(folders["onnx"])
-    gradient = torch_gradient(folders["original"], artifact, "", rows, LABELS)
+    gradient = torch_gradient(resolve(str(folders["onnx"])), folders["original"], artifact, "", rows, LABELS)
     assert not isinstance(gradient, Refused)
     found = attack(rows, 0.1, gradient, np.random.default_rng(0))[""]
     assert np.abs(found - PICTURES).max() == pytest.approx(0.1 * np.ptp(PICTURES), rel=1e-5)
@@ -73,8 +87,12 @@ def test_no_value_moves_by_more_than_the_strength_or_leaves_the_range(attack: An
 
 def test_rows_that_the_original_cannot_take_are_a_reason(folders: dict[str, Path]) -> None:
     artifact = read_served_artifact(folders["onnx"])
-    refused = torch_gradient(folders["original"], artifact, "", {"": PICTURES[:, :2]}, LABELS)
+    refused = torch_gradient(
+        resolve(str(folders["onnx"])), folders["original"], artifact, "", {"": PICTURES[:, :2]}, LABELS
+    )
     assert isinstance(refused, Refused)
     assert refused.reason.startswith("the torch original cannot answer these rows: mat1 and mat2 shapes")
-    whole = torch_gradient(folders["original"], artifact, "", {"": np.ones((3, 2), dtype=int)}, LABELS)
+    whole = torch_gradient(
+        resolve(str(folders["onnx"])), folders["original"], artifact, "", {"": np.ones((3, 2), dtype=int)}, LABELS
+    )
     assert whole == Refused("the model takes no floating-point numbers")

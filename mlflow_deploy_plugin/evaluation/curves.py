@@ -199,7 +199,7 @@ def robustness(
         rows = read_dataset(source, model.artifact) if source else frame_rows(data)
         labelled = labelled_rows(rows, shown, target, model.artifact, seed, max_rows)
         run_id = run_of_model(resolved, model.artifact.run_id) if log else ""
-        find_gradient = partial(torch_gradient, folder, model.artifact, original)
+        find_gradient = partial(torch_gradient, resolved, folder, model.artifact, original)
         measured = measure_robustness(model, labelled, metric, chosen, seed, find_gradient, progress)
     report = replace(measured, model=model_uri, dataset=source, target=target)
     if not log:

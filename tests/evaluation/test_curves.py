@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled
-from mlflow_deploy_plugin.evaluation.robustness import RobustnessPoint
+from mlflow_deploy_plugin.evaluation.curves import RobustnessPoint
 from mlflow_deploy_plugin.registry import LoggedRun
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
