@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING, Any
 from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.embed import asgi_app, wsgi_app
     from mlflow_deploy_plugin.evaluation import robustness
     from mlflow_deploy_plugin.flavor import load_model, log_model, save_model
     from mlflow_deploy_plugin.flavor import wrap_registered as wrap
 
-__all__ = ["__version__", "load_model", "log_model", "robustness", "save_model", "wrap"]
+__all__ = ["__version__", "asgi_app", "load_model", "log_model", "robustness", "save_model", "wrap", "wsgi_app"]
 
 _HOMES = {
+    "asgi_app": ("embed", "asgi_app"),
     "load_model": ("flavor", "load_model"),
     "log_model": ("flavor", "log_model"),
     "robustness": ("evaluation", "robustness"),
     "save_model": ("flavor", "save_model"),
     "wrap": ("flavor", "wrap_registered"),
+    "wsgi_app": ("embed", "wsgi_app"),
 }
 """Name → (its room, its name there)."""
 

@@ -60,6 +60,8 @@ class OnnxserveError(Exception):
 
     Attributes:
         retry_after: seconds after which the same request may do better (HTTP's `Retry-After`); None: nobody knows.
+        status / request_id: HTTP status and X-Request-Id of the response that told of it; None and empty if the error
+            is this process's own.
     """
 
     http_status: ClassVar[int] = 500
@@ -69,6 +71,8 @@ class OnnxserveError(Exception):
         super().__init__(message)
         self.message = message
         self.retry_after = retry_after
+        self.status: int | None = None
+        self.request_id = ""
 
 
 class InvalidRequest(OnnxserveError):

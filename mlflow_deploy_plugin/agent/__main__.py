@@ -2,7 +2,8 @@
 
 SIGTERM ends it: the supervisor sends it once gunicorn has drained, so that everything captured is shipped. Exit status
 1 with `fatal` in agent.json: there is nothing to be served. Any other failure is a crash, after which it is restarted.
-With `--ship` it ships what an agent that was killed has left, and ends.
+With `--ship` it ships what an agent that was killed has left, and ends. `--parent PID` is for a parent with threads,
+which cannot ask the kernel to end its child with it: here the agent itself asks.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
+from mlflow_deploy_plugin.processes import die_with_parent
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.server import segments
 from mlflow_deploy_plugin.settings import load_settings
@@ -73,7 +75,10 @@ def main() -> int:
     parser.add_argument("state_dir", type=Path)
     parser.add_argument("--no-follow", action="store_true")
     parser.add_argument("--ship", action="store_true")
+    parser.add_argument("--parent", type=int, metavar="PID")
     options = parser.parse_args()
+    if options.parent is not None:
+        die_with_parent(signal.SIGTERM, options.parent)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

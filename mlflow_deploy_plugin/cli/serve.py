@@ -1,21 +1,19 @@
 """`onnxserve serve`: a server in the foreground."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from mlflow_deploy_plugin.cli.options import key_values
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
-from mlflow_deploy_plugin.server import claim_state_dir, read_cloud, require_device, supervise
+from mlflow_deploy_plugin.server import read_cloud, require_device, supervise
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
-from mlflow_deploy_plugin.statedir import SPEC, write_atomically
-
-_MOST_SERVERS_OF_A_NAME = 100
+from mlflow_deploy_plugin.statedir import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
 
 
 @click.command()
@@ -124,14 +122,7 @@ def _claimed_folder(spec: EndpointSpec, state_dir: Path | None) -> Iterator[Path
         return
     port = spec.server.port
     base = load_settings().home_path / "serve" / (spec.name if port is None else f"{spec.name}-{port}")
-    with ExitStack() as held:
-        for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
-            folder = base if number == 1 else base.with_name(f"{base.name}.{number}")
-            with suppress(AlreadyExists):
-                held.enter_context(claim_state_dir(folder))
-                break
-        else:
-            raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {base.name} run on this machine already")
+    with claim_free_state_dir(base) as folder:
         yield folder
 
 

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 import orjson
 
-from mlflow_deploy_plugin.deployments.scoring import BODY_FORMS, ScoringTarget
+from mlflow_deploy_plugin.client import BODY_FORMS
+from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
 from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.registry import download, resolve

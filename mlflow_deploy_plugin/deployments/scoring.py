@@ -3,23 +3,22 @@
 The body of a request is one of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import click
-import numpy as np
 import orjson
 import pandas as pd
 
+from mlflow_deploy_plugin.client import BODY_FORMS, encode_json
 from mlflow_deploy_plugin.deployments.config import traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
 
-BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
 
@@ -75,18 +74,14 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
 
 
 def encode_body(inputs: Any) -> bytes:
-    """Return the JSON body for a DataFrame, an ndarray, a dict of columns or of one row, or a list of rows or records.
+    """Return the JSON body for inputs as `client.encode_json` takes them.
 
-    A mapping that is one of MLflow's forms is taken as that form; so is a DataFrame that `pandas.read_json` has made of
-    such a document. Numbers keep all their digits; NaN, NaT and None are null.
+    A DataFrame that `pandas.read_json` has made of a document in one of MLflow's forms is taken as that form.
 
     Raises:
-        InvalidRequest: it is none of these, or holds a value that JSON has no form for.
+        InvalidRequest: there is no such body.
     """
-    try:
-        return orjson.dumps(_body_document(inputs), default=_json_value, option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError as error:
-        raise InvalidRequest(f"the input cannot be sent as JSON: {error}") from None
+    return encode_json((isinstance(inputs, pd.DataFrame) and _document_read_by_pandas(inputs)) or inputs)
 
 
 def original_document(inputs: Any) -> Any:
@@ -114,33 +109,6 @@ def original_document(inputs: Any) -> Any:
     return inputs if document is None else document
 
 
-def _body_document(inputs: Any) -> Mapping[str, Any]:
-    """Return `inputs` in one of MLflow's forms."""
-    match inputs:
-        case pd.DataFrame():
-            if read_by_pandas := _document_read_by_pandas(inputs):
-                return read_by_pandas
-            rows = inputs.astype(object).where(inputs.notna(), None).to_numpy().tolist()
-            if inputs.columns.inferred_type == "integer":
-                return {"inputs": rows}  # columns without names are known by their position
-            return {"dataframe_split": {"columns": [str(column) for column in inputs.columns], "data": rows}}
-        case np.ndarray():
-            return {"inputs": inputs.tolist()}
-        case Mapping():
-            if sum(form in inputs for form in BODY_FORMS) == 1:
-                return inputs
-            has_rows = any(
-                isinstance(one, Sequence | np.ndarray) and not isinstance(one, str) for one in inputs.values()
-            )
-            return {"inputs": dict(inputs)} if has_rows else {"dataframe_records": [inputs]}
-        case list() | tuple():
-            is_records = len(inputs) > 0 and all(isinstance(row, Mapping) for row in inputs)
-            return {"dataframe_records" if is_records else "inputs": list(inputs)}
-    raise InvalidRequest(
-        f"cannot predict on {type(inputs).__name__}: give a DataFrame, an array, a dict of columns, or a list of rows"
-    )
-
-
 def _document_read_by_pandas(frame: pd.DataFrame) -> Mapping[str, Any] | None:
     """Return the document in one of MLflow's forms that `pandas.read_json` made `frame` of; None for another frame.
 
@@ -155,12 +123,3 @@ def _document_read_by_pandas(frame: pd.DataFrame) -> Mapping[str, Any] | None:
         is_split = {"columns", "data"} <= document.keys()
         return {form: document} if form in ("inputs", "instances") or is_split else None
     return {form: cells}
-
-
-def _json_value(value: Any) -> Any:
-    """Return what orjson can encode for a numpy scalar, an array that it does not take, or a timestamp."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, pd.Timestamp):
-        return value.isoformat()
-    raise TypeError(f"a value of the type {type(value).__name__} ({str(value)[:40]!r})")

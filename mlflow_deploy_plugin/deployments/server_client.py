@@ -8,33 +8,13 @@ import orjson
 import requests
 from urllib3.exceptions import InsecureRequestWarning
 
-from mlflow_deploy_plugin.errors import (
-    BodyTooLarge,
-    DeadlineExceeded,
-    InvalidRequest,
-    NotFound,
-    NotReady,
-    OnnxserveError,
-    TooManyRequests,
-    UnsupportedMediaType,
-)
+from mlflow_deploy_plugin.client import response_error
+from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, TooManyRequests
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5
 """Time beyond the server's own limit, so that the server itself says that a request took too long."""
 _MAX_PAUSE_SECONDS = 10
-_ERRORS_BY_STATUS = {
-    error.http_status: error
-    for error in (
-        InvalidRequest,
-        NotFound,
-        BodyTooLarge,
-        UnsupportedMediaType,
-        NotReady,
-        TooManyRequests,
-        DeadlineExceeded,
-    )
-}
 
 
 class ServerSession(requests.Session):
@@ -69,19 +49,15 @@ def post(session: requests.Session, url: str, body: bytes, content_type: str, ti
         raise NotReady(f"the server did not answer {url} in {read_seconds:g} s") from None
     except requests.RequestException:
         raise NotReady(f"there is no answer at {url}") from None
+    if not response.ok:
+        raise response_error(response.status_code, response.content, response.headers)
     try:
         document = orjson.loads(response.content)
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict):
         raise OnnxserveError(f"the server answered with status {response.status_code} and no JSON object")
-    if response.ok:
-        return document
-    retry_after = response.headers.get("Retry-After", "")
-    raise _ERRORS_BY_STATUS.get(response.status_code, OnnxserveError)(
-        str(document.get("message", f"the server answered with status {response.status_code}")),
-        int(retry_after) if retry_after.isdigit() else None,
-    )
+    return document
 
 
 def post_with_retries(

@@ -15,6 +15,9 @@ from .capture.reader import CapturedSegment as CapturedSegment
 from .capture.reader import Utf8Array as Utf8Array
 from .capture.reader import read_batches as read_batches
 from .device import require_device as require_device
+from .http.embedded import AsgiApp as AsgiApp
+from .http.embedded import EmbeddedModel as EmbeddedModel
+from .http.embedded import WsgiApp as WsgiApp
 from .inference.shadow_compare import compare_outputs as compare_outputs
 from .models.explainer import ExplainedFeature as ExplainedFeature
 from .models.explainer import explained_features as explained_features
@@ -39,7 +42,6 @@ from .protocols.arrow import PARQUET as PARQUET
 from .protocols.content import CSV as CSV
 from .protocols.content import JSON as JSON
 from .protocols.content import load_json as load_json
-from .supervisor import claim_state_dir as claim_state_dir
 from .supervisor import supervise as supervise
 
 __all__: list[str]

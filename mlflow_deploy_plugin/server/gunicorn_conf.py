@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.server.observability.exposition import save_capture_counters
+from mlflow_deploy_plugin.server.observability.exposition import remove_metrics
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import METRICS, worker_file
@@ -75,14 +75,14 @@ def on_starting(arbiter: Any) -> None:
     workers = state_dir / "workers"
     shutil.rmtree(workers, ignore_errors=True)
     workers.mkdir(parents=True)
-    _remove_metrics(state_dir)
+    remove_metrics(state_dir)
     os.environ[MULTIPROC_DIR] = tempfile.mkdtemp(prefix="onnxserve-metrics-", dir=_shared_memory())
     (state_dir / METRICS).symlink_to(os.environ[MULTIPROC_DIR])
 
 
 def on_exit(arbiter: Any) -> None:
     """Remove the metrics after the last worker has ended."""
-    _remove_metrics(Path(os.environ[STATE_DIR]))
+    remove_metrics(Path(os.environ[STATE_DIR]))
 
 
 def post_worker_init(worker: Any) -> None:
@@ -117,14 +117,6 @@ def child_exit(arbiter: Any, worker: Any) -> None:
     with contextlib.suppress(OSError):
         worker_file(Path(os.environ[STATE_DIR]), worker.pid).unlink(missing_ok=True)
         mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
-
-
-def _remove_metrics(state_dir: Path) -> None:
-    link = state_dir / METRICS
-    if link.is_symlink():
-        save_capture_counters(state_dir)
-        shutil.rmtree(link.readlink(), ignore_errors=True)
-        link.unlink()
 
 
 def _shared_memory() -> Path | None:

@@ -11,7 +11,6 @@ The sockets of the server are opened before anything else starts.
 """
 
 import errno
-import fcntl
 import importlib.util
 import logging
 import math
@@ -27,7 +26,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, RuntimeMissing
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, RuntimeMissing
 from mlflow_deploy_plugin.processes import SupervisedChild, SupervisedChildren, adopt_orphans, watched_signals
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
@@ -49,7 +48,6 @@ from mlflow_deploy_plugin.statedir import (
 
 _log = logging.getLogger(__name__)
 
-_LOCK = "server.lock"
 _FIRST_PORT, _LAST_PORT = 8080, 8999
 _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
@@ -60,31 +58,6 @@ _MAX_DEATHS = 4
 """Deaths of gunicorn, each within `_STABLE_SECONDS` of its start; it is restarted at once, then after 0.5 and 1 s."""
 _ORPHAN_SECONDS = 2.0
 """The time for the workers of a killed gunicorn to finish the requests in flight; nobody takes new ones meanwhile."""
-
-
-@contextmanager
-def claim_state_dir(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder for one server; the kernel releases it however the process ends.
-
-    Raises:
-        AlreadyExists: a server runs in it.
-        InvalidConfig: it cannot be written, or the disk is full.
-    """
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        lock = os.open(state_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise InvalidConfig(f"the state folder {state_dir} cannot be written: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
-        yield
-    except OSError as error:
-        raise InvalidConfig(f"no server can run in the state folder {state_dir}: {error.strerror or error}") from None
-    finally:
-        os.close(lock)
 
 
 def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) -> None:

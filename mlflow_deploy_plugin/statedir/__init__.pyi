@@ -12,6 +12,8 @@ from .files import SPEC as SPEC
 from .files import SPOOL as SPOOL
 from .files import WANTED as WANTED
 from .files import FileCache as FileCache
+from .files import claim_free_state_dir as claim_free_state_dir
+from .files import claim_state_dir as claim_state_dir
 from .files import is_alive as is_alive
 from .files import is_locked as is_locked
 from .files import locked as locked

@@ -5,13 +5,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.statedir.models import LoadingState, State, WorkerState
 
 LOADING = "loading"
@@ -20,6 +21,7 @@ FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
 METRICS, SPOOL = "metrics", "spool"
 _ABANDONED_SECONDS = 3600.0
+_SERVER_LOCK, _MOST_SERVERS_OF_A_NAME = "server.lock", 100
 
 StateT = TypeVar("StateT", bound=State)
 
@@ -172,3 +174,47 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+@contextmanager
+def claim_state_dir(state_dir: Path) -> Iterator[None]:
+    """Hold the state folder for one server; the kernel releases it however the process ends.
+
+    Raises:
+        AlreadyExists: a server runs in it.
+        InvalidConfig: it cannot be written, or the disk is full.
+    """
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(state_dir / _SERVER_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise InvalidConfig(f"the state folder {state_dir} cannot be written: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
+        yield
+    except OSError as error:
+        raise InvalidConfig(f"no server can run in the state folder {state_dir}: {error.strerror or error}") from None
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def claim_free_state_dir(folder: Path) -> Iterator[Path]:
+    """Hold a state folder for one server: this one, or the first free one of `FOLDER.2`, `FOLDER.3` and so on.
+
+    Raises:
+        AlreadyExists: a hundred servers run already.
+        InvalidConfig: as `claim_state_dir`.
+    """
+    with ExitStack() as held:
+        for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
+            candidate = folder if number == 1 else folder.with_name(f"{folder.name}.{number}")
+            with suppress(AlreadyExists):
+                held.enter_context(claim_state_dir(candidate))
+                break
+        else:
+            raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} run on this machine already")
+        yield candidate

@@ -14,8 +14,15 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
-from mlflow_deploy_plugin.server.supervisor import claim_state_dir
-from mlflow_deploy_plugin.statedir import AGENT, SERVER, AgentState, ServerState, read_state, read_workers
+from mlflow_deploy_plugin.statedir import (
+    AGENT,
+    SERVER,
+    AgentState,
+    ServerState,
+    claim_state_dir,
+    read_state,
+    read_workers,
+)
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import wait_until

@@ -16,6 +16,7 @@ import json
 import logging
 import mmap
 import os
+import shutil
 import struct
 import time
 from collections import defaultdict
@@ -360,3 +361,12 @@ def save_capture_counters(state_dir: Path) -> None:
         saved = [entry for entry in saved_capture_counters(state_dir) if entry.run != counters.run]
         with contextlib.suppress(OSError):  # a full disk
             write_atomically(state_dir / COUNTED, orjson.dumps([*saved, counters][-_MAX_SAVED:]))
+
+
+def remove_metrics(state_dir: Path) -> None:
+    """Remove the metrics of the state folder's last server, and save what they have counted of its rows."""
+    link = state_dir / METRICS
+    if link.is_symlink():
+        save_capture_counters(state_dir)
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+        link.unlink()

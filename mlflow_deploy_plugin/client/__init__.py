@@ -1,0 +1,14 @@
+"""A client of a running endpoint: predictions, explanations and labels of frames, arrays and plain values.
+
+    with Client("http://localhost:8123") as client:
+        late = client.predict(frame)
+        client.feedback(late, frame["was_late"])
+
+Frames and arrays travel as Arrow and in numpy's format, plain Python values as JSON; a server that does not know those
+formats (MLflow's own) is asked in JSON from then on. Imports neither mlflow nor pandas.
+"""
+
+from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy, response_error
+from mlflow_deploy_plugin.client.rows import BODY_FORMS, encode_json
+
+__all__ = ["BODY_FORMS", "AsyncClient", "Client", "Prediction", "RetryPolicy", "encode_json", "response_error"]

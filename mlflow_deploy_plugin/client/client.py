@@ -1,0 +1,413 @@
+"""`Client` and `AsyncClient`: predictions, explanations and labels from a running endpoint."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from itertools import count
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import urllib3
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, NewConnectionError
+from urllib3.exceptions import TimeoutError as PoolTimeout
+
+from mlflow_deploy_plugin import errors
+from mlflow_deploy_plugin.client.rows import (
+    JSON,
+    Array,
+    decode_predictions,
+    decode_tensors,
+    dump_json,
+    encode_json,
+    encode_rows,
+    encode_tensors,
+)
+from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidConfig, InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.version import __version__
+
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+_CONNECT_SECONDS = 5.0
+_MOST_LABELS = 10_000
+"""Labels in a request, as `server/protocols/feedback.py` takes them."""
+_REFUSED_UNDONE = (429, 503)
+"""Statuses of requests of which nothing was computed."""
+_ERRORS_BY_STATUS: dict[int, type[OnnxserveError]] = {
+    error.http_status: error
+    for error in (
+        errors.InvalidRequest,
+        errors.CallerRefused,
+        errors.NotFound,
+        errors.RequestTimeout,
+        errors.BodyTooLarge,
+        errors.UnsupportedMediaType,
+        errors.TooManyRequests,
+        errors.NotInstalled,
+        errors.NotReady,
+        errors.DeadlineExceeded,
+    )
+}
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When a request is sent again: after a failed connection, 429 and 503, before which nothing was computed.
+
+    A pause is drawn between zero and a bound that doubles ("full jitter",
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server names one (`Retry-After`),
+    it is that, and up to a tenth more, so that not all clients come back in the same moment.
+
+    Attributes:
+        tries: requests in all; 1 never tries again.
+        first_pause_seconds / max_pause_seconds: the bounds of the first pause and of any.
+    """
+
+    tries: int = 4
+    first_pause_seconds: float = 0.1
+    max_pause_seconds: float = 10.0
+
+    def pause_seconds(self, attempt: int, retry_after: float | None, generator: random.Random) -> float:
+        """Return the pause after the attempt of this number, from 0."""
+        if retry_after is not None:
+            return retry_after * generator.uniform(1.0, 1.1)
+        return generator.uniform(0.0, min(self.max_pause_seconds, self.first_pause_seconds * 2.0**attempt))
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The answer to some rows. `np.asarray(prediction)` is its only output.
+
+    Attributes:
+        values: one output as an array, rows first; several by their names.
+        id: the X-Prediction-Id, to which labels are sent; empty if the server gives none.
+        model / version: which model answered; empty as well.
+        request_id: the caller's X-Request-Id, or the one that the server has made.
+    """
+
+    values: Array | dict[str, Array]
+    id: str = ""
+    model: str = ""
+    version: str = ""
+    request_id: str = ""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())) if isinstance(self.values, dict) else self.values)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        if isinstance(self.values, dict):
+            raise TypeError(f"the prediction has the outputs {', '.join(self.values)}: choose one of `values`")
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+
+@dataclass
+class Client:
+    """A client of one endpoint. Any number of threads may share it.
+
+    Args:
+        url: of the server, or of the prefix under which a model is mounted (`http://HOST:PORT[/PREFIX]`).
+        endpoint: the name of the endpoint; None for the default one of the server.
+        timeout_seconds: for a whole call, pauses included.
+        headers: sent with every request, e.g. `{"Authorization": "Bearer …"}` for a proxy in front of the server.
+        retries: when a request is sent again.
+        connections: that are kept open; more threads open further ones for the moment.
+        pool: what sends the requests, if it needs a proxy (`urllib3.ProxyManager`) or certificates of its own
+            (`urllib3.PoolManager(ca_certs=…)`).
+        generator: draws the pauses.
+
+    Raises:
+        InvalidConfig: the URL has no scheme or host.
+    """
+
+    url: str
+    endpoint: str | None = None
+    timeout_seconds: float = 30.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    connections: int = 10
+    pool: urllib3.PoolManager | None = None
+    generator: random.Random = field(default_factory=random.Random, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise InvalidConfig(f"the URL is {self.url[:200]!r}; http://HOST:PORT is expected")
+        self._base = self.url.rstrip("/")
+        self._route = self._base if self.endpoint is None else f"{self._base}/endpoints/{quote(self.endpoint, safe='')}"
+        self._pool = self.pool or urllib3.PoolManager(maxsize=self.connections)
+        self._only_json = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.clear()
+
+    def predict(
+        self,
+        rows: Any,
+        *,
+        params: Mapping[str, Any] | None = None,
+        event_time: datetime | None = None,
+        request_id: str | None = None,
+    ) -> Prediction:
+        """Return what the model's `predict` answers.
+
+        Args:
+            rows: a frame; an array of [rows, columns] in the signature's order, or the model's tensor; a dict of
+                columns or tensors by name; a list of records or rows; one record.
+            params: MLflow's, for a model that takes some.
+            event_time: when the rows happened, with its time zone; else the time of the request counts.
+            request_id: 1 to 128 visible ASCII characters that the logs shall show.
+
+        Raises:
+            InvalidRequest: the rows have no form that can be sent, or the server refuses them.
+            TooManyRequests, NotReady: it refuses, or does not answer, until there is no time or try left.
+            DeadlineExceeded: the time is up.
+            OnnxserveError: anything else; every error of the server has its `request_id` and `status`.
+        """
+        named = {"X-Request-Id": request_id, "X-Event-Time": event_time and event_time.isoformat()}
+        headers = {name: value for name, value in named.items() if value}
+        if not params and not self._only_json:
+            body, content_type, accept = encode_rows(rows)
+            try:
+                sent = {**headers, "Content-Type": content_type, "Accept": accept}
+                return _prediction(self._send("POST", f"{self._route}/invocations", body, sent))
+            except errors.UnsupportedMediaType:
+                if content_type == JSON:
+                    raise
+                self._only_json = True
+        body = encode_json(rows, {"params": params} if params else {})
+        return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
+
+    def infer(self, inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None = None) -> Prediction:
+        """Return outputs of the graph by their names: a classifier's `probabilities` too.
+
+        Args:
+            inputs: tensors of the graph, or the columns of the signature as [N] or [N, 1].
+            outputs: those that are wanted; None: all.
+
+        Raises:
+            InvalidRequest: an array has no datatype of the protocol (V2), or as `predict`.
+        """
+        head, tensors = encode_tensors(inputs, outputs)
+        sent = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
+        response = self._send("POST", f"{self._base}/v2/models/{self._name()}/infer", head + tensors, sent)
+        start = int(response.headers.get(_HEADER_LENGTH, len(response.data)))
+        return _prediction(response, decode_tensors(response.data, start))
+
+    def explain(
+        self, rows: Any, *, max_evals: int | None = None, seed: int | None = None, version: str | None = None
+    ) -> dict[str, Any]:
+        """Return the answer of `/explain` (docs/explain.md); `values` and `base_values` are arrays.
+
+        Args:
+            rows: as in `predict`.
+            max_evals: evaluations of the model a row.
+            seed: of the permutations.
+            version: the loaded version to explain; None: the one that would predict.
+
+        Raises:
+            InvalidRequest: the model cannot be explained, or as `predict`.
+            NotInstalled: the server has no SHAP.
+        """
+        params = {"max_evals": max_evals, "seed": seed, "version": version}
+        params = {name: value for name, value in params.items() if value is not None}
+        body = encode_json(rows, {"params": params} if params else {})
+        document: dict[str, Any] = orjson.loads(self._post_json(f"{self._route}/explain", body).data)
+        return document | {name: np.asarray(document[name]) for name in ("values", "base_values")}
+
+    def feedback(self, prediction: Prediction | str, labels: Any) -> int:
+        """Send the true labels of an earlier prediction, and return how many the server has taken.
+
+        Args:
+            prediction: or its id.
+            labels: one for each row, in their order; by the row's number, from 0; or one for all rows. None takes an
+                earlier label back.
+
+        Raises:
+            InvalidRequest: the prediction has no id, or a label is no text, number or boolean.
+            OnnxserveError: as `predict`. Labels that were taken before stay; sending them again does no harm.
+        """
+        prediction_id = prediction.id if isinstance(prediction, Prediction) else prediction
+        if not prediction_id:
+            raise InvalidRequest("the prediction has no id: its server gave no X-Prediction-Id")
+        if isinstance(labels, Mapping):
+            entries = [{"row": int(row), "label": label} for row, label in labels.items()]
+        elif isinstance(labels, str) or not hasattr(labels, "__len__"):
+            entries = [{"label": labels}]
+        else:
+            entries = [{"row": row, "label": label} for row, label in enumerate(labels)]
+        entries = [{"prediction_id": prediction_id, **entry} for entry in entries]
+        for start in range(0, len(entries), _MOST_LABELS):
+            self._post_json(f"{self._route}/feedback", dump_json({"feedback": entries[start : start + _MOST_LABELS]}))
+        return len(entries)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return V2's metadata of the model: name, versions, inputs and outputs of the graph."""
+        document: dict[str, Any] = orjson.loads(self._send("GET", f"{self._base}/v2/models/{self._name()}").data)
+        return document
+
+    def ready(self) -> bool:
+        """Return whether the endpoint answers predictions now. Asks once, and waits for nobody."""
+        url = f"{self._base}/ping" if self.endpoint is None else f"{self._base}/v2/models/{self._name()}/ready"
+        try:
+            self._send("GET", url, retries=RetryPolicy(tries=1))
+        except OnnxserveError:
+            return False
+        return True
+
+    def _name(self) -> str:
+        """Return the endpoint's name for a path. The first one of the server's index is its default."""
+        if self.endpoint is not None:
+            return quote(self.endpoint, safe="")
+        index = orjson.loads(self._post_json(f"{self._base}/v2/repository/index", b"{}").data)
+        if not index:
+            raise NotReady("the server has no endpoint")
+        return quote(index[0]["name"], safe="")
+
+    def _post_json(self, url: str, body: bytes, headers: Mapping[str, str] | None = None) -> urllib3.BaseHTTPResponse:
+        return self._send("POST", url, body, {**(headers or {}), "Content-Type": JSON, "Accept": JSON})
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        retries: RetryPolicy | None = None,
+    ) -> urllib3.BaseHTTPResponse:
+        """Return the response if it is a success; see `predict` for the errors."""
+        retries = retries or self.retries
+        deadline = time.monotonic() + self.timeout_seconds
+        fields = {"User-Agent": f"onnxserve/{__version__}", **self.headers, **(headers or {})}
+        for attempt in count():
+            left = max(deadline - time.monotonic(), 0.001)
+            timeout = urllib3.Timeout(connect=min(left, _CONNECT_SECONDS), read=left)
+            try:
+                response = self._pool.request(
+                    method, url, body=body or None, headers=fields, timeout=timeout, retries=False, redirect=False
+                )
+            except (NewConnectionError, ConnectTimeoutError):
+                error: OnnxserveError = NotReady(f"there is no answer at {url}")
+            except PoolTimeout:
+                message = f"the server did not answer {url} within {self.timeout_seconds:g} s"
+                raise DeadlineExceeded(message) from None
+            except HTTPError as broken:
+                reason = " ".join(str(broken).split())[:200]
+                raise NotReady(f"the connection to {url} broke off: {reason}") from None
+            else:
+                if 200 <= response.status < 300:
+                    return response
+                error = response_error(response.status, response.data, response.headers)
+                if response.status not in _REFUSED_UNDONE:
+                    raise error
+            pause = retries.pause_seconds(attempt, error.retry_after, self.generator)
+            if attempt + 1 >= retries.tries or time.monotonic() + pause >= deadline:
+                raise error
+            time.sleep(pause)
+        raise AssertionError("unreachable")
+
+
+class AsyncClient:
+    """The same for asyncio: each call runs in one of `connections` threads, over one pool of connections.
+
+    A thread costs less than a client of asyncio's own does (docs/client.md). XX
+
+    Args: as `Client`.
+    """
+
+    def __init__(self, url: str, endpoint: str | None = None, **options: Any) -> None:
+        self._client = Client(url, endpoint, **options)
+        self._threads = ThreadPoolExecutor(self._client.connections, "onnxserve-client")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Wait for the calls under way, and close the connections."""
+        await asyncio.to_thread(self._threads.shutdown)
+        self._client.close()
+
+    async def predict(
+        self,
+        rows: Any,
+        *,
+        params: Mapping[str, Any] | None = None,
+        event_time: datetime | None = None,
+        request_id: str | None = None,
+    ) -> Prediction:
+        """Return what `Client.predict` returns."""
+        return await self._call(self._client.predict, rows, params=params, event_time=event_time, request_id=request_id)
+
+    async def infer(self, inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None = None) -> Prediction:
+        """Return what `Client.infer` returns."""
+        return await self._call(self._client.infer, inputs, outputs)
+
+    async def explain(
+        self, rows: Any, *, max_evals: int | None = None, seed: int | None = None, version: str | None = None
+    ) -> dict[str, Any]:
+        """Return what `Client.explain` returns."""
+        return await self._call(self._client.explain, rows, max_evals=max_evals, seed=seed, version=version)
+
+    async def feedback(self, prediction: Prediction | str, labels: Any) -> int:
+        """Return what `Client.feedback` returns."""
+        return await self._call(self._client.feedback, prediction, labels)
+
+    async def metadata(self) -> dict[str, Any]:
+        """Return what `Client.metadata` returns."""
+        return await self._call(self._client.metadata)
+
+    async def ready(self) -> bool:
+        """Return what `Client.ready` returns."""
+        return await self._call(self._client.ready)
+
+    async def _call(self, function: Callable[_Given, _Result], *given: _Given.args, **named: _Given.kwargs) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *given, **named))
+
+
+def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> OnnxserveError:
+    """Return the error that a server's response without success means, in the server's words."""
+    try:
+        document = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        document = None
+    if isinstance(document, dict):
+        known = (document.get(name) for name in ("message", "error", "detail"))
+        message = next((str(text) for text in known if text), f"the server answered with status {status}")
+    else:
+        message = f"the server answered with status {status} and no JSON object"
+    try:
+        retry_after = urllib3.Retry().parse_retry_after(headers.get("Retry-After", ""))
+    except InvalidHeader:
+        retry_after = None
+    error = _ERRORS_BY_STATUS.get(status, OnnxserveError)(message)
+    error.retry_after = None if retry_after is None else int(retry_after)
+    error.status, error.request_id = status, headers.get("X-Request-Id", "")
+    return error
+
+
+def _prediction(response: urllib3.BaseHTTPResponse, values: Array | dict[str, Array] | None = None) -> Prediction:
+    if values is None:
+        values = decode_predictions(response.headers.get("Content-Type", ""), response.data)
+    names = ("X-Prediction-Id", "X-Model-Name", "X-Model-Version", "X-Request-Id")
+    return Prediction(values, *(response.headers.get(name, "") for name in names))

@@ -1,0 +1,208 @@
+"""The rows of a request in the form that they travel in, and the arrays of its answer.
+
+A frame is anything with `__arrow_c_stream__` (pandas, polars, pyarrow), so that none of them is imported to find out:
+https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+
+BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+"""MLflow's forms of a JSON body."""
+JSON = "application/json"
+_ARROW, _NPY = "application/vnd.apache.arrow.stream", "application/x-npy"
+
+Array = npt.NDArray[Any]
+
+
+def encode_json(rows: Any, extras: Mapping[str, Any] | None = None) -> bytes:
+    """Return the JSON body of `/invocations` for rows as in `Client.predict`.
+
+    A mapping that is one of MLflow's forms is taken as that form. Numbers keep all their digits; NaN, NaT and None are
+    null.
+
+    Args:
+        extras: what stands beside the rows, as `params`.
+
+    Raises:
+        InvalidRequest: the rows are none of these, or hold a value that JSON has no form for.
+    """
+    return dump_json({**_rows_document(rows), **(extras or {})})
+
+
+class EncodedRows(NamedTuple):
+    body: bytes
+    content_type: str
+    accept: str
+
+
+def encode_rows(rows: Any) -> EncodedRows:
+    """Return rows in the fastest form that keeps their types: Arrow, numpy's format, else JSON."""
+    if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub":
+        sink = io.BytesIO()
+        np.save(sink, rows, allow_pickle=False)
+        return EncodedRows(sink.getvalue(), _NPY, f"{_ARROW}, {JSON};q=0.5")
+    columns = isinstance(rows, Mapping) and any(isinstance(values, np.ndarray) for values in rows.values())
+    if not columns and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
+        return EncodedRows(encode_json(rows), JSON, JSON)
+    import pyarrow as pa  # here: rows of plain values need not wait for it
+
+    try:
+        if columns:
+            arrays = {name: as_array(values) for name, values in rows.items()}
+            table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
+        else:
+            table = pa.table(rows)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise InvalidRequest(f"the rows cannot be sent as a table: {' '.join(str(error).split())[:300]}") from None
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return EncodedRows(stream.getvalue().to_pybytes(), _ARROW, f"{_ARROW}, {JSON};q=0.5")
+
+
+def _to_arrow(array: Array) -> Any:
+    """Return an array of [N, …] as a column: of lists, if its rows have several values."""
+    import pyarrow as pa
+
+    column = pa.array(array.reshape(-1), from_pandas=True)
+    for size in reversed(array.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return column
+
+
+def _from_arrow(column: Any) -> Array:
+    """Return a column of an answer as an array of [N, …]."""
+    chunk, shape = column.combine_chunks(), [len(column)]
+    while hasattr(chunk.type, "list_size"):
+        shape.append(chunk.type.list_size)
+        chunk = chunk.flatten()
+    array: Array = chunk.to_numpy(zero_copy_only=False).reshape(shape)
+    return array
+
+
+def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
+    """Return the predictions in an answer: one output as an array, several by their names.
+
+    Raises:
+        OnnxserveError: there are none.
+    """
+    if content_type.startswith(_ARROW):
+        import pyarrow as pa
+
+        table = pa.ipc.open_stream(body).read_all()
+        columns = {name: _from_arrow(table.column(name)) for name in table.column_names}
+        return columns["prediction"] if list(columns) == ["prediction"] else columns
+    try:
+        predictions = orjson.loads(body)["predictions"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise OnnxserveError("the server answered without predictions") from None
+    if isinstance(predictions, list) and predictions and all(isinstance(row, dict) for row in predictions):
+        predictions = {name: [row.get(name) for row in predictions] for name in predictions[0]}
+    if isinstance(predictions, dict):
+        return {name: as_array(values) for name, values in predictions.items()}
+    return as_array(predictions)
+
+
+def encode_tensors(inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
+    """Return the JSON head and the binary tensors of a V2 request for these outputs (None: all).
+
+    Raises:
+        InvalidRequest: an array has a dtype that V2 has no datatype for.
+    """
+    from mlflow_deploy_plugin.server.protocols import v2_tensors as v2  # here: only this protocol needs it
+
+    tensors, parts = [], []
+    for name, values in inputs.items():
+        array = as_array(values)
+        if not (datatype := v2.array_datatype(array)):
+            raise InvalidRequest(f"{name!r} has the dtype {array.dtype}, which V2 has no datatype for")
+        parts.append(v2.to_binary(array))
+        size = {"binary_data_size": len(parts[-1])}
+        tensors.append({"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size})
+    document: dict[str, Any] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
+    if outputs is not None:
+        document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+    return orjson.dumps(document), b"".join(parts)
+
+
+def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
+    """Return the outputs in a V2 response, which are binary or in its JSON head."""
+    from mlflow_deploy_plugin.server.protocols import v2_tensors as v2  # here: as above
+
+    content, start, arrays = memoryview(body), head_length, {}
+    for position, tensor in enumerate(orjson.loads(content[:start])["outputs"]):
+        head = v2.read_tensor_header(position, tensor)
+        size = tensor.get("parameters", {}).get("binary_data_size")
+        if size is None:
+            arrays[head.name] = v2.from_json(head, tensor["data"])
+        else:
+            arrays[head.name] = v2.from_binary(head, content[start : start + size])
+            start += size
+    return arrays
+
+
+def as_array(values: Any) -> Array:
+    """Return an array; of objects for texts and for rows of different lengths."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = np.asarray(values, dtype=object)
+    return array.astype(object) if array.dtype.kind in "US" else array
+
+
+def _has_unnamed_columns(rows: Any) -> bool:
+    """Return whether this is a frame of pandas whose columns are known by their position."""
+    return getattr(getattr(rows, "columns", None), "inferred_type", "") == "integer"
+
+
+def _rows_document(rows: Any) -> Mapping[str, Any]:
+    """Return the rows in one of MLflow's forms."""
+    if isinstance(rows, np.ndarray):
+        return {"inputs": rows.tolist()}
+    if isinstance(rows, Mapping):
+        if sum(form in rows for form in BODY_FORMS) == 1:
+            return rows
+        has_rows = any(isinstance(one, Sequence | np.ndarray) and not isinstance(one, str) for one in rows.values())
+        return {"inputs": dict(rows)} if has_rows else {"dataframe_records": [rows]}
+    if isinstance(rows, list | tuple):
+        is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
+        return {"dataframe_records" if is_records else "inputs": list(rows)}
+    if hasattr(rows, "notna"):  # a frame of pandas
+        cells = rows.astype(object).where(rows.notna(), None).to_numpy().tolist()
+        if _has_unnamed_columns(rows):
+            return {"inputs": cells}
+        return {"dataframe_split": {"columns": [str(column) for column in rows.columns], "data": cells}}
+    if hasattr(rows, "__arrow_c_stream__"):
+        import pyarrow as pa
+
+        table = pa.table(rows)
+        data = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        return {"dataframe_split": {"columns": table.column_names, "data": data}}
+    raise InvalidRequest(
+        f"cannot predict on {type(rows).__name__}: give a DataFrame, an array, a dict of columns, or a list of rows"
+    )
+
+
+def dump_json(document: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document, default=_json_value, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError as error:
+        raise InvalidRequest(f"the input cannot be sent as JSON: {error}") from None
+
+
+def _json_value(value: Any) -> Any:
+    """Return what orjson can encode for a numpy scalar, an array that it does not take, or a timestamp of pandas."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"a value of the type {type(value).__name__} ({str(value)[:40]!r})")

@@ -1,0 +1,70 @@
+"""Mounts a model into an application of one's own: the scoring routes of one endpoint under a prefix.
+
+app = FastAPI()
+app.mount("/flights", asgi_app("models:/flight-delay/Production"))
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow_deploy_plugin.registry import default_endpoint_name
+from mlflow_deploy_plugin.server import AsgiApp, EmbeddedModel, WsgiApp
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+
+_WAIT_SECONDS = 120.0
+
+
+def asgi_app(
+    model_uri: str,
+    *,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    follow: bool = True,
+    state_dir: Path | str | None = None,
+    wait_seconds: float = _WAIT_SECONDS,
+) -> AsgiApp:
+    """Return an ASGI application that answers for the model, once it is loaded (docs/embed.md).
+
+    Call it in the process that answers, after a fork. `close()` ends it; the end of the process does, too.
+
+    Args:
+        model_uri: as of `onnxserve serve -m`.
+        name: of the endpoint, in metrics, in the inference log and in paths; None: the model's.
+        config: fields of the endpoint's spec by their dotted names, as `{"capture.fraction": 0.1}`.
+        follow: follow a stage or alias; if not, it is resolved once.
+        state_dir: the folder of this process; None: the first free one of the endpoint in ONNXSERVE_HOME.
+        wait_seconds: for the registry and the load.
+
+    Raises:
+        InvalidConfig: a field is unknown or mistyped, or the folder cannot be written.
+        DeploymentFailed: the model cannot be resolved, fetched or loaded; the message says why.
+    """
+    return AsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
+
+
+def wsgi_app(
+    model_uri: str,
+    *,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    follow: bool = True,
+    state_dir: Path | str | None = None,
+    wait_seconds: float = _WAIT_SECONDS,
+) -> WsgiApp:
+    """Return a WSGI application that answers for the model, once it is loaded. All else is as in `asgi_app`."""
+    return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
+
+
+def _embedded_model(
+    model_uri: str,
+    name: str | None,
+    config: Mapping[str, Any] | None,
+    follow: bool,
+    state_dir: Path | str | None,
+    wait_seconds: float,
+) -> EmbeddedModel:
+    spec = apply_config(new_endpoint(name or default_endpoint_name(model_uri), model_uri), dict(config or {}))
+    folder = load_settings().home_path / "embedded" / spec.name if state_dir is None else Path(state_dir)
+    return EmbeddedModel(spec, folder.expanduser().absolute(), follow, wait_seconds)

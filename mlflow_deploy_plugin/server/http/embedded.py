@@ -1,0 +1,230 @@
+"""The server of one endpoint within an application of somebody else's, as a WSGI and an ASGI application.
+
+The process is what a worker of `onnxserve serve` is: it has a state folder, loads what `wanted.json` says, and answers
+by the same code. The agent is its child, so that MLflow's memory is not the application's. The child is started by a
+thread that lives as long as the process: the kernel ends the agent with that thread (`processes/child.py`), however the
+process ends.
+"""
+
+import asyncio
+import atexit
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mlflow_deploy_plugin.errors import BodyTooLarge, DeploymentFailed
+from mlflow_deploy_plugin.processes import Child, exit_reason, signal_process
+from mlflow_deploy_plugin.server.assembly import open_server
+from mlflow_deploy_plugin.server.http.app import ServerApp
+from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, exception_response
+from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
+from mlflow_deploy_plugin.server.observability.exposition import remove_metrics
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+from mlflow_deploy_plugin.statedir import (
+    AGENT,
+    METRICS,
+    SPEC,
+    AgentState,
+    claim_free_state_dir,
+    read_state,
+    write_atomically,
+)
+
+logger = logging.getLogger(__name__)
+
+_PAGES = re.compile(r"/(?:docs|pages/.*|endpoints/[^/]+(?:/docs)?)?")
+"""The routes for people. Their links know no prefix."""
+_TICK_SECONDS = 0.05
+_AGENT_END_SECONDS = 30.0
+_MAX_RESTART_SECONDS, _STABLE_SECONDS = 30.0, 60.0
+
+Message = MutableMapping[str, Any]
+
+
+class EmbeddedModel:
+    """One endpoint that is answered in this process. It is ready when the constructor returns.
+
+    Args:
+        folder: a state folder for this process; if another process uses it, the next free one beside it is taken.
+        follow: follow a stage or alias; if not, it is resolved once.
+        wait_seconds: for the registry and the load.
+
+    Raises:
+        DeploymentFailed: the model cannot be resolved, fetched or loaded; the message says why.
+        InvalidConfig: the folder cannot be written.
+    """
+
+    def __init__(self, spec: EndpointSpec, folder: Path, follow: bool, wait_seconds: float) -> None:
+        self._held = ExitStack()
+        atexit.register(self.close)
+        try:
+            self.state_dir = self._held.enter_context(claim_free_state_dir(folder))
+            write_atomically(self.state_dir / SPEC, dump_spec(spec).encode())
+            # an earlier agent's state could pass for this one's, whose process id may be the same
+            (self.state_dir / AGENT).unlink(missing_ok=True)
+            agent = _AgentKeeper(self.state_dir, follow)
+            self._held.callback(agent.stop)
+            deadline = time.monotonic() + wait_seconds
+            while not agent.is_ready():
+                _wait(deadline, f"the registry has not named the model within {wait_seconds:g} s")
+            remove_metrics(self.state_dir)
+            self._held.callback(remove_metrics, self.state_dir)
+            server = open_server(self.state_dir)
+            self._held.callback(server.close)
+            (self.state_dir / METRICS).symlink_to(server.metrics.folder)
+            while reason := server.repository.not_ready_reason():
+                if server.repository.wait_until_applied(0):
+                    raise DeploymentFailed(reason)
+                _wait(deadline, f"the model is not loaded within {wait_seconds:g} s")
+            self.app = ServerApp(server)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Drop the model, ship what was captured, and end the agent. Requests must have ended."""
+        self._held.close()
+        atexit.unregister(self.close)
+
+    def handle(self, raw: RawRequest) -> RawResponse:
+        """Answer a request, whose path has no prefix any more. Never raises."""
+        return _no_page(raw.path) or self.app.handle(raw)
+
+
+class _AgentKeeper:
+    """Keeps an agent for the state folder running."""
+
+    def __init__(self, state_dir: Path, follow: bool) -> None:
+        self._state_dir = state_dir
+        self._command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(state_dir)]
+        self._command += ["--parent", str(os.getpid()), *([] if follow else ["--no-follow"])]
+        self._child: Child | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="onnxserve-agent", daemon=True)
+        self._thread.start()
+
+    def is_ready(self) -> bool:
+        """Return whether the agent has said what is to be served.
+
+        Raises:
+            DeploymentFailed: nothing can be served.
+        """
+        state = read_state(self._state_dir / AGENT, AgentState)
+        if state is not None and state.fatal:
+            raise DeploymentFailed(state.error)
+        return state is not None
+
+    def stop(self) -> None:
+        """End the agent once it has shipped the rest."""
+        self._stopping.set()
+        if (child := self._child) is not None and child.exit_status is None:
+            signal_process(child.pid, signal.SIGTERM)
+            child.kill_later(_AGENT_END_SECONDS)
+        self._thread.join()
+
+    def _keep(self) -> None:
+        crashes = 0
+        while not self._stopping.is_set():
+            self._child = Child(self._command)
+            if self._stopping.is_set():  # it came between the question and the start
+                signal_process(self._child.pid, signal.SIGTERM)
+            status = self._child.wait() or 0
+            crashes = 1 if time.monotonic() - self._child.started_at > _STABLE_SECONDS else crashes + 1
+            pause = min(2.0 ** (crashes - 1), _MAX_RESTART_SECONDS)
+            if not self._stopping.wait(0):
+                logger.error("the agent %s; it is started anew in %.0f s", exit_reason(status), pause)
+                self._stopping.wait(pause)
+
+
+class WsgiApp:
+    """The WSGI application (PEP 3333): Flask's, for a path below the prefix at which it is mounted."""
+
+    def __init__(self, model: EmbeddedModel) -> None:
+        self._model = model
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO") or "/"
+        if response := _no_page(path):
+            start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
+            return [response.body]
+        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # gunicorn's name for it
+        return self._model.app({**environ, **target}, start_response)
+
+    def close(self) -> None:
+        """Drop the model and end its agent."""
+        self._model.close()
+
+
+class AsgiApp:
+    """The ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html).
+
+    A request is answered in one of `server.threads` threads. Its body is read whole: JSON Lines are not streamed.
+    """
+
+    def __init__(self, model: EmbeddedModel) -> None:
+        self._model = model
+        self._threads = ThreadPoolExecutor(model.app.server.spec.threads, "onnxserve")
+
+    async def __call__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        if scope["type"] == "lifespan":  # it is an application of its own, mounted nowhere
+            while (await receive())["type"] == "lifespan.startup":
+                await send({"type": "lifespan.startup.complete"})
+            await asyncio.to_thread(self.close)
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        limit, pieces = self._model.app.server.max_body_bytes, list[bytes]()
+        size, more = 0, True
+        while more and size <= limit:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            pieces.append(message.get("body", b""))
+            size, more = size + len(pieces[-1]), message.get("more_body", False)
+        if size > limit:
+            response = exception_response(
+                path, BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
+            )
+        else:
+            client = (scope.get("client") or ("",))[0]
+            query = scope.get("query_string", b"").decode("latin-1")
+            raw = RawRequest(scope["method"], path, headers, b"".join(pieces), client, query)
+            response = await asyncio.get_running_loop().run_in_executor(self._threads, self._model.handle, raw)
+        fields = {"Content-Type": response.content_type, **safe_headers(response.headers)}
+        fields["Content-Length"] = str(len(response.body))
+        encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items() if value]
+        await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+        await send({"type": "http.response.body", "body": response.body})
+
+    def close(self) -> None:
+        """Finish the requests under way, drop the model and end its agent."""
+        self._threads.shutdown()
+        self._model.close()
+
+
+def _no_page(path: str) -> RawResponse | None:
+    """Return the response for the path of a page; None for any other path."""
+    message = "a model within an application has no pages; `onnxserve serve` has them"
+    return error_response(path, 404, "ENDPOINT_NOT_FOUND", message) if _PAGES.fullmatch(path) else None
+
+
+def _wait(deadline: float, message: str) -> None:
+    if time.monotonic() > deadline:
+        raise DeploymentFailed(message)
+    time.sleep(_TICK_SECONDS)
