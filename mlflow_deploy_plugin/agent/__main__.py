@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.processes import die_with_parent
+from mlflow_deploy_plugin.processes import die_with_parent, end_on_signals
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.server import segments
 from mlflow_deploy_plugin.settings import load_settings
@@ -80,8 +80,7 @@ def main() -> int:
     if options.parent is not None:
         die_with_parent(signal.SIGTERM, options.parent)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    end_on_signals(stop)
     try:
         configure_logging(load_settings(), "agent")
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # we log an outage once, not at every poll

@@ -1,7 +1,6 @@
 """`onnxserve controller`, and what it works on: `rollout` and `rollback` of versions, and `retrain`."""
 
 import json
-import signal
 import threading
 import time
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlflow_deploy_plugin.cli.options import list_output_option, opened_deployments, why_option
+from mlflow_deploy_plugin.processes import end_on_signals
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
@@ -67,8 +67,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     from mlflow_deploy_plugin.deployments import open_deployments
 
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: ended.set())
+    end_on_signals(ended)
     with open_deployments(click.echo) as deployments:
         if metrics_port is not None:
             start_metrics_server(deployments.store, metrics_port)

@@ -194,7 +194,7 @@ class Client:
         body = encode_json(rows, {"params": params} if params else {})
         return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
 
-    def infer(self, inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None = None) -> Prediction:
+    def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Prediction:
         """Return outputs of the graph by their names: a classifier's `probabilities` too.
 
         Args:
@@ -359,7 +359,7 @@ class AsyncClient:
         """Return what `Client.predict` returns."""
         return await self._call(self._client.predict, rows, params=params, event_time=event_time, request_id=request_id)
 
-    async def infer(self, inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None = None) -> Prediction:
+    async def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Prediction:
         """Return what `Client.infer` returns."""
         return await self._call(self._client.infer, inputs, outputs)
 

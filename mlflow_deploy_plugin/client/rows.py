@@ -112,20 +112,20 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
     return as_array(predictions)
 
 
-def encode_tensors(inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
+def encode_tensors(inputs: Mapping[str, Any], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
     """Return the JSON head and the binary tensors of a V2 request for these outputs (None: all).
 
     Raises:
         InvalidRequest: an array has a dtype that V2 has no datatype for.
     """
-    from mlflow_deploy_plugin.server.protocols import v2_tensors as v2  # here: only this protocol needs it
+    from mlflow_deploy_plugin.server import protocols  # here: only this protocol needs them
 
     tensors, parts = [], []
     for name, values in inputs.items():
         array = as_array(values)
-        if not (datatype := v2.array_datatype(array)):
+        if not (datatype := protocols.v2_tensors.array_datatype(array)):
             raise InvalidRequest(f"{name!r} has the dtype {array.dtype}, which V2 has no datatype for")
-        parts.append(v2.to_binary(array))
+        parts.append(protocols.v2_tensors.to_binary(array))
         size = {"binary_data_size": len(parts[-1])}
         tensors.append({"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size})
     document: dict[str, Any] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
@@ -136,16 +136,16 @@ def encode_tensors(inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str] |
 
 def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
     """Return the outputs in a V2 response, which are binary or in its JSON head."""
-    from mlflow_deploy_plugin.server.protocols import v2_tensors as v2  # here: as above
+    from mlflow_deploy_plugin.server import protocols  # here: as above
 
     content, start, arrays = memoryview(body), head_length, {}
     for position, tensor in enumerate(orjson.loads(content[:start])["outputs"]):
-        head = v2.read_tensor_header(position, tensor)
+        head = protocols.v2_tensors.read_tensor_header(position, tensor)
         size = tensor.get("parameters", {}).get("binary_data_size")
         if size is None:
-            arrays[head.name] = v2.from_json(head, tensor["data"])
+            arrays[head.name] = protocols.v2_tensors.from_json(head, tensor["data"])
         else:
-            arrays[head.name] = v2.from_binary(head, content[start : start + size])
+            arrays[head.name] = protocols.v2_tensors.from_binary(head, content[start : start + size])
             start += size
     return arrays
 

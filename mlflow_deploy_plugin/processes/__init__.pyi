@@ -3,6 +3,7 @@ from .child import SupervisedChild as SupervisedChild
 from .child import SupervisedChildren as SupervisedChildren
 from .child import adopt_orphans as adopt_orphans
 from .child import die_with_parent as die_with_parent
+from .child import end_on_signals as end_on_signals
 from .child import exit_reason as exit_reason
 from .child import read_log_tail as read_log_tail
 from .child import requests_of_parent as requests_of_parent

@@ -204,6 +204,24 @@ def watched_signals() -> set[signal.Signals]:
     return {signal.SIGCHLD} | {number for number in ends if signal.getsignal(number) != signal.SIG_IGN}
 
 
+def end_on_signals(ended: threading.Event) -> None:
+    """Set the event when the first SIGTERM or SIGINT comes, and ignore later ones. Call it in the main thread.
+
+    A handler that sets the event itself waits forever if it interrupts the main thread where that holds the event's
+    lock, as in `wait` or in another handler. Two signals in a row are usual: a parent with threads dies thread by thread,
+    and each of them sends the one of `die_with_parent`.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def end(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        threading.Thread(target=ended.set).start()
+
+    for number in numbers:
+        signal.signal(number, end)
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of whatever its children leave behind."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)

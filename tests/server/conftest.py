@@ -19,34 +19,9 @@ from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, read_workers, write_state
-from tests.support.models import write_model
+from tests.support.models import columns, mixed_model, tensor_model, write_model
 from tests.support.services.redis_server import redis_server
 from tests.support.waiting import free_port, wait_until
-
-COLUMN_TYPES = {"double": "float64", "long": "int64", "boolean": "bool", "string": "str", "float": "float32"}
-
-MIXED = """
-mixed (string[N,1] carrier, double[N,1] distance, int64[N,1] hour, bool[N,1] late)
-  => (string[N] label, float[N,2] probabilities)
-<string[1] aa = {"AA"}, double[1] scale = {0.001}, int64[1] one = {1}, float[1] bound = {0.5}, float[1] unit = {1.0},
- string[1] yes = {"yes"}, string[1] no = {"no"}> {
-  is_aa = Equal(carrier, aa)
-  a = Cast<to=11>(is_aa)
-  b = Mul(distance, scale)
-  c = Cast<to=11>(hour)
-  c2 = Mul(c, scale)
-  d = Cast<to=11>(late)
-  ab = Add(a, b)
-  abc = Add(ab, c2)
-  score = Add(abc, d)
-  p64 = Sigmoid(score)
-  p = Cast<to=1>(p64)
-  q = Sub(unit, p)
-  probabilities = Concat<axis=1>(q, p)
-  is_yes = Greater(p, bound)
-  flat = Squeeze(is_yes, one)
-  label = Where(flat, yes, no)
-}"""
 
 
 def single(bias: float, width: int = 3) -> str:
@@ -58,35 +33,6 @@ single (float[N,{width}] X) => (float[N,1] y) <float[1] bias = {{{bias}}}, int64
 }}"""
 
 
-TENSOR = """
-tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) <int64[2] axes = {1, 2}, float[1] two = {2.0}> {
-  doubled = Mul(image, two)
-  total = ReduceSum<keepdims=0>(image, axes)
-}"""
-
-
-def columns(**types: str) -> list[dict[str, Any]]:
-    return [{"name": name, "type": kind, "required": True} for name, kind in types.items()]
-
-
-def mixed_model(folder: Path) -> Path:
-    types = {"carrier": "string", "distance": "double", "hour": "long", "late": "boolean"}
-    inputs = [
-        {"name": name, "dtype": COLUMN_TYPES[kind], "shape": [-1, 1], "columns": [name], "missing": None}
-        for name, kind in types.items()
-    ]
-    section = {
-        "inputs": inputs,
-        "outputs": [
-            {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
-            {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
-        ],
-        "prediction": ["label"],
-        "classes": ["no", "yes"],
-    }
-    return write_model(folder, MIXED, columns(**types), section)
-
-
 def single_model(folder: Path, bias: float = 0.0) -> Path:
     """Make a model of the columns a, b, c, stacked into X; the bias of y shows the version."""
     section = {
@@ -95,20 +41,6 @@ def single_model(folder: Path, bias: float = 0.0) -> Path:
         "prediction": ["y"],
     }
     return write_model(folder, single(bias), columns(a="double", b="double", c="double"), section)
-
-
-def tensor_model(folder: Path) -> Path:
-    """Make a model of one tensor and two outputs, which are both predictions."""
-    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
-    section = {
-        "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 2, 2]}],
-        "outputs": [
-            {"name": "doubled", "dtype": "float32", "shape": [-1, 2, 2], "role": "values"},
-            {"name": "total", "dtype": "float32", "shape": [-1], "role": "values"},
-        ],
-        "prediction": ["doubled", "total"],
-    }
-    return write_model(folder, TENSOR, signature, section)
 
 
 def stock_model(folder: Path) -> Path:

@@ -41,3 +41,72 @@ def write_model(
         document["signature"] = {"inputs": json.dumps(signature), "outputs": None, "params": None}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     return folder
+
+
+COLUMN_TYPES = {"double": "float64", "long": "int64", "boolean": "bool", "string": "str", "float": "float32"}
+
+MIXED = """
+mixed (string[N,1] carrier, double[N,1] distance, int64[N,1] hour, bool[N,1] late)
+  => (string[N] label, float[N,2] probabilities)
+<string[1] aa = {"AA"}, double[1] scale = {0.001}, int64[1] one = {1}, float[1] bound = {0.5}, float[1] unit = {1.0},
+ string[1] yes = {"yes"}, string[1] no = {"no"}> {
+  is_aa = Equal(carrier, aa)
+  a = Cast<to=11>(is_aa)
+  b = Mul(distance, scale)
+  c = Cast<to=11>(hour)
+  c2 = Mul(c, scale)
+  d = Cast<to=11>(late)
+  ab = Add(a, b)
+  abc = Add(ab, c2)
+  score = Add(abc, d)
+  p64 = Sigmoid(score)
+  p = Cast<to=1>(p64)
+  q = Sub(unit, p)
+  probabilities = Concat<axis=1>(q, p)
+  is_yes = Greater(p, bound)
+  flat = Squeeze(is_yes, one)
+  label = Where(flat, yes, no)
+}"""
+
+
+TENSOR = """
+tensor (float[N,2,2] image) => (float[N,2,2] doubled, float[N] total) <int64[2] axes = {1, 2}, float[1] two = {2.0}> {
+  doubled = Mul(image, two)
+  total = ReduceSum<keepdims=0>(image, axes)
+}"""
+
+
+def columns(**types: str) -> list[dict[str, Any]]:
+    return [{"name": name, "type": kind, "required": True} for name, kind in types.items()]
+
+
+def mixed_model(folder: Path) -> Path:
+    types = {"carrier": "string", "distance": "double", "hour": "long", "late": "boolean"}
+    inputs = [
+        {"name": name, "dtype": COLUMN_TYPES[kind], "shape": [-1, 1], "columns": [name], "missing": None}
+        for name, kind in types.items()
+    ]
+    section = {
+        "inputs": inputs,
+        "outputs": [
+            {"name": "label", "dtype": "str", "shape": [-1], "role": "label"},
+            {"name": "probabilities", "dtype": "float32", "shape": [-1, 2], "role": "probabilities"},
+        ],
+        "prediction": ["label"],
+        "classes": ["no", "yes"],
+    }
+    return write_model(folder, MIXED, columns(**types), section)
+
+
+def tensor_model(folder: Path) -> Path:
+    """Make a model of one tensor and two outputs, which are both predictions."""
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
+    section = {
+        "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 2, 2]}],
+        "outputs": [
+            {"name": "doubled", "dtype": "float32", "shape": [-1, 2, 2], "role": "values"},
+            {"name": "total", "dtype": "float32", "shape": [-1], "role": "values"},
+        ],
+        "prediction": ["doubled", "total"],
+    }
+    return write_model(folder, TENSOR, signature, section)

@@ -206,9 +206,10 @@ class AsgiApp:
             query = scope.get("query_string", b"").decode("latin-1")
             raw = RawRequest(scope["method"], path, headers, b"".join(pieces), client, query)
             response = await asyncio.get_running_loop().run_in_executor(self._threads, self._model.handle, raw)
-        fields = {"Content-Type": response.content_type, **safe_headers(response.headers)}
-        fields["Content-Length"] = str(len(response.body))
-        encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items() if value]
+        fields = dict(safe_headers(response.headers))
+        if response.status != 204:
+            fields |= {"Content-Type": response.content_type, "Content-Length": str(len(response.body))}
+        encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         await send({"type": "http.response.body", "body": response.body})
 

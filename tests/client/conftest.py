@@ -1,0 +1,107 @@
+"""A model that is mounted below a prefix of a server of this process, and a server that answers as a test says."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from mlflow_deploy_plugin import wsgi_app
+from tests.support.models import mixed_model, tensor_model
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Return the URL of a model of columns ("flights": label and probabilities) and of one of a tensor ("images")."""
+    folder = tmp_path_factory.mktemp("client")
+    folders = {"flights": mixed_model(folder / "mixed"), "images": tensor_model(folder / "tensor")}
+    with ExitStack() as ending:
+        mounted: dict[str, Any] = {}
+        for name, model in folders.items():
+            app = mounted[f"/{name}"] = wsgi_app(str(model), name=name, state_dir=folder / f"state-{name}")
+            ending.callback(app.close)
+        server = make_server(
+            "127.0.0.1", 0, DispatcherMiddleware(NotFound(), mounted), threaded=True, request_handler=_Quiet
+        )
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        ending.callback(thread.join)
+        ending.callback(server.shutdown)
+        yield lambda name: f"http://127.0.0.1:{server.port}/{name}"
+
+
+@dataclass
+class Scripted:
+    """A server that gives prepared answers: status, headers, body, and seconds until it answers.
+
+    Attributes:
+        asked: path, headers and body of each request.
+    """
+
+    url: str
+    asked: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+
+
+Answer = tuple[int, dict[str, str], bytes, float]
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Iterator[Callable[..., Scripted]]:
+    """Start a server that gives these answers in turn, and the last one again and again."""
+    with ExitStack() as ending:
+
+        def start(*answers: Answer) -> Scripted:
+            return ending.enter_context(_scripted_server(list(answers)))
+
+        yield start
+
+
+@contextmanager
+def _scripted_server(answers: list[Answer]) -> Iterator[Scripted]:
+    ended = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            script.asked.append((self.path, dict(self.headers.items()), body))
+            status, headers, content, seconds = answers.pop(0) if len(answers) > 1 else answers[0]
+            ended.wait(seconds)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST  # noqa: N815 - http.server's name
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    script = Scripted(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield script
+    finally:
+        ended.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

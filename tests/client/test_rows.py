@@ -1,0 +1,111 @@
+"""The bytes of a request as our own server reads them, and its answers as the client reads them."""
+
+from typing import Any
+
+import numpy as np
+import orjson
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from mlflow_deploy_plugin.client.rows import (
+    decode_predictions,
+    decode_tensors,
+    encode_json,
+    encode_rows,
+    encode_tensors,
+)
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.server.protocols import arrow
+from mlflow_deploy_plugin.server.protocols.npy import decode as decode_npy
+from tests.support.schemas import columns_schema, tensor_schema
+
+ARROW = arrow.STREAM
+DTYPES = st.sampled_from([np.dtype(name) for name in ("f4", "f8", "i1", "i8", "u2", "u8", "?")])
+ARRAYS = npst.arrays(DTYPES, npst.array_shapes(min_dims=1, max_dims=3, max_side=4))
+
+
+@given(ARRAYS)
+def test_an_output_of_any_dtype_and_shape_comes_back_as_it_was(array: Any) -> None:
+    answer = arrow.encode(ARROW, {"y": array, "z": array[:, ...]})
+
+    decoded = decode_predictions(ARROW, answer)
+
+    assert isinstance(decoded, dict)
+    assert decoded["y"].dtype == array.dtype
+    np.testing.assert_array_equal(decoded["y"].reshape(array.shape), array)  # [N, 1] is a plain column
+
+
+def test_one_output_is_a_bare_array_and_texts_are_objects() -> None:
+    decoded = decode_predictions(ARROW, arrow.encode(ARROW, np.array(["a", "b"], object)))
+    assert isinstance(decoded, np.ndarray)
+    assert decoded.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "expected"),
+    [
+        ([1, 2], np.array([1, 2])),
+        ([[1.5, 2.0]], np.array([[1.5, 2.0]])),
+        ([{"a": 1, "b": "x"}, {"a": 2, "b": "y"}], {"a": np.array([1, 2]), "b": np.array(["x", "y"], object)}),
+        ({"label": ["x"], "p": [[0.5, 0.5]]}, {"label": np.array(["x"], object), "p": np.array([[0.5, 0.5]])}),
+        ([[1], [1, 2]], np.array([[1], [1, 2]], object)),
+    ],
+)
+def test_predictions_in_json_become_arrays(predictions: Any, expected: Any) -> None:
+    decoded = decode_predictions("application/json", orjson.dumps({"predictions": predictions}))
+    np.testing.assert_equal(decoded, expected)
+
+
+def test_a_missing_value_in_a_frame_is_missing_at_the_server() -> None:
+    frame = pd.DataFrame({"a": [1.0, np.nan], "b": ["x", None]})
+    schema = columns_schema("", a="double", b="string")
+
+    body, content_type, _ = encode_rows(frame)
+    feeds = arrow.decode(content_type, body, schema, 10_000)
+
+    np.testing.assert_equal(feeds["a"], np.array([[1.0], [np.nan]]))
+    assert feeds["b"].tolist() == [["x"], [""]]
+    assert orjson.loads(encode_json(frame))["dataframe_split"]["data"] == [[1.0, "x"], [None, None]]
+
+
+def test_a_frame_that_is_none_of_pandas_is_written_in_json_too() -> None:
+    import pyarrow as pa
+
+    document = orjson.loads(encode_json(pa.table({"a": [1, 2], "b": ["x", None]})))
+    assert document == {"dataframe_split": {"columns": ["a", "b"], "data": [[1, "x"], [2, None]]}}
+
+
+@given(ARRAYS)
+def test_an_array_travels_in_numpys_format(array: Any) -> None:
+    body, content_type, _ = encode_rows(array)
+
+    assert content_type == "application/x-npy"
+    schema = tensor_schema(array.dtype.name, -1, *array.shape[1:])
+    np.testing.assert_array_equal(decode_npy(body, schema)["x"], array)
+
+
+@given(ARRAYS)
+def test_tensors_of_v2_are_written_as_they_are_read(array: Any) -> None:
+    head, tensors = encode_tensors({"x": array, "t": ["a", "ü"]}, ["y"])
+    document = orjson.loads(head)
+    answer = orjson.dumps({"outputs": document["inputs"]})
+
+    decoded = decode_tensors(answer + tensors, len(answer))
+
+    np.testing.assert_array_equal(decoded["x"], array, strict=True)
+    assert decoded["t"].tolist() == ["a", "ü"]
+    assert document["outputs"] == [{"name": "y", "parameters": {"binary_data": True}}]
+
+
+def test_outputs_of_v2_may_come_in_json() -> None:
+    answer = b'{"outputs": [{"name": "y", "shape": [2], "datatype": "FP32", "data": [1, 2]}]}'
+    assert decode_tensors(answer, len(answer))["y"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"outputs": []}'])
+def test_an_answer_of_something_else_is_an_error(body: bytes) -> None:
+    with pytest.raises(OnnxserveError, match="the server answered without predictions"):
+        decode_predictions("text/html", body)

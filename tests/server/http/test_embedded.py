@@ -1,0 +1,214 @@
+"""A mounted model answers as the server does, follows the registry, and leaves nothing behind."""
+
+import asyncio
+import gzip
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from mlflow_deploy_plugin import asgi_app, wsgi_app
+from mlflow_deploy_plugin.errors import DeploymentFailed
+from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
+from mlflow_deploy_plugin.server import AsgiApp, WsgiApp
+from mlflow_deploy_plugin.settings import load_settings
+from tests.support.models import mixed_model
+from tests.support.serving import Served
+from tests.support.waiting import wait_until
+
+RECORD = b'{"dataframe_records": [{"carrier": "UA", "distance": 1400.0, "hour": 17, "late": true}]}'
+JSON = {"Content-Type": "application/json"}
+V2 = (
+    b'{"id": "1", "inputs": [{"name": "carrier", "shape": [1], "datatype": "BYTES", "data": ["AA"]},'
+    b' {"name": "distance", "shape": [1], "datatype": "FP64", "data": [1]},'
+    b' {"name": "hour", "shape": [1], "datatype": "INT64", "data": [1]},'
+    b' {"name": "late", "shape": [1], "datatype": "BOOL", "data": [true]}]}'
+)
+REQUESTS = {
+    "predictions": ("POST", "/invocations", JSON, RECORD),
+    "of a named endpoint": ("POST", "/endpoints/flights/invocations", JSON, RECORD),
+    "compressed": ("POST", "/invocations", {**JSON, "Content-Encoding": "gzip"}, gzip.compress(RECORD, mtime=0)),
+    "answered as lines": ("POST", "/invocations", {**JSON, "Accept": "application/jsonl"}, RECORD),
+    "V2": ("POST", "/v2/models/flights/infer", JSON, V2),
+    "V2's metadata": ("GET", "/v2/models/flights", {}, b""),
+    "TensorFlow's status": ("GET", "/v1/models/flights", {}, b""),
+    "ready": ("GET", "/ping", {}, b""),
+    "a HEAD": ("HEAD", "/health", {}, b""),
+    "broken JSON": ("POST", "/invocations", JSON, b"{"),
+    "another type": ("POST", "/invocations", {"Content-Type": "text/html"}, RECORD),
+    "a missing column": ("POST", "/v2/models/flights/infer", JSON, V2.replace(b"carrier", b"carier")),
+    "too large": ("POST", "/invocations", JSON, b" " * 3000),
+    "another method": ("DELETE", "/invocations", {}, b""),
+    "what it takes": ("OPTIONS", "/feedback", {}, b""),
+    "another endpoint": ("GET", "/v2/models/ü%2F", {}, b""),
+    "no route": ("GET", "/invocation", {}, b""),
+}
+OF_THE_REQUEST = {"x-request-id", "x-prediction-id", "date", "server", "connection"}
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def ask_wsgi(app: WsgiApp, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+    from urllib.parse import unquote_to_bytes
+
+    environ = {
+        "REQUEST_METHOD": method,
+        "SCRIPT_NAME": "/models",
+        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "CONTENT_LENGTH": str(len(body)),
+        "HTTP_HOST": "localhost",
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.url_scheme": "http",
+    }
+    for name, value in headers.items():
+        key = name.upper().replace("-", "_")
+        environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
+    began: list[Any] = []
+    content = b"".join(app(environ, lambda status, fields, error=None: began.extend((status, fields))))
+    return int(began[0][:3]), {name.lower(): value for name, value in began[1]}, content
+
+
+def ask_asgi(app: AsgiApp, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+    from urllib.parse import unquote
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "root_path": "/models",
+        "path": "/models" + unquote(path),
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")] + [(k.lower().encode(), v.encode()) for k, v in headers.items()],
+        "client": ("127.0.0.1", 1),
+    }
+    pieces = [body[:10], body[10:]]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    fields = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], fields, b"" if method == "HEAD" else sent[1]["body"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed_model(tmp_path_factory.mktemp("embedded") / "mixed")
+
+
+CONFIG = {"server.max_body_bytes": 2000}
+
+
+@pytest.fixture(scope="module")
+def mounted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Callable[..., Answer]]]:
+    states = tmp_path_factory.mktemp("states")
+    wsgi = wsgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "wsgi")
+    asgi = asgi_app(str(folder), name="flights", config=CONFIG, state_dir=states / "asgi")
+    with closing(wsgi), closing(asgi):
+        yield {"wsgi": lambda *given: ask_wsgi(wsgi, *given), "asgi": lambda *given: ask_asgi(asgi, *given)}
+
+
+def test_a_mounted_model_answers_as_the_server_does(
+    mounted: dict[str, Callable[..., Answer]], folder: Path, serve: Callable[..., Served]
+) -> None:
+    url = serve("-m", str(folder), "--name", "flights", "-C", "server.max_body_bytes=2000").wait_ready().url
+    for case, (method, path, headers, body) in REQUESTS.items():
+        plain = {"Accept-Encoding": "identity", "User-Agent": "t", "Accept": "*/*", **headers}
+        response = requests.request(method, url + path, headers=plain, data=body, timeout=30)
+        expected = {name.lower(): value for name, value in response.headers.items()}
+        for kind, ask in mounted.items():
+            status, fields, content = ask(method, path, headers, body)
+            assert (status, content) == (response.status_code, response.content), f"{case} by {kind}"
+            kept = {name: value for name, value in fields.items() if name not in OF_THE_REQUEST}
+            length = {} if method == "HEAD" or status == 204 else {"content-length": str(len(content))}
+            wanted = {name: value for name, value in expected.items() if name not in OF_THE_REQUEST}
+            assert {**kept, **length} == {**wanted, **length}, f"{case} by {kind}"
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "asgi"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/pages/page.css", "/endpoints/flights"])
+def test_pages_for_people_are_left_out(mounted: dict[str, Callable[..., Answer]], kind: str, path: str) -> None:
+    status, _, body = mounted[kind]("GET", path, {}, b"")
+    assert status == 404
+    assert b"a model within an application has no pages" in body
+
+
+def test_a_websocket_is_closed_and_a_lifespan_ends_the_model(folder: Path, tmp_path: Path) -> None:
+    app = asgi_app(str(folder), state_dir=tmp_path)
+    agents = [child for child in psutil.Process().children() if str(tmp_path) in child.cmdline()]
+    told = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        return told.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    asyncio.run(app({"type": "websocket"}, receive, send))
+    asyncio.run(app({"type": "lifespan"}, receive, send))
+
+    assert sent == ["websocket.close", "lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert len(agents) == 1
+    assert not any(child.is_running() for child in agents)
+
+
+def test_what_a_mounted_model_answers_reaches_the_inference_log(folder: Path, tmp_path: Path) -> None:
+    with closing(wsgi_app(str(folder), name="logged", state_dir=tmp_path)) as app:
+        for _ in range(3):
+            assert ask_wsgi(app, "POST", "/invocations", JSON, RECORD)[0] == 200
+
+    tables = list(view_tables(open_log(load_settings().inference_log), View("logged"), {"carrier"}))
+    assert sum(table.num_rows for table in tables) == 3
+
+
+def test_two_processes_of_one_application_have_folders_of_their_own(folder: Path, tmp_path: Path) -> None:
+    with (
+        closing(wsgi_app(str(folder), state_dir=tmp_path / "state")),
+        closing(wsgi_app(str(folder), state_dir=tmp_path / "state")),
+    ):
+        assert {path.name for path in tmp_path.iterdir()} == {"state", "state.2"}
+
+
+def test_a_model_that_is_not_there_is_said_at_the_start_and_nothing_is_left(tmp_path: Path) -> None:
+    before = len(psutil.Process().children())
+    with pytest.raises(DeploymentFailed, match="nowhere"):
+        asgi_app(str(tmp_path / "nowhere"), state_dir=tmp_path / "state")
+    assert len(psutil.Process().children()) == before
+    with closing(wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state")):  # the folder is free again
+        pass
+
+
+def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed_ends(
+    folder: Path, tmp_path: Path
+) -> None:
+    mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
+    code = f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); time.sleep(60)"
+
+    def agents() -> list[psutil.Process]:
+        return psutil.Process(app.pid).children()
+
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as app:
+        assert app.stdout is not None
+        assert app.stdout.readline() == b"ready\n"
+        (killed,) = agents()
+        os.kill(killed.pid, signal.SIGKILL)
+        wait_until(lambda: any("--parent" in one.cmdline() for one in agents() if one != killed), what="a new agent")
+        (agent,) = agents()
+        app.kill()
+    wait_until(lambda: not agent.is_running(), 20, "the agent has ended")

@@ -1,0 +1,96 @@
+"""The examples of docs/embed.md, run as they stand but for the model: an application with a model in it."""
+
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from werkzeug.test import Client as WsgiClient
+
+from mlflow_deploy_plugin import wsgi_app
+from mlflow_deploy_plugin.client import Client
+from mlflow_deploy_plugin.errors import InvalidConfig
+from tests.support.models import mixed_model
+from tests.support.waiting import free_port, wait_until
+
+PAGE = (Path(__file__).parents[1] / "docs" / "embed.md").read_text()
+RECORD = {"carrier": "UA", "distance": 1400.0, "hour": 17, "late": True}
+
+
+def write_example(framework: str, folder: Path) -> Path:
+    found = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    (code,) = (block for block in found if block.startswith(f"from {framework}"))
+    model = mixed_model(folder / "model")
+    file = folder / "application.py"
+    file.write_text(code.replace("models:/flight-delay/Production", str(model)))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    yield
+    for child in psutil.Process().children():  # what an example has mounted lives as long as its process
+        if str(tmp_path) in " ".join(child.cmdline()):
+            child.terminate()
+            child.wait(20)
+
+
+def test_fastapi_serves_a_model_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    write_example("fastapi", tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "application:app", "--port", str(port)]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as process:
+        try:
+            client = Client(f"http://127.0.0.1:{port}/flights")
+            wait_until(client.ready, 60, "the application")
+            assert client.predict([RECORD]).values == ["yes"]
+            assert client.infer({name: [value] for name, value in RECORD.items()}).model == "model"
+            index = requests.get(f"http://127.0.0.1:{port}/", timeout=10).json()
+            assert index == {"predictions": "/flights/invocations"}
+            agents = psutil.Process(process.pid).children()
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert len(agents) == 1
+    wait_until(lambda: not agents[0].is_running(), 20, "the agent has ended")
+
+
+def ask(application: Any) -> None:
+    client = WsgiClient(application)
+    answer = client.post("/flights/invocations", json={"dataframe_records": [RECORD]})
+    assert (answer.status_code, answer.get_json()) == (200, {"predictions": ["yes"]})
+    assert client.get("/").get_json() == {"predictions": "/flights/invocations"}
+
+
+def test_flask_serves_a_model(tmp_path: Path) -> None:
+    ask(runpy.run_path(str(write_example("flask", tmp_path)))["app"])
+
+
+def test_django_serves_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("django")
+    from django.conf import settings
+    from django.http import JsonResponse
+    from django.urls import path
+
+    urls = ModuleType("application_urls")
+    urls.__dict__["urlpatterns"] = [path("", lambda request: JsonResponse({"predictions": "/flights/invocations"}))]
+    monkeypatch.setitem(sys.modules, urls.__name__, urls)
+    settings.configure(ROOT_URLCONF=urls.__name__, ALLOWED_HOSTS=["*"], LOGGING_CONFIG=None)
+    ask(runpy.run_path(str(write_example("django", tmp_path)))["application"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [({"server.thread": 4}, "server.threads"), ({"server.threads": "many"}, "server.threads")]
+)
+def test_a_field_that_is_not_known_is_refused_before_anything_starts(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfig, match=message):
+        wsgi_app("models:/m/1", config=config)
