@@ -208,8 +208,8 @@ def end_on_signals(ended: threading.Event) -> None:
     """Set the event when the first SIGTERM or SIGINT comes, and ignore later ones. Call it in the main thread.
 
     A handler that sets the event itself waits forever if it interrupts the main thread where that holds the event's
-    lock, as in `wait` or in another handler. Two signals in a row are usual: a parent with threads dies thread by thread,
-    and each of them sends the one of `die_with_parent`.
+    lock, as in `wait` or in another handler. Two signals in a row are usual: a parent with threads dies thread by
+    thread, and each of them sends the one of `die_with_parent`.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
 
