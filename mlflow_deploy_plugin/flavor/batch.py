@@ -126,12 +126,25 @@ def column_type(series: "pd.Series[Any]") -> ColumnType:
     )
 
 
-def signature_of(batch: Batch, prediction: Array | dict[str, Array]) -> ModelSignature:
+def signature_of(
+    batch: Batch, prediction: Array | dict[str, Array], inputs: tuple[Input, ...] = (), outputs: tuple[Output, ...] = ()
+) -> ModelSignature:
     """Return the names, order and types of the columns (or tensors), and the type of the prediction.
 
     Integers are `long`: MLflow warns that they cannot be missing, and indeed an ONNX integer cannot.
+
+    Args:
+        inputs, outputs: of the graph. Tensors have the sizes that it declares: -1 for free ones.
     """
-    return ModelSignature(inputs=_input_schema(batch, ()), outputs=infer_signature(None, prediction).outputs)
+    predicted = infer_signature(None, prediction).outputs
+    declared = {output.name: output.shape for output in outputs}
+    if predicted.is_tensor_spec():
+        specs = predicted.inputs
+        shapes = [declared.get(one.name, outputs[0].shape if len(outputs) == 1 else one.shape) for one in specs]
+        predicted = SignatureSchema(
+            [TensorSpec(one.type, shape, one.name) for one, shape in zip(specs, shapes, strict=True)]
+        )
+    return ModelSignature(inputs=_input_schema(batch, inputs), outputs=predicted)
 
 
 def graph_signature(batch: Batch | None, inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> ModelSignature:

@@ -39,12 +39,33 @@ _MATRIX_COLUMNS = 2_000
 _CHANGED_VALUES = 4_000_000  # in a wide table only some columns are changed: rows for all would grow as its square
 _CHANGED_COLUMNS = 100
 _CHUNK_ELEMENTS = 4_000_000  # of a tensor, at once in memory
+_OTHER_SIZES = 8  # for tensors with free sizes
+_OTHER_SIZE_ROWS = 8
+
+
+def symbolic_sizes(proto: Any) -> dict[str, dict[int, str]]:
+    """Return the symbols of the free sizes beside the rows, by the axes of each of a graph's inputs."""
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
+    return {
+        name: {
+            axis: size.dim_param or f"{name}_{axis}" for axis, size in enumerate(sizes) if axis and not size.dim_value
+        }
+        for name, sizes in shapes.items()
+    }
 
 
 def parity_rows(
-    example: Batch, parity_data: Batch | None, boundary_values: BoundaryValues, seed: int = 0
+    example: Batch,
+    parity_data: Batch | None,
+    boundary_values: BoundaryValues,
+    sizes: Mapping[str, Mapping[int, str]] | None = None,
+    seed: int = 0,
 ) -> Iterator[RowGroup]:
-    """Yield the example, `parity_data`, and generated rows, at least `MIN_PARITY_ROWS` together."""
+    """Yield the example, `parity_data`, and generated rows, at least `MIN_PARITY_ROWS` together.
+
+    Args:
+        sizes: as `symbolic_sizes` returns them; rows of other sizes than the example's are drawn, too.
+    """
     random = np.random.default_rng(seed)
     given = 0
     for source, data in (("example", example), ("parity_data", parity_data)):
@@ -59,6 +80,7 @@ def parity_rows(
     if isinstance(example, pd.DataFrame):
         yield from _TableRows(example, random).groups(boundary_values, MIN_PARITY_ROWS - given)
         return
+    yield from _other_sizes(example, sizes or {}, random)
     name, array = next(iter(example.items()))
     if len(example) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
         yield from _tensor_rows(example, random, max(MIN_PARITY_ROWS - given, 200))
@@ -308,3 +330,20 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
         with np.errstate(over="ignore"):
             return np.asarray(array[rows] + random.normal(size=shape) * (high / 2 - low / 2) * 0.2).astype(array.dtype)
     return (2 * random.uniform(low / 2, high / 2, shape)).astype(array.dtype)
+
+
+def _other_sizes(
+    example: dict[str, Array], sizes: Mapping[str, Mapping[int, str]], random: np.random.Generator
+) -> Iterator[RowGroup]:
+    """Yield rows of other lengths: tensors are cut, or repeated. Sizes of one symbol are the same in all tensors."""
+    only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}  # the only tensor may have no name
+    found = {name: sizes.get(name, only) for name in example}
+    most = {symbol: 2 * example[name].shape[axis] for name, axes in found.items() for axis, symbol in axes.items()}
+    for _ in range(_OTHER_SIZES if most else 0):
+        chosen = random.integers(0, batches.row_count(example), _OTHER_SIZE_ROWS)
+        drawn = {symbol: np.arange(random.integers(1, size, endpoint=True)) for symbol, size in most.items()}
+        changed = {name: array[chosen] for name, array in example.items()}
+        for name, axes in found.items():
+            for axis, symbol in axes.items():
+                changed[name] = changed[name].take(drawn[symbol], axis, mode="wrap")
+        yield RowGroup("other sizes", changed)

@@ -25,11 +25,11 @@ from mlflow_deploy_plugin.flavor.batch import (
     graph_signature,
     signature_of,
 )
-from mlflow_deploy_plugin.flavor.convert import converter_for
+from mlflow_deploy_plugin.flavor.convert import converter_for, load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx, with_alternative
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, OriginalModel
 from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity
-from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows
+from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
 from mlflow_deploy_plugin.flavor.saved_model import (
     WrappedModel,
     environment_lock,
@@ -72,11 +72,14 @@ def wrap(
     _check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     _check_choice("parity", parity, ParityPolicy)
     try:
+        model = load_file(model)
+        converter = converter_for(model)
         example, proof, reference, times = _read_data(
-            model, input_example, signature, parity_data, reference_data, event_time
+            converter, model, input_example, signature, parity_data, reference_data, event_time
         )
         with TemporaryDirectory(prefix="onnxserve-") as folder:
-            form = _FormTrials(model, example, proof, signature, predict_fn).select(Path(folder))
+            axes = _dynamic_axes(signature, example, proof, reference)
+            form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(Path(folder))
             _check_parity(form.report, parity)
             has_rows = form.runnable.schema.has_rows
             if not has_rows and (reference is not None or times is not None):
@@ -120,10 +123,15 @@ def _check_parity(report: ParityReport, parity: ParityPolicy) -> None:
 
 
 def _read_data(
-    model: Any, input_example: Any, signature: Any, parity_data: Any, reference_data: Any, event_time: Any
+    converter: Any,
+    model: Any,
+    input_example: Any,
+    signature: Any,
+    parity_data: Any,
+    reference_data: Any,
+    event_time: Any,
 ) -> tuple[Batch | None, Batch | None, Batch | None, Array | None]:
     """Return the example, `parity_data` and `reference_data` as batches of the model, and the event times."""
-    converter = converter_for(model)
     times, judged = _split_event_times(event_time, reference_data if reference_data is not None else input_example)
     if reference_data is None:
         input_example = judged
@@ -140,6 +148,33 @@ def _read_data(
 
     further = None if reference_data is None else judged
     return example, read(parity_data, "parity_data"), read(further, "reference_data"), times
+
+
+def _dynamic_axes(signature: ModelSignature | None, example: Batch | None, *others: Batch | None) -> DynamicAxes:
+    """Return the axes of tensors whose size is -1 in the signature, or differs between the example and other data.
+
+    Raises:
+        InvalidConfig: a tensor has another number of dimensions than the example's.
+    """
+    if example is None or isinstance(example, pd.DataFrame):
+        return {}
+    shapes = {name: [array.shape] for name, array in example.items()}
+    for other in others:
+        for name, array in () if other is None or isinstance(other, pd.DataFrame) else other.items():
+            if array.ndim != example[name].ndim:
+                raise InvalidConfig(
+                    f"parity_data, reference_data: {name or 'the array'} has the shape {list(array.shape)}; "
+                    f"the example's is {list(example[name].shape)}"
+                )
+            shapes[name].append(array.shape)
+    specs = [] if signature is None or signature.inputs is None else signature.inputs.inputs
+    for spec in specs:
+        if (name := spec.name or "") in example and len(getattr(spec, "shape", ())) == example[name].ndim:
+            shapes[name].append(spec.shape)
+    return {
+        name: tuple(axis for axis, sizes in enumerate(zip(*found, strict=True)) if axis and len({*sizes}) > 1)
+        for name, found in shapes.items()
+    }
 
 
 def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
@@ -194,11 +229,13 @@ class OnnxForm:
 class _FormTrials:
     """Compares all forms of a model on the same rows, for which the original is called once."""
 
+    converter: Any
     model: Any
     example: Batch | None
     parity_data: Batch | None
     signature: ModelSignature | None
     predict_fn: PredictFunction
+    dynamic_axes: DynamicAxes
     rows: list[RowGroup] = field(default_factory=list)
     answers: dict[int, dict[str, Array]] = field(default_factory=dict)
 
@@ -214,7 +251,8 @@ class _FormTrials:
         best: OnnxForm | None = None
         failure: ModelError | None = None
         model = self.model
-        for position, make in enumerate(converter_for(model).forms(model, self.example, self.predict_fn)):
+        makers = self.converter.forms(model, self.example, self.predict_fn, self.dynamic_axes)
+        for position, make in enumerate(makers):
             try:
                 draft = folder / str(position)
                 draft.mkdir()
@@ -242,12 +280,14 @@ class _FormTrials:
         elif signature is None:  # inputs as in the example, outputs as the original returns them
             answers, names = original(batches.take_rows(example, _HEAD)), converted.prediction
             predicted = answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names}
-            signature = signature_of(example, predicted)
+            signature = signature_of(example, predicted, converted.inputs, converted.outputs)
         write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
             return OnnxForm(converted, runnable, signature, ParityReport("no-original"))
-        rows: Iterable[RowGroup] = self.rows or parity_rows(example, self.parity_data, converted.boundary_values)
+        rows: Iterable[RowGroup] = self.rows or parity_rows(
+            example, self.parity_data, converted.boundary_values, symbolic_sizes(converted.proto)
+        )
         if isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
             rows = self.rows = list(rows)
         report = prove_parity(runnable, converted, partial(self.answer_once, original), rows, MIN_PARITY_ROWS)

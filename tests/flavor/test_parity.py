@@ -27,7 +27,7 @@ def table() -> pd.DataFrame:
 
 
 def _saved(model: Any, table: Any, folder: Any) -> Saved:
-    converted = forms(model, table, "predict")[0]()
+    converted = forms(model, table, "predict", {})[0]()
     signature = signature_of(table, model.predict(table))
     write_mlmodel(folder, Model(signature=signature), converted, "predict", {})
     return OnnxModel.load(folder), converted
@@ -80,7 +80,7 @@ def test_all_rows_are_proven_in_both_ways_of_a_graph(
     rows: int, few: int, many: int, state: str, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     text = _TWO_WAYS.replace("FEW", f"{few}.0").replace("MANY", f"{many}.0")
-    plain = forms(LinearRegression().fit(table, table[["a"]] * 3), table, "predict")[0]()
+    plain = forms(LinearRegression().fit(table, table[["a"]] * 3), table, "predict", {})[0]()
     converted = replace(plain, proto=onnx.parser.parse_model(text), many_rows=10)
     write_mlmodel(tmp_path, Model(signature=signature_of(table, table[["a"]].to_numpy())), converted, "predict", {})
 

@@ -1,43 +1,178 @@
-"""Trained models → ONNX: one small module for each framework, chosen by a table.
+"""Trained models → ONNX: one small module for each framework, chosen by one table.
 
 The next framework is one module with the two functions below, and one line in `_MODULES`:
 
     read_batch(model, data) -> Batch  returns the user's example or data as the model takes it
-    forms(model, batch, predict_fn) -> list[Callable[[], ConvertedModel]]
+    forms(model, batch, predict_fn, dynamic_axes) -> list[Callable[[], ConvertedModel]]
                                       returns functions that make an ONNX form, the preferred one first; they are called
                                       until one form is proven
+
+A framework of your own is a `Converter` of another distribution, in the entry-point group `onnxserve.converters`
+(docs/extend.md). These come first, so that a class which inherits from scikit-learn's or torch's may have its own.
 """
 
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
 
-from mlflow_deploy_plugin.errors import ConversionError
+import numpy as np
+import pandas as pd
+
+from mlflow_deploy_plugin.errors import ConversionError, OnnxserveError
+from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
 
+__all__ = ["GROUP", "ConvertedModel", "Converter", "DynamicAxes", "bind_graph", "converter_for", "load_file"]
+
+GROUP = "onnxserve.converters"
+_ROOM = "mlflow_deploy_plugin.flavor.convert"
 _MODULES = {
-    **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "mlflow_deploy_plugin.flavor.convert.sklearn"),
-    "onnx": "mlflow_deploy_plugin.flavor.convert.onnx",
-    "sklearn": "mlflow_deploy_plugin.flavor.convert.sklearn",
-    "torch": "mlflow_deploy_plugin.flavor.convert.torch",
+    **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
+    **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch")},
 }
+"""Our module by the package of a model's class. Its name is that of the extra with what it needs."""
+
+_logger = logging.getLogger("mlflow_deploy_plugin.flavor")
+
+
+class Converter(Protocol):
+    """A module or an object of another distribution, registered in the group `onnxserve.converters`.
+
+    It may have a third function, `read_batch(model, data) -> Batch`, if its models take other data than tables and
+    arrays.
+    """
+
+    def matches(self, model: Any) -> bool:
+        """Return True for the models that it converts. It is asked for every model, so it imports nothing heavy."""
+
+    def convert(self, model: Any, example: Batch | None, **options: Any) -> ConvertedModel:
+        """Return the ONNX form, by `bind_graph`, with the original's predictions.
+
+        Args:
+            example: the user's rows: a table, or arrays by name (the only one is named ""); None without an example.
+            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), and what later
+                versions add.
+
+        Raises:
+            ConversionError: the model has no ONNX form; the message says which part and why.
+        """
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """A converter of another distribution, with the functions of our modules."""
+
+    entry: EntryPoint
+    converter: Any
+
+    def read_batch(self, model: Any, data: Any) -> Batch:
+        if hasattr(self.converter, "read_batch"):
+            batch: Batch = self._call(self.converter.read_batch, model, data)
+            return batch
+        return data if isinstance(data, pd.DataFrame) else read_arrays(data)
+
+    def forms(
+        self, model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+    ) -> list[Callable[[], ConvertedModel]]:
+        options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
+        return [partial(self._call, self.converter.convert, model, batch, **options)]
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except OnnxserveError:
+            raise
+        except Exception as error:
+            raise ConversionError(
+                f"the converter {_described(self.entry)} failed: {type(error).__name__}: {_one_line(error)}"
+            ) from error
 
 
 def converter_for(model: Any) -> Any:
-    """Return the module that converts `model`: that of the first class in its ancestry with a known package.
+    """Return what converts `model`: a registered converter, or the module of the first package in its ancestry.
 
     Raises:
-        ConversionError: no module knows the model's framework, or the framework's converter is not installed.
+        ConversionError: nothing knows the model's framework, or the framework's converter is not installed.
     """
+    for registered in _registered(model):
+        return registered
     framework = "onnx" if is_onnx(model) else next((name for name in packages_of(model) if name in _MODULES), None)
     if framework is None:
         raise ConversionError(
             f"{type(model).__module__}.{type(model).__qualname__} is of no framework that can be converted to ONNX; "
             f"known are {', '.join(sorted(_MODULES))}"
         )
+    extra = _MODULES[framework]
     try:
-        return import_module(_MODULES[framework])  # only now: the frameworks are heavy, and optional
+        return import_module(f"{_ROOM}.{extra}")  # only now: the frameworks are heavy, and optional
     except ModuleNotFoundError as error:
-        extra = _MODULES[framework].rpartition(".")[2]
         raise ConversionError(
             f"converting a {framework} model needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'"
         ) from None
+
+
+def _registered(model: Any) -> Iterator[_Registered]:
+    """Yield the converters of other distributions for a model. One that fails is logged by one line and left out."""
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            converter = entry.load()
+            if converter.matches(model):
+                yield _Registered(entry, converter)
+        except Exception as error:  # noqa: BLE001 - the code of another distribution
+            reason = f"{type(error).__name__}: {_one_line(error)}"
+            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
+
+
+def _described(entry: EntryPoint) -> str:
+    return f"{entry.name} = {entry.value}" + (f" ({entry.dist.name} {entry.dist.version})" if entry.dist else "")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def read_arrays(data: Any) -> dict[str, Any]:
+    """Return arrays by name: a mapping's, or the only one, which is named ""."""
+    if isinstance(data, dict):
+        return {str(name): np.asarray(values) for name, values in data.items()}
+    return {"": np.asarray(data)}
+
+
+_LOADERS: dict[str, tuple[str, str]] = {
+    ".keras": ("keras", "saving.load_model"),
+    ".pt2": ("torch", "export.load"),
+    **dict.fromkeys((".pt", ".pth", ".ts"), ("torch", "jit.load")),
+}
+_SAVED_MODEL = ("tensorflow", "saved_model.load")
+"""The framework of a file, by its suffix, and the framework's function that loads it."""
+
+
+def load_file(model: Any) -> Any:
+    """Return the model in a file of Keras, `torch.export` or TorchScript, or in a folder of TensorFlow's SavedModel.
+
+    Everything else is returned as it is, the path of an ONNX file too.
+
+    Raises:
+        ConversionError: the file is not what its name says, or the framework is not installed.
+    """
+    if not isinstance(model, str | PathLike):
+        return model
+    path = Path(model)
+    is_saved_model = (path / "saved_model.pb").is_file()
+    if not is_saved_model and path.suffix not in _LOADERS:
+        return model
+    framework, load = _SAVED_MODEL if is_saved_model else _LOADERS[path.suffix]
+    try:
+        return attrgetter(load)(import_module(framework))(str(path))
+    except ModuleNotFoundError as error:
+        raise ConversionError(f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{framework}]'") from None
+    except Exception as error:
+        raise ConversionError(f"{path} is not a model of {framework}: {_one_line(error)}") from error

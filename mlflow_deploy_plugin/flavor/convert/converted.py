@@ -2,17 +2,23 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import onnx
+import pandas as pd
 from onnx import TensorProto
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 OriginalModel = Callable[[Batch], dict[str, Array]]
 """A function that returns the original model's predictions for a batch, by ONNX output name; its errors are its own."""
+
+DynamicAxes = Mapping[str, tuple[int, ...]]
+"""The axes of each tensor, beside the rows (axis 0), whose size differs between requests: lengths of texts, image
+sizes."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,80 @@ class ConvertedModel:
     margin: Callable[[Batch], Array] | None = None
     many_rows: int = 0
     repair: str = ""
+
+
+def bind_graph(
+    proto: Any, batch: Batch | None, framework: str, framework_version: str, original: OriginalModel | None
+) -> ConvertedModel:
+    """Return a graph as a converted model, its inputs bound to the columns or tensors of the batch.
+
+    A table's columns are the graph's inputs by name, or all of them are stacked into its only input, [N, columns]. All
+    outputs are answered, as values; `dataclasses.replace` gives them other roles.
+
+    Args:
+        proto: an `onnx.ModelProto`, its weights inline.
+        batch: the example; None for a graph that is served as it declares its inputs.
+        original: as in `ConvertedModel`. With one, each input and output needs a free first dimension, its rows.
+
+    Raises:
+        ConversionError: not valid ONNX, a type that cannot be served, or batches of one size only.
+        InvalidConfig: the batch does not have the graph's inputs.
+    """
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:  # noqa: BLE001 - protobuf and the checker each raise their own
+        raise ConversionError(f"not a valid ONNX model: {' '.join(str(error).split())[:300]}") from None
+    held = {initializer.name for initializer in proto.graph.initializer}
+    inputs = [Input(value.name, *_described(value, original)) for value in proto.graph.input if value.name not in held]
+    names = [entry.name for entry in inputs]
+    if isinstance(batch, pd.DataFrame):
+        columns = tuple(str(column) for column in batch.columns)
+        is_matrix = len(inputs) == 1 and (len(inputs[0].shape) != 2 or inputs[0].shape[1] in (-1, len(columns)))
+        if not is_matrix and not set(names) <= set(columns):
+            raise InvalidConfig(f"input_example: its columns {list(columns)} are not the graph's inputs {names}")
+        inputs = [replace(one, columns=(one.name,) if one.name in columns else columns) for one in inputs]
+    elif batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
+        raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")
+    outputs = tuple(Output(value.name, *_described(value, original)) for value in proto.graph.output)
+    return ConvertedModel(
+        proto=proto,
+        inputs=tuple(inputs),
+        outputs=outputs,
+        prediction=tuple(output.name for output in outputs),
+        framework=framework,
+        framework_version=framework_version,
+        original=original,
+    )
+
+
+def _described(value: Any, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
+    """Return dtype and shape of a graph's input or output, which can be served."""
+    dtype, shape = dtype_and_shape(value)
+    if not dtype:
+        raise ConversionError(f"the graph's {value.name!r} is of a type that cannot be served")
+    if original is not None and (not shape or shape[0] != -1):
+        raise ConversionError(
+            f"{value.name!r} has the fixed shape {list(shape)}: the model must treat its first dimension as the batch"
+        )
+    return dtype, shape
+
+
+def rename_values(proto: Any, inputs: list[str], outputs: list[str]) -> Any:
+    """Return the graph with other names of its inputs and outputs, given in their order.
+
+    `Identity` nodes stand between the old names and the new: subgraphs may refer to the old ones.
+    """
+    graph = proto.graph
+    held = {initializer.name for initializer in graph.initializer}
+    for value, name in zip([value for value in graph.input if value.name not in held], inputs, strict=True):
+        if value.name != name:
+            graph.node.insert(0, onnx.helper.make_node("Identity", [name], [value.name]))
+            value.name = name
+    for value, name in zip(graph.output, outputs, strict=True):
+        if value.name != name:
+            graph.node.append(onnx.helper.make_node("Identity", [value.name], [name]))
+            value.name = name
+    return proto
 
 
 def call_original(original: OriginalModel, batch: Batch, argument: str = "input_example") -> dict[str, Array]:

@@ -1,28 +1,42 @@
-"""torch modules, converted by torch's dynamo exporter."""
+"""torch modules, converted by torch's dynamo exporter; programs of `torch.export`; TorchScript by the legacy exporter.
+
+A ScriptModule keeps its control flow in the legacy exporter (`If`, `Loop`). The dynamo exporter refuses it, and what
+`TS2EPConverter` makes of it has fixed sizes (torch 2.13).
+"""
 
 import inspect
 import io
 import logging
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import torch
+from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, OriginalModel, call_original, dtype_and_shape
-from mlflow_deploy_plugin.runtime import Array, Input, Output
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    OriginalModel,
+    bind_graph,
+    call_original,
+)
+from mlflow_deploy_plugin.runtime import Array
 
 _EXAMPLE_ROWS = 3
-"""Rows of the traced example. One row would silently fix the batch of an LSTM or Transformer at 1; with two rows the
-exporter may take an inner size of 2 for the batch."""
+"""The least rows of the traced example. One row would silently fix the batch of an LSTM or Transformer at 1; with as
+many rows as an inner size has, the exporter may take that for the batch."""
 
 
 def read_batch(model: Any, data: Any) -> Batch:
@@ -36,7 +50,9 @@ def read_batch(model: Any, data: Any) -> Batch:
     return {"": _array(data)}
 
 
-def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[], ConvertedModel]]:
+def forms(
+    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+) -> list[Callable[[], ConvertedModel]]:
     """Return one form, the exported module.
 
     Raises:
@@ -46,71 +62,124 @@ def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[],
         raise InvalidConfig("input_example: a torch module needs one, to know the shapes and types of its inputs")
     if predict_fn != "predict":
         raise InvalidConfig("pyfunc_predict_fn: a torch module has only its forward; leave it at 'predict'")
-    return [partial(_export, model, batch)]
+    return [partial(_export, model, batch, dynamic_axes)]
 
 
-def _export(module: torch.nn.Module, batch: Batch) -> ConvertedModel:
-    columns = tuple(str(name) for name in batch.columns) if isinstance(batch, pd.DataFrame) else ()
-    if columns or set(batch) == {""}:
-        names = [next(iter(_parameters(module)), "input")]
+def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedModel:
+    parameters = _parameters(model)
+    if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
+        names = [next(iter(parameters), "input")]
     else:
-        names = [name for name in _parameters(module) if name in batch]
+        names = [name for name in parameters if name in batch]
         if unknown := [name for name in batch if name not in names]:
             raise InvalidConfig(
-                f"input_example: {type(module).__name__}.forward has no parameter {unknown[0]!r}; "
-                f"it has {', '.join(_parameters(module))}"
+                f"input_example: {type(model).__name__}.forward has no parameter {unknown[0]!r}; "
+                f"it has {', '.join(parameters)}"
             )
-    # the example is repeated if it is shorter
-    some = batches.take_rows(batch, np.arange(_EXAMPLE_ROWS) % batches.row_count(batch))
-    answers = call_original(_original(module), some)
-    with _eval_mode(module):
-        proto = _to_onnx(module, _tensors(module, some), names, list(answers))
-    return ConvertedModel(
-        proto=proto,
-        inputs=tuple(Input(value.name, *_free(value), columns) for value in proto.graph.input),
-        outputs=tuple(Output(value.name, *_free(value)) for value in proto.graph.output),
-        prediction=tuple(value.name for value in proto.graph.output),
-        framework="torch",
-        framework_version=str(torch.__version__),
-        original=_original(module),
-    )
+    original = original_model(model)
+    with _eval_mode(model):
+        proto = export(model, batch, names, dynamic_axes, original)
+    return bind_graph(proto, batch, "torch", str(torch.__version__), original)
 
 
-def _to_onnx(module: Any, arguments: tuple[torch.Tensor, ...], names: list[str], outputs: list[str]) -> Any:
+def export(
+    model: Any, batch: Batch, names: list[str], dynamic_axes: DynamicAxes, original: OriginalModel, legacy: bool = False
+) -> Any:
+    """Return the ModelProto of a module (or a program) in `eval` mode, by rows of the batch.
+
+    Args:
+        names: those of its inputs, in the order of `forward`.
+        legacy: use the exporter that traces modules by TorchScript.
+
+    Raises:
+        ConversionError: as `to_onnx`.
+        InvalidConfig: the model refuses the batch.
+    """
+    axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
+    # one program may take batches of one size only: then they are as long as the example
+    some = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
+    answers = call_original(original, some)
+    proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
+    if any(dynamic_axes.values()) and isinstance(some, dict):
+        # the exporter writes the example's size into the outputs of a GRU (torch 2.13)
+        longer = dict(some)
+        for name, free in dynamic_axes.items():
+            for axis in free:
+                longer[name] = longer[name].take(np.arange(longer[name].shape[axis] + 1), axis, mode="wrap")
+        with suppress(InvalidConfig):  # not every size fits every model
+            others = call_original(original, longer)
+            for value in proto.graph.output:
+                for axis, (size, other) in enumerate(
+                    zip(answers[value.name].shape, others[value.name].shape, strict=False)
+                ):
+                    if size != other and value.type.tensor_type.shape.dim[axis].dim_value:
+                        value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}_{axis}"
+    return proto
+
+
+def _traced_rows(batch: Batch) -> Batch:
+    """Return the rows that the exporter sees: at least three, and as many as no other dimension has."""
+    sizes = set() if isinstance(batch, pd.DataFrame) else {size for one in batch.values() for size in one.shape[1:]}
+    rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
+    return batches.take_rows(batch, np.arange(rows) % batches.row_count(batch))  # repeated if it is shorter
+
+
+def _to_onnx(
+    model: Any,
+    arguments: tuple[torch.Tensor, ...],
+    names: list[str],
+    outputs: list[str],
+    dynamic_axes: DynamicAxes,
+    legacy: bool,
+) -> Any:
     """Return the ModelProto, its weights inline.
+
+    Args:
+        dynamic_axes: by the names of the inputs; an exported program has its own.
 
     Raises:
         ConversionError: the exporter refuses the module; the message has its first line.
     """
-    size = torch.export.Dim("batch")
-    logger = logging.getLogger("torch.onnx")
+    loggers = [logging.getLogger("torch.onnx"), logging.getLogger("torch.export")]
+    legacy = legacy or isinstance(model, torch.jit.ScriptModule)
+    options: dict[str, Any] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
     try:
         # the exporter prints its progress, and warns of each missing optional library
-        with redirect_stdout(io.StringIO()), ExitStack() as silenced:
-            silenced.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.ERROR)
-            program = torch.onnx.export(
-                module,
-                arguments,
-                dynamo=True,
-                dynamic_shapes=tuple({0: size} for _ in arguments),
-                input_names=names,
-                output_names=outputs,
-                verbose=False,
-            )
+        with redirect_stdout(io.StringIO()), ExitStack() as silenced, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                silenced.callback(logger.setLevel, logger.level)
+                logger.setLevel(logging.ERROR)
+            if legacy:
+                buffer = io.BytesIO()
+                axes = {
+                    name: {0: "batch", **{axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}}
+                    for name in names
+                }
+                torch.onnx.export(model, arguments, buffer, dynamic_axes=axes, **options)
+                return onnx.load_from_string(buffer.getvalue())
+            if isinstance(model, ExportedProgram):
+                return torch.onnx.export(model, **options).model_proto
+            rows = Dim("batch")
+            shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
+            is_variadic = any(one.kind is one.VAR_POSITIONAL for one in _signature(model).values())
+            options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
+            return torch.onnx.export(model, arguments, **options).model_proto
     except Exception as error:
         cause = error.__cause__ or error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         reason = plain_reason(lines[0]) if lines else type(error).__name__
         if any(isinstance(one, GuardOnDataDependentSymNode) for one in (cause, cause.__cause__)):
             reason = f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
-        raise ConversionError(f"{type(module).__name__} cannot be converted to ONNX: {reason}") from error
-    return program.model_proto
+        raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
 
 
 @contextmanager
-def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
+def _eval_mode(module: Any) -> Iterator[None]:
     """Switch to `eval` mode, and afterwards each layer to its own mode again: some may be frozen in training."""
+    if isinstance(module, ExportedProgram):
+        yield  # it has the mode in which it was exported
+        return
     modes = [(layer, layer.training) for layer in module.modules()]
     with suppress(NotImplementedError):  # a traced graph, as MLflow's format pt2 holds, has no modes but its own
         module.eval()
@@ -121,16 +190,21 @@ def _eval_mode(module: torch.nn.Module) -> Iterator[None]:
             layer.training = training
 
 
-def _original(module: torch.nn.Module) -> OriginalModel:
+def original_model(model: Any) -> OriginalModel:
+    """Return the predictions of a module or a program by output name."""
+    module = model.module() if isinstance(model, ExportedProgram) else model
+    parameters = _parameters(model)
+
     def original(batch: Batch) -> dict[str, Array]:
-        with _eval_mode(module), torch.no_grad():
-            answers = _by_name(module(*_tensors(module, batch)))
+        order = [name for name in parameters if name in batch] or [str(name) for name in batch]
+        with _eval_mode(model), torch.no_grad():
+            answers = by_name(module(*_tensors(batch, order, model)))
         return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
 
     return original
 
 
-def _by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
+def by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
     """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping."""
     if isinstance(answer, torch.Tensor):
         return {name or "output": answer}
@@ -142,34 +216,28 @@ def _by_name(answer: Any, name: str = "") -> dict[str, torch.Tensor]:
         return {}
     else:
         raise ConversionError(f"the module's forward answers a {type(answer).__name__}, which is not a tensor")
-    return {key: tensor for part_name, part in parts.items() for key, tensor in _by_name(part, part_name).items()}
+    return {key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, part_name).items()}
 
 
-def _tensors(module: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, ...]:
-    """Return the arguments of `forward`, in its order, on the module's device."""
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+def _tensors(batch: Batch, names: list[str], model: Any) -> tuple[torch.Tensor, ...]:
+    """Return the arguments of `forward` on the module's device."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(batch, pd.DataFrame):
         return (torch.from_numpy(batch.to_numpy(dtype=np.float32)).to(device),)
-    order = [name for name in _parameters(module) if name in batch] or list(batch)
-    return tuple(torch.from_numpy(np.ascontiguousarray(batch[name])).to(device) for name in order)
+    arrays = [batch[name] for name in names] if "" not in batch else [batch[""]]
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
 
 
-def _parameters(module: torch.nn.Module) -> list[str]:
-    return list(inspect.signature(module.forward).parameters)
+def _parameters(model: Any) -> list[str]:
+    if isinstance(model, ExportedProgram):
+        return list(model.graph_signature.user_inputs)
+    if isinstance(model, torch.jit.ScriptModule):
+        return [argument.name for argument in model.forward.schema.arguments[1:]]  # the first is self
+    return list(_signature(model))
 
 
-def _free(value: Any) -> tuple[str, tuple[int, ...]]:
-    """Return dtype and shape.
-
-    Raises:
-        ConversionError: the first dimension is fixed, so that only batches of one size could be answered.
-    """
-    dtype, shape = dtype_and_shape(value)
-    if not shape or shape[0] != -1:
-        raise ConversionError(
-            f"{value.name!r} has the fixed shape {list(shape)}: the module must treat its first dimension as the batch"
-        )
-    return dtype, shape
+def _signature(model: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters
 
 
 def _array(values: Any) -> Array:

@@ -132,6 +132,6 @@ def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_pa
 
 
 def test_unknown_framework_is_named_with_the_known_ones() -> None:
-    known = "catboost, lightgbm, onnx, sklearn, torch, xgboost"
+    known = "catboost, keras, lightgbm, onnx, sklearn, statsmodels, tensorflow, torch, xgboost"
     with pytest.raises(ConversionError, match=rf"builtins\.dict is of no framework .* known are {known}"):
         wrap({})

@@ -5,6 +5,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,7 @@ class Recurrent(torch.nn.Module):
         self.cells = torch.nn.LSTM(4, 8, batch_first=True)
         self.head = torch.nn.Linear(8, 3)
 
-    def forward(self, sequence: Any) -> Any:
+    def forward(self, sequence: torch.Tensor) -> torch.Tensor:
         states, _ = self.cells(sequence)
         return self.head(states[:, -1])
 
@@ -162,3 +164,102 @@ def test_mode_of_every_layer_is_left_as_it_was() -> None:
     wrap(module, np.ones((5, 4), dtype=np.float32))
 
     assert [layer.training for layer in (module, *module)] == [True, True, False]
+
+
+class Tokens(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(30, 8)
+        self.cells = torch.nn.GRU(8, 6, batch_first=True)
+
+    def forward(self, ids: Any, mask: Any) -> Any:
+        states, _ = self.cells(self.embedding(ids) * mask.unsqueeze(-1))
+        return {"tokens": states, "text": states.mean(1)}
+
+
+def _texts(rows: int, length: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(length)
+    return {"ids": random.integers(0, 30, (rows, length)), "mask": np.ones((rows, length), np.float32)}
+
+
+def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
+    module = Tokens().eval()
+
+    save_model(module, tmp_path / "model", input_example=_texts(20, 7), parity_data=_texts(9, 12))
+
+    model = load_model(str(tmp_path / "model"))
+    assert [tensor.shape for tensor in model.artifact.tensors] == [(-1, -1), (-1, -1)]
+    assert [tensor.dtype for tensor in model.artifact.tensors] == ["int64", "float32"]
+    assert {output.name: output.shape for output in model.artifact.outputs} == {"tokens": (-1, -1, 6), "text": (-1, 6)}
+    for length in (1, 5, 31):
+        rows = _texts(4, length)
+        with torch.no_grad():
+            wanted = module(*map(torch.from_numpy, rows.values()))
+        found = model.run(model.schema.from_columns(rows))
+        np.testing.assert_allclose(found["tokens"], wanted["tokens"].numpy(), atol=1e-5)
+
+
+def test_a_signature_declares_free_sizes() -> None:
+    images = np.random.default_rng(0).normal(size=(4, 3, 12, 10)).astype(np.float32)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    declared = Schema([TensorSpec(np.dtype(np.float32), (-1, 3, -1, -1))])
+
+    wrapped = wrap(module, images, signature=ModelSignature(inputs=declared))
+
+    assert wrapped.converted.inputs[0].shape == (-1, 3, -1, -1)
+    assert wrapped.report.sources["other sizes"] > 0
+
+
+def test_data_of_another_rank_is_said() -> None:
+    with pytest.raises(InvalidConfig, match=r"ids has the shape \[9\]; the example's is \[20, 7\]"):
+        wrap(Tokens(), _texts(20, 7), parity_data={"ids": np.arange(9), "mask": np.ones(9)})
+
+
+class Steps(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros_like(x[:, 0])
+        for step in range(x.size(1)):  # TorchScript keeps it, and so does the graph
+            state = torch.tanh(state + x[:, step])
+        return state
+
+
+@pytest.mark.parametrize("form", ["scripted", "traced", "exported"])
+@pytest.mark.parametrize("is_file", [False, True], ids=["object", "file"])
+def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, rows = Recurrent().eval(), torch.randn(20, 5, 4)
+    if form == "exported":
+        program = torch.export.export(module, (rows,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    else:
+        program = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, rows)
+    path = tmp_path / ("net.pt2" if form == "exported" else "net.pt")
+    (torch.export if form == "exported" else torch.jit).save(program, str(path))
+
+    wrapped = wrap(path if is_file else program, rows.numpy())
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.converted.inputs[0].shape == (-1, 5, 4)
+
+
+def test_control_flow_of_a_scripted_module_stays() -> None:
+    rows = torch.randn(20, 6, 3).numpy()
+
+    wrapped = wrap(torch.jit.script(Steps()), rows, parity_data=rows[:, :4])
+
+    assert "Loop" in [node.op_type for node in wrapped.converted.proto.graph.node]
+    assert wrapped.report.state == "proven"
+
+
+def test_a_program_for_one_size_of_batches_is_refused() -> None:
+    rows = torch.randn(4, 5, 4)
+
+    with pytest.raises(ConversionError, match=r"fixed shape \[4, 5, 4\]: the model must treat its first dimension as"):
+        wrap(torch.export.export(Recurrent().eval(), (rows,)), rows.numpy())
+
+
+def test_a_file_that_is_no_program_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(Recurrent().state_dict(), path)
+
+    with pytest.raises(ConversionError, match=r"weights\.pt is not a model of torch: "):
+        wrap(path, np.ones((2, 5, 4), np.float32))

@@ -31,7 +31,13 @@ from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import top_margins
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
-from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, ConvertedModel, OriginalModel, call_original
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    BoundaryValues,
+    ConvertedModel,
+    DynamicAxes,
+    OriginalModel,
+    call_original,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, categories, elementwise, levels, texts, trees
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
@@ -84,7 +90,9 @@ def _numbers(array: Array) -> Array:
         return array
 
 
-def forms(model: Any, batch: Batch | None, predict_fn: str) -> list[Callable[[], ConvertedModel]]:
+def forms(
+    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+) -> list[Callable[[], ConvertedModel]]:
     """Return three forms: 32-bit floats; if they change predictions, 64 bits up to the last step; 64 bits throughout.
 
     A scaler in 32-bit floats moves rows across the thresholds of the trees behind it: measured, up to 653 of 4,000.

@@ -1,0 +1,198 @@
+"""Keras 3 models, by the exporter of the backend that they run on.
+
+| backend    | exporter                                                                                             |
+|------------|------------------------------------------------------------------------------------------------------|
+| torch      | torch's dynamo exporter, then its legacy one; Keras' own export would trace sizes of 1 (3.15)        |
+| tensorflow | tf2onnx (`tensorflow.py`); Keras' own export leaves out what a Normalization layer has learned (3.15) |
+| jax        | Keras' own export, by jax2onnx                                                                       |
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import pandas as pd
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    OriginalModel,
+    bind_graph,
+    call_original,
+    rename_values,
+)
+from mlflow_deploy_plugin.runtime import Array
+
+
+def read_batch(model: Any, data: Any) -> Batch:
+    """Return a table of numbers, or arrays by the names of the model's inputs (a mapping, or a list in their order)."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    if isinstance(data, list | tuple) and len(data) == len(_inputs(model)) > 1:
+        data = {tensor.name: values for tensor, values in zip(_inputs(model), data, strict=True)}
+    if isinstance(data, dict):
+        return {str(name): keras.ops.convert_to_numpy(values) for name, values in data.items()}
+    return {"": data if isinstance(data, np.ndarray) else np.asarray(data)}
+
+
+def forms(
+    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+) -> list[Callable[[], ConvertedModel]]:
+    """Return the forms: with the free sizes that the model's inputs declare, then with those of the data alone.
+
+    Raises:
+        InvalidConfig: no example (its shapes and types are needed), unknown inputs, or `predict_proba`.
+    """
+    if batch is None:
+        raise InvalidConfig("input_example: a Keras model needs one, to know the shapes and types of its inputs")
+    if predict_fn != "predict":
+        raise InvalidConfig("pyfunc_predict_fn: a Keras model has only its predict; leave it at 'predict'")
+    names = _names(model, batch)
+    asked = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
+    declared = {
+        name: tuple(axis for axis, size in enumerate(tensor.shape) if axis and (size is None or axis in asked[name]))
+        for name, tensor in zip(names, _inputs(model), strict=False)
+    }
+    free = [declared, asked] if declared and declared != asked else [asked]
+    make = {"torch": _by_torch, "tensorflow": _by_tensorflow, "jax": _by_jax}.get(keras.backend.backend())
+    if make is None:
+        raise ConversionError(f"the backend {keras.backend.backend()} of Keras has no exporter to ONNX")
+    ways = (False, True) if make is _by_torch else (False,)
+    return [partial(_export, make, model, batch, names, axes, legacy) for legacy in ways for axes in free]
+
+
+def _export(
+    make: Callable[..., Any], model: Any, batch: Batch, names: list[str], axes: DynamicAxes, legacy: bool
+) -> ConvertedModel:
+    original = original_model(model)
+    arrays = _arrays(model, batch, names)
+    outputs = list(call_original(original, batch))
+    try:
+        proto = make(model, arrays, outputs, axes, original, legacy)
+    except (ConversionError, InvalidConfig):
+        raise
+    except Exception as error:
+        reason = plain_reason(str(error)) or type(error).__name__
+        raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
+    return bind_graph(proto, batch, "keras", str(keras.__version__), original)
+
+
+def _by_torch(
+    model: Any, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, original: OriginalModel, legacy: bool
+) -> Any:
+    import torch  # a backend that may not be installed
+
+    from mlflow_deploy_plugin.flavor.convert.torch import export
+
+    class Positional(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: Any) -> tuple[Any, ...]:
+            return tuple(_call(self.model, dict(zip(arrays, tensors, strict=True))).values())
+
+    return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
+
+
+def _by_tensorflow(
+    model: Any, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, original: OriginalModel, legacy: bool
+) -> Any:
+    from mlflow_deploy_plugin.flavor.convert.tensorflow import export
+
+    def function(*tensors: Any) -> list[Any]:
+        return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
+
+    return export(function, arrays, outputs, axes)
+
+
+def _by_jax(
+    model: Any, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, original: OriginalModel, legacy: bool
+) -> Any:
+    specs = [
+        keras.InputSpec(
+            dtype=str(array.dtype),
+            shape=[None if not axis or axis in axes[name] else size for axis, size in enumerate(array.shape)],
+            name=f"x{position}",
+        )
+        for position, (name, array) in enumerate(arrays.items())
+    ]
+    with TemporaryDirectory(prefix="onnxserve-") as folder:
+        path = Path(folder) / "model.onnx"
+        given: list[Any] = [specs] if len(specs) > 1 else specs
+        model.export(str(path), format="onnx", input_signature=given, verbose=False)
+        return rename_values(onnx.load(str(path)), list(arrays), outputs)
+
+
+def original_model(model: Any) -> OriginalModel:
+    """Return the predictions of a Keras model by output name."""
+
+    def original(batch: Batch) -> dict[str, Array]:
+        answers = _call(model, _arrays(model, batch, _names(model, batch)))
+        return {name: keras.ops.convert_to_numpy(answer) for name, answer in answers.items()}
+
+    return original
+
+
+def _inputs(model: Any) -> list[Any]:
+    """Return the declared inputs; a subclassed model has none."""
+    return list(getattr(model, "inputs", None) or ())
+
+
+def _names(model: Any, batch: Batch) -> list[str]:
+    """Return the names of the inputs in their order.
+
+    Raises:
+        InvalidConfig: the batch does not have them.
+    """
+    names = [tensor.name for tensor in _inputs(model)]
+    if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
+        only = names[0] if names and not names[0].startswith("keras_tensor") else "input"
+        return [only if isinstance(batch, pd.DataFrame) or "" in batch else next(iter(batch))]
+    given = [str(name) for name in batch]
+    if names and set(names) != set(given):
+        raise InvalidConfig(f"input_example: {given} are not the model's inputs {names}")
+    return names or given
+
+
+def _arrays(model: Any, batch: Batch, names: list[str]) -> dict[str, Array]:
+    """Return the arrays of a batch by input, with the types that the model declares."""
+    if isinstance(batch, pd.DataFrame):
+        if len(names) == 1:
+            batch = {names[0]: batch.to_numpy()}
+        else:
+            batch = {name: batch[name].to_numpy()[:, np.newaxis] for name in names}
+    dtypes = [tensor.dtype for tensor in _inputs(model)] or [None] * len(names)
+    arrays = {}
+    for name, dtype in zip(names, dtypes, strict=True):
+        array = batch[name] if name in batch else batch[""]
+        if dtype is None:
+            dtype = keras.config.floatx() if array.dtype == np.float64 else None
+        arrays[name] = array if dtype in (None, "string") else array.astype(dtype)
+    return arrays
+
+
+def _call(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return the outputs by name: those of a mapping, the model's `output_names`, or `output`."""
+    if len(tensors) == 1:
+        answer = model(next(iter(tensors.values())), training=False)
+    elif _inputs(model):
+        answer = model(list(tensors.values()), training=False)
+    else:
+        answer = model(tensors, training=False)
+    if isinstance(answer, dict):
+        return {str(name): part for name, part in answer.items()}
+    if not isinstance(answer, list | tuple):
+        return {"output": answer}
+    names = getattr(model, "output_names", None) or ()
+    if len(names) != len(answer):
+        names = [f"output_{position}" for position in range(len(answer))]
+    return dict(zip(names, answer, strict=True))

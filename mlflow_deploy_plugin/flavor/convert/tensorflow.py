@@ -1,0 +1,166 @@
+"""TensorFlow: a loaded SavedModel, a `tf.Module`, a `tf.function`, converted by tf2onnx.
+
+tf2onnx 1.17 works with numpy 2 and protobuf 7. It makes inputs of the eager tensors that a function has captured; here
+they become constants of the graph again.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    OriginalModel,
+    bind_graph,
+    call_original,
+    rename_values,
+)
+from mlflow_deploy_plugin.runtime import Array
+
+_OPSET = 18
+_SIGNATURE = "serving_default"
+
+
+def read_batch(model: Any, data: Any) -> Batch:
+    """Return a table of numbers, or arrays by the names of the model's inputs."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    if isinstance(data, dict):
+        return {str(name): np.asarray(values) for name, values in data.items()}
+    return {"": np.asarray(data)}
+
+
+def forms(
+    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+) -> list[Callable[[], ConvertedModel]]:
+    """Return one form, the graph of the signature `serving_default`, or of the call.
+
+    Raises:
+        InvalidConfig: no example (its shapes and types are needed), or `predict_proba`.
+    """
+    if batch is None:
+        raise InvalidConfig("input_example: a TensorFlow model needs one, to know the shapes and types of its inputs")
+    if predict_fn != "predict":
+        raise InvalidConfig("pyfunc_predict_fn: a TensorFlow model has only its signature; leave it at 'predict'")
+    return [partial(_export, model, batch, dynamic_axes)]
+
+
+def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedModel:
+    specs = _specs(model)
+    arrays = _arrays(specs, batch)
+    original = original_model(model)
+    outputs = list(call_original(original, batch))
+    axes = {
+        name: tuple(axis for axis, size in enumerate(specs[name].shape) if axis and size is None)
+        if specs[name] is not None and specs[name].shape.rank is not None
+        else tuple(dynamic_axes.get(name, dynamic_axes.get("", ())))
+        for name in arrays
+    }
+
+    def function(*tensors: Any) -> list[Any]:
+        return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
+
+    proto = export(function, arrays, outputs, axes)
+    return bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
+
+
+def export(function: Callable[..., Any], arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes) -> Any:
+    """Return the ModelProto of a function of tensors, which returns a list of tensors.
+
+    Args:
+        arrays: an example of its inputs, in their order.
+        outputs: the names of what it returns.
+        axes: the free sizes of its inputs; their first dimension is always free.
+
+    Raises:
+        ConversionError: tf2onnx is not installed, or has no ONNX operator for an operation.
+    """
+    try:
+        import tf2onnx  # heavy, and of the extra `tensorflow`
+    except ModuleNotFoundError as error:
+        raise ConversionError(
+            f"converting a TensorFlow model needs {error.name}: pip install 'mlflow-onnxserve[tensorflow]'"
+        ) from None
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
+    specs = [
+        tf.TensorSpec(
+            [None if not axis or axis in axes[name] else size for axis, size in enumerate(array.shape)],
+            tf.string if array.dtype.kind in "OU" else array.dtype,
+            name=f"x{position}",
+        )
+        for position, (name, array) in enumerate(arrays.items())
+    ]
+    traced = tf.function(function)
+    try:
+        captures = traced.get_concrete_function(*specs).graph.captures
+        proto, _ = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)
+    except Exception as error:
+        raise ConversionError(f"the model cannot be converted to ONNX: {plain_reason(str(error))}") from error
+    held = {inner.name: outer for outer, inner in captures}
+    for value in [value for value in proto.graph.input if value.name in held]:
+        constant = tf2onnx.utils.numpy_helper.from_array(held[value.name].numpy(), value.name)
+        proto.graph.initializer.append(constant)
+        proto.graph.input.remove(value)
+    return rename_values(proto, list(arrays), outputs)
+
+
+def original_model(model: Any) -> OriginalModel:
+    """Return the predictions of a TensorFlow model by output name."""
+    specs = _specs(model)
+
+    def original(batch: Batch) -> dict[str, Array]:
+        tensors = {name: tf.constant(array) for name, array in _arrays(specs, batch).items()}
+        return {name: answer.numpy() for name, answer in _call(model, tensors).items()}
+
+    return original
+
+
+def _specs(model: Any) -> dict[str, Any]:
+    """Return the inputs by name: their `tf.TensorSpec` in the signature, None for parameters of a call without one."""
+    if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
+        return dict(signature.structured_input_signature[1])
+    function = getattr(model if hasattr(model, "python_function") else type(model).__call__, "python_function", None)
+    function = function or type(model).__call__
+    return {name: None for name in inspect.signature(function).parameters if name != "self"}
+
+
+def _arrays(specs: dict[str, Any], batch: Batch) -> dict[str, Array]:
+    """Return the arrays of a batch in the order of the inputs, with the types that these declare."""
+    if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
+        batch = {"": batch.to_numpy(dtype=np.float32)}
+    if "" not in batch and (
+        missing := [name for name, spec in specs.items() if name not in batch and spec is not None]
+    ):
+        raise InvalidConfig(f"input_example: {missing[0]!r} is missing; the model takes {', '.join(specs)}")
+    names = [next(iter(specs))] if "" in batch else [name for name in specs if name in batch]
+    arrays = {}
+    for name in names:
+        array = np.asarray(batch[name] if name in batch else batch[""])
+        spec = specs[name]
+        if array.dtype.kind not in "OU" and spec is not None:
+            array = array.astype(spec.dtype.as_numpy_dtype)
+        arrays[name] = array
+    return arrays
+
+
+def _call(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return the outputs by name: those of the signature, the keys of a mapping, or `output`."""
+    if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
+        answer = signature(**tensors)
+    else:
+        answer = model(*tensors.values())
+    if isinstance(answer, dict):
+        return {str(name): answer[name] for name in sorted(answer)}
+    if isinstance(answer, list | tuple):
+        return {f"output_{position}": part for position, part in enumerate(answer)}
+    return {"output": answer}

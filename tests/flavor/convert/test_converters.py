@@ -1,0 +1,71 @@
+"""Converters of other distributions: the example of docs/extend.md, installed as its metadata would be."""
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
+ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["age", "income"])
+BROKEN = """
+def matches(model):
+    return type(model).__name__ == "Unlucky"
+
+def convert(model, example, **options):
+    raise KeyError("weights")
+"""
+
+
+@pytest.fixture
+def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The page's distribution on the path, with one that cannot be imported and one that fails."""
+    model, converter = re.findall(r"^`(score_\w+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
+    entry = re.findall(r"^score-card = \"(.*)\"$", PAGE, re.MULTILINE)[0]
+    for name, code in (model, converter, ("unlucky.py", BROKEN)):
+        (tmp_path / name).write_text(code)
+    metadata = tmp_path / "score_cards-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: score-cards\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[onnxserve.converters]\nabsent = no_such_module\nscore-card = {entry}\nunlucky = unlucky\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield import_module("score_card").ScoreCard({"age": 2.0, "income": -0.5}, 3.0)
+    for name in ("score_card", "score_card_onnx", "unlucky"):
+        sys.modules.pop(name, None)
+
+
+def test_a_registered_converter_is_found_and_its_graph_is_proven(
+    score_card: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        wrapped = wrap(score_card, ROWS)
+
+    assert wrapped.report.state == "proven"
+    assert wrapped.converted.framework == "score-card"
+    assert [record.getMessage() for record in caplog.records] == [
+        "the converter absent = no_such_module (score-cards 1.0) cannot be used: "
+        "ModuleNotFoundError: No module named 'no_such_module'"
+    ]
+
+
+def test_a_converter_that_fails_is_named(score_card: Any) -> None:
+    unlucky = type("Unlucky", (), {})()
+    with pytest.raises(ConversionError, match=r"unlucky = unlucky \(score-cards 1.0\) failed: KeyError: 'weights'"):
+        wrap(unlucky, ROWS)
+
+
+def test_a_converter_whose_graph_answers_otherwise_is_refused(score_card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(score_card), "predict", lambda self, rows: rows["age"].to_numpy())
+    with pytest.raises(Exception, match="answers otherwise than the original"):
+        wrap(score_card, ROWS)
