@@ -310,7 +310,7 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) 
         return StoreCounts(
             judged,
             newest,
-            [row.tuple() for row in windows],
+            [(*row,) for row in windows],
             {(endpoint, monitor): count for endpoint, monitor, count in session.execute(firing)},
             {(endpoint, monitor, state): count for endpoint, monitor, state, count in session.execute(begun)},
         )

@@ -342,12 +342,9 @@ def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: str,
     for event in reversed(events):
         if not event.endpoint and event.action in ("rename", "delete"):
             return False  # another model had this name: its numbers are not those of this one
-        if event.version != holder:
-            continue
-        if event.action == "transition" and event.after == place:
-            return str(event.detail.get("stood_there", "")) == version
-        if event.action in ("promote", "alias") and event.after.lower().endswith(f" in {place}".lower()):
-            return event.before.removeprefix("version ").partition(" ")[0] == version
+        moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
+        if moved and event.version == holder and moved["place"].lower() == place.lower():
+            return bool(moved["before"] == version)
     return False
 
 
