@@ -25,6 +25,8 @@
     │   ├── ParityError                                          its ONNX form answers otherwise
     │   └── InvalidArtifact                                      its files are not what they should be
     ├── InferenceError              400 BAD_REQUEST              the runtime refused this input
+    ├── Unauthenticated             401 UNAUTHENTICATED          the caller sent no key, or one that does not hold
+    ├── ScopeMissing                403 PERMISSION_DENIED        the caller's key does not hold for this
     ├── GateRefused                 403 PERMISSION_DENIED        a version that has not passed its gate
     ├── CodeRefused                 403 PERMISSION_DENIED        a model's own code may not run here
     ├── CallerRefused               403 PERMISSION_DENIED        a web page of elsewhere may not change what is served
@@ -224,6 +226,20 @@ class InferenceError(OnnxserveError):
 
     http_status = 400
     error_code = "BAD_REQUEST"
+
+
+class Unauthenticated(OnnxserveError):
+    """The caller sent no credentials, or some that do not hold: unknown, expired or revoked."""
+
+    http_status = 401
+    error_code = "UNAUTHENTICATED"
+
+
+class ScopeMissing(OnnxserveError):
+    """The caller is known, and its credentials hold for other scopes or endpoints."""
+
+    http_status = 403
+    error_code = "PERMISSION_DENIED"
 
 
 class GateRefused(OnnxserveError):

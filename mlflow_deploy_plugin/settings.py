@@ -54,6 +54,9 @@ class Settings(BaseModel):
     port: int | None = Field(
         default=None, ge=1, le=65535, description="Port, likewise. Default: the first free one from 8080 up."
     )
+    insecure: bool = Field(
+        default=False, description="As `onnxserve serve --insecure`, for containers behind a gateway with its own auth."
+    )
     poll_seconds: float = Field(
         default=2.0, ge=0.1, le=3600, description="Seconds between two looks at the registry for a followed reference."
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
+from mlflow_deploy_plugin.agent.keys import KeyFetcher
 from mlflow_deploy_plugin.agent.progress import WatermarkWriter
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.agent.ship import Shipper
@@ -30,7 +31,8 @@ from mlflow_deploy_plugin.processes import die_with_parent, end_on_signals
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.server import segments
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, write_state
+from mlflow_deploy_plugin.spec import load_specs
+from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, write_state
 
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 
@@ -129,6 +131,8 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         )
         following = _FollowThread(Follower(state_dir, resolver, time.time, lambda: shipper.state), stop)
         following.start()
+        if load_specs((state_dir / SPEC).read_text())[0].server.api_keys:
+            KeyFetcher(state_dir, settings.store_url, settings.poll_seconds, stop).start()
         # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
         # and those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
         os.nice(_NICE)

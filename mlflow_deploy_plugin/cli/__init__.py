@@ -28,6 +28,7 @@ _COMMANDS = {
     "retrain": ("mlflow_deploy_plugin.cli.controller", "Train what is served on what was captured and labelled."),
     "rollout": ("mlflow_deploy_plugin.cli.controller", "Bring a new version by steps, and back if it is bad."),
     "rollback": ("mlflow_deploy_plugin.cli.controller", "Go back to what was served before."),
+    "keys": ("mlflow_deploy_plugin.cli.keys", "Create, list and revoke API keys."),
     "silence": ("mlflow_deploy_plugin.cli.silence", "Silence the alerts of an endpoint for a while."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),

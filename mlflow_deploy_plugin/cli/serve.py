@@ -42,6 +42,11 @@ from mlflow_deploy_plugin.statedir import SPEC, claim_free_state_dir, claim_stat
     show_default="cpu",
     help="Device of ONNX Runtime: cpu, cuda or tensorrt; the last two refuse to fall back.",
 )
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Listen beyond this machine for callers without a key. Otherwise that needs -C server.api_keys=true.",
+)
 @click.option("--no-follow", is_flag=True, help="Resolve a stage or alias once, and do not follow it.")
 @click.option(
     "-C",
@@ -65,6 +70,7 @@ def serve(
     workers: int | None,
     name: str | None,
     device: str | None,
+    insecure: bool,
     no_follow: bool,
     config: tuple[str, ...],
     state_dir: Path | None,
@@ -79,6 +85,7 @@ def serve(
       onnxserve serve --spec endpoints.yaml
     """
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
+    options["server.insecure"] = insecure or None
     changes = {**key_values(config), **{key: value for key, value in options.items() if value is not None}}
     cloud = read_cloud()
     match model_uri or (None if spec_file else cloud.model_uri or None), spec_file:
@@ -93,7 +100,11 @@ def serve(
     settings = load_settings()
     # a cloud sends requests from outside of the container, to the port that it names
     is_asked_from_outside = cloud.port is not None and "host" not in settings.model_fields_set
-    defaults = {"host": "0.0.0.0" if is_asked_from_outside else settings.host, "port": cloud.port or settings.port}
+    defaults = {
+        "host": "0.0.0.0" if is_asked_from_outside else settings.host,
+        "port": cloud.port or settings.port,
+        "insecure": settings.insecure or is_asked_from_outside or None,  # a cloud authenticates callers itself
+    }
     for option, default in defaults.items():
         if default is not None and option not in first.server.model_fields_set:
             changes.setdefault(f"server.{option}", default)

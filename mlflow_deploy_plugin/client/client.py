@@ -44,7 +44,8 @@ _ERRORS_BY_STATUS: dict[int, type[OnnxserveError]] = {
     error.http_status: error
     for error in (
         errors.InvalidRequest,
-        errors.CallerRefused,
+        errors.Unauthenticated,
+        errors.ScopeMissing,
         errors.NotFound,
         errors.RequestTimeout,
         errors.BodyTooLarge,
@@ -118,7 +119,7 @@ class Client:
         url: of the server, or of the prefix under which a model is mounted (`http://HOST:PORT[/PREFIX]`).
         endpoint: the name of the endpoint; None for the default one of the server.
         timeout_seconds: for a whole call, pauses included.
-        headers: sent with every request, e.g. `{"Authorization": "Bearer …"}` for a proxy in front of the server.
+        headers: sent with every request, e.g. `{"Authorization": "Bearer KEY"}` for a server that asks for an API key.
         retries: when a request is sent again.
         connections: that are kept open; more threads open further ones for the moment.
         pool: what sends the requests, if it needs a proxy (`urllib3.ProxyManager`) or certificates of its own
@@ -132,7 +133,7 @@ class Client:
     url: str
     endpoint: str | None = None
     timeout_seconds: float = 30.0
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a key
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     connections: int = 10
     pool: urllib3.PoolManager | None = None

@@ -2,14 +2,18 @@
 
 import time
 import warnings
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 import requests
 from urllib3.exceptions import InsecureRequestWarning
 
 from mlflow_deploy_plugin.client import response_error
-from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, TooManyRequests
+from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, TooManyRequests, Unauthenticated
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.statedir import LOCAL_KEY, SERVER, ServerState, read_state
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5
@@ -20,7 +24,8 @@ _MAX_PAUSE_SECONDS = 10
 class ServerSession(requests.Session):
     """A session for servers of this machine.
 
-    No proxy stands in between. A certificate names the public host, so it is not verified here.
+    No proxy stands in between. A certificate names the public host, so it is not verified here. If the server asks for
+    a key, that in its state folder is sent, which only the server's user may read.
     """
 
     def __init__(self) -> None:
@@ -31,7 +36,22 @@ class ServerSession(requests.Session):
     def request(self, *arguments: Any, **named: Any) -> requests.Response:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InsecureRequestWarning)
-            return super().request(*arguments, **named)
+            response = super().request(*arguments, **named)
+            if response.status_code == Unauthenticated.http_status and (key := _local_key(response.url)):
+                self.headers["Authorization"] = f"Bearer {key}"
+                response = super().request(*arguments, **named)
+            return response
+
+
+def _local_key(url: str) -> str:
+    """Return the key of the deployment that listens on the port of `url`; empty if there is none to be read."""
+    port = urlsplit(url).port
+    for file in load_settings().deployments_path.glob(f"*/{SERVER}"):
+        state = read_state(file, ServerState)
+        if state is not None and state.port == port:
+            with suppress(OSError):
+                return file.with_name(LOCAL_KEY).read_text()
+    return ""
 
 
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> dict[str, Any]:

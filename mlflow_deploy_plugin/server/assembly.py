@@ -24,6 +24,7 @@ from pathlib import Path
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime import BatchPolicy, available_cores
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.server.inference.auth import Authenticator
 from mlflow_deploy_plugin.server.inference.dataplane import DataPlane
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits, max_batch_rows, open_rate_limiter
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache
@@ -118,6 +119,7 @@ class Server:
     model_control: ModelControl
     spec: ServerSpec
     explainer: ExplainerClient
+    auth: Authenticator
     tracer: Tracer | None = None
     logs_requests: bool = False
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -179,6 +181,7 @@ def open_server(state_dir: Path) -> Server:
         ModelControl(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
         spec,
         ExplainerClient(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
+        Authenticator(state_dir, spec.api_keys),
         open_tracer(),
         settings.log_requests,
         RequestLimits(

@@ -12,6 +12,7 @@ The sockets of the server are opened before anything else starts.
 
 import errno
 import importlib.util
+import ipaddress
 import logging
 import math
 import os
@@ -41,6 +42,7 @@ from mlflow_deploy_plugin.statedir import (
     ServerState,
     Wanted,
     is_alive,
+    make_local_key,
     read_state,
     read_workers,
     write_state,
@@ -71,6 +73,8 @@ def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) ->
         DeploymentFailed: the server did not become ready (the message says why), or gunicorn is gone for good.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
+    check_exposure(server, announce)
+    make_local_key(state_dir)
     with reserve_grpc_port(server):
         listener = open_listener(server.host, server.port)
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
@@ -303,6 +307,29 @@ class _Supervisor:
         )
         write_state(self._state_dir / SERVER, state)
         self._phase = phase
+
+
+def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
+    """Refuse to listen beyond this machine for callers who need no key, unless the spec allows it; then say so.
+
+    Raises:
+        InvalidConfig: it is not allowed.
+    """
+    if server.api_keys or _is_loopback(server.host):
+        return
+    if not server.insecure:
+        raise InvalidConfig(
+            f"{server.host} is reached from other machines, and no caller would need a key: say "
+            "-C server.api_keys=true (and `onnxserve keys create`), or --insecure if something before it authenticates"
+        )
+    announce(f"insecure: everybody who reaches {server.host} may use this server")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def open_listener(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:

@@ -45,6 +45,13 @@ class ServerSpec(SpecPart):
     port: int | None = Field(
         default=None, ge=1, le=65535, description="Port to listen on. Default: the first free one from 8080 up."
     )
+    api_keys: bool = Field(
+        default=False, description="Every request needs an API key (onnxserve keys create), but for health checks."
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Lets a server without auth listen beyond this machine, for example behind a gateway with its own.",
+    )
     grpc_port: int | None = Field(
         default=None, ge=1, le=65535, description="Port for the Open Inference Protocol over gRPC. Default: no gRPC."
     )

@@ -8,6 +8,8 @@
     followed.json       agent                       the versions served and those before them, for the next start
     commands/ID.json    worker → agent              an endpoint to load or unload (`server/models/model_control.py`)
     answers/ID.json     agent → worker              the result of the command
+    keys.json           agent → workers             the API keys that hold, by their digests
+    local.key           supervisor → this machine   the key of whoever may read this folder
     control.json        agent                       what commands have changed of the spec, for the next start
     look                whoever moved it → agent    a reference was moved in the registry: look there at once
     server.json         supervisor → everyone       process id, host, port

@@ -3,7 +3,9 @@ from .files import ANSWERS as ANSWERS
 from .files import COMMANDS as COMMANDS
 from .files import CONTROL as CONTROL
 from .files import FOLLOWED as FOLLOWED
+from .files import KEYS as KEYS
 from .files import LOADING as LOADING
+from .files import LOCAL_KEY as LOCAL_KEY
 from .files import LOG as LOG
 from .files import LOOK as LOOK
 from .files import METRICS as METRICS
@@ -17,6 +19,7 @@ from .files import claim_state_dir as claim_state_dir
 from .files import is_alive as is_alive
 from .files import is_locked as is_locked
 from .files import locked as locked
+from .files import make_local_key as make_local_key
 from .files import mark_loading as mark_loading
 from .files import read_state as read_state
 from .files import read_workers as read_workers
@@ -25,16 +28,19 @@ from .files import worker_file as worker_file
 from .files import write_atomically as write_atomically
 from .files import write_state as write_state
 from .models import AgentState as AgentState
+from .models import ApiKeys as ApiKeys
 from .models import Command as Command
 from .models import CommandAnswer as CommandAnswer
 from .models import Control as Control
 from .models import FetchedVersion as FetchedVersion
 from .models import Followed as Followed
 from .models import FollowedReference as FollowedReference
+from .models import KeyEntry as KeyEntry
 from .models import LoadedVariant as LoadedVariant
 from .models import LoadingState as LoadingState
 from .models import Phase as Phase
 from .models import RefusedVersion as RefusedVersion
+from .models import Scope as Scope
 from .models import ServerState as ServerState
 from .models import ShippingState as ShippingState
 from .models import State as State

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "
 FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
 METRICS, SPOOL = "metrics", "spool"
+KEYS, LOCAL_KEY = "keys.json", "local.key"
 _ABANDONED_SECONDS = 3600.0
 _SERVER_LOCK, _MOST_SERVERS_OF_A_NAME = "server.lock", 100
 
@@ -54,6 +56,14 @@ def read_state(path: Path, kind: type[StateT]) -> StateT | None:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
+
+
+def make_local_key(state_dir: Path) -> None:
+    """Write a new API key for the processes of this machine that may read the file: those of the server's user."""
+    path = state_dir / LOCAL_KEY
+    path.unlink(missing_ok=True)
+    path.touch(0o600)
+    path.write_text(secrets.token_urlsafe(32))
 
 
 def worker_file(state_dir: Path, pid: int) -> Path:

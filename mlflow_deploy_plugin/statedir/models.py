@@ -85,6 +85,30 @@ class Control(State):
     added: dict[str, EndpointSpec] = Field(default_factory=dict)
 
 
+Scope = Literal["infer", "read", "admin"]
+"""What a key allows: predictions, explanations and feedback; metrics, metadata and pages; loading and unloading."""
+
+
+class KeyEntry(State):
+    """What an API key allows.
+
+    Attributes:
+        endpoints: the endpoints that it holds for; empty: all.
+        expires_at: seconds since 1970; None: never.
+    """
+
+    name: str
+    scopes: tuple[Scope, ...]
+    endpoints: tuple[str, ...] = ()
+    expires_at: float | None = None
+
+
+class ApiKeys(State):
+    """The keys that hold, each by the SHA-256 of its text in hex."""
+
+    keys: dict[str, KeyEntry] = Field(default_factory=dict)
+
+
 class LoadedVariant(State):
     """The version that one worker serves for a variant.
 

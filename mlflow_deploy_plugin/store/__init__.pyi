@@ -8,6 +8,8 @@ from .audit import describe_traffic as describe_traffic
 from .audit import move_detail as move_detail
 from .database import open_store as open_store
 from .database import utc_now as utc_now
+from .keys import ApiKey as ApiKey
+from .keys import ApiKeys as ApiKeys
 from .leases import Lease as Lease
 from .leases import LeaseView as LeaseView
 from .monitors import MonitorNote as MonitorNote

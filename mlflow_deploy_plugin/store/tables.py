@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
-SCHEMA = "0007"
+SCHEMA = "0008"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 
@@ -225,6 +225,21 @@ class SilenceRow(Base):
     why: Mapped[str] = mapped_column(Text)
     actor: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ApiKeyRow(Base):
+    """One API key, by the digest of its text. Rows stay when it is revoked."""
+
+    __tablename__ = "onnxserve_api_keys"
+
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    endpoints: Mapped[list[str]] = mapped_column(JSON)
+    actor: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class RetrainingRow(Base):

@@ -19,7 +19,7 @@ def test_cuda_is_refused_in_one_line_where_there_is_no_gpu(gpu_image: str, docke
 
 
 def test_the_same_image_serves_on_the_cpu(gpu_image: str, start: Any, model_folder: Path) -> None:
-    command = ["serve", "-m", "/model", "--device", "cpu"]
+    command = ["serve", "-m", "/model", "--device", "cpu", "--insecure"]
     with start(gpu_image, "-v", f"{model_folder}:/model:ro", command=command) as container:
         container.wait_healthy()
         assert container.ask([[1.0, 2.0]]).status == 200

@@ -83,7 +83,7 @@ def test_its_code_is_compiled_when_the_image_is_built(hardened: Any) -> None:
 
 
 def test_sigterm_ends_it_in_good_order(image: str, start: Any, docker: Any, model_folder: Path) -> None:
-    with start(image, "-v", f"{model_folder}:/model:ro", command=["serve", "-m", "/model"]) as container:
+    with start(image, "-v", f"{model_folder}:/model:ro", command=["serve", "-m", "/model", "--insecure"]) as container:
         container.wait_healthy()
         began = time.monotonic()
         docker("stop", "-t", "30", container.name)
@@ -97,7 +97,9 @@ def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_t
     spec = tmp_path / "spec.yaml"
     spec.write_text("{apiVersion: onnxserve/v1, name: doubled, variants: {only: {model: /model}}}")
     mounts = ["-v", f"{model_folder}:/model:ro", "-v", f"{spec}:/spec.yaml:ro"]
-    with start(image, *mounts, "-e", "ONNXSERVE_PORT=9000", command=["serve", "--spec", "/spec.yaml"]) as container:
+    with start(
+        image, *mounts, "-e", "ONNXSERVE_PORT=9000", command=["serve", "--spec", "/spec.yaml", "--insecure"]
+    ) as container:
         container.wait_healthy()  # its worker answers a moment before the supervisor says so
         wait_until(lambda: "http://127.0.0.1:9000" in container.logs, what="the address in the log")
 
@@ -122,7 +124,7 @@ def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, track
     registry = MlflowClient(tracking_uri)
     registry.transition_model_version_stage("times", first, "Production")
     options = ["--read-only", "--tmpfs", "/tmp", "--tmpfs", "/var/lib/onnxserve"]
-    follow = ["serve", "-m", "models:/times/Production"]
+    follow = ["serve", "-m", "models:/times/Production", "--insecure"]
     with start(image, *options, "-e", f"MLFLOW_TRACKING_URI={tracking_uri}", command=follow) as container:
         container.wait_healthy()
         assert container.ask(ROWS).headers["X-Model-Version"] == first

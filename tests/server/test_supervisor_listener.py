@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.server.supervisor import open_listener, reachable_url, reserve_grpc_port
+from mlflow_deploy_plugin.server.supervisor import check_exposure, open_listener, reachable_url, reserve_grpc_port
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.serving import Served
 from tests.support.waiting import free_port
@@ -100,3 +100,21 @@ def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass
         assert running.end() == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "[::1]", "localhost"])
+def test_a_server_that_only_its_machine_reaches_needs_no_keys(host: str) -> None:
+    said: list[str] = []
+    check_exposure(ServerSpec(host=host), said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "models.example"])
+def test_a_server_that_others_reach_needs_keys_or_says_that_it_has_none(host: str) -> None:
+    said: list[str] = []
+    with pytest.raises(InvalidConfig, match=r"say -C server\.api_keys=true .* or --insecure"):
+        check_exposure(ServerSpec(host=host), said.append)
+    check_exposure(ServerSpec(host=host, api_keys=True), said.append)
+    assert said == []
+    check_exposure(ServerSpec(host=host, insecure=True), said.append)
+    assert said == [f"insecure: everybody who reaches {host} may use this server"]

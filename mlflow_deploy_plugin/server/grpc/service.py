@@ -171,6 +171,8 @@ _CODES = {
 
 
 INFERENCE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+_PUBLIC_METHODS = ("ServerLive", "ServerReady", "HealthCheck")
+_ADMIN_METHODS = ("RepositoryModelLoad", "RepositoryModelUnload")
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
@@ -214,9 +216,13 @@ def _management_call(
     request_type, response_type = getattr(messages, f"{name}Request"), getattr(messages, f"{name}Response")
 
     def respond(request: RawRequest) -> Reply:
-        document = orjson.loads(dump_json(method(server, tensors.read_message(request_type, request.body))))
-        message = json_format.ParseDict(document, response_type(), ignore_unknown_fields=True)
-        return Reply({}, message.SerializeToString())
+        message = tensors.read_message(request_type, request.body)
+        if server.auth.is_required and name not in _PUBLIC_METHODS:
+            endpoint = getattr(message, "name", "") or getattr(message, "model_name", "")
+            server.auth.require(request.headers, "admin" if name in _ADMIN_METHODS else "read", endpoint or None)
+        document = orjson.loads(dump_json(method(server, message)))
+        response = json_format.ParseDict(document, response_type(), ignore_unknown_fields=True)
+        return Reply({}, response.SerializeToString())
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
         request = _raw_request(name, body, context)

@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_bod
 from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, check_host, decode_path
 from mlflow_deploy_plugin.server.http.routes import (
     ROUTES,
+    SERVER_WIDE,
     Route,
     handle_direct,
     method_not_allowed,
@@ -83,6 +84,8 @@ class ServerApp(Flask):
         """Read the request, and answer it if it is a prediction or a health check."""
         if (raw := request.environ.get(_RAW_REQUEST)) is not None:
             g.raw_request = raw
+            if self.server.auth.is_required and request.blueprint not in (None, BLUEPRINT):
+                self.server.auth.require(raw.headers, "read" if request.method == "GET" else "admin")
             return None
         path = ""
         stream = request.environ["wsgi.input"]
@@ -244,7 +247,7 @@ def _close_unless_whole(stream: IO[bytes]) -> None:
 
 logger = logging.getLogger(__name__)
 
-GROUP = "onnxserve.blueprints"
+GROUP, BLUEPRINT = "onnxserve.blueprints", "onnxserve"
 
 
 class NameConverter(BaseConverter):
@@ -257,7 +260,7 @@ def register_blueprints(app: Flask) -> None:
     """Register our routes, then the blueprints of other distributions. One that cannot be loaded is logged."""
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
-    blueprint = Blueprint("onnxserve", __name__)
+    blueprint = Blueprint(BLUEPRINT, __name__)
     for number, route in enumerate(ROUTES):
         if not route.is_direct:
             rules = list(flask_rules(route.path))
@@ -288,6 +291,10 @@ def flask_rules(path: str) -> Iterator[str]:
 def _view(route: Route, keywords: dict[str, None], **named: str) -> Response:
     """Call the view of a route. A keyword that the path leaves out is None."""
     server: Any = current_app.server  # type: ignore[attr-defined]
+    if route.scope is not None and server.auth.is_required:
+        is_about_all = route.path in SERVER_WIDE
+        endpoint = None if is_about_all else named.get("endpoint") or server.repository.default_endpoint
+        server.auth.require(g.raw_request.headers, route.scope, endpoint)
     request = decode_body(g.raw_request, server.max_body_bytes)
     return flask_response(encode_body(request, route.view(server, request, **(keywords | named))))
 

@@ -94,6 +94,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     decode, append = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.append
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
+    require = server.auth.require if server.auth.is_required else None
     perf_counter, time_ns = time.perf_counter, time.time_ns
 
     def answer(request: RawRequest) -> RawResponse | None:
@@ -102,6 +103,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             return None
         received = time_ns() // 1000
         try:
+            if require is not None:
+                require(headers, "infer", endpoint)
             feeds, encode, body_id = decode(headers, body)
             if not feeds:
                 return None

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import infer_async
 from mlflow_deploy_plugin.server.protocols.protocol_table import AZURE, PREDICT, PREDICT_BATCH, V2, Protocol
+from mlflow_deploy_plugin.statedir import Scope
 
 _SUGGESTED_PATHS = 3
 
@@ -35,6 +36,7 @@ class Route:
         operation: its document for OpenAPI.
         protocol: the protocol of a prediction; None for other views, and for `/invocations`, which negotiates it.
         is_direct: a prediction or a health check, which the fast worker answers without Flask.
+        scope: the scope that a caller's key needs; None: everybody may ask, or `RequestContext.admit` knows.
     """
 
     path: str
@@ -43,14 +45,15 @@ class Route:
     operation: Operation
     protocol: Protocol | None = None
     is_direct: bool = False
+    scope: Scope | None = None
 
 
 def _get(path: str, view: View, operation: Operation) -> Route:
-    return Route(path, "GET", view, operation)
+    return Route(path, "GET", view, operation, scope="read")
 
 
-def _post(path: str, view: View, operation: Operation) -> Route:
-    return Route(path, "POST", view, operation)
+def _post(path: str, view: View, operation: Operation, scope: Scope | None = None) -> Route:
+    return Route(path, "POST", view, operation, scope=scope)
 
 
 def _predict(path: str, protocol: Protocol, operation: Operation) -> Route:
@@ -85,26 +88,26 @@ ROUTES = (
     _get("/", views.try_page, operations.TRY_PAGE),
     _get("/docs", _docs, operations.DOCS_PAGE),
     _get("/openapi.json", _openapi, operations.OPENAPI),
-    *(_get(f"/pages/{name}", partial(views.page_asset, name=name), document) for name, document in _ASSETS.items()),
+    *(Route(f"/pages/{name}", "GET", partial(views.page_asset, name=name), doc) for name, doc in _ASSETS.items()),
     _direct("/invocations", "POST", views.invocations, operations.INVOCATIONS),
     _predict("/predict", PREDICT, operations.PREDICT),
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _predict("/score", AZURE, operations.AZURE_SCORE),
     _post("/explain", views.explain, operations.EXPLAIN),
-    _post("/feedback", views.feedback, operations.FEEDBACK),
+    _post("/feedback", views.feedback, operations.FEEDBACK, "infer"),
     _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _get("/version", views.version, operations.MLFLOW_VERSION),
     _get("/metrics", views.metrics_page, operations.METRICS),
     _get("/v2", views.v2_server, operations.V2_SERVER),
     _get("/v2/models/stats", _statistics, operations.V2_STATISTICS),
-    _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX),
+    _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "read"),
     _direct("/v2/health/live", "GET", views.v2_live, operations.V2_LIVE),
     _direct("/v2/health/ready", "GET", partial(views.readiness, body=b'{"ready":true}'), operations.V2_READY),
     _direct("/endpoints/NAME/invocations", "POST", views.invocations, operations.INVOCATIONS),
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _post("/endpoints/NAME/explain", views.explain, operations.EXPLAIN),
-    _post("/endpoints/NAME/feedback", views.feedback, operations.FEEDBACK),
+    _post("/endpoints/NAME/feedback", views.feedback, operations.FEEDBACK, "infer"),
     _get("/endpoints/NAME/docs", _docs, operations.ENDPOINT_DOCS_PAGE),
     _get("/endpoints/NAME/openapi.json", _openapi, operations.ENDPOINT_OPENAPI),
     _get("/endpoints/NAME", views.try_page, operations.ENDPOINT_TRY_PAGE),
@@ -112,14 +115,16 @@ ROUTES = (
     _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY),
     _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),
     _get(_V2_MODEL + "/config", views.v2_document(management.model_config), operations.V2_CONFIG),
-    _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD),
-    _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD),
+    _post("/v2/repository/models/NAME/load", _load, operations.V2_LOAD, "admin"),
+    _post("/v2/repository/models/NAME/unload", _unload, operations.V2_UNLOAD, "admin"),
     _get(_V2_MODEL, views.v2_document(management.model_metadata), operations.V2_METADATA),
     _direct(_TF_MODEL + ":predict", "POST", views.tf_predict, operations.TF_PREDICT),
     _direct(_TF_MODEL + ":classify", "POST", views.tf_unsupported_method, operations.TF_CLASSIFY),
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS),
 )
+SERVER_WIDE = {"/version", "/metrics", "/v2", "/v2/models/stats", "/v2/repository/index"}
+"""The paths that are about all endpoints; the others that name none are about the default one."""
 
 
 def name_placeholders(path: str, written: str) -> str:

@@ -45,7 +45,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
     """Explain the predictions of the endpoint (None: the default one). Explanations are not captured."""
     with RequestContext(server, request, "explain") as context:
         try:
-            context.admit()
+            context.admit(endpoint)
             variant = context.select_variant(endpoint)
             decoded = _decode(server, request, variant)
             named = variant  # by the version in the body, or by its sticky column

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, Unauthenticated
 from mlflow_deploy_plugin.server.protocols.content import JSON
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -66,9 +66,12 @@ class Reply:
 
 
 def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply that ends in one of our errors, with the time after which to try again if it names one."""
-    again = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return Reply({**(headers or {}), **again}, error=error)
+    """Return the reply that ends in one of our errors: with the time after which to try again if it names one, and with
+    the ways to authenticate (RFC 9110 §11.6.1)."""
+    more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if isinstance(error, Unauthenticated):
+        more["WWW-Authenticate"] = 'Basic realm="onnxserve", Bearer realm="onnxserve"'
+    return Reply({**(headers or {}), **more}, error=error)
 
 
 def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:

@@ -1,4 +1,6 @@
-"""The pipeline of a request, whatever its transport and protocol: limits → variant → decode → infer → encode → count.
+"""The pipeline of a request, whatever its transport and protocol.
+
+Its steps: authenticate → limits → variant → decode → infer → encode → count.
 
 `infer` blocks its thread from the first step to the last. `infer_async` takes the same steps for an event loop: it
 decodes on the loop, and encodes in the thread that has computed the batch. `infer_lines` takes them for JSON Lines that
@@ -64,15 +66,20 @@ class RequestContext:
     ) -> None:
         self.release()
 
-    def admit(self) -> None:
-        """Take a place within the server's limits.
+    def admit(self, endpoint: str | None) -> None:
+        """Authenticate the caller, and take a place within the server's limits.
 
         Raises:
-            TooManyRequests: there is none.
+            Unauthenticated, ScopeMissing: see `Authenticator.require`.
+            TooManyRequests: there is no place.
         """
-        limits = self.server.limits
+        server, client = self.server, self.request.client
+        if server.auth.is_required:
+            named = server.repository.default_endpoint if endpoint is None else endpoint
+            client = server.auth.require(self.request.headers, "infer", named).name
+        limits = server.limits
         if limits.is_active:
-            limits.acquire(self.request.headers, self.request.client)
+            limits.acquire(self.request.headers, client)
             self._is_admitted = True
 
     def release(self) -> None:
@@ -168,7 +175,7 @@ def infer(
     marks = [("decode", time.perf_counter())] if tracer else []
     with RequestContext(server, request, protocol.name) as context:
         try:
-            context.admit()
+            context.admit(endpoint)
             variant = context.select_variant(endpoint, version)
             decoded, infer_request = context.build_request(protocol, variant)
             if variant.key is not None and version is None:
@@ -228,7 +235,7 @@ def infer_async(
         done(context.finish(reply, outputs))
 
     try:
-        context.admit()
+        context.admit(endpoint)
         decoded, infer_request = context.build_request(protocol, variant)
         dataplane.infer_async(variant, infer_request, encode)
     except Exception as error:  # noqa: BLE001 - as above; nothing was submitted
@@ -255,7 +262,7 @@ def infer_lines(
     """
     context = RequestContext(server, request, INVOCATIONS.name)
     try:
-        context.admit()
+        context.admit(endpoint)
         media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
         predictions = _predict_lines(context, context.select_variant(endpoint), pieces)
         first = next(predictions)

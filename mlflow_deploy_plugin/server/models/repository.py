@@ -136,6 +136,11 @@ class Repository:
             return sticky_variant(served.answering, name, key)
         return weighted_variant(served.answering, draw)
 
+    @property
+    def default_endpoint(self) -> str | None:
+        """The endpoint of requests that name none; None if nothing is served."""
+        return next(iter(self.table), None)
+
     def sticky_variant(self, variant: ServedVariant, key: str) -> ServedVariant:
         """Return the variant for a request in which `variant` has read `key`.
 

@@ -1,0 +1,127 @@
+"""`onnxserve keys`: the API keys of servers with `server.api_keys`."""
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_deploy_plugin.cli.options import align_columns, opened_store, output_option, show_lines, why_option
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean
+from mlflow_deploy_plugin.spec import empty_endpoint
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.store import ApiKey
+
+_SCOPES = ("infer", "read", "admin")
+
+
+@click.group()
+def keys() -> None:
+    """Create, list and revoke API keys.
+
+    A server with -C server.api_keys=true answers callers with a key only: Authorization: Bearer KEY. A change reaches
+    every server of the store within seconds.
+    """
+
+
+@keys.command()
+@click.argument("name")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(_SCOPES),
+    default=("infer",),
+    show_default=True,
+    help="Allows predictions, explanations and feedback (infer); metrics, metadata and pages (read); loading and "
+    "unloading (admin). May be given again.",
+)
+@click.option(
+    "--endpoint",
+    "endpoints",
+    multiple=True,
+    metavar="NAME",
+    show_default="all",
+    help="Endpoint that it holds for; may be given again.",
+)
+@click.option("--expires", metavar="DURATION", show_default="never", help="Length of its life: 12h, 90d.")
+@output_option
+def create(name: str, scopes: tuple[str, ...], endpoints: tuple[str, ...], expires: str | None, output: str) -> None:
+    """Create the API key NAME, and print it, once.
+
+    NAME says who uses it; it stands in logs and in the audit trail.
+
+    \b
+      onnxserve keys create shop --endpoint flights --expires 90d
+      onnxserve keys create prometheus --scope read
+    """
+    for one in (name, *endpoints):
+        empty_endpoint(one)  # raises if it is no name
+    with opened_store() as store:
+        from mlflow_deploy_plugin.inference_log import parse_duration
+        from mlflow_deploy_plugin.store import ApiKeys
+
+        lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
+        try:
+            key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime)  # type: ignore[arg-type]
+        except OverflowError:
+            raise InvalidConfig(f"--expires {expires} ends after the year 9999") from None
+    if output == "json":
+        click.echo(json.dumps({**_document(key), "key": text}))
+        return
+    click.echo("shown once, and kept by nobody but you:", err=True)
+    click.echo(text)
+
+
+@keys.command("list")
+@output_option
+def list_keys(output: str) -> None:
+    """List the API keys, also those that hold no more."""
+    with opened_store() as store:
+        from mlflow_deploy_plugin.store import ApiKeys
+
+        found, now = ApiKeys(store).created(), store.now()
+    if output == "json":
+        click.echo(json.dumps([_document(key) for key in found]))
+        return
+    if not found:
+        click.echo("there are no keys: `onnxserve keys create NAME` makes one")
+        return
+    rows = [("NAME", "SCOPES", "ENDPOINTS", "CREATED", "STATE")]
+    for key in found:
+        state = "holds" if key.expires_at is None else f"holds until {key.expires_at:%Y-%m-%d %H:%M}Z"
+        if key.expires_at is not None and key.expires_at <= now:
+            state = "expired"
+        if key.revoked_at is not None:
+            state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}Z"
+        created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
+        rows.append((key.name, ",".join(key.scopes), ",".join(key.endpoints) or "all", created, state))
+    show_lines(align_columns(rows))
+
+
+@keys.command()
+@click.argument("name")
+@why_option
+def revoke(name: str, why: str) -> None:
+    """Revoke the API key NAME. Servers refuse it within seconds."""
+    with opened_store() as store:
+        from mlflow_deploy_plugin.store import ApiKeys
+
+        stored = ApiKeys(store)
+        if stored.revoke(name, why) is None:
+            valid = [key.name for key in stored.valid()]
+            raise NotFound(f"no key {name!r} holds{did_you_mean(name, valid, 'onnxserve keys list shows them')}")
+    click.echo(f"the key {name} is revoked")
+
+
+def _document(key: "ApiKey") -> dict[str, object]:
+    return {
+        "name": key.name,
+        "scopes": list(key.scopes),
+        "endpoints": list(key.endpoints) or None,
+        "actor": key.actor,
+        "created_at": key.created_at.isoformat(),
+        "expires_at": key.expires_at and key.expires_at.isoformat(),
+        "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
+    }

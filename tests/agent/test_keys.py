@@ -1,0 +1,41 @@
+"""The agent brings the keys of the store, and keeps them while the store is away."""
+
+import threading
+from pathlib import Path
+
+from mlflow_deploy_plugin.agent.keys import KeyFetcher
+from mlflow_deploy_plugin.statedir import KEYS, ApiKeys, read_state
+from mlflow_deploy_plugin.store import ApiKeys as StoredKeys
+from mlflow_deploy_plugin.store import open_store
+from tests.support.waiting import wait_until
+
+
+def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> None:
+    database = tmp_path / "store.db"
+    url = f"sqlite:///{database}"
+    store = open_store(url)
+    stored = StoredKeys(store)
+    stored.create("shop", ["infer"], ["flights"])
+
+    def brought() -> dict[str, tuple[str, ...]]:
+        read = read_state(tmp_path / KEYS, ApiKeys) or ApiKeys()
+        return {key.name: key.endpoints for key in read.keys.values()}
+
+    stop = threading.Event()
+    fetcher = KeyFetcher(tmp_path, url, 0.02, stop)
+    fetcher.start()
+    try:
+        wait_until(lambda: brought() == {"shop": ("flights",)}, what="the first key")
+        stored.create("ops", ["admin"])
+        wait_until(lambda: brought() == {"shop": ("flights",), "ops": ()}, what="the second key")
+        stored.revoke("shop")
+        wait_until(lambda: brought() == {"ops": ()}, what="the revocation")
+        store.close()
+        database.rename(tmp_path / "away.db")
+        database.mkdir()  # no database any more
+        assert not stop.wait(0.3)
+        assert brought() == {"ops": ()}
+        assert fetcher.is_alive()
+    finally:
+        stop.set()
+        fetcher.join()

@@ -1,0 +1,58 @@
+"""`onnxserve keys`: creates, lists, revokes."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+
+
+def keys(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["keys", *arguments])
+
+
+def test_a_key_is_printed_once_listed_and_revoked() -> None:
+    assert keys("list").stdout == "there are no keys: `onnxserve keys create NAME` makes one\n"
+    made = keys("create", "shop", "--endpoint", "flights", "--expires", "90d")
+    assert made.stdout.startswith("onnxserve_")
+    assert "shown once" in made.stderr
+    other = json.loads(keys("create", "ops", "--scope", "read", "--scope", "admin", "-o", "json").stdout)
+    assert (other["scopes"], other["endpoints"], other["expires_at"]) == (["admin", "read"], None, None)
+    listed = keys("list").stdout
+    assert "shop  infer       flights" in listed
+    assert "holds until " in listed
+    for text in (made.stdout.strip(), other["key"]):
+        assert text not in listed
+        assert hashlib.sha256(text.encode()).hexdigest() not in listed
+    assert keys("revoke", "shop", "--why", "it was in a log").stdout == "the key shop is revoked\n"
+    assert [bool(key["revoked_at"]) for key in json.loads(keys("list", "-o", "json").stdout)] == [True, False]
+    history = CliRunner().invoke(main, ["history"]).output
+    assert "key.create" in history
+    assert "why: it was in a log" in history
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["create", "shop"], 1, "Error: there is, or was, a key 'shop' already; choose another name"),
+        (["create", "a b"], 1, "letters, digits, . _ - are expected"),
+        (["create", "x", "--endpoint", "a/b"], 1, "letters, digits, . _ - are expected"),
+        (["create", "x", "--scope", "write"], 2, "'write' is not one of 'infer', 'read', 'admin'"),
+        (["create", "x", "--expires", "soon"], 1, "Error: --expires 'soon' cannot be read; a duration like 30s"),
+        (["create", "x", "--expires", "999999d"], 0, ""),
+        (["revoke", "shpo"], 1, "Error: no key 'shpo' holds; did you mean 'shop'?"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(arguments: list[str], code: int, message: str) -> None:
+    keys("create", "shop")
+    result = keys(*arguments)
+    assert result.exit_code == code
+    assert message in result.output

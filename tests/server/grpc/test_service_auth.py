@@ -1,0 +1,58 @@
+"""Callers over gRPC with and without keys."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from mlflow_deploy_plugin.statedir import KEYS, ApiKeys, KeyEntry, Scope, write_state
+
+IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
+SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
+
+
+def headers(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def code(refused: pytest.ExceptionInfo[InferenceServerException]) -> str:
+    return str(refused.value.status())
+
+
+def test_each_method_needs_its_scope_and_health_needs_none(
+    tmp_path: Path, model_folders: dict[str, Path], calling: Any, asking: Any, tools: Any
+) -> None:
+    keys = {hashlib.sha256(scope.encode()).hexdigest(): KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
+    write_state(tmp_path / KEYS, ApiKeys(keys=keys))
+    endpoints = {"tensor": {"v": tools.variant(model_folders["tensor"], "7")}}
+    image = [asking.tensor("image", IMAGE)]
+    settings = {"api_keys": True, "model_control_mode": "explicit"}
+    with calling(tmp_path, endpoints, **settings) as served, served.client() as client:
+        assert (client.is_server_live(), client.is_server_ready()) == (True, True)
+        assert client.infer("tensor", image, headers=headers("infer")).get_response().model_version == "7"
+        assert client.get_model_metadata("tensor", headers=headers("read")).name == "tensor"
+        for key, expected in (("", "UNAUTHENTICATED"), ("wrong", "UNAUTHENTICATED"), ("read", "PERMISSION_DENIED")):
+            with pytest.raises(InferenceServerException) as refused:
+                client.infer("tensor", image, headers=headers(key) if key else None)
+            assert code(refused) == f"StatusCode.{expected}"
+        with pytest.raises(InferenceServerException) as refused:
+            client.get_model_metadata("tensor", headers=headers("infer"))
+        assert code(refused) == "StatusCode.PERMISSION_DENIED"
+        with pytest.raises(InferenceServerException) as refused:
+            client.unload_model("tensor", headers=headers("read"))
+        assert code(refused) == "StatusCode.PERMISSION_DENIED"
+        with served.stub() as stub:
+            streamed = stub.ModelStreamInfer(iter([asking.message("tensor")]))
+            assert "send Authorization: Bearer KEY" in next(streamed).error_message
+            with pytest.raises(grpc.RpcError):
+                stub.RepositoryIndex(grpc_index(), timeout=10)
+
+
+def grpc_index() -> Any:
+    from tritonclient.grpc import service_pb2
+
+    return service_pb2.RepositoryIndexRequest()

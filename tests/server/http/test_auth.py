@@ -1,0 +1,102 @@
+"""Callers with and without keys, at every route, against both workers."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.routes import ROUTES
+from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import KEYS, SPEC, ApiKeys, KeyEntry, Scope, write_state
+from tests.support.handling import ROW, ask
+
+SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
+PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
+SETTINGS = {"api_keys": True, "model_control_mode": "explicit"}
+
+
+def write_keys(state_dir: Path) -> None:
+    """Write a key for each scope, whose text is its name, and one for the endpoint f."""
+    entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
+    entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
+    keys = {hashlib.sha256(text.encode()).hexdigest(): entry for text, entry in entries.items()}
+    write_state(state_dir / KEYS, ApiKeys(keys=keys))
+
+
+@pytest.fixture
+def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any) -> Server:
+    variants = {"e": {"v": tools.variant(bias_folders["1"], "1")}, "f": {"w": tools.variant(bias_folders["2"], "2")}}
+    server = serve_here(variants, SETTINGS)
+    write_keys(server.repository.state_dir)
+    return server
+
+
+def scope_of(path: str, method: str) -> str:
+    if path in PUBLIC or path.startswith("/pages/") or path.endswith(":classify"):  # which nobody can ask for
+        return ""
+    if path.endswith(("/load", "/unload")):
+        return "admin"
+    return "read" if method == "GET" or path == "/v2/repository/index" else "infer"
+
+
+@pytest.mark.parametrize(("path", "method"), [(route.path, route.method) for route in ROUTES])
+def test_every_route_needs_its_scope(server: Server, path: str, method: str) -> None:
+    plain = path.partition("[")[0] + path.partition("]")[2]  # without the parts that may be left out
+    named = plain.replace("/NAME", "/e")
+    needed = scope_of(path, method)
+    assert (ask(server, named, method).status == 401) is bool(needed)
+    for scope in SCOPES if needed else ():
+        refused = ask(server, named, method, host="localhost", authorization=f"Bearer {scope}").status == 403
+        assert refused is (scope != needed), scope
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [
+        ("/endpoints/f/invocations", "POST", 200),
+        ("/endpoints/e/invocations", "POST", 403),
+        ("/invocations", "POST", 403),  # e is the default endpoint
+        ("/v2/models/f", "GET", 200),
+        ("/v2/models/e", "GET", 403),
+        ("/endpoints/f", "GET", 200),
+        ("/metrics", "GET", 403),
+    ],
+)
+def test_a_key_may_hold_for_one_endpoint(server: Server, path: str, method: str, status: int) -> None:
+    assert ask(server, path, method, authorization="Bearer only-f").status == status
+
+
+def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
+    answer = ask(server)
+    assert answer.headers["WWW-Authenticate"] == 'Basic realm="onnxserve", Bearer realm="onnxserve"'
+    assert b"send Authorization: Bearer KEY" in answer.body
+
+
+@pytest.fixture(params=["fast", "gthread"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> Iterator[str]:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    spec = ServerSpec.model_validate({"worker_class": request.param, **SETTINGS})
+    (tmp_path / SPEC).write_text(f"{{name: e, variants: {{e: {{model: m}}}}, server: {spec.model_dump_json()}}}")
+    write_keys(tmp_path)
+    with tools.gunicorn(tmp_path, spec) as running:
+        yield running.url
+
+
+def test_both_workers_ask_for_keys(url: str) -> None:
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer infer"}
+
+    def status(headers: dict[str, str], body: Any = ROW) -> int:
+        return requests.post(f"{url}/invocations", body, headers=headers, timeout=10).status_code
+
+    assert [status(headers) for _ in range(3)] == [200, 200, 200]
+    assert status({**headers, "Authorization": "Bearer wrong"}) == 401
+    assert status({**headers, "Authorization": "Bearer read"}) == 403
+    lines = {**headers, "Content-Type": "application/jsonl"}
+    assert status(lines, iter([b"[1, 2, 3]\n"])) == 200  # streamed
+    assert status({**lines, "Authorization": "Bearer wrong"}, iter([b"[1, 2, 3]\n"])) == 401
+    assert requests.get(f"{url}/", auth=("me", "read"), timeout=10).status_code == 200
+    assert requests.get(f"{url}/ping", timeout=10).status_code == 200

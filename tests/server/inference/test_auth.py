@@ -1,0 +1,126 @@
+"""A caller's key: where it is read, what it allows, and when it holds no more."""
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.server.inference.auth import Authenticator
+from mlflow_deploy_plugin.statedir import KEYS, ApiKeys, KeyEntry, make_local_key, write_state
+
+NOON = 1_800_000_000.0
+
+
+def write_keys(state_dir: Path, **entries: KeyEntry) -> None:
+    """Write keys whose texts are their names."""
+    keys = {hashlib.sha256(name.encode()).hexdigest(): entry for name, entry in entries.items()}
+    write_state(state_dir / KEYS, ApiKeys(keys=keys))
+
+
+class Clock:
+    now = NOON
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def auth(tmp_path: Path, clock: Clock) -> Authenticator:
+    write_keys(
+        tmp_path,
+        shop=KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60),
+        ops=KeyEntry(name="ops", scopes=("admin", "read")),
+    )
+    return Authenticator(tmp_path, True, clock)
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def basic(text: str) -> dict[str, str]:
+    return {"authorization": f"Basic {base64.b64encode(text.encode()).decode()}"}
+
+
+@pytest.mark.parametrize(
+    "headers", [bearer("ops"), {"authorization": "bearer  ops "}, basic("anybody:ops"), basic(":ops")]
+)
+def test_a_key_comes_as_bearer_or_as_a_password(auth: Authenticator, headers: dict[str, str]) -> None:
+    assert auth.require(headers, "read").name == "ops"
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({}, "this server answers callers with a key only; send Authorization: Bearer KEY"),
+        (bearer("Ops"), "is not known here, or was revoked"),
+        (bearer(""), "is not known here, or was revoked"),
+        (bearer("\udcff"), "is not known here, or was revoked"),
+        (basic("ops"), "is not known here, or was revoked"),
+        ({"authorization": "Basic ?"}, "the password of Basic in Authorization cannot be read"),
+        ({"authorization": "Digest ops"}, "Authorization is of the kind 'Digest'"),
+    ],
+)
+def test_who_has_no_key_is_told_how_to_send_one(auth: Authenticator, headers: dict[str, str], message: str) -> None:
+    with pytest.raises(Unauthenticated) as refused:
+        auth.require(headers, "read")
+    assert message in refused.value.message
+    assert "onnxserve keys create" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("key", "scope", "endpoint", "message"),
+    [
+        ("ops", "infer", "flights", "the key 'ops' is for admin, read; this needs infer"),
+        ("shop", "read", "flights", "the key 'shop' is for infer; this needs read"),
+        ("shop", "infer", "taxis", "the key 'shop' is for flights; this is about endpoint 'taxis'"),
+        ("shop", "infer", None, "the key 'shop' is for flights; this is about the whole server"),
+    ],
+)
+def test_a_key_for_something_else_is_refused(
+    auth: Authenticator, key: str, scope: str, endpoint: str | None, message: str
+) -> None:
+    with pytest.raises(ScopeMissing, match=message):
+        auth.require(bearer(key), scope, endpoint)  # type: ignore[arg-type]
+
+
+def holds(auth: Authenticator, key: str, endpoint: str | None = "flights") -> bool:
+    try:
+        auth.require(bearer(key), "infer", endpoint)
+    except OnnxserveError:
+        return False
+    return True
+
+
+def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock) -> None:
+    assert holds(auth, "shop")
+    clock.now += 60
+    with pytest.raises(Unauthenticated, match="the key 'shop' has expired"):
+        auth.require(bearer("shop"), "infer", "flights")
+
+
+def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(
+    auth: Authenticator, clock: Clock, tmp_path: Path
+) -> None:
+    assert (holds(auth, "shop"), holds(auth, "new")) == (True, False)
+    write_keys(tmp_path, new=KeyEntry(name="new", scopes=("infer",)))
+    clock.now += 1
+    assert (holds(auth, "shop"), holds(auth, "new")) == (False, True)
+
+
+def test_without_a_file_nobody_is_answered_but_who_may_read_the_folder(tmp_path: Path) -> None:
+    assert not holds(Authenticator(tmp_path, True), "shop")
+    make_local_key(tmp_path)
+    key = tmp_path / "local.key"
+    assert os.stat(key).st_mode & 0o777 == 0o600
+    auth = Authenticator(tmp_path, True)
+    assert holds(auth, key.read_text())
+    assert not holds(auth, "")

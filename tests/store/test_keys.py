@@ -1,0 +1,60 @@
+"""Keys in the store hold from their creation until they expire or are revoked."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete
+
+from mlflow_deploy_plugin.errors import AlreadyExists
+from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
+from mlflow_deploy_plugin.store.tables import ApiKeyRow, AuditRow
+
+
+class Clock:
+    now = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql_url")
+    opened = open_store(url, clock)
+    with opened.transaction() as session:
+        session.execute(delete(ApiKeyRow))
+        session.execute(delete(AuditRow))
+    yield opened
+    opened.close()
+
+
+def test_a_key_holds_until_it_expires_or_is_revoked(store: Store, clock: Clock) -> None:
+    keys = ApiKeys(store)
+    for name, lifetime in (("a", None), ("b", timedelta(hours=1)), ("c", timedelta(days=1))):
+        keys.create(name, ["infer"], lifetime=lifetime)
+    assert [key.name for key in keys.valid()] == ["a", "b", "c"]
+    clock.now += timedelta(hours=2)
+    keys.revoke("c")
+    assert [key.name for key in keys.valid()] == ["a"]
+    assert [key.name for key in keys.created()] == ["a", "b", "c"]
+    assert keys.revoke("c") is None
+    with pytest.raises(AlreadyExists):
+        keys.create("c", ["read"])
+
+
+def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
+    keys = ApiKeys(store)
+    (one, first), (other, second) = keys.create("a", ["infer"], actor="ada"), keys.create("b", ["infer"])
+    assert first != second
+    assert len(first) > 40
+    assert first not in repr([one, other, store.events()])
+    assert [event.action for event in store.events()] == ["key.create", "key.create"]
