@@ -107,7 +107,7 @@ def _xgboost(model: Any) -> Boosting:
         margin[target] -= tree.value[leaf]
     missing = np.nan if model is booster else float(model.missing)
     categories = tuple(map(_xgboost_texts, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
-    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, missing, categories)
+    return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories)
 
 
 def _xgboost_texts(encoded: dict[str, list[int]]) -> tuple[str, ...]:
@@ -216,7 +216,7 @@ def _catboost(model: Any) -> Boosting:
         for target in range(width):
             trees.append(_catboost_tree(root, target, scale, places, goes_left))
             targets.append(target)
-    return Boosting(trees, targets, np.array(base, dtype=np.float64).reshape(width), "BRANCH_LEQ", link)
+    return Boosting(trees, targets, np.array(base, dtype=np.float64).reshape(width), "BRANCH_LEQ", link, False, True)
 
 
 def _nested(tree: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +293,7 @@ def _scores(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
 
 def _features(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
     """Return the columns as numbers, [N, features], with the code of each category; NaN for a text that is none."""
-    kind = TensorProto.FLOAT if boosting.is_single else TensorProto.DOUBLE
+    kind = TensorProto.FLOAT if boosting.has_single_rows else TensorProto.DOUBLE
     texts = [variable for variable in operator.inputs if isinstance(variable.type, StringTensorType)]
     if not texts and not boosting.categories:
         return graph.node("Cast", [graph.all_columns(operator)], to=kind)

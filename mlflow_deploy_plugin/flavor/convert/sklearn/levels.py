@@ -32,22 +32,24 @@ _BLOCK = 2**18
 class Levels:
     """Complete binary trees of one depth; T trees, those of the first target first, or T that the targets share.
 
-    The children of the node k of a level are 2k + 1 to the left and 2k to the right.
+    A row at the node k of a level goes on to 2k + 1 where the comparison with the node's split holds, else to 2k.
 
     Attributes:
-        feature: the positions of the columns, [T, 2**d] at each level d.
-        threshold: those that a row's number is compared with, alike; 32-bit floats or 64-bit ones, as the rows.
-        default_left: True where a missing value goes to the left, alike.
+        nodes: the position in the splits of each node, [T, 2**d] at each level d.
+        column: the position in the rows of the number that each split compares, [splits].
+        threshold: the number on the right of the comparison, [splits], as wide as the rows: 32-bit or 64-bit floats.
+        default: True where the comparison counts as holding for a missing value, [splits].
+        comparison: the ONNX operator: Less, LessOrEqual, Greater or GreaterOrEqual; with one of the last, no default.
         value: the leaves, [targets, T / targets or T, 2**depth], as wide as the sums.
-        comparison: the ONNX operator that sends a row to the left: Less or LessOrEqual.
         base: the sums before the first tree, [targets].
     """
 
-    feature: list[Array]
-    threshold: list[Array]
-    default_left: list[Array]
-    value: Array
+    nodes: list[Array]
+    column: Array
+    threshold: Array
+    default: Array
     comparison: str
+    value: Array
     base: Array
 
 
@@ -59,8 +61,7 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     Args:
         rows: [N, features], at least one.
     """
-    trees = len(levels.feature[0])
-    one, largest = graph.array([1]), graph.array([max(1, _BLOCK // trees)])
+    one, largest = graph.array([1]), graph.array([max(1, _BLOCK // len(levels.nodes[0]))])
     count = graph.node("Shape", [rows], start=0, end=1)
     blocks = graph.node("Div", [graph.node("Sub", [graph.node("Add", [count, largest]), one]), largest])
     size = graph.node("Div", [graph.node("Sub", [graph.node("Add", [count, blocks]), one]), blocks])
@@ -72,7 +73,7 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     sums = _write_block(body, block, levels)
     kinds = [
         TensorProto.DOUBLE if array.dtype == np.float64 else TensorProto.FLOAT
-        for array in (levels.threshold[0], levels.value)
+        for array in (levels.threshold, levels.value)
     ]
     step = body.finish({block: (kinds[0], [None, None])}, {sums: (kinds[1], [None, len(levels.base)])})
     stacked = graph.node("Scan", [graph.node("Reshape", [padded, shape])], body=step, num_scan_inputs=1)
@@ -82,55 +83,56 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
 
 def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     """Add the trees for a block of rows, and return their sums, [rows, targets]."""
-    columns, places = _write_columns(graph, rows, levels)
-    kind = TensorProto.UINT8 if len(places) <= 8 else TensorProto.INT32
-    position = ""
-    sides: list[str] = []  # of the levels so far, 1 where a row goes to the left
-    for column, threshold in zip(places, levels.threshold, strict=True):
-        is_symmetric = (column == column[:, :1]).all() and (threshold == threshold[:, :1]).all()
-        if is_symmetric or len(sides) < _COMPARED_LEVELS:
-            compared = []
-            for node in range(1 if is_symmetric else column.shape[1]):
-                values = graph.node("Gather", [columns, graph.array(column[:, node])], axis=0)
-                side = graph.node(levels.comparison, [values, graph.array(threshold[:, node : node + 1])])
-                compared.append(graph.node("Cast", [side], to=TensorProto.UINT8))
-            for side in reversed([] if is_symmetric else sides):
-                is_left = graph.node("Cast", [side], to=TensorProto.BOOL)
-                pairs = zip(compared[1::2], compared[::2], strict=True)
-                compared = [graph.node("Where", [is_left, left, right]) for left, right in pairs]
-            [number] = compared
+    # a column stands there with -inf for what is missing too, if the comparison has to hold for it at some splits
+    codes = levels.column * 2 + levels.default
+    used = np.unique(codes)
+    places = np.searchsorted(used, codes)
+    columns = graph.node("Gather", [graph.node("Transpose", [rows]), graph.array(used // 2)], axis=0)
+    if levels.default.any():
+        missing = np.where(used % 2, -np.inf, np.nan)[:, None].astype(levels.threshold.dtype)
+        columns = graph.node("Where", [graph.node("IsNaN", [columns]), graph.array(missing), columns])
+
+    # symmetric trees have one split a level
+    nodes = [each[:, :1] if (each == each[:, :1]).all() else each for each in levels.nodes]
+    are_compared = [level < _COMPARED_LEVELS or each.shape[1] == 1 for level, each in enumerate(nodes)]
+    compared = np.unique(np.concatenate([each.ravel() for each, one in zip(nodes, are_compared, strict=True) if one]))
+    values = graph.node("Gather", [columns, graph.array(places[compared])], axis=0)
+    holding = graph.node(levels.comparison, [values, graph.array(levels.threshold[compared, None])])
+    holding = graph.node("Cast", [holding], to=TensorProto.UINT8)
+
+    position, kind = "", TensorProto.UINT8
+    steps: list[str] = []  # 1 where the comparison holds, at each level so far
+    for level, (each, is_compared) in enumerate(zip(nodes, are_compared, strict=True)):
+        if level == 8:  # bytes hold the positions so far, and are computed four times as fast
+            kind = TensorProto.INT32
+            position = graph.node("Cast", [position], to=kind)
+        if is_compared:
+            found = [
+                graph.node("Gather", [holding, graph.array(np.searchsorted(compared, one))], axis=0) for one in each.T
+            ]
+            for before in reversed(steps if len(found) > 1 else []):
+                condition = graph.node("Cast", [before], to=TensorProto.BOOL)
+                pairs = zip(found[1::2], found[::2], strict=True)
+                found = [graph.node("Where", [condition, odd, even]) for odd, even in pairs]
+            [step] = found
         else:
             at = graph.node("Cast", [position], to=TensorProto.INT32)
-            features = graph.node("GatherElements", [graph.array(column.astype(np.int32)), at], axis=1)
-            values = graph.node("GatherElements", [columns, features], axis=0)
-            thresholds = graph.node("GatherElements", [graph.array(threshold), at], axis=1)
-            number = graph.node("Cast", [graph.node(levels.comparison, [values, thresholds])], to=TensorProto.UINT8)
-        sides.append(number)
-        number = graph.node("Cast", [number], to=kind)
+            place = graph.node("GatherElements", [graph.array(places[each].astype(np.int32)), at], axis=1)
+            values = graph.node("GatherElements", [columns, place], axis=0)
+            threshold = graph.node("GatherElements", [graph.array(levels.threshold[each]), at], axis=1)
+            step = graph.node("Cast", [graph.node(levels.comparison, [values, threshold])], to=TensorProto.UINT8)
+        steps.append(step)
+        number = graph.node("Cast", [step], to=kind)
         position = graph.node("Add", [graph.node("Add", [position, position]), number]) if position else number
+
     leaf = graph.node("Cast", [position], to=TensorProto.INT32)
     targets, trees, leaves = levels.value.shape
-    is_shared = len(places[0]) == trees
+    is_shared = len(nodes[0]) == trees
     if is_shared:
-        found = [graph.node("GatherElements", [graph.array(values), leaf], axis=1) for values in levels.value]
+        found = [graph.node("GatherElements", [graph.array(value), leaf], axis=1) for value in levels.value]
     else:
         value = graph.node("GatherElements", [graph.array(levels.value.reshape(-1, leaves)), leaf], axis=1)
         found = [graph.node("Reshape", [value, graph.array([targets, trees, -1])])]
     over = graph.array([-2])
-    sums = [graph.node("ReduceSum", [values, over], keepdims=int(is_shared)) for values in found]
+    sums = [graph.node("ReduceSum", [value, over], keepdims=int(is_shared)) for value in found]
     return graph.node("Add", [graph.node("Transpose", [graph.node("Concat", sums, axis=0)]), graph.array(levels.base)])
-
-
-def _write_columns(graph: NodeBuilder, rows: str, levels: Levels) -> tuple[str, list[Array]]:
-    """Add the columns that the trees compare, [columns, rows], and return the place of each node's, as `feature`.
-
-    A column with missing values stands there as it is, so that they go to the right; and with -inf in their stead, so
-    that they go to the left.
-    """
-    codes = [feature * 2 + left for feature, left in zip(levels.feature, levels.default_left, strict=True)]
-    used = np.unique(np.concatenate([code.ravel() for code in codes]))
-    columns = graph.node("Gather", [graph.node("Transpose", [rows]), graph.array(used // 2)], axis=0)
-    if (used % 2).any():
-        missing = np.where(used % 2, -np.inf, np.nan)[:, None].astype(levels.threshold[0].dtype)
-        columns = graph.node("Where", [graph.node("IsNaN", [columns]), graph.array(missing), columns])
-    return columns, [np.searchsorted(used, code) for code in codes]

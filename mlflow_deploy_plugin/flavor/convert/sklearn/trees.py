@@ -117,7 +117,8 @@ class Boosting:
         base: the sums before the first tree, [targets] float64.
         mode: ONNX' comparison that sends a row to the left: BRANCH_LT or BRANCH_LEQ.
         link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
-        is_single: True if thresholds, leaves and sums have 32 bits.
+        is_single: True if leaves and sums have 32 bits.
+        has_single_rows: True if the features are rounded to 32 bits, as the thresholds are.
         missing: a number that counts as a missing value, beside NaN.
         categories: the texts of each column of texts, in the order of their codes.
     """
@@ -128,6 +129,7 @@ class Boosting:
     mode: str
     link: str
     is_single: bool = False
+    has_single_rows: bool = False
     missing: float = np.nan
     categories: tuple[tuple[str, ...], ...] = ()
 
@@ -155,33 +157,35 @@ class Boosting:
             for name in ("feature", "threshold", "left", "right", "default_left", "value")
         }
         inner = nodes["left"] >= 0
-        if self.mode == "BRANCH_LT" and np.isneginf(nodes["threshold"][inner]).any():
+        splits = np.stack([nodes[name][inner] for name in ("feature", "threshold", "default_left")], axis=1)
+        splits, of_inner = np.unique(splits, axis=0, return_inverse=True)
+        column, threshold, default = splits.T
+        if self.mode == "BRANCH_LT" and np.isneginf(threshold).any():
             return None  # nothing is less, not even what stands for a missing value
+        split = np.zeros(len(inner), dtype=np.int64)
+        split[inner] = of_inner.ravel()
         left, right = (np.where(inner, nodes[side] + offsets, np.arange(len(inner))) for side in ("left", "right"))
+        comparison, otherwise = ("Less", "GreaterOrEqual") if self.mode == "BRANCH_LT" else ("LessOrEqual", "Greater")
+        if default.all():  # the opposite comparison holds for no missing value
+            comparison, left, right, default = otherwise, right, left, np.zeros(len(splits))
         at = starts[:, None]
-        width = np.float32 if self.is_single else np.float64
         levels: list[Array] = []
         while inner[at].any():
             if at.shape[1] > _MAX_PADDING * len(inner) / len(trees):
                 return None
-            levels.append(at)
+            levels.append(split[at])
             at = np.stack([right[at], left[at]], axis=2).reshape(len(trees), -1)
-
-        columns, thresholds, sides = (
-            [np.where(inner[at], nodes[name][at], 0) for at in levels]
-            for name in ("feature", "threshold", "default_left")
-        )
         each = len(trees) // len(self.base)
-        are_shared = all(
-            (table.reshape(-1, each, table.shape[1]) == table[:each]).all() for table in (*columns, *thresholds, *sides)
-        )
-        kept = slice(0, each if are_shared else None)
+        if all((level.reshape(-1, *level[:each].shape) == level[:each]).all() for level in levels):
+            levels = [level[:each] for level in levels]  # the targets share the trees
+        width = np.float32 if self.is_single else np.float64
         return Levels(
-            [table[kept] for table in columns],
-            [table[kept].astype(width) for table in thresholds],
-            [table[kept].astype(bool) for table in sides],
+            levels,
+            column.astype(np.int64),
+            threshold.astype(np.float32 if self.has_single_rows else np.float64),
+            default.astype(bool),
+            comparison,
             nodes["value"][at].reshape(len(self.base), each, -1).astype(width),
-            "Less" if self.mode == "BRANCH_LT" else "LessOrEqual",
             self.base.astype(width),
         )
 
@@ -190,7 +194,7 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     """Add the trees, and return [N, targets] 32-bit floats, the sums of their leaves.
 
     Args:
-        rows: [N, features], of 32 bits if the boosting is single, else of 64.
+        rows: [N, features], of 32 bits if the boosting has single rows, else of 64.
     """
     levels = boosting.levels()
     if levels is None:
@@ -207,7 +211,9 @@ def write_sums(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
 
 
 def _write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add ONNX Runtime's tree operator, which is the fastest for a few rows."""
+    """Add ONNX Runtime's tree operator, which is the fastest for a few rows; its rows are as wide as its sums."""
+    if boosting.has_single_rows and not boosting.is_single:
+        rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
     trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in boosting.trees), strict=True)
     leaf = np.concatenate([tree.left < 0 for tree in trees])
     sizes = [len(tree.left) for tree in trees]

@@ -78,7 +78,7 @@ def test_many_rows_and_few_are_proven(case: Case) -> None:
         for attribute in node.attribute
     }
     assert "Scan" in forms["then_branch"]
-    assert forms["else_branch"] == {"TreeEnsembleRegressor"}
+    assert "TreeEnsembleRegressor" in forms["else_branch"]
 
 
 TREES_ALONE: dict[str, Case] = {
