@@ -14,14 +14,25 @@ from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.embed import asgi_app, wsgi_app
-    from mlflow_deploy_plugin.evaluation import robustness
+    from mlflow_deploy_plugin.evaluation import explain, robustness
     from mlflow_deploy_plugin.flavor import load_model, log_model, save_model
     from mlflow_deploy_plugin.flavor import wrap_registered as wrap
 
-__all__ = ["__version__", "asgi_app", "load_model", "log_model", "robustness", "save_model", "wrap", "wsgi_app"]
+__all__ = [
+    "__version__",
+    "asgi_app",
+    "explain",
+    "load_model",
+    "log_model",
+    "robustness",
+    "save_model",
+    "wrap",
+    "wsgi_app",
+]
 
 _HOMES = {
     "asgi_app": ("embed", "asgi_app"),
+    "explain": ("evaluation", "explain"),
     "load_model": ("flavor", "load_model"),
     "log_model": ("flavor", "log_model"),
     "robustness": ("evaluation", "robustness"),

@@ -23,6 +23,7 @@ _COMMANDS = {
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
     "gate": ("mlflow_deploy_plugin.cli.promote", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
+    "explain": ("mlflow_deploy_plugin.cli.explain", "Measure what each column contributes to predictions."),
     "robustness": ("mlflow_deploy_plugin.cli.robustness", "Measure how the metric falls when rows are disturbed."),
     "history": ("mlflow_deploy_plugin.cli.endpoint", "Show who changed what, when and why."),
     "retrain": ("mlflow_deploy_plugin.cli.controller", "Train what is served on what was captured and labelled."),
@@ -38,7 +39,7 @@ _COMMANDS = {
     "drift": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic against the model's reference."),
 }
 """Name → (module with the command of this name, its line in `--help`)."""
-_MLFLOW_COMMANDS = ("create", "delete", "explain", "get", "help", "update")
+_MLFLOW_COMMANDS = ("create", "delete", "get", "help", "update")
 """Commands of `mlflow deployments` that ours do not repeat, and that people look for here."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

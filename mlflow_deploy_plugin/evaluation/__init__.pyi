@@ -2,6 +2,7 @@ from .adversarial import LossGradient as LossGradient
 from .adversarial import torch_gradient as torch_gradient
 from .curves import RobustnessReport as RobustnessReport
 from .curves import measure_robustness as measure_robustness
+from .curves import require_matplotlib as require_matplotlib
 from .curves import robustness as robustness
 from .dataset import LabelledRows as LabelledRows
 from .dataset import NamedArrays as NamedArrays
@@ -15,6 +16,10 @@ from .dataset import take_rows as take_rows
 from .disturbances import with_missing as with_missing
 from .disturbances import with_noise as with_noise
 from .disturbances import with_out_of_range as with_out_of_range
+from .explanation import Explanation as Explanation
+from .explanation import contributions_format as contributions_format
+from .explanation import explain as explain
+from .explanation import require_shap as require_shap
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from .metrics import RELATIVE_METRICS as RELATIVE_METRICS
 from .metrics import default_metric as default_metric

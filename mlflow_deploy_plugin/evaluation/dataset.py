@@ -111,10 +111,19 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """Return the columns or tensors that the model takes, in its types; all of them if its signature names none.
 
     No disturbance may leave the bounds of those types.
+
+    Raises:
+        InvalidConfig: the model takes one tensor without a name, and there are several arrays.
     """
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
-    return cast_to_signature(artifact, own)
+    own = cast_to_signature(artifact, own)
+    if names == {""} and len(own) > 1:
+        raise InvalidConfig(
+            f"the model takes one tensor, without a name, and the data holds {', '.join(own)[:300]}: name the target, "
+            "and leave out what is neither"
+        )
+    return own
 
 
 def read_rows(path: Path, shown: str) -> NamedArrays:

@@ -18,7 +18,9 @@ from mlflow.models.model import ModelInfo
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ModelError, ParityError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ModelError, OnnxserveError, ParityError
+from mlflow_deploy_plugin.evaluation import explain as explain_rows
+from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import to_feeds
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
@@ -111,6 +113,7 @@ def log_model(
     parity_data: Any = None,
     reference_data: Any = None,
     event_time: Any = None,
+    explain: bool = False,
     await_registration_for: int | None = DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
     metadata: Mapping[str, Any] | None = None,
     conda_env: Any = None,
@@ -133,9 +136,19 @@ def log_model(
     Args:
         fallback: what becomes of a model without an ONNX form that answers as it does. "pyfunc": MLflow's own flavor
             logs it, to be served as pyfunc; a warning and the tag `onnxserve.fallback` say why. "error" refuses it.
+        explain: explain up to 100 rows of the reference, and log contributions, importance of the columns and SHAP's
+            plots to the run, under `explain/`. A model that cannot be explained is logged with a warning.
+
+    Raises:
+        NotInstalled: `explain` needs shap and matplotlib.
     """
     if fallback not in get_args(Fallback):
         raise InvalidConfig(f"fallback: {fallback!r} is not one of {', '.join(get_args(Fallback))}")
+    if explain:
+        require_shap()
+        require_matplotlib()
+        if input_example is None and reference_data is None:
+            raise InvalidConfig("explain: there are no rows to explain; give input_example= or reference_data=")
     mlflow_options: dict[str, Any] = {
         "name": name,
         "registered_model_name": registered_model_name,
@@ -169,9 +182,17 @@ def log_model(
             raise with_alternative(error, model) from (error.__cause__ or error)
         if isinstance(event_time, str) and isinstance(input_example, pd.DataFrame):
             input_example = input_example.drop(columns=event_time, errors="ignore")
+        if explain:
+            _logger.warning("the model is not explained: it has no ONNX form")
         flavor_options = {"signature": signature, **flavor[1], **mlflow_options}
         return _log_as_pyfunc(model, error, flavor[0], input_example, flavor_options)
-    return log_wrapped(wrapped, pyfunc_predict_fn, **mlflow_options)
+    info = log_wrapped(wrapped, pyfunc_predict_fn, **mlflow_options)
+    if explain:
+        try:
+            explain_rows(info.model_uri, "reference", log=True)
+        except OnnxserveError as error:  # the model is logged, and a second attempt would log it twice
+            _logger.warning("the model is logged, and not explained: %s", error.message)
+    return info
 
 
 def log_wrapped(

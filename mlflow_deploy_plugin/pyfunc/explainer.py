@@ -9,6 +9,7 @@ Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; pe
 https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
 """
 
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -69,16 +70,12 @@ class ShapExplainer:
         try:
             model = self._model(fields["folder"])
             rows = dict(request.arrays["feeds"])
-            features = explained_features(model.artifact, rows)
-            fitting = _MATRIX_BYTES // (8 * len(features) * (2 * len(features) + 1))
-            most_rows = min(BACKGROUND_ROWS, max(fitting, _MIN_ROWS))
+            most_rows = most_background_rows(model, rows)
             key = fields["folder"], most_rows
             if key not in self._backgrounds:
                 self._backgrounds[key] = read_background(model, most_rows, _SEED)
             background = self._backgrounds[key]
-            codes = _Codes.of(features, background.feeds, rows)
-            numbers = _CodedModel(model, codes, deadline)
-            values, base_values = numbers.explain(fields["max_evals"], fields["seed"])
+            found = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
         except InferenceError as error:
             raise RequestRefused("model", error.message) from None
         except OnnxserveError as error:
@@ -87,11 +84,12 @@ class ShapExplainer:
             message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
             raise RequestRefused("time", message + f"smaller max_evals (it was {fields['max_evals']})") from None
         described = {
-            "columns": [feature.name for feature in features],
-            "outputs": numbers.names,
-            "background": {"source": background.source, "rows": len(codes.background)},
+            "columns": [feature.name for feature in found.features],
+            "outputs": found.outputs,
+            "background": {"source": background.source, "rows": found.background_rows},
         }
-        return SideMessage("explained", described, {"explained": {"values": values, "base_values": base_values}})
+        arrays = {"values": found.values, "base_values": found.base_values}
+        return SideMessage("explained", described, {"explained": arrays})
 
     def _model(self, folder: str) -> OnnxModel:
         if folder not in self._models:
@@ -101,6 +99,48 @@ class ShapExplainer:
                 self._backgrounds = {key: kept for key, kept in self._backgrounds.items() if key[0] != dropped}
         self._models.move_to_end(folder)  # the least recently used model is dropped first
         return self._models[folder]
+
+
+@dataclass(frozen=True, eq=False)
+class RowContributions:
+    """The contributions of C features to K numbers of the predictions for N rows.
+
+    Attributes:
+        outputs: the names of the numbers: a classifier's classes, else the outputs.
+        values: [N, C, K] float64.
+        base_values: [K] float64, the means over the background.
+    """
+
+    features: list[ExplainedFeature]
+    outputs: list[str | int | float | bool]
+    values: Array
+    base_values: Array
+    background_rows: int
+
+
+def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
+    """Return how many rows of a background are taken; raises as `explained_features`."""
+    features = len(explained_features(model.artifact, rows))
+    return min(BACKGROUND_ROWS, max(_MATRIX_BYTES // (8 * features * (2 * features + 1)), _MIN_ROWS))
+
+
+def explain_rows(
+    model: OnnxModel, background: Feeds, rows: Feeds, max_evals: int, seed: int, deadline: float = math.inf
+) -> RowContributions:
+    """Explain the predictions for rows, one by one, against a background.
+
+    Args:
+        max_evals: evaluations of the model a row, each with the whole background.
+        deadline: of `time.monotonic`.
+
+    Raises:
+        InvalidRequest, InferenceError, RequestRefused: the model cannot be explained.
+    """
+    features = explained_features(model.artifact, rows)
+    codes = _Codes.of(features, background, rows)
+    numbers = _CodedModel(model, codes, deadline)
+    values, base_values = numbers.explain(max_evals, seed)
+    return RowContributions(features, numbers.names, values, base_values, len(codes.background))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 from mlflow_deploy_plugin.runtime import read_artifact
+from tests.support.models import parse_graph
 
 
 def test_parity_shows_on_run_model_and_version(logged: ModelInfo) -> None:
@@ -177,3 +178,30 @@ def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
         onnxserve.log_model({}, name="model", fallback="pickle")  # type: ignore[arg-type]
     with pytest.raises(ConversionError, match=r"Log it with mlflow\.pyfunc\.log_model\(python_model=…\)"):
         onnxserve.log_model({}, name="model", input_example=table)
+
+
+def test_a_model_is_explained_where_it_is_logged(
+    tracking: Path, model: Pipeline, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mlflow.start_run() as run:
+        onnxserve.log_model(model, name="model", input_example=table, explain=True)
+    names = [Path(one.path).name for one in mlflow.MlflowClient().list_artifacts(run.info.run_id, "explain")]
+    assert names == ["bar.png", "beeswarm.png", "contributions.parquet", "explain.json"]
+    assert "not explained" not in caplog.text
+
+
+def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
+    tracking: Path, unfaithful: Any, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = table.select_dtypes("number").fillna(0).to_numpy(dtype=np.float32)[:, :1]
+    pictures = np.repeat(numbers, 8, axis=1).reshape(-1, 1, 2, 4)[:50]
+    graph = parse_graph("g (float[N,1,2,4] x) => (float[N,1,2,4] y) { y = Identity(x) }")
+    with mlflow.start_run():
+        info = onnxserve.log_model(graph, name="model", input_example={"x": pictures}, explain=True)
+    assert info.model_id
+    assert "the model is logged, and not explained: the input 'x' has 4 dimensions" in caplog.text
+    with mlflow.start_run():
+        onnxserve.log_model(unfaithful, name="model", input_example=table, explain=True)
+    assert "the model is not explained: it has no ONNX form" in caplog.text
+    with pytest.raises(InvalidConfig, match="explain: there are no rows to explain; give input_example= or reference_"):
+        onnxserve.log_model(graph, name="model", explain=True)

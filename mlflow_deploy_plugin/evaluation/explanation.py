@@ -1,0 +1,352 @@
+"""Explanations of a file of rows: the contribution of each column to each prediction, and the importance of columns.
+
+Contributions are those of `/explain` (`pyfunc/explainer.py`, SHAP's permutation explainer on the ONNX form). The
+importance of a column is the mean of its absolute contributions and, with labels, the loss
+of the metric if its values are permuted: Breiman 2001, https://doi.org/10.1023/A:1010933404324, as scikit-learn's
+`permutation_importance` has it.
+"""
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.evaluation.curves import require_matplotlib
+from mlflow_deploy_plugin.evaluation.dataset import (
+    LabelledRows,
+    NamedArrays,
+    count_rows,
+    frame_rows,
+    labelled_rows,
+    own_columns,
+    read_dataset,
+    sample_positions,
+    take_rows,
+)
+from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, default_metric, weighted_metric
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
+from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
+from mlflow_deploy_plugin.pyfunc import RequestRefused
+from mlflow_deploy_plugin.registry import LoggedRun, log_to_run, resolve, run_of_model
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Feeds, OnnxModel, read_served_artifact, row_count
+from mlflow_deploy_plugin.server import explained_features
+from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.pyfunc import RowContributions
+
+EXPLAIN_FOLDER = "explain"
+_PERMUTATIONS = 10  # pairs of them, as `/explain`
+_REPEATS = 5
+_LABELLED_ROWS = 2_000
+_MAX_PICTURES = 10
+_SHOWN_COLUMNS = 20
+
+ProgressCallback = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ColumnImportance:
+    """The importance of one column.
+
+    Attributes:
+        mean_abs: the mean of the absolute contributions over rows and outputs.
+        permutation: the mean loss of the metric if the column is permuted, in units of the metric; None without labels.
+        permutation_std: the standard deviation of that loss over the repeats.
+    """
+
+    column: str
+    mean_abs: float
+    permutation: float | None = None
+    permutation_std: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The explanation of N rows by C columns and K outputs.
+
+    Attributes:
+        outputs: a classifier's classes, else the outputs.
+        values: [N, C, K] float64, the contributions; with the base values they add up to what the model answers.
+        base_values: [K] float64.
+        data: by column the values of the rows, [N].
+        positions: [N], the places of the rows in the data, from 0.
+        importance: the most important column first.
+        metric: of the permutation importance; None without labels.
+        background: the rows that were explained against: `reference`, `input_example` or `data`, and how many.
+        run: the run that it was logged to.
+    """
+
+    model: str
+    dataset: str
+    columns: tuple[str, ...]
+    outputs: tuple[str | int | float | bool, ...]
+    values: Array
+    base_values: Array
+    data: NamedArrays
+    positions: Array
+    importance: tuple[ColumnImportance, ...]
+    metric: MetricName | None
+    background: str
+    max_evals: int
+    seed: int
+    run: LoggedRun | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a JSON document of all but the single rows."""
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "rows": len(self.values),
+            "outputs": list(self.outputs),
+            "base_values": self.base_values.tolist(),
+            "importance": [asdict(one) for one in self.importance],
+            "metric": self.metric,
+            "background": self.background,
+            "max_evals": self.max_evals,
+            "seed": self.seed,
+            "run": None if self.run is None else asdict(self.run),
+        }
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Return a header and a line of texts for each of the most important columns."""
+        header = ("column", "mean |SHAP|", *((f"{self.metric} lost if permuted",) if self.metric else ()))
+        lines = [header]
+        for one in self.importance[:_SHOWN_COLUMNS]:
+            lost = () if one.permutation is None else (f"{one.permutation:+.4f} ± {one.permutation_std:.4f}",)
+            lines.append((one.column, f"{one.mean_abs:.4g}", *lost))
+        return lines
+
+    def contributions(self) -> pa.Table:
+        """Return a row for each row and output: `_row`, `_output`, `_base_value`, and each column's contribution."""
+        count, _, outputs = self.values.shape
+        flat = self.values.transpose(0, 2, 1).reshape(count * outputs, -1)
+        columns = {
+            "_row": np.repeat(self.positions, outputs),
+            "_output": [str(name) for name in self.outputs] * count,
+            "_base_value": np.tile(self.base_values, count),
+        }
+        return pa.table({**columns, **{name: flat[:, place] for place, name in enumerate(self.columns)}})
+
+    def write_contributions(self, path: str) -> None:
+        """Write the contributions to a file, CSV, JSON, JSON Lines or Parquet by its name.
+
+        Raises:
+            InvalidConfig: the name has another ending, or the file cannot be written.
+        """
+        kind, table = contributions_format(path), self.contributions()
+        with open_output(path, sys.stdout.buffer) as file, table_writer(kind, table.schema, file) as write:
+            for batch in table.to_batches():
+                write(batch)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write explain.json, contributions.parquet and SHAP's bar and beeswarm plots of each output into a folder.
+
+        Raises:
+            NotInstalled: matplotlib is missing.
+        """
+        require_matplotlib()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "explain.json").write_text(json.dumps(self.as_dict(), indent=2, default=str) + "\n")
+        self.write_contributions(str(folder / "contributions.parquet"))
+        self._draw(folder)
+        return sorted(folder.iterdir())
+
+    def _draw(self, folder: Path) -> None:
+        """Draw the plots; of two classes those of the second, as the contributions to the first mirror them."""
+        import matplotlib.pyplot as plt  # here: half a second
+        import shap
+
+        # a text has no place on a scale: it is grey
+        unknown = np.full(len(self.values), np.nan)
+        numbers = [values if values.dtype.kind in "biuf" else unknown for values in self.data.values()]
+        drawn = [1] if len(self.outputs) == 2 else list(range(len(self.outputs)))[:_MAX_PICTURES]
+        for place in drawn:
+            explained = shap.Explanation(
+                values=self.values[:, :, place],
+                base_values=np.full(len(self.values), self.base_values[place]),
+                data=np.stack(numbers, axis=1).astype(np.float64),
+                feature_names=list(self.columns),
+            )
+            suffix = "" if len(drawn) == 1 else "_" + re.sub(r"[^\w.-]", "_", str(self.outputs[place]))
+            for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
+                figure = plt.figure()
+                try:
+                    plot(explained, max_display=_SHOWN_COLUMNS, show=False)
+                    plt.title(f"{self.model}: {self.outputs[place]}", fontsize=9)
+                    figure.savefig(folder / f"{name}{suffix}.png", dpi=110, bbox_inches="tight")
+                finally:
+                    plt.close(figure)
+
+
+def explain(
+    model_uri: str,
+    data: Any,
+    target: str = "",
+    *,
+    metric: MetricName | None = None,
+    max_rows: int = 100,
+    max_evals: int | None = None,
+    seed: int = 0,
+    log: bool = False,
+    progress: ProgressCallback = lambda line: None,
+) -> Explanation:
+    """Explain the predictions of a version for the rows of a file, and how important its columns are.
+
+    Args:
+        data: as for `robustness`; `reference` is the sample beside the model.
+        target: the column that holds the truth; empty: there is none, and no permutation importance.
+        metric: of the permutation importance; default: accuracy for labels, rmse for numbers.
+        max_rows: at most so many rows are explained, chosen by the seed. The metric is of 2,000 at most.
+        max_evals: evaluations of the model a row, each with up to 100 rows; default: ten pairs of permutations.
+        log: log the explanation to the version's run, under `explain/`.
+
+    Raises:
+        InvalidConfig: the data, the target or the metric is not valid, or there is no run to log to.
+        InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or takes pictures.
+        NotFound: there is no such model.
+        NotInstalled: shap or, for the pictures, matplotlib is missing.
+        SchemaMismatch, InferenceError: the model refuses the rows.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    require_shap()
+    if log:
+        require_matplotlib()
+    if metric is not None and metric not in METRICS:
+        raise InvalidConfig(f"there is no metric {metric!r}; there are {', '.join(METRICS)}")
+    source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
+    resolved = resolve(model_uri)
+    with downloaded_version(resolved) as folder:
+        artifact = read_served_artifact(folder)
+        if artifact.flavor == PYTHON_FUNCTION:
+            raise InvalidArtifact(f"{model_uri} has no ONNX form (it is a pyfunc), and only an ONNX model is explained")
+        model = OnnxModel.load(folder)
+        run_id = run_of_model(resolved, artifact.run_id) if log else ""
+        rows = read_dataset(source, model.artifact) if source else frame_rows(data)
+        labelled = labelled_rows(rows, shown, target, model.artifact, seed, _LABELLED_ROWS) if target else None
+        positions = sample_positions(count_rows(rows), max_rows, seed)
+        inputs = {name: values for name, values in rows.items() if name != target}
+        explained = take_rows(own_columns(model.artifact, inputs), positions)
+        feeds = model.schema.from_columns(explained)
+        found, background, evals = _contributions(model, feeds, max_evals, seed, progress)
+        columns = tuple(feature.name for feature in found.features)
+        lost: list[tuple[float, float]] = []
+        if labelled is not None:
+            progress(f"permuting {len(columns)} columns of {len(labelled.truth):,} rows")
+            metric, lost = _permutation_importance(load_version(folder), labelled, metric, found, seed)
+        else:
+            metric = None
+    means = np.abs(found.values).mean(axis=(0, 2))
+    importance = [
+        ColumnImportance(name, float(mean), *(lost[place] if lost else ()))
+        for place, (name, mean) in enumerate(zip(columns, means, strict=True))
+    ]
+    explanation = Explanation(
+        model=model_uri,
+        dataset=source,
+        columns=columns,
+        outputs=tuple(found.outputs),
+        values=found.values,
+        base_values=found.base_values,
+        data={feature.name: feature.values(feeds) for feature in found.features},
+        positions=positions,
+        importance=tuple(sorted(importance, key=lambda one: -one.mean_abs)),
+        metric=metric,
+        background=background,
+        max_evals=evals,
+        seed=seed,
+    )
+    if not log:
+        return explanation
+    with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
+        explanation.save(Path(temporary))
+        run = log_to_run(run_id, "", Path(temporary), EXPLAIN_FOLDER, ())
+    return replace(explanation, run=run)
+
+
+def _contributions(
+    model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
+) -> "tuple[RowContributions, str, int]":
+    """Return the contributions, the background as a text, and the evaluations a row.
+
+    Raises:
+        InvalidConfig: `max_evals` is too small, or the model does not answer one row of numbers a row.
+    """
+    with _without_compiler():
+        from mlflow_deploy_plugin.pyfunc import explain_rows, most_background_rows, read_background
+    most = most_background_rows(model, feeds)
+    try:
+        background = read_background(model, most, 0)  # as /explain
+        against, kind = background.feeds, background.source
+    except InvalidArtifact:  # it came without rows
+        against, kind = {name: array[:most] for name, array in feeds.items()}, "data"
+    once = 2 * len(explained_features(model.artifact, feeds)) + 1
+    evals = _PERMUTATIONS * once if max_evals is None else max_evals
+    if evals < once:
+        raise InvalidConfig(f"max_evals is {evals}; {once // 2} columns need at least {once}, twice as many and one")
+    progress(f"explaining {row_count(feeds):,} rows by {evals} evaluations each")
+    try:
+        found = explain_rows(model, against, feeds, evals, seed)
+    except RequestRefused as error:
+        raise InvalidConfig(error.message) from None
+    return found, f"{found.background_rows} rows of {kind}", evals
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Import shap's helpers as plain Python: numba would compile them for 20 s (`pyfunc/__main__.py`)."""
+    import numba
+
+    config: Any = numba.config
+    before, config.DISABLE_JIT = config.DISABLE_JIT, 1
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = before
+
+
+def contributions_format(path: str) -> FileFormat:
+    """Return the format of a file for contributions; raise InvalidConfig if its name does not say one."""
+    if (kind := format_of(path)) is None:
+        raise InvalidConfig(f"{path}: contributions are written to .csv, .json, .jsonl or .parquet")
+    return kind
+
+
+def require_shap() -> None:
+    """Raise NotInstalled if nothing can be explained."""
+    if importlib.util.find_spec("shap") is None:
+        raise NotInstalled("explanations need shap: pip install 'mlflow-onnxserve[explain]'")
+
+
+def _permutation_importance(
+    model: LoadedModel, labelled: LabelledRows, metric: MetricName | None, found: "RowContributions", seed: int
+) -> tuple[MetricName, list[tuple[float, float]]]:
+    """Return the metric, and for each feature the mean and the standard deviation of its loss."""
+    rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
+    ones = np.ones(len(truth))
+    predicted = model.predict(rows)
+    metric = metric or default_metric(truth, predicted)
+    clean = weighted_metric(metric, truth, predicted)(ones)
+    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+    lost = []
+    for number, feature in enumerate(found.features):
+        (entry, position), rng = feature.places[0], np.random.default_rng([seed, number, len(truth)])
+        name = feature.name if feature.name in rows else entry if entry in rows else next(iter(rows))
+        losses = []
+        for _ in range(_REPEATS):
+            changed, order = rows[name].copy(), rng.permutation(len(truth))
+            place = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
+            changed[place] = changed[order][place]
+            losses.append(sign * (clean - weighted_metric(metric, truth, model.predict({**rows, name: changed}))(ones)))
+        lost.append((float(np.mean(losses)), float(np.std(losses))))
+    return metric, lost

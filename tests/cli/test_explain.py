@@ -1,0 +1,62 @@
+"""`onnxserve explain` and what it prints. The explanations themselves: tests/evaluation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from tests.support.classifiers import labelled, write_classifier, write_rows
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Any:
+    write_classifier(tmp_path / "model")
+    write_rows(tmp_path / "rows.parquet", labelled(60))
+
+    def run(*arguments: str) -> Result:
+        data = ["--data", str(tmp_path / "rows.parquet"), "--max-rows", "10"]
+        return CliRunner().invoke(main, ["explain", str(tmp_path / "model"), *data, *arguments])
+
+    return run
+
+
+def test_columns_are_lines_by_their_importance(command: Any, tmp_path: Path) -> None:
+    rows, folder = tmp_path / "rows.jsonl", tmp_path / "out"
+    done = command("--target", "label", "--contributions", str(rows), "--folder", str(folder))
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "column  mean |SHAP|  accuracy lost if permuted"
+    assert [line.split()[0] for line in lines[1:3]] == ["a", "b"]
+    assert lines[3:] == [
+        "10 rows explained against 10 rows of data, seed 0",
+        f"contributions in {rows}",
+        f"4 files in {folder}",
+    ]
+    assert done.stderr.splitlines() == ["explaining 10 rows by 50 evaluations each", "permuting 2 columns of 60 rows"]
+    assert len(pd.read_json(rows, lines=True)) == 20
+
+
+def test_the_importance_is_json_for_programs(command: Any) -> None:
+    document = json.loads(command("-o", "json").stdout)
+    assert [one["column"] for one in document["importance"]] == ["a", "b"]
+    assert document["importance"][0]["permutation"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contributions", "rows.txt"], "rows.txt: contributions are written to .csv, .json, .jsonl or .parquet"),
+        (["--target", "gone"], "has no column 'gone'; it has a, b, label, value"),
+        (["--max-evals", "2"], "max_evals is 2; 2 columns need at least 5"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_1(command: Any, arguments: list[str], message: str) -> None:
+    done = command(*arguments)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,155 @@
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from sklearn.inspection import permutation_importance
+from sklearn.linear_model import LinearRegression
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, InvalidRequest, NotInstalled, SchemaMismatch
+from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
+from tests.support.models import write_model
+from tests.support.tracking import DEFAULT_EXPERIMENT
+
+ROWS = labelled(300)
+REFERENCE = {name: labelled(80, seed=5)[name] for name in COLUMNS}
+
+
+@pytest.fixture(scope="module")
+def regressor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2 a - b."""
+    return write_regressor(tmp_path_factory.mktemp("models") / "model", reference=REFERENCE)
+
+
+def test_contributions_of_a_sum_are_its_terms(regressor: Path, tmp_path: Path) -> None:
+    found = onnxserve.explain(str(regressor), ROWS, max_rows=20, seed=3)
+    assert found.columns == ("a", "b")
+    assert found.values.shape == (20, 2, 1)
+    wanted = 2 * (ROWS["a"][found.positions] - REFERENCE["a"].mean())
+    assert found.values[:, 0, 0] == pytest.approx(wanted)
+    assert [one.column for one in found.importance] == ["a", "b"]
+    assert found.importance[0].mean_abs == pytest.approx(np.abs(wanted).mean())
+    assert found.importance[0].permutation is None
+    assert found.background == "80 rows of reference"
+    found.write_contributions(str(tmp_path / "rows.csv"))
+    table = pd.read_csv(tmp_path / "rows.csv")
+    assert list(table) == ["_row", "_output", "_base_value", "a", "b"]
+    assert table["_row"].tolist() == found.positions.tolist()
+    sums = table["_base_value"] + table["a"] + table["b"]
+    assert sums.tolist() == pytest.approx((2 * ROWS["a"] - ROWS["b"])[found.positions].tolist())
+
+
+def test_the_same_seed_gives_the_same_explanation(regressor: Path) -> None:
+    one, again, other = (onnxserve.explain(str(regressor), ROWS, "value", max_rows=5, seed=s) for s in (1, 1, 2))
+    assert one.importance == again.importance != other.importance
+    assert one.values.tolist() == again.values.tolist()
+
+
+def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) -> None:
+    found = onnxserve.explain(str(regressor), pd.DataFrame(ROWS), "value", max_rows=2)
+    table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
+    model = LinearRegression(fit_intercept=False).fit(table, 2 * table["a"] - table["b"])
+    theirs = permutation_importance(
+        model, table, ROWS["value"], scoring="neg_root_mean_squared_error", n_repeats=20, random_state=0
+    )
+    assert found.metric == "rmse"
+    for one, mean in zip(found.importance, theirs.importances_mean, strict=True):
+        assert one.permutation == pytest.approx(mean, rel=0.1)
+    assert found.table()[0] == ("column", "mean |SHAP|", "rmse lost if permuted")
+
+
+def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "model")
+    found = onnxserve.explain(str(folder), ROWS, "label", metric="roc_auc", max_rows=30)
+    assert found.background == "30 rows of data"
+    assert found.outputs == (0, 1)
+    assert found.values[:, :, 0] == pytest.approx(-found.values[:, :, 1], abs=1e-6)
+    assert found.importance[0].permutation == pytest.approx(0.4, abs=0.15)
+
+
+def test_columns_of_a_tensor_are_numbered(tmp_path: Path) -> None:
+    graph = "g (float[N,2] x) => (float[N,1] y) <float[2,1] w = {2.0, -1.0}> { y = MatMul(x, w) }"
+    model = write_model(
+        tmp_path / "m", graph, [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}]
+    )
+    rows = {"x": np.stack([ROWS["a"], ROWS["b"]], axis=1), "value": ROWS["value"]}
+    found = onnxserve.explain(str(model), rows, "value", max_rows=3)
+    assert [one.column for one in found.importance] == ["0", "1"]
+    assert found.importance[0].permutation > found.importance[1].permutation > 0.1  # type: ignore[operator]
+
+
+def test_the_run_of_the_version_gets_pictures_and_contributions(
+    regressor: Path, tmp_path: Path, new_tracking: MlflowClient
+) -> None:
+    run_id = new_tracking.create_run(DEFAULT_EXPERIMENT).info.run_id
+    folder = write_classifier(tmp_path / "model", reference=REFERENCE)
+    (folder / "MLmodel").write_text((folder / "MLmodel").read_text().replace("r-1", run_id))
+    found = onnxserve.explain(str(folder), "reference", max_rows=6, log=True)
+    assert found.run is not None
+    names = {Path(one.path).name for one in new_tracking.list_artifacts(run_id, "explain")}
+    assert names == {"explain.json", "contributions.parquet", "beeswarm.png", "bar.png"}
+    local = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/explain/contributions.parquet")
+    assert pq.read_table(local).num_rows == 12  # of both classes
+    assert mlflow.artifacts.load_dict(f"runs:/{run_id}/explain/explain.json")["rows"] == 6
+
+
+def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
+    graph = """g (string[N,1] t, double[N,1] x) => (double[N,1] y) {
+        n = ai.onnx.ml.LabelEncoder <keys_strings = ["yes", "no"], values_floats = [1.0, 0.0]> (t)
+        d = Cast <to = 11> (n)
+        y = Add(d, x) }"""
+    section = {
+        "inputs": [
+            {"name": "t", "dtype": "str", "shape": [-1, 1], "columns": ["t"]},
+            {"name": "x", "dtype": "float64", "shape": [-1, 1], "columns": ["x"]},
+        ],
+        "outputs": [{"name": "y", "dtype": "float64", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+    }
+    columns = [{"name": "t", "type": "string"}, {"name": "x", "type": "double"}]
+    model = write_model(tmp_path / "m", graph, columns, section)
+    rows = {"t": np.array(["yes", "no"] * 10, dtype=object), "x": np.arange(20.0)}
+    found = onnxserve.explain(str(model), rows, max_rows=1)  # one row
+    assert found.values.shape == (1, 2, 1)
+    files = onnxserve.explain(str(model), rows).save(tmp_path / "out")
+    assert {file.name for file in files} == {"bar.png", "beeswarm.png", "contributions.parquet", "explain.json"}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"target": "gone"}, InvalidConfig, "the data has no column 'gone'; it has a, b, label, value"),
+        ({"data": {"a": ROWS["a"]}}, SchemaMismatch, "'b' is missing"),
+        ({"data": "gone.csv"}, InvalidConfig, r"the dataset gone\.csv does not exist"),
+        ({"metric": "r2"}, InvalidConfig, "there is no metric 'r2'"),
+        ({"max_evals": 3}, InvalidConfig, "max_evals is 3; 2 columns need at least 5, twice as many and one"),
+        ({"target": "value", "metric": "accuracy"}, InvalidConfig, "accuracy is of labels; the model answers numbers"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line(change: dict[str, Any], kind: Any, message: str, regressor: Path) -> None:
+    given = {"data": ROWS, **change}
+    with pytest.raises(kind, match=message):
+        onnxserve.explain(str(regressor), given.pop("data"), given.pop("target", ""), **given)
+
+
+def test_what_cannot_be_explained_is_told_why(tmp_path: Path) -> None:
+    mlflow.pyfunc.save_model(tmp_path / "pyfunc", loader_module="json", pip_requirements=[])
+    with pytest.raises(InvalidArtifact, match="has no ONNX form"):
+        onnxserve.explain(str(tmp_path / "pyfunc"), ROWS)
+    graph = "g (float[N,2,2] x) => (float[N,2,2] y) { y = Identity(x) }"
+    pictures = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
+    with pytest.raises(InvalidRequest, match="'x' has 3 dimensions"):
+        onnxserve.explain(str(write_model(tmp_path / "m", graph, pictures)), {"x": np.ones((4, 2, 2))})
+    with pytest.raises(InvalidConfig, match="takes one tensor, without a name, and the data holds x, z: name the targ"):
+        onnxserve.explain(str(tmp_path / "m"), {"x": np.ones((4, 2, 2)), "z": np.ones(4)})
+
+
+def test_shap_and_matplotlib_are_asked_for_by_their_extras(regressor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NotInstalled, match=r"explanations need shap: pip install 'mlflow-onnxserve\[explain\]'"):
+        onnxserve.explain(str(regressor), ROWS)
