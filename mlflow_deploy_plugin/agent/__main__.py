@@ -131,8 +131,13 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         )
         following = _FollowThread(Follower(state_dir, resolver, time.time, lambda: shipper.state), stop)
         following.start()
-        if load_specs((state_dir / SPEC).read_text())[0].server.api_keys:
+        server = load_specs((state_dir / SPEC).read_text())[0].server
+        if server.api_keys:
             KeyFetcher(state_dir, settings.store_url, settings.poll_seconds, stop).start()
+        if server.jwt_issuer:
+            from mlflow_deploy_plugin.agent.jwks import JwksFetcher  # the extra `jwt`
+
+            JwksFetcher(state_dir, server.jwt_issuer, stop).start()
         # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
         # and those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
         os.nice(_NICE)

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.statedir import KEYS, ApiKeys, KeyEntry, read_state, write_state
+from mlflow_deploy_plugin.statedir import KEYS, KeyEntry, ValidKeys, read_state, write_state
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class KeyFetcher(threading.Thread):
         with closing(store.open_store(self._store_url)) as opened:
             keys = store.ApiKeys(opened)
             while not self._stop_agent.is_set():
-                found = ApiKeys(
+                found = ValidKeys(
                     keys={
                         key.digest: KeyEntry(
                             name=key.name,
@@ -52,7 +52,7 @@ class KeyFetcher(threading.Thread):
                         for key in keys.valid()
                     }
                 )
-                if found != read_state(self._file, ApiKeys):
+                if found != read_state(self._file, ValidKeys):
                     write_state(self._file, found)
                     _log.info("%d API keys hold", len(found.keys))
                 self._error = ""

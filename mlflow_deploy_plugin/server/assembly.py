@@ -181,7 +181,7 @@ def open_server(state_dir: Path) -> Server:
         ModelControl(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
         spec,
         ExplainerClient(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
-        Authenticator(state_dir, spec.api_keys),
+        Authenticator(state_dir, spec.authenticates, spec.jwt_issuer, spec.jwt_audience),
         open_tracer(),
         settings.log_requests,
         RequestLimits(

@@ -27,7 +27,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, RuntimeMissing
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
 from mlflow_deploy_plugin.processes import SupervisedChild, SupervisedChildren, adopt_orphans, watched_signals
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
@@ -69,12 +69,14 @@ def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) ->
 
     Raises:
         InvalidConfig: the spec is malformed, or one of its ports cannot be used.
-        RuntimeMissing: it asks for gRPC, and grpcio is not installed.
+        RuntimeMissing, NotInstalled: it asks for gRPC, and grpcio is not installed; or for tokens, and PyJWT is not.
         DeploymentFailed: the server did not become ready (the message says why), or gunicorn is gone for good.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
     check_exposure(server, announce)
     make_local_key(state_dir)
+    if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
+        raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
     with reserve_grpc_port(server):
         listener = open_listener(server.host, server.port)
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
@@ -315,12 +317,13 @@ def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
     Raises:
         InvalidConfig: it is not allowed.
     """
-    if server.api_keys or _is_loopback(server.host):
+    if server.authenticates or _is_loopback(server.host):
         return
     if not server.insecure:
         raise InvalidConfig(
             f"{server.host} is reached from other machines, and no caller would need a key: say "
-            "-C server.api_keys=true (and `onnxserve keys create`), or --insecure if something before it authenticates"
+            "-C server.api_keys=true (and `onnxserve keys create`) or -C server.jwt_issuer=…, or "
+            "--insecure if something before it authenticates"
         )
     announce(f"insecure: everybody who reaches {server.host} may use this server")
 

@@ -48,6 +48,14 @@ class ServerSpec(SpecPart):
     api_keys: bool = Field(
         default=False, description="Every request needs an API key (onnxserve keys create), but for health checks."
     )
+    jwt_issuer: str | None = Field(
+        default=None,
+        pattern=r"^https?://[!-~]{1,500}$",
+        description="Callers may come with a token of this OpenID Connect issuer instead of a key; with jwt_audience.",
+    )
+    jwt_audience: str | None = Field(
+        default=None, min_length=1, description="Name of this server in the issuer's tokens: their claim aud."
+    )
     insecure: bool = Field(
         default=False,
         description="Lets a server without auth listen beyond this machine, for example behind a gateway with its own.",
@@ -155,10 +163,17 @@ class ServerSpec(SpecPart):
     )
     response_cache_seconds: int = Field(default=300, ge=1, le=86400, description="How long such an answer is kept.")
 
+    @property
+    def authenticates(self) -> bool:
+        """True if callers need a key or a token."""
+        return self.api_keys or self.jwt_issuer is not None
+
     @model_validator(mode="after")
     def _go_together(self) -> "ServerSpec":
         if (self.certfile is None) != (self.keyfile is None):
             raise ValueError("certfile and keyfile belong together: say both, or neither")
+        if (self.jwt_issuer is None) != (self.jwt_audience is None):
+            raise ValueError("jwt_issuer and jwt_audience belong together: say both, or neither")
         if self.grpc_port is not None and self.grpc_port == self.port:
             raise ValueError(f"port and grpc_port are both {self.port}; each needs its own")
         return self

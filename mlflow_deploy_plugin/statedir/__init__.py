@@ -9,6 +9,7 @@
     commands/ID.json    worker → agent              an endpoint to load or unload (`server/models/model_control.py`)
     answers/ID.json     agent → worker              the result of the command
     keys.json           agent → workers             the API keys that hold, by their digests
+    jwks.json           agent → workers             the public keys of the issuer of tokens (RFC 7517)
     local.key           supervisor → this machine   the key of whoever may read this folder
     control.json        agent                       what commands have changed of the spec, for the next start
     look                whoever moved it → agent    a reference was moved in the registry: look there at once

@@ -3,6 +3,7 @@ from .files import ANSWERS as ANSWERS
 from .files import COMMANDS as COMMANDS
 from .files import CONTROL as CONTROL
 from .files import FOLLOWED as FOLLOWED
+from .files import JWKS as JWKS
 from .files import KEYS as KEYS
 from .files import LOADING as LOADING
 from .files import LOCAL_KEY as LOCAL_KEY
@@ -28,7 +29,6 @@ from .files import worker_file as worker_file
 from .files import write_atomically as write_atomically
 from .files import write_state as write_state
 from .models import AgentState as AgentState
-from .models import ApiKeys as ApiKeys
 from .models import Command as Command
 from .models import CommandAnswer as CommandAnswer
 from .models import Control as Control
@@ -44,6 +44,7 @@ from .models import Scope as Scope
 from .models import ServerState as ServerState
 from .models import ShippingState as ShippingState
 from .models import State as State
+from .models import ValidKeys as ValidKeys
 from .models import Wanted as Wanted
 from .models import WantedEndpoint as WantedEndpoint
 from .models import WantedVariant as WantedVariant

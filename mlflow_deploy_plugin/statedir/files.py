@@ -21,7 +21,7 @@ WANTED, AGENT, SERVER, SPEC, LOG = "wanted.json", "agent.json", "server.json", "
 FOLLOWED = "followed.json"
 COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
 METRICS, SPOOL = "metrics", "spool"
-KEYS, LOCAL_KEY = "keys.json", "local.key"
+KEYS, JWKS, LOCAL_KEY = "keys.json", "jwks.json", "local.key"
 _ABANDONED_SECONDS = 3600.0
 _SERVER_LOCK, _MOST_SERVERS_OF_A_NAME = "server.lock", 100
 

@@ -90,7 +90,7 @@ Scope = Literal["infer", "read", "admin"]
 
 
 class KeyEntry(State):
-    """What an API key allows.
+    """The rights of an API key.
 
     Attributes:
         endpoints: the endpoints that it holds for; empty: all.
@@ -103,7 +103,7 @@ class KeyEntry(State):
     expires_at: float | None = None
 
 
-class ApiKeys(State):
+class ValidKeys(State):
     """The keys that hold, each by the SHA-256 of its text in hex."""
 
     keys: dict[str, KeyEntry] = Field(default_factory=dict)

@@ -4,9 +4,8 @@ import threading
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.keys import KeyFetcher
-from mlflow_deploy_plugin.statedir import KEYS, ApiKeys, read_state
-from mlflow_deploy_plugin.store import ApiKeys as StoredKeys
-from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.statedir import KEYS, ValidKeys, read_state
+from mlflow_deploy_plugin.store import ApiKeys, open_store
 from tests.support.waiting import wait_until
 
 
@@ -14,11 +13,11 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
     database = tmp_path / "store.db"
     url = f"sqlite:///{database}"
     store = open_store(url)
-    stored = StoredKeys(store)
+    stored = ApiKeys(store)
     stored.create("shop", ["infer"], ["flights"])
 
     def brought() -> dict[str, tuple[str, ...]]:
-        read = read_state(tmp_path / KEYS, ApiKeys) or ApiKeys()
+        read = read_state(tmp_path / KEYS, ValidKeys) or ValidKeys()
         return {key.name: key.endpoints for key in read.keys.values()}
 
     stop = threading.Event()

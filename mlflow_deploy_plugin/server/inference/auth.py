@@ -1,10 +1,15 @@
-"""Authentication of callers by API keys, and what each key allows.
+"""Authentication of callers by API keys, or by the tokens of an issuer, and what each allows.
 
 A caller sends its key as `Authorization: Bearer KEY` (RFC 6750), over gRPC as metadata of that name. What knows only
 user names and passwords, like a browser, sends it as the password of Basic (RFC 7617); the user name is not read.
 
 The agent brings the keys that hold (`keys.json`), by the SHA-256 of their text: a key has 256 random bits, which no
 slower hash would make harder to guess. A worker looks for a new file once a second.
+
+A token is a JWT (RFC 7519) that an OpenID Connect issuer has signed. Its claim `scope` (RFC 9068) has the words infer,
+read and admin among others, its claim `onnxserve_endpoints`, if there is one, the endpoints that it holds for. The
+agent brings the issuer's public keys (`jwks.json`); no worker waits for the issuer. The signature of a token, which
+takes 100 µs, is verified once.
 """
 
 import base64
@@ -12,15 +17,21 @@ import binascii
 import hashlib
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlflow_deploy_plugin.errors import ScopeMissing, Unauthenticated
-from mlflow_deploy_plugin.statedir import KEYS, LOCAL_KEY, ApiKeys, KeyEntry, Scope, read_state
+from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, read_state
 
 _LOOK_SECONDS = 1.0
 _LOCAL = KeyEntry(name="this machine", scopes=("infer", "read", "admin"))
+_MAX_TOKENS = 10_000
+_LEEWAY_SECONDS = 30.0
+_ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
+"""Those with a public key; `none` and the symmetric ones would let callers sign for themselves."""
 _HOW = "send Authorization: Bearer KEY; `onnxserve keys create` makes a key"
 
 
@@ -30,14 +41,19 @@ class Authenticator:
 
     Attributes:
         is_required: False: everybody may do everything, and `require` is not to be called.
+        issuer / audience: of tokens; None: there are none.
     """
 
     state_dir: Path
     is_required: bool
+    issuer: str | None = None
+    audience: str | None = None
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
         self._keys: Mapping[str, KeyEntry] = {}
+        self._tokens: OrderedDict[str, KeyEntry] = OrderedDict()
+        self._jwks: Any = None
         self._files: tuple[float, ...] = ()
         self._look_at = 0.0
 
@@ -57,13 +73,19 @@ class Authenticator:
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._read_keys()
-        entry = self._keys.get(hashlib.sha256(key).hexdigest())
+        digest = hashlib.sha256(key).hexdigest()
+        entry = self._keys.get(digest) or self._tokens.get(digest)
+        if entry is None and self.issuer is not None and key.count(b".") == 2:
+            entry = self._tokens[digest] = self._verify(key)
+            while len(self._tokens) > _MAX_TOKENS:
+                self._tokens.popitem(last=False)
         if entry is None:
             raise Unauthenticated(f"the key in Authorization is not known here, or was revoked; {_HOW}")
         if entry.expires_at is not None and entry.expires_at <= now:
             raise Unauthenticated(f"the key {entry.name!r} has expired; {_HOW}")
         if scope not in entry.scopes:
-            raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.scopes)}; this needs {scope}")
+            held = ", ".join(entry.scopes) or "nothing here"
+            raise ScopeMissing(f"the key {entry.name!r} is for {held}; this needs {scope}")
         if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
             asked = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
             raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {asked}")
@@ -71,15 +93,59 @@ class Authenticator:
 
     def _read_keys(self) -> None:
         """Read the files that have changed. An unreadable one leaves the keys as they are."""
-        paths = self.state_dir / KEYS, self.state_dir / LOCAL_KEY
+        paths = self.state_dir / KEYS, self.state_dir / LOCAL_KEY, self.state_dir / JWKS
         files = tuple(part for path in paths for part in _identity(path))
         if files == self._files:
             return
-        brought = read_state(paths[0], ApiKeys)
+        brought = read_state(paths[0], ValidKeys)
         keys = dict(brought.keys) if brought is not None else {}
         if paths[1].is_file():
             keys[hashlib.sha256(paths[1].read_bytes()).hexdigest()] = _LOCAL
+        if self.issuer is not None and paths[2].is_file():
+            from jwt import PyJWKSet
+
+            self._jwks = PyJWKSet.from_json(paths[2].read_text())  # what the agent has read already
+            self._tokens.clear()
         self._keys, self._files = keys, files
+
+    def _verify(self, token: bytes) -> KeyEntry:
+        """Return what the token allows.
+
+        Raises:
+            Unauthenticated: it is none, or not of this issuer, for this audience and this time.
+        """
+        import jwt
+
+        if self._jwks is None:
+            raise Unauthenticated(f"the keys of {self.issuer} have not been fetched yet; ask again in a moment")
+        try:
+            known = {key.key_id: key for key in self._jwks.keys}
+            name = jwt.get_unverified_header(token).get("kid")
+            if name not in known:
+                raise Unauthenticated(f"{self.issuer} has no key {str(name)[:60]!r}, by which the token is signed")
+            claims = jwt.decode(
+                token,
+                known[name].key,
+                algorithms=_ALGORITHMS,
+                audience=self.audience,
+                issuer=self.issuer,
+                leeway=_LEEWAY_SECONDS,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+        except (jwt.PyJWTError, TypeError, ValueError) as error:
+            reason = str(error)[:200] or type(error).__name__
+            raise Unauthenticated(f"the token does not hold: {reason[:1].lower()}{reason[1:]}") from None
+        granted = claims.get("scope") or claims.get("scp") or ""
+        words = granted.split() if isinstance(granted, str) else granted
+        endpoints = claims.get("onnxserve_endpoints") or ()
+        if not all(isinstance(names, list | tuple) for names in (words, endpoints)):
+            raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
+        return KeyEntry(
+            name=str(claims.get("sub") or claims.get("client_id") or "a token")[:100],
+            scopes=tuple(scope for scope in _LOCAL.scopes if scope in words),
+            endpoints=tuple(map(str, endpoints)),
+            expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
+        )
 
 
 def _sent_key(authorization: str) -> bytes:

@@ -11,7 +11,7 @@ import requests
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.routes import ROUTES
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import KEYS, SPEC, ApiKeys, KeyEntry, Scope, write_state
+from mlflow_deploy_plugin.statedir import KEYS, SPEC, KeyEntry, Scope, ValidKeys, write_state
 from tests.support.handling import ROW, ask
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
@@ -24,7 +24,7 @@ def write_keys(state_dir: Path) -> None:
     entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
     entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
     keys = {hashlib.sha256(text.encode()).hexdigest(): entry for text, entry in entries.items()}
-    write_state(state_dir / KEYS, ApiKeys(keys=keys))
+    write_state(state_dir / KEYS, ValidKeys(keys=keys))
 
 
 @pytest.fixture

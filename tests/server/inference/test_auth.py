@@ -2,14 +2,20 @@
 
 import base64
 import hashlib
+import json
 import os
+import time
 from pathlib import Path
+from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from jwt.algorithms import ECAlgorithm
 
 from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
-from mlflow_deploy_plugin.statedir import KEYS, ApiKeys, KeyEntry, make_local_key, write_state
+from mlflow_deploy_plugin.statedir import JWKS, KEYS, KeyEntry, ValidKeys, make_local_key, write_state
 
 NOON = 1_800_000_000.0
 
@@ -17,7 +23,7 @@ NOON = 1_800_000_000.0
 def write_keys(state_dir: Path, **entries: KeyEntry) -> None:
     """Write keys whose texts are their names."""
     keys = {hashlib.sha256(name.encode()).hexdigest(): entry for name, entry in entries.items()}
-    write_state(state_dir / KEYS, ApiKeys(keys=keys))
+    write_state(state_dir / KEYS, ValidKeys(keys=keys))
 
 
 class Clock:
@@ -39,7 +45,7 @@ def auth(tmp_path: Path, clock: Clock) -> Authenticator:
         shop=KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60),
         ops=KeyEntry(name="ops", scopes=("admin", "read")),
     )
-    return Authenticator(tmp_path, True, clock)
+    return Authenticator(tmp_path, True, clock=clock)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -124,3 +130,77 @@ def test_without_a_file_nobody_is_answered_but_who_may_read_the_folder(tmp_path:
     auth = Authenticator(tmp_path, True)
     assert holds(auth, key.read_text())
     assert not holds(auth, "")
+
+
+ISSUER, AUDIENCE = "https://login.example", "onnxserve"
+SIGNING = generate_private_key(SECP256R1())
+
+
+@pytest.fixture
+def of_issuer(tmp_path: Path) -> Authenticator:
+    key = {**ECAlgorithm.to_jwk(SIGNING.public_key(), as_dict=True), "kid": "monday"}
+    (tmp_path / JWKS).write_text(json.dumps({"keys": [key]}))
+    return Authenticator(tmp_path, True, ISSUER, AUDIENCE)
+
+
+def token(key: Any = SIGNING, kid: str = "monday", algorithm: str = "ES256", **claims: Any) -> str:
+    moment = int(time.time())
+    document = {"iss": ISSUER, "aud": AUDIENCE, "sub": "shop", "exp": moment + 60, "scope": "openid infer", **claims}
+    return jwt.encode({k: v for k, v in document.items() if v is not None}, key, algorithm, headers={"kid": kid})
+
+
+def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
+    sent = bearer(token())
+    for _ in range(2):  # verified once, remembered
+        assert of_issuer.require(sent, "infer", "flights").name == "shop"
+    with pytest.raises(ScopeMissing, match="the key 'shop' is for infer; this needs read"):
+        of_issuer.require(sent, "read")
+    limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
+    assert of_issuer.require(limited, "infer", "flights").endpoints == ("flights",)
+    with pytest.raises(ScopeMissing, match="this is about endpoint 'taxis'"):
+        of_issuer.require(limited, "infer", "taxis")
+    with pytest.raises(ScopeMissing, match="is for nothing here; this needs infer"):
+        of_issuer.require(bearer(token(scope="openid")), "infer")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"exp": 1}, "the token does not hold: signature has expired"),
+        ({"aud": "others"}, "the token does not hold: audience doesn't match"),
+        ({"iss": "https://elsewhere"}, "the token does not hold: invalid issuer"),
+        ({"exp": None}, 'the token does not hold: token is missing the "exp" claim'),
+        ({"kid": "sunday"}, "https://login.example has no key 'sunday'"),
+        ({"key": generate_private_key(SECP256R1())}, "the token does not hold: signature verification failed"),
+        ({"key": "x" * 64, "algorithm": "HS256"}, "the token does not hold: the specified alg value is not allowed"),
+        ({"key": None, "algorithm": "none"}, "the token does not hold: the specified alg value is not allowed"),
+        ({"scope": 7}, "claims scope and onnxserve_endpoints are no lists of names"),
+        ({"onnxserve_endpoints": "flights"}, "claims scope and onnxserve_endpoints are no lists of names"),
+    ],
+)
+def test_a_token_that_does_not_hold_is_refused_with_the_reason(
+    of_issuer: Authenticator, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Unauthenticated, match=message):
+        of_issuer.require(bearer(token(**changed)), "infer")
+
+
+@pytest.mark.parametrize("sent", ["a.b.c", "..", "é.é.é", "eyJhbGciOiJFUzI1NiJ9.e30.x"])
+def test_what_is_no_token_is_refused(of_issuer: Authenticator, sent: str) -> None:
+    with pytest.raises(Unauthenticated):
+        of_issuer.require(bearer(sent), "infer")
+
+
+def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Authenticator, clock: Clock) -> None:
+    clock.now = time.time()
+    auth = Authenticator(tmp_path, True, ISSUER, AUDIENCE, clock)
+    sent = bearer(token())
+    auth.require(sent, "infer")
+    clock.now += 91  # its 60 s, and half a minute for clocks that differ
+    with pytest.raises(Unauthenticated, match="the key 'shop' has expired"):
+        auth.require(sent, "infer")
+
+
+def test_before_the_keys_of_the_issuer_are_there_a_caller_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(Unauthenticated, match="have not been fetched yet"):
+        Authenticator(tmp_path, True, ISSUER, AUDIENCE).require(bearer(token()), "infer")

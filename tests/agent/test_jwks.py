@@ -1,0 +1,74 @@
+"""The agent brings the keys of an issuer, follows their rotation, and keeps them while it is away."""
+
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from jwt.algorithms import ECAlgorithm
+
+from mlflow_deploy_plugin.agent.jwks import JwksFetcher
+from mlflow_deploy_plugin.statedir import JWKS
+from tests.support.waiting import wait_until
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def write_keys(folder: Path, *names: str) -> None:
+    keys = [
+        {**ECAlgorithm.to_jwk(generate_private_key(SECP256R1()).public_key(), as_dict=True), "kid": name}
+        for name in names
+    ]
+    (folder / "keys").write_text(json.dumps({"keys": keys}))
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Serve a folder as an issuer's; return its address and the folder."""
+    folder = tmp_path / "issuer"
+    (folder / ".well-known").mkdir(parents=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    url = f"http://127.0.0.1:{server.server_port}"
+    (folder / ".well-known" / "openid-configuration").write_text(json.dumps({"jwks_uri": f"{url}/keys"}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield url, folder
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: Path) -> None:
+    url, folder = issuer
+    write_keys(folder, "monday")
+
+    def brought() -> list[str]:
+        file = tmp_path / JWKS
+        return [key["kid"] for key in json.loads(file.read_text())["keys"]] if file.is_file() else []
+
+    stop = threading.Event()
+    fetcher = JwksFetcher(tmp_path, f"{url}/", stop, seconds=0.02)
+    fetcher.start()
+    try:
+        wait_until(lambda: brought() == ["monday"], what="the first key")
+        write_keys(folder, "monday", "tuesday")
+        wait_until(lambda: brought() == ["monday", "tuesday"], what="the second key")
+        for broken in ("no JSON", "{}", '{"keys": []}', '{"keys": [{"kty": "oct"}]}'):
+            (folder / "keys").write_text(broken)
+            assert not stop.wait(0.1)
+            assert brought() == ["monday", "tuesday"]
+        (folder / "keys").unlink()
+        assert not stop.wait(0.1)
+        assert brought() == ["monday", "tuesday"]
+        assert fetcher.is_alive()
+    finally:
+        stop.set()
+        fetcher.join()
