@@ -4,6 +4,8 @@
 
     onnxserve.log_model(pipeline, name="model", input_example=X.head(), registered_model_name="flight-delay")
 
+    onnxserve.optimize("models:/flight-delay/1", int8="dynamic")
+
 The functions are loaded on first use: the server imports this package too, and must not import mlflow.
 """
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.evaluation import explain, robustness
     from mlflow_deploy_plugin.flavor import load_model, log_model, save_model
     from mlflow_deploy_plugin.flavor import wrap_registered as wrap
+    from mlflow_deploy_plugin.optimization import optimize
 
 __all__ = [
     "__version__",
@@ -24,6 +27,7 @@ __all__ = [
     "explain",
     "load_model",
     "log_model",
+    "optimize",
     "robustness",
     "save_model",
     "wrap",
@@ -35,6 +39,7 @@ _HOMES = {
     "explain": ("evaluation", "explain"),
     "load_model": ("flavor", "load_model"),
     "log_model": ("flavor", "log_model"),
+    "optimize": ("optimization", "optimize"),
     "robustness": ("evaluation", "robustness"),
     "save_model": ("flavor", "save_model"),
     "wrap": ("flavor", "wrap_registered"),

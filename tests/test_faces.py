@@ -16,6 +16,7 @@ import pytest
         "gate",
         "inference_log",
         "monitoring",
+        "optimization",
         "processes",
         "pyfunc",
         "server",

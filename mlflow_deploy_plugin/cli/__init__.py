@@ -25,6 +25,8 @@ _COMMANDS = {
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
     "explain": ("mlflow_deploy_plugin.cli.explain", "Measure what each column contributes to predictions."),
     "robustness": ("mlflow_deploy_plugin.cli.robustness", "Measure how the metric falls when rows are disturbed."),
+    "optimize": ("mlflow_deploy_plugin.cli.optimize", "Make a version smaller or faster, and measure what it loses."),
+    "profile": ("mlflow_deploy_plugin.cli.optimize", "Show where the time of a version goes."),
     "history": ("mlflow_deploy_plugin.cli.endpoint", "Show who changed what, when and why."),
     "retrain": ("mlflow_deploy_plugin.cli.controller", "Train what is served on what was captured and labelled."),
     "rollout": ("mlflow_deploy_plugin.cli.controller", "Bring a new version by steps, and back if it is bad."),

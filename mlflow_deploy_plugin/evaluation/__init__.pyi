@@ -1,5 +1,9 @@
 from .adversarial import LossGradient as LossGradient
 from .adversarial import torch_gradient as torch_gradient
+from .adversarial import torch_original as torch_original
+from .agreement import Agreement as Agreement
+from .agreement import compare_with_base as compare_with_base
+from .agreement import graph_digest as graph_digest
 from .curves import RobustnessReport as RobustnessReport
 from .curves import measure_robustness as measure_robustness
 from .curves import require_matplotlib as require_matplotlib
@@ -9,6 +13,7 @@ from .dataset import NamedArrays as NamedArrays
 from .dataset import cast_to_signature as cast_to_signature
 from .dataset import count_rows as count_rows
 from .dataset import load_dataset as load_dataset
+from .dataset import load_rows as load_rows
 from .dataset import own_columns as own_columns
 from .dataset import reference_rows as reference_rows
 from .dataset import sample_positions as sample_positions
@@ -27,6 +32,7 @@ from .metrics import metric_loss as metric_loss
 from .metrics import paired_bootstrap as paired_bootstrap
 from .metrics import weighted_metric as weighted_metric
 from .model import LoadedModel as LoadedModel
+from .model import LoadedOnnx as LoadedOnnx
 from .model import ModelPredictions as ModelPredictions
 from .model import downloaded_version as downloaded_version
 from .model import load_version as load_version

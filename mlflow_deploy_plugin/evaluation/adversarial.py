@@ -145,6 +145,23 @@ def torch_gradient(
     """
     if not _floats(rows):
         return Refused("the model takes no floating-point numbers")
+    module = torch_original(model, folder, original)
+    if isinstance(module, Refused):
+        return module
+    gradient = _gradient_of_module(module, artifact, truth)
+    try:
+        gradient(rows, np.random.default_rng(0))
+    except Exception as error:  # noqa: BLE001 - the model's own code
+        return Refused(f"the torch original cannot answer these rows: {' '.join(str(error).split())[:200]}")
+    return gradient
+
+
+def torch_original(model: ResolvedModel, folder: Path, original: str = "") -> Any:
+    """Return the torch module that lies in the model's folder, or that the model was made of, or a `Refused`.
+
+    Args:
+        original: the URI of the module's model; empty: the one that the model names.
+    """
     document = read_mlmodel(folder)
     uri = original or str((document.get("metadata") or {}).get(WRAPPED_FROM_TAG, ""))
     if not uri and "pytorch" not in document.get("flavors", {}):
@@ -159,21 +176,14 @@ def torch_gradient(
 
         if uri:
             with downloaded_version(resolve(uri)) as downloaded:
-                module = mlflow.pytorch.load_model(str(downloaded), map_location="cpu")
-        else:
-            module = mlflow.pytorch.load_model(str(folder), map_location="cpu")
+                return mlflow.pytorch.load_model(str(downloaded), map_location="cpu")
+        return mlflow.pytorch.load_model(str(folder), map_location="cpu")
     except ModuleNotFoundError as error:
         return Refused(f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'")
     except OnnxserveError as error:
         return Refused(f"the torch original {uri}: {error.message}")
     except Exception as error:  # noqa: BLE001 - MLflow's and the model's own code
         return Refused(f"the torch original cannot be loaded: {' '.join(str(error).split())[:200]}")
-    gradient = _gradient_of_module(module, artifact, truth)
-    try:
-        gradient(rows, np.random.default_rng(0))
-    except Exception as error:  # noqa: BLE001 - the model's own code
-        return Refused(f"the torch original cannot answer these rows: {' '.join(str(error).split())[:200]}")
-    return gradient
 
 
 def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:

@@ -82,6 +82,12 @@ def labelled_rows(
     return LabelledRows(cast_to_signature(artifact, _without_log_columns(artifact, rows)), truth)
 
 
+def load_rows(dataset: str, artifact: Artifact, most: int, seed: int) -> NamedArrays:
+    """Return at most `most` rows of a dataset without looking for labels; raises as `load_dataset`."""
+    rows = _without_log_columns(artifact, read_dataset(dataset, artifact))
+    return cast_to_signature(artifact, take_rows(rows, sample_positions(count_rows(rows), most, seed)))
+
+
 def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | None:
     """Return rows of the model's reference, without labels, or None if it has no reference."""
     if artifact.reference is None:

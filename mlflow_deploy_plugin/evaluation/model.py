@@ -13,7 +13,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.registry import ResolvedModel, download
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OnnxModel, read_served_artifact
 
 _CHUNK = 5_000
 TIMEOUT_SECONDS = 600.0
@@ -83,7 +83,7 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     """
     artifact = read_served_artifact(folder)
     if artifact.flavor != PYTHON_FUNCTION:
-        return _LoadedOnnx(OnnxModel.load(folder))
+        return LoadedOnnx(OnnxModel.load(folder))
     if not allow_pyfunc:
         raise CodeRefused(
             "a version without an ONNX form would run code of its own to be judged, which is not done on this server; "
@@ -92,23 +92,39 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     return _LoadedPyfunc(artifact)
 
 
-class _LoadedOnnx:
+class LoadedOnnx:
+    """A version with an ONNX form."""
+
     def __init__(self, model: OnnxModel) -> None:
-        self._model = model
+        self.model = model
         self.artifact = model.artifact
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        names = self._model.schema.names
+        return self.predictions(self.outputs(rows))
+
+    def feeds(self, rows: Mapping[str, Array]) -> Feeds:
+        """Return the feeds of the graph for rows, which may have more columns than the model needs.
+
+        Raises:
+            SchemaMismatch: the rows do not fit the signature.
+        """
+        names = self.model.schema.names
         # the only tensor may have no name: then it takes all rows
         given = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
-        total = len(next(iter(given.values()))) if given else 0
-        parts = []
-        for start in range(0, total, _CHUNK):
-            part = {name: array[start : start + _CHUNK] for name, array in given.items()}
-            parts.append(self._model.run(self._model.schema.from_columns(part)))
-        if not parts:
+        if not given or not len(next(iter(given.values()))):
             raise SchemaMismatch(f"none of the model's columns is in the rows; it needs {', '.join(names)}")
-        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return self.model.schema.from_columns(given)
+
+    def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
+        """Return all outputs of the graph, [N, …] by name; raises as `predict`."""
+        total = len(next(iter(rows.values()))) if rows else 0
+        starts = range(0, max(total, 1), _CHUNK)
+        chunks = ({name: array[start : start + _CHUNK] for name, array in rows.items()} for start in starts)
+        parts = [self.model.run(self.feeds(chunk)) for chunk in chunks]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def predictions(self, outputs: Mapping[str, Array]) -> ModelPredictions:
+        """Return the meaning of the outputs: labels or values, and probabilities."""
         artifact = self.artifact
         by_role: dict[str, Array] = {}
         for output in artifact.outputs:

@@ -9,10 +9,12 @@ _load_pyfunc             what `mlflow.pyfunc.load_model` calls (`save.py`)
 from mlflow_deploy_plugin.flavor.example_rows import read_rows
 from mlflow_deploy_plugin.flavor.registered import WrappedVersion, wrap_registered
 from mlflow_deploy_plugin.flavor.save import _load_pyfunc, load_model, log_model, save_model
+from mlflow_deploy_plugin.flavor.saved_model import PARITY_FILE
 from mlflow_deploy_plugin.runtime import FLAVOR as FLAVOR_NAME
 
 __all__ = [
     "FLAVOR_NAME",
+    "PARITY_FILE",
     "WrappedVersion",
     "_load_pyfunc",
     "load_model",

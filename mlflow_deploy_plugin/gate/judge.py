@@ -8,10 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, OnnxserveError, Refused, RegistryUnavailable
+from mlflow_deploy_plugin.errors import (
+    CodeRefused,
+    InferenceError,
+    InvalidConfig,
+    OnnxserveError,
+    Refused,
+    RegistryUnavailable,
+)
 from mlflow_deploy_plugin.evaluation import (
     LabelledRows,
     LoadedModel,
+    LoadedOnnx,
     LossGradient,
     ModelPredictions,
     NamedArrays,
@@ -19,6 +27,7 @@ from mlflow_deploy_plugin.evaluation import (
     count_rows,
     default_metric,
     downloaded_version,
+    graph_digest,
     load_dataset,
     load_version,
     measure_robustness,
@@ -28,13 +37,14 @@ from mlflow_deploy_plugin.evaluation import (
     take_rows,
     torch_gradient,
 )
-from mlflow_deploy_plugin.gate.checks.artifact import check_parity, check_signature
+from mlflow_deploy_plugin.gate.checks.agreement import check_agreement
+from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_disturbances, check_robustness
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
-from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.runtime import Array, Artifact, numpy_dtype
 
 ProgressCallback = Callable[[str], None]
@@ -81,7 +91,7 @@ class _Checks:
             self.notes.append(f"version {current.version}, which is served, cannot be loaded: {error.message}")
 
     def run(self) -> Iterator[CheckResult]:
-        yield check_parity(self.candidate.artifact, self.policy)
+        yield self.parity()
         steps = {
             "signature": self.signature,
             "evaluation": self.evaluation,
@@ -102,6 +112,34 @@ class _Checks:
                 result = CheckResult(name, "failed", error.message)
             yield replace(result, notes=(*self.notes, *result.notes))
             self.notes.clear()
+
+    def parity(self) -> CheckResult:
+        """Check the proof of the version's own, or for an optimized version that of its base, and the loss since."""
+        record = self.candidate.artifact.optimization
+        if not record or not isinstance(self.candidate, LoadedOnnx):
+            return check_parity(self.candidate.artifact, self.policy)
+        where = str(record.get("base"))
+        self.progress(f"comparing with {where}")
+        try:
+            if not where.startswith(("models:/", "runs:/")):  # no address that only its author has chosen
+                raise InvalidConfig("it is no version in MLflow")
+            with downloaded_version(resolve(where)) as folder:
+                base = load_version(folder, allow_pyfunc=False)
+                if not isinstance(base, LoadedOnnx) or record.get("base_digest") != graph_digest(base):
+                    raise InvalidConfig("its files are not those that it was made from")
+                policy, seed = self.policy.evaluation, self.policy.seed
+                rows, labelled = None, None
+                if policy.dataset and "evaluation" not in self.policy.skip:
+                    artifact = self.candidate.artifact
+                    labelled = load_dataset(policy.dataset, policy.target, artifact, seed, policy.max_rows)
+                else:
+                    rows = reference_rows(base.artifact, policy.max_rows, seed)
+                return check_agreement(self.candidate, base, self.policy, labelled, rows)
+        except RegistryUnavailable:
+            raise
+        except OnnxserveError as error:
+            reason = f"it was made from {where}, with which it cannot be compared: {error.message}"
+            return CheckResult(PARITY, "failed", reason)
 
     def signature(self) -> CheckResult:
         if self.current is None:

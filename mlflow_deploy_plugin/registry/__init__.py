@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.registry.model_uri import (
 )
 from mlflow_deploy_plugin.registry.resolution import (
     GIT_COMMIT_TAG,
+    PARITY_TAG,
     BatchResolver,
     Resolution,
     ResolvedModel,
@@ -57,6 +58,8 @@ from mlflow_deploy_plugin.registry.tags import (
     GATE_REPORT_TAG,
     GATE_TAG,
     MAX_TAG_LENGTH,
+    OPTIMIZED_FROM_TAG,
+    OPTIMIZED_WITH_TAG,
     PARENT_TAG,
     TRAINING_TAG,
     WRAPPED_FROM_TAG,
@@ -102,7 +105,10 @@ __all__ = [
     "GATE_TAG",
     "GIT_COMMIT_TAG",
     "MAX_TAG_LENGTH",
+    "OPTIMIZED_FROM_TAG",
+    "OPTIMIZED_WITH_TAG",
     "PARENT_TAG",
+    "PARITY_TAG",
     "ROLLED_BACK_TAG",
     "STARTED_AT",
     "SUPERSEDED",

@@ -37,6 +37,11 @@ CANDIDATE_TAG = "onnxserve.candidate"
 WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
 """The version (models:/old/3), or the place, that a version was made of; on the version and its logged model."""
 
+OPTIMIZED_FROM_TAG = "onnxserve.optimized_from"
+"""The version that this smaller or faster form was made from, as models:/X/3."""
+OPTIMIZED_WITH_TAG = "onnxserve.optimized_with"
+"""The form, as `int8 static` or `prune 0.5, fp16`."""
+
 MAX_TAG_LENGTH = 5000
 MAX_DESCRIPTION_LENGTH = 5000
 """Characters of a description that every store of MLflow keeps."""

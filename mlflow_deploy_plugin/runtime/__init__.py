@@ -58,8 +58,11 @@ from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     available_cores,
     check_device_libraries,
+    cpu_flags,
+    describe_error,
     import_onnxruntime,
     open_session,
+    session_options,
 )
 from mlflow_deploy_plugin.runtime.values import NO_ROWS, numpy_dtype, short_repr
 
@@ -105,6 +108,8 @@ __all__ = [
     "check_yaml",
     "compile_schema",
     "concatenate_feeds",
+    "cpu_flags",
+    "describe_error",
     "import_onnxruntime",
     "no_batch_dimension_reason",
     "numpy_dtype",
@@ -117,6 +122,7 @@ __all__ = [
     "repeat_row",
     "row_count",
     "sent_arrays",
+    "session_options",
     "short_repr",
     "slice_feeds",
     "to_log_columns",

@@ -121,6 +121,8 @@ class Artifact:
         provenance: git commit, dataset digest, environment lock; empty if unknown.
         reference: file name of the reference sample (Parquet), or None.
         digests: `sha256:…` of the saved files, by path within the folder. Empty for models that record none.
+        optimization: for a smaller or faster form of another version: `base`, its address, `base_digest`, and the
+            figures of the comparison with it (`optimization/`). Empty for any other version.
         undescribed: the reason why the inputs of a pyfunc cannot be named arrays. Empty: they can.
     """
 
@@ -141,6 +143,7 @@ class Artifact:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reference: str | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    optimization: Mapping[str, Any] = field(default_factory=dict)
     undescribed: str = ""
     has_signature: bool = True
 
@@ -257,6 +260,7 @@ def read_artifact(folder: Path) -> Artifact:
             reference=(section.get("reference") or {}).get("data"),
             has_signature=bool(columns or tensors),
             digests={str(name): str(digest) for name, digest in (section.get("digests") or {}).items()},
+            optimization=dict(section.get("optimization") or {}),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None

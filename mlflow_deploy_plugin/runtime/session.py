@@ -94,7 +94,7 @@ def open_session(
     """
     ort = import_onnxruntime()
     check_device_libraries(ort, device)
-    options = _session_options(ort, device, intra_op_num_threads)
+    options = session_options(ort, device, intra_op_num_threads)
     path = optimized_graph_path(onnx_file, kept_graphs, ort.__version__) if kept_graphs and device == "cpu" else None
     try:
         if path is not None:
@@ -173,11 +173,12 @@ def optimized_graph_path(onnx_file: Path, folder: Path, runtime_version: str) ->
     if not _MIN_GRAPH_BYTES <= size <= _MAX_GRAPH_BYTES or not os.access(folder, os.W_OK):
         return None
     identity = [(name, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states]
-    text = repr((onnx_file.name, identity, runtime_version, _cpu_features()))
+    text = repr((onnx_file.name, identity, runtime_version, cpu_flags()))
     return folder / (hashlib.blake2b(text.encode(), digest_size=20).hexdigest() + _SUFFIX)
 
 
-def _session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
+def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
+    """Return the options of every session that answers requests."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
@@ -195,7 +196,7 @@ def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int)
     The original decides if anything is wrong with the kept one (half of it after a full disk) or with keeping it.
     """
     if kept.is_file():
-        options = _session_options(ort, "cpu", intra_op_num_threads)
+        options = session_options(ort, "cpu", intra_op_num_threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             session = ort.InferenceSession(str(kept), options, providers=_PROVIDERS["cpu"])
@@ -205,18 +206,18 @@ def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int)
             with contextlib.suppress(OSError):
                 os.utime(kept)  # the least recently used graph is evicted first
             return session
-    options = _session_options(ort, "cpu", intra_op_num_threads)
+    options = session_options(ort, "cpu", intra_op_num_threads)
     try:
         with FileCache(kept.parent, _SUFFIX, max_bytes=MAX_KEPT_BYTES).writing(kept) as temporary:
             options.optimized_model_filepath = str(temporary)
             return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
     except Exception:  # noqa: BLE001 - as above; the original alone says what is wrong with it
-        options = _session_options(ort, "cpu", intra_op_num_threads)
+        options = session_options(ort, "cpu", intra_op_num_threads)
         return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
 
 
 @cache
-def _cpu_features() -> str:
+def cpu_flags() -> str:
     """Return the properties of the CPU that the layout of an optimised graph depends on."""
     try:
         lines = _CPU_INFO.read_text().splitlines()

@@ -12,7 +12,21 @@ from mlflow_deploy_plugin.spec import field_reference
 
 _IMPERATIVES = {
     *("Add", "Bring", "Change", "Check", "Compact", "Count", "Create", "Delete", "Find", "Give", "Go", "Judge", "Let"),
-    *("List", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Revoke", "Run", "Serve", "Show"),
+    *(
+        "List",
+        "Make",
+        "Measure",
+        "Move",
+        "Pause",
+        "Predict",
+        "Query",
+        "Remove",
+        "Resume",
+        "Revoke",
+        "Run",
+        "Serve",
+        "Show",
+    ),
     *("Silence", "Start", "Stop", "Train", "Turn"),
 }
 _RAW_METAVARS = {"TEXT", "PATH", "INTEGER", "FLOAT", "INTEGER RANGE", "FLOAT RANGE", "BOOLEAN", "FILENAME"}

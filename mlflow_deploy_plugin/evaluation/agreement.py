@@ -1,0 +1,125 @@
+"""Agreement of a smaller or faster form with the version that it was made from, its base."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
+from mlflow_deploy_plugin.evaluation.metrics import argmax_labels, default_metric, metric_loss, weighted_metric
+from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
+from mlflow_deploy_plugin.evaluation.names import MetricName
+from mlflow_deploy_plugin.runtime import Array
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The answers of a form beside those of its base.
+
+    Attributes:
+        rows: the number of rows compared.
+        equal: the share of rows with the same labels; None if neither answers labels.
+        max_difference, mean_difference: of the outputs that are numbers, in their own unit; the largest of all outputs.
+            None if there are none.
+        relative_difference: the mean difference as a share of the standard deviation of the base's answers.
+        metric: what is compared on labelled rows; empty without labels.
+        base_metric, form_metric: its values; NaN without labels.
+        loss: how much worse the form is, which a limit is set for (`loss_of` says in what).
+    """
+
+    rows: int
+    equal: float | None
+    max_difference: float | None
+    mean_difference: float | None
+    relative_difference: float
+    metric: str
+    base_metric: float
+    form_metric: float
+    loss: float
+
+    @property
+    def loss_of(self) -> str:
+        """Return the measure of the loss: a metric, else the labels that differ, else the difference of the values."""
+        return self.metric or ("labels" if self.equal is not None else "values")
+
+    def __str__(self) -> str:
+        parts = [] if self.equal is None else [f"{self.equal:.2%} equal labels"]
+        if self.max_difference is not None:
+            parts.append(f"mean difference {self.mean_difference:.2g} ({self.relative_difference:.2%} of the spread)")
+        if self.metric:
+            parts.append(f"{self.metric} {self.form_metric:.4f}, base {self.base_metric:.4f}")
+        return f"{', '.join(parts)} on {self.rows:,} rows"
+
+
+def compare_with_base(
+    base: LoadedOnnx,
+    form: LoadedOnnx,
+    rows: NamedArrays,
+    truth: Array | None = None,
+    metric: MetricName | None = None,
+    base_outputs: Mapping[str, Array] | None = None,
+) -> Agreement:
+    """Compare a form with its base on the same rows.
+
+    Args:
+        rows: [N, …] by column or tensor.
+        truth: [N] labels; None: only the answers are compared.
+        metric: default: accuracy of labels, rmse of numbers.
+        base_outputs: the answers of the base, if they are known.
+
+    Raises:
+        InvalidConfig: the metric does not fit the answers, or a form answers other shapes than its base.
+        SchemaMismatch, InferenceError: one of them refuses the rows.
+    """
+    want = base.outputs(rows) if base_outputs is None else base_outputs
+    got = form.outputs(rows)
+    count = len(next(iter(want.values())))
+    differs, has_labels, largest, mean, relative = np.zeros(count, dtype=bool), False, [], [], []
+    for name, expected in want.items():
+        found = got.get(name)
+        if found is None or found.shape != expected.shape:
+            raise InvalidConfig(f"the form has no output {name!r} of the shape {list(expected.shape)}, as its base has")
+        if expected.dtype.kind != "f":
+            has_labels = True
+            differs |= (found != expected).reshape(count, -1).any(axis=1)
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):
+            difference = np.abs(found.astype(np.float64) - expected)
+        difference[(found == expected) | (np.isnan(found) & np.isnan(expected))] = 0.0
+        difference[~np.isfinite(difference)] = np.inf
+        known = expected[np.isfinite(expected)].astype(np.float64)
+        largest.append(float(difference.max(initial=0)))
+        mean.append(float(difference.mean()) if difference.size else 0.0)
+        relative.append(mean[-1] / max(float(known.std()) if known.size else 0.0, 1e-12))
+    ours, theirs = form.predictions(got), base.predictions(want)
+    before = after = float("nan")
+    if truth is not None:
+        metric = metric or default_metric(truth, theirs)
+        ours, theirs = argmax_labels(truth, ours), argmax_labels(truth, theirs)
+        if theirs.is_label and not has_labels:  # scores of classes
+            has_labels, differs = True, np.asarray(ours.prediction != theirs.prediction)
+        before, after = (float(weighted_metric(metric, truth, side)(np.ones(count))) for side in (theirs, ours))
+    equal = 1 - float(differs.mean()) if has_labels else None
+    spread = max(relative, default=0.0)
+    loss = spread if equal is None else 1 - equal
+    if truth is not None and metric is not None:
+        loss = metric_loss(metric, before, after, theirs)
+    return Agreement(
+        rows=count,
+        equal=equal,
+        max_difference=max(largest, default=None),
+        mean_difference=max(mean, default=None),
+        relative_difference=spread,
+        metric="" if truth is None or metric is None else metric,
+        base_metric=before,
+        form_metric=after,
+        loss=float("inf") if np.isnan(loss) else loss,
+    )
+
+
+def graph_digest(version: LoadedOnnx) -> str:
+    """Return the digest by which an optimized version knows its base: `sha256:…` of the ONNX file."""
+    with version.artifact.onnx_file.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

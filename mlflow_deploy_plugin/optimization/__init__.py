@@ -1,0 +1,10 @@
+"""Optimization: smaller and faster forms of a version, and where its time goes.
+
+optimize   make a form, measure its loss and its speed beside its base, register it (`optimizer.py`)
+forms      8-bit integers, 16-bit floats, pruned weights (`forms.py`, `fine_tuning.py`)
+profile    ONNX Runtime's profiler, read back (`profiler.py`)
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,92 @@
+"""Pruning a torch module and training the weights that are left, so that it loses less than by pruning alone.
+
+The smallest weights of each layer are set to zero and stay zero (Han et al. 2015, "Learning both Weights and
+Connections for Efficient Neural Networks"). The others learn the labels or, without labels, the answers of the base.
+"""
+
+import copy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, take_rows
+from mlflow_deploy_plugin.flavor import save_model
+from mlflow_deploy_plugin.runtime import Array, read_artifact
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCH = 64
+_RATE = 2e-3
+_EXAMPLE_ROWS = 100
+
+
+def pruned_and_tuned(
+    module: Any, base: LoadedOnnx, share: float, rows: NamedArrays, truth: Array | None, epochs: int, seed: int
+) -> Any:
+    """Return the ONNX graph of a pruned copy of the module, which is left as it is.
+
+    Args:
+        share: of the weights of each layer that become zero.
+        rows: [N, …] by column or tensor, which the module learns from.
+        truth: [N] indices of classes, or [N, …] numbers; None: the base's own answers are learned.
+
+    Raises:
+        ConversionError: there is nothing to prune or to learn, or the module is not the base's original.
+    """
+    if not isinstance(module, nn.Module):
+        raise ConversionError(f"the source is a {type(module).__name__}, no torch module")
+    answers = base.outputs(rows)
+    if truth is None:
+        truth = answers[base.artifact.prediction[0]]
+    module = copy.deepcopy(module)
+    layers = [layer for layer in module.modules() if isinstance(layer, _LAYERS)]
+    if not layers:
+        raise ConversionError(f"{type(module).__name__} has no linear or convolutional layer")
+    for layer in layers:
+        prune.l1_unstructured(layer, "weight", amount=share)
+    torch.manual_seed(seed)
+    frozen = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    optimizer = torch.optim.Adam(module.train().parameters(), lr=_RATE)
+    for layer in frozen:  # their statistics are of all training rows, these are a sample
+        layer.eval()
+    feeds, targets = base.feeds(rows), torch.from_numpy(np.ascontiguousarray(truth))
+    arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]  # in the order of `forward`
+    try:
+        for _ in range(epochs):
+            for positions in torch.randperm(len(targets)).split(_BATCH):
+                optimizer.zero_grad()
+                found = module(*(argument[positions] for argument in arguments))
+                _loss(found, targets[positions]).backward()
+                optimizer.step()
+    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise ConversionError(f"{type(module).__name__} cannot be trained on these rows: {error}") from None
+    for layer in layers:
+        prune.remove(layer, "weight")
+    with TemporaryDirectory(prefix="onnxserve-") as folder:
+        save_model(module.eval(), folder, input_example=_example(base, take_rows(rows, slice(0, _EXAMPLE_ROWS))))
+        graph = onnx.load(str(read_artifact(Path(folder)).onnx_file))
+    names = [sorted(entry.name for entry in side) for side in (graph.graph.input, graph.graph.output)]
+    if names != [sorted(entry.name for entry in side) for side in (base.artifact.inputs, base.artifact.outputs)]:
+        raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the version it is to replace")
+    return graph
+
+
+def _example(base: LoadedOnnx, rows: NamedArrays) -> Any:
+    """Return rows in the form that the flavor takes: a table, one array, or tensors by name."""
+    if base.artifact.columns:
+        return pd.DataFrame({column.name: rows[column.name] for column in base.artifact.columns})
+    names = [tensor.name for tensor in base.artifact.tensors]
+    return {name: rows[name] for name in names} if all(names) else next(iter(rows.values()))
+
+
+def _loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    if wanted.dtype == torch.int64 and found.ndim == wanted.ndim + 1:
+        return nn.functional.cross_entropy(found, wanted)
+    return nn.functional.mse_loss(found, wanted.to(found.dtype).reshape(found.shape))

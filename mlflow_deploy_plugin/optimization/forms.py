@@ -1,0 +1,253 @@
+"""The forms of a graph that are smaller or faster: 8-bit integers, 16-bit floats, pruned weights.
+
+| form         | smaller numbers                           | gain on a CPU                                            |
+|--------------|-------------------------------------------|----------------------------------------------------------|
+| int8 static  | weights and activations of Conv, MatMul … | convolutions, large layers; a quarter of the size        |
+| int8 dynamic | weights of MatMul, Gemm, LSTM             | transformers, LSTM, large dense layers; needs no rows    |
+| fp16         | all 32-bit weights                        | size only: ONNX Runtime makes them 32 bits when it loads |
+| prune        | none, but zeros                           | the packed file only: zeros are computed like the others |
+
+Integers are made by ONNX Runtime's own quantizer, 16-bit floats by the converter beside it. Every function takes a
+`ModelProto`, which it leaves as it is, and returns another one with the same inputs and outputs.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.runtime import Array, Feeds, cpu_flags, describe_error, import_onnxruntime
+
+Int8 = Literal["dynamic", "static"]
+
+DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
+"""The quantizer's own list has Conv too, whose dynamic form is five times slower than the original."""
+_QUANTIZED = (
+    "QuantizeLinear",
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeLSTM",
+    "QAttention",
+    "QEmbedLayerNormalization",
+)
+_PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_HALF_LIMIT = float(np.finfo(np.float16).max) / 4
+"""Rows that were not seen may reach further than those that were."""
+
+
+def int8_dynamic(proto: Any) -> Any:
+    """Quantize the weights to 8 bits; activations are quantized in each run, by their own range.
+
+    Raises:
+        ConversionError: nothing in the graph can be quantized.
+    """
+    from onnxruntime import quantization  # heavy
+
+    ready = preprocessed(proto)
+    return _quantized(
+        proto,
+        lambda path: quantization.quantize_dynamic(
+            ready, path, op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, reduce_range=_reduces_range()
+        ),
+        DYNAMIC_OPS,
+    )
+
+
+def int8_static(proto: Any, rows: Sequence[Feeds], per_channel: bool = True) -> Any:
+    """Quantize weights and activations to 8 bits, the latter by the ranges that they have on `rows` (QDQ, MinMax).
+
+    Args:
+        rows: feeds of the graph, in parts.
+        per_channel: a scale for each channel of a weight, not one for all of it.
+
+    Raises:
+        ConversionError: nothing in the graph can be quantized.
+    """
+    from onnxruntime import quantization  # heavy
+
+    class Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.parts: Iterator[Feeds] = iter(rows)
+
+        def get_next(self) -> Feeds | None:
+            return next(self.parts, None)
+
+    ready = preprocessed(proto)
+    return _quantized(
+        proto,
+        lambda path: quantization.quantize_static(
+            ready, path, Rows(), per_channel=per_channel, reduce_range=_reduces_range()
+        ),
+        ("Conv", "MatMul", "Gemm", "LSTM"),
+    )
+
+
+def half_precision(proto: Any, rows: Sequence[Feeds]) -> Any:
+    """Turn 32-bit floats into 16-bit ones, with islands of 32 bits and unchanged inputs and outputs.
+
+    Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …), and the nodes whose numbers come
+    near the largest 16-bit float, 65,504, on `rows`.
+
+    Raises:
+        ConversionError: no weight is a 32-bit float outside of the islands.
+    """
+    from onnxruntime.transformers import float16  # heavy
+
+    graph = preprocessed(proto)
+    named = set()
+    for position, node in enumerate(graph.graph.node):
+        node.name = node.name if node.name and node.name not in named else f"node_{position}"
+        named.add(node.name)
+    try:
+        half = float16.convert_float_to_float16(
+            graph, keep_io_types=True, node_block_list=_overflowing_nodes(graph, rows)
+        )
+    except Exception as error:  # noqa: BLE001 - the converter raises what comes
+        raise ConversionError(f"ONNX Runtime's converter refuses it: {describe_error(error)}") from None
+    if not any(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)):
+        raise ConversionError(f"no weight is a 32-bit float that may have 16 bits ({_operators(proto)})")
+    return _join_islands(half)
+
+
+def pruned(proto: Any, share: float) -> Any:
+    """Set the smallest weights of each layer to zero (magnitude pruning, Han et al. 2015).
+
+    Args:
+        share: of the weights of each Conv, MatMul and Gemm, from 0 to 1.
+
+    Raises:
+        ConversionError: the graph has no such layer.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}
+    found = False
+    for tensor in _tensors(result.graph):
+        if tensor.name not in used or len(tensor.dims) < 2 or tensor.data_type not in _FLOATS:
+            continue
+        weights = numpy_helper.to_array(tensor).copy()
+        count = round(share * weights.size)
+        weights.reshape(-1)[np.argpartition(np.abs(weights).reshape(-1), count - 1)[:count] if count else []] = 0
+        tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+        found = True
+    if not found:
+        raise ConversionError(f"no layer has weights that could be pruned ({_operators(proto)})")
+    return result
+
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+
+
+def preprocessed(proto: Any) -> Any:
+    """Return the graph folded and fused by ONNX Runtime's basic optimizations, with inferred shapes.
+
+    `quant_pre_process` of ONNX Runtime 1.31 does the same, but moves the weights out of a graph that it gets in
+    memory and then refuses it. Shapes that the exporter of torch leaves behind stop the quantizer.
+    """
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # heavy
+
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with TemporaryDirectory(prefix="onnxserve-") as folder:
+        path = Path(folder) / "model.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+            raise ConversionError(f"ONNX Runtime cannot load it: {describe_error(error)}") from None
+        graph = onnx.load(path)
+    del graph.graph.value_info[:]
+    graph = onnx.shape_inference.infer_shapes(graph)
+    add_pre_process_metadata(graph)  # else the quantizer warns
+    return graph
+
+
+def _quantized(proto: Any, quantize: Callable[[str], None], operators: Sequence[str]) -> Any:
+    with TemporaryDirectory(prefix="onnxserve-") as folder:
+        path = Path(folder) / "quantized.onnx"
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # about ranges and opsets, on the root logger
+        try:
+            quantize(str(path))
+        except Exception as error:  # noqa: BLE001 - the quantizer raises what comes
+            raise ConversionError(f"ONNX Runtime's quantizer refuses it: {describe_error(error)}") from None
+        finally:
+            logging.disable(disabled)
+        result = onnx.load(path)
+    if not any(node.op_type in _QUANTIZED for node in result.graph.node):
+        raise ConversionError(f"it has no {', '.join(operators[:3])} of 32-bit floats ({_operators(proto)})")
+    return result
+
+
+def _reduces_range() -> bool:
+    """Return True if weights get 7 bits: sums of 8-bit products saturate on x86 processors without VNNI."""
+    flags = cpu_flags()
+    return "avx2" in flags and "vnni" not in flags
+
+
+def _overflowing_nodes(proto: Any, rows: Sequence[Feeds]) -> list[str]:
+    """Return the names of the nodes whose inputs or outputs exceed `_HALF_LIMIT` on the rows."""
+    shown = onnx.ModelProto()
+    shown.CopyFrom(proto)
+    floats = {one.name: one for one in shown.graph.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT}
+    shown.graph.output.extend(floats.values())
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    large = {one.name for one in _tensors(proto.graph) if _exceeds(numpy_helper.to_array(one))}
+    for feeds in rows:
+        large |= {name for name, array in feeds.items() if _exceeds(array)}
+        large |= {name for name, array in zip(names, session.run(names, feeds), strict=True) if _exceeds(array)}
+    return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
+
+
+def _join_islands(half: Any) -> Any:
+    """Return the graph without casts to 16 bits and back again, which the converter leaves within an island."""
+    from onnxruntime.quantization.onnx_model import ONNXModel  # heavy
+
+    graph = half.graph
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # the others may cast integers
+    to_half = {name: node.input[0] for name, node in casts.items() if own.fullmatch(node.name)}
+    for node in casts.values():
+        if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:
+            node.op_type, node.input[0] = "Identity", to_half[node.input[0]]
+            del node.attribute[:]
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    for name, node in casts.items():
+        if name not in used:
+            graph.node.remove(node)
+    sorter = ONNXModel(half)
+    sorter.topological_sort()
+    return sorter.model
+
+
+def _exceeds(values: Any) -> bool:
+    array: Array = np.asarray(values)
+    return array.dtype.kind == "f" and bool((np.abs(array[np.isfinite(array)]) > _HALF_LIMIT).any())
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Yield the weights of a graph: its initializers and constants."""
+    yield from graph.initializer
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from (attribute.t for attribute in node.attribute if attribute.name == "value")
+
+
+def _operators(proto: Any) -> str:
+    """Return the operators of a graph, the most frequent first, for a message."""
+    counts = Counter(node.op_type for node in proto.graph.node)
+    return f"its operators are {', '.join(name for name, _ in counts.most_common(6))}"

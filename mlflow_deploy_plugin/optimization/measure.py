@@ -1,0 +1,109 @@
+"""The size, load time and latency of the forms of a model, measured in turns in one process.
+
+Each round measures every form once, so that other load on this machine meets all of them. A ratio is the median over
+the rounds of form ÷ base. A session computes in one thread, as in a worker of the server.
+"""
+
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, count_rows, load_version, take_rows
+from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.runtime import FLAVOR, Feeds, OnnxModel, no_batch_dimension_reason, read_mlmodel
+
+SIZES = (1, 8, 1000)
+"""Rows of a request whose latency is measured."""
+ROUNDS = 15
+ROUND_SECONDS = 0.02
+_LOADS = 5
+
+
+@dataclass(frozen=True)
+class FormCost:
+    """The cost of one form.
+
+    Attributes:
+        size: bytes of the ONNX file.
+        packed: its bytes after zlib, as a registry or an image may keep it; zeros of pruned weights count here only.
+        load_ms: median milliseconds until a session is open.
+        latency_us: median microseconds of a request, by its rows.
+        ratio: latency in terms of the base, by rows; below 1 is faster.
+    """
+
+    size: int
+    packed: int
+    load_ms: float
+    latency_us: Mapping[int, float]
+    ratio: Mapping[int, float]
+
+    def speed(self, rows: int | None = None) -> float:
+        """Return the ratio for requests of so many rows, or the geometric mean over all sizes."""
+        return self.ratio[rows] if rows else float(np.exp(np.mean(np.log(list(self.ratio.values())))))
+
+
+def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
+    """Load a version whose requests have rows.
+
+    Raises:
+        InvalidConfig: it has no ONNX form, or a fixed number of rows.
+    """
+    has_form = {FLAVOR, "onnx"} & set(read_mlmodel(folder).get("flavors") or ())
+    loaded = load_version(folder, allow_pyfunc=False) if has_form else None
+    if not isinstance(loaded, LoadedOnnx):
+        raise InvalidConfig(f"{resolved.source} has no ONNX form, so that there is no graph to look at")
+    if reason := no_batch_dimension_reason(loaded.artifact):
+        raise InvalidConfig(f"{resolved.source} has no rows to measure: {reason}")
+    return loaded
+
+
+def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUNDS) -> list[FormCost]:
+    """Measure the forms in these MLmodel folders on the rows; the first one is the base.
+
+    Raises:
+        InvalidArtifact: a folder cannot be loaded.
+        InferenceError: a form refuses the rows.
+    """
+    models = [OnnxModel.load(folder) for folder in folders]
+    loads = [[_seconds(lambda folder=folder: OnnxModel.load(folder)) for folder in folders] for _ in range(_LOADS)]  # type: ignore[misc]
+    latency: list[dict[int, float]] = [{} for _ in models]
+    ratio: list[dict[int, float]] = [{} for _ in models]
+    for size in SIZES:
+        picked = take_rows(rows, np.resize(np.arange(count_rows(rows)), size))
+        feeds = [LoadedOnnx(model).feeds(picked) for model in models]
+        for model, one in zip(models, feeds, strict=True):
+            model.run(one)
+        times: list[list[float]] = [[] for _ in models]
+        for _ in range(rounds):
+            for taken, model, one in zip(times, models, feeds, strict=True):
+                taken.append(_mean_seconds(model, one))
+        for position, taken in enumerate(times):
+            latency[position][size] = float(np.median(taken)) * 1e6
+            ratio[position][size] = float(np.median(np.divide(taken, times[0])))
+    costs = []
+    for position, model in enumerate(models):
+        content = model.artifact.onnx_file.read_bytes()
+        load = float(np.median([taken[position] for taken in loads])) * 1e3
+        size, packed = len(content), len(zlib.compress(content, 1))
+        costs.append(FormCost(size, packed, load, latency[position], ratio[position]))
+    return costs
+
+
+def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:
+    calls, start = 0, time.perf_counter()
+    while (taken := time.perf_counter() - start) < ROUND_SECONDS or not calls:
+        model.run(feeds)
+        calls += 1
+    return taken / calls
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

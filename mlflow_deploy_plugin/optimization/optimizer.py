@@ -1,0 +1,476 @@
+"""Smaller and faster forms of a version: made, measured beside it, and registered if they lose little enough."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ParityError, Refused
+from mlflow_deploy_plugin.evaluation import (
+    Agreement,
+    LoadedOnnx,
+    MetricName,
+    NamedArrays,
+    compare_with_base,
+    count_rows,
+    downloaded_version,
+    graph_digest,
+    load_dataset,
+    load_rows,
+    load_version,
+    reference_rows,
+    take_rows,
+    torch_original,
+)
+from mlflow_deploy_plugin.gate import choose_policy
+from mlflow_deploy_plugin.optimization import forms, saved_form
+from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms
+from mlflow_deploy_plugin.registry import (
+    DATA_DIGEST_TAG,
+    OPTIMIZED_FROM_TAG,
+    OPTIMIZED_WITH_TAG,
+    PARENT_TAG,
+    PARITY_TAG,
+    TRAINING_TAG,
+    ResolvedModel,
+    get_or_create_experiment,
+    log_metrics,
+    registry_client,
+    registry_errors,
+    resolve,
+    tag_version,
+)
+from mlflow_deploy_plugin.runtime import Array, slice_feeds
+
+MIN_ROWS = 100
+"""Fewer rows say nothing about a loss of one in a hundred."""
+MAX_ROWS = 10_000
+CALIBRATION_ROWS = 500
+_PART = 100
+_FASTER = 0.95
+"""A ratio of latencies above it is noise on a shared machine; `auto` takes no form for it."""
+_LINEAGE = (PARENT_TAG, TRAINING_TAG, DATA_DIGEST_TAG)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The changes that make a form: pruning first, then smaller numbers."""
+
+    int8: forms.Int8 | None = None
+    fp16: bool = False
+    prune: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no form.
+
+        Raises:
+            InvalidConfig: nothing is changed, two kinds of numbers are asked for, or the share is none.
+        """
+        if self.int8 not in (None, "dynamic", "static"):
+            raise InvalidConfig(f"int8: {self.int8!r} is neither dynamic nor static")
+        if self.int8 and self.fp16:
+            raise InvalidConfig("int8 and fp16 exclude each other: a weight has 8 bits or 16")
+        if self.prune is not None and not 0 < self.prune < 1:
+            raise InvalidConfig(f"prune: {self.prune:g} is no share of the weights between 0 and 1")
+        if not (self.int8 or self.fp16 or self.prune):
+            raise InvalidConfig("name a form: int8 (dynamic or static), fp16 or prune; or auto, which tries them all")
+
+    def __str__(self) -> str:
+        parts = [f"prune {self.prune:g}" if self.prune else "", f"int8 {self.int8}" if self.int8 else ""]
+        return ", ".join(filter(None, [*parts, "fp16" if self.fp16 else ""]))
+
+
+ALL_RECIPES = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True), Recipe(prune=0.5))
+
+
+@dataclass(frozen=True)
+class MeasuredForm:
+    """A form beside its base.
+
+    Attributes:
+        agreement: None for the base itself.
+        note: what else is to be known of how it was made.
+    """
+
+    name: str
+    cost: FormCost
+    agreement: Agreement | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The outcome.
+
+    Attributes:
+        base: the address of the version that the forms were made from.
+        forms: the base, then the forms, in the order of the recipes.
+        impossible: the reason why there is no such form, by its name.
+        max_loss: the limit.
+        chosen: the form that was registered; empty if none was.
+        reason: why none was; empty if one was.
+        is_refused: the forms that were asked for lose too much, or cannot be made.
+        model, version: under which it is registered.
+    """
+
+    base: str
+    forms: tuple[MeasuredForm, ...]
+    impossible: Mapping[str, str]
+    max_loss: float
+    chosen: str = ""
+    reason: str = ""
+    is_refused: bool = False
+    model: str = ""
+    version: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "forms": [asdict(form) for form in self.forms]}
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows: some to calibrate and tune on, others to measure the loss on."""
+
+    calibration: NamedArrays
+    evaluation: NamedArrays
+    calibration_truth: Array | None = None
+    truth: Array | None = None
+    metric: MetricName | None = None
+
+
+def optimize(
+    model_uri: str,
+    *,
+    int8: forms.Int8 | None = None,
+    fp16: bool = False,
+    prune: float | None = None,
+    auto: bool = False,
+    rows: int | None = None,
+    data: str = "",
+    target: str = "",
+    metric: MetricName | None = None,
+    max_loss: float = 0.01,
+    original: Any = "",
+    epochs: int = 10,
+    register: str | None = None,
+) -> Optimization:
+    """Make a smaller or faster form of a version, measure its loss, and register it as a version with its lineage.
+
+    Args:
+        model_uri: a version with an ONNX form, as models:/digits-cnn/1.
+        int8: "dynamic" or "static" (see `forms`).
+        fp16: 16-bit floats, with 32 bits where they overflow.
+        prune: the share of the smallest weights of each layer that become zero.
+        auto: try all forms, and take the fastest within the limit; nothing is registered if none is faster.
+        rows: the rows of a request that `auto` decides by, one of 1, 8 and 1,000; default: all three.
+        data: rows to calibrate and compare on, as a gate policy's dataset; default: the dataset of the model's gate
+            policy, else the reference beside the model. Half of them calibrate (at most 500) and tune, half measure.
+        target: the column of the labels.
+        metric: of labelled rows; default: accuracy, of numbers rmse.
+        max_loss: the limit: of the metric in its unit, of rmse and mae as a share; without labels, of the share of
+            labels that differ, or of the mean difference as a share of the spread of the answers.
+        original: the torch module that the version was made from, or its URI in MLflow, which loads the model's own
+            code; default: the one that the version names (`onnxserve wrap`). Pruning is then followed by training.
+        epochs: passes of that training.
+        register: name of the registered model; default: that of the base.
+
+    Raises:
+        ParityError: the form loses more than `max_loss`.
+        ConversionError: the form cannot be made; the message says why.
+        InvalidConfig: an argument is not valid, or there are too few rows.
+        NotFound, RegistryUnavailable: see `resolve`.
+    """
+    recipes = ALL_RECIPES if auto else (Recipe(int8, fp16, prune),)
+    done = try_forms(
+        model_uri,
+        recipes,
+        is_auto=auto,
+        rows=rows,
+        evaluation=(data, target, metric),
+        max_loss=max_loss,
+        original=original,
+        epochs=epochs,
+        register=register,
+    )
+    if done.is_refused:
+        raise (ConversionError if done.impossible else ParityError)(done.reason)
+    return done
+
+
+def try_forms(
+    model_uri: str,
+    recipes: Sequence[Recipe],
+    *,
+    is_auto: bool = False,
+    rows: int | None = None,
+    evaluation: tuple[str, str, MetricName | None] = ("", "", None),
+    max_loss: float = 0.01,
+    original: Any = "",
+    epochs: int = 10,
+    register: str | None = None,
+    seed: int = 7,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Optimization:
+    """Make and measure the forms, and register the one that is chosen; a refusal is part of the result.
+
+    Args:
+        evaluation: dataset, target and metric. The others: as `optimize`.
+
+    Raises:
+        InvalidConfig, NotFound, RegistryUnavailable: as `optimize`.
+    """
+    if rows is not None and rows not in SIZES:
+        raise InvalidConfig(f"rows: {rows} is not one of {', '.join(map(str, SIZES))}, which are measured")
+    if not max_loss >= 0:
+        raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
+    resolved = resolve(model_uri)
+    name = register or (resolved.name if resolved.source == f"models:/{resolved.name}/{resolved.version}" else "")
+    if not name:
+        raise InvalidConfig(f"{model_uri} is no registered version: name the model to register the form under")
+    progress(f"fetching {resolved.source}")
+    with downloaded_version(resolved) as folder, tempfile.TemporaryDirectory(prefix="onnxserve-optimize-") as drafts:
+        base = load_onnx(folder, resolved)
+        if base.artifact.optimization:
+            first = base.artifact.optimization.get("base")
+            raise InvalidConfig(f"{resolved.source} is an optimized form of {first} itself: optimize that")
+        split = _read_rows(base, resolved, evaluation, seed)
+        if any(recipe.prune for recipe in recipes) and isinstance(original, str):
+            named, original = original, torch_original(resolved, folder, original)
+            if named and isinstance(original, Refused):
+                raise InvalidConfig(original.reason)
+        workshop = _Workshop(resolved, folder, Path(drafts), base, split, original, epochs, seed)
+        made, impossible = {}, {}
+        for recipe in recipes:
+            progress(f"making {recipe}")
+            try:
+                made[str(recipe)] = workshop.make(recipe)
+            except (ConversionError, InvalidArtifact) as error:
+                impossible[str(recipe)] = error.message
+        progress(f"measuring {len(made)} forms beside the base, in turns")
+        costs = measure_forms([folder, *(draft.folder for draft in made.values())], split.evaluation)
+        measured = [MeasuredForm("base", costs[0])]
+        for (form, draft), cost in zip(made.items(), costs[1:], strict=True):
+            measured.append(MeasuredForm(form, cost, draft.agreement, draft.note))
+        done = choose(Optimization(resolved.source, tuple(measured), impossible, max_loss), is_auto, rows)
+        if not done.chosen:
+            return done
+        progress(f"registering {done.chosen} as a version of {name}")
+        chosen = next(form for form in measured if form.name == done.chosen)
+        version = _log_form(workshop, made[done.chosen].graph, chosen, costs[0], name)
+        return replace(done, model=name, version=version)
+
+
+def _read_rows(
+    base: LoadedOnnx, resolved: ResolvedModel, evaluation: tuple[str, str, MetricName | None], seed: int
+) -> _Rows:
+    """Return the rows, split into those that calibrate and those that measure.
+
+    Raises:
+        InvalidConfig: there are too few, or the dataset cannot be read.
+    """
+    data, target, metric = evaluation
+    if not data and resolved.source == f"models:/{resolved.name}/{resolved.version}":
+        own = choose_policy(resolved.name).policy.evaluation
+        data, target, metric = own.dataset, target or own.target, metric or own.metric
+    truth: Array | None = None
+    if target and not data:
+        raise InvalidConfig("target: name the data that has it; the reference beside a model has no labels")
+    if data and target:
+        labelled = load_dataset(data, target, base.artifact, seed, 2 * MAX_ROWS)
+        rows, truth = labelled.rows, labelled.truth
+    else:
+        found = load_rows(data, base.artifact, 2 * MAX_ROWS, seed) if data else None
+        rows = found or reference_rows(base.artifact, 2 * MAX_ROWS, seed) or {}
+    total = count_rows(rows)
+    if total < MIN_ROWS:
+        where = data or "the reference beside the model"
+        raise InvalidConfig(
+            f"{where} has {total} rows, of which no loss can be told; give data with {MIN_ROWS} or more"
+        )
+    first, rest = np.split(np.random.default_rng(seed).permutation(total), [total // 2])
+    known = (None, None) if truth is None else (truth[first], truth[rest])
+    return _Rows(take_rows(rows, first), take_rows(rows, rest), known[0], known[1], metric)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A form that was made: its graph, its folder, and its agreement with the base."""
+
+    graph: Any
+    folder: Path
+    agreement: Agreement
+    note: str = ""
+
+
+@dataclass(eq=False)
+class _Workshop:
+    """The base and the rows, from which forms are made."""
+
+    resolved: ResolvedModel
+    base_folder: Path
+    drafts: Path
+    base: LoadedOnnx
+    rows: _Rows
+    original: Any
+    epochs: int
+    seed: int
+    answers: dict[str, Array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.answers = self.base.outputs(self.rows.evaluation)
+        self.graph = onnx.load(str(self.base.artifact.onnx_file))
+        feeds = self.base.feeds(take_rows(self.rows.calibration, slice(0, CALIBRATION_ROWS)))
+        count = min(count_rows(self.rows.calibration), CALIBRATION_ROWS)
+        self.feeds = [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
+
+    def make(self, recipe: Recipe) -> _Draft:
+        """Make a form and compare it with the base.
+
+        Raises:
+            ConversionError: there is no such form.
+            InvalidArtifact: ONNX Runtime cannot load it.
+        """
+        graph, note = self.graph, ""
+        if recipe.prune:
+            if not isinstance(self.original, Refused):
+                from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned  # imports torch
+
+                graph = pruned_and_tuned(
+                    self.original,
+                    self.base,
+                    recipe.prune,
+                    self.rows.calibration,
+                    self.rows.calibration_truth,
+                    self.epochs,
+                    self.seed,
+                )
+                note = f"tuned in {self.epochs} passes"
+            else:
+                graph = forms.pruned(graph, recipe.prune)
+                note = f"cannot be tuned, because {self.original.reason}"
+        if recipe.fp16:
+            graph = forms.half_precision(graph, self.feeds)
+        if recipe.int8 == "dynamic":
+            graph = forms.int8_dynamic(graph)
+        if recipe.int8 == "static":
+            graphs = [forms.int8_static(graph, self.feeds, per_channel) for per_channel in (True, False)]
+            compared = [self.draft(one, f"{recipe}, {position}", "") for position, one in enumerate(graphs)]
+            calibration = [compare_with_base(self.base, _load(one.folder), self.rows.calibration) for one in compared]
+            best = min((0, 1), key=lambda position: calibration[position].relative_difference)
+            note = ", ".join(filter(None, [note, "one scale a channel" if best == 0 else "one scale a tensor"]))
+            return replace(compared[best], note=note)
+        return self.draft(graph, str(recipe), note)
+
+    def draft(self, graph: Any, name: str, note: str) -> _Draft:
+        folder = self.drafts / name
+        saved_form.save_model(folder, base=self.base_folder, graph=graph, record={}, parity={}, is_draft=True)
+        rows = self.rows
+        agreement = compare_with_base(
+            self.base, _load(folder), rows.evaluation, rows.truth, rows.metric, base_outputs=self.answers
+        )
+        return _Draft(graph, folder, agreement, note)
+
+
+def _load(folder: Path) -> LoadedOnnx:
+    loaded = load_version(folder, allow_pyfunc=False)
+    assert isinstance(loaded, LoadedOnnx)
+    return loaded
+
+
+def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
+    """Return the outcome with the chosen form: the fastest, or the only one, that is within the limit."""
+    within = [form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss]
+    if is_auto:
+        faster = [form for form in within if form.cost.speed(rows) < _FASTER]
+        if not faster:
+            of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows together"
+            return replace(
+                done, reason=f"nothing was faster than {done.base} for {of}, within a loss of {done.max_loss:g}"
+            )
+        return replace(done, chosen=min(faster, key=lambda form: form.cost.speed(rows)).name)
+    if done.impossible:
+        ((name, why),) = done.impossible.items()
+        return replace(done, is_refused=True, reason=f"{done.base} cannot have the form {name}: {why}")
+    if within:
+        return replace(done, chosen=within[0].name)
+    (form,) = done.forms[1:]
+    assert form.agreement is not None
+    agreement = form.agreement
+    return replace(
+        done,
+        is_refused=True,
+        reason=f"{form.name} loses {agreement.loss:.4g} ({agreement.loss_of}), more than the limit of "
+        f"{done.max_loss:g}: {agreement}",
+    )
+
+
+def _log_form(workshop: _Workshop, graph: Any, form: MeasuredForm, base_cost: FormCost, name: str) -> str:
+    """Log the form to the run of its base and register it; return its version.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer.
+    """
+    resolved, agreement, client = workshop.resolved, form.agreement, registry_client()
+    assert agreement is not None
+    size_ratio = form.cost.size / base_cost.size
+    ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
+    figures = {"loss": agreement.loss, "size_ratio": size_ratio, **ratios}
+    record = {
+        "base": resolved.source,
+        "base_digest": graph_digest(workshop.base),
+        "form": form.name,
+        "note": form.note,
+        "loss_of": agreement.loss_of,
+        **figures,
+    }
+    parity = {
+        "state": "warned" if workshop.base.artifact.parity_state != "no-original" else "no-original",
+        "rows": agreement.rows,
+        "problem": f"it is {resolved.source} as {form.name}: {agreement}",
+    }
+    with registry_errors(f"the form of {resolved.source}"):
+        run_id, is_new = _run_of_base(resolved)
+        info = Model.log(
+            artifact_path=None,
+            flavor=saved_form,
+            name="model",
+            run_id=run_id,
+            registered_model_name=name,
+            tags={PARITY_TAG: str(parity["state"]), OPTIMIZED_FROM_TAG: resolved.source, OPTIMIZED_WITH_TAG: form.name},
+            base=workshop.base_folder,
+            graph=graph,
+            record=record,
+            parity=parity,
+        )
+        version = str(info.registered_model_version)
+        log_metrics(client, run_id, info.model_id, [(f"onnxserve.optimize.{key}", figures[key]) for key in figures])
+        if is_new:
+            client.set_terminated(run_id, "FINISHED")
+        lineage = {}
+        if resolved.version.isdigit():
+            tags = client.get_model_version(resolved.name, resolved.version).tags
+            lineage = {key: tags[key] for key in _LINEAGE if key in tags}
+    tags = {PARITY_TAG: str(parity["state"]), OPTIMIZED_WITH_TAG: form.name, OPTIMIZED_FROM_TAG: resolved.source}
+    for key, value in {**lineage, **tags}.items():
+        tag_version(name, version, key, value)
+    return version
+
+
+def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
+    """Return the run that the base was logged by, or a new one if this MLflow does not have it."""
+    client = registry_client()
+    if run_id := resolved.aspects.get("run_id", ""):
+        try:
+            if client.get_run(run_id).info.lifecycle_stage == "active":
+                return run_id, False
+        except MlflowException:
+            pass  # it was deleted, or is of another tracking server
+    experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
+    return str(client.create_run(experiment, run_name=f"optimize {resolved.name}").info.run_id), True

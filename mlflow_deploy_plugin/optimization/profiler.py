@@ -1,0 +1,260 @@
+"""The time of a version by operator and by node, from ONNX Runtime's profiler, and what could be changed.
+
+The profiler writes whole microseconds, and slows small graphs down several times. So shares come from the profiled
+runs, and the time of a run from runs without a profiler. A Loop contains its body: each node counts without the nodes
+that ran within it.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.evaluation import count_rows, downloaded_version, load_rows, reference_rows, take_rows
+from mlflow_deploy_plugin.optimization.measure import load_onnx
+from mlflow_deploy_plugin.registry import ResolvedModel, registry_client, registry_errors, resolve
+from mlflow_deploy_plugin.runtime import OnnxModel, import_onnxruntime, repeat_row, session_options
+
+_WARM_UP, _RUNS = 5, 30
+_SECONDS = 10.0
+_TREES = ("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor")
+_LOOPS = ("Loop", "Scan", "If", "SequenceMap")
+_LAYERS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "LSTM", "GRU", "Attention")
+_UNFUSED = {"BatchNormalization": "the Conv before it", "Erf": "a Gelu", "ReduceMean": "a LayerNormalization"}
+_WORTH_OPTIMIZING_US = 50
+_DISPATCH_US = 3.0
+"""A node that takes less is mostly its call: reading the inputs, allocating the output."""
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """The time of one node of the optimized graph, or of all nodes with one operator.
+
+    Attributes:
+        share: of the time of all nodes.
+        us: microseconds of a run, by the profiler.
+        calls: of a run; a node in a Loop has several.
+        types: of its inputs.
+    """
+
+    name: str
+    operator: str
+    provider: str
+    share: float
+    us: float
+    calls: float
+    types: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphProfile:
+    """The times of a version, and what could be changed.
+
+    Attributes:
+        run_us: median microseconds of a run without the profiler.
+        operators, nodes: the longest first.
+        advice: sentences about what could be changed; empty if nothing stands out.
+    """
+
+    model: str
+    rows: int
+    runs: int
+    run_us: float
+    operators: tuple[NodeTime, ...]
+    nodes: tuple[NodeTime, ...]
+    advice: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False) -> GraphProfile:
+    """Profile requests of so many rows.
+
+    Args:
+        data: a dataset as a gate policy names it; default: the reference beside the model, else a row of zeros.
+        log: keep the profile and its picture as artifacts of the version's run.
+
+    Raises:
+        InvalidConfig: no ONNX form, no such data, or fewer than one row.
+        NotFound: there is no such version, or `log` and it has no run.
+        RegistryUnavailable: MLflow does not answer.
+    """
+    if rows < 1:
+        raise InvalidConfig(f"rows: {rows} is not 1 or more")
+    resolved = resolve(model_uri)
+    if log and not resolved.aspects.get("run_id"):
+        raise NotFound(f"{resolved.source} has no run in MLflow that the profile could be logged to")
+    with downloaded_version(resolved) as folder:
+        base = load_onnx(folder, resolved)
+        found = load_rows(data, base.artifact, rows, 0) if data else reference_rows(base.artifact, rows, 0)
+        if found:
+            feeds = base.feeds(take_rows(found, np.resize(np.arange(count_rows(found)), rows)))
+        else:
+            feeds = repeat_row(base.model.example_feeds(), 0, rows)
+        times = _repeat(lambda: base.model.run(feeds))
+        events, runs = _profiled_runs(base.model, feeds)
+    nodes = _sum_by(events, runs, lambda event: (event["name"], event["op"]))
+    operators = _sum_by(events, runs, lambda event: (event["op"], event["op"]))
+    run_us = float(np.median(times)) * 1e6
+    done = GraphProfile(resolved.source, rows, runs, run_us, operators, nodes, _advise(operators, nodes, run_us))
+    if log:
+        _log(done, resolved)
+    return done
+
+
+def _repeat(work: Callable[[], Any]) -> list[float]:
+    """Return the seconds of each call, after a warm-up; fewer calls if they are long."""
+    times: list[float] = []
+    end = time.perf_counter() + _SECONDS
+    while len(times) < _WARM_UP + _RUNS and (len(times) < _WARM_UP + 3 or time.perf_counter() < end):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times[_WARM_UP:]
+
+
+def _profiled_runs(model: OnnxModel, feeds: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """Return the nodes of all runs but the warm-up, and the number of these runs.
+
+    The session is opened as for requests, with the profiler on.
+    """
+    ort = import_onnxruntime()
+    options = session_options(ort, "cpu", 1)
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="onnxserve-profile-") as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(model.artifact.onnx_file), options, providers=["CPUExecutionProvider"])
+        runs = len(_repeat(lambda: session.run(None, dict(feeds))))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
+    begin = starts[-runs]
+    found: list[dict[str, Any]] = []
+    enclosing: list[tuple[int, dict[str, Any]]] = []
+    timed = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
+    for event in sorted(timed, key=lambda event: (event["ts"], -event["dur"])):
+        if event["ts"] < begin:
+            continue
+        arguments = event["args"]
+        types = sorted({name for entry in arguments.get("input_type_shape", ()) for name in entry})
+        one = {
+            "name": event["name"].removesuffix("_kernel_time"),
+            "op": arguments["op_name"],
+            "provider": arguments.get("provider", ""),
+            "us": float(event["dur"]),
+            "types": tuple(types),
+        }
+        while enclosing and enclosing[-1][0] <= event["ts"]:
+            enclosing.pop()
+        if enclosing:
+            enclosing[-1][1]["us"] -= one["us"]
+        if one["op"] in _LOOPS:
+            enclosing.append((event["ts"] + event["dur"], one))
+        found.append(one)
+    return found, runs
+
+
+def _sum_by(
+    events: list[dict[str, Any]], runs: int, key: Callable[[Mapping[str, Any]], tuple[str, str]]
+) -> tuple[NodeTime, ...]:
+    total = sum(event["us"] for event in events) or 1.0
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for event in events:
+        groups.setdefault(key(event), []).append(event)
+    summed = []
+    for (name, operator), group in groups.items():
+        us = sum(event["us"] for event in group)
+        types = tuple(sorted({one for event in group for one in event["types"]}))
+        summed.append(NodeTime(name, operator, group[0]["provider"], us / total, us / runs, len(group) / runs, types))
+    return tuple(sorted(summed, key=lambda entry: -entry.us))
+
+
+def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us: float) -> tuple[str, ...]:
+    """Return what could be changed, by what was measured."""
+
+    def share(*names: str, type_: str = "") -> float:
+        return sum(e.share for e in operators if e.operator in names and (not type_ or type_ in e.types))
+
+    calls = sum(entry.calls for entry in operators)
+    trees, casts = share(*_TREES), share("Cast")
+    converted = share("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+    layers, integer_convolutions = share(*_LAYERS, type_="float"), share("ConvInteger")
+    unfused = [name for name in _UNFUSED if share(name) >= 0.05]
+    loops = [entry.name for entry in nodes if entry.operator in _LOOPS]
+    steps = max((entry.calls for entry in nodes), default=0)
+    is_double, is_half = share(*_TREES, type_="double") > 0, any("float16" in entry.types for entry in operators)
+    advice = (
+        (
+            calls > 0 and run_us / calls < _DISPATCH_US,
+            f"a run of {run_us:.0f} µs is {calls:.0f} calls of {run_us / max(calls, 1):.1f} µs: most of it is "
+            "dispatch, which more rows in a request share (batching), and smaller numbers do not shorten",
+        ),
+        (
+            trees >= 0.5,
+            f"{trees:.0%} is in trees{' that read 64-bit numbers' if is_double else ''}: fewer or shallower ones, "
+            f"{'columns of float32 in training, ' if is_double else ''}or a student (`mlflow run . -e distill`)",
+        ),
+        (
+            casts >= 0.1,
+            f"{casts:.0%} is in Cast: "
+            + ("a CPU computes 16-bit floats in 32 bits" if is_half else "the types of inputs and nodes differ"),
+        ),
+        (
+            bool(unfused),
+            f"not fused: {', '.join(f'{name} ({share(name):.0%}, part of {_UNFUSED[name]})' for name in unfused)}; "
+            "export the model in eval mode, or fuse it by onnxruntime.transformers.optimizer",
+        ),
+        (
+            bool(loops),
+            f"{', '.join(loops[:3])} has a body, of which a node runs {steps:g} times: tensors without a loop over "
+            "rows or steps are faster",
+        ),
+        (
+            integer_convolutions >= 0.2,
+            f"{integer_convolutions:.0%} is in ConvInteger: convolutions are slow with dynamic ranges, not with static",
+        ),
+        (
+            converted >= 0.25,
+            f"{converted:.0%} only turns numbers into 8 bits and back: the layers are too small for it",
+        ),
+        (
+            layers >= 0.5 and run_us >= _WORTH_OPTIMIZING_US,
+            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve optimize --auto` measures what smaller ones gain",
+        ),
+    )
+    return tuple(text for holds, text in advice if holds)
+
+
+def draw(done: GraphProfile) -> Any:
+    """Return a figure: the share of each operator, and the longest nodes."""
+    from matplotlib.figure import Figure  # heavy, of the extra `monitoring`
+
+    figure = Figure(figsize=(10, 1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12))))
+    for axes, entries, title in zip(
+        figure.subplots(1, 2), (done.operators, done.nodes), ("operators", "nodes"), strict=True
+    ):
+        shown = entries[:12][::-1]
+        bars = axes.barh([entry.name[-32:] for entry in shown], [100 * entry.share for entry in shown])
+        axes.bar_label(bars, [f"{entry.us:.0f} µs" for entry in shown], padding=2, fontsize=8)
+        axes.margins(x=0.2)
+        axes.set_xlabel("% of the time of all nodes")
+        axes.set_title(title)
+        axes.tick_params(axis="y", labelsize=8)
+    figure.suptitle(f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs a run")
+    figure.tight_layout()
+    return figure
+
+
+def _log(done: GraphProfile, resolved: ResolvedModel) -> None:
+    name = f"profile/{resolved.name}-{resolved.version or 'run'}-{done.rows}-rows"
+    figure, client, run_id = draw(done), registry_client(), resolved.aspects["run_id"]
+    with registry_errors(f"run {run_id}"):
+        client.log_dict(run_id, done.as_dict(), f"{name}.json")
+        client.log_figure(run_id, figure, f"{name}.png")

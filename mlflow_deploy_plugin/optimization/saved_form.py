@@ -1,0 +1,95 @@
+"""The folder of an optimized version: that of its base, with another graph, and the record of the comparison.
+
+`mlflow.models.Model.log` gets a module and calls its `save_model`; this is that module.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow.models import Model
+from mlflow.utils.file_utils import get_total_file_size
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, count_rows, reference_rows, take_rows
+from mlflow_deploy_plugin.flavor import PARITY_FILE
+from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OUTPUT_PREFIX, PREDICTION, OnnxModel, read_artifact
+from mlflow_deploy_plugin.runtime import to_log_columns as log_columns
+
+_CHUNK = 5_000
+_OF_THE_REGISTRY = "registered_model_meta"
+"""MLflow puts this file beside a version that it downloads."""
+
+
+def save_model(
+    path: str | Path,
+    mlflow_model: Model | None = None,
+    *,
+    base: Path,
+    graph: Any,
+    record: Mapping[str, Any],
+    parity: Mapping[str, Any],
+    is_draft: bool = False,
+) -> None:
+    """Write a folder like `base`, with its signature, example, reference and environment, and another graph.
+
+    Args:
+        path: a folder that does not exist yet, or is empty.
+        graph: an `onnx.ModelProto` with the inputs and outputs of the base.
+        record: the section `optimization` of the MLmodel file.
+        parity: the section `parity`, for a base of our flavor.
+        is_draft: the reference keeps the base's predictions; they are computed anew otherwise.
+
+    Raises:
+        ConversionError: the graph does not fit into one ONNX file.
+    """
+    folder, artifact = Path(path), read_artifact(base)
+    original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
+    beside = {entry.value for tensor in original for entry in tensor.external_data if entry.key == "location"}
+    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_OF_THE_REGISTRY, *beside))
+    try:
+        content = graph.SerializeToString()
+    except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations
+        raise ConversionError(f"the graph does not fit into one ONNX file of 2 GB: {error}") from None
+    file = artifact.onnx_file.relative_to(base)
+    (folder / file).write_bytes(content)
+    before = Model.load(str(base))
+    section = before.flavors[artifact.flavor]
+    section["optimization"] = dict(record)
+    if artifact.flavor == FLAVOR:
+        section["digests"] = {str(file): f"sha256:{hashlib.sha256(content).hexdigest()}"}
+        section["parity"] = dict(parity)
+        proof = {**parity, "optimization": dict(record), "parity_of_base": dict(artifact.parity)}
+        (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
+    model = mlflow_model if mlflow_model is not None else Model()
+    model.flavors, model.signature, model.metadata = before.flavors, before.signature, before.metadata
+    model.saved_input_example_info = before.saved_input_example_info
+    model.save(str(folder / MLMODEL))
+    if is_draft:
+        return
+    if artifact.reference:
+        _predict_reference(LoadedOnnx(OnnxModel.load(folder)), folder / artifact.reference)
+    model.model_size_bytes = get_total_file_size(str(folder))
+    model.save(str(folder / MLMODEL))
+
+
+def _predict_reference(form: LoadedOnnx, path: Path) -> None:
+    """Write the form's own predictions into the reference: drift of the predictions is judged against them."""
+    table = pq.read_table(path)
+    rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}
+    parts = []
+    for start in range(0, count_rows(rows), _CHUNK):
+        feeds = form.feeds(take_rows(rows, slice(start, start + _CHUNK)))
+        parts.append(log_columns(form.model.schema, form.artifact.prediction, feeds, form.model.run(feeds)))
+    for position, name in enumerate(table.column_names):
+        if name == PREDICTION or name.startswith(OUTPUT_PREFIX):
+            values = np.concatenate([part[name] for part in parts]).tolist()
+            table = table.set_column(position, name, pa.array(values, type=table.column(name).type))
+    pq.write_table(table, path, compression="zstd")

@@ -1,0 +1,88 @@
+"""`onnxserve optimize`: the table, the version it makes, and its exit statuses. The forms: tests/optimization."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.optimization import measure
+from tests.support.networks import write_labelled, write_network
+from tests.support.serving import Served
+from tests.support.tracking import tracking_at
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Command]:
+    """The command, on a registry with version 1 of `net`; `test.parquet` has labelled rows."""
+    folder = tmp_path_factory.mktemp("optimize")
+    with pytest.MonkeyPatch.context() as patch, tracking_at(new_database(folder)):
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        patch.setattr(measure, "ROUND_SECONDS", 0.0005)
+        patch.chdir(folder)
+        client = MlflowClient()
+        client.create_registered_model("net")
+        client.create_model_version("net", write_network(folder / "models" / "net").as_uri())
+        write_labelled(folder / "test.parquet")
+        yield lambda *arguments: CliRunner().invoke(main, ["optimize", *arguments])
+
+
+def test_the_form_stands_beside_its_base_and_is_registered(net: Command) -> None:
+    done = net("models:/net/1", "--fp16", "--data", "test.parquet", "--target", "label")
+    assert done.exit_code == 0, done.output
+    head, base, form, registered = done.stdout.splitlines()
+    assert head.split("  ")[0] == "form"
+    assert base.startswith("base")
+    assert "(1.00)" in base
+    assert "% equal labels, mean difference" in form
+    assert "accuracy 1.0000, base 1.0000 on 200 rows" in form
+    assert registered.startswith("registered net version ")
+    assert registered.endswith(": fp16, made from models:/net/1")
+    assert "making fp16" in done.stderr
+
+
+def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(net: Command) -> None:
+    done = net("models:/net/1", "--prune", "0.95")
+    assert done.exit_code == 1
+    assert done.stdout.splitlines()[2].startswith("prune 0.95")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error")]
+    assert "more than the limit of 0.01" in line
+
+
+def test_auto_shows_every_form_as_json(net: Command) -> None:
+    done = net("models:/net/1", "--auto", "--max-loss", "0", "--rows", "1", "-o", "json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert [form["name"] for form in document["forms"]] == ["base", "int8 dynamic", "int8 static", "fp16", "prune 0.5"]
+    assert document["forms"][1]["cost"]["ratio"].keys() == {"1", "8", "1000"}
+    assert document["chosen"] or document["reason"].startswith("nothing was faster than models:/net/1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("models:/net/1",), "name a form: int8 (dynamic or static), fp16 or prune; or auto, which tries them all"),
+        (("models:/net/1", "--auto", "--fp16"), "--auto tries all forms: leave --int8, --fp16 and --prune out"),
+        (("models:/net/9", "--fp16"), "model net has no version 9; versions: 1 (None)"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_1(net: Command, arguments: tuple[str, ...], message: str) -> None:
+    done = net(*arguments)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {message[:40]}")
+
+
+def test_a_form_is_served_like_any_other_version(net: Command, serve: Callable[..., Served], free_port: int) -> None:
+    done = net("models:/net/1", "--int8", "static", "--max-loss", "0.1", "-o", "json")
+    assert done.exit_code == 0, done.output
+    version = json.loads(done.stdout)["version"]
+    served = serve("-m", f"models:/net/{version}", "--port", str(free_port)).wait_ready()
+    answer = served.predict(*[0.5] * 16)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Model-Version"] == version
+    assert answer.json()["predictions"][0] in (0, 1, 2)

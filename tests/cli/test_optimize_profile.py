@@ -1,0 +1,41 @@
+"""`onnxserve profile`. The profile itself: tests/optimization."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+from tests.support.networks import network, write_network
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_network(tmp_path / "net", rows=50, graph=network((16, 8, 3)))
+
+
+def test_operators_then_nodes_then_what_to_change(folder: Path) -> None:
+    done = CliRunner().invoke(main, ["profile", str(folder)])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"{folder}, 1 rows: ")
+    heads = [place for place, line in enumerate(lines) if "  share" in line]
+    assert [lines[place].split()[0] for place in heads] == ["operator", "node"]
+    assert any(line.startswith("Softmax ") for line in lines[heads[0] : heads[1]])
+    advice = lines[lines.index("what to change:") + 1 :]
+    assert advice
+    assert all(line.startswith("- ") for line in advice)
+
+
+def test_json_has_the_same_figures(folder: Path) -> None:
+    done = CliRunner().invoke(main, ["profile", str(folder), "--rows", "8", "-o", "json"])
+    document = json.loads(done.stdout)
+    assert document["rows"] == 8
+    assert sum(one["share"] for one in document["operators"]) == pytest.approx(1)
+
+
+def test_a_version_without_a_run_has_nowhere_to_log_to(folder: Path) -> None:
+    done = CliRunner().invoke(main, ["profile", str(folder), "--log"])
+    assert done.exit_code == 1
+    assert done.stderr == f"Error: {folder} has no run in MLflow that the profile could be logged to\n"

@@ -1,0 +1,57 @@
+"""The agreement of a smaller or faster form with its base."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, compare_with_base, load_version
+from tests.support.classifiers import labelled, write_classifier, write_regressor
+
+ROWS = labelled(500, seed=3)
+INPUTS = {name: ROWS[name] for name in ("a", "b")}
+
+
+def loaded(folder: Path) -> LoadedOnnx:
+    version = load_version(folder)
+    assert isinstance(version, LoadedOnnx)
+    return version
+
+
+def test_a_classifier_is_compared_by_its_labels_and_the_figures_of_its_probabilities(tmp_path: Path) -> None:
+    base, form = (loaded(write_classifier(tmp_path / n, w)) for n, w in (("base", (2.0, -1.0)), ("form", (2.0, -0.8))))
+    found = compare_with_base(base, form, INPUTS)
+    label, other = (side.outputs(INPUTS)["label"] for side in (base, form))
+    assert found.equal == (label == other).mean()
+    assert found.loss == pytest.approx((label != other).mean())
+    assert found.loss_of == "labels"
+    assert 0 < found.mean_difference < found.max_difference < 1  # type: ignore[operator]
+    same = compare_with_base(base, base, INPUTS, base_outputs=base.outputs(INPUTS))
+    assert (same.equal, same.max_difference, same.loss) == (1.0, 0.0, 0.0)
+
+
+def test_numbers_are_compared_by_their_difference_as_a_share_of_the_spread(tmp_path: Path) -> None:
+    base, form = (loaded(write_regressor(tmp_path / n, w)) for n, w in (("base", (2.0, -1.0)), ("form", (2.2, -1.1))))
+    found = compare_with_base(base, form, INPUTS)
+    answers = base.outputs(INPUTS)["y"]
+    assert found.equal is None
+    assert found.loss_of == "values"
+    assert found.loss == pytest.approx(0.1 * np.abs(answers).mean() / answers.std())
+    truth = compare_with_base(base, form, INPUTS, ROWS["value"])
+    assert truth.metric == "rmse"
+    assert truth.loss == pytest.approx((truth.form_metric - truth.base_metric) / answers.std(), rel=1e-3)
+
+
+def test_a_form_that_answers_no_numbers_loses_everything(tmp_path: Path) -> None:
+    base, form = (
+        loaded(write_regressor(tmp_path / n, w)) for n, w in (("base", (2.0, -1.0)), ("form", (float("nan"), 1)))
+    )
+    assert compare_with_base(base, form, INPUTS).loss == float("inf")
+    assert compare_with_base(base, form, INPUTS, ROWS["value"]).loss == float("inf")
+
+
+def test_a_form_with_other_outputs_is_none(tmp_path: Path) -> None:
+    base, form = loaded(write_regressor(tmp_path / "base")), loaded(write_classifier(tmp_path / "form"))
+    with pytest.raises(InvalidConfig, match="the form has no output 'y' of the shape"):
+        compare_with_base(base, form, INPUTS)

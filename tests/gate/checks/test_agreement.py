@@ -1,0 +1,102 @@
+"""The parity of an optimized version: the proof of its base, and the loss since."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.evaluation import LabelledRows, LoadedOnnx, graph_digest, load_version
+from mlflow_deploy_plugin.gate.checks.agreement import check_agreement
+from mlflow_deploy_plugin.gate.judge import judge
+from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy
+from mlflow_deploy_plugin.gate.verdict import CheckResult
+from mlflow_deploy_plugin.registry import resolve
+from tests.support.classifiers import labelled, write_classifier
+
+ROWS = labelled(500, seed=3)
+INPUTS = {name: ROWS[name] for name in ("a", "b")}
+POLICY = GatePolicy(skip=("evaluation", "robustness", "budget"))
+
+
+def loaded(folder: Path) -> LoadedOnnx:
+    version = load_version(folder)
+    assert isinstance(version, LoadedOnnx)
+    return version
+
+
+@pytest.mark.parametrize(
+    ("weights", "parity", "with_labels", "state", "reason"),
+    [
+        (
+            (4.0, -2.0),
+            "proven",
+            False,
+            "passed",
+            "made from models:/toy/1, where the ONNX form is proven on 1,000 rows;",
+        ),
+        ((4.0, -2.0), "proven", True, "passed", "accuracy 0."),
+        ((1.0, 2.0), "proven", False, "failed", "an evaluation dataset in the policy would measure the loss itself"),
+        ((1.0, 2.0), "proven", True, "failed", "(accuracy), more than the margin of 0.01: made from models:/toy/1"),
+        ((4.0, -2.0), "warned", False, "failed", "of models:/toy/1, which it was made from: the ONNX form is warned"),
+    ],
+)
+def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(
+    tmp_path: Path, weights: tuple[float, ...], parity: str, with_labels: bool, state: str, reason: str
+) -> None:
+    base = loaded(write_classifier(tmp_path / "base", parity=parity))
+    form = loaded(optimized(write_classifier(tmp_path / "form", weights, parity="warned"), base))
+    rows = LabelledRows(INPUTS, ROWS["label"]) if with_labels else None
+    result = check_agreement(form, base, GatePolicy(evaluation=EvaluationPolicy()), rows, INPUTS)
+    assert result.state == state
+    assert reason in result.reason
+
+
+def test_without_rows_nothing_is_proven(tmp_path: Path) -> None:
+    base = loaded(write_classifier(tmp_path / "base"))
+    form = loaded(optimized(write_classifier(tmp_path / "form"), base))
+    result = check_agreement(form, base, POLICY, None, None)
+    assert result.state == "failed"
+    assert result.reason == "there are no rows to compare it on with models:/toy/1; name a dataset"
+
+
+def optimized(folder: Path, base: LoadedOnnx, where: str = "models:/toy/1") -> Path:
+    """Write into the MLmodel file of a folder that it is a form of the base."""
+    document = yaml.safe_load((folder / "MLmodel").read_text())
+    document["flavors"]["onnxserve"]["optimization"] = {"base": where, "base_digest": graph_digest(base)}
+    (folder / "MLmodel").write_text(yaml.safe_dump(document))
+    return folder
+
+
+@pytest.fixture
+def parity_of(registry: object, folders: dict[str, Path], tmp_path: Path) -> Callable[..., CheckResult]:
+    """The check of a form of `toy` 1 by the whole gate."""
+
+    def check(where: str, base: str = "good") -> CheckResult:
+        folder = write_classifier(tmp_path / "form", (4.0, -2.0), parity="warned")
+        candidate = resolve(str(optimized(folder, loaded(folders[base]), where)))
+        return judge(candidate, None, POLICY, "a test")[0].checks[0]
+
+    return check
+
+
+def test_the_gate_fetches_the_base_from_the_registry(parity_of: Callable[..., CheckResult]) -> None:
+    result = parity_of("models:/toy/1")
+    assert result.state == "passed", result.reason
+    assert result.figures["rows"] == 400  # of the base's reference
+
+
+@pytest.mark.parametrize(
+    ("where", "base", "reason"),
+    [
+        ("models:/toy/9", "good", "it was made from models:/toy/9, with which it cannot be compared: model toy has no"),
+        ("models:/toy/2", "good", "cannot be compared: its files are not those that it was made from"),
+        ("/etc", "good", "it was made from /etc, with which it cannot be compared: it is no version in MLflow"),
+    ],
+)
+def test_a_base_that_is_not_the_one_or_not_there_fails(
+    parity_of: Callable[..., CheckResult], where: str, base: str, reason: str
+) -> None:
+    result = parity_of(where, base)
+    assert result.state == "failed"
+    assert reason in result.reason

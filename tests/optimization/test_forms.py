@@ -1,0 +1,104 @@
+"""Forms of a graph: smaller numbers, the same inputs and outputs, nearly the same answers; and graphs without one."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.optimization import forms
+from tests.support.models import parse_graph
+from tests.support.networks import network, network_rows
+
+Form = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+ROWS = network_rows(300)
+FEEDS = [{"x": ROWS[:100]}]
+TREE = parse_graph(
+    """tree (float[N,2] x) => (float[N,1] y) {
+      y = ai.onnx.ml.TreeEnsembleRegressor <n_targets = 1, nodes_featureids = [0, 0, 0], nodes_modes = ["BRANCH_LEQ",
+        "LEAF", "LEAF"], nodes_nodeids = [0, 1, 2], nodes_treeids = [0, 0, 0], nodes_values = [0.5, 0.0, 0.0],
+        nodes_truenodeids = [1, 0, 0], nodes_falsenodeids = [2, 0, 0], target_ids = [0, 0], target_nodeids = [1, 2],
+        target_treeids = [0, 0], target_weights = [1.0, 2.0]> (x) }"""
+)
+
+
+def answers(graph: onnx.ModelProto, rows: np.ndarray = ROWS) -> tuple[np.ndarray, np.ndarray]:
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    label, probabilities = session.run(["label", "probabilities"], {"x": rows})
+    return label, probabilities
+
+
+@pytest.mark.parametrize(
+    ("make", "most_bytes"),
+    [
+        (forms.int8_dynamic, 0.4),
+        (lambda graph: forms.int8_static(graph, FEEDS), 0.4),
+        (lambda graph: forms.int8_static(graph, FEEDS, per_channel=False), 0.4),
+        (lambda graph: forms.half_precision(graph, FEEDS), 0.6),
+    ],
+    ids=["dynamic", "static", "a scale for each tensor", "fp16"],
+)
+def test_a_form_is_smaller_with_the_same_inputs_and_outputs_and_nearly_the_same_answers(
+    make: Form, most_bytes: float
+) -> None:
+    base = network()
+    before = base.SerializeToString()
+    form = make(base)
+    assert form.ByteSize() < most_bytes * len(before)
+    assert base.SerializeToString() == before
+    for side in ("input", "output"):
+        kinds = [[(one.name, one.type.tensor_type.elem_type) for one in getattr(m.graph, side)] for m in (base, form)]
+        assert kinds[0] == kinds[1]
+    (label, probabilities), (expected, wanted) = answers(form), answers(base)
+    assert (label == expected).mean() > 0.95
+    assert np.abs(probabilities - wanted).max() < 0.1
+
+
+def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
+    graph = network(gain=1e6)
+    form = forms.half_precision(graph, FEEDS)
+    onnx.checker.check_model(form)
+    (expected, _), (label, probabilities) = answers(graph), answers(form)
+    assert np.isfinite(probabilities).all()
+    assert (label == expected).mean() > 0.98
+    kinds = {one.name: one.data_type for one in form.graph.initializer}
+    assert kinds["w0"] == TensorProto.FLOAT  # its sums reach millions
+    assert TensorProto.FLOAT16 in kinds.values()
+
+
+def test_pruning_sets_the_smallest_weights_of_each_layer_to_zero() -> None:
+    base, form = network(), forms.pruned(network(), 0.75)
+    for before, after in zip(base.graph.initializer, form.graph.initializer, strict=True):
+        old, new = numpy_helper.to_array(before), numpy_helper.to_array(after)
+        if old.ndim == 1:
+            assert (old == new).all()
+            continue
+        assert (new == 0).mean() == pytest.approx(0.75, abs=0.01)
+        assert np.abs(old[new == 0]).max() <= np.abs(new[new != 0]).min()
+        assert (old[new != 0] == new[new != 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (forms.int8_dynamic, "it has no MatMul, Gemm, LSTM of 32-bit floats (its operators are TreeEnsembleRegressor)"),
+        (lambda graph: forms.int8_static(graph, [{"x": ROWS[:, :2]}]), "it has no Conv, MatMul, Gemm of 32-bit floats"),
+        (lambda graph: forms.half_precision(graph, [{"x": ROWS[:, :2]}]), "no weight is a 32-bit float that may have"),
+        (lambda graph: forms.pruned(graph, 0.5), "no layer has weights that could be pruned (its operators are Tree"),
+    ],
+)
+def test_trees_have_no_such_form_and_the_reason_names_their_operator(make: Form, reason: str) -> None:
+    with pytest.raises(ConversionError) as refused:
+        make(TREE)
+    assert refused.value.message.startswith(reason)
+
+
+def test_a_graph_that_cannot_be_loaded_is_refused_with_the_reason_of_the_runtime() -> None:
+    graph = network()
+    graph.graph.node[0].op_type = "Gemmm"
+    with pytest.raises(ConversionError, match=r"ONNX Runtime cannot load it: .*Gemmm"):
+        forms.int8_dynamic(graph)

@@ -1,0 +1,90 @@
+"""A small network of dense layers as an ONNX graph, an MLmodel folder, and a registered model."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.support.models import write_model
+
+WIDTHS = (16, 128, 128, 3)
+
+
+def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) -> onnx.ModelProto:
+    """Return a classifier of x (float[N, widths[0]]): label (int64[N]) and probabilities (float[N, widths[-1]]).
+
+    Args:
+        gain: of the first layer; the second undoes it, so that only the numbers between are large.
+    """
+    rng = np.random.default_rng(seed)
+    nodes, weights, value = [], [], "x"
+    for place, (before, after) in enumerate(pairwise(widths)):
+        scale = {0: gain, 1: 1 / gain}.get(place, 1.0) * 2 / np.sqrt(before)
+        matrix = (rng.normal(size=(before, after)) * scale).astype(np.float32)
+        weights += [
+            numpy_helper.from_array(matrix, f"w{place}"),
+            numpy_helper.from_array(np.zeros(after, np.float32), f"b{place}"),
+        ]
+        nodes.append(helper.make_node("Gemm", [value, f"w{place}", f"b{place}"], [f"s{place}"], name=f"layer{place}"))
+        value = f"s{place}"
+        if place < len(widths) - 2:
+            nodes.append(helper.make_node("Relu", [value], [f"r{place}"]))
+            value = f"r{place}"
+    nodes.append(helper.make_node("Softmax", [value], ["probabilities"], axis=1))
+    nodes.append(helper.make_node("ArgMax", [value], ["label"], axis=1, keepdims=0))
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", widths[0]])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, ["N"]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", widths[-1]]),
+        ],
+        weights,
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+def network_rows(count: int, seed: int = 1, width: int = WIDTHS[0]) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+
+
+def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None = None) -> Path:
+    """Write a model of our flavor, proven, with a reference of so many rows; 0: without one."""
+    section: dict[str, Any] = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, WIDTHS[0]]}],
+        "outputs": [
+            {"name": "label", "dtype": "int64", "shape": [-1], "role": "label"},
+            {"name": "probabilities", "dtype": "float32", "shape": [-1, WIDTHS[-1]], "role": "probabilities"},
+        ],
+        "prediction": ["label"],
+        "classes": [0, 1, 2],
+        "framework": "torch",
+        "parity": {"state": "proven", "rows": 1000},
+    }
+    if rows:
+        section["reference"] = {"data": "reference.parquet"}
+    tensor = {"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, WIDTHS[0]]}, "name": "x"}
+    write_model(folder, signature=[tensor], section=section)
+    onnx.save(graph or network(), folder / "model.onnx")
+    if rows:
+        table = {"x": network_rows(rows).tolist(), "prediction": np.zeros(rows, np.int64)}
+        pq.write_table(pa.table(table), folder / "reference.parquet")
+    return folder
+
+
+def write_labelled(path: Path, rows: int = 400, share_wrong: float = 0.0) -> Path:
+    """Write a dataset of `x` and `label`; the truth is the answer of `network()`, but for a share of the rows."""
+    import onnxruntime
+
+    x = network_rows(rows, seed=2)
+    session = onnxruntime.InferenceSession(network().SerializeToString())
+    label = session.run(["label"], {"x": x})[0]
+    label[: int(share_wrong * rows)] = (label[: int(share_wrong * rows)] + 1) % WIDTHS[-1]
+    pq.write_table(pa.table({"x": x.tolist(), "label": label}), path)
+    return path
