@@ -322,8 +322,8 @@ def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
     if not server.insecure:
         raise InvalidConfig(
             f"{server.host} is reached from other machines, and no caller would need a key: say "
-            "-C server.api_keys=true (and `onnxserve keys create`) or -C server.jwt_issuer=…, or "
-            "--insecure if something before it authenticates"
+            "-C server.api_keys=true (and `onnxserve keys create`) or -C server.jwt_issuer=…; or --insecure "
+            "(-C server.insecure=true) if something before it authenticates"
         )
     announce(f"insecure: everybody who reaches {server.host} may use this server")
 
