@@ -110,7 +110,7 @@ def serve(
             changes.setdefault(f"server.{option}", default)
     specs = [apply_config(first, changes)]
     specs += [other.model_copy(update={"server": ServerSpec()}) for other in others]  # the first says it for all
-    require_device(specs[0].server.device)
+    require_device(specs[0].server.device, specs[0].server.device_ids)
     configure_logging(settings, "serve")
     with _claimed_folder(specs[0], state_dir) as folder:
         text = "---\n".join(dump_spec(spec) for spec in specs)

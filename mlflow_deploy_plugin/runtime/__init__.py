@@ -53,6 +53,7 @@ from mlflow_deploy_plugin.runtime.model import (
     Predictor,
     RemotePredictor,
 )
+from mlflow_deploy_plugin.runtime.placement import Placement
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import UNNAMED_OUTPUT, pyfunc_schema, read_served_artifact
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
@@ -92,6 +93,7 @@ __all__ = [
     "OpaqueResponse",
     "Output",
     "ParityState",
+    "Placement",
     "Predictor",
     "RemotePredictor",
     "Role",

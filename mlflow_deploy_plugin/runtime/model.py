@@ -11,7 +11,9 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
+from mlflow_deploy_plugin.runtime.binding import BoundSession, can_bind
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.placement import Placement
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
     arena_shrinking_options,
@@ -123,7 +125,7 @@ class OnnxModel:
 
     queue_seconds = 0.0
 
-    def __init__(self, artifact: Artifact, session: Any) -> None:
+    def __init__(self, artifact: Artifact, session: Any, placement: Placement | None = None) -> None:
         self._session = session
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
         names = {  # of the dimensions, which only the graph knows
@@ -139,14 +141,20 @@ class OnnxModel:
         self._has_columns = bool(self.artifact.columns)
         self._compute = session.run
         self._small_run = self._large_run = None
-        if session.get_providers() == ["CPUExecutionProvider"]:
+        if placement is not None and placement.is_bound and can_bind(session):
+            self._compute = BoundSession(session, placement).run
+        elif session.get_providers() == ["CPUExecutionProvider"]:
             # The Python around it checks what the schema has made, and retries what no CPU refuses: 1.1 of 4 µs a run.
             self._compute = getattr(session, "_sess", session).run
             self._small_run, self._large_run = import_onnxruntime().RunOptions(), arena_shrinking_options()
 
     @classmethod
     def load(
-        cls, folder: Path, device: Device = "cpu", intra_op_num_threads: int = 1, kept_graphs: Path | None = None
+        cls,
+        folder: Path,
+        device: Device | Placement = "cpu",
+        intra_op_num_threads: int = 1,
+        kept_graphs: Path | None = None,
     ) -> "OnnxModel":
         """Load an MLmodel folder. `kept_graphs`: see `open_session`.
 
@@ -156,7 +164,9 @@ class OnnxModel:
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
-        return cls(artifact, open_session(artifact.onnx_file, device, intra_op_num_threads, kept_graphs))
+        placement = device if isinstance(device, Placement) else Placement(device)
+        session = open_session(artifact.onnx_file, placement, intra_op_num_threads, kept_graphs)
+        return cls(artifact, session, placement)
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """Compute the named outputs (default: all) for feeds made by `schema`; arrays by ONNX output name.
@@ -192,6 +202,7 @@ class OnnxModel:
         """
         options = import_onnxruntime().RunOptions()
         options.log_severity_level = 4  # the caller reports a refusal
+        options.add_run_config_entry("gpu_graph_id", "-1")  # its inputs have no fixed address (`runtime/binding.py`)
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()

@@ -24,14 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.runtime.placement import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, Placement
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.statedir import FileCache
 
-_PROVIDERS: dict[Device, list[str]] = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider"],
-    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider"],
-}
+_PROVIDERS: dict[Device, str] = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER, "tensorrt": TENSORRT_PROVIDER}
 _DRIVER = "libcuda.so.1"
 _CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -77,7 +74,7 @@ def available_cores() -> int:
 
 
 def open_session(
-    onnx_file: Path, device: Device = "cpu", intra_op_num_threads: int = 1, kept_graphs: Path | None = None
+    onnx_file: Path, device: Device | Placement = "cpu", intra_op_num_threads: int = 1, kept_graphs: Path | None = None
 ) -> Any:
     """Return an `onnxruntime.InferenceSession` on `device`, and on nothing else.
 
@@ -93,19 +90,22 @@ def open_session(
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
     ort = import_onnxruntime()
+    placement = device if isinstance(device, Placement) else Placement(device)
+    device = placement.device
     check_device_libraries(ort, device)
     options = session_options(ort, device, intra_op_num_threads)
     path = optimized_graph_path(onnx_file, kept_graphs, ort.__version__) if kept_graphs and device == "cpu" else None
     try:
         if path is not None:
             return _open_kept(ort, onnx_file, path, intra_op_num_threads)
-        session = ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS[device])
+        # its Python would try again on the CPU, which the options forbid, and that error would hide the first
+        session = ort.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
         if device != "cpu":
             raise DeviceUnavailable(f"the model does not run on {device}: {reason}") from None
         raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
-    if _PROVIDERS[device][0] not in session.get_providers():
+    if _PROVIDERS[device] not in session.get_providers():
         raise DeviceUnavailable(
             f"--device {device} was asked for, but ONNX Runtime uses {', '.join(session.get_providers())}: "
             "the GPU, its driver or the CUDA libraries are missing"
@@ -141,7 +141,7 @@ def check_device_libraries(ort: Any, device: Device) -> None:
     """
     if device == "cpu":
         return
-    if _PROVIDERS[device][0] not in ort.get_available_providers():
+    if _PROVIDERS[device] not in ort.get_available_providers():
         raise DeviceUnavailable(
             f"--device {device} needs ONNX Runtime's GPU build: pip uninstall onnxruntime, then "
             "pip install 'mlflow-onnxserve[gpu]'"
@@ -199,7 +199,7 @@ def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int)
         options = session_options(ort, "cpu", intra_op_num_threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session = ort.InferenceSession(str(kept), options, providers=_PROVIDERS["cpu"])
+            session = ort.InferenceSession(str(kept), options, providers=[CPU_PROVIDER])
         except Exception:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             kept.unlink(missing_ok=True)
         else:
@@ -210,10 +210,10 @@ def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int)
     try:
         with FileCache(kept.parent, _SUFFIX, max_bytes=MAX_KEPT_BYTES).writing(kept) as temporary:
             options.optimized_model_filepath = str(temporary)
-            return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
+            return ort.InferenceSession(str(onnx_file), options, providers=[CPU_PROVIDER])
     except Exception:  # noqa: BLE001 - as above; the original alone says what is wrong with it
         options = session_options(ort, "cpu", intra_op_num_threads)
-        return ort.InferenceSession(str(onnx_file), options, providers=_PROVIDERS["cpu"])
+        return ort.InferenceSession(str(onnx_file), options, providers=[CPU_PROVIDER])
 
 
 @cache

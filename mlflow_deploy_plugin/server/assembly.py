@@ -22,8 +22,9 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.runtime import BatchPolicy, available_cores
+from mlflow_deploy_plugin.runtime import BatchPolicy, Placement, available_cores
 from mlflow_deploy_plugin.server.capture.writer import CaptureWriter
+from mlflow_deploy_plugin.server.device import claim_device_id
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
 from mlflow_deploy_plugin.server.inference.dataplane import DataPlane
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits, max_batch_rows, open_rate_limiter
@@ -103,7 +104,7 @@ def _route(environment: Mapping[str, str], name: str) -> str:
     return text
 
 
-_GRAPH_CACHE = "graphs"
+_GRAPH_CACHE, _ENGINE_CACHE = "graphs", "engines"
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,16 @@ def open_server(state_dir: Path) -> Server:
     policy = None  # running each request alone is best for tiny models on a CPU
     if rows > 1:
         policy = BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)
+    device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
+    engines = state_dir / _ENGINE_CACHE
+    placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.io_binding)
     memory = MemoryLimit(worker_limit(spec.max_worker_memory_bytes, spec.workers))
 
     def load(folder: Path) -> WarmVersion:
         with memory.loading(folder):
             return load_warm(
                 folder,
-                spec.device,
+                placement,
                 threads,
                 policy,
                 check_determinism=spec.response_cache_bytes > 0,

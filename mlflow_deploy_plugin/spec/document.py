@@ -8,7 +8,14 @@ from pydantic import BaseModel, ValidationError
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, did_you_mean
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
-from mlflow_deploy_plugin.spec.parts import CaptureSpec, EndpointSpec, ServerSpec, StickySpec, VariantSpec
+from mlflow_deploy_plugin.spec.parts import (
+    CaptureSpec,
+    EndpointSpec,
+    ProviderOptions,
+    ServerSpec,
+    StickySpec,
+    VariantSpec,
+)
 from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS
 
 _EXPECTED = {
@@ -28,6 +35,7 @@ _EXPECTED = {
 }
 """The part of a message that says what would be right, by the type of pydantic's error."""
 _NOT_BY_NAME = {
+    ("server.", "provider_options"),  # its fields stand for it
     ("variants.NAME.", "model"),  # -m says it
     ("monitors.NAME.", "retrain"),  # its fields stand for it
     ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
@@ -106,6 +114,7 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
     """Yield every field that `-C` takes: (dotted name, type, default, description)."""
     parts: list[tuple[str, type[BaseModel]]] = [
         ("server.", ServerSpec),
+        ("server.provider_options.", ProviderOptions),
         ("capture.", CaptureSpec),
         ("variants.NAME.", VariantSpec),
         ("monitors.NAME.", MonitorSpec),

@@ -38,6 +38,34 @@ class VariantSpec(SpecPart):
     )
 
 
+class ProviderOptions(SpecPart):
+    """Options of ONNX Runtime's providers for a GPU, by ONNX Runtime's names; what is not said has its default."""
+
+    gpu_mem_limit: int | None = Field(
+        default=None, ge=1024**2, description="Bytes of the GPU that the arena of one session may take."
+    )
+    arena_extend_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] | None = Field(
+        default=None, description="How that arena grows: by powers of two, or by what is needed."
+    )
+    cudnn_conv_algo_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] | None = Field(
+        default=None, description="How cuDNN's algorithm of a convolution is chosen; EXHAUSTIVE tries all, per shape."
+    )
+    use_tf32: bool | None = Field(
+        default=None,
+        description="false: multiply in full float32, as parity was proven; true is ONNX Runtime's default.",
+    )
+    enable_cuda_graph: bool = Field(
+        default=False,
+        description="Replay captured CUDA graphs for the batch sizes of the warm-up; runs then take turns.",
+    )
+    trt_fp16_enable: bool | None = Field(default=None, description="Let TensorRT compute in float16.")
+    trt_engine_cache_path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder of TensorRT's engines. Default: one in the server's state folder.",
+    )
+
+
 class ServerSpec(SpecPart):
     """The server process of an endpoint."""
 
@@ -74,6 +102,15 @@ class ServerSpec(SpecPart):
     )
     keyfile: str | None = Field(default=None, min_length=1, description="Private key of certfile in PEM.")
     device: Device = Field(default="cpu", description="Where ONNX Runtime runs; cuda and tensorrt refuse to fall back.")
+    device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
+        default=(),
+        max_length=64,
+        description="GPUs that the workers share out among them: 0,1. Default: all use GPU 0.",
+    )
+    io_binding: bool = Field(
+        default=False, description="Copy inputs to the GPU from page-locked buffers (ONNX Runtime's IO binding)."
+    )
+    provider_options: ProviderOptions = ProviderOptions()
     intra_op_num_threads: int | None = Field(
         default=None,
         ge=1,
@@ -176,6 +213,25 @@ class ServerSpec(SpecPart):
             raise ValueError("jwt_issuer and jwt_audience belong together: say both, or neither")
         if self.grpc_port is not None and self.grpc_port == self.port:
             raise ValueError(f"port and grpc_port are both {self.port}; each needs its own")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_the_device(self) -> "ServerSpec":
+        said = self.provider_options.model_dump(exclude_defaults=True)
+        if self.device == "cpu" and (self.device_ids or self.io_binding or said):
+            name = next(
+                (f"provider_options.{name}" for name in said), "device_ids" if self.device_ids else "io_binding"
+            )
+            raise ValueError(f"{name} is for a GPU, and device is cpu: device cuda or tensorrt is expected")
+        if self.device == "cuda" and (name := next((name for name in said if name.startswith("trt_")), "")):
+            raise ValueError(f"provider_options.{name} is for device tensorrt, and device is cuda")
+        if self.device_ids and (
+            len(set(self.device_ids)) < len(self.device_ids) or self.workers < len(self.device_ids)
+        ):
+            raise ValueError(
+                f"device_ids {', '.join(map(str, self.device_ids))} with {self.workers} workers: each GPU once, and at "
+                "least one worker for each is expected"
+            )
         return self
 
 

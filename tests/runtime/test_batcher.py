@@ -144,6 +144,33 @@ def test_what_waits_while_the_model_is_busy_is_computed_together(model: Model, a
     assert all(seconds >= 0 for _, *times in counted for seconds in times)
 
 
+def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(pool: ThreadPoolExecutor) -> None:
+    """As a GPU: a run takes its time however many rows it has, and more than one at once gains nothing."""
+    begun: list[int] = []
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def compute(feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        nonlocal running, most
+        with lock:
+            begun.append(len(feeds["x"]))
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return {"y": feeds["x"] * 2}
+
+    batcher = Batcher(compute, BatchPolicy(max_batch_size=32, max_queue_delay_microseconds=2000))
+    futures = [pool.submit(batcher.run, {"x": rows(1, float(number))}) for number in range(640)]
+
+    assert [future.result(30)["y"][0, 0] for future in futures] == [2.0 * number for number in range(640)]
+    assert sum(begun) == 640
+    assert max(begun) <= 32
+    assert len(begun) <= 64  # 64 callers at a time fill two batches: 20 full ones would do
+    assert most <= 2  # one computes while the next one, already full, begins
+
+
 def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
     batcher = Batcher(model, EIGHT)
     model.gate.clear()

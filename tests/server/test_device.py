@@ -37,3 +37,28 @@ def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path: Path)
     assert ended.stderr.splitlines() == [ended.stderr.strip()]
     assert ended.stderr.startswith("Error: --device cuda needs ONNX Runtime's GPU build")
     assert not (tmp_path / "home").exists()
+
+
+def test_each_gpu_gets_a_worker_and_the_successor_of_a_dead_one_its_gpu(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from mlflow_deploy_plugin.server.device import claim_device_id as claim;"
+        "print(claim(Path(sys.argv[1]), [0, 2]), flush=True); sys.stdin.read()"
+    )
+
+    def worker() -> tuple["subprocess.Popen[str]", str]:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, process.stdout.readline().strip()
+
+    workers = [worker() for _ in range(4)]
+    try:
+        assert [gpu for _, gpu in workers] == ["0", "2", "0", "2"]
+        workers[1][0].kill()
+        workers[1][0].communicate()
+        workers.append(worker())
+        assert workers[-1][1] == "2"
+    finally:
+        for process, _ in workers:
+            process.kill()
+            process.communicate()

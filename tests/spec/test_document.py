@@ -1,5 +1,6 @@
 """A spec is read from YAML and written back, and every mistake in it is named."""
 
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig
 from mlflow_deploy_plugin.spec import (
     EndpointSpec,
+    ProviderOptions,
     add_variant,
     apply_config,
     dump_spec,
@@ -86,6 +88,26 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         ),
         ("name: x\nvariants: {x: {model: m, weight: 101}}", "variants.x.weight: at most 100 is expected (got 101)"),
         ("name: x\nvariants: {x: {model: m}}\nserver: {device: tpu}", "server.device: 'cpu', 'cuda' or 'tensorrt' is"),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {io_binding: true}",
+            "server: io_binding is for a GPU, and device is cpu: device cuda or tensorrt is expected",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {provider_options: {gpu_mem_limit: 2000000}}",
+            "server: provider_options.gpu_mem_limit is for a GPU, and device is cpu",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, provider_options: {trt_fp16_enable: true}}",
+            "server: provider_options.trt_fp16_enable is for device tensorrt, and device is cuda",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, device_ids: [0, 1]}",
+            "server: device_ids 0, 1 with 1 workers: each GPU once, and at least one worker for each is expected",
+        ),
+        (
+            "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, provider_options: {arena_extend_strategy: k}}",
+            "server.provider_options.arena_extend_strategy: 'kNextPowerOfTwo' or 'kSameAsRequested' is expected",
+        ),
         ("name: x\nvariants: {x: {model: ''}}", "variants.x.model: "),
         ("name: x\nvariants: {x: {model: m, weight: 0}}", "no variant answers"),
         ("name: x\nvariants: {x: {model: m, shadow: true}}", "no variant answers"),
@@ -138,8 +160,7 @@ def test_every_field_that_config_takes_is_in_the_reference_and_described() -> No
     assert all(kind and description for _, kind, _, description in rows)
     for name in names:
         if name.startswith(("server.", "capture.")):
-            part, field = name.split(".")
-            value = getattr(getattr(flights(), part), field)
+            value = attrgetter(name)(flights())
             if value is not None:
                 assert apply_config(flights(), {name: value}) == flights()
 
@@ -167,6 +188,16 @@ def test_config_changes_fields_of_any_part_and_turns_text_into_their_type() -> N
     assert changed.capture.fraction == 1.0
     assert duration_seconds(changed.monitors["hourly"].every) == 3600
     assert list(changed.monitors) == ["daily", "hourly"]
+
+
+def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml() -> None:
+    changes = {"server.device": "cuda", "server.workers": "2", "server.device_ids": "0,1"}
+    options = {"server.provider_options.use_tf32": "false", "server.provider_options.gpu_mem_limit": "4000000000"}
+    changed = apply_config(new_endpoint("x", "models:/m/1"), changes | options)
+    assert changed.server.device_ids == (0, 1)
+    assert changed.server.provider_options == ProviderOptions(use_tf32=False, gpu_mem_limit=4_000_000_000)
+    assert load_specs(dump_spec(changed)) == [changed]
+    assert apply_config(changed, dict.fromkeys(options, "")).server.provider_options == ProviderOptions()
 
 
 def test_a_name_with_dots_is_changed_like_any_other() -> None:

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.server.inference.pipeline import infer
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint
 from mlflow_deploy_plugin.server.observability import metrics
 from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page
+from mlflow_deploy_plugin.server.observability.gpu_metrics import gpu_metrics_page
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.protocols import tfserving, v2, v2_extensions
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
@@ -74,6 +75,8 @@ def version(server: Server, request: RawRequest) -> RawResponse:
 
 def metrics_page(server: Server, request: RawRequest) -> RawResponse:
     page = server.metrics.page() + agent_metrics_page(server.repository.state_dir)
+    if server.spec.device != "cpu":
+        page += gpu_metrics_page()
     return RawResponse(200, page, metrics.CONTENT_TYPE)
 
 

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.runtime import (
     Batcher,
     BatchPolicy,
     OnnxModel,
+    Placement,
     Predictor,
     no_batch_dimension_reason,
     read_served_artifact,
@@ -88,7 +89,7 @@ def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: Wan
 
 def load_warm(
     folder: Path,
-    device: Device,
+    device: Device | Placement,
     intra_op_num_threads: int,
     policy: BatchPolicy | None = None,
     check_determinism: bool = False,

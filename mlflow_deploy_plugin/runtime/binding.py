@@ -1,0 +1,184 @@
+"""Runs of a session through ONNX Runtime's IO binding: inputs in buffers that keep their address.
+
+The host's side of an input is page-locked ("pinned") memory, which a GPU reads without the driver's own copy; the
+device's side is one `OrtValue` that is written in place. CUDA graphs need such buffers, and outputs at fixed addresses
+too: a graph that was captured is replayed on the very same memory, so its runs take turns. Each shape of the inputs has
+a graph of its own, under the run option `gpu_graph_id`; -1 runs without one.
+
+A run releases the GIL. ONNX Runtime's copies into and out of an `OrtValue` keep it (1.31, on a CPU, 48 MB of output:
+for 10 ms no other thread ran); those within `InferenceSession.run` do not. So large inputs may gain less than
+page-locked memory promises: `benchmarks/gpu.py` compares both.
+https://onnxruntime.ai/docs/performance/device-tensor.html
+https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
+"""
+
+import ctypes
+import math
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.placement import Placement
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+
+MAX_GRAPHS = 16
+"""Shapes with a CUDA graph: those that came first, which are the sizes of the warm-up. Each keeps its memory."""
+MAX_IDLE_BUFFERS = 32
+_GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
+_CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
+
+
+class Buffers:
+    """The buffers of one run at a time, for inputs of one shape.
+
+    Attributes:
+        binding: ONNX Runtime's, with all inputs bound.
+        outputs: values at fixed addresses of the device; empty if each run allocates its own.
+    """
+
+    def __init__(self, session: Any, placement: Placement, feeds: Feeds, names: Sequence[str]) -> None:
+        self._memory = "cpu" if placement.device == "cpu" else "cuda"
+        self._device_id = placement.device_id
+        self.binding = session.io_binding()
+        self._names = names
+        self.outputs: list[Any] = []
+        self._inputs: dict[str, tuple[Array, Any]] = {}
+        for name, array in feeds.items():
+            value = self._value(array.shape, array.dtype)
+            self._inputs[name] = (_host_array(placement, array), value)
+            self.binding.bind_ortvalue_input(name, value)
+        for name in names:
+            self.binding.bind_output(name)
+
+    def fill(self, feeds: Feeds) -> None:
+        for name, array in feeds.items():
+            host, value = self._inputs[name]
+            np.copyto(host, array)
+            value.update_inplace(host)
+
+    def fix_outputs(self, computed: Sequence[Array]) -> None:
+        """Bind outputs of the shapes and types that a run has computed to addresses that stay."""
+        self.outputs = [self._value(array.shape, array.dtype) for array in computed]
+        for name, value in zip(self._names, self.outputs, strict=True):
+            self.binding.bind_ortvalue_output(name, value)
+
+    def read(self) -> list[Array]:
+        """Return copies of what the last run has computed."""
+        if self.outputs:
+            arrays = [value.numpy() for value in self.outputs]
+            return arrays if self._memory == "cuda" else [array.copy() for array in arrays]  # on the CPU it is a view
+        return list(self.binding.copy_outputs_to_cpu())
+
+    def _value(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        value = import_onnxruntime().OrtValue
+        return value.ortvalue_from_shape_and_type(shape, dtype, self._memory, self._device_id)
+
+
+class BoundSession:
+    """A session whose runs go through IO binding; any number of threads may call `run`.
+
+    Args:
+        session: its inputs and outputs are tensors of numbers (`can_bind`).
+    """
+
+    def __init__(self, session: Any, placement: Placement) -> None:
+        self._session = session
+        self._placement = placement
+        self._lock = threading.Lock()
+        self._graph_lock = threading.Lock()
+        self._idle: OrderedDict[Hashable, list[Buffers]] = OrderedDict()
+        self._graphs: dict[Hashable, tuple[Buffers, Any]] = {}
+        self._without_graph = self._run_options(_NO_GRAPH)
+
+    def run(self, names: Sequence[str], feeds: Feeds, options: Any = None) -> list[Array]:
+        """Compute the named outputs; as `InferenceSession.run`, whose errors it raises. `options` are not used."""
+        key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
+        if self._placement.options.enable_cuda_graph:
+            with self._graph_lock:  # what another thread allocates meanwhile would break a capture
+                if key in self._graphs or len(self._graphs) < MAX_GRAPHS:
+                    return self._run_graph(key, names, feeds)
+                return self._run_buffers(key, names, feeds)
+        return self._run_buffers(key, names, feeds)
+
+    def _run_buffers(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
+        """Run with buffers that no other thread uses at the moment."""
+        with self._lock:
+            idle = self._idle.get(key)
+            buffers = idle.pop() if idle else None
+        if buffers is None:
+            buffers = Buffers(self._session, self._placement, feeds, names)
+        buffers.fill(feeds)
+        self._session.run_with_iobinding(buffers.binding, self._without_graph)
+        computed = buffers.read()
+        with self._lock:
+            self._idle.setdefault(key, []).append(buffers)
+            self._idle.move_to_end(key)
+            if sum(map(len, self._idle.values())) > MAX_IDLE_BUFFERS:
+                self._idle.popitem(last=False)
+        return computed
+
+    def _run_graph(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
+        """Replay the graph of this shape. The first run computes without one, to learn the shapes of the outputs."""
+        if key not in self._graphs:
+            buffers = Buffers(self._session, self._placement, feeds, names)
+            buffers.fill(feeds)
+            self._session.run_with_iobinding(buffers.binding, self._without_graph)
+            buffers.fix_outputs(buffers.read())
+            self._graphs[key] = buffers, self._run_options(str(len(self._graphs) + 1))
+        buffers, options = self._graphs[key]
+        buffers.fill(feeds)
+        self._session.run_with_iobinding(buffers.binding, options)
+        return buffers.read()
+
+    @staticmethod
+    def _run_options(graph_id: str) -> Any:
+        options = import_onnxruntime().RunOptions()
+        options.add_run_config_entry(_GRAPH_ID, graph_id)
+        return options
+
+
+def can_bind(session: Any) -> bool:
+    """Return True if all inputs and outputs are tensors of numbers: texts and mappings have no form on a device."""
+    types = [node.type for node in (*session.get_inputs(), *session.get_outputs())]
+    return all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
+
+
+def pinned_empty(shape: tuple[int, ...], dtype: Any, device_id: int) -> Array:
+    """Return an array of page-locked memory without content, or of ordinary memory where CUDA gives none."""
+    runtime, size = _cuda_runtime(), math.prod(shape) * np.dtype(dtype).itemsize
+    pointer = ctypes.c_void_p()
+    if (
+        runtime is None
+        or size == 0
+        or runtime.cudaSetDevice(device_id)
+        or runtime.cudaHostAlloc(ctypes.byref(pointer), ctypes.c_size_t(size), 0)
+    ):
+        return np.empty(shape, dtype)
+    assert pointer.value is not None
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer.value))
+    weakref.finalize(memory, runtime.cudaFreeHost, pointer).atexit = False  # views keep it alive
+    pinned: Array = memory.view(dtype).reshape(shape)
+    return pinned
+
+
+def _host_array(placement: Placement, like: Array) -> Array:
+    if placement.device == "cpu":
+        return np.empty(like.shape, like.dtype)
+    return pinned_empty(like.shape, like.dtype, placement.device_id)
+
+
+@cache
+def _cuda_runtime() -> Any:
+    """Return the CUDA runtime that ONNX Runtime's GPU build has loaded, or None."""
+    for name in _CUDA_RUNTIMES:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None

@@ -1,0 +1,14 @@
+"""Tests on a real GPU. Without ONNX Runtime's GPU build, a driver or a device they skip, and say which it is."""
+
+import pytest
+
+from mlflow_deploy_plugin.errors import DeviceUnavailable
+from mlflow_deploy_plugin.server.device import require_device
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu() -> None:
+    try:
+        require_device("cuda")
+    except DeviceUnavailable as error:
+        pytest.skip(error.message)

@@ -1,0 +1,124 @@
+"""A graph computes on the GPU as on the CPU, by every way in; the provider says it has the options it was given."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import requests
+
+from mlflow_deploy_plugin.errors import DeviceUnavailable
+from mlflow_deploy_plugin.runtime import Placement, open_session
+from mlflow_deploy_plugin.runtime.binding import BoundSession, pinned_empty
+from mlflow_deploy_plugin.server.device import require_device
+from mlflow_deploy_plugin.spec import ProviderOptions
+from tests.support.models import parse_graph, write_model
+from tests.support.serving import Served
+
+SIDE = 64
+LAYER = f"layer (float[N,{SIDE}] x) => (float[N,{SIDE}] y) {{ m = MatMul(x, w) a = Add(m, b) y = Relu(a) }}"
+WAYS = {
+    "plain": Placement("cuda", options=ProviderOptions(use_tf32=False)),
+    "bound": Placement("cuda", options=ProviderOptions(use_tf32=False), io_binding=True),
+    "graphs": Placement("cuda", options=ProviderOptions(use_tf32=False, enable_cuda_graph=True)),
+}
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, random = parse_graph(LAYER), np.random.default_rng(0)
+    for name, shape in (("w", (SIDE, SIDE)), ("b", (SIDE,))):
+        weights = random.random(shape, dtype=np.float32) - 0.5
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
+    file = tmp_path_factory.mktemp("layer") / "layer.onnx"
+    file.write_bytes(model.SerializeToString())
+    return file
+
+
+def runner(graph: Path, placement: Placement) -> Callable[[Any], Any]:
+    session = open_session(graph, placement)
+    run = BoundSession(session, placement).run if placement.is_bound else session.run
+    return lambda x: run(["y"], {"x": x})[0]
+
+
+@pytest.mark.parametrize("placement", WAYS.values(), ids=WAYS)
+def test_the_answers_are_those_of_the_cpu_for_every_batch_and_thread(graph: Path, placement: Placement) -> None:
+    on_gpu, on_cpu = runner(graph, placement), runner(graph, Placement())
+    random = np.random.default_rng(1)
+    batches = [random.random((rows, SIDE), dtype=np.float32) for rows in (1, 8, 1, 32, 7, 8, 128) for _ in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        computed = list(pool.map(on_gpu, batches))
+    for x, y in zip(batches, computed, strict=True):
+        np.testing.assert_allclose(y, on_cpu(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_provider_has_the_options_that_were_given(graph: Path) -> None:
+    options = ProviderOptions(
+        gpu_mem_limit=2**30,
+        arena_extend_strategy="kSameAsRequested",
+        cudnn_conv_algo_search="HEURISTIC",
+        use_tf32=False,
+    )
+    placement = Placement("cuda", options=options)
+    given = dict(placement.providers)["CUDAExecutionProvider"]
+    found = open_session(graph, placement).get_provider_options()["CUDAExecutionProvider"]
+    assert {name: found[name] for name in given} == given
+
+
+def test_a_memory_limit_is_kept(graph: Path) -> None:
+    run = runner(graph, Placement("cuda", options=ProviderOptions(gpu_mem_limit=2**20)))
+    with pytest.raises(Exception, match=r"(?i)memory|alloc"):
+        run(np.ones((2**16, SIDE), np.float32))
+
+
+def test_a_gpu_that_is_not_there_is_refused_by_its_number() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"^--device cuda was asked for, but .* cannot compute on GPU 63"):
+        require_device("cuda", [63])
+
+
+def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "text.onnx"
+    file.write_bytes(parse_graph("text (string[N] x) => (string[N] y) { y = StringNormalizer(x) }").SerializeToString())
+    with pytest.raises(DeviceUnavailable, match="the model does not run on cuda"):
+        open_session(file, Placement("cuda"))
+
+
+def test_page_locked_memory_is_written_and_read() -> None:
+    array = pinned_empty((1000, SIDE), np.float32, 0)
+    array[:] = np.arange(SIDE)
+    assert array.sum() == 1000 * SIDE * (SIDE - 1) / 2
+
+
+def test_a_server_on_the_gpu_answers_and_shows_it_among_its_metrics(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 1]}, "name": "x"}]
+    section = {
+        "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, 1]}],
+        "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
+        "prediction": ["y"],
+    }
+    graph = "one (float[N,1] x) => (float[N,1] y) { y = Add(x, x) }"
+    model = write_model(tmp_path / "model", graph, signature, section)
+    options = ("-C", "server.provider_options.enable_cuda_graph=true", "-C", "server.device_ids=0")
+    served = serve("-m", str(model), "--device", "cuda", *options).wait_ready()
+    assert served.predict(21.0).json() == {"predictions": [[42.0]]}
+    page = requests.get(f"{served.url}/metrics", timeout=30).text
+    pytest.importorskip("pynvml")
+    assert 'onnxserve_gpu_memory_used_bytes{gpu="0"' in page
+
+
+@pytest.mark.skipif("TensorrtExecutionProvider" not in onnxruntime.get_available_providers(), reason="no TensorRT")
+def test_tensorrt_keeps_its_engine(graph: Path, tmp_path: Path) -> None:
+    placement = Placement("tensorrt", options=ProviderOptions(trt_fp16_enable=True), engine_cache=tmp_path / "engines")
+    try:
+        run = runner(graph, placement)
+    except DeviceUnavailable as error:
+        pytest.skip(error.message)
+    x = np.random.default_rng(2).random((8, SIDE), dtype=np.float32)
+    np.testing.assert_allclose(run(x), runner(graph, Placement())(x), rtol=1e-2, atol=1e-2)
+    assert list((tmp_path / "engines").iterdir())
