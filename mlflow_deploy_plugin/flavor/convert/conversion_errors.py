@@ -134,8 +134,4 @@ _TEXT: tuple[_Obstacle, ...] = (
     *((option, callable, _PYTHON) for option in ("analyzer", "tokenizer", "preprocessor")),
     ("strip_accents", bool, "has no form in ONNX; strip accents before the pipeline"),
 )
-_OBSTACLES: dict[str, tuple[_Obstacle, ...]] = {
-    "FunctionTransformer": (("func", callable, _PYTHON),),
-    "CountVectorizer": _TEXT,
-    "TfidfVectorizer": _TEXT,
-}
+_OBSTACLES: dict[str, tuple[_Obstacle, ...]] = {"CountVectorizer": _TEXT, "TfidfVectorizer": _TEXT}

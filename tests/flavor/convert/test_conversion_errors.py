@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.decomposition import NMF
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.gaussian_process import GaussianProcessClassifier
+from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import RadiusNeighborsClassifier
@@ -27,7 +28,7 @@ NUMBERS = pd.DataFrame(RANDOM.normal(size=(60, 2)), columns=["a", "b"])
 MIXED = NUMBERS.assign(c=RANDOM.choice(["x", "y"], 60))
 TARGET = (NUMBERS.a > 0).astype(int)
 TEXTS = pd.Series(["hello world", "foo bar"] * 30, name="text")
-DOUBLED = make_column_transformer((FunctionTransformer(np.square), ["a"]), remainder="passthrough")
+DOUBLED = make_column_transformer((FunctionTransformer(np.sort), ["a"]), remainder="passthrough")
 UNSEEN = {"handle_unknown": "use_encoded_value", "unknown_value": -1}
 
 
@@ -39,16 +40,16 @@ class Prophet:
 
 SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle"), and deploy it by the same'
 CASES = {
-    "an estimator": (DummyClassifier(), NUMBERS, "there is no converter for sklearn.dummy.DummyClassifier"),
+    "an estimator": (DummyClassifier(strategy="uniform"), NUMBERS, "its answers are drawn by chance"),
     "an outer one": (
-        TransformedTargetRegressor(LinearRegression(), func=np.exp, inverse_func=np.log),
-        NUMBERS,
-        "TransformedTargetRegressor cannot be converted to ONNX: there is no converter",
+        TransformedTargetRegressor(make_pipeline(NMF(1), LinearRegression())),
+        NUMBERS.abs(),
+        "TransformedTargetRegressor cannot be converted to ONNX: its step 'regressor → nmf' (NMF): there",
     ),
     "an option, deep within": (
         make_pipeline(DOUBLED, LogisticRegression()),
         NUMBERS,
-        "its step 'columntransformer → functiontransformer' (FunctionTransformer): its option func=square is a Python",
+        "its step 'columntransformer → functiontransformer' (FunctionTransformer): its option func=sort is a Python",
     ),
     "a step that the error does not name": (
         make_pipeline(StandardScaler(), GradientBoostingClassifier(init=LogisticRegression())),
@@ -65,17 +66,17 @@ CASES = {
         TEXTS,
         "its step 'countvectorizer' (CountVectorizer): its option analyzer=str.split is a Python function",
     ),
-    "an operator that is missing": (
-        GaussianProcessClassifier(),
+    "a part of an option": (
+        GaussianProcessClassifier(kernels.ExpSineSquared()),
         NUMBERS,
-        "ONNX Runtime has no operator com.microsoft:Solve",
+        "GaussianProcessClassifier cannot be converted to ONNX: the kernel ExpSineSquared",
     ),
     "texts beside numbers": (
         make_pipeline(SimpleImputer(strategy="most_frequent"), OrdinalEncoder(**UNSEEN), LogisticRegression()),
         MIXED,
         "a step reads texts and numbers together",
     ),
-    "a graph that cannot answer": (RadiusNeighborsClassifier(radius=5), NUMBERS, "cannot answer what the original"),
+    "an answer for too few rows": (RadiusNeighborsClassifier(radius=0.2), NUMBERS, "parity needs 1000 rows, and only"),
 }
 
 

@@ -8,6 +8,7 @@
 | `boosters.py`                                         | XGBoost, LightGBM and CatBoost                            |
 | `levels.py`                                           | boosted trees for many rows                               |
 | `categories.py`, `elementwise.py`, `texts.py`, `trees.py` | converters that skl2onnx lacks, or has wrong          |
+| `formulas/`                                           | the others, as formulas of numpy                          |
 """
 
 import warnings
@@ -38,7 +39,15 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     OriginalModel,
     call_original,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, categories, elementwise, levels, texts, trees
+from mlflow_deploy_plugin.flavor.convert.sklearn import (
+    boosters,
+    categories,
+    elementwise,
+    formulas,
+    levels,
+    texts,
+    trees,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
@@ -48,7 +57,13 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     last_step,
     library_of,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Precision, finish_outputs, round_before_last_step, widen
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
+    OPSETS,
+    Precision,
+    finish_outputs,
+    round_before_last_step,
+    widen,
+)
 from mlflow_deploy_plugin.runtime import Array, Input
 
 _HEAD = slice(0, 3)
@@ -199,8 +214,6 @@ _OWN: dict[type, tuple[Any, Any]] = {
 }
 """The shape calculators and converters that skl2onnx lacks, or has wrong."""
 
-# Said explicitly: with the defaults IsolationForest is not converted, and newer opsets need a newer runtime.
-_OPSET = {"": 21, "ai.onnx.ml": 3}
 _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
 
 
@@ -211,6 +224,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
         ConversionError: a step has no converter; the message names it.
     """
     boosters.register()
+    formulas.register()
     copy = convertible_copy(fitted)
     if precision == "double_until_last_step":
         copy = round_before_last_step(copy)
@@ -225,7 +239,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
                 options={id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}},
                 custom_conversion_functions={kind: convert for kind, (_, convert) in _OWN.items()},
                 custom_shape_calculators={kind: shapes for kind, (shapes, _) in _OWN.items()},
-                target_opset=_OPSET,
+                target_opset=OPSETS,
             )
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 from skl2onnx import update_registered_converter
-from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.base import BaseEstimator
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import library_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import CLASSIFIER_OPTIONS, NodeBuilder, parse_classifier
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
     LEAF,
     Boosting,
@@ -326,21 +326,13 @@ def register() -> None:
             kind, alias = getattr(sys.modules[library], name), f"Onnxserve{name}"
             if name.endswith("Classifier"):
                 update_registered_converter(
-                    kind, alias, classifier_shapes, _convert_classifier, parser=_parse_classifier, options=_OPTIONS
+                    kind,
+                    alias,
+                    classifier_shapes,
+                    _convert_classifier,
+                    parser=parse_classifier,
+                    options=CLASSIFIER_OPTIONS,
                 )
             else:
                 update_registered_converter(kind, alias, _regressor_shapes, _convert_regressor)
     update_registered_converter(NativeBooster, "OnnxserveNativeBooster", _regressor_shapes, _convert_regressor)
-
-
-_OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
-"""The options that skl2onnx asks of a classifier, also of one within an ensemble."""
-
-
-def _parse_classifier(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
-    """Declare the outputs, whatever the class derives from: skl2onnx's own parser knows ClassifierMixin only."""
-    operator = scope.declare_local_operator(f"Onnxserve{type(model).__name__}", model)
-    operator.inputs = inputs
-    for name, kind in (("label", Int64TensorType()), ("probabilities", FloatTensorType())):
-        operator.outputs.append(scope.declare_local_variable(name, kind))
-    return list(operator.outputs)

@@ -13,6 +13,7 @@ from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64T
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import (
     Binarizer,
+    FunctionTransformer,
     KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
@@ -22,6 +23,8 @@ from sklearn.preprocessing import (
 )
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
@@ -203,6 +206,43 @@ def convert_imputer(scope: Any, operator: Any, container: Any) -> None:
     graph.node("Identity", [filled], result)
 
 
+def function_shapes(operator: Any) -> None:
+    """Set the output type: that of the input without a function, else floats of its width and the function's shape."""
+    function: FunctionTransformer = operator.raw_operator
+    if function.func is None:
+        width = sum(entry.type.shape[1] for entry in operator.inputs)
+        operator.outputs[0].type = type(operator.inputs[0].type)([None, width])
+    else:
+        operator.outputs[0].type = _kind(operator)([None, _called(function, Rows.of(None, operator)).shape[1]])
+
+
+def convert_function(scope: Any, operator: Any, container: Any) -> None:
+    """Add what a function of numpy functions does with the columns, in 64 bits.
+
+    Raises:
+        NotImplementedError: the function has no form in a graph; the message says at which operation it ended.
+    """
+    graph = NodeBuilder(scope, container)
+    result = operator.outputs[0].full_name
+    if operator.raw_operator.func is None:
+        graph.node("Identity", [graph.all_columns(operator)], result)
+        return
+    called = _called(operator.raw_operator, Rows.of(graph, operator))
+    own = TensorProto.DOUBLE if _kind(operator) is DoubleTensorType else TensorProto.FLOAT
+    graph.node("Cast", [called.name], result, to=own)
+
+
+def _called(function: FunctionTransformer, rows: Rows) -> Traced:
+    name = getattr(function.func, "__name__", repr(function.func))
+    try:
+        called = function.func(rows.matrix, **(function.kw_args or {}))
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        raise NotImplementedError(f"its option func={name} is a Python function with {error}") from None
+    if not isinstance(called, Traced) or called.ndim != 2:
+        raise NotImplementedError(f"its option func={name} is a Python function that makes no columns of its own")
+    return called
+
+
 def _marked(imputer: SimpleImputer) -> list[int]:
     """Return the positions of the columns that `add_indicator` marks."""
     return [int(position) for position in imputer.indicator_.features_] if imputer.add_indicator else []
@@ -218,4 +258,5 @@ CONVERTERS = {
     KBinsDiscretizer: (bins_shapes, convert_bins),
     PowerTransformer: (same_shape, convert_power),
     SimpleImputer: (imputer_shapes, convert_imputer),
+    FunctionTransformer: (function_shapes, convert_function),
 }

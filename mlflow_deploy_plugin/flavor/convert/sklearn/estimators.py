@@ -14,8 +14,11 @@ from sklearn.base import BaseEstimator
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
+from sklearn.feature_selection import RFE, SelectorMixin
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+from sklearn.semi_supervised import SelfTrainingClassifier
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, columns_of
@@ -30,11 +33,38 @@ _NOTHING = (None, "passthrough")
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder)
 
 
+class Selection(SelectorMixin, BaseEstimator):  # type: ignore[misc]
+    """The columns that a recursive elimination has kept: `support` are booleans [k]."""
+
+    def __init__(self, support: Array) -> None:
+        self.support = support
+        self.n_features_in_ = len(support)
+
+    def fit(self, rows: Any, target: Any = None) -> "Selection":
+        return self  # scikit-learn asks for this method before it takes an estimator as one
+
+    def _get_support_mask(self) -> Array:
+        return self.support
+
+
 def best_estimator(model: Any) -> Any:
-    """Return the estimator that a search has found; skl2onnx supports GridSearchCV, but not its relatives."""
-    while hasattr(model, "best_estimator_"):
-        model = model.best_estimator_
-    return model
+    """Return the estimator that answers: the one that a search has found, or that only stands within another.
+
+    A recursive elimination (RFE) becomes a pipeline of its selection and its estimator.
+    """
+    while True:
+        if isinstance(model, FrozenEstimator):
+            model = model.estimator
+        elif isinstance(model, SelfTrainingClassifier):
+            model = model.estimator_
+        elif isinstance(model, RFE):
+            return Pipeline([("select", Selection(model.support_)), ("predict", best_estimator(model.estimator_))])
+        elif isinstance(model, Pipeline) and (last := best_estimator(model.steps[-1][1])) is not model.steps[-1][1]:
+            return Pipeline([*model.steps[:-1], (model.steps[-1][0], last)])
+        elif hasattr(model, "best_estimator_"):
+            model = model.best_estimator_
+        else:
+            return model
 
 
 def sub_estimators(estimator: Any) -> Iterator[Any]:

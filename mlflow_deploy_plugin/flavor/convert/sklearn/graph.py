@@ -8,12 +8,14 @@
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from skl2onnx.common.data_types import FloatTensorType
+from skl2onnx._parse import _parse_sklearn
+from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
 from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
@@ -24,29 +26,8 @@ from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shap
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import compares_in_64_bits, sub_estimators
 from mlflow_deploy_plugin.runtime import Array, Output, Role
 
-_VERSIONS = {
-    1: ("Not",),
-    7: ("And",),
-    9: ("TfIdfVectorizer",),
-    10: ("StringNormalizer",),
-    13: (
-        *("ArgMax", "Concat", "Exp", "Gather", "Greater", "Less", "Log", "MatMul", "Max", "Min", "Neg", "ReduceSum"),
-        *("GatherElements", "Pad", "Reshape", "Sigmoid", "Slice", "Softmax", "Transpose"),
-    ),
-    14: ("Add", "Div", "Mul", "Sub"),
-    15: ("Pow",),
-    16: ("GreaterOrEqual", "Identity", "If", "LessOrEqual", "Scan", "Where"),
-    18: ("ReduceL1", "ReduceL2", "ReduceMax"),
-    19: ("Cast", "Equal", "Shape"),
-    20: ("IsNaN", "RegexFullMatch"),
-}
-_OPERATORS = {
-    **{operator: ("", version) for version, operators in _VERSIONS.items() for operator in operators},
-    "LabelEncoder": ("ai.onnx.ml", 2),
-    "TreeEnsembleRegressor": ("ai.onnx.ml", 3),
-    "Tokenizer": ("com.microsoft", 1),
-}
-"""Domain and version of each operator that `NodeBuilder` adds."""
+OPSETS = {"": 21, "ai.onnx.ml": 3}
+"""Said explicitly: with skl2onnx's defaults IsolationForest is not converted, and newer opsets need a newer runtime."""
 _ONNX_TYPES = {name: kind for kind, name in DTYPES.items()}
 
 
@@ -58,13 +39,20 @@ class NodeBuilder:
 
     def node(self, operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
         """Add a node with one output, and return the output's name."""
-        domain, version = _OPERATORS[operator]
-        result = output or str(self._scope.get_unique_variable_name(f"onnxserve_{operator.lower()}"))
+        return self.nodes(operator, inputs, 1, output, **attributes)[0]
+
+    def nodes(self, operator: str, inputs: list[str], count: int, output: str = "", **attributes: Any) -> list[str]:
+        """Add a node with several outputs, and return their names."""
+        domain, version = _domain_and_version(operator)
+        results = [output] if output else [self._name(operator) for _ in range(count)]
         name = self._scope.get_unique_operator_name(operator)
         self._container.add_node(
-            operator, inputs, [result], op_domain=domain, op_version=version, name=name, **attributes
+            operator, inputs, results, op_domain=domain, op_version=version, name=name, **attributes
         )
-        return result
+        return results
+
+    def _name(self, operator: str) -> str:
+        return str(self._scope.get_unique_variable_name(f"onnxserve_{operator.lower()}"))
 
     def constant(self, kind: int, shape: list[int], values: list[Any]) -> str:
         """Add an initializer of an ONNX type, and return its name."""
@@ -85,10 +73,64 @@ class NodeBuilder:
         """Return the builder of a graph within this one."""
         return Subgraph(self._scope)
 
-    def all_columns(self, operator: Any) -> str:
-        """Return the inputs of an estimator, joined to [N, k]."""
-        joined = concatenate_variables(self._scope, operator.inputs, self._container)
+    def sub_model(self, estimator: Any, inputs: list[Any], raw_scores: bool = False) -> list[str]:
+        """Add the graph of another fitted estimator on skl2onnx's variables, and return the names of its outputs.
+
+        Raises:
+            NotImplementedError: `raw_scores` are asked of an estimator whose converter has only probabilities.
+        """
+        for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
+            if self._container.has_options(estimator, name):
+                for owner in (self._scope, self._container):
+                    owner.add_options(id(estimator), {name: value})
+            elif value:
+                raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
+        return [str(one.full_name) for one in _parse_sklearn(self._scope, estimator, inputs)]
+
+    def variable(self, name: str, kind: Any) -> Any:
+        """Return skl2onnx's variable for an array of the graph, as the input of another estimator."""
+        variable = self._scope.declare_local_variable("onnxserve_rows", kind)
+        self.node("Identity", [name], variable.full_name)
+        return variable
+
+    def joined(self, inputs: list[Any]) -> str:
+        """Return skl2onnx's variables side by side, [N, k]."""
+        joined = concatenate_variables(self._scope, inputs, self._container)
         return str(joined if isinstance(joined, str) else joined[0])
+
+    def all_columns(self, operator: Any) -> str:
+        """Return the inputs of an estimator side by side, [N, k]."""
+        return self.joined(operator.inputs)
+
+
+CLASSIFIER_OPTIONS = {"zipmap": [True, False, "columns"], "nocl": [True, False], "raw_scores": [True, False]}
+"""The options that skl2onnx asks of a classifier, also of one within an ensemble."""
+
+
+def parse_classifier(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
+    """Declare the outputs, whatever the class derives from: skl2onnx's own parser knows ClassifierMixin only."""
+    operator = scope.declare_local_operator(f"Onnxserve{type(model).__name__}", model)
+    operator.inputs = inputs
+    for name, kind in (("label", Int64TensorType()), ("probabilities", FloatTensorType())):
+        operator.outputs.append(scope.declare_local_variable(name, kind))
+    return list(operator.outputs)
+
+
+def label_type(classes: Array) -> Any:
+    """Return the type of an output of labels [N]."""
+    return (StringTensorType if classes.dtype.kind in "OU" else Int64TensorType)([None])
+
+
+def write_labels(graph: NodeBuilder, operator: Any, position: str) -> None:
+    """Add the first output: the classes at the positions [N] or [N, 1]."""
+    classes = operator.raw_operator.classes_
+    flat = graph.constant(TensorProto.INT64, [1], [-1])
+    position = graph.node("Reshape", [position, flat])
+    if classes.dtype.kind in "OU":
+        names = graph.constant(TensorProto.STRING, [len(classes)], [str(entry).encode() for entry in classes])
+    else:
+        names = graph.constant(TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
+    graph.node("Gather", [names, position], operator.outputs[0].full_name, axis=0)
 
 
 class Subgraph(NodeBuilder):
@@ -129,6 +171,15 @@ def float_columns(width: Callable[[Any], int]) -> Callable[[Any], None]:
         operator.outputs[0].type = FloatTensorType([None, width(operator.raw_operator)])
 
     return set_type
+
+
+@cache
+def _domain_and_version(operator: str) -> tuple[str, int]:
+    """Return the domain of an operator, and the version in which the opset of a graph has it."""
+    for domain, opset in OPSETS.items():
+        if onnx.defs.has(operator, domain):
+            return domain, int(onnx.defs.get_schema(operator, opset, domain).since_version)
+    return "com.microsoft", 1  # Tokenizer
 
 
 Precision = Literal["single", "double_until_last_step", "double"]

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
-from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns, label_type, write_labels
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MIN_TREES, Levels, write_levels
 from mlflow_deploy_plugin.runtime import Array
 
@@ -289,7 +289,7 @@ def convert_regressor(scope: Any, operator: Any, container: Any) -> None:
 def classifier_shapes(operator: Any) -> None:
     """Set the output types: the label, and a 32-bit float for each class."""
     classes = operator.raw_operator.classes_
-    operator.outputs[0].type = (StringTensorType if classes.dtype.kind in "OU" else Int64TensorType)([None])
+    operator.outputs[0].type = label_type(classes)
     operator.outputs[1].type = FloatTensorType([None, len(classes)])
 
 
@@ -309,8 +309,7 @@ def write_classes(graph: NodeBuilder, operator: Any, scores: str, width: int, li
         scores: [N, width]; one score is that of the second of two classes.
         link: the operator that makes probabilities of scores; Identity for the scores themselves.
     """
-    classes = operator.raw_operator.classes_
-    label, probabilities = (output.full_name for output in operator.outputs)
+    probabilities = operator.outputs[1].full_name
     if width == 1:
         zero, one = (graph.constant(TensorProto.FLOAT, [1], [value]) for value in (0.0, 1.0))
         chosen = graph.node("Greater", [scores, zero])
@@ -321,13 +320,7 @@ def write_classes(graph: NodeBuilder, operator: Any, scores: str, width: int, li
     else:
         graph.node(link, [scores], probabilities)
         position = graph.node("ArgMax", [scores], axis=1, keepdims=1)
-    flat = graph.constant(TensorProto.INT64, [1], [-1])
-    position = graph.node("Reshape", [position, flat])
-    if classes.dtype.kind in "OU":
-        names = graph.constant(TensorProto.STRING, [len(classes)], [str(entry).encode() for entry in classes])
-    else:
-        names = graph.constant(TensorProto.INT64, [len(classes)], [int(entry) for entry in classes])
-    graph.node("Gather", [names, position], label, axis=0)
+    write_labels(graph, operator, position)
 
 
 def _scores(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.ensemble import BaggingRegressor
-from sklearn.neighbors import KNeighborsRegressor, RadiusNeighborsRegressor
+from sklearn.neighbors import KNeighborsRegressor
 
 from mlflow_deploy_plugin.errors import ParityError
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
@@ -15,13 +15,6 @@ def test_neighbours_that_are_equally_near_are_refused_where_another_one_wins() -
 
     with pytest.raises(ParityError):
         wrap(KNeighborsRegressor(3).fit(grid, random.normal(size=120)), grid)
-
-
-def test_radius_in_which_far_rows_have_no_neighbour_is_refused(matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    rows, target = matrix
-
-    with pytest.raises(ParityError, match="far rows: the model cannot compute"):
-        wrap(RadiusNeighborsRegressor(200.0).fit(rows[:200], target[:200]), rows[:200])
 
 
 def test_the_thresholds_of_a_column_that_a_bag_has_drawn_twice_are_all_there() -> None:

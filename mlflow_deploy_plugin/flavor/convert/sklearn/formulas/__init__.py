@@ -1,0 +1,87 @@
+"""Estimators as formulas: a function of the fitted estimator and its rows, in 64-bit floats, that makes the graph.
+
+| module                                                    | content                                                  |
+|-----------------------------------------------------------|----------------------------------------------------------|
+| `tracing.py`                                              | arrays that write numpy's functions down as nodes        |
+| `rows.py`                                                 | the rows, and the answers of estimators within another   |
+| `ensembles.py`, `features.py`, `neighbours.py`, `predictors.py` | the formulas                                       |
+
+| a formula returns                           | the estimator's outputs                                                |
+|---------------------------------------------|------------------------------------------------------------------------|
+| floats [N] or [N, k]                        | predictions, or the columns of a transformer                           |
+| integers [N]                                | labels of a cluster, or 1 and -1 of an outlier detector                |
+| positions [N] of the classes, scores [N, C] | labels and probabilities; without the latter, numbers that nobody sees |
+"""
+
+from typing import Any
+
+import numpy as np
+from skl2onnx import update_registered_converter
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType
+from sklearn.base import ClassifierMixin
+from sklearn.multioutput import ClassifierChain
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import ensembles, features, neighbours, predictors
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS, Rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
+    CLASSIFIER_OPTIONS,
+    NodeBuilder,
+    label_type,
+    parse_classifier,
+    write_labels,
+)
+
+
+def register() -> None:
+    """Tell skl2onnx about the estimators with a formula."""
+    if FORMULAS:
+        return
+    for module in (ensembles, features, neighbours, predictors):
+        FORMULAS.update(module.FORMULAS)
+    for kind in FORMULAS:
+        alias = f"Onnxserve{kind.__name__}"
+        classifies = issubclass(kind, ClassifierMixin)
+        parser = parse_classifier if classifies and kind is not ClassifierChain else parse_values  # a chain: a matrix
+        options = CLASSIFIER_OPTIONS if classifies else None
+        update_registered_converter(kind, alias, formula_shapes, convert_formula, parser=parser, options=options)
+
+
+def parse_values(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
+    """Declare one output: skl2onnx's own parser declares a second one for clusters and outliers."""
+    operator = scope.declare_local_operator(f"Onnxserve{type(model).__name__}", model)
+    operator.inputs = inputs
+    operator.outputs.append(scope.declare_local_variable("variable", FloatTensorType()))
+    return list(operator.outputs)
+
+
+def formula_shapes(operator: Any) -> None:
+    """Set the output types: 64-bit floats for 64-bit inputs, else 32-bit ones."""
+    rows = Rows.of(None, operator)
+    answer = FORMULAS[type(operator.raw_operator)](operator.raw_operator, rows)
+    if isinstance(answer, tuple):
+        operator.outputs[0].type = label_type(operator.raw_operator.classes_)
+        answer, output = answer[1], operator.outputs[1]
+    else:
+        output = operator.outputs[0]
+    if answer.dtype.kind == "i":
+        output.type = Int64TensorType([None])
+    else:
+        width = answer.sample.shape[1] if answer.ndim > 1 else 1
+        output.type = (DoubleTensorType if rows.is_double else FloatTensorType)([None, width])
+
+
+def convert_formula(scope: Any, operator: Any, container: Any) -> None:
+    """Add the nodes of the formula."""
+    graph = NodeBuilder(scope, container)
+    rows = Rows.of(graph, operator)
+    answer = FORMULAS[type(operator.raw_operator)](operator.raw_operator, rows)
+    if isinstance(answer, tuple):
+        position, answer = answer
+        write_labels(graph, operator, position.name)
+        output = operator.outputs[1]
+    else:
+        output = operator.outputs[0]
+    if answer.dtype.kind != "i":
+        answer = answer.astype(np.float64 if rows.is_double else np.float32)
+        answer = answer[:, None] if answer.ndim == 1 else answer
+    graph.node("Identity", [answer.name], output.full_name)

@@ -1,0 +1,232 @@
+"""Formulas of estimators that ask others: calibration, thresholds, chains, one classifier a class, changed targets.
+
+The arithmetic is scikit-learn's own, in its order (https://scikit-learn.org/stable/modules/multiclass.html,
+…/calibration.html); the estimators within answer by `Rows.ask`.
+"""
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import is_regressor
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier, _ConstantPredictor
+from sklearn.multioutput import ClassifierChain, RegressorChain
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.predictors import isotonic
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray
+
+Decision = tuple[TracedArray, TracedArray]
+"""The positions [N] of labels among the classes, and the probabilities or scores [N, C]."""
+
+
+def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
+    parts = [_calibrated_part(part, rows) for part in model.calibrated_classifiers_]
+    mean = sum(parts[1:], parts[0]) / float(len(parts))
+    return np.argmax(mean, axis=1), mean
+
+
+def _calibrated_part(part: Any, rows: Rows) -> TracedArray:
+    estimator = best_estimator(part.estimator)
+    method = "decision_function" if hasattr(estimator, "decision_function") else "predict_proba"
+    answer = rows.ask(estimator, method)
+    two = len(part.classes) == 2
+    if part.method == "temperature":
+        if answer.ndim == 1:
+            answer = np.stack([-answer, answer], axis=1)
+        elif method == "predict_proba":
+            answer = np.log(answer + np.finfo(np.float64).eps)
+        return softmax(answer * part.calibrators[0].beta_)
+    scores = [answer] if answer.ndim == 1 else [answer[:, 1]] if two else [answer[:, n] for n in range(answer.shape[1])]
+    columns = {}
+    for place, score, calibrator in zip(
+        np.searchsorted(part.classes, estimator.classes_), scores, part.calibrators, strict=False
+    ):
+        if part.method == "isotonic":
+            columns[int(place)] = isotonic(calibrator, score)
+        else:
+            columns[int(place)] = 1.0 / (1.0 + np.exp(calibrator.a_ * score + calibrator.b_))
+    if two:
+        likely = columns[0]
+        return np.stack([1.0 - likely, likely], axis=1)
+    none = np.zeros_like(scores[0])
+    found = np.stack([columns.get(place, none) for place in range(len(part.classes))], axis=1)
+    total = found.sum(axis=1, keepdims=True)
+    return np.where(total == 0, 1 / len(part.classes), found / np.where(total == 0, 1.0, total))
+
+
+def thresholded(model: Any, rows: Rows) -> Decision:
+    """Return the decision of scikit-learn's two classifiers with a threshold of their own."""
+    estimator = best_estimator(getattr(model, "estimator_", model.estimator))
+    asked = model._get_response_method()
+    method = next(one for one in ([asked] if isinstance(asked, str) else asked) if hasattr(estimator, one))
+    scorer = getattr(model, "_curve_scorer", None)
+    label = model.pos_label if scorer is None else scorer._get_pos_label()
+    positive = 1 if label is None else int(np.flatnonzero(estimator.classes_ == label)[0])
+    score = rows.ask(estimator, method)
+    score = score[:, positive] if method == "predict_proba" else score if positive else -score
+    threshold = getattr(model, "best_threshold_", None)
+    if threshold is None:
+        threshold = model.threshold if model.threshold != "auto" else 0.5 if method == "predict_proba" else 0.0
+    above = score >= threshold
+    position = (above if positive else ~above).astype(np.int64)
+    if hasattr(estimator, "predict_proba"):
+        return position, rows.ask(estimator, "predict_proba")
+    return position, np.stack([-score, score], axis=1)
+
+
+def chained(model: Any, rows: Rows) -> TracedArray:
+    """Return the answers [N, targets] of a chain, whose estimators read the answers before theirs as columns."""
+    method = getattr(model, "chain_method_", "predict")
+    before: list[TracedArray] = []
+    answers: dict[int, TracedArray] = {}
+    for place, estimator in zip(model.order_, model.estimators_, strict=True):
+        now = rows.with_matrix(np.column_stack([rows.matrix, *before])) if before else rows
+        answers[int(place)] = _flat(now.ask(estimator, "predict"))
+        before.append(answers[int(place)] if method == "predict" else _score(estimator, now, method))
+    return np.stack([answers[place] for place in sorted(answers)], axis=1)
+
+
+def _flat(answer: Traced) -> TracedArray:
+    return answer[:, 0] if answer.ndim > 1 else answer
+
+
+def _score(estimator: Any, rows: Rows, method: str) -> TracedArray:
+    """Return the score [N] of the second of two classes."""
+    answer = rows.ask(estimator, method)
+    return answer if answer.ndim == 1 else answer[:, 1]
+
+
+def _binary(estimator: Any, rows: Rows) -> TracedArray:
+    """Return a number [N] that is the larger, the likelier the second class is: multiclass._predict_binary."""
+    if isinstance(estimator, _ConstantPredictor):
+        return rows.full(float(estimator.y_[0]))
+    if is_regressor(estimator):
+        return _flat(rows.ask(estimator, "predict"))
+    return _score(estimator, rows, "decision_function" if hasattr(estimator, "decision_function") else "predict_proba")
+
+
+def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
+    found = [_binary(estimator, rows) for estimator in model.estimators_]
+    middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
+    if model.multilabel_:
+        position = np.stack([(one > middle).astype(np.int64) for one in found], axis=1)
+    elif len(found) == 1:
+        position = (found[0] > middle).astype(np.int64)
+    else:
+        position = np.argmax(np.stack(found, axis=1), axis=1)
+    if not hasattr(model, "predict_proba"):
+        return position, np.stack(found if len(found) > 1 else [-found[0], found[0]], axis=1)
+    likely = [
+        rows.full(float(one.y_[0])) if isinstance(one, _ConstantPredictor) else _score(one, rows, "predict_proba")
+        for one in model.estimators_
+    ]
+    scores = np.stack(likely if len(likely) > 1 else [1.0 - likely[0], likely[0]], axis=1)
+    if not model.multilabel_:
+        total = scores.sum(axis=1, keepdims=True)
+        scores = scores / np.where(total == 0, 1.0, total)
+    return position, scores
+
+
+def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
+    if model.pairwise_indices_ is not None:
+        raise NotImplementedError("OneVsOneClassifier of estimators that read a precomputed kernel")
+    classes = range(len(model.classes_))
+    confidence: list[Any] = [0.0] * len(classes)
+    votes: list[Any] = [0.0] * len(classes)
+    pairs = ((one, other) for one in classes for other in classes if one < other)
+    for (one, other), estimator in zip(pairs, model.estimators_, strict=True):
+        score = _binary(estimator, rows)
+        second = _flat(rows.ask(estimator, "predict"))
+        confidence[one], confidence[other] = confidence[one] - score, confidence[other] + score
+        votes[one], votes[other] = votes[one] + (1.0 - second), votes[other] + second
+    scores = np.stack(
+        [vote + sure / (3.0 * (np.abs(sure) + 1.0)) for vote, sure in zip(votes, confidence, strict=True)], axis=1
+    )
+    if len(classes) == 2:
+        middle = 0.5 if not hasattr(model.estimators_[0], "decision_function") else 0.0
+        return (scores[:, 1] > middle).astype(np.int64), scores
+    return np.argmax(scores, axis=1), scores
+
+
+def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
+    codes = np.stack([_binary(estimator, rows) for estimator in model.estimators_], axis=1)
+    away = codes[:, None, :] - np.asarray(model.code_book_, float)
+    distances = (away * away).sum(axis=2)
+    return np.argmin(distances, axis=1), -distances
+
+
+def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedArray:
+    answer = rows.ask(model.regressor_, "predict")
+    return _inverse(model.transformer_, answer[:, None] if answer.ndim == 1 else answer)
+
+
+def _inverse(transformer: Any, y: TracedArray) -> TracedArray:
+    """Return transformer.inverse_transform(y) for targets [N, k]."""
+    match transformer:
+        case Pipeline():
+            for _, step in reversed(transformer.steps):
+                y = y if step in (None, "passthrough") else _inverse(step, y)
+        case FunctionTransformer():
+            if transformer.inverse_func is not None:
+                y = transformer.inverse_func(y, **(transformer.inv_kw_args or {}))
+        case StandardScaler():
+            y = y if transformer.scale_ is None else y * transformer.scale_
+            y = y if transformer.mean_ is None else y + transformer.mean_
+        case MinMaxScaler():
+            y = (y - transformer.min_) / transformer.scale_
+        case MaxAbsScaler():
+            y = y * transformer.scale_
+        case RobustScaler():
+            y = y if transformer.scale_ is None else y * transformer.scale_
+            y = y if transformer.center_ is None else y + transformer.center_
+        case PowerTransformer():
+            y = _inverse(transformer._scaler, y) if transformer.standardize else y
+            columns = [_unpowered(transformer, y[:, n], float(power)) for n, power in enumerate(transformer.lambdas_)]
+            y = np.stack(columns, axis=1)
+        case QuantileTransformer(output_distribution="uniform"):
+            known = transformer.quantiles_.T
+            columns = [np.interp(y[:, n], transformer.references_, values) for n, values in enumerate(known)]
+            y = np.stack(columns, axis=1)
+        case _:
+            raise NotImplementedError(f"the inverse of {type(transformer).__name__} as transformer of the target")
+    if not isinstance(y, Traced):
+        raise NotImplementedError(f"the inverse of {type(transformer).__name__}, which is no function of its numbers")
+    return y
+
+
+def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:
+    """Return the inverse of Box-Cox or Yeo-Johnson, https://doi.org/10.1093/biomet/87.4.954, of one column [N]."""
+    none = abs(power) < np.spacing(1.0)
+    if transformer.method == "box-cox":
+        return np.exp(y) if none else (y * power + 1.0) ** (1 / power)
+    up, down = np.maximum(y, 0.0), np.minimum(y, 0.0)
+    above = np.exp(up) - 1.0 if none else (up * power + 1.0) ** (1 / power) - 1.0
+    mirrored = 2.0 - power
+    if abs(mirrored) < np.spacing(1.0):
+        return np.where(y >= 0, above, 1.0 - np.exp(-down))
+    return np.where(y >= 0, above, 1.0 - (1.0 - mirrored * down) ** (1 / mirrored))
+
+
+FORMULAS: dict[type, Formula] = {
+    CalibratedClassifierCV: calibrated,
+    **dict.fromkeys((FixedThresholdClassifier, TunedThresholdClassifierCV), thresholded),
+    **dict.fromkeys((ClassifierChain, RegressorChain), chained),
+    OneVsRestClassifier: one_vs_rest,
+    OneVsOneClassifier: one_vs_one,
+    OutputCodeClassifier: output_code,
+    TransformedTargetRegressor: transformed_target,
+}

@@ -1,0 +1,138 @@
+"""Formulas of transformers: functions of numpy, selected columns, projections, random features, splines."""
+
+from math import factorial
+from typing import Any
+
+import numpy as np
+from scipy import special
+from sklearn.cluster import FeatureAgglomeration
+from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
+from sklearn.feature_selection import (
+    RFE,
+    RFECV,
+    GenericUnivariateSelect,
+    SelectFromModel,
+    SelectPercentile,
+    SequentialFeatureSelector,
+)
+from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
+from sklearn.neural_network import BernoulliRBM
+from sklearn.preprocessing import SplineTransformer
+from sklearn.random_projection import SparseRandomProjection
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Selection
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, take
+from mlflow_deploy_plugin.runtime import Array
+
+
+def selected(model: Any, rows: Rows) -> TracedArray:
+    return rows.matrix[:, np.flatnonzero(model.get_support())]
+
+
+def factors(model: FactorAnalysis, rows: Rows) -> TracedArray:
+    weighted = model.components_ / model.noise_variance_
+    covariance = np.linalg.inv(np.eye(len(model.components_)) + weighted @ model.components_.T)
+    return (rows.matrix - model.mean_) @ weighted.T @ covariance
+
+
+def independent(model: FastICA, rows: Rows) -> TracedArray:
+    return (rows.matrix - model.mean_ if model.whiten else rows.matrix) @ model.components_.T
+
+
+def sparse_components(model: Any, rows: Rows) -> TracedArray:
+    """Return the ridge regression of a row on the components."""
+    gram = model.components_ @ model.components_.T + model.ridge_alpha * np.eye(len(model.components_))
+    return (rows.matrix - model.mean_) @ np.linalg.solve(gram, model.components_).T
+
+
+def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
+    groups = (np.flatnonzero(model.labels_ == label) for label in np.unique(model.labels_))
+    return np.stack([model.pooling_func(rows.matrix[:, group], axis=1) for group in groups], axis=1)
+
+
+def _random_cosines(x: TracedArray, model: Any) -> TracedArray:
+    return np.cos(x @ model.random_weights_ + model.random_offset_) * (2.0 / model.n_components) ** 0.5
+
+
+def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
+    interval = model.sample_interval or {1: 0.8, 2: 0.5, 3: 0.4}[model.sample_steps]
+    x = rows.matrix
+    none = x == 0
+    logarithm = interval * np.log(np.where(none, 1.0, x))
+    parts = [np.sqrt(x * interval)]
+    for step in range(1, model.sample_steps):
+        factor = np.sqrt(2.0 * x * interval / np.cosh(np.pi * step * interval))
+        parts += [factor * np.cos(step * logarithm), factor * np.sin(step * logarithm)]
+    return np.concatenate([np.where(none, 0.0, part) for part in parts], axis=1)
+
+
+def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
+    """Return the product of the sketches' Fourier transforms, transformed back: products of matrices."""
+    x = rows.matrix * np.sqrt(model.gamma)
+    if model.coef0 != 0:
+        x = np.concatenate([x, np.full_like(x[:, :1], np.sqrt(model.coef0))], axis=1)
+    count = model.n_components
+    fourier = np.fft.fft(np.eye(count))
+    real: Any = 1.0
+    imaginary: Any = 0.0
+    for places, signs in zip(model.indexHash_, model.bitHash_, strict=True):
+        sketch = np.eye(count)[places] * signs[:, None]
+        one, other = x @ (sketch @ fourier.real), x @ (sketch @ fourier.imag)
+        real, imaginary = real * one - imaginary * other, real * other + imaginary * one
+    return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
+
+
+def splines(model: SplineTransformer, rows: Rows) -> TracedArray:
+    """Return the basis splines of each column: a polynomial between two knots."""
+    if model.sparse_output or getattr(model, "handle_missing", "error") != "error":
+        raise NotImplementedError("SplineTransformer with sparse_output or handle_missing")
+    columns = [_column_splines(model, spline, rows.matrix[:, n]) for n, spline in enumerate(model.bsplines_)]
+    return np.concatenate(columns, axis=1)
+
+
+def _column_splines(model: SplineTransformer, spline: Any, x: TracedArray) -> TracedArray:
+    degree, count = spline.k, spline.c.shape[1]
+    last = len(spline.t) - degree - 1
+    lowest, highest = float(spline.t[degree]), float(spline.t[last])
+    inside = x
+    if model.extrapolation == "periodic":
+        inside = lowest + np.remainder(x - lowest, highest - lowest)
+    elif model.extrapolation in ("constant", "linear"):
+        inside = np.clip(x, lowest, highest)
+    knots = np.unique(spline.t[degree : last + 1])
+    starts = knots[:-1]
+    position = (inside[:, None] >= knots[:-1]).astype(np.int64).sum(axis=1)
+    position = np.maximum(position - 1, 0)
+    coefficients = np.stack([_derivative(spline, starts, n) / factorial(n) for n in range(degree + 1)], axis=1)
+    step = inside - take(starts, position)
+    powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
+    found = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
+    if model.extrapolation == "linear":
+        below, above = np.minimum(x - lowest, 0.0)[:, None], np.maximum(x - highest, 0.0)[:, None]
+        found = found + below * _derivative(spline, lowest, 1) + above * _derivative(spline, highest, 1)
+    return found if model.include_bias else found[:, : count - 1]
+
+
+def _derivative(spline: Any, x: Any, order: int) -> Array:
+    return np.asarray(spline(x, nu=order))
+
+
+_SELECTORS = (
+    *(GenericUnivariateSelect, SelectFromModel, SelectPercentile, SequentialFeatureSelector),
+    *(RFE, RFECV, Selection),
+)
+FORMULAS: dict[type, Formula] = {
+    **dict.fromkeys(_SELECTORS, selected),
+    FactorAnalysis: factors,
+    FastICA: independent,
+    **dict.fromkeys((SparsePCA, MiniBatchSparsePCA), sparse_components),
+    FeatureAgglomeration: agglomerated,
+    RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
+    SkewedChi2Sampler: lambda model, rows: _random_cosines(np.log(rows.matrix + model.skewedness), model),
+    AdditiveChi2Sampler: additive_chi2,
+    PolynomialCountSketch: count_sketch,
+    SplineTransformer: splines,
+    BernoulliRBM: lambda model, rows: special.expit(rows.matrix @ model.components_.T + model.intercept_hidden_),
+    SparseRandomProjection: lambda model, rows: rows.matrix @ np.asarray(model.components_.todense()).T,
+}

@@ -1,0 +1,297 @@
+"""Formulas of estimators that compare a row with learned ones: neighbours, centres, kernels.
+
+Distances have 64 bits, and are those of scikit-learn's `metrics.pairwise`.
+"""
+
+from typing import Any
+
+import numpy as np
+from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
+from sklearn.impute import KNNImputer
+from sklearn.kernel_approximation import Nystroem
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.manifold import Isomap, LocallyLinearEmbedding
+from sklearn.neighbors import (
+    KNeighborsClassifier,
+    KNeighborsRegressor,
+    NearestCentroid,
+    RadiusNeighborsClassifier,
+    RadiusNeighborsRegressor,
+)
+from sklearn.semi_supervised import LabelPropagation, LabelSpreading
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, smallest, take
+from mlflow_deploy_plugin.runtime import Array
+
+_MAX_DIFFERENCES = 100_000  # of a row: with more, all differences at once would take 1 MB a row and more
+
+
+def squared_distances(x: TracedArray, known: Array) -> TracedArray:
+    """Return [N, K]: by differences, which are exact between equal rows; of many long rows by their products."""
+    known = np.asarray(known, float)
+    if known.size <= _MAX_DIFFERENCES:
+        away = x[:, None, :] - known
+        return (away * away).sum(axis=2)
+    products = x @ known.T
+    return np.maximum((x * x).sum(axis=1, keepdims=True) - 2.0 * products + (known * known).sum(axis=1), 0.0)
+
+
+def distances(x: TracedArray, known: Array, metric: Any, p: float = 2) -> TracedArray:
+    """Return the distances [N, K] of rows x [N, k] from known ones [K, k].
+
+    Raises:
+        NotImplementedError: another metric than the Euclidean one and its relatives.
+    """
+    known = np.asarray(known, float)
+    power = {"euclidean": 2, "l2": 2, "manhattan": 1, "l1": 1, "cityblock": 1, "minkowski": p}.get(metric)
+    if power == 2:
+        return np.sqrt(squared_distances(x, known))
+    if metric == "sqeuclidean":
+        return squared_distances(x, known)
+    if metric == "cosine":
+        return 1.0 - _unit(x) @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
+    away = np.abs(x[:, None, :] - known)
+    if metric == "chebyshev" or power == np.inf:
+        return away.max(axis=2)
+    if power is None:
+        raise NotImplementedError(f"metric={metric!r}")
+    return away.sum(axis=2) if power == 1 else (away**power).sum(axis=2) ** (1 / power)
+
+
+def _unit(x: TracedArray) -> TracedArray:
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)  # as sklearn.preprocessing.normalize
+
+
+def kernel(
+    x: TracedArray, known: Array, metric: Any, gamma: Any = None, degree: Any = None, coef0: Any = None
+) -> TracedArray:
+    """Return the kernel [N, K] of sklearn.metrics.pairwise between rows x [N, k] and known ones [K, k].
+
+    Raises:
+        NotImplementedError: another kernel.
+    """
+    known = np.asarray(known, float)
+    scale = 1.0 / known.shape[1] if gamma is None else float(gamma)
+    shift = 1.0 if coef0 is None else float(coef0)
+    match metric:
+        case "linear":
+            return x @ known.T
+        case "poly" | "polynomial":
+            return (scale * (x @ known.T) + shift) ** float(3 if degree is None else degree)
+        case "rbf":
+            return np.exp(-scale * squared_distances(x, known))
+        case "laplacian":
+            return np.exp(-scale * distances(x, known, "manhattan"))
+        case "sigmoid":
+            return np.tanh(scale * (x @ known.T) + shift)
+        case "cosine":
+            return 1.0 - distances(x, known, "cosine")
+    raise NotImplementedError(f"kernel={metric!r}")
+
+
+def _weights(far: TracedArray, weights: Any) -> TracedArray:
+    """Return the weights [N, k] of neighbours at these distances: a neighbour at no distance counts alone."""
+    if weights in (None, "uniform"):
+        return np.ones_like(far)
+    if weights != "distance":
+        return weights(far)
+    same = far == 0
+    one = np.any(same, axis=1, keepdims=True)
+    return np.where(one, same.astype(np.float64), 1.0 / np.where(same, 1.0, far))
+
+
+def _metric(model: Any) -> tuple[Any, float]:
+    if model.metric_params:
+        raise NotImplementedError(f"metric_params={model.metric_params!r}")
+    return model.metric, model.p
+
+
+def _nearest(model: Any, rows: Rows, targets: Array) -> TracedArray:
+    """Return the weighted mean [N, t] of the targets [K, t] of the nearest learned rows."""
+    far, places = smallest(distances(rows.matrix, model._fit_X, *_metric(model)), model.n_neighbors)
+    weights = _weights(far, model.weights)[:, :, None]
+    return (take(targets, places) * weights).sum(axis=1) / weights.sum(axis=1)
+
+
+def _within_radius(model: Any, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
+    """Return the weighted mean [N, t] of the targets of the learned rows within the radius, and how many [N] there are.
+
+    Without any, the mean is NaN.
+    """
+    far = distances(rows.matrix, model._fit_X, *_metric(model))
+    inside = (far <= model.radius).astype(np.float64)
+    if model.weights == "distance":
+        same = (far == 0).astype(np.float64)
+        weights = np.where(np.any(far == 0, axis=1, keepdims=True), same, inside / np.where(far == 0, 1.0, far))
+    else:
+        weights = inside * _weights(far, model.weights)
+    return (weights @ targets) / weights.sum(axis=1, keepdims=True), inside.sum(axis=1)
+
+
+def _targets(model: Any) -> Array:
+    return np.asarray(model._y, float).reshape(len(model._y), -1)
+
+
+def _one_hot(model: Any) -> Array:
+    if model.outputs_2d_:
+        raise NotImplementedError(f"{type(model).__name__} of several targets")
+    return np.asarray(np.eye(len(model.classes_))[np.ravel(model._y)])
+
+
+def neighbour_classes(model: KNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    scores = _nearest(model, rows, _one_hot(model))
+    return np.argmax(scores, axis=1), scores
+
+
+def radius_classes(model: RadiusNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    scores, count = _within_radius(model, rows, _one_hot(model))
+    if model.outlier_label_ is None:  # scikit-learn refuses such a row
+        return np.argmax(scores, axis=1), scores
+    outlier = (model.classes_ == np.ravel(model.outlier_label_)[0]).astype(float)
+    if not outlier.any():
+        raise NotImplementedError("an outlier_label that is no class")
+    scores = np.where((count == 0)[:, None], outlier, scores)
+    return np.argmax(scores, axis=1), scores
+
+
+def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
+    """Return the columns, with the mean of the nearest learned rows in place of a missing value.
+
+    The distance counts the columns that both rows have: sklearn.metrics.pairwise.nan_euclidean_distances.
+    """
+    if not (isinstance(model.missing_values, float) and np.isnan(model.missing_values)) or callable(model.weights):
+        raise NotImplementedError("KNNImputer with missing_values other than NaN, or weights that are a function")
+    if not model._valid_mask.all():
+        raise NotImplementedError("KNNImputer that dropped a column without any value")
+    gaps = np.isnan(rows.matrix)
+    here, known_here = 1.0 - gaps.astype(np.float64), (~model._mask_fit_X).astype(float)
+    x, known = np.where(gaps, 0.0, rows.matrix), np.where(model._mask_fit_X, 0.0, model._fit_X)
+    shared = here @ known_here.T
+    squared = np.maximum((x * x) @ known_here.T - 2.0 * (x @ known.T) + here @ (known * known).T, 0.0)
+    far = np.sqrt(squared / np.where(shared == 0, 1.0, shared) * known.shape[1])
+    far = np.where(shared == 0, np.inf, far)
+    columns = []
+    for column in range(known.shape[1]):
+        donors = np.flatnonzero(known_here[:, column])
+        away, places = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
+        weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
+        total = weights.sum(axis=1)
+        mean = (take(known[donors, column], places) * weights).sum(axis=1) / np.where(total == 0, 1.0, total)
+        mean = np.where(total == 0, known[donors, column].mean(), mean)
+        columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
+    if model.add_indicator:
+        columns += [gaps[:, int(place)].astype(np.float64) for place in model.indicator_.features_]
+    return np.stack(columns, axis=1)
+
+
+def nearest_centroid(model: NearestCentroid, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    spread = np.where(model.within_class_std_dev_ == 0, 1.0, model.within_class_std_dev_)
+    far = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
+    scores = -(far * far) + 2.0 * np.log(model.class_prior_)
+    if np.isclose(model.class_prior_, 1 / len(model.classes_)).all():
+        return np.argmin(distances(rows.matrix, model.centroids_, model.metric), axis=1), softmax(scores)
+    return np.argmax(scores, axis=1), softmax(scores)
+
+
+def closest_centre(model: Any, rows: Rows) -> TracedArray:
+    if len(model.cluster_centers_) == 0:
+        raise NotImplementedError("AffinityPropagation that did not converge")
+    return np.argmin(squared_distances(rows.matrix, model.cluster_centers_), axis=1)
+
+
+def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
+    """Return the leaf of the tree of clusters, at each node of which a row goes to the nearer of two centres."""
+
+    def below(node: Any) -> Any:
+        if node.left is None:
+            return np.int64(node.label)
+        centres = np.vstack((node.left.center, node.right.center)) + getattr(model, "_X_mean", 0.0)
+        nearer = np.argmin(squared_distances(rows.matrix, centres), axis=1)
+        return np.where(nearer == 0, below(node.left), below(node.right))
+
+    return below(model._bisecting_tree)
+
+
+def propagated_labels(model: Any, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    labels = model.label_distributions_
+    if model.kernel == "rbf":
+        likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
+    elif model.kernel == "knn":
+        _, places = smallest(distances(rows.matrix, model.X_, "euclidean"), model.n_neighbors)
+        likely = take(labels, places).sum(axis=1)
+    else:
+        raise NotImplementedError("a kernel that is a Python function")
+    likely = likely / likely.sum(axis=1, keepdims=True)
+    return np.argmax(likely, axis=1), likely
+
+
+def kernel_ridge(model: KernelRidge, rows: Rows) -> TracedArray:
+    if model.kernel_params:
+        raise NotImplementedError("KernelRidge with kernel_params")
+    options = {"gamma": model.gamma, "degree": model.degree, "coef0": model.coef0}
+    return kernel(rows.matrix, model.X_fit_, model.kernel, **options) @ model.dual_coef_
+
+
+def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
+    options = {name: value for name, value in model._get_kernel_params().items() if value is not None}
+    return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
+
+
+def _neighbours_of(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:
+    if model.n_neighbors is None:
+        raise NotImplementedError(f"{type(model).__name__} with a radius")
+    nearest = model.nbrs_
+    return smallest(distances(x, nearest._fit_X, *_metric(nearest)), model.n_neighbors)
+
+
+def isomap(model: Isomap, rows: Rows) -> TracedArray:
+    far, places = _neighbours_of(model, rows.matrix)
+    shortest = (take(model.dist_matrix_, places) + far[:, :, None]).min(axis=1)
+    similar = shortest * shortest * -0.5
+    inner, centred = model.kernel_pca_, model.kernel_pca_._centerer
+    similar = similar - centred.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + centred.K_fit_all_
+    kept = np.where(inner.eigenvalues_ > 0, inner.eigenvalues_, np.inf)
+    return similar @ (inner.eigenvectors_ / np.sqrt(kept))
+
+
+def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
+    """Return the sum of the neighbours' places, by the weights that make the row from its neighbours."""
+    _, places = _neighbours_of(model, rows.matrix)
+    count = model.n_neighbors
+    away = take(model.nbrs_._fit_X, places) - rows.matrix[:, None, :]
+    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # of the matrix of inner products
+    trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
+    ridge = np.where(trace > 0, trace * model.reg, model.reg)
+    matrix = np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count)
+    system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
+    for n in range(count):  # Gauss and Jordan; no pivot is needed, as the matrix is positive definite
+        line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
+        other = 1.0 - np.eye(count)[n][:, None]
+        system = system - system[:, :, n : n + 1] * other * line
+        system = system * other + line * (1.0 - other)
+    weights = system[:, :, count]
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    return (take(model.embedding_, places) * weights[:, :, None]).sum(axis=1)
+
+
+FORMULAS: dict[type, Formula] = {
+    KNeighborsClassifier: neighbour_classes,
+    KNeighborsRegressor: lambda model, rows: _nearest(model, rows, _targets(model)),
+    RadiusNeighborsClassifier: radius_classes,
+    RadiusNeighborsRegressor: lambda model, rows: _within_radius(model, rows, _targets(model))[0],
+    KNNImputer: imputed,
+    NearestCentroid: nearest_centroid,
+    **dict.fromkeys((MeanShift, AffinityPropagation), closest_centre),
+    Birch: lambda model, rows: take(
+        np.asarray(model.subcluster_labels_, np.int64),
+        np.argmin(squared_distances(rows.matrix, model.subcluster_centers_), axis=1),
+    ),
+    BisectingKMeans: bisected,
+    **dict.fromkeys((LabelPropagation, LabelSpreading), propagated_labels),
+    KernelRidge: kernel_ridge,
+    Nystroem: nystroem,
+    Isomap: isomap,
+    LocallyLinearEmbedding: locally_linear,
+}

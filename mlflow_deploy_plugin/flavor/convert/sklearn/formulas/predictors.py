@@ -1,0 +1,145 @@
+"""Formulas of predictors that are a few operations on a row: constants, steps, ellipses, projections, processes.
+
+Kernels of Gaussian processes follow sklearn.gaussian_process.kernels.
+"""
+
+from typing import Any
+
+import numpy as np
+from scipy import special
+from sklearn.covariance import EllipticEnvelope
+from sklearn.cross_decomposition import CCA, PLSCanonical, PLSRegression
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.gaussian_process import GaussianProcessClassifier, kernels
+from sklearn.gaussian_process._gpc import COEFS, LAMBDAS
+from sklearn.isotonic import IsotonicRegression
+from sklearn.multiclass import OneVsRestClassifier
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, interpolated
+from mlflow_deploy_plugin.runtime import Array
+
+
+def isotonic(model: IsotonicRegression, x: TracedArray) -> TracedArray:
+    """Return the predictions for x [N]: a line between two thresholds, and the end's value or NaN outside."""
+    known, values = (np.asarray(some, float) for some in (model.X_thresholds_, model.y_thresholds_))
+    if model.out_of_bounds == "clip":
+        x = np.clip(x, model.X_min_, model.X_max_)
+    if len(values) == 1:
+        return np.full_like(x, values[0])
+    inside = interpolated(x, known, values)
+    return np.where((x < known[0]) | (x > known[-1]), np.nan, inside)
+
+
+def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
+    constant = np.ravel(model.constant_)
+    return np.stack([rows.full(float(value)) for value in constant], axis=1)
+
+
+def dummy_classes(model: DummyClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
+        raise NotImplementedError(f"DummyClassifier with strategy={model._strategy!r}: its answers are drawn by chance")
+    if model._strategy == "constant":
+        best = int(np.flatnonzero(model.classes_ == np.ravel(model.constant)[0])[0])
+    else:
+        best = int(np.argmax(model.class_prior_))
+    likely = model.class_prior_ if model._strategy == "prior" else np.eye(len(model.classes_))[best]
+    return rows.full(float(best)).astype(np.int64), np.stack([rows.full(float(value)) for value in likely], axis=1)
+
+
+def elliptic(model: EllipticEnvelope, rows: Rows) -> TracedArray:
+    away = rows.matrix - model.location_
+    distance = ((away @ model.get_precision()) * away).sum(axis=1)
+    return np.where(-distance - model.offset_ >= 0, 1, -1)
+
+
+def partial_least_squares(model: Any, rows: Rows) -> TracedArray:
+    return (rows.matrix - model._x_mean) @ model.coef_.T + model.intercept_
+
+
+def process_classes(model: GaussianProcessClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+    base = model.base_estimator_
+    if model.n_classes_ == 2:
+        mean, likely = _latent(base, rows.matrix)
+        return (mean > 0).astype(np.int64), np.stack([1.0 - likely, likely], axis=1)
+    if not isinstance(base, OneVsRestClassifier):
+        raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
+    scores = np.stack([_latent(one, rows.matrix)[1] for one in base.estimators_], axis=1)
+    return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
+
+
+def _latent(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:
+    """Return the mean [N] of the latent process, and the probability [N] of its second class.
+
+    Algorithm 3.2 of Rasmussen and Williams, Gaussian Processes for Machine Learning, https://gaussianprocess.org/gpml/.
+    """
+    known = _kernel(model.kernel_, x, model.X_train_)
+    mean = known @ (model.y_train_ - model.pi_)
+    solved = (known * model.W_sr_) @ np.linalg.inv(model.L_).T
+    variance = _diagonal(model.kernel_, x) - (solved * solved).sum(axis=1)
+    slope = 1.0 / (2.0 * variance)
+    squares = np.ravel(LAMBDAS) ** 2
+    alpha = slope[:, None]
+    error = special.erf(mean[:, None] * np.ravel(LAMBDAS) * np.sqrt(alpha / (alpha + squares)))
+    integrals = np.sqrt(np.pi / alpha) * error / (2.0 * np.sqrt(variance * (2 * np.pi)))[:, None]
+    return mean, integrals @ np.ravel(COEFS) + 0.5 * float(COEFS.sum())
+
+
+def _kernel(kernel: Any, x: TracedArray, known: Array) -> Any:
+    """Return the kernel [N, K] between rows x [N, k] and known ones [K, k]."""
+    match kernel:
+        case kernels.Sum() | kernels.Product():
+            one, other = _kernel(kernel.k1, x, known), _kernel(kernel.k2, x, known)
+            return one + other if isinstance(kernel, kernels.Sum) else one * other
+        case kernels.Exponentiation():
+            return _kernel(kernel.kernel, x, known) ** kernel.exponent
+        case kernels.ConstantKernel():
+            return float(kernel.constant_value)
+        case kernels.WhiteKernel():
+            return 0.0
+        case kernels.DotProduct():
+            return x @ known.T + kernel.sigma_0**2
+        case kernels.Matern():
+            squared = squared_distances(x / kernel.length_scale, known / kernel.length_scale)
+            factors = {0.5: 1.0, 1.5: 3.0, 2.5: 5.0}
+            if kernel.nu == np.inf:
+                return np.exp(squared * -0.5)
+            if kernel.nu not in factors:
+                raise NotImplementedError(f"the kernel {kernel!r}")
+            far = np.sqrt(squared * factors[kernel.nu])
+            grown = {0.5: 1.0, 1.5: 1.0 + far, 2.5: 1.0 + far + far * far / 3.0}[kernel.nu]
+            return grown * np.exp(-far)
+        case kernels.RBF():
+            return np.exp(squared_distances(x / kernel.length_scale, known / kernel.length_scale) * -0.5)
+        case kernels.RationalQuadratic():
+            squared = squared_distances(x, known)
+            return (1.0 + squared / (2 * kernel.alpha * kernel.length_scale**2)) ** -kernel.alpha
+    raise NotImplementedError(f"the kernel {kernel!r}")
+
+
+def _diagonal(kernel: Any, x: TracedArray) -> Any:
+    """Return the kernel between each row and itself, [N] or one number."""
+    match kernel:
+        case kernels.Sum() | kernels.Product():
+            one, other = _diagonal(kernel.k1, x), _diagonal(kernel.k2, x)
+            return one + other if isinstance(kernel, kernels.Sum) else one * other
+        case kernels.Exponentiation():
+            return _diagonal(kernel.kernel, x) ** kernel.exponent
+        case kernels.ConstantKernel():
+            return float(kernel.constant_value)
+        case kernels.WhiteKernel():
+            return float(kernel.noise_level)
+        case kernels.DotProduct():
+            return (x * x).sum(axis=1) + kernel.sigma_0**2
+    return 1.0
+
+
+FORMULAS: dict[type, Formula] = {
+    DummyClassifier: dummy_classes,
+    DummyRegressor: dummy_values,
+    IsotonicRegression: lambda model, rows: isotonic(model, rows.matrix[:, 0]),
+    EllipticEnvelope: elliptic,
+    **dict.fromkeys((CCA, PLSCanonical, PLSRegression), partial_least_squares),
+    GaussianProcessClassifier: process_classes,
+}

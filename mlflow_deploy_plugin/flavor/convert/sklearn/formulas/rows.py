@@ -1,0 +1,172 @@
+"""The rows that a formula reads, and the answers of estimators within the one that it is of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
+from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model._base import LinearClassifierMixin
+from sklearn.pipeline import Pipeline
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, compares_in_64_bits, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray, take
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.runtime import Array
+
+
+class Rows:
+    """The rows that an estimator reads: skl2onnx's variables, or a matrix that a formula has made.
+
+    Attributes:
+        is_double: True if an estimator within reads 64-bit floats.
+    """
+
+    def __init__(self, graph: NodeBuilder | None, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
+        self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
+        self._after: dict[int, Rows] = {}  # a step
+        self._outputs: dict[tuple[int, bool], list[str]] = {}  # of an estimator, with or without raw scores
+        self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
+
+    @classmethod
+    def of(cls, graph: NodeBuilder | None, operator: Any) -> "Rows":
+        widths = [entry.type.shape[1] if len(entry.type.shape) > 1 else 1 for entry in operator.inputs]
+        known = getattr(operator.raw_operator, "n_features_in_", None)
+        return cls(graph, list(operator.inputs), known or sum(width or 1 for width in widths))
+
+    @property
+    def matrix(self) -> TracedArray:
+        """The rows as [N, k] 64-bit floats."""
+        if self._matrix is None:
+            if any(isinstance(entry.type, StringTensorType) for entry in self._inputs):
+                raise NotImplementedError("columns of texts, which no step before it turns into numbers")
+            name = ""
+            if self._graph is not None:
+                name = self._graph.node("Cast", [self._graph.joined(self._inputs)], to=TensorProto.DOUBLE)
+            self._matrix = Traced(self._graph, name, np.ones((SAMPLE_ROWS, self._columns)))
+        return self._matrix
+
+    def full(self, value: float) -> TracedArray:
+        """Return one number for each row, [N]; the rows may be texts."""
+        texts = next((entry for entry in self._inputs if isinstance(entry.type, StringTensorType)), None)
+        if texts is None:
+            return np.full_like(self.matrix[:, 0], value)
+        traced = Traced(self._graph, texts.full_name, np.ones((SAMPLE_ROWS, texts.type.shape[1]), bool))
+        same = traced.emit("Equal", [traced, traced], traced.sample)
+        return np.full_like(same[:, 0].astype(np.float64), value)
+
+    def with_matrix(self, matrix: TracedArray) -> "Rows":
+        """Return other rows for the estimators within."""
+        rows = Rows(self._graph, [], matrix.sample.shape[1], matrix)
+        rows.is_double = self.is_double
+        return rows
+
+    def ask(self, estimator: Any, method: str) -> TracedArray:
+        """Return the answer of an estimator within: `predict`, `predict_proba`, `decision_function` or `transform`.
+
+        Labels are numbers; of two classes, the decision function is [N].
+
+        Raises:
+            NotImplementedError: its converter has no such answer.
+        """
+        estimator = best_estimator(estimator)
+        if isinstance(estimator, Pipeline):
+            rows = self
+            for _, step in estimator.steps[:-1]:
+                if step not in (None, "passthrough"):
+                    if id(step) not in rows._after:
+                        rows._after[id(step)] = rows.with_matrix(rows.ask(step, "transform"))
+                    rows = rows._after[id(step)]
+            return rows.ask(estimator.steps[-1][1], method)
+        if isinstance(estimator, LinearClassifierMixin) and (scores := self._linear(estimator, method)) is not None:
+            return scores
+        if (formula := FORMULAS.get(type(estimator))) is not None:
+            return self._by_formula(formula, estimator, method)
+        return self._by_converter(estimator, method)
+
+    def _linear(self, estimator: Any, method: str) -> TracedArray | None:
+        """Return the scores of a linear classifier, or its probabilities, as scikit-learn computes them."""
+        scores = self.matrix @ np.atleast_2d(estimator.coef_).astype(float).T + np.asarray(estimator.intercept_, float)
+        single = scores.sample.shape[1] == 1
+        if method == "decision_function":
+            return scores[:, 0] if single else scores
+        if method == "predict":
+            position = (scores[:, 0] > 0).astype(np.int64) if single else np.argmax(scores, axis=1)
+            return _classes_at(estimator, position)
+        if not isinstance(estimator, LogisticRegression):
+            return None
+        if single:
+            likely = 1.0 / (1.0 + np.exp(-scores))
+            return np.concatenate([1.0 - likely, likely], axis=1)
+        return softmax(scores)
+
+    def _by_formula(self, formula: "Formula", estimator: Any, method: str) -> TracedArray:
+        answer = formula(estimator, self)
+        if not isinstance(answer, tuple):
+            return answer if method == "transform" else answer.astype(np.float64)
+        position, scores = answer
+        if method == "predict":
+            return _classes_at(estimator, position)
+        if method == "decision_function":
+            raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
+        return scores
+
+    def _by_converter(self, estimator: Any, method: str) -> TracedArray:
+        sample = self._sample(estimator, method)
+        if self._graph is None:
+            return Traced(None, "", sample)
+        key = id(estimator), method == "decision_function"
+        if key not in self._outputs:
+            self._outputs[key] = self._graph.sub_model(estimator, self._variables(estimator), key[1])
+        names = self._outputs[key]
+        name = self._graph.node("Cast", [names[int(method in _SCORES)]], to=TensorProto.DOUBLE)
+        traced = Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2)) if _is_flat_score(sample, method) else sample)
+        if _is_flat_score(sample, method):
+            return traced.reshape(-1, 2)[:, 1]
+        return traced.reshape(-1, *sample.shape[1:])
+
+    def _variables(self, estimator: Any) -> list[Any]:
+        parts = list(sub_estimators(estimator))
+        rounds = any(hasattr(part, "tree_") for part in parts) and not any(map(compares_in_64_bits, parts))
+        if self._inputs and not (rounds and self.is_double):
+            return self._inputs
+        assert self._graph is not None  # only the graph has variables
+        matrix = self.matrix.astype(np.float64 if self.is_double and not rounds else np.float32)
+        kind = DoubleTensorType if matrix.dtype == np.float64 else FloatTensorType
+        return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
+
+    def _sample(self, estimator: Any, method: str) -> Array:
+        if method in _SCORES:
+            count = len(estimator.classes_)
+            flat = count == 2 and method == "decision_function"
+            return np.ones(SAMPLE_ROWS) if flat else np.full((SAMPLE_ROWS, count), 1 / count)
+        if self._inputs and any(isinstance(entry.type, StringTensorType) for entry in self._inputs):
+            if method == "transform":
+                return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
+            return np.ones(SAMPLE_ROWS)
+        answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
+        if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(answer, "toarray"):
+            raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
+        return np.ones(answer.shape)
+
+
+_SCORES = ("predict_proba", "decision_function")
+Formula = Callable[[Any, Rows], Any]
+FORMULAS: dict[type, Formula] = {}
+
+
+def _is_flat_score(sample: Array, method: str) -> bool:
+    return method == "decision_function" and sample.ndim == 1
+
+
+def _classes_at(estimator: Any, position: TracedArray) -> TracedArray:
+    if estimator.classes_.dtype.kind not in "fiub":
+        raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
+    return take(estimator.classes_.astype(np.float64), position)
+
+
+def softmax(scores: TracedArray) -> TracedArray:
+    """Return the exponentials of scores [N, C] with the sum 1."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

@@ -1,0 +1,432 @@
+"""Arrays that write down what numpy's functions do with them, as nodes of a graph.
+
+A formula of numpy is called with a `Traced` array in place of numbers: its `x @ w + b` adds a MatMul and an Add. So a
+converter is the formula itself, and a user's own function of numpy functions has a graph, too
+(https://numpy.org/doc/stable/user/basics.dispatch.html).
+
+A traced array has the rows of a request in its first axis, and nothing may depend on their number or mix them. What has
+no form in a graph raises NotImplementedError: an `if` on values, other functions, other types than numbers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+from scipy import special
+
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
+from mlflow_deploy_plugin.runtime import Array
+
+_KINDS = {"bool": TensorProto.BOOL, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+ONNX_TYPES = _KINDS | {"float64": TensorProto.DOUBLE}
+SAMPLE_ROWS = 7
+"""The rows of a sample: a number that a constant's own length seldom is."""
+
+
+TracedArray = Any
+"""A `Traced` in a formula: numpy's own annotations have an ndarray for what its functions return."""
+
+
+class Traced(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array of the graph. Each operation is also done with a small sample, which tells the type and the shape.
+
+    Attributes:
+        graph: receives the nodes; None if only the sample counts.
+        name: the array's name in the graph.
+        sample: [7, …], numbers of the array's type.
+    """
+
+    def __init__(self, graph: NodeBuilder | None, name: str, sample: Array) -> None:
+        self.graph, self.name, self.sample = graph, name, sample
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        return (None, *self.sample.shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        return self.sample.ndim
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.sample.dtype
+
+    def emit(self, operator: str, inputs: list[Any], sample: Array, **attributes: Any) -> TracedArray:
+        """Add a node. Inputs are traced arrays, and constants of their own type."""
+        if self.graph is None:
+            return Traced(None, "", sample)
+        names = [one.name if isinstance(one, Traced) else self._constant(one) for one in inputs]
+        return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
+
+    def _constant(self, values: Any) -> str:
+        array = np.asarray(values)
+        assert self.graph is not None  # `emit` has asked
+        return self.graph.constant(ONNX_TYPES[_supported(array.dtype).name], list(array.shape), array.ravel().tolist())
+
+    def astype(self, dtype: Any, **_: Any) -> TracedArray:
+        kind = _supported(np.dtype(dtype))
+        if kind == self.dtype:
+            return self
+        with np.errstate(all="ignore"):
+            return self.emit("Cast", [self], self.sample.astype(kind), to=ONNX_TYPES[kind.name])
+
+    def reshape(self, *shape: Any) -> TracedArray:
+        """Return the rows in another shape; the first length is -1, for all rows."""
+        sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
+        sample = self.sample.reshape(len(self.sample), *sizes[1:])
+        if sizes[0] not in (-1, None):
+            raise NotImplementedError("reshape to a number of rows")
+        return self.emit("Reshape", [self, np.array([-1, *sample.shape[1:]])], sample)
+
+    def __getitem__(self, key: Any) -> TracedArray:
+        keys = key if isinstance(key, tuple) else (key,)
+        if any(entry is Ellipsis for entry in keys):
+            at = next(place for place, entry in enumerate(keys) if entry is Ellipsis)
+            missing = self.ndim - sum(entry is not None for entry in keys) + 1
+            keys = (*keys[:at], *[slice(None)] * missing, *keys[at + 1 :])
+        if not (isinstance(keys[0], slice) and keys[0] == slice(None)):
+            raise NotImplementedError("picking of rows")
+        current, axis = self, 1
+        for entry in keys[1:]:
+            if entry is None:
+                sample = np.expand_dims(current.sample, axis)
+                current = current.emit("Unsqueeze", [current, np.array([axis])], sample)
+            elif not (isinstance(entry, slice) and entry == slice(None)):
+                if isinstance(entry, Traced):
+                    raise NotImplementedError("picking by computed positions")
+                picked = np.arange(current.sample.shape[axis])[entry]
+                current = current.emit("Gather", [current, picked], current.sample.take(picked, axis), axis=axis)
+                axis += np.ndim(picked)
+                continue
+            axis += 1
+        return current
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> TracedArray:
+        if method == "reduce" and ufunc in _REDUCERS and options.get("out") is None:
+            return reduced(_REDUCERS[ufunc], inputs[0], options.get("axis", 0), bool(options.get("keepdims")))
+        if method != "__call__" or options:
+            raise NotImplementedError(f"numpy.{ufunc.__name__} with {method} or options")
+        if (form := _COMPOSED.get(ufunc)) is not None:
+            return form(*inputs)
+        if (operator := _UFUNCS.get(ufunc)) is None:
+            raise NotImplementedError(f"numpy.{ufunc.__name__}, which has no form in a graph")
+        with np.errstate(all="ignore"):
+            sample = ufunc(*(one.sample if isinstance(one, Traced) else one for one in inputs))
+        sample = sample.astype(_supported(sample.dtype))
+        kind = sample.dtype
+        if ufunc in _LOGICAL:
+            kind = np.dtype(bool)
+        elif kind.kind == "b":
+            kind = np.result_type(*(one.sample if isinstance(one, Traced) else one for one in inputs))
+        if ufunc is np.isnan or operator == "IsInf":
+            kind = np.dtype(np.float64)
+        same = [one.astype(kind) if isinstance(one, Traced) else np.asarray(one, kind) for one in inputs]
+        return self.emit(operator, same, sample)
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
+        if (form := _FUNCTIONS.get(function)) is None:
+            raise NotImplementedError(f"numpy.{function.__name__}, which has no form in a graph")
+        return form(*inputs, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f".{name}, which has no form in a graph")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("a function that wants the numbers themselves")
+
+    def __bool__(self) -> bool:
+        raise NotImplementedError("an `if`, `and` or `or` on values; numpy.where decides for each row")
+
+    def __len__(self) -> int:
+        raise NotImplementedError("the number of rows")
+
+    def __iter__(self) -> Any:
+        raise NotImplementedError("a loop over rows")
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> TracedArray:
+        return reduced("ReduceSum", self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> TracedArray:
+        return mean(self, axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> TracedArray:
+        return reduced("ReduceMax", self, axis, keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> TracedArray:
+        return reduced("ReduceMin", self, axis, keepdims)
+
+    def clip(self, low: Any = None, high: Any = None) -> TracedArray:
+        return clipped(self, low, high)
+
+    def copy(self) -> "Traced":
+        return self
+
+    def to_numpy(self, *_: Any, **__: Any) -> "Traced":
+        return self
+
+    values = property(to_numpy)
+
+
+def _supported(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the graph's type for one of numpy's: small integers and floats are widened."""
+    if dtype.kind in "iu":
+        return np.dtype(np.int64)
+    if dtype.name not in ONNX_TYPES:
+        raise NotImplementedError(f"numbers of the type {dtype.name}")
+    return np.dtype(dtype.name)
+
+
+def reduced(operator: str, x: TracedArray, axis: Any, keepdims: bool = False) -> TracedArray:
+    """Return the sum, the largest number or the like along an axis that is not that of the rows."""
+    axis = _axis(x, axis)
+    if x.dtype == bool:
+        x = x.astype(np.int64)
+    function: Any = {"ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceProd": np.prod}[operator]
+    with np.errstate(all="ignore"):
+        sample = np.asarray(function(x.sample, axis=axis, keepdims=keepdims), x.dtype)
+    return x.emit(operator, [x, np.array([axis])], sample, keepdims=int(keepdims))
+
+
+def _axis(x: TracedArray, axis: Any) -> int:
+    if not isinstance(axis, int) or axis % x.ndim == 0:
+        raise NotImplementedError("a sum, mean or the like over several rows; axis=1 is that of a row")
+    return int(axis % x.ndim)
+
+
+def mean(x: TracedArray, axis: Any = None, keepdims: bool = False) -> TracedArray:
+    return reduced("ReduceSum", x, axis, keepdims) / float(x.sample.shape[_axis(x, axis)])
+
+
+def variance(x: TracedArray, axis: Any = None, ddof: float = 0, keepdims: bool = False) -> TracedArray:
+    away = x - mean(x, axis, keepdims=True)
+    return reduced("ReduceSum", away * away, axis, keepdims) / (x.sample.shape[_axis(x, axis)] - ddof)
+
+
+def _chosen(operator: str, function: Any) -> Callable[..., TracedArray]:
+    def chosen(x: TracedArray, axis: Any = None, keepdims: bool = False) -> TracedArray:
+        axis = _axis(x, axis)
+        return x.emit(
+            operator, [x], function(x.sample, axis=axis, keepdims=keepdims), axis=axis, keepdims=int(keepdims)
+        )
+
+    return chosen
+
+
+def where(condition: Any, yes: Any, no: Any) -> TracedArray:
+    given = [condition, yes, no]
+    some = next(one for one in given if isinstance(one, Traced))
+    samples = [one.sample if isinstance(one, Traced) else one for one in given]
+    sample = np.where(*samples)
+    sample = sample.astype(_supported(sample.dtype))
+    kinds = [np.dtype(bool), sample.dtype, sample.dtype]
+    same = [
+        one.astype(kind) if isinstance(one, Traced) else np.asarray(one, kind)
+        for one, kind in zip(given, kinds, strict=True)
+    ]
+    return some.emit("Where", same, sample)
+
+
+def concatenated(arrays: Any, axis: Any = 0) -> TracedArray:
+    some = next(one for one in arrays if isinstance(one, Traced))
+    if any(not isinstance(one, Traced) for one in arrays):
+        raise NotImplementedError("rows beside constant rows")
+    axis = _axis(some, axis)
+    sample = np.concatenate([one.sample for one in arrays], axis=axis)
+    return some.emit("Concat", [one.astype(sample.dtype) for one in arrays], sample, axis=axis)
+
+
+def stacked(arrays: Any, axis: Any = 0) -> TracedArray:
+    place = axis % (arrays[0].ndim + 1)
+    return concatenated([expanded(one, place) for one in arrays], axis=place)
+
+
+def expanded(x: TracedArray, axis: int) -> TracedArray:
+    keys: list[Any] = [slice(None)] * (x.ndim + 1)
+    keys[axis] = None
+    return x[tuple(keys)]
+
+
+def side_by_side(arrays: Any) -> TracedArray:
+    return concatenated([one[:, None] if one.ndim == 1 else one for one in arrays], axis=1)
+
+
+def clipped(x: TracedArray, a_min: Any = None, a_max: Any = None, **limits: Any) -> TracedArray:
+    low, high = limits.get("min", a_min), limits.get("max", a_max)
+    x = x if low is None else np.maximum(x, low)
+    return x if high is None else np.minimum(x, high)
+
+
+def rounded(x: TracedArray, decimals: int = 0) -> TracedArray:
+    return np.rint(x) if not decimals else np.rint(x * 10.0**decimals) / 10.0**decimals
+
+
+def filled(x: TracedArray, fill_value: float) -> TracedArray:
+    return where(np.isnan(x), np.asarray(fill_value, x.dtype), np.asarray(fill_value, x.dtype))
+
+
+def nan_to_num(
+    x: TracedArray, copy: bool = True, nan: float = 0.0, posinf: Any = None, neginf: Any = None
+) -> TracedArray:
+    limits = np.finfo(x.dtype)
+    x = where(np.isnan(x), np.asarray(nan, x.dtype), x)
+    x = where(x == np.inf, np.asarray(limits.max if posinf is None else posinf, x.dtype), x)
+    return where(x == -np.inf, np.asarray(limits.min if neginf is None else neginf, x.dtype), x)
+
+
+def norm(x: TracedArray, ord: Any = None, axis: Any = None, keepdims: bool = False) -> TracedArray:
+    if ord not in (None, 2):
+        raise NotImplementedError(f"numpy.linalg.norm with ord={ord!r}")
+    return np.sqrt(reduced("ReduceSum", x * x, axis, keepdims))
+
+
+def selected(conditions: list[Any], choices: list[Any], default: Any = 0) -> Any:
+    for condition, choice in zip(reversed(conditions), reversed(choices), strict=True):
+        default = where(condition, choice, default)
+    return default
+
+
+def interpolated(x: TracedArray, known: Array, values: Array) -> TracedArray:
+    """Return the line through the points at `known` ([K], ascending) for x [N]; outside, that of the last two.
+
+    The operations are those of scipy.interpolate.interp1d, in its order.
+    """
+    position = np.sum((x[:, None] > known[1:-1]).astype(np.int64), axis=1) if len(known) > 2 else x.astype(bool) & False
+    position = position.astype(np.int64)
+    left, right, low, high = (take(some, position) for some in (known[:-1], known[1:], values[:-1], values[1:]))
+    return (high - low) / (right - left) * (x - left) + low
+
+
+def interp(x: TracedArray, xp: Any, fp: Any, left: Any = None, right: Any = None) -> TracedArray:
+    known, values = np.asarray(xp, float), np.asarray(fp, float)
+    inside = interpolated(clipped(x, known[0], known[-1]), known, values)
+    inside = where(x < known[0], values[0] if left is None else left, inside)
+    return where(x > known[-1], values[-1] if right is None else right, inside)
+
+
+def digitized(x: TracedArray, bins: Any, right: bool = False) -> TracedArray:
+    edges = np.asarray(bins)
+    if (np.diff(edges) < 0).any():
+        raise NotImplementedError("numpy.digitize with descending bins")
+    apart = x[..., None]
+    below = apart <= edges if right else apart < edges
+    return np.sum((~below).astype(np.int64), axis=x.ndim)  # a missing value lies above all edges
+
+
+def take(values: Array, positions: TracedArray) -> TracedArray:
+    """Return the entries of constant values [K, …] at computed positions."""
+    return positions.emit("Gather", [values, positions], np.asarray(values)[positions.sample % len(values)], axis=0)
+
+
+def take_along(x: TracedArray, positions: TracedArray) -> TracedArray:
+    """Return the entries of x [N, K] at positions [N, k]: numpy.take_along_axis along axis 1."""
+    return x.emit("GatherElements", [x, positions], np.take_along_axis(x.sample, positions.sample, 1), axis=1)
+
+
+def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
+    """Return the smallest numbers of each row [N, count] and their positions, ascending; equal ones by place."""
+    places = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
+    values = np.take_along_axis(x.sample, places, axis=1)
+    if x.graph is None:
+        return Traced(None, "", values), Traced(None, "", places)
+    number = x.graph.constant(TensorProto.INT64, [1], [count])
+    names = x.graph.nodes("TopK", [x.name, number], 2, axis=1, largest=0, sorted=1)
+    return Traced(x.graph, names[0], values), Traced(x.graph, names[1], places)
+
+
+_UFUNCS: dict[Any, str] = {
+    np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.power: "Pow", np.matmul: "MatMul",
+    np.maximum: "Max", np.minimum: "Min", np.negative: "Neg", np.positive: "Identity", np.absolute: "Abs",
+    np.exp: "Exp", np.log: "Log", np.sqrt: "Sqrt", np.sin: "Sin", np.cos: "Cos", np.tanh: "Tanh", np.sign: "Sign",
+    np.floor: "Floor", np.ceil: "Ceil", np.rint: "Round", np.isnan: "IsNaN", np.isinf: "IsInf",
+    np.equal: "Equal", np.greater: "Greater", np.less: "Less", np.greater_equal: "GreaterOrEqual",
+    np.less_equal: "LessOrEqual", np.logical_and: "And", np.logical_or: "Or", np.logical_not: "Not",
+    np.logical_xor: "Xor", np.bitwise_and: "And", np.bitwise_or: "Or", np.invert: "Not", special.expit: "Sigmoid",
+}  # fmt: skip
+_LOGICAL = (*(np.logical_and, np.logical_or, np.logical_not, np.logical_xor, np.bitwise_and, np.bitwise_or, np.invert),)
+
+
+def _single(operator: str, ufunc: Any) -> Callable[[TracedArray], TracedArray]:
+    """Return a function that computes in 32 bits: ONNX Runtime has no such kernel for 64."""
+
+    def computed(x: TracedArray) -> TracedArray:
+        narrow = x.astype(np.float32)
+        with np.errstate(all="ignore"):
+            return narrow.emit(operator, [narrow], ufunc(narrow.sample)).astype(x.dtype)
+
+    return computed
+
+
+def error_function(x: TracedArray) -> TracedArray:
+    """Return erf(x) by Gauss' quadrature, to 15 digits; beyond 6 it is 1, and ONNX Runtime's Erf has 32 bits."""
+    nodes, weights = np.polynomial.legendre.leggauss(48)
+    x = np.clip(x, -6.0, 6.0)
+    areas = np.exp(-((x[..., None] * ((nodes + 1) / 2)) ** 2)) @ (weights / 2)
+    return areas * x * (2 / np.sqrt(np.pi))
+
+
+_COMPOSED: dict[Any, Callable[..., Any]] = {
+    np.square: lambda x: x * x,
+    np.reciprocal: lambda x: 1.0 / x,
+    np.fabs: np.absolute,
+    np.log1p: lambda x: np.log(x.astype(np.float64) + 1.0),
+    np.expm1: lambda x: np.exp(x.astype(np.float64)) - 1.0,
+    np.log2: lambda x: np.log(x) / np.log(2.0),
+    np.log10: lambda x: np.log(x) / np.log(10.0),
+    np.exp2: lambda x: np.exp(x * np.log(2.0)),
+    np.cbrt: lambda x: np.sign(x) * np.abs(x) ** (1 / 3),
+    np.float_power: np.power,
+    np.hypot: lambda x, y: np.sqrt(x * x + y * y),
+    np.tan: lambda x: np.sin(x) / np.cos(x),
+    np.sinh: lambda x: (np.exp(x) - np.exp(-x)) / 2,
+    np.cosh: lambda x: (np.exp(x) + np.exp(-x)) / 2,
+    np.arcsinh: lambda x: np.sign(x) * np.log(np.abs(x) + np.sqrt(x * x + 1.0)),
+    np.arctan: _single("Atan", np.arctan),
+    np.arcsin: _single("Asin", np.arcsin),
+    np.arccos: _single("Acos", np.arccos),
+    np.deg2rad: lambda x: x * (np.pi / 180),
+    np.radians: lambda x: x * (np.pi / 180),
+    np.rad2deg: lambda x: x * (180 / np.pi),
+    np.floor_divide: lambda x, y: np.floor(x / y),
+    np.remainder: lambda x, y: x - np.floor(x / y) * y,
+    np.trunc: lambda x: np.sign(x) * np.floor(np.abs(x)),
+    np.isfinite: lambda x: ~(np.isnan(x) | np.isinf(x)),
+    np.not_equal: lambda x, y: ~(x == y),
+    np.logaddexp: lambda x, y: np.maximum(x, y) + np.log(1.0 + np.exp(-np.abs(x - y))),
+    special.logit: lambda x: np.log(x / (1.0 - x)),
+    special.erf: error_function,
+}
+_REDUCERS = {np.add: "ReduceSum", np.maximum: "ReduceMax", np.minimum: "ReduceMin", np.multiply: "ReduceProd"}
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    np.sum: lambda x, axis=None, keepdims=False: reduced("ReduceSum", x, axis, keepdims),
+    np.max: lambda x, axis=None, keepdims=False: reduced("ReduceMax", x, axis, keepdims),
+    np.min: lambda x, axis=None, keepdims=False: reduced("ReduceMin", x, axis, keepdims),
+    np.prod: lambda x, axis=None, keepdims=False: reduced("ReduceProd", x, axis, keepdims),
+    np.any: lambda x, axis=None, keepdims=False: reduced("ReduceMax", x.astype(bool), axis, keepdims).astype(bool),
+    np.all: lambda x, axis=None, keepdims=False: reduced("ReduceMin", x.astype(bool), axis, keepdims).astype(bool),
+    np.mean: mean,
+    np.var: variance,
+    np.std: lambda x, axis=None, ddof=0, keepdims=False: np.sqrt(variance(x, axis, ddof, keepdims)),
+    np.argmax: _chosen("ArgMax", np.argmax),
+    np.argmin: _chosen("ArgMin", np.argmin),
+    np.where: where,
+    np.concatenate: concatenated,
+    np.hstack: side_by_side,
+    np.column_stack: side_by_side,
+    np.stack: stacked,
+    np.expand_dims: expanded,
+    np.reshape: lambda x, shape: x.reshape(shape),
+    np.clip: clipped,
+    np.round: rounded,
+    np.copy: lambda x: x,
+    np.zeros_like: lambda x: filled(x, 0.0),
+    np.ones_like: lambda x: filled(x, 1.0),
+    np.full_like: filled,
+    np.nan_to_num: nan_to_num,
+    np.select: selected,
+    np.interp: interp,
+    np.digitize: digitized,
+    np.dot: np.matmul,
+    np.linalg.norm: norm,
+    np.diff: lambda x, axis=-1: x[..., 1:] - x[..., :-1],
+}

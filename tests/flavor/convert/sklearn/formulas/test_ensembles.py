@@ -1,0 +1,129 @@
+"""Estimators that ask others: each is proven around another one, or names what is within it."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestRegressor
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
+from sklearn.multioutput import ClassifierChain, RegressorChain
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+from sklearn.semi_supervised import SelfTrainingClassifier
+from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.wrap import wrap
+from tests.support.weather import weather_columns
+
+ROWS = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 3)), columns=["a", "b", "c"])
+VALUES = (2 * ROWS.a + ROWS.b + 5).to_numpy()
+TWO = np.where(VALUES > 5, "yes", "no")
+THREE = np.digitize(VALUES, [4, 6])
+LABELS = np.column_stack([VALUES > 5, ROWS.c > 0]).astype(int)
+
+CLASSIFIERS: dict[str, tuple[Any, Any]] = {
+    "sigmoid": (CalibratedClassifierCV(make_pipeline(StandardScaler(), LinearSVC()), cv=2), TWO),
+    "isotonic": (CalibratedClassifierCV(LogisticRegression(), method="isotonic", cv=2), THREE),
+    "temperature of scores": (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), THREE),
+    "temperature of two": (CalibratedClassifierCV(LinearSVC(), method="temperature", cv=2), TWO),
+    "calibrated after training": (CalibratedClassifierCV(FrozenEstimator(LogisticRegression().fit(ROWS, TWO))), TWO),
+    "a threshold for no": (FixedThresholdClassifier(LogisticRegression(), threshold=0.3, pos_label="no"), TWO),
+    "a threshold for scores": (FixedThresholdClassifier(LinearSVC()), THREE > 1),
+    "a tuned threshold": (TunedThresholdClassifierCV(LogisticRegression(C=0.01), cv=2), THREE > 1),
+    "a class against the rest": (OneVsRestClassifier(make_pipeline(StandardScaler(), LogisticRegression())), THREE),
+    "the rest of two": (OneVsRestClassifier(LogisticRegression()), TWO),
+    "several labels": (OneVsRestClassifier(LogisticRegression()), LABELS),
+    "regressions for classes": (OneVsRestClassifier(Ridge()), THREE),
+    "trees for classes": (OneVsRestClassifier(DecisionTreeClassifier(max_depth=3)), THREE),
+    "a class against each other": (OneVsOneClassifier(LogisticRegression()), THREE),
+    "machines for pairs": (OneVsOneClassifier(SVC()), THREE),
+    "one pair": (OneVsOneClassifier(LogisticRegression()), TWO),
+    "codes": (OutputCodeClassifier(LogisticRegression(), random_state=0), THREE),
+    "a chain": (ClassifierChain(LogisticRegression(), order=[1, 0]), LABELS),
+    "a chain by probabilities": (ClassifierChain(LogisticRegression(), chain_method="predict_proba"), LABELS),
+    "labels of its own": (SelfTrainingClassifier(LogisticRegression()), np.where(ROWS.c > 1, -1, THREE)),
+    "a search within": (
+        TunedThresholdClassifierCV(GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2), cv=2),
+        TWO == "yes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "labels"), CLASSIFIERS.values(), ids=CLASSIFIERS)
+def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
+    assert wrap(model.fit(ROWS, labels), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        *(StandardScaler(), MinMaxScaler(), MaxAbsScaler(), RobustScaler(), PowerTransformer()),
+        PowerTransformer("box-cox"),
+        QuantileTransformer(n_quantiles=20),
+        make_pipeline(FunctionTransformer(np.log1p, np.expm1), StandardScaler()),
+    ],
+    ids=str,
+)
+def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
+    model = TransformedTargetRegressor(Ridge(), transformer=transformer).fit(ROWS, np.exp(VALUES / 10))
+
+    assert wrap(model, ROWS).report.state == "proven"
+
+
+def test_a_target_of_a_function_and_several_ones_are_turned_back() -> None:
+    several = np.column_stack([VALUES, VALUES**2])
+    for model in (
+        TransformedTargetRegressor(LinearRegression(), func=np.sqrt, inverse_func=np.square, check_inverse=False),
+        TransformedTargetRegressor(RandomForestRegressor(5, random_state=0), transformer=StandardScaler()),
+        RegressorChain(Ridge(), order=[1, 0]),
+    ):
+        assert wrap(model.fit(ROWS, np.abs(several)), ROWS).report.state == "proven"
+
+
+NORMAL = QuantileTransformer(n_quantiles=20, output_distribution="normal")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            TransformedTargetRegressor(
+                Ridge(), transformer=QuantileTransformer(n_quantiles=20, output_distribution="normal")
+            ),
+            "inverse",
+        ),
+        (OneVsOneClassifier(SVC(kernel="precomputed")), "a precomputed kernel"),
+    ],
+)
+def test_what_within_has_no_form_is_named(model: Any, words: str) -> None:
+    target = VALUES if isinstance(model, TransformedTargetRegressor) else THREE
+    rows = ROWS if isinstance(model, TransformedTargetRegressor) else ROWS @ ROWS.T
+
+    with pytest.raises(ConversionError, match=words):
+        wrap(model.fit(rows, target), rows)
+
+
+def test_texts_and_numbers_are_read_by_the_pipeline_within(weather: tuple[pd.DataFrame, pd.Series]) -> None:
+    table, labels = weather
+    first = labels == labels.iloc[0]
+    for within in (LogisticRegression(), HistGradientBoostingClassifier(max_iter=5)):
+        model = TunedThresholdClassifierCV(make_pipeline(weather_columns(), within), cv=2).fit(table, first)
+        assert wrap(model, table).report.state == "proven"
+    prices = TransformedTargetRegressor(make_pipeline(weather_columns(), Ridge()), func=np.log1p, inverse_func=np.expm1)
+    assert wrap(prices.fit(table, table.humidity.abs()), table).report.state == "proven"

@@ -1,0 +1,67 @@
+"""Transformers before a linear model: each is proven, or says which of its options is not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.cluster import FeatureAgglomeration
+from sklearn.decomposition import FactorAnalysis, FastICA, SparsePCA
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.feature_selection import RFE, GenericUnivariateSelect, SelectFromModel, SequentialFeatureSelector
+from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
+from sklearn.linear_model import Ridge
+from sklearn.neural_network import BernoulliRBM
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import SplineTransformer
+from sklearn.random_projection import SparseRandomProjection
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+ROWS = np.random.default_rng(0).uniform(0.1, 1, size=(150, 4))
+VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
+
+STEPS: dict[str, Any] = {
+    "one by one": GenericUnivariateSelect(mode="k_best", param=2),
+    "of a forest": SelectFromModel(RandomForestRegressor(5, random_state=0)),
+    "in order": SequentialFeatureSelector(Ridge(), n_features_to_select=2, cv=2),
+    "by elimination": RFE(Ridge(), n_features_to_select=2),
+    "factors": FactorAnalysis(2),
+    "independent": FastICA(2, random_state=0),
+    "independent, not whitened": FastICA(whiten=False, random_state=0),
+    "sparse components": SparsePCA(2, max_iter=10, random_state=0),
+    "groups": FeatureAgglomeration(2),
+    "groups by their largest": FeatureAgglomeration(2, pooling_func=np.max),
+    "cosines": RBFSampler(n_components=10, random_state=0),
+    "skewed": SkewedChi2Sampler(n_components=10, random_state=0),
+    "counts": AdditiveChi2Sampler(),
+    "sketch": PolynomialCountSketch(degree=3, n_components=10, coef0=1, random_state=0),
+    "machine": BernoulliRBM(3, n_iter=2, random_state=0),
+    "projection": SparseRandomProjection(2, random_state=0),
+    **{
+        f"splines, {extrapolation}": SplineTransformer(extrapolation=extrapolation, include_bias=False)
+        for extrapolation in ("constant", "linear", "continue", "periodic")
+    },
+    "lines": SplineTransformer(degree=1, knots="quantile"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_transformer_is_proven(step: Any) -> None:
+    assert wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS).report.state == "proven"
+
+
+def test_an_elimination_predicts_by_its_own_estimator() -> None:
+    assert wrap(RFE(Ridge(), n_features_to_select=2).fit(ROWS, VALUES), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (SplineTransformer(sparse_output=True), "SplineTransformer with sparse_output or handle_missing"),
+        (FeatureAgglomeration(2, pooling_func=np.median), "numpy.median, which has no form in a graph"),
+    ],
+)
+def test_an_option_without_a_form_is_named(step: Any, words: str) -> None:
+    with pytest.raises(ConversionError, match=words):
+        wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS)

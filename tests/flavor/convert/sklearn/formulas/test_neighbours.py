@@ -1,0 +1,94 @@
+"""Estimators that compare rows with learned ones: each is proven, or says which of its options is not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
+from sklearn.impute import KNNImputer
+from sklearn.kernel_approximation import Nystroem
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.manifold import Isomap, LocallyLinearEmbedding
+from sklearn.neighbors import (
+    KNeighborsClassifier,
+    KNeighborsRegressor,
+    NearestCentroid,
+    RadiusNeighborsClassifier,
+    RadiusNeighborsRegressor,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.semi_supervised import LabelPropagation, LabelSpreading
+
+from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import neighbours
+from mlflow_deploy_plugin.flavor.wrap import wrap
+
+ROWS = np.random.default_rng(0).normal(size=(150, 3))
+VALUES = 2 * ROWS[:, 0] + ROWS[:, 1]
+THREE = np.digitize(VALUES, [-1, 1])
+GAPS = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.1, np.nan, ROWS)
+
+MODELS: dict[str, tuple[Any, Any]] = {
+    "by distance": (KNeighborsRegressor(4, weights="distance"), VALUES),
+    "classes by distance": (KNeighborsClassifier(4, weights="distance", metric="manhattan"), THREE),
+    "several targets": (KNeighborsRegressor(p=3), np.column_stack([VALUES, -VALUES])),
+    "largest difference": (KNeighborsClassifier(metric="chebyshev"), THREE),
+    "angle": (KNeighborsRegressor(metric="cosine"), VALUES),
+    "radius": (RadiusNeighborsRegressor(1.5), VALUES),
+    "radius by distance": (RadiusNeighborsRegressor(1.5, weights="distance"), VALUES),
+    "radius with outliers": (RadiusNeighborsClassifier(1.5, outlier_label=1), THREE),
+    "centroids": (NearestCentroid(), THREE),
+    "equal centroids": (NearestCentroid(metric="manhattan", priors="uniform"), THREE),
+    "shifted means": (MeanShift(), None),
+    "exemplars": (AffinityPropagation(random_state=0), None),
+    "tree of clusters": (Birch(n_clusters=4), None),
+    "clusters cut in two": (BisectingKMeans(5, random_state=0), None),
+    "propagated": (LabelPropagation(), np.where(np.arange(150) % 2, THREE, -1)),
+    "spread to neighbours": (LabelSpreading(kernel="knn"), np.where(np.arange(150) % 2, THREE, -1)),
+    **{f"ridge, {kernel}": (KernelRidge(kernel=kernel), VALUES) for kernel in ("rbf", "poly", "sigmoid", "laplacian")},
+    "ridge, several targets": (KernelRidge(kernel="cosine"), np.column_stack([VALUES, -VALUES])),
+    "a part of a kernel": (make_pipeline(Nystroem(n_components=20, random_state=0), Ridge()), VALUES),
+    "a map": (make_pipeline(Isomap(n_components=2), Ridge()), VALUES),
+    "a patchwork": (make_pipeline(LocallyLinearEmbedding(n_components=2, random_state=0), Ridge()), VALUES),
+}
+
+
+@pytest.mark.parametrize(("model", "target"), MODELS.values(), ids=MODELS)
+def test_what_compares_with_learned_rows_is_proven(model: Any, target: Any) -> None:
+    assert wrap(model.fit(ROWS, target), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize("options", [{}, {"add_indicator": True}])
+def test_gaps_are_filled_from_the_nearest_rows(options: dict[str, Any]) -> None:
+    model = make_pipeline(KNNImputer(n_neighbors=3, **options), Ridge()).fit(GAPS, VALUES)
+
+    assert wrap(model, GAPS).report.state == "proven"
+
+
+def test_many_long_rows_are_compared_by_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_MAX_DIFFERENCES", 100)
+
+    assert wrap(KNeighborsRegressor().fit(ROWS, VALUES), ROWS).report.state == "proven"
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (KNeighborsClassifier(metric="canberra"), "metric='canberra'"),
+        (KNeighborsRegressor(metric="seuclidean", metric_params={"V": np.ones(3)}), "metric_params="),
+        (RadiusNeighborsClassifier(9.0, outlier_label=7), "an outlier_label that is no class"),
+        (LabelPropagation(kernel=lambda x, y: np.ones((len(x), len(y)))), "a kernel that is a Python function"),
+        (KernelRidge(kernel=lambda x, y: float(x @ y)), "kernel=<function"),
+        (make_pipeline(KNNImputer(missing_values=-1), Ridge()), "missing_values other than NaN"),
+        (make_pipeline(Isomap(n_neighbors=None, radius=9.0), Ridge()), "Isomap with a radius"),
+    ],
+)
+def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:
+    with pytest.raises(ConversionError, match=words):
+        wrap(model.fit(ROWS, THREE), ROWS)
+
+
+def test_neighbours_of_several_labels_are_refused() -> None:
+    with pytest.raises(ConversionError, match="KNeighborsClassifier of several targets"):
+        wrap(KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])), ROWS)
