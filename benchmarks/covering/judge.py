@@ -1,28 +1,33 @@
-"""One case, judged: log the model as any user would, ask what was saved, and compare with the original.
+"""Cases, judged: log each model as any user would, serve it, ask through HTTP, and compare with the original.
 
 Nothing of the proof is used: neither its rows (`rows.py`) nor its comparison. The bounds are those that docs/wrap.md
-promises.
+promises; a pyfunc has the same.
 """
 
 import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import mlflow
 import numpy as np
 import pandas as pd
 from sklearn.base import is_classifier
 
 import mlflow_deploy_plugin as onnxserve
 from benchmarks.covering.rows import hostile
-from mlflow_deploy_plugin.errors import OnnxserveError, SchemaMismatch
-from mlflow_deploy_plugin.runtime import OnnxModel
+from benchmarks.covering.served import Refused, ServedModel, serving
+from mlflow_deploy_plugin.errors import OnnxserveError
+from tests.support.tracking import create_database, tracking_at
 
-Outcome = Literal["equal", "refused", "wrong", "crashed"]
+Outcome = Literal["equal", "pyfunc", "refused", "wrong", "crashed"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 _BOUND = 1e-4  # docs/wrap.md: of probabilities, of a value, and of the spread of the answers
 _TIE = 1e-4
@@ -65,9 +70,11 @@ class Verdict:
     """What came of one case.
 
     Attributes:
+        outcome: `equal` (as ONNX), `pyfunc` (served as such, and equal), `refused` (neither), `wrong` (what is served
+            answers otherwise, or not at all), or `crashed` (logging ended in a traceback).
         rows / ties: asked and compared; left out because the original's own answer hangs on a rounding there.
         wrong: by the kind of rows.
-        said: the first line of the refusal, or of the crash; for a wrong one its worst row.
+        said: the first line of the refusal, of the crash, or why it is no ONNX; for a wrong one its worst row.
     """
 
     name: str
@@ -79,35 +86,58 @@ class Verdict:
     seconds: float = 0.0
 
 
-def judge(name: str, case: Case, seed: int = 20261121) -> Verdict:
-    """The verdict on one case."""
-    with warnings.catch_warnings():
+def judge(cases: Mapping[str, Case], seed: int = 20261121) -> list[Verdict]:
+    """The verdicts on some cases, which one server serves."""
+    verdicts, folders = {}, {}
+    with TemporaryDirectory(prefix="onnxserve-coverage-") as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        start = time.perf_counter()
-        verdict = _logged_and_judged(name, case, seed)
-    verdict.seconds = time.perf_counter() - start
-    return verdict
+        root = Path(temporary)
+        (root / "mlflow.db").write_bytes(_empty_database())
+        with tracking_at(f"sqlite:///{root / 'mlflow.db'}"):
+            mlflow.set_experiment(experiment_id=mlflow.create_experiment("coverage", str(root / "artifacts")))
+            for number, (name, case) in enumerate(cases.items()):
+                start = time.perf_counter()
+                verdicts[name], folder = _log(name, case)
+                verdicts[name].seconds = time.perf_counter() - start
+                if folder is not None:
+                    folders[name] = (f"case-{number}", folder)
+        if folders:
+            with serving(root, dict(folders.values())) as served:
+                for name, (endpoint, _) in folders.items():
+                    start = time.perf_counter()
+                    _Judged(cases[name], served[endpoint], verdicts[name]).all(seed)
+                    verdicts[name].seconds += time.perf_counter() - start
+    return list(verdicts.values())
 
 
-def _logged_and_judged(name: str, case: Case, seed: int) -> Verdict:
-    with TemporaryDirectory(prefix="onnxserve-coverage-") as folder:
-        path = Path(folder) / "model"
-        try:
-            onnxserve.save_model(case.model, path, input_example=case.example)
-        except OnnxserveError as error:
-            return Verdict(name, "refused", error.message)
-        except Exception:  # noqa: BLE001 - a traceback at the user is what is looked for
-            return Verdict(name, "crashed", traceback.format_exc().strip().splitlines()[-1])
-        verdict = Verdict(name, "equal")
-        _Judged(case, OnnxModel.load(path), verdict).all(seed)
-        return verdict
+@cache
+def _empty_database() -> bytes:
+    """MLflow's tables: their migrations take seconds."""
+    with TemporaryDirectory() as folder:
+        create_database(Path(folder) / "mlflow.db")
+        return (Path(folder) / "mlflow.db").read_bytes()
+
+
+def _log(name: str, case: Case) -> tuple[Verdict, Path | None]:
+    """What came of logging it, and the folder of what is to be served."""
+    try:
+        # with requirements, because MLflow finds them by loading the model in another process, for seconds
+        info = onnxserve.log_model(case.model, "model", input_example=case.example, pip_requirements=["mlflow"])
+    except OnnxserveError as error:
+        return Verdict(name, "refused", error.message), None
+    except Exception:  # noqa: BLE001 - a traceback at the user is what is looked for
+        return Verdict(name, "crashed", traceback.format_exc().strip().splitlines()[-1]), None
+    logged = mlflow.MlflowClient().get_logged_model(info.model_id)
+    reason = logged.tags.get("onnxserve.fallback")
+    verdict = Verdict(name, "equal") if reason is None else Verdict(name, "pyfunc", reason)
+    return verdict, Path(logged.artifact_location)
 
 
 class _Judged:
-    """A saved model and its original, asked the same rows."""
+    """A served model and its original, asked the same rows."""
 
-    def __init__(self, case: Case, saved: OnnxModel, verdict: Verdict) -> None:
-        self._case, self._saved, self._verdict = case, saved, verdict
+    def __init__(self, case: Case, served: ServedModel, verdict: Verdict) -> None:
+        self._case, self._served, self._verdict = case, served, verdict
         self._exact = _is_exact(case.model)
         self._spread: np.ndarray | float = 0.0
 
@@ -143,13 +173,13 @@ class _Judged:
                     self._compare(kind, _slice(rows, position, position + 1))
             return
         try:
-            got = self._answers(rows)
-        except SchemaMismatch as error:
-            self._note(kind, _count(rows), f"refuses what the original answers: {error.message}")
+            got = self._served.answers(rows, self._own(rows))
+        except Refused as error:
+            self._note(kind, _count(rows), f"refuses what the original answers: {error}")
             return
-        except OnnxserveError as error:
-            self._note(kind, _count(rows), error.message)
-            return
+        if not self._served.is_onnx:
+            want = dict([next(iter(want.items()))])
+            got = dict(zip(want, got.values(), strict=True))
         self._verdict.rows += _count(rows)
         for name, expected in want.items():
             self._judge(kind, rows, name, expected, got[name], want)
@@ -175,16 +205,16 @@ class _Judged:
             self._note(kind, int(wrong.sum()), f"{name}: {want[row]} became {got[row]} for {shown}")
 
     def _note(self, kind: str, rows: int, said: str) -> None:
-        self._verdict.outcome = "wrong"
+        if self._verdict.outcome != "wrong":
+            self._verdict.outcome, self._verdict.said = "wrong", f"{kind}: {said}"
         self._verdict.wrong[kind] += rows
-        self._verdict.said = self._verdict.said or f"{kind}: {said}"
 
     def _beyond(self, name: str, want: np.ndarray, got: np.ndarray) -> np.ndarray:
         if name == "label" or want.dtype.kind not in "f":
             return np.asarray((want != got).reshape(len(want), -1).any(axis=1))
-        want, got = want.astype(np.float64), got.astype(np.float64)
+        want, got = want.astype(np.float64), got.astype(np.float64)  # null, of which got has NaN, is infinity, too
         bound = _BOUND if name == "probabilities" else _BOUND * (np.abs(want) + self._spread)
-        same = (want == got) | (np.isnan(want) & np.isnan(got)) | (np.abs(want - got) <= bound)
+        same = (want == got) | (~np.isfinite(want) & np.isnan(got)) | (np.abs(want - got) <= bound)
         return np.asarray(~same.reshape(len(want), -1).all(axis=1))
 
     def _undecided(self, rows: Any, want: dict[str, np.ndarray]) -> np.ndarray:
@@ -243,16 +273,6 @@ class _Judged:
             answers["probabilities"] = np.asarray(model.predict_proba(data))
         return answers
 
-    def _answers(self, rows: Any) -> dict[str, np.ndarray]:
-        """What the server would answer: named columns, a matrix's rows, or tensors."""
-        schema = self._saved.schema
-        if isinstance(rows, pd.DataFrame) and schema.columns:
-            columns = {str(name): _plain(rows[name]) for name in rows}
-            return self._saved.run(schema.from_columns(columns))
-        if isinstance(rows, pd.DataFrame):
-            return self._saved.run(schema.from_columns({schema.names[0]: self._own(rows)}))
-        return self._saved.run(schema.from_columns(rows if isinstance(rows, dict) else {schema.names[0]: rows}))
-
 
 def _lead(scores: np.ndarray) -> np.ndarray:
     """How far the best of each row's scores is before the second."""
@@ -260,12 +280,6 @@ def _lead(scores: np.ndarray) -> np.ndarray:
         return np.abs(scores)
     best = np.sort(scores, axis=1)
     return best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.full(len(best), np.inf)
-
-
-def _plain(series: "pd.Series[Any]") -> Any:
-    if series.dtype.kind in "fiub":
-        return series.to_numpy()
-    return [None if pd.isna(value) else value for value in series]
 
 
 def _table(case: Case, data: Any) -> pd.DataFrame | None:

@@ -53,7 +53,7 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 @dataclass(frozen=True)
 class WrappedVersion:
-    """What has become of a model.
+    """The outcome of `wrap_registered`.
 
     Attributes:
         source: what it was made of: models:/old/3, or the place of its files.

@@ -15,7 +15,7 @@ from benchmarks.covering.judge import Case, judge
 
 QUICK = (
     *("text: counts with accents", "min-max, hist boosting", "gaps: scaler, tree", "scaler, neighbours"),
-    *("mixed: target encoder", "voting, soft"),
+    *("mixed: target encoder", "voting, soft", "text: own tokenizer"),
 )
 
 
@@ -28,42 +28,41 @@ def case() -> Case:
 def test_hostile_rows_find_nothing_where_the_proof_has_passed(capsys: pytest.CaptureFixture[str]) -> None:
     assert coverage.main(["--only", *QUICK, "--processes", "1"]) == 0
 
-    table = capsys.readouterr().out
-    assert f"{len(QUICK)} models: {len(QUICK)} equal, 0 refused, 0 wrong, 0 crashed" in table
+    *_, header, all_, boosters, rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["models", "equal", "pyfunc", "refused", "wrong", "crashed"]
+    assert all_.split()[:6] == ["all", "7", "6", "(85.7%)", "1", "(14.3%)"]
+    assert boosters.split()[:2] == ["boosters", "0"]
+    assert "rows through HTTP" in rows
 
 
-def test_a_threshold_that_is_one_step_off_is_found_from_outside(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_judge_finds_what_is_wrong_refused_and_crashed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logged is another model than the judge has: one with a threshold that is a step off, one with other sums."""
     off = DecisionTreeRegressor(max_depth=4, random_state=0).fit(case.example, target(case.example))
     off.tree_.threshold[0] = np.nextafter(np.float32(off.tree_.threshold[0]), np.float32(np.inf)) + 1e-4
-    saved = onnxserve.save_model
-    monkeypatch.setattr(onnxserve, "save_model", lambda model, path, **rest: saved(off, path, **rest))
+    sums = LinearRegression().fit(case.example, target(case.example))
+    other = LinearRegression().fit(case.example, target(case.example) * 1.01)
+    cases = {
+        "off": case,
+        "sums": replace(case, model=sums),
+        "refused": replace(case, example=case.example[:, :2]),
+        "crashed": replace(case, model="fails"),
+    }
+    log = onnxserve.log_model
 
-    verdict = judge("off", case)
+    def log_another(model: Any, *arguments: Any, **options: Any) -> Any:
+        if model == "fails":
+            raise ValueError("nobody caught it")
+        swapped = {id(case.model): off, id(sums): other} if options["input_example"].shape[1] > 2 else {}
+        return log(swapped.get(id(model), model), *arguments, **options)
 
-    assert verdict.outcome == "wrong"
-    assert "edges" in verdict.wrong
+    monkeypatch.setattr(onnxserve, "log_model", log_another)
+    verdicts = {one.name: one for one in judge(cases)}
 
-
-def test_a_traceback_of_logging_is_a_crash_and_a_reason_is_a_refusal(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refused = judge("refused", replace(case, example=case.example[:, :2]))
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise ValueError("nobody caught it")
-
-    monkeypatch.setattr(onnxserve, "save_model", fail)
-    crashed = judge("crashed", case)
-
-    assert (refused.outcome, crashed.outcome) == ("refused", "crashed")
-    assert crashed.said == "ValueError: nobody caught it"
-
-
-def test_rows_are_not_excused_where_a_sum_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = numbers(1)
-    model = LinearRegression().fit(rows, target(rows))
-    other = LinearRegression().fit(rows, target(rows) * 1.01)
-    saved = onnxserve.save_model
-    monkeypatch.setattr(onnxserve, "save_model", lambda model, path, **rest: saved(other, path, **rest))
-
-    assert judge("other", Case(model, rows, numbers(2, 60))).outcome == "wrong"
+    assert {name: one.outcome for name, one in verdicts.items()} == {
+        "off": "wrong",
+        "sums": "wrong",
+        "refused": "refused",
+        "crashed": "crashed",
+    }
+    assert "edges" in verdicts["off"].wrong
+    assert verdicts["crashed"].said == "ValueError: nobody caught it"
