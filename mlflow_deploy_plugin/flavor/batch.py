@@ -193,6 +193,9 @@ def check_example(example: Batch) -> None:
         raise InvalidConfig(f"input_example: column {doubled!r} stands twice")
     if (isinstance(example, pd.DataFrame) and example.empty) or not row_count(example):
         raise InvalidConfig("input_example has no rows")
+    columns: list[Any] = [example[name] for name in example]  # type: ignore[index]  # a table, or tensors
+    if all(column.dtype.kind not in "iub" and bool(pd.isna(column).all()) for column in columns):
+        raise InvalidConfig("input_example has no value, every one is missing (NaN); the proof needs a few real rows")
 
 
 def align_columns(batch: Batch, example: Batch | None, argument: str) -> Batch:
@@ -220,10 +223,10 @@ def cast_to_signature(batch: Batch, signature: Any) -> Batch:
     if signature is None or signature.inputs is None:
         return batch
     if not isinstance(batch, pd.DataFrame):
-        tensors = [spec.name for spec in signature.inputs.inputs if spec.name]  # the only one may have none
-        if set(tensors) - set(batch):
-            raise InvalidConfig(f"signature: the example has the tensors {sorted(batch)}, not {tensors}")
+        _check_tensors(batch, signature.inputs)
         return batch
+    if signature.inputs.is_tensor_spec():
+        raise InvalidConfig("signature: it describes tensors, and the example is a table with columns")
     names = [name for name in signature.inputs.input_names() if name is not None]
     if missing := [name for name in names if name not in batch.columns]:
         raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
@@ -234,8 +237,41 @@ def cast_to_signature(batch: Batch, signature: Any) -> Batch:
             f"it takes {', '.join(COLUMN_TYPES)}"
         )
     have = {column.name: column.type for column in columns_of(batch[names])}
+    if wrong := [name for name in names if types[name] == "string" and have[name] != "string"]:
+        raise InvalidConfig(f"signature: column {wrong[0]!r} is a string, and a {have[wrong[0]]} in the example")
     changed = {name: COLUMN_TYPES[types[name]] for name in names if types[name] != have[name]}
     try:
-        return batch[names].astype({name: object if dtype == "str" else dtype for name, dtype in changed.items()})
+        cast = batch[names].astype({name: object if dtype == "str" else dtype for name, dtype in changed.items()})
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"signature: the example does not fit it: {error}") from None
+    for name in changed:
+        if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], batch[name]):
+            raise InvalidConfig(
+                f"signature: column {name!r} is a {types[name]}, and holds other numbers in the example"
+            )
+    return cast
+
+
+def _check_tensors(batch: dict[str, Array], inputs: SignatureSchema) -> None:
+    """Refuse tensors that the signature contradicts by name, shape or type.
+
+    Raises:
+        InvalidConfig: the message names the tensor.
+    """
+    names = [spec.name for spec in inputs.inputs if spec.name]  # the only one may have none
+    if set(names) - set(batch):
+        what = "tensors" if inputs.is_tensor_spec() else "columns"
+        shown = "one tensor without a name" if list(batch) == [""] else f"the tensors {sorted(batch)}"
+        raise InvalidConfig(f"signature: it has the {what} {names}, and the example {shown}")
+    for spec in inputs.inputs if inputs.is_tensor_spec() else ():
+        array = batch[spec.name] if spec.name else next(iter(batch.values()))
+        sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
+        if len(spec.shape) != array.ndim or any(size not in (-1, have) for size, have in sizes):
+            wrong = f"the shape {list(spec.shape)}, and {list(array.shape)}"
+        elif (spec.type.kind in "OUS") != (array.dtype.kind in "OUST") or (
+            spec.type.kind in "iub" and array.dtype.kind == "f"
+        ):
+            wrong = f"the type {spec.type}, and {array.dtype}"
+        else:
+            continue
+        raise InvalidConfig(f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the example")

@@ -80,6 +80,8 @@ def wrap(
         with TemporaryDirectory(prefix="onnxserve-") as folder:
             axes = _dynamic_axes(signature, example, proof, reference)
             form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(Path(folder))
+            if form.report.beyond_tolerance:
+                _refuse_random(form.converted.original, example)
             _check_parity(form.report, parity)
             has_rows = form.runnable.schema.has_rows
             if not has_rows and (reference is not None or times is not None):
@@ -108,6 +110,20 @@ def wrap(
         provenance=provenance_section(judged, lock),
         lock=lock,
     )
+
+
+def _refuse_random(original: OriginalModel | None, example: Batch | None) -> None:
+    """Say so if a model answers the same rows otherwise when it is asked again: nothing can be proven of it.
+
+    Raises:
+        ConversionError: it does.
+    """
+    if original is None or example is None:
+        return
+    rows = batches.take_rows(example, _HEAD)
+    first, again = original(rows), original(rows)
+    if any(not np.array_equal(first[name], again[name], equal_nan=first[name].dtype.kind == "f") for name in first):
+        raise ConversionError("the model's answers are random: asked twice, it answers the same rows otherwise")
 
 
 def _check_parity(report: ParityReport, parity: ParityPolicy) -> None:

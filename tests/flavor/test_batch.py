@@ -4,7 +4,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.models import infer_signature
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types import ColSpec, Schema, TensorSpec
 from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
@@ -77,3 +78,54 @@ def test_a_column_whose_name_the_log_needs_is_refused(
     example = table.rename(columns={table.columns[0]: name})
     with pytest.raises(InvalidConfig, match=f"the name '{name}' is taken"):
         onnxserve.save_model(model, tmp_path / "model", input_example=example)
+
+
+@pytest.mark.parametrize("value", [np.nan, None])
+def test_an_example_without_any_value_is_refused(
+    value: Any, model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    example = pd.DataFrame(value, index=range(3), columns=table.columns)
+    with pytest.raises(InvalidConfig, match="input_example has no value, every one is missing"):
+        onnxserve.save_model(model, tmp_path / "model", input_example=example)
+
+
+def _columns(**types: str) -> ModelSignature:
+    return ModelSignature(Schema([ColSpec(kind, name) for name, kind in types.items()]))
+
+
+def _tensor(dtype: str, *shape: int, name: str | None = None) -> ModelSignature:
+    return ModelSignature(Schema([TensorSpec(np.dtype(dtype), shape, name)]))
+
+
+TABLE = pd.DataFrame({"a": [0.5, 1.5], "b": ["x", "y"]})
+TENSOR = {"": np.ones((4, 3), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("batch", "signature", "message"),
+    [
+        (TABLE, _columns(a="double", c="string"), "the example has no column 'c'"),
+        (TABLE, _columns(a="string", b="string"), "column 'a' is a string, and a double in the example"),
+        (TABLE, _columns(a="long", b="string"), "column 'a' is a long, and holds other numbers in the example"),
+        (TABLE, _columns(a="double", b="double"), "the example does not fit it: could not convert string to float"),
+        (TABLE, _tensor("float64", -1, 2), "it describes tensors, and the example is a table with columns"),
+        (TENSOR, _columns(a="double"), "it has the columns ['a'], and the example one tensor without a name"),
+        (TENSOR, _tensor("float32", -1, 3, name="x"), "it has the tensors ['x'], and the example one tensor without a"),
+        (TENSOR, _tensor("float32", -1, 4), "the tensor has the shape [-1, 4], and [4, 3] in the example"),
+        (TENSOR, _tensor("float32", -1, 3, 1), "the tensor has the shape [-1, 3, 1], and [4, 3] in the example"),
+        (TENSOR, _tensor("int64", -1, 3), "the tensor has the type int64, and float32 in the example"),
+    ],
+)
+def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(
+    batch: batches.Batch, signature: ModelSignature, message: str
+) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        batches.cast_to_signature(batch, signature)
+    assert str(caught.value).startswith(f"signature: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_signature_may_be_wider_than_the_example() -> None:
+    rows = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    assert batches.cast_to_signature(rows, _columns(a="double", b="string"))["a"].dtype == np.float64
+    assert batches.cast_to_signature(TENSOR, _tensor("float64", -1, -1)) is TENSOR

@@ -104,3 +104,12 @@ def test_wide_answers_are_kept_without_a_python_object_for_each_number() -> None
 
     assert column.to_pylist()[1] == [[6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
     assert column.type == pa.list_(pa.list_(pa.float32()))
+
+
+@pytest.mark.parametrize(
+    "example", [{"a": 1.0, "b": 2.0}, [{"a": 1.0, "b": 2.0}], pd.DataFrame({"a": [1.0], "b": [2.0]})]
+)
+def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
+    wrapped = wrap(line, example)
+    assert wrapped.report.state == "proven"
+    assert list(wrapped.example) == ["a", "b"]

@@ -263,3 +263,15 @@ def test_a_file_that_is_no_program_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(ConversionError, match=r"weights\.pt is not a model of torch: "):
         wrap(path, np.ones((2, 5, 4), np.float32))
+
+
+class Dropped(torch.nn.Module):
+    """A module whose dropout is not switched off by `eval`."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.nn.functional.dropout(x, 0.5, training=True)
+
+
+def test_random_answers_are_named_as_such() -> None:
+    with pytest.raises(ConversionError, match="answers are random: asked twice, it answers the same rows otherwise"):
+        wrap(Dropped(), np.ones((5, 3), np.float32))

@@ -79,7 +79,9 @@ def read_batch(model: Any, data: Any) -> Batch:
         # scikit-learn treats a table without names as a matrix
         named = any(isinstance(name, str) for name in data.columns)
         return data if named else {"": _numbers(data.to_numpy())}
-    if isinstance(data, dict):
+    if isinstance(data, dict):  # columns, or one row
+        return pd.DataFrame(data if any(map(np.ndim, data.values())) else [data])
+    if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
         return pd.DataFrame(data)
     if isinstance(data, pd.Series):
         return pd.DataFrame({data.name or "text": list(data)})
