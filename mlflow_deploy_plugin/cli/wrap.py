@@ -63,9 +63,9 @@ def wrap(
     """Turn a registered model into the next version, as checked ONNX.
 
     MODEL is a version that any of MLflow's flavors has logged; a run's model, the folder of an MLmodel file, or a
-    joblib, pickle or ONNX file do with --register. The new version keeps signature, input example, tags, description
-    and run. Stages and aliases stay where they are: promote it. Exit status 1 if it has no ONNX form, or answers
-    otherwise; it is then served as it stands.
+    joblib, pickle, ONNX, Keras or torch file do with --register. The new version keeps signature, input example, tags,
+    description and run. Stages and aliases stay where they are: promote it. Exit status 1 if it has no ONNX form, or
+    answers otherwise; it is then served as it stands.
 
     \b
       onnxserve wrap models:/old/3 --dry-run

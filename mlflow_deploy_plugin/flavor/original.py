@@ -1,4 +1,4 @@
-"""The trained model behind an MLmodel folder of any MLflow flavor, a joblib or pickle file, or an ONNX file.
+"""The trained model behind an MLmodel folder of any MLflow flavor, or a file: joblib, pickle, ONNX, Keras, torch.
 
 MLflow's own flavors load it, by what the MLmodel file says. The installed versions of its packages are compared with
 those of its requirements.txt: another version of the framework may refuse its files, or answer otherwise.
@@ -16,10 +16,12 @@ from mlflow.models import Model
 from packaging.requirements import InvalidRequirement, Requirement
 
 from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
+from mlflow_deploy_plugin.flavor import convert
 from mlflow_deploy_plugin.flavor.wrap import PredictFunction
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION
 
 PICKLES = (".joblib", ".pkl", ".pickle")
+FILE_ENDINGS = (*PICKLES, *convert.FILE_ENDINGS)
 _FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels", "onnx")
 """Distributions of which another version is worth a warning even if the model could be loaded."""
 
@@ -87,19 +89,19 @@ def load_folder(folder: Path, shown: str) -> Original:
 
 
 def load_file(path: Path, allow_pickle: bool) -> Original:
-    """Load a joblib or pickle file, or name an ONNX file.
+    """Load a joblib or pickle file, or a file of a framework's own format.
 
     Raises:
         CodeRefused: it is a joblib or pickle file, which can run any code, and `allow_pickle` is false.
         InvalidConfig: its ending is unknown.
-        InvalidArtifact: it is no such file.
+        InvalidArtifact, ConversionError: it is no such file.
     """
     ending = path.suffix.lower()
-    if ending == ".onnx":
-        return Original(str(path))
+    if ending in convert.FILE_ENDINGS:
+        return Original(convert.load_file(str(path)))
     if ending not in PICKLES:
         raise InvalidConfig(
-            f"{path} is no model: a file ends in {', '.join(PICKLES)} or .onnx; else name a model in MLflow, or the "
+            f"{path} is no model: a file ends in {', '.join(FILE_ENDINGS)}; else name a model in MLflow, or the "
             "folder of an MLmodel file"
         )
     if not allow_pickle:

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, NotFound
 from mlflow_deploy_plugin.flavor import original as originals
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
-from mlflow_deploy_plugin.flavor.original import PICKLES, Original
+from mlflow_deploy_plugin.flavor.original import FILE_ENDINGS, Original
 from mlflow_deploy_plugin.flavor.parity import ParityReport
 from mlflow_deploy_plugin.flavor.save import log_wrapped
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
@@ -92,7 +92,7 @@ def wrap_registered(
 
     Args:
         model_uri: models:/old/3 (or @alias, a stage), models:/m-…, runs:/RUN_ID/PATH, the folder of an MLmodel file, or
-            a file: .joblib, .pkl, .pickle, .onnx.
+            a file: .joblib, .pkl, .pickle, .onnx, .keras, .pt2, .pt.
         register: the registered model of the new version; default: that of `model_uri`.
         data: rows for the proof and the reference; default: the model's input example, else rows that are made up from
             its signature, with a warning.
@@ -111,7 +111,7 @@ def wrap_registered(
         NotFound, RegistryUnavailable: of the registry.
     """
     path = Path(model_uri).expanduser()
-    is_file = path.is_file() or (path.suffix.lower() in (*PICKLES, ".onnx") and ":" not in model_uri)
+    is_file = path.is_file() or (path.suffix.lower() in FILE_ENDINGS and ":" not in model_uri)
     is_registered = not is_file and parse_model_uri(model_uri).is_registered
     if not (register or is_registered or dry_run):
         raise InvalidConfig(f"{model_uri} is not registered; --register NAME (in Python register=) says as what")
@@ -128,7 +128,9 @@ def wrap_registered(
             shown, original = found.source, originals.load_folder(folder, found.source)
         if pyfunc_predict_fn is not None:
             original = replace(original, predict_fn=pyfunc_predict_fn)
-        wrapped, notes = _convert(original, folder, shown, data, parity, progress)
+        kind = "graph" if is_onnx(original.model) else type(original.model).__name__
+        progress(f"converting and proving a {kind}")
+        wrapped, notes = _convert(original, folder, shown, data, parity)
         for note in notes:
             progress(f"warning: {note}")
         made = WrappedVersion(
@@ -137,8 +139,7 @@ def wrap_registered(
             version="",
             model_id="",
             run_id="",
-            model=f"{type(original.model).__name__} of {wrapped.converted.framework} "
-            f"{wrapped.converted.framework_version}",
+            model=f"{kind} of {wrapped.converted.framework} {wrapped.converted.framework_version}",
             inputs=wrapped.converted.inputs,
             outputs=wrapped.converted.outputs,
             prediction=wrapped.converted.prediction,
@@ -153,7 +154,7 @@ def wrap_registered(
 
 
 def _convert(
-    original: Original, folder: Path, shown: str, data: Any, parity: ParityPolicy, progress: Callable[[str], None]
+    original: Original, folder: Path, shown: str, data: Any, parity: ParityPolicy
 ) -> tuple[WrappedModel, tuple[str, ...]]:
     """Return the model converted and proven, and warnings."""
     model, mlmodel, notes = original.model, original.mlmodel, list(original.warnings)
@@ -173,7 +174,6 @@ def _convert(
         raise InvalidConfig(f"{shown} has neither an input example nor a signature; --data FILE (data=) brings rows")
     names = getattr(model, "feature_names_in_", None)
     rows = fit_to_signature(rows, signature, None if names is None else [str(name) for name in names])
-    progress(f"converting and proving a {type(model).__name__}")
     try:
         wrapped = wrap(
             model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity, says_alternative=False

@@ -58,7 +58,7 @@ def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command)
     [
         (("model.pkl", "--register", "x"), "model.pkl can run any code while it is loaded; --allow-pickle (in Python "),
         (("model.pkl", "--allow-pickle"), "model.pkl is not registered; --register NAME (in Python register=)"),
-        (("rows.csv", "--register", "x"), "rows.csv is no model: a file ends in .joblib, .pkl, .pickle or .onnx"),
+        (("rows.csv", "--register", "x"), "rows.csv is no model: a file ends in .joblib, .pkl, .pickle, .keras"),
         (("models:/old/9",), "model old has no version 9; versions: 1 (None)"),
         (("models:/old/1", "--data", "no.csv"), "the file no.csv cannot be read: No such file or directory"),
         (("models:/old/1", "--data", "model.pkl"), "model.pkl: its ending is none of .csv, .json, .jsonl and .parquet"),

@@ -30,7 +30,16 @@ from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
 
-__all__ = ["GROUP", "ConvertedModel", "Converter", "DynamicAxes", "bind_graph", "converter_for", "load_file"]
+__all__ = [
+    "FILE_ENDINGS",
+    "GROUP",
+    "ConvertedModel",
+    "Converter",
+    "DynamicAxes",
+    "bind_graph",
+    "converter_for",
+    "load_file",
+]
 
 GROUP = "onnxserve.converters"
 _ROOM = "mlflow_deploy_plugin.flavor.convert"
@@ -151,8 +160,10 @@ _LOADERS: dict[str, tuple[str, str]] = {
     ".pt2": ("torch", "export.load"),
     **dict.fromkeys((".pt", ".pth", ".ts"), ("torch", "jit.load")),
 }
-_SAVED_MODEL = ("tensorflow", "saved_model.load")
 """The framework of a file, by its suffix, and the framework's function that loads it."""
+FILE_ENDINGS = (*_LOADERS, ".onnx")
+"""The endings of files that hold a model, and run no code of its author while they are loaded."""
+_SAVED_MODEL = ("tensorflow", "saved_model.load")
 
 
 def load_file(model: Any) -> Any:
