@@ -5,6 +5,7 @@ those of its requirements.txt: another version of the framework may refuse its f
 """
 
 import importlib
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ def load_folder(folder: Path, shown: str) -> Original:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions, which are named below
+            if backend := flavors.get("keras", {}).get("keras_backend"):
+                os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
             model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
     except Exception as error:
         logged = f"; it was logged with {', '.join(differences)}" if differences else ""

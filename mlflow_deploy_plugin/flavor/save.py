@@ -4,6 +4,7 @@ A pyfunc's predictions have the form of the original framework's own pyfunc: an 
 ONNX an array for arrays and a DataFrame for a DataFrame; a mapping of arrays if there are several outputs.
 """
 
+import inspect
 import logging
 from collections.abc import Mapping
 from importlib import import_module
@@ -23,7 +24,9 @@ from mlflow_deploy_plugin.evaluation import explain as explain_rows
 from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import to_feeds
+from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
+from mlflow_deploy_plugin.flavor.python_model import net_options
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, available_cores
@@ -165,6 +168,7 @@ def log_model(
         "model_id": model_id,
     }
     try:
+        model = load_file(model)
         wrapped = wrap(
             model,
             input_example,
@@ -217,18 +221,33 @@ def log_wrapped(
 def _log_as_pyfunc(
     model: Any, error: ModelError, flavor: str, input_example: Any, options: dict[str, Any]
 ) -> ModelInfo:
-    """Log a model without an ONNX form by MLflow's own flavor, and say why."""
-    _logger.warning(
-        '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)',
-        error.message.partition("\n")[0].rstrip(".;:"),
-        flavor,
-    )
+    """Log a model without an ONNX form by MLflow's own flavor, and say why.
+
+    A net that this flavor does not serve (`python_model.py`) is logged by mlflow.pyfunc.
+    """
     rows = input_example
     if isinstance(rows, Mapping):
         rows = {key: values[:_EXAMPLE_ROWS] for key, values in rows.items()}
     elif rows is not None:
         rows = rows[:_EXAMPLE_ROWS]
-    info = cast(ModelInfo, import_module(f"mlflow.{flavor}").log_model(model, input_example=rows, **options))
+    arguments: dict[str, Any] = {"input_example": rows}
+    if (net := net_options(model, input_example)) is not None:
+        flavor, arguments = "pyfunc", net
+        options.pop("serialization_format", None)
+    _logger.warning(
+        '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)',
+        error.message.partition("\n")[0].rstrip(".;:"),
+        flavor,
+    )
+    log = import_module(f"mlflow.{flavor}").log_model
+    accepted = inspect.signature(log).parameters
+    arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
+    if "name" not in accepted:  # mlflow.spark
+        arguments["artifact_path"] = arguments.pop("name")
+    if net is None:
+        arguments[next(iter(accepted))] = model
+    arguments = {name: value for name, value in arguments.items() if name in accepted or value}
+    info = cast(ModelInfo, log(**arguments))
     _set_tag(info, options["registered_model_name"], FALLBACK_TAG, error.message[:_LONGEST_TAG])
     return info
 

@@ -10,6 +10,7 @@ Named arrays ↔ the inputs and outputs of an MLflow model: frames, arrays, mapp
 import base64
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
 
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, one_line
@@ -225,6 +227,8 @@ class Scorer:
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
         """Load the MLmodel folder as `mlflow.pyfunc.load_model` does; raises whatever that raises."""
+        if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
+            os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
         return cls(load_model(str(folder)), read_served_artifact(folder))
 
     def warm_up(self) -> list[tuple[str, str, list[int]]]:

@@ -15,8 +15,8 @@ from mlflow_deploy_plugin.errors import ModelError
 _FLAVORS = {
     **{name: name for name in ("sklearn", "xgboost", "lightgbm", "catboost", "statsmodels", "prophet", "spacy")},
     **{name: name for name in ("tensorflow", "transformers", "sentence_transformers", "pmdarima", "h2o", "paddle")},
+    **{name: name for name in ("keras", "johnsnowlabs")},
     "torch": "pytorch",
-    "keras": "tensorflow",
     "pyspark": "spark",
 }
 """MLflow's own flavor by the package of a model's class."""
@@ -38,6 +38,8 @@ def pyfunc_flavor(model: Any) -> tuple[str, dict[str, str]] | None:
     """Return MLflow's own flavor that logs the model as a pyfunc, and the options that it needs; None without one."""
     packages = packages_of(model)
     flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
+    if flavor == "transformers" and "torch" in packages:
+        flavor = "pytorch"  # a bare net; mlflow.transformers logs pipelines
     if flavor is None or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
     return flavor, {"serialization_format": _SERIALIZATION[flavor]} if flavor in _SERIALIZATION else {}

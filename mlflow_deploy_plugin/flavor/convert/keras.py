@@ -100,6 +100,7 @@ def _by_torch(
         def forward(self, *tensors: Any) -> tuple[Any, ...]:
             return tuple(_call(self.model, dict(zip(arrays, tensors, strict=True))).values())
 
+    Positional.__name__ = type(model).__name__  # which the exporter's errors name
     return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
 
 

@@ -62,6 +62,10 @@ def forms(
         raise InvalidConfig("input_example: a torch module needs one, to know the shapes and types of its inputs")
     if predict_fn != "predict":
         raise InvalidConfig("pyfunc_predict_fn: a torch module has only its forward; leave it at 'predict'")
+    if not isinstance(batch, pd.DataFrame) and any(array.dtype.kind in "OUT" for array in batch.values()):
+        raise ConversionError(
+            f"{type(model).__name__} reads texts, by Python; ONNX has the tensors behind its tokenizer"
+        )
     return [partial(_export, model, batch, dynamic_axes)]
 
 

@@ -1,0 +1,114 @@
+"""A net as pyfunc that MLflow's own flavor of its library cannot serve.
+
+`mlflow.pytorch` takes one array and answers one; `mlflow.keras` answers one; neither logs a program of `torch.export`
+or what `tf.saved_model.load` returns. Such a net is logged in a Python model, with what a proof compares with.
+"""
+
+import io
+import os
+import pickle
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+from mlflow.pyfunc import PythonModel
+
+from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.batch import Batch, signature_of
+from mlflow_deploy_plugin.flavor.convert import converter_for
+from mlflow_deploy_plugin.flavor.convert.converted import call_original
+from mlflow_deploy_plugin.version import __version__
+
+_EXAMPLE_ROWS = 5
+
+
+class NetModel(PythonModel):  # type: ignore[misc]
+    """A net of torch, Keras or TensorFlow as MLflow's pyfunc: named arrays, and an answer of named arrays."""
+
+    def __init__(self, net: Any) -> None:
+        self.net = net
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """Return the only output as an array, several by name."""
+        converter = converter_for(self.net)
+        answers = converter.original_model(self.net)(converter.read_batch(self.net, model_input))
+        return next(iter(answers.values())) if len(answers) == 1 else answers
+
+    def __getstate__(self) -> dict[str, Any]:
+        kinds = {kind.__name__ for kind in type(self.net).__mro__}
+        buffer = io.BytesIO()
+        if "ScriptModule" in kinds:
+            import torch  # the net is of it
+
+            torch.jit.save(self.net, buffer)
+            return {"torch.jit": buffer.getvalue()}
+        if "ExportedProgram" in kinds:
+            import torch
+
+            torch.export.save(self.net, buffer)
+            return {"torch.export": buffer.getvalue()}
+        if type(self.net).__module__.startswith("tensorflow"):
+            import tensorflow as tf
+
+            with TemporaryDirectory() as folder:
+                tf.saved_model.save(self.net, f"{folder}/saved")
+                archive = shutil.make_archive(f"{folder}/saved", "tar", f"{folder}/saved")
+                return {"tf.saved_model": Path(archive).read_bytes()}
+        if "KerasSaveable" in kinds:
+            import keras
+
+            return {"keras": (keras.backend.backend(), pickle.dumps(self.net))}
+        return {"net": self.net}  # torch's modules pickle themselves
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        ((kind, packed),) = state.items()
+        if kind == "torch.jit":
+            import torch
+
+            self.net = torch.jit.load(io.BytesIO(packed))
+        elif kind == "torch.export":
+            import torch
+
+            self.net = torch.export.load(io.BytesIO(packed))
+        elif kind == "tf.saved_model":
+            import tensorflow as tf
+
+            with TemporaryDirectory() as folder:
+                archive = Path(folder) / "saved.tar"
+                archive.write_bytes(packed)
+                shutil.unpack_archive(archive, f"{folder}/saved", filter="data")
+                self.net = tf.saved_model.load(f"{folder}/saved")
+        elif kind == "keras":
+            os.environ.setdefault("KERAS_BACKEND", packed[0])
+            self.net = pickle.loads(packed[1])
+        else:
+            self.net = packed
+
+
+def net_options(model: Any, input_example: Any) -> dict[str, Any] | None:
+    """Return the arguments of `mlflow.pyfunc.log_model` for a net; None if the flavor of its library serves it.
+
+    Raises:
+        InvalidConfig: the model refuses the example.
+    """
+    converter = converter_for(model)
+    if not hasattr(converter, "original_model") or input_example is None:
+        return None
+    batch: Batch = converter.read_batch(model, input_example)
+    rows = batches.take_rows(batch, slice(0, _EXAMPLE_ROWS))
+    answers = call_original(converter.original_model(model), rows)
+    takes_one = isinstance(rows, pd.DataFrame) or set(rows) == {""}
+    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch's, TensorFlow's; Keras'
+    if takes_one and is_logged and len(answers) == 1:
+        return None
+    example = rows[""] if not isinstance(rows, pd.DataFrame) and set(rows) == {""} else rows
+    framework = converter.__name__.rpartition(".")[2]
+    return {
+        "python_model": NetModel(model),
+        "input_example": example,
+        "signature": signature_of(rows, next(iter(answers.values())) if len(answers) == 1 else answers),
+        "pip_requirements": [f"mlflow-onnxserve=={__version__}", f"{framework}=={version(framework)}"],
+    }

@@ -1,0 +1,86 @@
+"""Nets without an ONNX form that MLflow's own flavors do not serve: several inputs, several outputs, programs."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import mlflow
+import numpy as np
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.pyfunc.scorer import Scorer
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+ROWS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+
+class Longest(torch.nn.Module):
+    """No graph can tell how often it goes round: that depends on the numbers."""
+
+    def forward(self, left: Any, right: Any = 1) -> Any:
+        for _ in range(int(torch.as_tensor(left).abs().max()) % 3 + 1):
+            left = left * 2
+        return {"product": left * right, "sum": left.sum(1)}
+
+
+def _served(model: Any, example: Any) -> tuple[Any, str]:
+    """What the logged version answers, and why it is no ONNX."""
+    info = onnxserve.log_model(model, name="model", input_example=example)
+    folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
+    scorer = Scorer.load(folder)
+    assert scorer.warm_up()
+    tags = mlflow.get_logged_model(info.model_id).tags
+    return mlflow.pyfunc.load_model(str(folder)).predict(example), tags["onnxserve.fallback"]
+
+
+@pytest.mark.parametrize("form", ["two inputs", "two outputs"])
+def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
+    example = {"left": ROWS, "right": ROWS * 3} if form == "two inputs" else ROWS
+
+    found, reason = _served(Longest(), example)
+
+    times = 2.0 ** (int(np.abs(ROWS).max()) % 3 + 1)
+    np.testing.assert_allclose(found["product"], ROWS * times * (ROWS * 3 if form == "two inputs" else 1), rtol=1e-5)
+    np.testing.assert_allclose(found["sum"], (ROWS * times).sum(1), rtol=1e-4)
+    assert "decides by the values of its tensors" in reason
+
+
+def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) -> None:
+    program = torch.export.export(torch.nn.Linear(3, 2), (torch.from_numpy(ROWS[:4]),))
+
+    found, reason = _served(program, ROWS[:4])
+
+    np.testing.assert_allclose(found, program.module()(torch.from_numpy(ROWS[:4])).detach().numpy(), rtol=1e-5)
+    assert "fixed shape [4, 3]" in reason
+
+
+class Sorted(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.linalg.svdvals(x.unsqueeze(1)), x.sum(1)
+
+
+def test_a_scripted_module_is_packed_by_torch(tracking: Path) -> None:
+    found, reason = _served(torch.jit.script(Sorted()), ROWS)
+
+    np.testing.assert_allclose(found["output_0"][:, 0], np.linalg.norm(ROWS, axis=1), rtol=1e-4)
+    assert "linalg_svd" in reason
+
+
+def test_a_keras_model_with_two_outputs(tracking: Path) -> None:
+    keras: Any = pytest.importorskip("keras")
+    given = keras.Input((3,))
+    sizes = keras.ops.svd(keras.ops.expand_dims(given, 1), compute_uv=False)
+    model = keras.Model(given, [sizes, keras.layers.Dense(2, name="scores")(given)])
+
+    found, reason = _served(model, ROWS)
+
+    assert {name: array.shape for name, array in found.items()} == {model.output_names[0]: (6, 1), "scores": (6, 2)}
+    assert "svd" in reason
