@@ -8,7 +8,7 @@ import io
 import os
 import pickle
 import shutil
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +17,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch, signature_of
+from mlflow_deploy_plugin.flavor.batch import signature_of
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.version import __version__
@@ -31,7 +31,7 @@ class NetModel(PythonModel):  # type: ignore[misc]
     def __init__(self, net: Any) -> None:
         self.net = net
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
         """Return the only output as an array, several by name."""
         converter = converter_for(self.net)
         answers = converter.original_model(self.net)(converter.read_batch(self.net, model_input))
@@ -88,8 +88,8 @@ class NetModel(PythonModel):  # type: ignore[misc]
             self.net = packed
 
 
-def net_options(model: Any, input_example: Any) -> dict[str, Any] | None:
-    """Return the arguments of `mlflow.pyfunc.log_model` for a net; None if the flavor of its library serves it.
+def net_options(model: Any, input_example: Any) -> tuple[str, dict[str, Any]] | None:
+    """Return the flavor that logs a net as pyfunc, and its arguments; None if it is that of the library, as always.
 
     Raises:
         InvalidConfig: the model refuses the example.
@@ -97,18 +97,28 @@ def net_options(model: Any, input_example: Any) -> dict[str, Any] | None:
     converter = converter_for(model)
     if not hasattr(converter, "original_model") or input_example is None:
         return None
-    batch: Batch = converter.read_batch(model, input_example)
-    rows = batches.take_rows(batch, slice(0, _EXAMPLE_ROWS))
-    answers = call_original(converter.original_model(model), rows)
-    takes_one = isinstance(rows, pd.DataFrame) or set(rows) == {""}
-    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch's, TensorFlow's; Keras'
-    if takes_one and is_logged and len(answers) == 1:
-        return None
-    example = rows[""] if not isinstance(rows, pd.DataFrame) and set(rows) == {""} else rows
     framework = converter.__name__.rpartition(".")[2]
-    return {
+    rows = batches.take_rows(converter.read_batch(model, input_example), slice(0, _EXAMPLE_ROWS))
+    if isinstance(rows, pd.DataFrame):
+        rows = rows.rename(columns=str)  # as signatures have them
+    answers = call_original(converter.original_model(model), rows)
+    prediction = next(iter(answers.values())) if len(answers) == 1 else answers
+    signature = signature_of(rows, prediction)
+    is_table = isinstance(rows, pd.DataFrame)
+    is_one = is_table or set(rows) == {""}
+    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch's, TensorFlow's; Keras'
+    # the distribution may be tensorflow-cpu, and the version of torch end in +cpu
+    used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
+    installed = [f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used]
+    if is_one and is_logged and len(answers) == 1:
+        if framework != "keras":
+            return None
+        if not is_table and rows[""].dtype.kind in "fiub":
+            # mlflow.keras takes neither tables nor texts, and cannot save an example (MLflow 3.17)
+            return "keras", {"model": model, "signature": signature, "pip_requirements": installed}
+    return "pyfunc", {
         "python_model": NetModel(model),
-        "input_example": example,
-        "signature": signature_of(rows, next(iter(answers.values())) if len(answers) == 1 else answers),
-        "pip_requirements": [f"mlflow-onnxserve=={__version__}", f"{framework}=={version(framework)}"],
+        "input_example": rows if is_table or not is_one else rows[""],
+        "signature": signature,
+        "pip_requirements": [f"mlflow-onnxserve=={__version__}", *installed],
     }

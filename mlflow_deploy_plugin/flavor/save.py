@@ -232,7 +232,7 @@ def _log_as_pyfunc(
         rows = rows[:_EXAMPLE_ROWS]
     arguments: dict[str, Any] = {"input_example": rows}
     if (net := net_options(model, input_example)) is not None:
-        flavor, arguments = "pyfunc", net
+        flavor, arguments = net
         options.pop("serialization_format", None)
     _logger.warning(
         '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)',

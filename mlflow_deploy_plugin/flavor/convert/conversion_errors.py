@@ -30,6 +30,7 @@ _CLASS = re.compile(r"<class '([\w.]+)'>")
 _NO_CONVERTER = re.compile(r"Unable to find a [a-z ]+ for [a-z]+ '(?P<kind>[^']+)'")
 _INPUTS = re.compile(r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)")
 _NO_KERNEL = re.compile(r"(?P<op>[\w.]+:?\w+)\(-?\d+\) is not a registered function/op")
+_NO_OPERATOR = re.compile(r"No Op registered for (?P<op>\w+)")
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _CPP = re.compile(r"\S+ onnxruntime::.*")
 
@@ -40,7 +41,8 @@ def pyfunc_flavor(model: Any) -> tuple[str, dict[str, str]] | None:
     flavor = next((_FLAVORS[package] for package in packages if package in _FLAVORS), None)
     if flavor == "transformers" and "torch" in packages:
         flavor = "pytorch"  # a bare net; mlflow.transformers logs pipelines
-    if flavor is None or (flavor == "sklearn" and not hasattr(model, "predict")):
+    is_function = flavor == "tensorflow" and hasattr(model, "python_function")  # no flavor saves a tf.function alone
+    if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
     return flavor, {"serialization_format": _SERIALIZATION[flavor]} if flavor in _SERIALIZATION else {}
 
@@ -102,6 +104,8 @@ def plain_reason(text: str) -> str:
         )
     if match := _NO_KERNEL.search(text):
         return f"ONNX Runtime has no operator {match['op']}, which its converter writes"
+    if match := _NO_OPERATOR.search(text):
+        return f"ONNX has no operator for {match['op']}"
     if _MIXED.search(text):
         return (
             "a step reads texts and numbers together, which a graph keeps apart; a ColumnTransformer gives each kind a "

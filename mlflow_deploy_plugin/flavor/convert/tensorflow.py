@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import tensorflow as tf
 
@@ -104,11 +105,12 @@ def export(function: Callable[..., Any], arrays: dict[str, Array], outputs: list
     try:
         captures = traced.get_concrete_function(*specs).graph.captures
         proto, _ = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)
+        onnx.checker.check_model(proto)  # an operation that it does not know stays in the graph
     except Exception as error:
-        raise ConversionError(f"the model cannot be converted to ONNX: {plain_reason(str(error))}") from error
+        raise ConversionError(f"it cannot be converted to ONNX: {plain_reason(str(error))}") from error
     held = {inner.name: outer for outer, inner in captures}
     for value in [value for value in proto.graph.input if value.name in held]:
-        constant = tf2onnx.utils.numpy_helper.from_array(held[value.name].numpy(), value.name)
+        constant = onnx.numpy_helper.from_array(held[value.name].numpy(), value.name)
         proto.graph.initializer.append(constant)
         proto.graph.input.remove(value)
     return rename_values(proto, list(arrays), outputs)
