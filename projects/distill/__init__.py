@@ -1,0 +1,1 @@
+"""A small student that learns from the answers of a served model."""

@@ -1,0 +1,271 @@
+"""Trains a small student on the answers of a served model, its teacher, and registers it as checked ONNX beside it.
+
+    mlflow run . -e distill --env-manager local -P teacher=models:/flight-delay/Production
+    mlflow run . -e distill --env-manager local -P teacher=models:/digits-cnn/1 -P data=images.parquet -P student=mlp
+
+The rows need no labels: a file, what an endpoint has captured, or the reference beside the teacher. The student
+learns the probabilities of the teacher, which say more than its labels (Hinton et al. 2015, "Distilling the Knowledge
+in a Neural Network"). A table is learned by boosted trees or a small network of scikit-learn, a tensor by a network of
+torch. Both are then compared in one table on a fifth of the rows, which the student has not seen.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+
+from mlflow_deploy_plugin.cli.options import align_columns
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.evaluation import (
+    LoadedModel,
+    ModelPredictions,
+    NamedArrays,
+    cast_to_signature,
+    count_rows,
+    default_metric,
+    downloaded_version,
+    load_version,
+    own_columns,
+    reference_rows,
+    take_rows,
+    weighted_metric,
+)
+from mlflow_deploy_plugin.evaluation.dataset import frame_rows, read_dataset
+from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
+from mlflow_deploy_plugin.inference_log import LABEL, LABEL_NUMBER, View, open_log, view_schema, view_tables
+from mlflow_deploy_plugin.registry import ResolvedModel, resolve, tag_version
+from mlflow_deploy_plugin.settings import load_settings
+from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
+from projects.training import log_options, option, register, run_command
+
+DISTILLED_FROM_TAG = "onnxserve.distilled_from"
+MIN_ROWS = 200
+MAX_ROWS = 100_000
+BATCH = 1000
+LABELS = (LABEL, LABEL_NUMBER)
+_LEAST_WEIGHT = 0.01
+_LEARNED = 60  # passes over the images
+
+
+@dataclass(frozen=True)
+class Training:
+    """The options of a training."""
+
+    teacher: str = option("models:/flight-delay/Production", "the model whose answers are learned")
+    data: str = option("", "dataset without labels, as a gate names it: a .csv or .parquet file, runs:/RUN/PATH")
+    endpoint: str = option("", "endpoint whose captured rows are learned, in place of data")
+    target: str = option(
+        "", "column of the true labels, for the table only; of an endpoint _label (text) or _label_number"
+    )
+    student: str = option("boosting", "boosting or mlp; a tensor is always learned by an mlp")
+    size: int = option(0, "trees of the student (default 50), or units of its layer (32)")
+    seed: int = option(7, "chooses the fifth of the rows to compare on, and the first weights")
+    registered_model: str = option("", "where the student is registered; default: the teacher's name with -student")
+
+
+def train(options: Training) -> Any:
+    """Train, log, register and compare one student, and return MLflow's ModelInfo.
+
+    Raises:
+        InvalidConfig: an option is not valid, or there are too few rows.
+        NotFound / RegistryUnavailable: the teacher is not there, or MLflow does not say so.
+        ParityError: the student's ONNX form would answer otherwise than the student.
+    """
+    if options.student not in ("boosting", "mlp"):
+        raise InvalidConfig(f"student {options.student!r} is neither boosting nor mlp")
+    if options.size < 0:
+        raise InvalidConfig(f"size {options.size}: a whole number above 0 is expected")
+    resolved = resolve(options.teacher)
+    with downloaded_version(resolved) as folder, mlflow.start_run():
+        log_options(options)
+        teacher = load_version(folder)
+        rows, truth, origin = load_rows(options, teacher)
+        order = np.random.default_rng(options.seed).permutation(count_rows(rows))
+        held_out, learned = np.split(order, [len(order) // 5])
+        print(f"{len(learned):,} rows to learn, {len(held_out):,} to compare on, of {origin}", flush=True)
+        info = fit_and_register(options, resolved, teacher, take_rows(rows, learned), origin)
+        some = None if truth is None else truth[held_out]
+        with downloaded_version(resolve(info.model_uri)) as student:
+            compare((folder, student), (teacher, load_version(student)), take_rows(rows, held_out), some)
+        return info
+
+
+def load_rows(options: Training, teacher: LoadedModel) -> tuple[NamedArrays, np.ndarray | None, str]:
+    """Return the rows in the types of the teacher, their true labels if there are any, and where they are from.
+
+    Raises:
+        InvalidConfig: no rows are known, they are too few, or they have no such target.
+        NotFound: nothing was captured of the endpoint.
+    """
+    artifact = teacher.artifact
+    found: NamedArrays
+    if options.endpoint:
+        origin = f"what was captured of endpoint {options.endpoint}"
+        found = frame_rows(captured(options.endpoint, options.target in LABELS))
+    elif options.data:
+        found, origin = read_dataset(options.data, artifact), options.data
+    else:
+        found, origin = reference_rows(artifact, MAX_ROWS, options.seed) or {}, "the reference beside the teacher"
+    if options.target and options.target not in found:
+        raise InvalidConfig(f"{origin} has no column {options.target!r}; it has {', '.join(found)[:300]}")
+    truth = found.pop(options.target) if options.target else None
+    if count_rows(found) < MIN_ROWS:
+        raise InvalidConfig(f"{origin}: {count_rows(found)} rows; a student needs {MIN_ROWS} or more (data, endpoint)")
+    picked = slice(0, MAX_ROWS)
+    rows = own_columns(artifact, cast_to_signature(artifact, take_rows(found, picked)))
+    return rows, None if truth is None else truth[picked], origin
+
+
+def captured(endpoint: str, with_labels: bool) -> pd.DataFrame:
+    """Return at most `MAX_ROWS` rows of the endpoint that a variant answered. Raises NotFound."""
+    log, view = open_log(load_settings().inference_log), View(endpoint, labels=with_labels)
+    names = [name for name in view_schema(log, view).names if not name.startswith("_") or name in LABELS]
+    parts, count = [], 0
+    for table in view_tables(log, view, names):
+        parts.append(table.select([name for name in names if name in table.column_names]).to_pandas())
+        count += len(parts[-1])
+        if count >= MAX_ROWS:
+            break
+    if not count:
+        raise NotFound(f"nothing was captured of endpoint {endpoint!r} so far")
+    return pd.concat(parts, ignore_index=True)
+
+
+def fit_and_register(
+    options: Training, resolved: ResolvedModel, teacher: LoadedModel, rows: NamedArrays, origin: str
+) -> Any:
+    """Fit a student on the teacher's answers and register it."""
+    name = options.registered_model or f"{resolved.name}-student"
+    answers = teacher.predict(rows)
+    example: Any
+    if teacher.artifact.columns:
+        example = pd.DataFrame(dict(rows))
+        model = fit_table(options, example, answers)
+        method = f"{type(model[-1]).__name__} of the answers of {resolved.source}"
+    else:
+        example = next(iter(rows.values()))
+        model = fit_tensor(options, example, answers)
+        method = f"an mlp of the answers of {resolved.source}"
+    info = register(
+        model,
+        name,
+        f"the answers of {resolved.source} to {origin}",
+        method,
+        input_example=example[:EXAMPLE_ROWS],
+        parity_data=example[:PARITY_ROWS],
+        reference_data=example,
+    )
+    tag_version(name, str(info.registered_model_version), DISTILLED_FROM_TAG, resolved.source)
+    return info
+
+
+def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictions) -> Any:
+    """Return a pipeline that has learned the probabilities, else the labels or the numbers."""
+    trees, units = options.size or 50, options.size or 32
+    is_mlp, seed = options.student == "mlp", options.seed
+    estimator: Any
+    if not answers.is_label:
+        estimator = MLPRegressor(hidden_layer_sizes=(units,), random_state=seed, max_iter=200) if is_mlp else None
+        estimator = estimator or HistGradientBoostingRegressor(max_iter=trees, random_state=seed)
+        return make_pipeline(preprocessing(features, is_mlp), estimator).fit(features, answers.prediction)
+    estimator = MLPClassifier(hidden_layer_sizes=(units,), random_state=seed, max_iter=200) if is_mlp else None
+    estimator = estimator or HistGradientBoostingClassifier(max_iter=trees, random_state=seed)
+    pipeline = make_pipeline(preprocessing(features, is_mlp), estimator)
+    if answers.probabilities is None or not answers.classes:
+        return pipeline.fit(features, answers.prediction)
+    # a row of each class, weighed by its probability: the log loss is that of the probabilities themselves
+    places, classes = np.nonzero(answers.probabilities >= _LEAST_WEIGHT)
+    weights = answers.probabilities[places, classes]
+    labels = np.array(answers.classes)[classes]
+    return pipeline.fit(features.iloc[places], labels, **{f"{pipeline.steps[-1][0]}__sample_weight": weights})
+
+
+def fit_tensor(options: Training, values: np.ndarray, answers: ModelPredictions) -> Any:
+    """Return a torch module of one hidden layer that has learned the scores, values or probabilities.
+
+    Raises:
+        InvalidConfig: torch is not installed, or the teacher answers labels alone.
+    """
+    try:
+        import torch
+        from torch import nn
+    except ModuleNotFoundError:
+        raise InvalidConfig("a teacher of tensors needs torch: pip install 'mlflow-onnxserve[torch]'") from None
+    wanted = answers.prediction if not answers.is_label else answers.probabilities
+    if wanted is None or wanted.dtype.kind != "f":
+        raise InvalidConfig("the teacher answers labels alone, of which a network of tensors cannot learn scores")
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(1)
+    targets = torch.from_numpy(np.ascontiguousarray(wanted.reshape(len(wanted), -1), dtype=np.float32))
+    inputs = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    units = options.size or 32
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs[0].numel(), units), nn.ReLU(), nn.Linear(units, targets.shape[1])
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(_LEARNED):
+        for batch in torch.randperm(len(inputs)).split(64):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(network(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+    return network.eval()
+
+
+def compare(
+    folders: tuple[Path, Path], models: tuple[LoadedModel, LoadedModel], rows: NamedArrays, truth: np.ndarray | None
+) -> None:
+    """Print teacher and student in one table, and log it to the active run."""
+    answers = [model.predict(rows) for model in models]
+    costs = measure_costs(folders, rows, BATCH)
+    known = np.zeros(0, bool) if truth is None else ~pd.isna(pd.Series(list(truth))).to_numpy()
+    head = ("", "size", "1 row", f"{BATCH:,} rows", "agreement")
+    lines = [(*head, f"{known.sum():,} labels") if known.any() else head]
+    ones, many = (median_ratio(getattr(costs[1], kind), getattr(costs[0], kind)) for kind in ("rows", "batches"))
+    figures: dict[str, float] = {"row_ratio": ones, "batch_ratio": many}
+    for name, folder, model, answer, cost in zip(("teacher", "student"), folders, models, answers, costs, strict=True):
+        size, agreement = file_size(folder, model), agreement_of(answers[0], answer)
+        figures |= {f"{name}_bytes": size, f"{name}_agreement": agreement}
+        cells = (name, f"{size / 1e3:,.0f} kB", microseconds(cost, "rows"), microseconds(cost, "batches"))
+        cells = (*cells, f"{agreement:.2%}")
+        if truth is not None and known.any():
+            wanted, scored = np.array(truth[known].tolist()), model.predict(take_rows(rows, known))
+            metric = default_metric(wanted, scored)
+            figures[f"{name}_{metric}"] = weighted_metric(metric, wanted, scored)(np.ones(len(wanted)))
+            cells = (*cells, f"{metric} {figures[f'{name}_{metric}']:.4f}")
+        lines.append(cells)
+    mlflow.log_metrics(figures)
+    mlflow.log_text("\n".join(align_columns(lines)), "comparison.txt")
+    print("\n".join(align_columns(lines)))
+    print(f"the student takes {ones:.2f} of the time for one row, {many:.2f} for {BATCH:,}", flush=True)
+
+
+def agreement_of(teacher: ModelPredictions, student: ModelPredictions) -> float:
+    """Return the share of equal labels (of scores: of equal places of the highest), or R² of numbers."""
+    wanted, found = teacher.prediction, student.prediction
+    if not teacher.is_label and wanted.ndim == 2:
+        wanted, found = wanted.argmax(axis=1), found.argmax(axis=1)
+    elif teacher.is_label and found.ndim == 2:  # a network's scores of the classes
+        found = np.array(teacher.classes or range(found.shape[1]))[found.argmax(axis=1)]
+    elif not teacher.is_label:
+        return float(1 - np.square(wanted - found).mean() / max(float(np.var(wanted)), 1e-12))
+    return float((wanted == found).mean())
+
+
+def file_size(folder: Path, model: LoadedModel) -> int:
+    """Return the bytes of the ONNX file, or of all files of a model without one."""
+    file = model.artifact.onnx_file
+    return file.stat().st_size if file.is_file() else sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def microseconds(cost: MeasuredCost, kind: str) -> str:
+    return f"{np.median(np.concatenate(getattr(cost, kind))) * 1e6:,.0f} µs"
+
+
+if __name__ == "__main__":
+    run_command(train, Training, __doc__ or "")
