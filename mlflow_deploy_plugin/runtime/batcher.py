@@ -40,12 +40,19 @@ _RELATIVE, _ABSOLUTE = 1e-2, 1e-6
 
 @dataclass(frozen=True)
 class BatchPolicy:
-    """The limits of a batcher, as fields of `spec.ServerSpec`."""
+    """The limits of a batcher, as fields of `spec.ServerSpec`.
+
+    Attributes:
+        pads: a batch is filled up to the next of `sizes` with copies of a row, as TensorFlow Serving does for its
+            `allowed_batch_sizes`. On a GPU a shape that is new costs a search of algorithms (cuDNN) or an engine
+            (TensorRT), and has no CUDA graph.
+    """
 
     max_batch_size: int
     preferred_batch_size: tuple[int, ...] = ()
     max_queue_delay_microseconds: int = 0
     max_queue_size: int = 1024
+    pads: bool = False
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -124,6 +131,7 @@ class Batcher:
         self._compute = compute
         self._clock = clock
         self._preferred = frozenset(policy.preferred_batch_size)
+        self._padded_sizes = policy.sizes if policy.pads else ()
         self._limit = max(policy.preferred_batch_size, default=policy.max_batch_size)
         self._delay = policy.max_queue_delay_microseconds / 1e6
         self._lock = threading.Lock()
@@ -346,13 +354,17 @@ class Batcher:
 
     def _compute_batch(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
         """Return the outputs of each request: views of the batch's. Empty if they cannot be told apart."""
-        first = batch[0]
-        if len(batch) == 1:
+        first, ends = batch[0], np.cumsum([entry.rows for entry in batch]).tolist()
+        size = next((size for size in self._padded_sizes if size >= ends[-1] > 0), ends[-1])
+        parts = [entry.feeds for entry in batch]
+        if size > ends[-1]:
+            last = next(entry for entry in reversed(batch) if entry.rows)
+            parts.append(repeat_row(last.feeds, last.rows - 1, size - ends[-1]))
+        if len(parts) == 1:
             return [self._compute(first.feeds, first.outputs)]
-        joined = {name: np.concatenate([entry.feeds[name] for entry in batch]) for name in first.feeds}
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in first.feeds}
         outputs = self._compute(joined, first.outputs)
-        ends = np.cumsum([entry.rows for entry in batch]).tolist()
-        if any(array.shape[:1] != (ends[-1],) for array in outputs.values()):
+        if any(array.shape[:1] != (size,) for array in outputs.values()):
             return []  # not one entry a row after all
         return [
             {name: array[end - entry.rows : end] for name, array in outputs.items()}

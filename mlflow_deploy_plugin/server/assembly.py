@@ -151,7 +151,13 @@ def open_server(state_dir: Path) -> Server:
     rows = max_batch_rows(spec)
     policy = None  # running each request alone is best for tiny models on a CPU
     if rows > 1:
-        policy = BatchPolicy(rows, spec.preferred_batch_size, spec.max_queue_delay_microseconds, spec.max_queue_size)
+        policy = BatchPolicy(
+            rows,
+            spec.preferred_batch_size,
+            spec.max_queue_delay_microseconds,
+            spec.max_queue_size,
+            pads=spec.device != "cpu",
+        )
     device_id = claim_device_id(state_dir, spec.device_ids) if spec.device_ids else 0
     engines = state_dir / _ENGINE_CACHE
     placement = Placement(spec.device, device_id, spec.provider_options, engines, spec.io_binding)

@@ -95,11 +95,12 @@ def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Fut
     limit=st.integers(2, 8),
     preferred=st.sets(st.integers(1, 8), max_size=2),
     delay=st.sampled_from([0, 200, 2000]),
+    pads=st.booleans(),
 )
 def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
-    requests: list[tuple[int, int, bool, bool]], limit: int, preferred: set[int], delay: int
+    requests: list[tuple[int, int, bool, bool]], limit: int, preferred: set[int], delay: int, pads: bool
 ) -> None:
-    policy = BatchPolicy(limit, tuple(size for size in preferred if size <= limit), delay)
+    policy = BatchPolicy(limit, tuple(size for size in preferred if size <= limit), delay, pads=pads)
     batcher = Batcher(Model(), policy)
 
     def one(number: int) -> tuple[Array, Array | str]:
@@ -168,7 +169,32 @@ def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(pool: Th
     assert sum(begun) == 640
     assert max(begun) <= 32
     assert len(begun) <= 64  # 64 callers at a time fill two batches: 20 full ones would do
-    assert most <= 2  # one computes while the next one, already full, begins
+    assert most == 1
+
+
+def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model: Model, ask: Ask) -> None:
+    batcher = Batcher(model, replace(EIGHT, pads=True))
+    alone = {number: batcher.run({"x": rows(number, 3.0)})["y"] for number in (1, 3, 5, 8, 9, 0)}
+    assert {number: answer.tolist() for number, answer in alone.items()} == {
+        number: rows(number, 6.0).tolist() for number in alone
+    }
+    assert model.begun == [1, 4, 8, 8, 9, 0]  # above the limit, and without a row, as it is
+
+    model.gate.clear()
+    futures = [ask(batcher, rows(1, 10.0))]
+    wait_until(lambda: len(model.begun) == 7, what="the first run")
+    futures += [ask(batcher, rows(number, float(number))) for number in (2, 0, 3, 0)]
+    model.gate.set()
+    answers = [future.result(30)["y"] for future in futures]
+    assert [len(answer) for answer in answers] == [1, 2, 0, 3, 0]
+    assert [answer[0, 0] for answer in answers if len(answer)] == [20.0, 4.0, 6.0]
+    assert model.begun[6:] == [1, 8]
+
+
+def test_a_padding_row_that_fails_is_a_row_of_the_request_itself(model: Model) -> None:
+    batcher = Batcher(model, replace(EIGHT, pads=True))
+    with pytest.raises(InferenceError, match="a row begins with -1"):
+        batcher.run({"x": rows(3, -1.0)})
 
 
 def test_other_shapes_wait_for_their_own_batch(model: Model, ask: Ask) -> None:
