@@ -89,8 +89,11 @@ def robustness(
         click.echo(json.dumps(report.as_dict(), indent=2))
         return
     show_lines(align_columns(report.table()))
-    show_lines(dict.fromkeys(f"{one.disturbance}: {one.refusal}" for one in report.points if one.refusal))
-    show_lines(f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items())
+    show_lines({one.disturbance: f"{one.disturbance}: {one.refusal}" for one in report.points if one.refusal}.values())
+    show_lines(report.notes)
+    for reason in dict.fromkeys(report.cannot.values()):
+        names = ", ".join(name for name, why in report.cannot.items() if why == reason)
+        click.echo(f"{names} cannot be measured: {reason}")
     click.echo(f"{report.rows:,} rows, seed {report.seed}")
     if files:
         click.echo(f"{len(files)} files in {folder}")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, NotInstalled, Refused, SchemaMismatch, join_names
 from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, estimated_gradient, fgsm, pgd, torch_gradient
 from mlflow_deploy_plugin.evaluation.dataset import (
     LabelledRows,
@@ -27,12 +27,13 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     labelled_rows,
     own_columns,
     read_dataset,
+    take_rows,
 )
-from mlflow_deploy_plugin.evaluation.disturbances import disturb, unfit_reason
+from mlflow_deploy_plugin.evaluation.disturbances import disturbed, unfit_reason, with_missing
 from mlflow_deploy_plugin.evaluation.metrics import default_metric, metric_loss, weighted_metric
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
-from mlflow_deploy_plugin.registry import LoggedRun, log_to_run, resolve, run_of_model
+from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
 from mlflow_deploy_plugin.runtime import Array
 
 FOLDER = "robustness"
@@ -71,6 +72,7 @@ class RobustnessReport:
         clean: the metric for the rows as they are.
         points: by disturbance, then by strength.
         cannot: the disturbances that could not be measured, and why.
+        notes: what was left out of a disturbance, because the model refuses such rows.
         run: the run that it was logged to.
     """
 
@@ -83,6 +85,7 @@ class RobustnessReport:
     clean: float
     points: tuple[RobustnessPoint, ...]
     cannot: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     run: LoggedRun | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,7 +137,7 @@ class RobustnessReport:
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
         panel = figure.subplots()
         known = [(point.strength, point.value) for point in points if point.value is not None]
-        panel.plot(*zip(*known, strict=True), color=_LINE, marker="o") if known else None
+        panel.plot([strength for strength, _ in known], [value for _, value in known], color=_LINE, marker="o")
         panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="as they are")
         refused = [point.strength for point in points if point.value is None]
         foot = panel.get_xaxis_transform()
@@ -161,7 +164,7 @@ def robustness(
     target: str,
     *,
     metric: MetricName | None = None,
-    strengths: Mapping[str, Sequence[float]] | None = None,
+    strengths: Mapping[str, float | Sequence[float]] | None = None,
     original: str = "",
     max_rows: int = 2_000,
     seed: int = 0,
@@ -175,7 +178,7 @@ def robustness(
             [N, …] by name.
         target: the column that holds the truth.
         metric: default: accuracy for labels, rmse for numbers.
-        strengths: the disturbances, each with its strengths (none: the default ones); default: those that fit.
+        strengths: the disturbances, each with one strength or several (none: the default ones); default: all that fit.
         original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run.
         max_rows: at most so many rows, chosen by the seed.
         log: log report, pictures and metrics to the version's run, under `robustness/`.
@@ -198,16 +201,15 @@ def robustness(
         model = load_version(folder)
         rows = read_dataset(source, model.artifact) if source else frame_rows(data)
         labelled = labelled_rows(rows, shown, target, model.artifact, seed, max_rows)
-        run_id = run_of_model(resolved, model.artifact.run_id) if log else ""
+        run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
         find_gradient = partial(torch_gradient, resolved, folder, model.artifact, original)
         measured = measure_robustness(model, labelled, metric, chosen, seed, find_gradient, progress)
     report = replace(measured, model=model_uri, dataset=source, target=target)
-    if not log:
+    if run is None:
         return report
     with TemporaryDirectory(prefix="onnxserve-robustness-") as temporary:
         report.save(Path(temporary))
-        run = log_to_run(run_id, resolved.aspects.get("model_id", ""), Path(temporary), FOLDER, report.figures())
-    return replace(report, run=run)
+        return replace(report, run=run.log(Path(temporary), FOLDER, report.figures()))
 
 
 def measure_robustness(
@@ -232,32 +234,48 @@ def measure_robustness(
     rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
     if len(truth) < 2:
         raise InvalidConfig("the data has one row with a known target; a standard deviation needs two at least")
-    predicted = model.predict(rows)
-    metric = metric or default_metric(truth, predicted)
-    clean = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
-    if not math.isfinite(clean):
-        raise InvalidConfig(f"{metric} of the rows as they are is {clean}: the model answers no numbers")
+    baseline = _Baseline.of(model, rows, truth, metric)
     wanted = strengths or {name: one.strengths for name, one in DISTURBANCES.items() if one.by_default}
     of_original = cache(lambda: find_gradient(rows, truth))
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
+    notes: list[str] = []
     for name, values in wanted.items():
-        # not `seed` alone: data that was made with the same seed would be its own noise
-        stream = [zlib.crc32(name.encode()), seed]
-        variants = _disturber(name, model, rows, truth, of_original)
+        changed = rows
+        if name == "missing" and (refusals := _missing_refusals(model, rows)).keys() < rows.keys():
+            changed = {column: values for column, values in rows.items() if column not in refusals}
+            if refusals:
+                shown = join_names(refusals)
+                notes.append(f"missing: nothing is taken away of {shown}, as the model refuses such rows")
+        variants = _disturber(name, model, changed, truth, of_original)
         if isinstance(variants, Refused):
             cannot[name] = variants.reason
             continue
         progress(f"measuring {name}")
+        # not `seed` alone: data that was made with the same seed would be its own noise
+        stream = [zlib.crc32(name.encode()), seed]
         for strength in values:
             outcomes = [
-                _outcome(name, strength, variant, model, changed, truth, metric, clean, predicted)
-                for variant, changed in variants(strength, np.random.default_rng(stream))
+                baseline.point(name, strength, variant, {**rows, **found})
+                for variant, found in variants(strength, np.random.default_rng(stream))
             ]
             points.append(max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss))
     if not points:
         raise InvalidConfig("nothing can be measured: " + "; ".join(f"{name}: {why}" for name, why in cannot.items()))
-    return RobustnessReport("", "", "", metric, len(truth), seed, clean, tuple(points), cannot)
+    return RobustnessReport(
+        "", "", "", baseline.metric, len(truth), seed, baseline.value, tuple(points), cannot, tuple(notes)
+    )
+
+
+def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
+    """Return the columns in which the model refuses a missing value, with its message."""
+    row, found = take_rows(rows, slice(0, 1)), {}
+    for name, values in row.items():
+        try:
+            model.predict({**row, **with_missing({name: values}, 1.0, np.random.default_rng(0))})
+        except (SchemaMismatch, InferenceError) as error:
+            found[name] = error.message
+    return found
 
 
 def _disturber(
@@ -267,7 +285,7 @@ def _disturber(
     if reason := unfit_reason(name, rows):
         return Refused(reason)
     if name not in ATTACKS:
-        return lambda strength, rng: disturb(name, rows, strength, rng)
+        return lambda strength, rng: disturbed(name, rows, strength, rng)
     gradient = estimated_gradient(model, rows, truth) if name == "spsa" else of_original()
     if isinstance(gradient, Refused):
         return gradient
@@ -275,27 +293,37 @@ def _disturber(
     return lambda strength, rng: [("", attack(rows, strength, gradient, rng))]
 
 
-def _outcome(
-    name: str,
-    strength: float,
-    variant: str,
-    model: LoadedModel,
-    rows: NamedArrays,
-    truth: Array,
-    metric: MetricName,
-    clean: float,
-    predicted: ModelPredictions,
-) -> RobustnessPoint:
-    try:
-        answers = model.predict(rows)
-        value = weighted_metric(metric, truth, answers)(np.ones(len(truth)))
-    except (SchemaMismatch, InferenceError, InvalidConfig) as error:
-        return RobustnessPoint(name, strength, None, variant=variant, refusal=f"refused: {error.message}")
-    if not math.isfinite(value):
-        reason = f"{metric} is {value}: answers are no numbers"
-        return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
-    loss = metric_loss(metric, clean, value, predicted)
-    return RobustnessPoint(name, strength, value, loss, variant, answers.no_number)
+@dataclass(frozen=True, eq=False)
+class _Baseline:
+    """A model, and its metric and predictions for the rows as they are."""
+
+    model: LoadedModel
+    truth: Array
+    predicted: ModelPredictions
+    metric: MetricName
+    value: float
+
+    @classmethod
+    def of(cls, model: LoadedModel, rows: NamedArrays, truth: Array, metric: MetricName | None) -> "_Baseline":
+        predicted = model.predict(rows)
+        metric = metric or default_metric(truth, predicted)
+        value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
+        if not math.isfinite(value):
+            raise InvalidConfig(f"{metric} of the rows as they are is {value}: the model answers no numbers")
+        return cls(model, truth, predicted, metric, value)
+
+    def point(self, name: str, strength: float, variant: str, rows: NamedArrays) -> RobustnessPoint:
+        """Return the point of disturbed rows."""
+        try:
+            answers = self.model.predict(rows)
+            value = weighted_metric(self.metric, self.truth, answers)(np.ones(len(self.truth)))
+        except (SchemaMismatch, InferenceError, InvalidConfig) as error:
+            return RobustnessPoint(name, strength, None, variant=variant, refusal=f"refused: {error.message}")
+        if not math.isfinite(value):
+            reason = f"{self.metric} is {value}: answers are no numbers"
+            return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
+        loss = metric_loss(self.metric, self.value, value, self.predicted)
+        return RobustnessPoint(name, strength, value, loss, variant, answers.no_number)
 
 
 def require_matplotlib() -> None:

@@ -80,7 +80,7 @@ def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
     return np.clip(np.round(numbers), max(bounds.min, -(2**53)), min(bounds.max, 2**53)).astype(dtype)
 
 
-def disturb(
+def disturbed(
     name: str, rows: NamedArrays, strength: float, rng: np.random.Generator
 ) -> Iterator[tuple[str, NamedArrays]]:
     """Yield the variants of a disturbance of `evaluation.names`, each with its name, such as the scaled column.
@@ -112,8 +112,8 @@ def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
         changed = values.copy()
         table = changed.reshape(len(values), -1)
         for column in table.T:  # views
-            chosen = np.flatnonzero(rng.random(len(column)) < share)
-            column[chosen] = column[np.roll(rng.permutation(chosen), 1)] if len(chosen) else column[chosen]
+            order = rng.permutation(np.flatnonzero(rng.random(len(column)) < share))
+            column[order] = column[np.roll(order, 1)]
         return changed
 
     return {name: swapped(values) if values.ndim <= 2 else values for name, values in rows.items()}

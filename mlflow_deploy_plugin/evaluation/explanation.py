@@ -10,6 +10,7 @@ import importlib.util
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +38,7 @@ from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, default_me
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
 from mlflow_deploy_plugin.pyfunc import RequestRefused
-from mlflow_deploy_plugin.registry import LoggedRun, log_to_run, resolve, run_of_model
+from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Feeds, OnnxModel, read_served_artifact, row_count
 from mlflow_deploy_plugin.server import explained_features
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
@@ -182,7 +183,9 @@ class Explanation:
             for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
                 figure = plt.figure()
                 try:
-                    plot(explained, max_display=_SHOWN_COLUMNS, show=False)
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # numpy's, of a column of texts
+                        plot(explained, max_display=_SHOWN_COLUMNS, show=False)
                     plt.title(f"{self.model}: {self.outputs[place]}", fontsize=9)
                     figure.savefig(folder / f"{name}{suffix}.png", dpi=110, bbox_inches="tight")
                 finally:
@@ -224,6 +227,8 @@ def explain(
         require_matplotlib()
     if metric is not None and metric not in METRICS:
         raise InvalidConfig(f"there is no metric {metric!r}; there are {', '.join(METRICS)}")
+    if metric is not None and not target:
+        raise InvalidConfig("metric: it is measured on labels; name their column as target")
     source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
     resolved = resolve(model_uri)
     with downloaded_version(resolved) as folder:
@@ -231,7 +236,7 @@ def explain(
         if artifact.flavor == PYTHON_FUNCTION:
             raise InvalidArtifact(f"{model_uri} has no ONNX form (it is a pyfunc), and only an ONNX model is explained")
         model = OnnxModel.load(folder)
-        run_id = run_of_model(resolved, artifact.run_id) if log else ""
+        run = run_of_model(resolved, artifact.run_id, artifact.model_id) if log else None
         rows = read_dataset(source, model.artifact) if source else frame_rows(data)
         labelled = labelled_rows(rows, shown, target, model.artifact, seed, _LABELLED_ROWS) if target else None
         positions = sample_positions(count_rows(rows), max_rows, seed)
@@ -244,8 +249,6 @@ def explain(
         if labelled is not None:
             progress(f"permuting {len(columns)} columns of {len(labelled.truth):,} rows")
             metric, lost = _permutation_importance(load_version(folder), labelled, metric, found, seed)
-        else:
-            metric = None
     means = np.abs(found.values).mean(axis=(0, 2))
     importance = [
         ColumnImportance(name, float(mean), *(lost[place] if lost else ()))
@@ -266,12 +269,11 @@ def explain(
         max_evals=evals,
         seed=seed,
     )
-    if not log:
+    if run is None:
         return explanation
     with TemporaryDirectory(prefix="onnxserve-explain-") as temporary:
         explanation.save(Path(temporary))
-        run = log_to_run(run_id, "", Path(temporary), EXPLAIN_FOLDER, ())
-    return replace(explanation, run=run)
+        return replace(explanation, run=run.log(Path(temporary), EXPLAIN_FOLDER))
 
 
 def _contributions(

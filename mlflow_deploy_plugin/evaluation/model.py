@@ -165,7 +165,7 @@ class _LoadedPyfunc:
         if missing := [column.name for column in columns if column.required and column.name not in rows]:
             raise SchemaMismatch(f"column {missing[0]!r} is missing")
         try:
-            if self.artifact.tensors:
+            if self.artifact.tensors or (not columns and any(values.ndim > 1 for values in rows.values())):
                 named = {tensor.name: rows[tensor.name] for tensor in self.artifact.tensors if tensor.name}
                 data: Any = named or next(iter(rows.values()))
             else:

@@ -1,8 +1,9 @@
 """The names of metrics and disturbances, and the strengths that a disturbance may have. Imports nothing heavy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from numbers import Real
+from typing import Any, Literal, get_args
 
 from mlflow_deploy_plugin.errors import InvalidConfig, did_you_mean
 
@@ -49,8 +50,11 @@ DISTURBANCES: Mapping[str, Disturbance] = {
 }
 
 
-def check_strengths(given: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, ...]]:
-    """Return the strengths of each disturbance in ascending order; an empty sequence stands for the default ones.
+def check_strengths(given: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Return the strengths of each disturbance in ascending order.
+
+    Args:
+        given: by disturbance one strength or several; an empty sequence means the default ones.
 
     Raises:
         InvalidConfig: there is no such disturbance, or it cannot have such a strength.
@@ -59,12 +63,15 @@ def check_strengths(given: Mapping[str, Sequence[float]]) -> dict[str, tuple[flo
     for name, disturbance in DISTURBANCES.items():
         if name not in given:
             continue
-        strengths = given[name] or disturbance.strengths
+        one = given[name]
+        strengths: list[Any] = list(one) if isinstance(one, Iterable) and not isinstance(one, str) else [one]
+        strengths = strengths or list(disturbance.strengths)
         if len(strengths) > _MAX_STRENGTHS:
             raise InvalidConfig(f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured")
         most = 1.0 if disturbance.is_share else _MAX_STRENGTH
         for strength in strengths:
-            if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= most:
+            is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+            if not is_number or not 0 < strength <= most:
                 expected = "a share above 0, up to 1," if disturbance.is_share else f"a number above 0, up to {most:g},"
                 raise InvalidConfig(f"{name} cannot have the strength {strength}; {expected} is expected")
         checked[name] = tuple(sorted({float(strength) for strength in strengths}))

@@ -101,9 +101,8 @@ class RobustnessPolicy(_Part):
     def _with_strengths(cls, given: object) -> object:
         if not isinstance(given, Mapping):
             raise ValueError("a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: [0.1, 0.2]}")
-        listed = {str(name): one if isinstance(one, list | tuple) else [one] for name, one in given.items()}
         try:
-            return check_strengths(listed)
+            return check_strengths({str(name): [] if one is None else one for name, one in given.items()})
         except InvalidConfig as error:
             raise ValueError(error.message) from None
 

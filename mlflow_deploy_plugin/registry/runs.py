@@ -29,6 +29,8 @@ SUPERSEDED = "onnxserve.superseded_by"
 """The tag of a run that does not count, with the id of the primary."""
 _TIMES = "onnxserve.reported"
 """The tag with the number of times that the run was begun."""
+EVALUATED_TAG = "onnxserve.evaluated"
+"""The tag of the run with the evaluations of a model that no run logged: the id of the logged model."""
 _MAX_RUNS = 50
 _MAX_ATTEMPTS = 5
 
@@ -75,40 +77,62 @@ def log_run(
         return logged_run(client, run_id)
 
 
-def run_of_model(model: "ResolvedModel", run_id: str) -> str:
-    """Return the id of the run that logged a model.
+@dataclass(frozen=True)
+class ModelRun:
+    """The run beside a model: the one that logged it, else one that holds its evaluations, in its experiment.
+
+    Attributes:
+        run_id: empty if the run is yet to be created.
+        model_id: of the logged model; empty if there is none.
+    """
+
+    run_id: str
+    experiment_id: str
+    model_id: str
+
+    def log(self, folder: Path, under: str, figures: Iterable[tuple[str, float, int]] = ()) -> LoggedRun:
+        """Log a folder's files as artifacts below `under`, and metrics (name, value, step).
+
+        Raises:
+            RegistryUnavailable: MLflow does not answer.
+        """
+        client, run_id = registry_client(), self.run_id
+        with registry_errors(f"run {run_id}"), no_request_timeout():
+            if not run_id:
+                tags = {EVALUATED_TAG: self.model_id}
+                run_id = client.create_run(self.experiment_id, run_name="evaluation", tags=tags).info.run_id
+                client.set_terminated(run_id, "FINISHED")
+            client.log_artifacts(run_id, str(folder), under)
+            by_step: dict[int, list[tuple[str, float]]] = {}
+            for name, value, step in figures:
+                by_step.setdefault(step, []).append((name, value))
+            for step, values in by_step.items():
+                log_metrics(client, run_id, self.model_id, values, step=step)
+            return logged_run(client, run_id)
+
+
+def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
+    """Return the run beside a model.
 
     Args:
-        run_id: as the MLmodel file has it, for a model that the registry does not know.
+        run_id, model_id: as the MLmodel file has them, for a model that the registry does not know.
 
     Raises:
-        InvalidConfig: the model belongs to no run.
-        NotFound: the run is gone.
+        InvalidConfig: the model was never logged.
+        NotFound: its run or the logged model is gone.
         RegistryUnavailable: MLflow does not answer.
     """
-    if not (run_id := model.aspects.get("run_id") or run_id):
-        raise InvalidConfig(f"{model.model_uri} was logged by no run, so there is none to log to")
-    with registry_errors(f"run {run_id}"):
-        return str(registry_client().get_run(run_id).info.run_id)
-
-
-def log_to_run(
-    run_id: str, model_id: str, folder: Path, under: str, figures: Iterable[tuple[str, float, int]]
-) -> LoggedRun:
-    """Log a folder's files as artifacts below `under`, and metrics (name, value, step), to a run that there is.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
-    """
+    run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
     client = registry_client()
-    with registry_errors(f"run {run_id}"), no_request_timeout():
-        client.log_artifacts(run_id, str(folder), under)
-        by_step: dict[int, list[tuple[str, float]]] = {}
-        for name, value, step in figures:
-            by_step.setdefault(step, []).append((name, value))
-        for step, values in by_step.items():
-            log_metrics(client, run_id, model_id, values, step=step)
-        return logged_run(client, run_id)
+    if run_id:
+        with registry_errors(f"run {run_id}"):
+            return ModelRun(run_id, str(client.get_run(run_id).info.experiment_id), model_id)
+    if not model_id:
+        raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so there is no run to log to")
+    with registry_errors(f"logged model {model_id}"):
+        experiment_id = str(client.get_logged_model(model_id).experiment_id)
+        found = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)
+    return ModelRun(str(found[0].info.run_id) if found else "", experiment_id, model_id)
 
 
 def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:

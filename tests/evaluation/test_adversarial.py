@@ -64,6 +64,13 @@ def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
     assert report.cannot == {}
 
 
+def test_a_version_that_is_its_own_original_is_attacked_as_pyfunc(folders: dict[str, Path]) -> None:
+    report = measured(folders["original"])
+    losses = {(point.disturbance, point.strength): point.loss for point in report.points}
+    assert report.cannot == {}
+    assert (losses["fgsm", 0.2] or 0.0) > 0.2
+
+
 def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: dict[str, Path]) -> None:
     none = measured(folders["onnx"]).cannot
     assert none["fgsm"] == none["pgd"]

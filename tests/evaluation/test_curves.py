@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled
@@ -83,15 +84,24 @@ def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path
     assert missing[-1].no_number == pytest.approx(0.75, abs=0.1)  # one of two columns is gone: no probability
 
 
-def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
+def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model", types=("long", "double"))
     rows = {**ROWS, "a": np.round(ROWS["a"] * 10).astype(int)}
+    report = onnxserve.robustness(str(folder), rows, "label", strengths={"missing": [0.5]})
+    assert report.notes == ("missing: nothing is taken away of a, as the model refuses such rows",)
+    assert report.points[0].no_number == pytest.approx(0.5, abs=0.05)
+
+
+def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path / "model", types=("long", "long"))
+    rows = {**ROWS, **{name: np.round(ROWS[name] * 10).astype(int) for name in COLUMNS}}
     report = onnxserve.robustness(str(folder), rows, "label", strengths={"missing": [0.5], "noise": [0.1]})
     refused = report.points[1]
     assert refused.value is None
     assert refused.refusal.startswith("refused: ")
     assert ("missing", "0.5", "refused", "", "", "") in report.table()
     assert "robustness/missing" not in {name for name, _, _ in report.figures()}
+    assert {file.name for file in report.save(tmp_path / "out")} == {"missing.png", "noise.png", "robustness.json"}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,7 @@ def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
         ({"metric": "r2"}, "there is no metric 'r2'; there are accuracy"),
         ({"metric": "rmse", "target": "text"}, "rmse is of numbers"),
         ({"strengths": {"typos": []}}, "nothing can be measured: typos: the model takes no texts"),
-        ({"log": True, "model_uri": "other"}, "was logged by no run, so there is none to log to"),
+        ({"log": True, "model_uri": "other"}, "was never logged to MLflow, so there is no run to log to"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(
@@ -115,7 +125,7 @@ def test_what_is_wrong_is_told_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     other = write_classifier(tmp_path / "other")
-    (other / "MLmodel").write_text((other / "MLmodel").read_text().replace("run_id: r-1", "run_id: ''"))
+    (other / "MLmodel").write_text((other / "MLmodel").read_text().replace("r-1", "''").replace("m-1", "''"))
     rows = {**ROWS, "text": np.array(["x"] * 400, dtype=object)} if "text" in message or "rmse" in message else ROWS
     given = {"model_uri": str(folder), "data": rows, "target": "label", "strengths": {"noise": [0.1]}, **change}
     with pytest.raises(InvalidConfig, match=message):
@@ -156,6 +166,23 @@ def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
     names = {one.path for one in new_tracking.list_artifacts(run.info.run_id, "robustness")}
     assert names == {"robustness/robustness.json", "robustness/noise.png", "robustness/swap.png"}
     assert mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/robustness/robustness.json")["metric"] == "accuracy"
+
+
+def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(
+    tmp_path: Path, new_tracking: MlflowClient
+) -> None:
+    table = pd.DataFrame({name: ROWS[name] for name in COLUMNS})
+    model = LogisticRegression().fit(table, ROWS["label"])
+    info = onnxserve.log_model(model, name="model", input_example=table, registered_model_name="alone", explain=True)
+    assert not info.run_id
+    report = onnxserve.robustness("models:/alone/1", ROWS, "label", strengths={"noise": 0.1}, log=True)
+    (run,) = new_tracking.search_runs([DEFAULT_EXPERIMENT])
+    assert report.run is not None
+    assert report.run.run_id == run.info.run_id
+    assert run.info.status == "FINISHED"
+    assert {one.path for one in new_tracking.list_artifacts(run.info.run_id)} == {"explain", "robustness"}
+    metrics = new_tracking.get_logged_model(info.model_id).metrics
+    assert "robustness/noise" in {metric.key for metric in metrics or []}
 
 
 def test_pictures_need_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

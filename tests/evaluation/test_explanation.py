@@ -114,10 +114,11 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
     columns = [{"name": "t", "type": "string"}, {"name": "x", "type": "double"}]
     model = write_model(tmp_path / "m", graph, columns, section)
     rows = {"t": np.array(["yes", "no"] * 10, dtype=object), "x": np.arange(20.0)}
-    found = onnxserve.explain(str(model), rows, max_rows=1)  # one row
-    assert found.values.shape == (1, 2, 1)
-    files = onnxserve.explain(str(model), rows).save(tmp_path / "out")
-    assert {file.name for file in files} == {"bar.png", "beeswarm.png", "contributions.parquet", "explain.json"}
+    for max_rows in (1, 20):
+        found = onnxserve.explain(str(model), rows, max_rows=max_rows)
+        assert found.values.shape == (max_rows, 2, 1)
+        files = found.save(tmp_path / str(max_rows))
+        assert [file.name for file in files] == ["bar.png", "beeswarm.png", "contributions.parquet", "explain.json"]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,7 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
         ({"data": {"a": ROWS["a"]}}, SchemaMismatch, "'b' is missing"),
         ({"data": "gone.csv"}, InvalidConfig, r"the dataset gone\.csv does not exist"),
         ({"metric": "r2"}, InvalidConfig, "there is no metric 'r2'"),
+        ({"metric": "rmse"}, InvalidConfig, "metric: it is measured on labels; name their column as target"),
         ({"max_evals": 3}, InvalidConfig, "max_evals is 3; 2 columns need at least 5, twice as many and one"),
         ({"target": "value", "metric": "accuracy"}, InvalidConfig, "accuracy is of labels; the model answers numbers"),
     ],

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -29,6 +30,14 @@ def test_a_name_alone_has_its_default_strengths() -> None:
 def test_strengths_of_nonsense_are_refused_with_what_is_expected(entry: str, message: str) -> None:
     with pytest.raises(InvalidConfig, match=message):
         check_strengths(parse_strengths([entry]))
+
+
+def test_a_strength_may_stand_alone_and_be_of_numpy() -> None:
+    assert check_strengths({"noise": 1, "swap": np.float32(0.5), "missing": np.array([0.5, 0.1])}) == {
+        "noise": (1.0,),
+        "missing": (0.1, 0.5),
+        "swap": (0.5,),
+    }
 
 
 def test_a_disturbance_is_named_once() -> None:

@@ -184,8 +184,8 @@ def test_the_metric_has_to_hold_under_the_disturbances_that_the_policy_demands(
 
 
 def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path: Path) -> None:
-    folder = write_classifier(tmp_path / "model", types=("long", "double"))
-    rows = {**labelled(200), "a": labelled(200)["a"].round().astype(int)}
+    folder = write_classifier(tmp_path / "model", types=("long", "long"))
+    rows = {name: (10 * values).round().astype(int) for name, values in labelled(200).items()}
     file = write_rows(tmp_path / "rows.parquet", rows)
     robustness = {"disturbances": {"missing": 0.5}, "dataset": str(file), "target": "label"}
     for refusals, state in (("report", "passed"), ("fail", "failed")):

@@ -161,6 +161,7 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
     """Hold the metric under the disturbances that the policy demands against the largest drop that it allows."""
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
     notes: list[str] = []
+    (failures if policy.refusals == "fail" else notes).extend(report.notes)
     losses: dict[str, float] = {}
     for name, points in report.curves():
         for point in points:
