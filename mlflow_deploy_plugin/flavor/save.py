@@ -1,7 +1,8 @@
 """The flavor's public functions, with MLflow's conventions, and its pyfunc.
 
-A pyfunc's predictions have the form of the original framework's own pyfunc: an array for scikit-learn; for torch and
-ONNX an array for arrays and a DataFrame for a DataFrame; a mapping of arrays if there are several outputs.
+A pyfunc's predictions have the form of the original framework's own pyfunc: an array for scikit-learn; for torch, ONNX,
+Keras and statsmodels an array for arrays and a DataFrame (or Series) for a DataFrame; a mapping of arrays if there are
+several outputs.
 """
 
 import inspect
@@ -37,6 +38,8 @@ FALLBACK_TAG = "onnxserve.fallback"
 """The tag with the reason why MLflow's own flavor has logged a model."""
 _LONGEST_TAG = 5000
 _EXAMPLE_ROWS = 5
+_ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
+"""The frameworks whose own pyfunc answers a table for a table."""
 
 Fallback = Literal["pyfunc", "error"]
 
@@ -296,10 +299,12 @@ class PyfuncModel:
         else:
             feeds = schema.from_array(data)
         prediction = model.prediction(model.run(feeds, model.artifact.prediction))
-        if not isinstance(data, pd.DataFrame) or model.artifact.framework not in ("torch", "onnx"):
+        if not isinstance(data, pd.DataFrame) or model.artifact.framework not in _ANSWER_TABLES:
             return prediction
         if isinstance(prediction, dict) or prediction.ndim > 2:  # their widths and meanings differ
             return prediction
+        if model.artifact.framework == "statsmodels" and prediction.ndim == 1:
+            return pd.Series(prediction, index=data.index)
         return pd.DataFrame(prediction, index=data.index)
 
 
