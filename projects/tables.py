@@ -88,7 +88,8 @@ def train_on_table(options: TableOptions, recipe: Recipe) -> Any:
             table.features, target, test_size=0.2, random_state=options.seed
         )
         print(f"{len(features):,} rows to learn, {len(held_out):,} held out, of {table.origin}", flush=True)
-        dataset = mlflow.data.from_pandas(features.assign(**{target.name: answers}), targets=target.name)
+        rows = features.assign(**{str(target.name): answers})
+        dataset = mlflow.data.from_pandas(rows, targets=target.name, name=table.origin)
         mlflow.log_input(dataset, context="training")
         pipeline = make_pipeline(preprocessing(features, recipe.is_scaled), recipe.estimator()).fit(features, answers)
         log_scores(recipe.score(pipeline, held_out, truth))

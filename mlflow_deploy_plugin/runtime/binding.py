@@ -109,8 +109,10 @@ class BoundSession:
     def _run_buffers(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
         """Run with buffers that no other thread uses at the moment."""
         with self._lock:
-            idle = self._idle.get(key)
+            idle = self._idle.pop(key, [])
             buffers = idle.pop() if idle else None
+            if idle:
+                self._idle[key] = idle
         if buffers is None:
             buffers = Buffers(self._session, self._placement, feeds, names)
         buffers.fill(feeds)
@@ -118,7 +120,7 @@ class BoundSession:
         computed = buffers.read()
         with self._lock:
             self._idle.setdefault(key, []).append(buffers)
-            self._idle.move_to_end(key)
+            self._idle.move_to_end(key)  # the shape that was not used for longest is dropped first
             if sum(map(len, self._idle.values())) > MAX_IDLE_BUFFERS:
                 self._idle.popitem(last=False)
         return computed

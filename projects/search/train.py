@@ -145,6 +145,8 @@ def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> 
     logging.set_verbosity(logging.WARNING)
     study = create_study(direction="minimize", sampler=TPESampler(seed=options.seed))
     study.optimize(objective, n_trials=options.trials, timeout=60 * options.minutes)
+    if not study.trials:
+        raise InvalidConfig(f"minutes {options.minutes}: they were over before the first trial; give more")
     return study
 
 
