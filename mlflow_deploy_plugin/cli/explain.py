@@ -103,7 +103,8 @@ def explain(
     show_lines(align_columns(found.table()))
     if len(found.columns) >= len(found.table()):
         click.echo(f"and {len(found.columns) - len(found.table()) + 1} columns of less importance")
-    click.echo(f"{len(found.values):,} rows explained against {found.background}, seed {found.seed}")
+    left_out = f", {found.left_out:,} left out, which are answered by no numbers" if found.left_out else ""
+    click.echo(f"{len(found.values):,} rows explained against {found.background}, seed {found.seed}{left_out}")
     if contributions:
         click.echo(f"contributions in {contributions}")
     if files:

@@ -30,8 +30,8 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     take_rows,
 )
 from mlflow_deploy_plugin.evaluation.disturbances import disturbed, unfit_reason, with_missing
-from mlflow_deploy_plugin.evaluation.metrics import default_metric, metric_loss, weighted_metric
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version, load_version
+from mlflow_deploy_plugin.evaluation.metrics import Baseline, metric_loss
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
 from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
 from mlflow_deploy_plugin.runtime import Array
@@ -234,7 +234,7 @@ def measure_robustness(
     rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
     if len(truth) < 2:
         raise InvalidConfig("the data has one row with a known target; a standard deviation needs two at least")
-    baseline = _Baseline.of(model, rows, truth, metric)
+    baseline = Baseline.of(model.predict(rows), truth, metric)
     wanted = strengths or {name: one.strengths for name, one in DISTURBANCES.items() if one.by_default}
     of_original = cache(lambda: find_gradient(rows, truth))
     points: list[RobustnessPoint] = []
@@ -256,7 +256,7 @@ def measure_robustness(
         stream = [zlib.crc32(name.encode()), seed]
         for strength in values:
             outcomes = [
-                baseline.point(name, strength, variant, {**rows, **found})
+                _point(baseline, model, name, strength, variant, {**rows, **found})
                 for variant, found in variants(strength, np.random.default_rng(stream))
             ]
             points.append(max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss))
@@ -293,37 +293,20 @@ def _disturber(
     return lambda strength, rng: [("", attack(rows, strength, gradient, rng))]
 
 
-@dataclass(frozen=True, eq=False)
-class _Baseline:
-    """A model, and its metric and predictions for the rows as they are."""
-
-    model: LoadedModel
-    truth: Array
-    predicted: ModelPredictions
-    metric: MetricName
-    value: float
-
-    @classmethod
-    def of(cls, model: LoadedModel, rows: NamedArrays, truth: Array, metric: MetricName | None) -> "_Baseline":
-        predicted = model.predict(rows)
-        metric = metric or default_metric(truth, predicted)
-        value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
-        if not math.isfinite(value):
-            raise InvalidConfig(f"{metric} of the rows as they are is {value}: the model answers no numbers")
-        return cls(model, truth, predicted, metric, value)
-
-    def point(self, name: str, strength: float, variant: str, rows: NamedArrays) -> RobustnessPoint:
-        """Return the point of disturbed rows."""
-        try:
-            answers = self.model.predict(rows)
-            value = weighted_metric(self.metric, self.truth, answers)(np.ones(len(self.truth)))
-        except (SchemaMismatch, InferenceError, InvalidConfig) as error:
-            return RobustnessPoint(name, strength, None, variant=variant, refusal=f"refused: {error.message}")
-        if not math.isfinite(value):
-            reason = f"{self.metric} is {value}: answers are no numbers"
-            return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
-        loss = metric_loss(self.metric, self.value, value, self.predicted)
-        return RobustnessPoint(name, strength, value, loss, variant, answers.no_number)
+def _point(
+    baseline: Baseline, model: LoadedModel, name: str, strength: float, variant: str, rows: NamedArrays
+) -> RobustnessPoint:
+    """Return the point of disturbed rows."""
+    try:
+        answers = model.predict(rows)
+        value = baseline.value_of(answers)
+    except (SchemaMismatch, InferenceError, InvalidConfig) as error:
+        return RobustnessPoint(name, strength, None, variant=variant, refusal=f"refused: {error.message}")
+    if not math.isfinite(value):
+        reason = f"{baseline.metric} is {value}: answers are no numbers"
+        return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
+    loss = metric_loss(baseline.metric, baseline.value, value, baseline.predicted)
+    return RobustnessPoint(name, strength, value, loss, variant, answers.no_number)
 
 
 def require_matplotlib() -> None:

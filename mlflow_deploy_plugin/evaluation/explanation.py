@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     sample_positions,
     take_rows,
 )
-from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, default_metric, weighted_metric
+from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
 from mlflow_deploy_plugin.pyfunc import RequestRefused
@@ -45,6 +45,7 @@ from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, tab
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.pyfunc import RowContributions
+    from mlflow_deploy_plugin.server import ExplainedFeature
 
 EXPLAIN_FOLDER = "explain"
 _PERMUTATIONS = 10  # pairs of them, as `/explain`
@@ -82,6 +83,7 @@ class Explanation:
         base_values: [K] float64.
         data: by column the values of the rows, [N].
         positions: [N], the places of the rows in the data, from 0.
+        left_out: the number of further rows, which the model answers by no numbers.
         importance: the most important column first.
         metric: of the permutation importance; None without labels.
         background: the rows that were explained against: `reference`, `input_example` or `data`, and how many.
@@ -96,6 +98,7 @@ class Explanation:
     base_values: Array
     data: NamedArrays
     positions: Array
+    left_out: int
     importance: tuple[ColumnImportance, ...]
     metric: MetricName | None
     background: str
@@ -109,6 +112,7 @@ class Explanation:
             "model": self.model,
             "dataset": self.dataset,
             "rows": len(self.values),
+            "left_out": self.left_out,
             "outputs": list(self.outputs),
             "base_values": self.base_values.tolist(),
             "importance": [asdict(one) for one in self.importance],
@@ -160,11 +164,10 @@ class Explanation:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "explain.json").write_text(json.dumps(self.as_dict(), indent=2, default=str) + "\n")
         self.write_contributions(str(folder / "contributions.parquet"))
-        self._draw(folder)
-        return sorted(folder.iterdir())
+        return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
-    def _draw(self, folder: Path) -> None:
-        """Draw the plots; of two classes those of the second, as the contributions to the first mirror them."""
+    def _draw(self, folder: Path) -> Iterator[Path]:
+        """Draw the plots and yield their files; of two classes those of the second, which the first mirrors."""
         import matplotlib.pyplot as plt  # here: half a second
         import shap
 
@@ -187,7 +190,9 @@ class Explanation:
                         warnings.simplefilter("ignore")  # numpy's, of a column of texts
                         plot(explained, max_display=_SHOWN_COLUMNS, show=False)
                     plt.title(f"{self.model}: {self.outputs[place]}", fontsize=9)
-                    figure.savefig(folder / f"{name}{suffix}.png", dpi=110, bbox_inches="tight")
+                    file = folder / f"{name}{suffix}.png"
+                    figure.savefig(file, dpi=110, bbox_inches="tight")
+                    yield file
                 finally:
                     plt.close(figure)
 
@@ -244,25 +249,28 @@ def explain(
         explained = take_rows(own_columns(model.artifact, inputs), positions)
         feeds = model.schema.from_columns(explained)
         found, background, evals = _contributions(model, feeds, max_evals, seed, progress)
-        columns = tuple(feature.name for feature in found.features)
         lost: list[tuple[float, float]] = []
         if labelled is not None:
-            progress(f"permuting {len(columns)} columns of {len(labelled.truth):,} rows")
-            metric, lost = _permutation_importance(load_version(folder), labelled, metric, found, seed)
-    means = np.abs(found.values).mean(axis=(0, 2))
+            progress(f"permuting {len(found.features)} columns of {len(labelled.truth):,} rows")
+            metric, lost = _permutation_importance(load_version(folder), labelled, metric, found.features, seed)
+    known = np.isfinite(found.values).all(axis=(1, 2))
+    if not known.any():
+        raise InvalidConfig(f"nothing is explained: the model answers these rows, or {background}, by no numbers")
+    columns = tuple(feature.name for feature in found.features)
     importance = [
         ColumnImportance(name, float(mean), *(lost[place] if lost else ()))
-        for place, (name, mean) in enumerate(zip(columns, means, strict=True))
+        for place, (name, mean) in enumerate(zip(columns, np.abs(found.values[known]).mean(axis=(0, 2)), strict=True))
     ]
     explanation = Explanation(
         model=model_uri,
         dataset=source,
         columns=columns,
         outputs=tuple(found.outputs),
-        values=found.values,
+        values=found.values[known],
         base_values=found.base_values,
-        data={feature.name: feature.values(feeds) for feature in found.features},
-        positions=positions,
+        data={feature.name: feature.values(feeds)[known] for feature in found.features},
+        positions=positions[known],
+        left_out=int(np.sum(~known)),
         importance=tuple(sorted(importance, key=lambda one: -one.mean_abs)),
         metric=metric,
         background=background,
@@ -331,24 +339,21 @@ def require_shap() -> None:
 
 
 def _permutation_importance(
-    model: LoadedModel, labelled: LabelledRows, metric: MetricName | None, found: "RowContributions", seed: int
+    model: LoadedModel, labelled: LabelledRows, metric: MetricName | None, features: "list[ExplainedFeature]", seed: int
 ) -> tuple[MetricName, list[tuple[float, float]]]:
     """Return the metric, and for each feature the mean and the standard deviation of its loss."""
-    rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
-    ones = np.ones(len(truth))
-    predicted = model.predict(rows)
-    metric = metric or default_metric(truth, predicted)
-    clean = weighted_metric(metric, truth, predicted)(ones)
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
+    rows = own_columns(model.artifact, labelled.rows)
+    baseline = Baseline.of(model.predict(rows), labelled.truth, metric)
+    sign = 1.0 if HIGHER_IS_BETTER[baseline.metric] else -1.0
     lost = []
-    for number, feature in enumerate(found.features):
-        (entry, position), rng = feature.places[0], np.random.default_rng([seed, number, len(truth)])
+    for number, feature in enumerate(features):
+        (entry, position), rng = feature.places[0], np.random.default_rng([seed, number, len(labelled.truth)])
         name = feature.name if feature.name in rows else entry if entry in rows else next(iter(rows))
         losses = []
         for _ in range(_REPEATS):
-            changed, order = rows[name].copy(), rng.permutation(len(truth))
+            changed, order = rows[name].copy(), rng.permutation(len(labelled.truth))
             place = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
             changed[place] = changed[order][place]
-            losses.append(sign * (clean - weighted_metric(metric, truth, model.predict({**rows, name: changed}))(ones)))
+            losses.append(sign * (baseline.value - baseline.value_of(model.predict({**rows, name: changed}))))
         lost.append((float(np.mean(losses)), float(np.std(losses))))
-    return metric, lost
+    return baseline.metric, lost

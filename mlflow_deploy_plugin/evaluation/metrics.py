@@ -47,6 +47,37 @@ def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
     return "accuracy" if argmax_labels(truth, predictions).is_label else "rmse"
 
 
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """A metric of predictions for rows as they are, with which those for changed rows are compared.
+
+    Attributes:
+        truth: [N].
+    """
+
+    metric: MetricName
+    truth: Array
+    predicted: ModelPredictions
+    value: float
+
+    @classmethod
+    def of(cls, predicted: ModelPredictions, truth: Array, metric: MetricName | None) -> "Baseline":
+        """Return the baseline by a metric, or the default one.
+
+        Raises:
+            InvalidConfig: the metric does not fit, or is no number.
+        """
+        metric = metric or default_metric(truth, predicted)
+        value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
+        if not np.isfinite(value):
+            raise InvalidConfig(f"{metric} of the rows as they are is {value}: the model answers no numbers")
+        return cls(metric, truth, predicted, value)
+
+    def value_of(self, predictions: ModelPredictions) -> float:
+        """Return the metric of predictions for the changed rows; raises InvalidConfig if it does not fit them."""
+        return weighted_metric(self.metric, self.truth, predictions)(np.ones(len(self.truth)))
+
+
 def metric_loss(metric: MetricName, before: float, after: float, predictions: ModelPredictions) -> float:
     """Return how much worse `after` is: in units of the metric; of rmse and mae a share.
 

@@ -186,10 +186,9 @@ class _Checks:
         policy, evaluation = self.policy.robustness, self.policy.evaluation
         labelled = self.labelled
         if policy.dataset or labelled is None:
-            dataset, target = (
-                (policy.dataset, policy.target) if policy.dataset else (evaluation.dataset, evaluation.target)
-            )
-            labelled = load_dataset(dataset, target, self.candidate.artifact, self.policy.seed, policy.max_rows)
+            source = policy if policy.dataset else evaluation
+            artifact, seed = self.candidate.artifact, self.policy.seed
+            labelled = load_dataset(source.dataset, source.target, artifact, seed, policy.max_rows)
         picked = sample_positions(len(labelled.truth), policy.max_rows, self.policy.seed)
         report = measure_robustness(
             self.candidate,

@@ -36,8 +36,8 @@ class EvaluationPolicy(_Part):
 
     dataset: str = Field(
         default="",
-        description="A file (.csv, .parquet), runs:/RUN_ID/PATH of such a file, dataset:/RUN_ID[/NAME] of a dataset "
-        "that was logged to MLflow, or `reference`, the sample beside the model. Default: not evaluated.",
+        description="A file (.csv, .parquet, .npz), runs:/RUN_ID/PATH of such a file, dataset:/RUN_ID[/NAME] of a "
+        "dataset that was logged to MLflow, or `reference`, the sample beside the model. Default: not evaluated.",
     )
     target: str = Field(default="", description="The column of the dataset that holds the truth.")
     metric: MetricName | None = Field(

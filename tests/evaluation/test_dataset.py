@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.evaluation.dataset import load_dataset, reference_rows
+from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature, load_dataset, own_columns, reference_rows
 from mlflow_deploy_plugin.runtime import Artifact, Column, Tensor, read_artifact
 from tests.support.classifiers import labelled, write_classifier, write_rows
 from tests.support.tracking import DEFAULT_EXPERIMENT
@@ -42,6 +42,39 @@ def test_parquet_with_categories_and_lists_is_read(tmp_path: Path, artifact: Art
     assert found.rows["c"].tolist() == ["x", "y", None]
     assert found.rows["v"].shape == (3, 2)
     assert found.truth.dtype.kind == "i"
+
+
+def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not(
+    tmp_path: Path, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "d.npz", a=np.ones((3, 2, 2)), city=np.array(["rome", "oslo", "rome"]), y=[1, 0, 1])
+    found = load(tmp_path / "d.npz", artifact)
+    assert found.rows["a"].shape == (3, 2, 2)
+    assert found.rows["city"].tolist() == ["rome", "oslo", "rome"]
+    assert found.truth.tolist() == [1, 0, 1]
+    np.savez(tmp_path / "lengths.npz", a=np.ones(3), y=np.ones(2))
+    with pytest.raises(
+        InvalidConfig, match=r"arrays of as many rows each, one at least; its arrays are a \[3\], y \[2\]"
+    ):
+        load(tmp_path / "lengths.npz", artifact)
+    np.savez(tmp_path / "objects.npz", a=np.array([{}, {}], dtype=object), y=np.ones(2))
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("objects.npz", "text.npz"):
+        with pytest.raises(InvalidConfig, match=rf"the dataset .*{name} cannot be read: "):
+            load(tmp_path / name, artifact)
+    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset._MAX_BYTES", 3000)
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10_000), y=np.zeros(10_000))
+    with pytest.raises(InvalidConfig, match=r"bomb\.npz holds more than 3,000 bytes; name a sample of it"):
+        load(tmp_path / "bomb.npz", artifact)
+
+
+def test_columns_of_numbers_become_the_only_tensor_of_that_width(artifact: Artifact) -> None:
+    tensor = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
+    rows = {"b": np.arange(3), "a": np.ones(3)}
+    assert cast_to_signature(tensor, rows)[""].tolist() == [[0, 1], [1, 1], [2, 1]]
+    assert own_columns(tensor, rows)[""].dtype == np.float32
+    with pytest.raises(InvalidConfig, match="takes one tensor, without a name, and the data holds b, a, c: name the t"):
+        own_columns(tensor, {**rows, "c": np.ones(3)})
 
 
 def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:

@@ -118,7 +118,22 @@ def test_texts_and_missing_values_are_drawn(tmp_path: Path) -> None:
         found = onnxserve.explain(str(model), rows, max_rows=max_rows)
         assert found.values.shape == (max_rows, 2, 1)
         files = found.save(tmp_path / str(max_rows))
-        assert [file.name for file in files] == ["bar.png", "beeswarm.png", "contributions.parquet", "explain.json"]
+        assert [file.name for file in files] == ["explain.json", "contributions.parquet", "beeswarm.png", "bar.png"]
+
+
+def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> None:
+    rows = {name: values[:10].copy() for name, values in ROWS.items()}
+    rows["a"][[2, 5]] = np.nan
+    found = onnxserve.explain(str(regressor), rows)
+    assert found.left_out == 2
+    assert found.positions.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
+    assert np.isfinite(found.values).all()
+    assert np.isfinite(found.importance[0].mean_abs)
+    rows["a"][:] = np.nan
+    with pytest.raises(InvalidConfig, match="nothing is explained: the model answers these rows, or 80 rows of refere"):
+        onnxserve.explain(str(regressor), rows)
+    with pytest.raises(InvalidConfig, match="rmse of the rows as they are is nan: the model answers no numbers"):
+        onnxserve.explain(str(regressor), rows, "value")
 
 
 @pytest.mark.parametrize(
