@@ -24,6 +24,8 @@ MAX_TEXTS = 50
 """Different texts of a column above which it is left out: one-hot columns of names and keys learn rows by heart."""
 MISSING = "missing"
 """The text in place of a missing one; callers may send it."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Trees and graphs compute in float32: a number beyond it, as infinity, counts as missing."""
 EXAMPLE_ROWS, PARITY_ROWS = 500, 2000
 
 
@@ -124,10 +126,14 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
     features = rows.drop(columns=target)
     columns: dict[str, pd.Series] = {}
     for name, column in features.items():
-        if pd.api.types.is_bool_dtype(column):
+        if str(name).startswith("Unnamed: "):
+            print(f"left out: column {name.removeprefix('Unnamed: ')}, which has no name", flush=True)
+        elif column.isna().all():
+            print(f"left out: {name}, which has no values", flush=True)
+        elif pd.api.types.is_bool_dtype(column):
             columns[name] = column
         elif pd.api.types.is_numeric_dtype(column):
-            columns[name] = column.astype("float64")
+            columns[name] = column.astype("float64").where(column.abs() <= LARGEST)
         elif column.nunique() <= MAX_TEXTS:
             columns[name] = column.astype(object).where(column.notna(), MISSING).astype(str)
         else:
@@ -157,11 +163,13 @@ def preprocessing(features: pd.DataFrame, is_scaled: bool) -> ColumnTransformer:
 
 
 def numbers(target: pd.Series) -> pd.Series:
-    """Return the target as float64. Raises InvalidConfig if it has values that are no finite numbers."""
+    """Return the target as float64. Raises InvalidConfig if it has values that are no numbers of float32's range."""
     found = pd.to_numeric(target, errors="coerce").astype("float64")
-    wrong = target[~np.isfinite(found)]
+    wrong = target[~(found.abs() <= LARGEST)]
     if len(wrong):
-        raise InvalidConfig(f"target {target.name}: {wrong.iloc[0]!r} is not a number; a regression needs numbers")
+        raise InvalidConfig(
+            f"target {target.name}: {wrong.iloc[0]!r} is not a number up to {LARGEST:.1e}; a regression needs numbers"
+        )
     return found
 
 

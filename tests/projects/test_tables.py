@@ -1,10 +1,13 @@
 """A user's table: what its columns become, and what is said of one that does not fit."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.churn.train import generate as customers
@@ -18,15 +21,19 @@ def a_file(folder: Path, text: str) -> TableOptions:
 
 
 def test_columns_become_doubles_booleans_and_categories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [
-        f"{i},{'' if i % 9 == 0 else i / 2},{i % 2 == 0},{'' if i == 3 else 'ab'[i % 2]},key {i},{i}" for i in range(60)
-    ]
-    table = load_table(a_file(tmp_path, "whole,gaps,flag,kind,key,y\n" + "\n".join(lines)), houses)
+    gaps = {0: "", 1: "inf", 9: "-1e300"}
+    lines = [f"{i},{i},{gaps.get(i, i / 2)},{i % 2 == 0},{'ab'[i % 2] if i else ''},key {i},,{i}" for i in range(60)]
+    table = load_table(a_file(tmp_path, ",whole,gaps,flag,kind,key,none,y\n" + "\n".join(lines)), houses)
+    assert list(table.features) == ["whole", "gaps", "flag", "kind"]
+    assert table.features["gaps"].isna().sum() == 3
     assert table.features.dtypes["whole"] == table.features.dtypes["gaps"] == np.float64
     assert table.features.dtypes["flag"] == np.bool_
     assert set(table.features["kind"]) == {"a", "b", "missing"}
-    assert "key" not in table.features
-    assert capsys.readouterr().out == "left out: key, which has 60 different texts\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "left out: column 0, which has no name",
+        "left out: key, which has 60 different texts",
+        "left out: none, which has no values",
+    ]
     assert table.origin.startswith("rows.csv (SHA-256 ")
 
 
@@ -65,8 +72,18 @@ def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, tex
         load_table(a_file(tmp_path, text), houses)
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(st.binary(), st.text("ay1.,\n\"'e-#\0é", max_size=300).map(lambda text: b"a,y\n" + text.encode()))
+)
+def test_any_file_is_a_table_or_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rows.csv").write_bytes(content)
+    with contextlib.suppress(InvalidConfig):
+        load_table(TableOptions(data=str(tmp_path / "rows.csv"), target="y"), houses)
+
+
 def test_a_target_of_the_wrong_kind_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match="target y: 'far' is not a number; a regression needs numbers"):
+    with pytest.raises(InvalidConfig, match=r"target y: 'far' is not a number up to 3\.4e\+38; a regression needs"):
         numbers(pd.Series(["1", "far"], name="y"))
     with pytest.raises(
         InvalidConfig, match=r"two answers of at least 10 rows each are needed; it has a \(40\), b \(9\)"
