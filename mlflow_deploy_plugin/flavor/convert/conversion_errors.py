@@ -30,7 +30,10 @@ _CLASS = re.compile(r"<class '([\w.]+)'>")
 _NO_CONVERTER = re.compile(r"Unable to find a [a-z ]+ for [a-z]+ '(?P<kind>[^']+)'")
 _INPUTS = re.compile(r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)")
 _NO_KERNEL = re.compile(r"(?P<op>[\w.]+:?\w+)\(-?\d+\) is not a registered function/op")
-_NO_OPERATOR = re.compile(r"No Op registered for (?P<op>\w+)")
+_NO_OPERATOR = re.compile(  # of tf2onnx, torch's dynamo exporter, its legacy exporter
+    r"No Op registered for (?P<tf>\w+)|translating node .*target=torch\.ops\.(?P<fx>[\w.]+?)(\.default)?\]"
+    r"|operator '(?P<ts>[\w:]+)' to ONNX opset version \d+ is not supported"
+)
 _MIXED = re.compile(r"Type 'tensor\(string\)' .* operator \(FeatureVectorizer\)|string to float: ")
 _CPP = re.compile(r"\S+ onnxruntime::.*")
 
@@ -105,7 +108,7 @@ def plain_reason(text: str) -> str:
     if match := _NO_KERNEL.search(text):
         return f"ONNX Runtime has no operator {match['op']}, which its converter writes"
     if match := _NO_OPERATOR.search(text):
-        return f"ONNX has no operator for {match['op']}"
+        return f"ONNX has no operator for {match['tf'] or match['fx'] or match['ts']}"
     if _MIXED.search(text):
         return (
             "a step reads texts and numbers together, which a graph keeps apart; a ColumnTransformer gives each kind a "

@@ -7,6 +7,7 @@
 | jax        | Keras' own export, by jax2onnx                                                                       |
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -187,6 +188,8 @@ def _call(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         answer = model(next(iter(tensors.values())), training=False)
     elif _inputs(model):
         answer = model(list(tensors.values()), training=False)
+    elif set(tensors) <= set(inspect.signature(model.call).parameters):
+        answer = model(**tensors, training=False)
     else:
         answer = model(tensors, training=False)
     if isinstance(answer, dict):

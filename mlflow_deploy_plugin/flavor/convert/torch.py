@@ -155,6 +155,8 @@ def _to_onnx(
                 silenced.callback(logger.setLevel, logger.level)
                 logger.setLevel(logging.ERROR)
             if legacy:
+                silenced.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
+                torch._C._jit_onnx_log = lambda *words: None  # `verbose` does not keep it from printing (torch 2.13)
                 buffer = io.BytesIO()
                 axes = {
                     name: {0: "batch", **{axis: f"{name}_{axis}" for axis in dynamic_axes.get(name, ())}}

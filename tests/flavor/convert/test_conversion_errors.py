@@ -125,6 +125,16 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
         ),
         ("No. You may raise an issue at https://github.com/onnx/sklearn-onnx/issues.", "No"),
         ("loss is not supported, please fill an isue at https://github.com/x/issues", "loss is not supported"),
+        ("No Op registered for Svd with domain_version of 18 ==> Context: Bad node", "ONNX has no operator for Svd"),
+        (
+            "Error when translating node %_linalg_svd : [num_users=1] = call_function["
+            "target=torch.ops.aten._linalg_svd.default](args = (%unsqueeze,), kwargs = {}).",
+            "ONNX has no operator for aten._linalg_svd",
+        ),
+        (
+            "Exporting the operator 'aten::bilinear' to ONNX opset version 20 is not supported. Please open a bug",
+            "ONNX has no operator for aten::bilinear",
+        ),
         ("during initialization: size_t onnxruntime::Grams(int) [with K = std::string]", "during initialization"),
     ],
 )

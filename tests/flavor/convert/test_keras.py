@@ -47,6 +47,15 @@ class TwoSubclassed(keras.Model):
         return self.head(rows["left"]) + rows["right"]
 
 
+class NamedSubclassed(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = layers.Dense(2)
+
+    def call(self, left: Any, right: Any) -> Any:
+        return self.head(left) + right
+
+
 def _sequential(shape: tuple[int | None, ...], *parts: Any, dtype: str = "float32") -> Any:
     return keras.Sequential([keras.Input(shape, dtype=dtype), *parts])
 
@@ -70,6 +79,7 @@ def _masked() -> Any:
 CASES: dict[str, tuple[Callable[[], Any], Any]] = {
     "subclassed": (Subclassed, _floats(20, 4)),
     "several subclassed": (TwoSubclassed, {"left": _floats(20, 4), "right": _floats(20, 2)}),
+    "several parameters": (NamedSubclassed, {"left": _floats(20, 4), "right": _floats(20, 2)}),
     "functional": (_two_inputs, {"right": _floats(20, 3), "left": _floats(20, 4)}),
     "normalised": (_normalised, _floats(20, 4).astype(np.float64)),
     "masked tokens": (_masked, np.random.default_rng(0).integers(0, 20, (20, 6))),
@@ -91,7 +101,8 @@ def test_a_model_is_served_as_onnx_and_answers_every_batch_size(case: str, tmp_p
         few = {name: part[:rows] for name, part in example.items()} if isinstance(example, dict) else example[:rows]
         asked = few.to_numpy() if isinstance(few, pd.DataFrame) else few
         asked = [few["left"], few["right"]] if case == "functional" else asked
-        wanted = [keras.ops.convert_to_numpy(one) for one in keras.tree.flatten(net(asked))]
+        answer = net(**few) if case == "several parameters" else net(asked)
+        wanted = [keras.ops.convert_to_numpy(one) for one in keras.tree.flatten(answer)]
         named = {"": few} if isinstance(few, np.ndarray) else {name: np.asarray(few[name]) for name in few}
         found = model.run(model.schema.from_columns(named))
         for one, name in zip(wanted, ["mean", "spread"] if case == "functional" else ["output"], strict=True):

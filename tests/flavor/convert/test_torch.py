@@ -275,3 +275,15 @@ class Dropped(torch.nn.Module):
 def test_random_answers_are_named_as_such() -> None:
     with pytest.raises(ConversionError, match="answers are random: asked twice, it answers the same rows otherwise"):
         wrap(Dropped(), np.ones((5, 3), np.float32))
+
+
+def test_an_operation_without_an_operator_is_named_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    class Values(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svdvals(x)
+
+    for module in (Values(), torch.jit.script(Values())):
+        with pytest.raises(ConversionError, match=r"ONNX has no operator for aten\W+_?linalg_svd"):
+            wrap(module, torch.randn(6, 3, 3).numpy())
+
+    assert capfd.readouterr().out == ""
