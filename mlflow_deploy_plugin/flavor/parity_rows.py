@@ -152,7 +152,14 @@ class _TableRows:
         return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
 
     def in_range(self, series: "pd.Series[Any]", count: int) -> "pd.Series[Any]":
-        """Draw between the smallest and the largest value; codes, categories and booleans as observed."""
+        """Draw between the smallest and the largest value; codes, categories and booleans as observed.
+
+        A column of one value, as in an example of one row, is drawn from around it.
+        """
+        if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
+            only, reach = float(series.dropna().iloc[0]), _reach(series)
+            if abs(only) <= reach:  # it is neither infinite nor immense
+                return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(series.dtype)
         if not _is_number(series) or series.nunique() <= _CODES:
             return self.observed(series, count)
         if pd.api.types.is_integer_dtype(series.dtype):
@@ -326,6 +333,8 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
     if array.dtype.kind in "iu":
         return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
     low, high = _finite_range(array)
+    if low == high:  # zeros, as many write for an example
+        low, high = low - max(abs(low), 1.0), high + max(abs(high), 1.0)
     if around:
         with np.errstate(over="ignore"):
             return np.asarray(array[rows] + random.normal(size=shape) * (high / 2 - low / 2) * 0.2).astype(array.dtype)

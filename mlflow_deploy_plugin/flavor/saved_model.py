@@ -1,4 +1,4 @@
-"""The folder of a saved model: model.onnx, MLmodel, parity.json, reference.parquet, requirements.
+"""The folder of a saved model: model.onnx (and model.onnx.data), MLmodel, parity.json, reference.parquet, requirements.
 
 `mlflow.models.Model.log` gets a module and calls its `save_model`; this is that module.
 """
@@ -27,10 +27,10 @@ from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
 
-from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
+from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.parity import ParityReport
 from mlflow_deploy_plugin.runtime import (
     EVENT_TIME,
@@ -43,7 +43,6 @@ from mlflow_deploy_plugin.runtime import (
 )
 from mlflow_deploy_plugin.version import __version__
 
-ONNX_FILE = "model.onnx"
 LOCK_FILE = "requirements.lock"
 PARITY_FILE = "parity.json"
 REFERENCE_FILE = "reference.parquet"
@@ -155,17 +154,13 @@ def write_mlmodel(
     """Write the files that `runtime.OnnxModel` reads: the ONNX file, and the MLmodel file with the flavor's section.
 
     Raises:
-        ConversionError: the weights do not fit into one ONNX file.
+        ConversionError: the graph does not fit into one ONNX file.
     """
-    try:
-        graph = converted.proto.SerializeToString()
-    except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations
-        raise ConversionError(f"the model does not fit into one ONNX file of 2 GB: {error}") from None
-    (folder / ONNX_FILE).write_bytes(graph)
+    digests = write_graph(folder, converted.proto)
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
-        digests={ONNX_FILE: f"sha256:{hashlib.sha256(graph).hexdigest()}"},  # compared after a download
+        digests=digests,  # compared after a download
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,

@@ -52,6 +52,17 @@ def test_generated_rows_keep_columns_types_and_ranges(table: pd.DataFrame) -> No
     assert rows.temperature.nunique() <= 4  # so few distinct numbers are codes
 
 
+def test_numbers_are_drawn_around_the_only_one() -> None:
+    rows = _by_source(pd.DataFrame({"a": [20.0], "b": [-0.5], "gap": [np.inf], "city": ["rome"]}))["ranges"].batch
+
+    assert (rows.a.min() >= 0, rows.a.max() <= 40, rows.a.nunique() > 500) == (True, True, True)
+    assert rows.b.between(-1.5, 0.5).all()
+    assert np.isinf(rows.gap).all()
+    zeros = {"": np.zeros((2, 3, 4), np.float32)}
+    drawn = [group.batch[""] for group in parity_rows(zeros, None, BoundaryValues()) if group.source == "ranges"]
+    assert all(len(np.unique(part)) > 1000 for part in drawn)
+
+
 def test_numbers_are_drawn_between_the_observed() -> None:
     random = np.random.default_rng(0)
     example = pd.DataFrame({"a": random.normal(size=100), "n": np.arange(100)})

@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.runtime import Array, Input, Output
 
 OriginalModel = Callable[[Batch], dict[str, Array]]
@@ -89,7 +90,7 @@ def bind_graph(
         InvalidConfig: the batch does not have the graph's inputs.
     """
     try:
-        onnx.checker.check_model(proto)
+        check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker each raise their own
         raise ConversionError(f"not a valid ONNX model: {' '.join(str(error).split())[:300]}") from None
     held = {initializer.name for initializer in proto.graph.initializer}

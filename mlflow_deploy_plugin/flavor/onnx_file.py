@@ -1,0 +1,97 @@
+"""The ONNX file of a saved model. Weights that protobuf's 2 GB do not hold lie beside it, in ONNX's external data.
+
+https://github.com/onnx/onnx/blob/main/docs/ExternalData.md: an initializer names the file, the offset and the length of
+its bytes. ONNX Runtime maps them into memory where the system can, from offsets of whole pages.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from mlflow_deploy_plugin.errors import ConversionError
+
+ONNX_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+
+MAX_INLINE_BYTES = 2_000_000_000
+"""Weights of one file; protobuf takes 2**31 - 1 bytes, graph and names included."""
+_LEAST_BYTES = 1024
+"""Smaller weights stay in the graph, where shape inference reads them."""
+_PAGE = 4096
+
+
+def has_external_weights(proto: Any) -> bool:
+    """Return True if the weights of the `onnx.ModelProto` do not fit into one file with its graph."""
+    return bool(sum(weights.ByteSize() for weights in proto.graph.initializer) > MAX_INLINE_BYTES)
+
+
+def check_graph(proto: Any) -> None:
+    """Check the model by ONNX's rules. The checker takes no more than 2 GB: it then gets the graph without its weights.
+
+    Raises:
+        onnx.checker.ValidationError: it breaks them.
+    """
+    if not has_external_weights(proto):
+        onnx.checker.check_model(proto)
+        return
+    graph = _without_weights(proto)
+    for weights in graph.graph.initializer:  # as inputs, which need no bytes
+        graph.graph.input.append(onnx.helper.make_tensor_value_info(weights.name, weights.data_type, weights.dims))
+    del graph.graph.initializer[:]
+    onnx.checker.check_model(graph)
+
+
+def write_graph(folder: Path, proto: Any) -> dict[str, str]:
+    """Write the `onnx.ModelProto`, which stays as it is, and return the digests of its files, `sha256:…`, by name.
+
+    Raises:
+        ConversionError: the graph is too large even without its initializers.
+    """
+    digests = {}
+    if has_external_weights(proto):
+        graph = _without_weights(proto)
+        digest = hashlib.sha256()
+        with (folder / DATA_FILE).open("wb") as file:
+            for weights, slim in zip(proto.graph.initializer, graph.graph.initializer, strict=True):
+                if slim.data_location == onnx.TensorProto.EXTERNAL:
+                    place = file.tell()
+                    content = weights.raw_data
+                    slim.external_data.add(key="offset", value=str(place))
+                    slim.external_data.add(key="length", value=str(len(content)))
+                    for part in (content, bytes(-len(content) % _PAGE)):
+                        file.write(part)
+                        digest.update(part)
+        digests[DATA_FILE] = f"sha256:{digest.hexdigest()}"
+        proto = graph
+    try:
+        content = proto.SerializeToString()
+    except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations
+        raise ConversionError(f"the model does not fit into one ONNX file of 2 GB: {error}") from None
+    (folder / ONNX_FILE).write_bytes(content)
+    return {ONNX_FILE: f"sha256:{hashlib.sha256(content).hexdigest()}", **digests}
+
+
+def _without_weights(proto: Any) -> Any:
+    """Return a copy whose large initializers name `DATA_FILE` and have no bytes; those are never copied."""
+    slim = onnx.ModelProto()
+    for source, target, left_out in ((proto, slim, "graph"), (proto.graph, slim.graph, "initializer")):
+        for field, value in source.ListFields():
+            name = field.name
+            if name == left_out:
+                continue
+            if hasattr(value, "extend"):
+                getattr(target, name).extend(value)
+            elif hasattr(value, "CopyFrom"):
+                getattr(target, name).CopyFrom(value)
+            else:
+                setattr(target, name, value)
+    for weights in proto.graph.initializer:
+        if len(weights.raw_data) < _LEAST_BYTES:
+            slim.graph.initializer.append(weights)
+            continue
+        external = slim.graph.initializer.add(name=weights.name, data_type=weights.data_type, dims=weights.dims)
+        external.data_location = onnx.TensorProto.EXTERNAL
+        external.external_data.add(key="location", value=DATA_FILE)
+    return slim
