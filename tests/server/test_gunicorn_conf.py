@@ -53,7 +53,8 @@ def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
 def test_a_worker_has_more_files_than_a_shell_allows(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    in_use = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 100, hard))
     try:
         with tools.gunicorn(tmp_path):
             (worker,) = read_workers(tmp_path)
