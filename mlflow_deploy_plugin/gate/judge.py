@@ -255,7 +255,10 @@ def judge(
         RegistryUnavailable: MLflow does not answer.
     """
     if not allowed.files:
-        for name, dataset in (("evaluation", policy.evaluation.dataset), ("robustness", policy.robustness.dataset)):
+        disturbed = policy.robustness.dataset
+        if policy.robustness.disturbances:
+            disturbed = disturbed or policy.evaluation.dataset
+        for name, dataset in (("evaluation", policy.evaluation.dataset), ("robustness", disturbed)):
             if name not in policy.skip:
                 require_mlflow_artifact(dataset)
     results: tuple[CheckResult, ...]

@@ -123,12 +123,12 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
         RegistryUnavailable: MLflow does not answer.
     """
     run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
+    if not run_id and not model_id:
+        raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so there is no run to log to")
     client = registry_client()
     if run_id:
         with registry_errors(f"run {run_id}"):
             return ModelRun(run_id, str(client.get_run(run_id).info.experiment_id), model_id)
-    if not model_id:
-        raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so there is no run to log to")
     with registry_errors(f"logged model {model_id}"):
         experiment_id = str(client.get_logged_model(model_id).experiment_id)
         found = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)

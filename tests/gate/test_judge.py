@@ -193,8 +193,36 @@ def test_refused_rows_fail_only_if_the_policy_says_so(tmp_path: Path) -> None:
         assert judged(resolve(str(folder)), None, policy)[1]["disturbances"].state == state
 
 
-def test_where_files_may_not_be_read_disturbed_rows_are_none(version: Callable[[str], ResolvedModel]) -> None:
-    robustness = {"disturbances": {"noise": 0.1}, "dataset": "/etc/passwd", "target": "x"}
-    policy = GatePolicy.model_validate({"robustness": robustness})
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"robustness": {"disturbances": {"noise": 0.1}, "dataset": "/etc/passwd", "target": "x"}},
+        {
+            "robustness": {"disturbances": {"noise": 0.1}},
+            "evaluation": {"dataset": "/etc/passwd", "target": "x"},
+            "skip": ["evaluation"],
+        },
+    ],
+)
+def test_where_files_may_not_be_read_no_rows_of_them_are_disturbed(
+    policy: dict[str, object], version: Callable[[str], ResolvedModel]
+) -> None:
     with pytest.raises(InvalidConfig, match="the policy's dataset /etc/passwd may not be read here"):
-        judge(version("good"), None, policy, "a test", allowed=Permissions(code=False, files=False))
+        judge(
+            version("good"),
+            None,
+            GatePolicy.model_validate(policy),
+            "a test",
+            allowed=Permissions(code=False, files=False),
+        )
+
+
+def test_where_no_code_may_run_no_torch_original_is_loaded(
+    version: Callable[[str], ResolvedModel], folders: dict[str, Path]
+) -> None:
+    robustness = {"disturbances": {"pgd": 0.1}, "dataset": str(folders["holdout"]), "target": "label"}
+    policy = GatePolicy.model_validate({"robustness": robustness, "skip": ["budget"]})
+    verdict, _ = judge(version("good"), None, policy, "a test", allowed=Permissions(code=False))
+    (check,) = (check for check in verdict.checks if check.name == "disturbances")
+    assert check.state == "failed"
+    assert "pgd: the torch original would run code of its own, which is not done on this server" in check.reason
