@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.version import __version__
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.embed import asgi_app, wsgi_app
     from mlflow_deploy_plugin.evaluation import explain, robustness
+    from mlflow_deploy_plugin.exporter import export
     from mlflow_deploy_plugin.flavor import load_model, log_model, save_model
     from mlflow_deploy_plugin.flavor import wrap_registered as wrap
     from mlflow_deploy_plugin.optimization import optimize
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "asgi_app",
     "explain",
+    "export",
     "load_model",
     "log_model",
     "optimize",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "asgi_app": ("embed", "asgi_app"),
     "explain": ("evaluation", "explain"),
+    "export": ("exporter", "export"),
     "load_model": ("flavor", "load_model"),
     "log_model": ("flavor", "log_model"),
     "optimize": ("optimization", "optimize"),

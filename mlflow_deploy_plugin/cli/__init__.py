@@ -36,13 +36,14 @@ _COMMANDS = {
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
+    "export": ("mlflow_deploy_plugin.cli.export", "Export a version as files that need neither onnxserve nor MLflow."),
     "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
     "feedback": ("mlflow_deploy_plugin.cli.predict", "Bring labels of earlier predictions from a file."),
     "drift": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic against the model's reference."),
 }
 """Name → (module with the command of this name, its line in `--help`)."""
-_MLFLOW_COMMANDS = ("create", "delete", "get", "help", "update")
-"""Commands of `mlflow deployments` that ours do not repeat, and that people look for here."""
+_MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
+"""Commands that people look for here → those of `mlflow deployments`, which ours do not repeat."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -72,7 +73,9 @@ class _LazyCommands(click.Group):
         if name not in _COMMANDS and not name.startswith("-"):
             hint = did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
             if name in _MLFLOW_COMMANDS:
-                hint = f"; MLflow's own is meant: `mlflow deployments {name} -t onnxserve --name NAME`"
+                hint = (
+                    f"; MLflow's own is meant: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t onnxserve --name NAME`"
+                )
             raise click.UsageError(f"there is no command {name!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 

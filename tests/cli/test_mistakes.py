@@ -34,7 +34,11 @@ def typed(line: str) -> Result:
     ("line", "said"),
     [
         ("lsit", "there is no command 'lsit'; did you mean 'list'?"),
-        ("deploy", "there is no command 'deploy'; `onnxserve --help` lists them"),
+        (
+            "deploy",
+            "there is no command 'deploy'; MLflow's own is meant: `mlflow deployments create -t onnxserve --name NAME`",
+        ),
+        ("zzz", "there is no command 'zzz'; `onnxserve --help` lists them"),
         (
             "delete flights",
             "there is no command 'delete'; MLflow's own is meant: `mlflow deployments delete -t onnxserve --name NAME`",

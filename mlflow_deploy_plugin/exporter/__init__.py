@@ -1,0 +1,8 @@
+"""Exports a version as files that need none of us: the bare graph, a wheel, a bundle for machines without network.
+
+A name is imported from its module on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,321 @@
+"""Exports a version as files that need none of us, and proves each by running rows through it and the served model."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mlflow_deploy_plugin.errors import (
+    AlreadyExists,
+    ConversionError,
+    InferenceError,
+    InvalidConfig,
+    OnnxserveError,
+    ParityError,
+    SchemaMismatch,
+)
+from mlflow_deploy_plugin.evaluation import reference_rows
+from mlflow_deploy_plugin.exporter.bundle import write_bundle
+from mlflow_deploy_plugin.exporter.package import write_wheel
+from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, OnnxModel, numpy_dtype, read_served_artifact
+from mlflow_deploy_plugin.server import INPUT_EXAMPLE, JSON, protocols
+
+ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "tflite", "savedmodel"]
+FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+METADATA_KEY = "onnxserve.model"
+RUNNER = Path(__file__).with_name("runner.py")
+
+_CANNOT: dict[str, str] = {
+    name: (
+        f"cannot export {name}, because onnx2tf, its only kept converter, wants numpy 1.26, onnx 1.19 and protobuf 4, "
+        "which do not go beside this package: export --format onnx, and convert that file in an environment of its own "
+        "(pip install onnx2tf; onnx2tf -i MODEL.onnx)"
+    )
+    for name in ("tflite", "savedmodel")
+}
+_ROWS = 500
+_GIVEN_ROWS = 500
+_PROOF_SECONDS = 600
+_LARGEST_PROTOBUF = 2**31 - 2**20
+_ORT_TOLERANCE = 1e-5
+"""Relative: other kernels and fused nodes round otherwise in 32 bits. Labels and other values have to be equal."""
+Rows = dict[str, Array]
+"""Columns [N] or tensors [N, …] by their names in the signature."""
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """An export that was proven.
+
+    Attributes:
+        path: the file, or the folder of a bundle.
+        name / version: of the model.
+        rows: that the exported form and the served model have answered alike.
+        max_error: the largest difference of two numbers.
+    """
+
+    path: Path
+    format: ExportFormat
+    name: str
+    version: str
+    rows: int
+    max_error: float
+
+
+def export(
+    model_uri: str,
+    format: ExportFormat,
+    path: Path | str,
+    *,
+    rows: Any = None,
+    name: str | None = None,
+    wheels: Path | str | None = None,
+    download_wheels: bool = False,
+) -> ExportedModel:
+    """Export a version, and prove that what was exported answers as the version does when it is served.
+
+    Args:
+        model_uri: as of `onnxserve serve -m`; a stage or alias is resolved once.
+        format: see docs/export.md.
+        path: the file or folder to write, which must not exist. A bundle at a path that ends with .zip is packed. For a
+            wheel: a folder that gets the wheel under its own name, or a file with that name.
+        rows: a frame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet), for the proof; None: the
+            model's input example, its reference sample, or made up numbers, and rows drawn from them.
+        name: of the wheel's distribution and package; None: the model's.
+        wheels: a folder whose wheels a bundle gets.
+        download_wheels: have pip fetch those of onnxruntime and numpy for this machine's Python.
+
+    Raises:
+        AlreadyExists: there is something at the path.
+        ConversionError: the version has no ONNX form, or the format cannot be written.
+        ParityError: the exported form answers otherwise; nothing is left at the path.
+        InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be had.
+    """
+    if format not in FORMATS:
+        raise InvalidConfig(f"the format is {format!r}; there are {', '.join(FORMATS)}")
+    if format in _CANNOT:
+        raise ConversionError(_CANNOT[format])
+    target = Path(path).expanduser().absolute()
+    if (wheels or download_wheels) and format != "bundle":
+        raise InvalidConfig("wheels go into a bundle; the format is " + format)
+    resolved = resolve(model_uri)
+    with tempfile.TemporaryDirectory(prefix="onnxserve-export-") as temporary:
+        work = Path(temporary)
+        (work / "source").mkdir()
+        folder = download(resolved.source, work / "source")
+        if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+            raise ConversionError(f"{model_uri} has no ONNX form, only code of its own: wrap it (onnxserve wrap)")
+        model = OnnxModel.load(folder)
+        described = _describe(resolved, model)
+        data = _proof_rows(model, folder, rows)
+        expected = _served_outputs(model, data)
+        graph = work / "model.onnx"
+        _write_graph(model.artifact.onnx_file, graph, described)
+        made, runner, proven = graph, RUNNER, graph
+        match format:
+            case "ort":
+                made = proven = _write_ort(graph, work / "ort")
+            case "wheel":
+                made, runner = write_wheel(work / "wheel", graph, RUNNER, described, name)
+                proven = runner.with_name(graph.name)
+            case "bundle":
+                example = {key: array[:1] for key, array in _feeds(model, data).items()}
+                made = write_bundle(work / "bundle", graph, RUNNER, described, example, wheels, download_wheels)
+                runner, proven = made / "predict.py", made / graph.name
+        error = _prove(runner, proven, data, expected, 0.0 if format != "ort" else _ORT_TOLERANCE)
+        if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
+            target /= made.name
+        _place(made, target)
+    return ExportedModel(target, format, described["name"], described["version"], _count(data), error)
+
+
+def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
+    """Return all that the runner has to know of the model, and where it comes from."""
+    artifact = model.artifact
+    return {
+        "name": resolved.name,
+        "version": resolved.version or artifact.model_id or "unknown",
+        "source": resolved.source if "://" not in resolved.source else resolved.model_uri,
+        "run_id": artifact.run_id,
+        "parity": artifact.parity_state,
+        "columns": [asdict(column) for column in artifact.columns],
+        "tensors": [asdict(tensor) for tensor in artifact.tensors] if not artifact.columns else [],
+        "inputs": [asdict(entry) for entry in artifact.inputs],
+        "outputs": [asdict(output) for output in artifact.outputs],
+        "prediction": list(artifact.prediction),
+        "classes": list(artifact.classes),
+    }
+
+
+def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
+    """Write the graph as one file with our metadata; weights beyond protobuf's two gigabytes stay beside it."""
+    import onnx  # heavy, and only here
+
+    model = onnx.load(str(source))
+    onnx.helper.set_model_props(
+        model, {**{entry.key: entry.value for entry in model.metadata_props}, METADATA_KEY: json.dumps(described)}
+    )
+    if model.ByteSize() > _LARGEST_PROTOBUF:
+        raise ConversionError(f"{described['name']} has more than two gigabytes, which one ONNX file cannot hold")
+    onnx.save(model, str(target))
+
+
+def _write_ort(graph: Path, folder: Path) -> Path:
+    """Return the graph in ONNX Runtime's own format (https://onnxruntime.ai/docs/performance/model-optimizations)."""
+    from mlflow_deploy_plugin.runtime import import_onnxruntime
+
+    ort = import_onnxruntime()
+    folder.mkdir()
+    target = folder / graph.with_suffix(".ort").name
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(target)
+    # "extended" and not "all": what comes after it is laid out for this CPU alone
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+        raise ConversionError(f"ONNX Runtime cannot write its format: {' '.join(str(error).split())[:300]}") from None
+    return target
+
+
+def _proof_rows(model: OnnxModel, folder: Path, given: Any) -> Rows:
+    """Return the rows of the proof: those that are known of the model, and others drawn from them.
+
+    Raises:
+        InvalidConfig: the given rows cannot be read or do not fit the model.
+    """
+    random = np.random.default_rng(0)
+    rows = _known_rows(model, folder, given)
+    if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
+        return rows
+    count = _count(rows)
+    drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
+    for name, array in drawn.items():
+        if array.dtype.kind == "f":  # the same scale, and some far out
+            factors = 1 + random.normal(0, 0.1, array.shape) * random.choice([0, 1, 1000], array.shape)
+            drawn[name] = (array * factors).astype(array.dtype)
+    return {name: np.concatenate([array[:_GIVEN_ROWS], drawn[name]]) for name, array in rows.items()}
+
+
+def _known_rows(model: OnnxModel, folder: Path, given: Any) -> Rows:
+    schema, example = model.schema, folder / INPUT_EXAMPLE
+    try:
+        if given is not None:
+            if isinstance(given, str | Path):
+                from mlflow_deploy_plugin.flavor import read_rows  # here: pandas and MLflow
+
+                given = read_rows(Path(given))
+            if not hasattr(given, "keys"):
+                return schema.to_columns(schema.from_array(given))
+            return schema.to_columns(schema.from_columns({str(name): np.asarray(given[name]) for name in given}))
+        if example.is_file():
+            return schema.to_columns(protocols.mlflow.decode(JSON, example.read_bytes(), schema))
+    except SchemaMismatch as error:
+        raise InvalidConfig(f"the rows do not fit the model: {error.message}") from None
+    if (reference := reference_rows(model.artifact, _GIVEN_ROWS, seed=0)) is not None:
+        return schema.to_columns(schema.from_columns(reference))
+    random = np.random.default_rng(0)
+    made_up = {}
+    for name, dtype in schema.dtypes.items():
+        shape = next((tensor.shape for tensor in schema.tensors if tensor.name == name), (-1,))
+        sizes = [64 if axis == 0 and size == -1 else max(size, 1) for axis, size in enumerate(shape)]
+        kind = numpy_dtype(dtype).kind
+        values = random.normal(size=sizes) if kind == "f" else random.integers(0, 2, sizes)
+        made_up[name] = np.full(sizes, "a", dtype=object) if kind == "O" else values.astype(dtype)
+    return made_up
+
+
+def _feeds(model: OnnxModel, rows: Rows) -> dict[str, Array]:
+    return dict(model.schema.from_columns(rows))
+
+
+def _count(rows: Rows) -> int:
+    return max((len(array) if array.ndim else 1 for array in rows.values()), default=0)
+
+
+def _served_outputs(model: OnnxModel, rows: Rows) -> dict[str, Array]:
+    """Return the outputs of the version as it is served.
+
+    Raises:
+        InvalidConfig: it refuses the rows.
+    """
+    try:
+        return model.run(_feeds(model, rows))
+    except (SchemaMismatch, InferenceError) as error:
+        raise InvalidConfig(
+            f"the model does not answer the rows of the proof: {error.message}; give rows that it answers (--rows FILE)"
+        ) from None
+
+
+_PROOF = """
+import pickle, runpy, sys
+runner, model, given, answered = sys.argv[1:]
+sys.modules["mlflow_deploy_plugin"] = None  # an export that needs us is none
+outputs = runpy.run_path(runner)["Model"](model, threads=1).outputs(pickle.load(open(given, "rb")))
+pickle.dump(outputs, open(answered, "wb"))
+"""
+
+
+def _prove(runner: Path, model: Path, rows: Rows, expected: Mapping[str, Array], tolerance: float) -> float:
+    """Run the rows through the exported file, in a process that cannot import us; return the largest difference.
+
+    Raises:
+        ParityError: it fails, or answers otherwise.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxserve-proof-") as folder:
+        given, answered = Path(folder) / "rows", Path(folder) / "outputs"
+        given.write_bytes(pickle.dumps(rows))
+        command = [sys.executable, "-I", "-c", _PROOF, str(runner), str(model), str(given), str(answered)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PROOF_SECONDS)
+        if ran.returncode:
+            reason = (ran.stderr.strip().splitlines() or ["it was killed"])[-1]
+            raise ParityError(f"the exported model does not run, and is not kept: {reason[:500]}")
+        outputs = pickle.loads(answered.read_bytes())  # written just now by our own code
+    largest, otherwise = 0.0, "the exported model answers otherwise, and is not kept: output"
+    for name, want in expected.items():
+        got = outputs[name]
+        if (want.dtype, want.shape) != (got.dtype, got.shape):
+            shapes = f"{got.dtype} {list(got.shape)}, and the served model {want.dtype} {list(want.shape)}"
+            raise ParityError(f"{otherwise} {name!r}, {shapes}")
+        wrong = np.atleast_1d(want != got)
+        if want.dtype.kind == "f":
+            wide = want.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # infinities
+                error = np.atleast_1d(np.abs(wide - got))
+                wrong &= ~((error <= tolerance * (1 + np.abs(wide))) | (np.isnan(want) & np.isnan(got)))
+            largest = max(largest, float(np.max(error, where=np.isfinite(error), initial=0.0)))
+        if wrong.any():
+            rows_apart = np.unique(np.nonzero(wrong)[0])
+            row = rows_apart[0]
+            pair = f"{np.atleast_1d(got)[row]!r}, and the served model {np.atleast_1d(want)[row]!r}"
+            raise ParityError(f"{otherwise} {name!r}, row {row}: {pair} ({len(rows_apart)} of {len(wrong)} rows)")
+    return largest
+
+
+def _place(made: Path, target: Path) -> None:
+    """Move what was made and proven to its place.
+
+    Raises:
+        AlreadyExists: there is something.
+        OnnxserveError: the disk is full, or the folder cannot be written.
+    """
+    if target.exists():
+        raise AlreadyExists(f"{target} exists; say another path")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if made.is_dir() and target.suffix == ".zip":
+            made = Path(shutil.make_archive(str(made), "zip", made))
+        shutil.move(made, target)
+    except OSError as error:
+        raise OnnxserveError(f"{target} cannot be written: {error.strerror}") from None

@@ -1,0 +1,192 @@
+"""Predictions of one exported model, with ONNX Runtime and numpy alone.
+
+    model = Model("model.onnx")
+    model.predict([{"carrier": "UA", "distance": 1400.0}])      # as the model's own `predict`
+    model.outputs(frame)["probabilities"]                       # any output of the graph
+
+`onnxserve export` copies this file as it is, so it imports nothing else. The metadata of the model's
+file say the rest: the columns or tensors that it takes, the inputs that they feed, the meaning of its outputs.
+
+    python predict.py ROWS.csv|ROWS.json                        # one JSON object a row
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+METADATA_KEY = "onnxserve.model"
+_COLUMN_TYPES = {"double": "float64", "float": "float32", "integer": "int32", "long": "int64", "boolean": "bool"}
+
+
+class Model:
+    """A model that is ready to answer; any number of threads may share it.
+
+    Args:
+        path: of the model's file; None for the one beside this file.
+        providers: of ONNX Runtime.
+        threads: that compute one call; 0 for as many as there are cores.
+
+    Attributes:
+        name / version: of the model that was exported.
+        classes: the labels in the order of the columns of the probabilities; empty if it has none.
+        columns: the columns that it takes, in their order; empty for a model of tensors.
+    """
+
+    def __init__(
+        self, path: str | Path | None = None, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0
+    ) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        file = path or next(Path(__file__).parent.glob("model.o*"))
+        self._session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+        known = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if known is None:
+            raise ValueError(f"{file} was not made by `onnxserve export`: its metadata has no {METADATA_KEY}")
+        self._known: dict[str, Any] = json.loads(known)
+        self.name, self.version = str(self._known["name"]), str(self._known["version"])
+        self.classes: list[Any] = self._known["classes"]
+        self.columns: list[str] = [column["name"] for column in self._known["columns"]]
+
+    def predict(self, rows: Any) -> Any:
+        """Return what the model's `predict` answers: an array, rows first, or several by the names of the outputs.
+
+        Args:
+            rows: a frame, a dict of columns or tensors, a list of records, one record, or an array: the columns in
+                their order, or the only tensor.
+
+        Raises:
+            ValueError: a column is missing or has values of another type.
+        """
+        outputs, names = self.outputs(rows), self._known["prediction"]
+        return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+
+    def outputs(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
+        """Return every output of the graph by its name; rows as in `predict`."""
+        names = [output.name for output in self._session.get_outputs()]
+        arrays = self._session.run(names, self._feeds(rows))
+        return {
+            name: _listed(values) if isinstance(values, list) else values
+            for name, values in zip(names, arrays, strict=True)
+        }
+
+    def parse_texts(self, row: Mapping[str, str]) -> dict[str, Any]:
+        """Return a row of a CSV file with the values that its texts stand for; an empty one is a missing value."""
+        read: dict[str, Callable[[str], Any]] = {"string": str, "integer": int, "long": int}
+        read["boolean"] = lambda text: text.lower() in ("true", "1")
+        parse = {column["name"]: read.get(column["type"], float) for column in self._known["columns"]}
+        return {name: parse[name](text) if text else None for name, text in row.items() if name in parse}
+
+    def _feeds(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
+        columns, tensors = self._known["columns"], self._known["tensors"]
+        data = self._named(rows)
+        feeds = {}
+        if not columns:
+            for entry in self._known["inputs"]:
+                name = tensors[0]["name"] if len(tensors) == 1 else entry["name"]
+                if name not in data:
+                    raise ValueError(f"the tensor {name!r} is missing; the model takes {_quoted(tensors)}")
+                feeds[entry["name"]] = np.asarray(data[name], dtype=_dtype(entry["dtype"]))
+            return feeds
+        count = max((len(values) for values in data.values()), default=0)
+        arrays = {}
+        for column in columns:
+            if column["name"] not in data and column["required"]:
+                raise ValueError(f"the column {column['name']!r} is missing; the model takes {_quoted(columns)}")
+        missing = {name: entry["missing"] for entry in self._known["inputs"] for name in entry["columns"]}
+        for column in columns:
+            name = column["name"]
+            arrays[name] = _column(column, data.get(name, [None] * count), missing.get(name))
+        for entry in self._known["inputs"]:
+            parts = [arrays[name].astype(_dtype(entry["dtype"])) for name in entry["columns"]]
+            feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
+        return feeds
+
+    def _named(self, rows: Any) -> Mapping[str, Any]:
+        """Return the columns or tensors by name."""
+        names = [entry["name"] for entry in self._known["columns"] or self._known["tensors"]]
+        if hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # a frame
+            return {str(name): rows[name].to_numpy() for name in rows.columns}
+        if isinstance(rows, Mapping):
+            is_record = not any(isinstance(value, (list, tuple, np.ndarray)) for value in rows.values())
+            return {name: [value] for name, value in rows.items()} if is_record else rows
+        if isinstance(rows, (list, tuple)) and rows and all(isinstance(row, Mapping) for row in rows):
+            seen = dict.fromkeys(name for row in rows for name in row)
+            return {name: [row.get(name) for row in rows] for name in seen}
+        if not self.columns:
+            if len(names) > 1:
+                raise ValueError(f"the model takes several tensors: give a dict of {', '.join(names)}")
+            return {names[0]: rows}
+        table = rows if isinstance(rows, np.ndarray) else np.array([list(row) for row in rows], dtype=object)
+        if table.ndim != 2 or table.shape[1] != len(names):
+            raise ValueError(f"the array has the shape {list(table.shape)}; [rows, {len(names)}] is expected")
+        return {name: table[:, position] for position, name in enumerate(names)}
+
+
+def _dtype(name: str) -> Any:
+    return object if name == "str" else name
+
+
+def _quoted(entries: list[dict[str, Any]]) -> str:
+    return ", ".join(repr(entry["name"]) for entry in entries)
+
+
+def _listed(values: list[Any]) -> np.ndarray[Any, Any]:
+    """Return a sequence of the graph, as one mapping a row, as an array of objects."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _column(column: dict[str, Any], values: Any, missing: str | None) -> np.ndarray[Any, Any]:
+    """Return the values of one column in its type; a missing number is NaN, a missing text what the model says."""
+    name, kind = column["name"], column["type"]
+    listed = values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
+    if kind == "string":
+        texts = [missing if value is None or value != value else value for value in listed]
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"column {name!r}, row {row}: {text!r}; a text is expected")
+        return np.array(texts, dtype=object)
+    if not isinstance(listed, np.ndarray):
+        listed = [np.nan if value is None else value for value in listed]
+    array = np.asarray(listed)
+    allowed = {"double": "fiu", "float": "fiu", "integer": "iu", "long": "iu", "boolean": "b"}[kind]
+    if array.dtype.kind not in allowed:
+        # numbers such as 20.0 are integers, too
+        unfit = array != np.trunc(array) if array.dtype.kind == "f" and "i" in allowed[0] else np.ones(len(array), bool)
+        if unfit.any():
+            row = int(np.flatnonzero(unfit)[0])
+            raise ValueError(
+                f"column {name!r}, row {row}: {array[row].item()!r}; a value of the type {kind} is expected"
+            )
+    return array.astype(_COLUMN_TYPES[kind])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Predict the rows of a CSV file with a header, or of a JSON list of records, and print one object a row."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if len(given) != 1:
+        sys.exit("usage: ROWS.csv or ROWS.json")
+    file, model = given[0], Model()
+    if file.endswith(".json"):
+        rows = json.loads(Path(file).read_text(encoding="utf-8"))
+    else:
+        with open(file, newline="", encoding="utf-8") as lines:
+            rows = [model.parse_texts(row) for row in csv.DictReader(lines)]
+    try:
+        outputs = model.outputs(rows)
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
+    for record in zip(*(array.tolist() for array in outputs.values()), strict=True):
+        sys.stdout.write(json.dumps(dict(zip(outputs, record, strict=True))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""`onnxserve export` and what it prints. The exports themselves: tests/exporter."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+from tests.support.models import mixed_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed_model(tmp_path_factory.mktemp("export") / "flight-delay")
+
+
+def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["export", str(model), "--format", "wheel", "-o", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    wheel = tmp_path / "flight_delay-0+m.1-py3-none-any.whl"
+    assert done.stdout == f"flight-delay version m-1: {wheel}, proven on 564 rows\n"
+    assert wheel.is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--format", "tflite"], 1, "Error: cannot export tflite, because onnx2tf"),
+        (["--download-wheels"], 1, "Error: wheels go into a bundle; the format is onnx"),
+        (["--format", "pickle"], 2, "Invalid value for '--format'"),
+        (["--rows", "none.csv"], 1, "Error: the file none.csv cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_line(model: Path, tmp_path: Path, arguments: list[str], status: int, message: str) -> None:
+    done = CliRunner().invoke(main, ["export", str(model), "-o", str(tmp_path / "m"), *arguments])
+    assert done.exit_code == status
+    assert message in done.stderr
+    assert not (tmp_path / "m").exists()

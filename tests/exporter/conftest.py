@@ -1,0 +1,42 @@
+"""Models to export: one of columns with texts, one of a tensor, and a forest with an input example."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_deploy_plugin.flavor import save_model
+from tests.support.models import mixed_model, tensor_model
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed_model(tmp_path_factory.mktemp("mixed") / "flight-delay")
+
+
+@pytest.fixture(scope="session")
+def tensor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tensor_model(tmp_path_factory.mktemp("tensor") / "images")
+
+
+@pytest.fixture(scope="session")
+def forest_rows() -> pd.DataFrame:
+    random = np.random.default_rng(0)
+    carriers = random.choice(["UA", "AA", "DL"], 200)
+    return pd.DataFrame({"carrier": carriers, "distance": random.normal(1000, 300, 200)})
+
+
+@pytest.fixture(scope="session")
+def forest(tmp_path_factory: pytest.TempPathFactory, forest_rows: pd.DataFrame) -> Path:
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    encoder = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["carrier"]), remainder="passthrough")
+    model = make_pipeline(encoder, RandomForestClassifier(10, max_depth=4, random_state=0))
+    late = np.where(forest_rows["distance"] > 1000, "late", "on time")
+    folder = tmp_path_factory.mktemp("forest") / "forest"
+    save_model(model.fit(forest_rows, late), folder, input_example=forest_rows.head())
+    return folder

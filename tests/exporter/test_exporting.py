@@ -1,0 +1,147 @@
+"""Each form of an export answers as the served model, or is refused and leaves nothing behind."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import orjson
+import pandas as pd
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.errors import (
+    AlreadyExists,
+    ConversionError,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    ParityError,
+)
+from mlflow_deploy_plugin.exporter import FORMATS, exporting
+from mlflow_deploy_plugin.exporter.runner import METADATA_KEY, Model
+from mlflow_deploy_plugin.flavor import load_model
+from tests.support.models import write_model
+from tests.support.pyfuncs import save_pyfuncs
+
+
+@pytest.mark.parametrize(("form", "name"), [("onnx", "m.onnx"), ("ort", "m.ort"), ("bundle", "b"), ("wheel", "dist")])
+@pytest.mark.parametrize("model", ["mixed", "tensor", "forest"])
+def test_a_version_is_exported_and_proven(
+    form: Any, name: str, model: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(model)
+    exported = onnxserve.export(str(folder), form, tmp_path / name)
+
+    assert exported.path.exists()
+    assert exported.name == folder.name
+    assert exported.rows > 500
+    assert exported.max_error <= (1e-5 if form == "ort" else 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_bare_graph_says_what_it_is_and_where_it_comes_from(forest: Path, tmp_path: Path) -> None:
+    onnxserve.export(str(forest), "onnx", tmp_path / "forest.onnx")
+
+    graph = onnx.load(str(tmp_path / "forest.onnx"))
+    onnx.checker.check_model(graph)
+    known = orjson.loads(next(entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY))
+    assert [column["name"] for column in known["columns"]] == ["carrier", "distance"]
+    assert known["classes"] == ["late", "on time"]
+    assert known["parity"] == "proven"
+    assert known["source"] == str(forest)
+    inputs = [node.name for node in onnxruntime.InferenceSession(str(tmp_path / "forest.onnx")).get_inputs()]
+    assert inputs == [entry["name"] for entry in known["inputs"]]
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.ort"])
+def test_the_runner_answers_frames_as_the_original(
+    name: str, forest: Path, forest_rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    form: Any = name.partition(".")[2]
+    onnxserve.export(str(forest), form, tmp_path / name, rows=forest_rows)
+    served = load_model(str(forest))
+
+    outputs = Model(tmp_path / name, threads=1).outputs(forest_rows)  # the order of a sum depends on them
+
+    feeds = served.schema.from_columns({str(column): forest_rows[column].to_numpy() for column in forest_rows})
+    for output, want in served.run(feeds).items():
+        np.testing.assert_array_equal(outputs[output], want)
+
+
+def test_a_bundle_may_be_one_file(mixed: Path, tmp_path: Path) -> None:
+    exported = onnxserve.export(str(mixed), "bundle", tmp_path / "m.zip")
+    with zipfile.ZipFile(exported.path) as archive:
+        assert {"model.onnx", "predict.py", "README.md", "examples/predict.cpp"} <= set(archive.namelist())
+
+
+def test_rows_of_a_file_are_the_rows_of_the_proof(forest: Path, forest_rows: pd.DataFrame, tmp_path: Path) -> None:
+    forest_rows.to_csv(tmp_path / "rows.csv", index=False)
+    assert onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows == 700
+
+
+def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> None:
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [2, 3]}}]
+    graph = "fixed (float[2,3] x) => (float[2,3] y) { y = Abs(x) }"
+    folder = write_model(tmp_path / "fixed", graph, signature)
+    assert onnxserve.export(str(folder), "onnx", tmp_path / "m.onnx").rows == 2
+
+
+def test_a_model_that_draws_random_numbers_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    graph = "noise (float[N,2] x) => (float[N,2] y) { n = RandomNormalLike(x)  y = Add(x, n) }"
+    folder = write_model(tmp_path / "noise", graph)
+    with pytest.raises(ParityError, match=r"answers otherwise, and is not kept: output 'y', row 0: .*564 of 564 rows"):
+        onnxserve.export(str(folder), "onnx", tmp_path / "out" / "m.onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_does_not_run_is_refused(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "runner.py"
+    broken.write_text("import mlflow_deploy_plugin\n")
+    monkeypatch.setattr(exporting, "RUNNER", broken)
+    with pytest.raises(ParityError, match=r"does not run, and is not kept: .*mlflow_deploy_plugin"):
+        onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("form", ["tflite", "savedmodel"])
+def test_what_cannot_be_written_says_why(form: Any, mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=rf"cannot export {form}, because onnx2tf, .* export --format onnx"):
+        onnxserve.export(str(mixed), form, tmp_path / "m")
+
+
+def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "m.onnx").write_text("mine")
+    pyfunc = save_pyfuncs(tmp_path / "pyfuncs", ["days"])["days"]
+    cases: list[tuple[type[OnnxserveError], str, str, Any, dict[str, Any]]] = [
+        (InvalidConfig, "the format is 'pickle'; there are onnx, ort", str(mixed), "pickle", {}),
+        (InvalidConfig, "wheels go into a bundle; the format is onnx", str(mixed), "onnx", {"wheels": tmp_path}),
+        (InvalidConfig, "holds no wheels", str(mixed), "bundle", {"wheels": out}),
+        (
+            InvalidConfig,
+            "the rows do not fit the model: columns 'distance', 'hour', 'late'",
+            str(mixed),
+            "onnx",
+            {"rows": {"carrier": ["a"]}},
+        ),
+        (InvalidConfig, "cannot be read", str(mixed), "onnx", {"rows": tmp_path / "none.csv"}),
+        (InvalidConfig, "'!!' makes no name of a Python package", str(mixed), "wheel", {"name": "!!"}),
+        (NotFound, "nowhere", str(tmp_path / "nowhere"), "onnx", {}),
+        (ConversionError, "has no ONNX form, only code of its own", str(pyfunc), "onnx", {}),
+    ]
+    for error, message, uri, form, options in cases:
+        with pytest.raises(error, match=message):
+            onnxserve.export(uri, form, out / "new", **options)
+    with pytest.raises(AlreadyExists, match=r"m\.onnx exists; say another path"):
+        onnxserve.export(str(mixed), "onnx", out / "m.onnx")
+    assert os.listdir(out) == ["m.onnx"]
+    assert (out / "m.onnx").read_text() == "mine"
+
+
+def test_the_metadata_has_one_name_here_and_in_the_runner() -> None:
+    assert exporting.METADATA_KEY == METADATA_KEY
+    assert FORMATS == ("onnx", "ort", "wheel", "bundle", "tflite", "savedmodel")

@@ -1,0 +1,120 @@
+"""The runner that exports carry: rows of every kind, their mistakes, and its own small command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.exporter.runner import Model, main
+from tests.support.models import IDENTITY, parse_graph
+
+FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
+
+
+@pytest.fixture(scope="module")
+def bundle(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return onnxserve.export(str(mixed), "bundle", tmp_path_factory.mktemp("bundle") / "b").path
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Model:
+    return Model(bundle / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        FRAME,
+        {name: FRAME[name].to_numpy() for name in FRAME},
+        {name: FRAME[name].tolist() for name in FRAME},
+        FRAME.to_dict("records"),
+        FRAME.to_numpy(),
+        FRAME.to_numpy().tolist(),
+        FRAME.astype({"hour": float}).to_dict("records"),
+    ],
+    ids=["frame", "arrays", "lists", "records", "array", "rows", "whole numbers as floats"],
+)
+def test_rows_of_every_kind_are_answered_alike(model: Model, rows: Any) -> None:
+    assert model.predict(rows).tolist() == ["yes", "no"]
+    assert model.outputs(rows)["probabilities"].shape == (2, 2)
+
+
+def test_a_model_knows_itself(model: Model) -> None:
+    assert (model.name, model.version) == ("flight-delay", "m-1")
+    assert model.classes == ["no", "yes"]
+    assert model.columns == ["carrier", "distance", "hour", "late"]
+    assert model.predict(FRAME.iloc[0].to_dict()).tolist() == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"carrier": [1, 2]}, "column 'carrier', row 0: 1; a text is expected"),
+        ({"carrier": ["UA", None]}, "column 'carrier', row 1: None; a text is expected"),
+        ({"distance": ["far", 1]}, "column 'distance', row 0: 'far'; a value of the type double is expected"),
+        ({"hour": [17, 9.5]}, "column 'hour', row 1: 9.5; a value of the type long is expected"),
+        ({"hour": [None, 9]}, "column 'hour', row 0: nan; a value of the type long is expected"),
+        ({"late": [1, 0]}, "column 'late', row 0: 1; a value of the type boolean is expected"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named(model: Model, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
+        model.predict({**FRAME.to_dict("list"), **change})
+    assert str(refused.value) == message
+
+
+def test_what_is_missing_is_named(model: Model) -> None:
+    with pytest.raises(ValueError, match="the column 'hour' is missing; the model takes 'carrier', 'distance', 'hour'"):
+        model.predict(FRAME.drop(columns="hour"))
+    with pytest.raises(ValueError, match=r"the array has the shape \[2, 3\]; \[rows, 4\] is expected"):
+        model.predict(FRAME.to_numpy()[:, :3])
+
+
+def test_a_missing_number_is_nan_and_other_columns_are_not_read(model: Model) -> None:
+    rows = FRAME.assign(distance=[np.nan, 1.0], extra=["a", "b"])
+    assert np.isnan(model.outputs(rows)["probabilities"][0]).all()
+
+
+def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
+    model = Model(onnxserve.export(str(tensor), "onnx", tmp_path / "m.onnx").path)
+    images = np.arange(8.0).reshape(2, 2, 2)
+
+    for rows in (images, images.tolist(), {"": images}):
+        predicted = model.predict(rows)
+        assert predicted["total"].tolist() == [6.0, 22.0]
+        np.testing.assert_array_equal(predicted["doubled"], 2 * images)
+    with pytest.raises(ValueError, match="the tensor '' is missing"):
+        model.predict({"image": images})
+
+
+def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(parse_graph(IDENTITY).SerializeToString())
+    with pytest.raises(ValueError, match="was not made by `onnxserve export`"):
+        Model(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json"])
+def test_its_command_predicts_a_file_without_our_package(bundle: Path, tmp_path: Path, name: str) -> None:
+    rows = tmp_path / name
+    FRAME.to_csv(rows, index=False) if name.endswith("csv") else FRAME.to_json(rows, orient="records")
+    command = [sys.executable, "-I", str(bundle / "predict.py"), str(rows)]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert [json.loads(line)["label"] for line in ran.stdout.splitlines()] == ["yes", "no"]
+
+
+def test_its_command_says_what_is_wrong_in_a_line(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("carrier,distance,hour\nUA,1,\n")
+    command = [sys.executable, str(bundle / "predict.py"), str(tmp_path / "rows.csv")]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "Error: the column 'late' is missing; the model takes 'carrier', 'distance', 'hour', 'late'\n",
+    )
+    with pytest.raises(SystemExit, match=r"usage: ROWS\.csv or ROWS\.json"):
+        main([])
