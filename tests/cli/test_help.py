@@ -11,37 +11,9 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.spec import field_reference
 
 _IMPERATIVES = {
-    *(
-        "Add",
-        "Bring",
-        "Change",
-        "Check",
-        "Compact",
-        "Count",
-        "Create",
-        "Delete",
-        "Export",
-        "Find",
-        "Give",
-        "Go",
-        "Judge",
-    ),
-    *(
-        "Let",
-        "List",
-        "Make",
-        "Measure",
-        "Move",
-        "Pause",
-        "Predict",
-        "Query",
-        "Remove",
-        "Resume",
-        "Revoke",
-        "Run",
-        "Serve",
-    ),
-    *("Show", "Silence", "Start", "Stop", "Train", "Turn"),
+    *("Add", "Bring", "Change", "Check", "Compact", "Count", "Create", "Delete", "Export", "Find", "Give", "Go"),
+    *("Judge", "Let", "List", "Make", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Revoke"),
+    *("Run", "Serve", "Show", "Silence", "Start", "Stop", "Train", "Turn"),
 }
 _RAW_METAVARS = {"TEXT", "PATH", "INTEGER", "FLOAT", "INTEGER RANGE", "FLOAT RANGE", "BOOLEAN", "FILENAME"}
 _WIDTH = 80
