@@ -354,18 +354,19 @@ class Batcher:
 
     def _compute_batch(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
         """Return the outputs of each request: views of the batch's. Empty if they cannot be told apart."""
-        first, ends = batch[0], np.cumsum([entry.rows for entry in batch]).tolist()
-        size = next((size for size in self._padded_sizes if size >= ends[-1] > 0), ends[-1])
-        parts = [entry.feeds for entry in batch]
-        if size > ends[-1]:
-            last = next(entry for entry in reversed(batch) if entry.rows)
-            parts.append(repeat_row(last.feeds, last.rows - 1, size - ends[-1]))
-        if len(parts) == 1:
+        first, rows = batch[0], sum(entry.rows for entry in batch)
+        size = next((size for size in self._padded_sizes if size >= rows > 0), rows)
+        if len(batch) == 1 and size == rows:
             return [self._compute(first.feeds, first.outputs)]
+        parts = [entry.feeds for entry in batch]
+        if size > rows:
+            last = next(entry for entry in reversed(batch) if entry.rows)
+            parts.append(repeat_row(last.feeds, last.rows - 1, size - rows))
         joined = {name: np.concatenate([part[name] for part in parts]) for name in first.feeds}
         outputs = self._compute(joined, first.outputs)
         if any(array.shape[:1] != (size,) for array in outputs.values()):
             return []  # not one entry a row after all
+        ends = np.cumsum([entry.rows for entry in batch]).tolist()
         return [
             {name: array[end - entry.rows : end] for name, array in outputs.items()}
             for entry, end in zip(batch, ends, strict=True)
