@@ -28,6 +28,8 @@ _EXAMPLE_ROWS = 5
 class NetModel(PythonModel):  # type: ignore[misc]
     """A net of torch, Keras or TensorFlow as MLflow's pyfunc: named arrays, and an answer of named arrays."""
 
+    _skip_type_hint_validation = True  # MLflow's switch; else it warns wherever this module is imported
+
     def __init__(self, net: Any) -> None:
         self.net = net
 

@@ -157,7 +157,8 @@ def _names(model: Any, batch: Batch) -> list[str]:
     """
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
-        only = names[0] if names and not names[0].startswith("keras_tensor") else "input"
+        is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))  # which Keras makes up
+        only = names[0] if is_named else "input"
         return [only if isinstance(batch, pd.DataFrame) or "" in batch else next(iter(batch))]
     given = [str(name) for name in batch]
     if names and set(names) != set(given):

@@ -9,7 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -144,12 +144,13 @@ def _to_onnx(
     Raises:
         ConversionError: the exporter refuses the module; the message has its first line.
     """
-    loggers = [logging.getLogger("torch.onnx"), logging.getLogger("torch.export")]
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("onnx", "export", "_export", "fx", "_dynamo")]
     legacy = legacy or isinstance(model, torch.jit.ScriptModule)
     options: dict[str, Any] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
     try:
-        # the exporter prints its progress, and warns of each missing optional library
-        with redirect_stdout(io.StringIO()), ExitStack() as silenced, warnings.catch_warnings():
+        # the exporter prints its progress, graphs that it refuses, and warns of each missing optional library
+        with ExitStack() as silenced, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            silenced.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             for logger in loggers:
                 silenced.callback(logger.setLevel, logger.level)
