@@ -143,7 +143,7 @@ class Boosting:
         return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
 
     def levels(self) -> Levels | None:
-        """Return the trees as complete ones; None if they are few or far from complete, or split by categories."""
+        """Return the trees as complete ones; None if they are few, far from complete, or split by categories."""
         order = np.argsort(self.targets, kind="stable")
         counts = np.bincount(self.targets, minlength=len(self.base))
         trees = [self.trees[place] for place in order]
@@ -160,8 +160,8 @@ class Boosting:
         splits = np.stack([nodes[name][inner] for name in ("feature", "threshold", "default_left")], axis=1)
         splits, of_inner = np.unique(splits, axis=0, return_inverse=True)
         column, threshold, default = splits.T
-        if self.mode == "BRANCH_LT" and np.isneginf(threshold).any():
-            return None  # nothing is less, not even what stands for a missing value
+        if not len(splits) or (self.mode == "BRANCH_LT" and np.isneginf(threshold).any()):
+            return None  # nothing is less than -inf, not even what stands for a missing value
         split = np.zeros(len(inner), dtype=np.int64)
         split[inner] = of_inner.ravel()
         left, right = (np.where(inner, nodes[side] + offsets, np.arange(len(inner))) for side in ("left", "right"))

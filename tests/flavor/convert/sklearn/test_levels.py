@@ -10,7 +10,10 @@ import numpy as np
 import onnx
 import pytest
 import xgboost
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MIN_TREES
@@ -58,6 +61,8 @@ BY_LEVELS: dict[str, Case] = {
         FULL,
     ),
     "catboost, trees of other shapes": (lambda: cat(grow_policy="Depthwise", depth=3).fit(GAPS, GAPPY), GAPS),
+    "in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(GAPS, GAPPY), GAPS),
+    "calibrated classes": (lambda: CalibratedClassifierCV(cat("Classifier"), cv=2).fit(FULL, THREE), FULL),
     "histograms": (
         lambda: HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20).fit(GAPS, GAPPY),
         GAPS,
@@ -83,6 +88,7 @@ def test_many_rows_and_few_are_proven(case: Case) -> None:
 
 TREES_ALONE: dict[str, Case] = {
     "few": (lambda: lgbm(n_estimators=MIN_TREES - 1).fit(FULL, SCORE), FULL),
+    "without a split": (lambda: xgb().fit(FULL, np.ones(ROWS)), FULL),
     "far from complete": (lambda: lgbm(num_leaves=40, max_depth=-1, min_child_samples=1).fit(FULL, SCORE**9), FULL),
 }
 
