@@ -157,15 +157,19 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
 
 
 def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
-    """Write the graph as one file with our metadata; weights beyond protobuf's two gigabytes stay beside it."""
+    """Write the graph as one file, external weights included, with our metadata.
+
+    Raises:
+        ConversionError: one file cannot hold it.
+    """
     import onnx  # heavy, and only here
 
+    if sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file()) > _LARGEST_PROTOBUF:
+        raise ConversionError(f"{described['name']} has more than two gigabytes, which one ONNX file cannot hold")
     model = onnx.load(str(source))
     onnx.helper.set_model_props(
         model, {**{entry.key: entry.value for entry in model.metadata_props}, METADATA_KEY: json.dumps(described)}
     )
-    if model.ByteSize() > _LARGEST_PROTOBUF:
-        raise ConversionError(f"{described['name']} has more than two gigabytes, which one ONNX file cannot hold")
     onnx.save(model, str(target))
 
 

@@ -25,7 +25,9 @@ from mlflow_deploy_plugin.errors import (
     NotFound,
     NotReady,
     OnnxserveError,
+    ScopeMissing,
     TooManyRequests,
+    Unauthenticated,
 )
 from tests.support.waiting import free_port
 
@@ -248,6 +250,16 @@ def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted: Call
     with pytest.raises(DeadlineExceeded, match=r"did not answer http://.*/invocations within 0.2 s"):
         Client(server.url, timeout_seconds=0.2).predict([[1]])
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, Unauthenticated), (403, ScopeMissing), (404, NotFound)])
+def test_a_refusal_is_the_error_of_its_status(
+    scripted: Callable[..., Any], status: int, error: type[OnnxserveError]
+) -> None:
+    server = scripted((status, {"X-Request-Id": "r-9"}, b'{"error": "no"}', 0.0))
+    with pytest.raises(error, match="no") as refused:
+        Client(server.url).predict([[1]])
+    assert (refused.value.status, refused.value.request_id) == (status, "r-9")
 
 
 def test_an_answer_without_predictions_is_an_error(scripted: Callable[..., Any]) -> None:

@@ -106,6 +106,28 @@ def test_an_export_that_does_not_run_is_refused(mixed: Path, tmp_path: Path, mon
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
+def test_a_graph_that_one_file_cannot_hold_is_refused(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_LARGEST_PROTOBUF", 100)
+    with pytest.raises(ConversionError, match="flight-delay has more than two gigabytes"):
+        onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
+
+
+def test_weights_in_a_file_of_their_own_are_in_the_export(tmp_path: Path) -> None:
+    graph = "heavy (float[N,2] x) => (float[N,2] y) <float[2] w = {0.5, 0.5}> { y = Mul(x, w) }"
+    folder = write_model(tmp_path / "heavy", graph)
+    loaded = onnx.load(str(folder / "model.onnx"))
+    loaded.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.full(2, 0.5, np.float32), "w"))
+    onnx.save(loaded, str(folder / "model.onnx"), save_as_external_data=True, location="w.data", size_threshold=0)
+    assert (folder / "w.data").exists()
+
+    exported = onnxserve.export(str(folder), "onnx", tmp_path / "out" / "m.onnx")
+
+    assert [path.name for path in exported.path.parent.iterdir()] == ["m.onnx"]
+    assert Model(exported.path).predict(np.ones((1, 2))).tolist() == [[0.5, 0.5]]
+
+
 @pytest.mark.parametrize("form", ["tflite", "savedmodel"])
 def test_what_cannot_be_written_says_why(form: Any, mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=rf"cannot export {form}, because onnx2tf, .* export --format onnx"):
