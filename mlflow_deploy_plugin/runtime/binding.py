@@ -51,7 +51,9 @@ class Buffers:
         self._inputs: dict[str, tuple[Array, Any]] = {}
         for name, array in feeds.items():
             value = self._value(array.shape, array.dtype)
-            self._inputs[name] = (_host_array(placement, array), value)
+            shape, dtype = array.shape, array.dtype
+            host = np.empty(shape, dtype) if self._memory == "cpu" else pinned_empty(shape, dtype, self._device_id)
+            self._inputs[name] = host, value
             self.binding.bind_ortvalue_input(name, value)
         for name in names:
             self.binding.bind_output(name)
@@ -167,12 +169,6 @@ def pinned_empty(shape: tuple[int, ...], dtype: Any, device_id: int) -> Array:
     weakref.finalize(memory, runtime.cudaFreeHost, pointer).atexit = False  # views keep it alive
     pinned: Array = memory.view(dtype).reshape(shape)
     return pinned
-
-
-def _host_array(placement: Placement, like: Array) -> Array:
-    if placement.device == "cpu":
-        return np.empty(like.shape, like.dtype)
-    return pinned_empty(like.shape, like.dtype, placement.device_id)
 
 
 @cache

@@ -43,7 +43,8 @@ def gpu_metrics_page() -> bytes:
     try:
         for number in range(nvml.nvmlDeviceGetCount()):
             gpu = nvml.nvmlDeviceGetHandleByIndex(number)
-            labels = {"gpu": str(number), "uuid": _text(nvml.nvmlDeviceGetUUID(gpu))}
+            uuid = nvml.nvmlDeviceGetUUID(gpu)  # bytes before nvidia-ml-py 12
+            labels = {"gpu": str(number), "uuid": uuid.decode() if isinstance(uuid, bytes) else uuid}
             for family, read in zip(families, _READERS.values(), strict=True):
                 try:
                     value = float(read(nvml, gpu))
@@ -69,7 +70,3 @@ def _nvml() -> Any:
         logger.warning("no metrics of GPUs: %s", error)
         return None
     return pynvml
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value  # bytes before nvidia-ml-py 12
