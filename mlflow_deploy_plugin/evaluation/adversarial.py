@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError, Refused
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, count_rows, take_rows
 from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
-from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, downloaded_version
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
 from mlflow_deploy_plugin.registry import WRAPPED_FROM_TAG, ResolvedModel, resolve, wrapped_from
 from mlflow_deploy_plugin.runtime import Array, Artifact, read_mlmodel
 
@@ -33,7 +33,6 @@ each floating-point array."""
 _STEPS = 10
 _STEP_SIZE = 2.5  # in strengths, over all steps: enough to reach any corner from any start (Madry)
 _DIRECTIONS = 8
-_CHUNK = 256
 
 
 def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
@@ -212,9 +211,10 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
         }
 
     def gradient(rows: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
+        size = chunk_rows(rows)
         parts = [
-            of_part(take_rows(rows, slice(start, start + _CHUNK)), truth[start : start + _CHUNK])
-            for start in range(0, len(truth), _CHUNK)
+            of_part(take_rows(rows, slice(start, start + size)), truth[start : start + size])
+            for start in range(0, len(truth), size)
         ]
         slopes = {name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]}
         return np.concatenate([part[0] for part in parts]), slopes

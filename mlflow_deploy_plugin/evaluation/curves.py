@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     labelled_rows,
     own_columns,
     read_dataset,
+    sample_positions,
     take_rows,
 )
 from mlflow_deploy_plugin.evaluation.disturbances import disturbed, unfit_reason, with_missing
@@ -39,6 +40,8 @@ from mlflow_deploy_plugin.runtime import Array
 FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
+_MAX_VALUES = 30_000_000
+"""Numbers that are disturbed at once, in 64 bits and a few times over; 200 pictures of 224 × 224 in colour."""
 
 ProgressCallback = Callable[[str], None]
 
@@ -234,6 +237,10 @@ def measure_robustness(
     rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
     if len(truth) < 2:
         raise InvalidConfig("the data has one row with a known target; a standard deviation needs two at least")
+    width = sum(values[:1].size for values in rows.values())
+    if len(truth) * width > _MAX_VALUES:
+        picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
+        rows, truth = take_rows(rows, picked), truth[picked]
     baseline = Baseline.of(model.predict(rows), truth, metric)
     wanted = strengths or {name: one.strengths for name, one in DISTURBANCES.items() if one.by_default}
     of_original = cache(lambda: find_gradient(rows, truth))

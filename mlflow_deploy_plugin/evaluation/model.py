@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMisma
 from mlflow_deploy_plugin.registry import ResolvedModel, download
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OnnxModel, read_served_artifact
 
-_CHUNK = 5_000
+_CHUNK, _CHUNK_VALUES = 5_000, 4_000_000
 TIMEOUT_SECONDS = 600.0
 """The time that a model without an ONNX form may take to load, and to predict all rows of a check."""
 
@@ -64,6 +64,12 @@ class LoadedModel(Protocol):
             SchemaMismatch, InferenceError: the model refuses the rows, as its server would.
         """
         ...
+
+
+def chunk_rows(rows: Mapping[str, Array]) -> int:
+    """Return how many of these rows are computed at once: thousands of a table, a few pictures with their layers."""
+    width = sum(values[:1].size for values in rows.values())
+    return max(1, min(_CHUNK, _CHUNK_VALUES // max(width, 1)))
 
 
 @contextmanager
@@ -118,8 +124,9 @@ class LoadedOnnx:
     def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
         """Return all outputs of the graph, [N, …] by name; raises as `predict`."""
         total = len(next(iter(rows.values()))) if rows else 0
-        starts = range(0, max(total, 1), _CHUNK)
-        chunks = ({name: array[start : start + _CHUNK] for name, array in rows.items()} for start in starts)
+        size = chunk_rows(rows)
+        starts = range(0, max(total, 1), size)
+        chunks = ({name: array[start : start + size] for name, array in rows.items()} for start in starts)
         parts = [self.model.run(self.feeds(chunk)) for chunk in chunks]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -185,6 +185,11 @@ def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(
     assert "robustness/noise" in {metric.key for metric in metrics or []}
 
 
+def test_wide_rows_are_fewer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow_deploy_plugin.evaluation.curves._MAX_VALUES", 100)
+    assert onnxserve.robustness(str(folder), ROWS, "label", strengths={"noise": 0.1}).rows == 50
+
+
 def test_pictures_need_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(NotInstalled, match=r"pictures need matplotlib: pip install 'mlflow-onnxserve\[monitoring\]'"):

@@ -10,7 +10,7 @@ from mlflow.models import infer_signature
 from sklearn.linear_model import LogisticRegression
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, SchemaMismatch
-from mlflow_deploy_plugin.evaluation.model import load_version
+from mlflow_deploy_plugin.evaluation.model import chunk_rows, load_version
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
 
@@ -90,3 +90,10 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
         loaded.predict({"a": np.zeros(2)})
     with pytest.raises(InferenceError, match="the model hangs"):
         loaded.predict({"a": np.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((10, 3), 5_000), ((10, 3, 224, 224), 26), ((10, 3000, 3000), 1), ((0,), 5_000)]
+)
+def test_pictures_are_computed_few_at_once(shape: tuple[int, ...], size: int) -> None:
+    assert chunk_rows({"x": np.broadcast_to(np.float32(0), shape)}) == size
