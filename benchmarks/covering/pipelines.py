@@ -1,5 +1,6 @@
 """Sixty pipelines as people build them: scalers, imputers, encoders, texts, searches, ensembles of ensembles."""
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor, make_column_transformer
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import (
     AdaBoostRegressor,
     BaggingClassifier,
@@ -28,10 +30,13 @@ from sklearn.ensemble import (
     VotingRegressor,
 )
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
-from sklearn.feature_selection import SelectKBest
+from sklearn.feature_selection import RFE, SelectKBest
 from sklearn.impute import KNNImputer, SimpleImputer
+from sklearn.kernel_approximation import Nystroem
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression, Ridge, SGDClassifier
 from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import GaussianNB, MultinomialNB
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, RadiusNeighborsRegressor
@@ -86,6 +91,11 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     yield "text beside numbers", _text_beside_numbers
 
 
+def _ratios(table: Any) -> Any:
+    rows = np.abs(np.asarray(table) if isinstance(table, pd.DataFrame) else table) + 0.5
+    return np.column_stack([rows, np.log(rows[:, 0] / rows[:, 4]), np.where(rows[:, 2] > 3, 1.0, 0.0)])
+
+
 def _scaled(*steps: Any) -> Any:
     return make_pipeline(StandardScaler(), *steps)
 
@@ -134,6 +144,24 @@ _REGRESSORS: dict[str, Callable[[], Any]] = {
     "scaler, svr": lambda: _scaled(SVR()),
     "scaler, mlp": lambda: make_pipeline(StandardScaler(), MLPRegressor(hidden_layer_sizes=(8,), max_iter=60)),
     "log target": lambda: TransformedTargetRegressor(Ridge(), func=np.exp, inverse_func=np.log, check_inverse=False),
+    "log of the target, ridge": lambda: TransformedTargetRegressor(
+        _scaled(Ridge()), func=np.log1p, inverse_func=np.expm1
+    ),
+    "power of the target": lambda: TransformedTargetRegressor(_hist_r(), transformer=PowerTransformer()),
+    "own ratios, forest": lambda: make_pipeline(FunctionTransformer(_ratios), _forest()),
+    "logs of columns, ridge": lambda: make_pipeline(
+        make_column_transformer((FunctionTransformer(np.log1p), ["small", "whole"]), remainder=StandardScaler()),
+        Ridge(),
+    ),
+    "eliminated, forest": lambda: _scaled(RFE(Ridge(), n_features_to_select=3), _forest()),
+    "kernel ridge": lambda: _scaled(KernelRidge(kernel="rbf", gamma=0.2)),
+    "part of a kernel, ridge": lambda: _scaled(Nystroem(n_components=30, random_state=0), Ridge()),
+    "scaled target of picked columns": lambda: TransformedTargetRegressor(
+        make_pipeline(
+            make_column_transformer((StandardScaler(), ["smooth", "large"]), remainder="passthrough"), Ridge()
+        ),
+        transformer=StandardScaler(),
+    ),
     "function, ridge": lambda: make_pipeline(FunctionTransformer(np.abs), Ridge()),
     "stacked": lambda: StackingRegressor([("hist", _hist_r()), ("ridge", _scaled(Ridge()))], cv=2),
     "stacked with passthrough": lambda: StackingRegressor(
@@ -164,6 +192,13 @@ _CLASSIFIERS: dict[str, Callable[[], Any]] = {
     "calibrated, isotonic": lambda: CalibratedClassifierCV(
         RandomForestClassifier(8, random_state=0), method="isotonic", cv=2
     ),
+    "calibrated, temperature": lambda: CalibratedClassifierCV(
+        _scaled(LogisticRegression()), method="temperature", cv=2
+    ),
+    "calibrated pipeline, isotonic": lambda: CalibratedClassifierCV(_scaled(GaussianNB()), method="isotonic", cv=2),
+    "one against the rest, hist boosting": lambda: OneVsRestClassifier(_hist_c()),
+    "one against one, svc": lambda: _scaled(OneVsOneClassifier(SVC())),
+    "baseline": DummyClassifier,
     "calibrated hist boosting": lambda: CalibratedClassifierCV(_hist_c(), cv=2),
     "calibrated naive bayes": lambda: CalibratedClassifierCV(GaussianNB(), cv=2),
     "neighbours, classes": lambda: _scaled(KNeighborsClassifier(5)),
@@ -233,6 +268,17 @@ _MIXED: dict[str, Callable[[], Any]] = {
         _columns(make_pipeline(SimpleImputer(strategy="most_frequent"), _one_hot())), LogisticRegression()
     ),
     "mixed: several labels": lambda: make_pipeline(_columns(_one_hot()), MultiOutputClassifier(LogisticRegression())),
+    "mixed: categories of boosting": lambda: make_pipeline(
+        make_column_transformer(
+            (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), ["city"]), remainder="passthrough"
+        ),
+        HistGradientBoostingClassifier(max_iter=20, categorical_features=[0], random_state=0),
+    ),
+    "mixed: texts as categories of boosting": lambda: HistGradientBoostingClassifier(
+        max_iter=20, categorical_features=["city", "hour"], random_state=0
+    ),
+    "mixed: calibrated": lambda: CalibratedClassifierCV(_on_columns(_one_hot(), LogisticRegression()), cv=2),
+    "mixed: baseline": DummyClassifier,
     "mixed: searched": lambda: GridSearchCV(
         _on_columns(_one_hot(), _hist_c()), {"histgradientboostingclassifier__max_depth": [2, 3]}, cv=2
     ),
@@ -257,6 +303,12 @@ _TEXTS: dict[str, tuple[Callable[[], Any], bool]] = {
     "text: stop words": (lambda: TfidfVectorizer(stop_words="english", token_pattern=_LETTERS), False),
     "text: stripped accents": (lambda: TfidfVectorizer(strip_accents="unicode"), True),
     "text: sublinear": (lambda: TfidfVectorizer(sublinear_tf=True, token_pattern=_LETTERS), False),
+    "text: longer characters within words": (lambda: CountVectorizer(analyzer="char_wb", ngram_range=(3, 5)), False),
+    "text: own tokenizer of letters": (
+        lambda: TfidfVectorizer(tokenizer=lambda text: re.findall(r"[a-zA-Z]+", text), token_pattern=None),
+        True,
+    ),
+    "text: hashed, counts": (lambda: HashingVectorizer(n_features=256, lowercase=False, norm=None), True),
     "text: hashed": (lambda: HashingVectorizer(n_features=64), False),
     "text: svd": (lambda: make_pipeline(TfidfVectorizer(token_pattern=_LETTERS), TruncatedSVD(4)), False),
     "text: naive bayes": (lambda: CountVectorizer(token_pattern=_LETTERS), False),

@@ -140,7 +140,7 @@ def _options(model: Any) -> Iterator[tuple[Any, str]]:
 _Obstacle = tuple[str, Callable[[Any], bool], str]
 _PYTHON = "is a Python function, which a graph cannot call"
 _TEXT: tuple[_Obstacle, ...] = (
-    *((option, callable, _PYTHON) for option in ("analyzer", "tokenizer", "preprocessor")),
+    *((option, callable, _PYTHON) for option in ("analyzer", "preprocessor")),
     ("strip_accents", bool, "has no form in ONNX; strip accents before the pipeline"),
 )
 _OBSTACLES: dict[str, tuple[_Obstacle, ...]] = {"CountVectorizer": _TEXT, "TfidfVectorizer": _TEXT}

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from onnx import helper
-from skl2onnx import convert_sklearn
+from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_classifier
 from sklearn.exceptions import NotFittedError
+from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils.validation import check_is_fitted
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
@@ -227,6 +228,7 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
     """
     boosters.register()
     formulas.register()
+    update_registered_converter(HashingVectorizer, "OnnxserveHashingVectorizer", *_OWN[HashingVectorizer])
     copy = convertible_copy(fitted)
     if precision == "double_until_last_step":
         copy = round_before_last_step(copy)

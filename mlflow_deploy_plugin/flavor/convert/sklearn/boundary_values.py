@@ -29,7 +29,7 @@ from sklearn.preprocessing import (
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, column_names, library_of
-from mlflow_deploy_plugin.flavor.convert.sklearn.trees import histogram_boosting
+from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting
 from mlflow_deploy_plugin.runtime import Array
 
 _SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
@@ -140,6 +140,8 @@ def _own(estimator: Any) -> _Collected:
             found.values += [("edges", p, np.asarray(edges, float)) for p, edges in enumerate(edges_of(estimator))]
     if hasattr(estimator, "categories_"):
         found.values += [("categories", position, values) for position, values in enumerate(estimator.categories_)]
+    if hasattr(estimator, "_predictors"):
+        found.values += [("categories", position, values) for position, values in categories_of(estimator).items()]
     if isinstance(estimator, CountVectorizer):
         found.values.append(("texts", 0, estimator.vocabulary_))
     for rows in (getattr(estimator, name, None) for name in _ROWS):

@@ -40,9 +40,9 @@ def convert_ordinal(scope: Any, operator: Any, container: Any) -> None:
     unknown = float(encoder.unknown_value) if encoder.handle_unknown == "use_encoded_value" else _NO_COLUMN
     missing = float(encoder.encoded_missing_value)
     parts = []
-    for column, categories in zip(_columns(graph, operator), encoder.categories_, strict=True):
-        codes = [missing if _is_missing(entry) else float(code) for code, entry in enumerate(categories)]
-        parts.append(_encode(graph, column, categories, codes, unknown))
+    for column, categories in zip(columns_of(graph, operator), encoder.categories_, strict=True):
+        codes = [missing if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
+        parts.append(encode(graph, column, categories, codes, unknown))
     graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
@@ -51,10 +51,10 @@ def convert_one_hot(scope: Any, operator: Any, container: Any) -> None:
     graph = NodeBuilder(scope, container)
     encoder: OneHotEncoder = operator.raw_operator
     parts = []
-    columns = _columns(graph, operator)
+    columns = columns_of(graph, operator)
     for position, (column, categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
         codes, unknown, width = _one_hot_codes(encoder, position)
-        code = _encode(graph, column, categories, codes, unknown)
+        code = encode(graph, column, categories, codes, unknown)
         numbers = graph.constant(TensorProto.FLOAT, [1, width], [float(n) for n in range(width)])
         equal = graph.node("Equal", [code, numbers])
         parts.append(graph.node("Cast", [equal], to=TensorProto.FLOAT))
@@ -70,11 +70,11 @@ def convert_target(scope: Any, operator: Any, container: Any) -> None:
     encoder: TargetEncoder = operator.raw_operator
     means = np.atleast_1d(encoder.target_mean_)
     parts = []
-    columns = _columns(graph, operator)
+    columns = columns_of(graph, operator)
     for position, encoding in enumerate(encoder.encodings_):
         feature, mean = position // len(means), float(means[position % len(means)])
         codes = [float(code) for code in encoding]
-        parts.append(_encode(graph, columns[feature], encoder.categories_[feature], codes, mean))
+        parts.append(encode(graph, columns[feature], encoder.categories_[feature], codes, mean))
     graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
@@ -93,7 +93,7 @@ def _one_hot_codes(encoder: OneHotEncoder, position: int) -> tuple[list[float], 
     return [float(code) for code in codes], float(infrequent) if takes_unknown else _NO_COLUMN, int(codes.max()) + 1
 
 
-def _columns(graph: NodeBuilder, operator: Any) -> list[tuple[str, type]]:
+def columns_of(graph: NodeBuilder, operator: Any) -> list[tuple[str, type]]:
     """Return each column [N, 1] of all inputs, and its type."""
     found = []
     for entry in operator.inputs:
@@ -104,11 +104,11 @@ def _columns(graph: NodeBuilder, operator: Any) -> list[tuple[str, type]]:
     return found
 
 
-def _encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, codes: list[float], unknown: float) -> str:
+def encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, codes: list[float], unknown: float) -> str:
     """Return [N, 1] 32-bit floats, the code of each row's category."""
     source, kind = column
     texts = kind is StringTensorType
-    present = [position for position, entry in enumerate(categories) if texts or not _is_missing(entry)]
+    present = [position for position, entry in enumerate(categories) if texts or not is_missing(entry)]
     keys, values = [categories[position] for position in present], [codes[position] for position in present]
     if kind is DoubleTensorType:
         encoded = _encode_doubles(graph, source, keys or [np.nan], values or [0.0], unknown)
@@ -118,7 +118,7 @@ def _encode(graph: NodeBuilder, column: tuple[str, type], categories: Array, cod
         encoded = graph.node("LabelEncoder", [source], values_floats=values, default_float=unknown, **attributes)
     if len(present) == len(categories) or kind is Int64TensorType:
         return encoded
-    gap = next(code for code, entry in zip(codes, categories, strict=True) if _is_missing(entry))
+    gap = next(code for code, entry in zip(codes, categories, strict=True) if is_missing(entry))
     filler = graph.constant(TensorProto.FLOAT, [1, 1], [gap])
     return graph.node("Where", [graph.node("IsNaN", [source]), filler, encoded])
 
@@ -137,7 +137,7 @@ def _encode_doubles(graph: NodeBuilder, source: str, keys: list[Any], values: li
     return graph.node("Where", [found, code, default])
 
 
-def _is_missing(entry: Any) -> bool:
+def is_missing(entry: Any) -> bool:
     return bool(pd.isna(entry)) or entry == MISSING
 
 

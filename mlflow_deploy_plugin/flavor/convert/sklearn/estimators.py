@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
-from sklearn.compose import ColumnTransformer
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.ensemble import VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 from sklearn.semi_supervised import SelfTrainingClassifier
@@ -104,16 +107,28 @@ def last_step(estimator: Any) -> Any:
     return estimator
 
 
-def first_step(estimator: Any) -> Any:
-    while isinstance(estimator, Pipeline):
-        estimator = estimator.steps[0][1]
-    return estimator
+def first_steps(estimator: Any) -> list[Any]:
+    """Return the estimators that read the input: the first step of a pipeline, and of those within another one."""
+    estimator = best_estimator(estimator)
+    match estimator:
+        case Pipeline():
+            return first_steps(estimator.steps[0][1])
+        case TransformedTargetRegressor():
+            return first_steps(estimator.regressor_)
+        case FixedThresholdClassifier() | TunedThresholdClassifierCV():
+            return first_steps(getattr(estimator, "estimator_", estimator.estimator))
+        case CalibratedClassifierCV():
+            within = [part.estimator for part in estimator.calibrated_classifiers_]
+        case OneVsRestClassifier():
+            within = estimator.estimators_
+        case _:
+            return [estimator]
+    return [step for one in within for step in first_steps(one)]
 
 
 def column_transformer(estimator: Any) -> ColumnTransformer | None:
     """Return the ColumnTransformer that reads the input, or None if the first step takes all columns alike."""
-    first = first_step(estimator)
-    return first if isinstance(first, ColumnTransformer) else None
+    return next((step for step in first_steps(estimator) if isinstance(step, ColumnTransformer)), None)
 
 
 def encoders(estimator: Any) -> list[Any]:
@@ -172,7 +187,7 @@ def estimator_input(model: Any, batch: Batch) -> Any:
     """Return a batch as the estimator itself takes it: a table, a matrix, or a column of texts."""
     if not isinstance(batch, pd.DataFrame):
         return batch[""]
-    reads_text = isinstance(first_step(best_estimator(model)), CountVectorizer | HashingVectorizer)
+    reads_text = isinstance(first_steps(model)[0], CountVectorizer | HashingVectorizer)
     return batch.iloc[:, 0] if reads_text else batch
 
 
@@ -187,14 +202,15 @@ def convertible_copy(fitted: Any) -> Any:
             part.flatten_transform = False  # only `transform` uses it, and the default has no converter
         if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing
             part.steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING] + part.steps[-1:]
-    transformer = column_transformer(copy)
-    if transformer is not None and hasattr(transformer, "feature_names_in_"):
-        names = list(transformer.feature_names_in_)
-        transformer.transformers_ = [
-            (name, step, column_names(columns, names)) for name, step, columns in transformer.transformers_
-        ]
+    transformers = [step for step in first_steps(copy) if isinstance(step, ColumnTransformer)]
+    for transformer in transformers:
+        if hasattr(transformer, "feature_names_in_"):
+            names = list(transformer.feature_names_in_)
+            transformer.transformers_ = [
+                (name, step, column_names(columns, names)) for name, step, columns in transformer.transformers_
+            ]
     for part in sub_estimators(copy):
-        if part is not transformer:
+        if all(part is not transformer for transformer in transformers):
             vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
     return copy
 

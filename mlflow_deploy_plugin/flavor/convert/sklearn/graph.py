@@ -179,7 +179,7 @@ def _domain_and_version(operator: str) -> tuple[str, int]:
     for domain, opset in OPSETS.items():
         if onnx.defs.has(operator, domain):
             return domain, int(onnx.defs.get_schema(operator, opset, domain).since_version)
-    return "com.microsoft", 1  # Tokenizer
+    return "com.microsoft", 1  # Tokenizer and MurmurHash3
 
 
 Precision = Literal["single", "double_until_last_step", "double"]

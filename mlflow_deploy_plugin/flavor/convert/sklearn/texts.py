@@ -1,4 +1,4 @@
-"""Converters for CountVectorizer, TfidfVectorizer and TfidfTransformer: tokens exactly as Python finds them.
+"""Converters for the vectorizers of texts and TfidfTransformer: tokens exactly as Python finds them.
 
 skl2onnx's own converters take `[a-zA-Z0-9_]+` for the default pattern, so that "wärm" becomes "w" and "rm", and have
 the logarithm of `sublinear_tf` wrong. Python lowers a text and then looks for tokens; ONNX Runtime cannot lower "İ",
@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 from skl2onnx.common.data_types import FloatTensorType
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer, TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfTransformer, TfidfVectorizer
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns
 
-_PAD = "\x00 \x00"  # fills up after the last token; it is no character and no term
+# fills up after the last token; it is no character and no term; a constant would lose a NUL at its end
+_PAD = "\x01 \x01"
+_NO_WORD = "\x01"  # fills up after the last word of `char_wb`
+_MAX_HASHED = 2**16  # columns of a hash: in a graph they are not sparse, and a row of more takes above 256 KiB
 _DOTTED = "İ"  # the only character whose lower case is two: "i" and a dot
 _DOT = "\u0307"
 _ALL = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF]
-_SPACES = r"\s"
+_SPACES, _WORDS = r"\s", r"\S"
 _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
     rf"(?:\(\?u\))?(?P<edge>\\b)?(?P<first>{_ONE})(?P<second>{_ONE})?(?P<count>\+|{{\d+,}})?(?P<end>\\b)?"
@@ -29,25 +32,83 @@ _TOKENS = re.compile(
 
 
 def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
-    """Add Tokenizer, StringNormalizer, TfIdfVectorizer, and the weights of TF-IDF.
+    """Add the tokens, TfIdfVectorizer, and the weights of TF-IDF.
 
     Raises:
         NotImplementedError: tokens are not found by one class of characters; the message names the obstacle.
     """
     graph = NodeBuilder(scope, container)
     vectorizer: CountVectorizer = operator.raw_operator
-    characters = vectorizer.analyzer == "char"  # a token is a character
+    tokens = _tokens(graph, operator)
+    counts = graph.node("TfIdfVectorizer", [tokens], **_pool(vectorizer))
+    if vectorizer.binary:
+        one = graph.constant(TensorProto.FLOAT, [1], [1.0])
+        counts = graph.node("Min", [counts, one])
+    if isinstance(vectorizer, TfidfVectorizer):
+        counts = _weighted(graph, vectorizer._tfidf, counts)
+    graph.node("Identity", [counts], operator.outputs[0].full_name)
+
+
+def convert_hashed(scope: Any, operator: Any, container: Any) -> None:
+    """Add the tokens, their MurmurHash3 as column and sign, and the sums of the columns.
+
+    Raises:
+        NotImplementedError: n-grams of several tokens, lower case, more than 2**16 columns, an obstacle of the tokens.
+    """
+    graph = NodeBuilder(scope, container)
+    vectorizer: HashingVectorizer = operator.raw_operator
+    if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
+        raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
+    if vectorizer.lowercase:  # each token counts, whether learned or not; of a vocabulary, others do not
+        raise NotImplementedError(
+            'lowercase=True: a "Σ" becomes a "ς" at the end of a word, and no operator has that rule'
+        )
+    if vectorizer.n_features > _MAX_HASHED:
+        raise NotImplementedError(f"n_features ({vectorizer.n_features}): a graph takes up to 2**16 columns of hashes")
+    tokens = _tokens(graph, operator)
+    skipped = graph.node("Equal", [tokens, _text(graph, _PAD)])
+    for word in sorted(vectorizer.get_stop_words() or ()):
+        skipped = graph.node("Or", [skipped, graph.node("Equal", [tokens, _text(graph, word)])])
+    hashed = graph.node("Cast", [graph.node("MurmurHash3", [tokens], positive=0, seed=0)], to=TensorProto.INT64)
+    count = graph.constant(TensorProto.INT64, [1], [vectorizer.n_features])
+    column = graph.node("Mod", [graph.node("Abs", [hashed]), count])
+    signs = graph.node("Sign", [hashed]) if vectorizer.alternate_sign else graph.node("Equal", [hashed, hashed])
+    kept = graph.node("Cast", [graph.node("Not", [skipped])], to=TensorProto.FLOAT)
+    values = graph.node("Mul", [graph.node("Cast", [signs], to=TensorProto.FLOAT), kept])
+    rows = graph.node("Shape", [tokens], start=0, end=1)
+    size = graph.node("Concat", [rows, count], axis=0)
+    nothing = graph.node("Expand", [graph.constant(TensorProto.FLOAT, [1], [0.0]), size])
+    sums = graph.node("ScatterElements", [nothing, column, values], axis=1, reduction="add")
+    if vectorizer.binary:
+        sums = graph.node("ScatterElements", [nothing, column, kept], axis=1, reduction="max")
+    if vectorizer.norm is not None:
+        sums = graph.node("Cast", [_normed(graph, vectorizer.norm, sums)], to=TensorProto.FLOAT)
+    graph.node("Identity", [sums], operator.outputs[0].full_name)
+
+
+def _tokens(graph: NodeBuilder, operator: Any) -> str:
+    """Return the tokens [N, L], in lower case where the vectorizer wants it; `_PAD` or spaces after the last one."""
+    vectorizer: CountVectorizer = operator.raw_operator
+    characters = vectorizer.analyzer in ("char", "char_wb")  # a token is a character
     expression = _token_expression(vectorizer)
     flat = graph.constant(TensorProto.INT64, [1], [-1])
     texts = graph.node("Reshape", [operator.inputs[0].full_name, flat])
-    tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=_PAD, mark=0, mincharnum=1)
+    within_words = vectorizer.analyzer == "char_wb"
+    pad = _NO_WORD if within_words else _PAD
+    tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1)
     # texts without any token would make a table without columns, which the next operators refuse
     always = graph.constant(TensorProto.BOOL, [1], [True])
     column = graph.constant(TensorProto.INT64, [2], [-1, 1])
-    column = graph.node("Reshape", [texts, column])
-    pads = graph.node("Where", [always, _text(graph, _PAD), column])
+    pads = graph.node("Where", [always, _text(graph, pad), graph.node("Reshape", [texts, column])])
     tokens = graph.node("Concat", [tokens, pads], axis=1)
-    if characters:  # a run of white space is one space
+    if within_words:  # each word between spaces; two spaces side by side, between words, are in no term
+        words = graph.node("Reshape", [tokens, flat])
+        tokens = graph.node("Tokenizer", [words], tokenexp="(?s:.)", pad_value=" ", mark=0, mincharnum=1)
+        spaces = graph.node("Where", [always, _text(graph, " "), graph.node("Reshape", [words, column])])
+        tokens = graph.node("Concat", [spaces, tokens, spaces], axis=1)
+        shape = graph.node("Concat", [graph.node("Shape", [texts]), flat], axis=0)
+        tokens = graph.node("Reshape", [tokens, shape])
+    elif characters:  # a run of white space is one space
         runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{2,}}")
         pads = graph.node("Equal", [tokens, _text(graph, _PAD)])
         runs = graph.node("And", [runs, graph.node("Not", [pads])])
@@ -57,16 +118,14 @@ def convert_vectorizer(scope: Any, operator: Any, container: Any) -> None:
         shape = graph.node("Shape", [tokens])
         one_by_one = graph.node("Reshape", [tokens, flat])
         lower = graph.node("StringNormalizer", [one_by_one], case_change_action="LOWER", is_case_sensitive=1)
-        tokens = graph.node("Reshape", [lower, shape])
+        lower = graph.node("Reshape", [lower, shape])
+        if _loses_dots(vectorizer):  # such a token is no term; ONNX Runtime would make a term of it, without the dot
+            unknown = graph.node("RegexFullMatch", [tokens], pattern=f"(?s:.*){_DOTTED}(?s:.*)")
+            lower = graph.node("Where", [unknown, _text(graph, _PAD), lower])
+        tokens = lower
         lowered = _text(graph, _DOTTED.lower())
         tokens = graph.node("Where", [dotted, lowered, tokens])
-    counts = graph.node("TfIdfVectorizer", [tokens], **_pool(vectorizer, characters))
-    if vectorizer.binary:
-        one = graph.constant(TensorProto.FLOAT, [1], [1.0])
-        counts = graph.node("Min", [counts, one])
-    if isinstance(vectorizer, TfidfVectorizer):
-        counts = _weighted(graph, vectorizer._tfidf, counts)
-    graph.node("Identity", [counts], operator.outputs[0].full_name)
+    return tokens
 
 
 def transformer_shapes(operator: Any) -> None:
@@ -94,18 +153,28 @@ def _weighted(graph: NodeBuilder, transformer: TfidfTransformer, counts: str) ->
         idf = graph.constant(TensorProto.DOUBLE, [1, len(weights)], weights)
         counts = graph.node("Mul", [counts, idf])
     if transformer.norm is not None:
-        axis = graph.constant(TensorProto.INT64, [1], [1])
-        norm = {"l1": "ReduceL1", "l2": "ReduceL2"}[transformer.norm]
-        length = graph.node(norm, [counts, axis])
-        empty = graph.node("Equal", [length, zero])
-        length = graph.node("Where", [empty, one, length])
-        counts = graph.node("Div", [counts, length])
+        counts = _normed(graph, transformer.norm, counts)
     return graph.node("Cast", [counts], to=TensorProto.FLOAT)
 
 
-def _pool(vectorizer: CountVectorizer, characters: bool) -> dict[str, Any]:
+def _normed(graph: NodeBuilder, norm: str, counts: str) -> str:
+    """Return counts [N, V] in 64 bits, each row with norm 1; a row of zeros stays."""
+    zero, one = (graph.constant(TensorProto.DOUBLE, [1], [value]) for value in (0.0, 1.0))
+    counts = graph.node("Cast", [counts], to=TensorProto.DOUBLE)
+    axis = graph.constant(TensorProto.INT64, [1], [1])
+    length = graph.node({"l1": "ReduceL1", "l2": "ReduceL2"}[norm], [counts, axis])
+    empty = graph.node("Equal", [length, zero])
+    return graph.node("Div", [counts, graph.node("Where", [empty, one, length])])
+
+
+def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
     """The vocabulary as TfIdfVectorizer has it: terms of one token first, then of two, each with its column."""
     smallest, largest = vectorizer.ngram_range
+    characters = vectorizer.analyzer in ("char", "char_wb")
+    if vectorizer.analyzer == "char_wb":  # a word that is shorter than the n-grams is a term as a whole
+        if any("  " in term or term == " " or _NO_WORD in term for term in vectorizer.vocabulary_):
+            raise NotImplementedError("analyzer ('char_wb'): a term of a space alone")
+        smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
     dotted = characters and vectorizer.lowercase
     if dotted and any(_DOT in term for term in vectorizer.vocabulary_):
         raise NotImplementedError(f"a vocabulary with the dot {_DOT!r} of a lowered {_DOTTED!r}")
@@ -133,14 +202,16 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
     Raises:
         NotImplementedError: the vectorizer finds its tokens in another way.
     """
-    obstacle = next((name for name in ("strip_accents", "preprocessor", "tokenizer") if getattr(vectorizer, name)), "")
-    if not obstacle and (callable(vectorizer.analyzer) or vectorizer.analyzer == "char_wb"):
+    obstacle = next((name for name in ("strip_accents", "preprocessor") if getattr(vectorizer, name)), "")
+    if not obstacle and callable(vectorizer.analyzer):
         obstacle = "analyzer"
-    if not obstacle and vectorizer.stop_words and vectorizer.ngram_range[1] > 1:
+    if not obstacle and vectorizer.analyzer == "word" and vectorizer.stop_words and vectorizer.ngram_range[1] > 1:
         obstacle = "stop_words between the words of an n-gram"
     if obstacle:
         value = getattr(vectorizer, obstacle.split()[0])
         raise NotImplementedError(f"{obstacle} ({value!r}): no ONNX operator takes texts apart in this way")
+    if vectorizer.analyzer == "char_wb":
+        return f"{_class(_WORDS)}+"
     if vectorizer.analyzer == "char":
         return f"{_class(_SPACES)}{{2,}}|(?s:.)"
     return _word_expression(vectorizer)
@@ -152,7 +223,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     Raises:
         NotImplementedError: the pattern is another.
     """
-    pattern = vectorizer.token_pattern
+    pattern = vectorizer.token_pattern if vectorizer.tokenizer is None else _pattern_of(vectorizer.tokenizer)
     found = _TOKENS.fullmatch(pattern)
     second = found and found["second"]
     if found is None or (second and second != found["first"]) or bool(found["edge"]) != bool(found["end"]):
@@ -177,8 +248,36 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     if "i" not in members:
         return expression
     if _DOT in members:
-        raise NotImplementedError(f"token_pattern ({pattern!r}): a class that holds the dot of a lowered {_DOTTED!r}")
+        if any(_DOT in term for term in vectorizer.vocabulary_):
+            raise NotImplementedError(f"token_pattern ({pattern!r}): tokens with the dot of a lowered {_DOTTED!r}")
+        return f"{_as_class([*lowered, _DOTTED])}{{{least},}}"
     return f"{expression}|{run}{{{least - 1},}}{_DOTTED}"
+
+
+def _loses_dots(vectorizer: CountVectorizer) -> bool:
+    """Return True if a token goes on after a lowered "İ": the second of its two characters belongs to the class."""
+    if vectorizer.analyzer != "word" or not vectorizer.lowercase:
+        return False
+    pattern = vectorizer.token_pattern if vectorizer.tokenizer is None else _pattern_of(vectorizer.tokenizer)
+    found = _TOKENS.fullmatch(pattern)
+    return found is not None and not found["edge"] and {"i", _DOT} <= set(_members(found["first"]))
+
+
+def _pattern_of(tokenizer: Any) -> str:
+    """Return a pattern that finds the same tokens in texts with all that usually separates them.
+
+    The proof shows afterwards whether it does so in the rows of the model.
+    """
+    texts = ("a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ", "", " a", "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”")
+    for pattern in _PATTERNS:
+        if all(list(tokenizer(text)) == re.findall(pattern, text) for text in texts):
+            return pattern
+    name = getattr(tokenizer, "__qualname__", repr(tokenizer))
+    raise NotImplementedError(f"its option tokenizer={name} is a Python function; str.split and patterns are converted")
+
+
+_PATTERNS = (r"\S+", r"\w+", r"\b\w+\b", r"\b\w\w+\b", r"\w{3,}", "[a-zA-Z]+", "[a-zA-Z0-9]+", "[A-Za-z0-9_]+")
+"""What tokenizers of one's own usually find."""
 
 
 def _class(kind: str) -> str:
@@ -207,5 +306,6 @@ _VECTORIZER = float_columns(lambda vectorizer: len(vectorizer.vocabulary_)), con
 CONVERTERS = {
     CountVectorizer: _VECTORIZER,
     TfidfVectorizer: _VECTORIZER,
+    HashingVectorizer: (float_columns(lambda vectorizer: vectorizer.n_features), convert_hashed),
     TfidfTransformer: (transformer_shapes, convert_transformer),
 }

@@ -14,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.categories import columns_of, encode, is_missing
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import sub_estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, float_columns, label_type, write_labels
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MIN_TREES, Levels, write_levels
@@ -262,19 +263,26 @@ def histogram_boosting(estimator: Any) -> Boosting:
     """Return the trees of scikit-learn's boosting by histograms.
 
     Raises:
-        NotImplementedError: trees that split by categories, or another link.
+        NotImplementedError: another link.
     """
-    if any(predictor.nodes["is_categorical"].any() for iteration in estimator._predictors for predictor in iteration):
-        raise NotImplementedError("trees that split by categories (categorical_features)")
     name = type(estimator._loss.link).__name__
     if (link := _LINKS.get(name)) is None:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
     width = int(estimator.n_trees_per_iteration_)
     trees = []
-    for nodes in (predictor.nodes for iteration in estimator._predictors for predictor in iteration):
+    known = np.zeros(estimator.n_features_in_, bool) if estimator.is_categorical_ is None else estimator.is_categorical_
+    columns = np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)])  # the trees read the categories first
+    for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
+        nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets
+        members = {
+            int(node): [code for code in range(256) if bits[nodes["bitset_idx"][node]][code // 32] >> code % 32 & 1]
+            for node in np.flatnonzero(nodes["is_categorical"])
+        }
         left = np.where(nodes["is_leaf"] == 1, LEAF, nodes["left"].astype(np.int64))
-        kept = (nodes[name] for name in ("right", "missing_go_to_left", "value"))
-        trees.append(Tree(nodes["feature_idx"], nodes["num_threshold"], left, *kept))
+        right, default_left, value = (nodes[name] for name in ("right", "missing_go_to_left", "value"))
+        trees.append(
+            Tree(columns[nodes["feature_idx"]], nodes["num_threshold"], left, right, default_left, value, members)
+        )
     targets = [place % width for place in range(len(trees))]
     return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
 
@@ -324,8 +332,26 @@ def write_classes(graph: NodeBuilder, operator: Any, scores: str, width: int, li
 
 
 def _scores(graph: NodeBuilder, operator: Any, boosting: Boosting) -> str:
-    rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.DOUBLE)
+    estimator = operator.raw_operator
+    if estimator.is_categorical_ is None:
+        rows = graph.node("Cast", [graph.all_columns(operator)], to=TensorProto.DOUBLE)
+        return write_sums(graph, rows, boosting)
+    typed = columns_of(graph, operator)
+    columns = [name for name, _ in typed]
+    for position, categories in categories_of(estimator).items():
+        # an unknown category counts as missing, as a text that is missing does
+        codes = [np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
+        columns[position] = encode(graph, typed[position], categories, codes, np.nan)
+    rows = graph.node("Concat", [graph.node("Cast", [name], to=TensorProto.DOUBLE) for name in columns], axis=1)
     return write_sums(graph, rows, boosting)
+
+
+def categories_of(estimator: Any) -> dict[int, Array]:
+    """Return the categories of each column that boosting by histograms reads as such, in the order of their codes."""
+    if estimator.is_categorical_ is None:
+        return {}
+    encoder = estimator._preprocessor.named_transformers_["encoder"]
+    return dict(zip(np.flatnonzero(estimator.is_categorical_).tolist(), encoder.categories_, strict=True))
 
 
 CONVERTERS = {

@@ -46,6 +46,14 @@ VECTORIZERS = {
     "pairs": lambda: CountVectorizer(ngram_range=(1, 2)),
     "case kept": lambda: TfidfVectorizer(lowercase=False, sublinear_tf=True),
     "characters": lambda: TfidfVectorizer(analyzer="char", ngram_range=(1, 3)),
+    "characters within words": lambda: TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)),
+    "a tokenizer": lambda: CountVectorizer(tokenizer=str.split, token_pattern=None),
+    "a tokenizer of one's own": lambda: TfidfVectorizer(tokenizer=lambda text: re.findall(r"\w+", text)),
+    "hashed": lambda: HashingVectorizer(n_features=64, lowercase=False),
+    "hashed, otherwise": lambda: HashingVectorizer(
+        n_features=16, alternate_sign=False, norm="l1", stop_words=["good"], lowercase=False
+    ),
+    "hashed, binary": lambda: HashingVectorizer(n_features=16, binary=True, norm=None, lowercase=False),
     "binary, without length": lambda: TfidfVectorizer(binary=True, norm=None),
 }
 
@@ -68,13 +76,20 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("vectorizer", "obstacle"),
     [
-        (CountVectorizer(tokenizer=str.split, token_pattern=None), "tokenizer=str.split"),
+        (
+            CountVectorizer(tokenizer=str.splitlines, token_pattern=None),
+            "tokenizer=str.splitlines is a Python function",
+        ),
+        (CountVectorizer(tokenizer=list, token_pattern=None), "tokenizer=list is a Python function"),
         (CountVectorizer(token_pattern=r"a|bc"), "token_pattern ('a|bc')"),
         (CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)), "\\b around something else"),
-        (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb')"),
+        (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb'): a term of a space alone"),
+        (CountVectorizer(analyzer=str.split), "analyzer=str.split"),
         (CountVectorizer(strip_accents="unicode"), "strip_accents='unicode'"),
         (CountVectorizer(stop_words=["good"], ngram_range=(1, 2)), "stop_words"),
-        (HashingVectorizer(n_features=8), "HashingVectorizer"),
+        (HashingVectorizer(lowercase=False), "n_features (1048576): a graph takes up to 2**16 columns of hashes"),
+        (HashingVectorizer(n_features=8, ngram_range=(1, 2)), "ngram_range ((1, 2)): hashes of several tokens"),
+        (HashingVectorizer(n_features=8), "lowercase=True: "),
     ],
 )
 def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(vectorizer: Any, obstacle: str) -> None:

@@ -19,7 +19,6 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeRegressor
 
-from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.wrap import wrap
@@ -98,15 +97,6 @@ def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: tu
     )
 
 
-def test_boosted_trees_that_split_by_categories_are_refused_by_name(weather: tuple[pd.DataFrame, pd.Series]) -> None:
-    table, labels = weather
-    numbers = table[["humidity", "code"]]
-    model = HistGradientBoostingClassifier(max_iter=5, categorical_features=["code"]).fit(numbers, labels)
-
-    with pytest.raises(ConversionError, match=r"HistGradientBoostingClassifier .* split by categories"):
-        wrap(model, numbers)
-
-
 @pytest.mark.parametrize("trees", [HistGradientBoostingClassifier, HistGradientBoostingRegressor])
 def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
     trees: Any, matrix: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
@@ -136,3 +126,31 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix:
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.sources["missing"] > 0
+
+
+def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "size": random.normal(size=300),
+            "city": pd.Categorical(random.choice(["rome", "oslo", "lima", "bern"], 300)),
+            "code": random.choice([3, 5, 7, 9], 300),
+        }
+    )
+    table.loc[::9, "city"] = np.nan
+    target = table["size"] + 2 * (table.city == "oslo") + (table.code == 7)
+    for model in (
+        HistGradientBoostingRegressor(max_iter=5, categorical_features=["city", "code"]),
+        HistGradientBoostingClassifier(max_iter=5),  # it reads the categories of pandas as such
+    ):
+        fitted = model.fit(table, target if isinstance(model, HistGradientBoostingRegressor) else target > 1)
+        assert wrap(fitted, table).report.state == "proven"
+
+
+def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
+    random = np.random.default_rng(0)
+    rows = np.column_stack([random.normal(size=300), random.integers(0, 12, 300) * 1.5, random.normal(size=300)])
+    model = HistGradientBoostingRegressor(max_iter=5, categorical_features=[1]).fit(rows, rows[:, 0] + (rows[:, 1] % 2))
+
+    assert wrap(model, rows).report.state == "proven"
+    assert wrap(make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]), rows).report.state == "proven"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, StringTensorType
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._base import LinearClassifierMixin
 from sklearn.pipeline import Pipeline
@@ -141,6 +142,8 @@ class Rows:
             count = len(estimator.classes_)
             flat = count == 2 and method == "decision_function"
             return np.ones(SAMPLE_ROWS) if flat else np.full((SAMPLE_ROWS, count), 1 / count)
+        if isinstance(estimator, ColumnTransformer):
+            return np.ones((SAMPLE_ROWS, max(part.stop for part in estimator.output_indices_.values())))
         if self._inputs and any(isinstance(entry.type, StringTensorType) for entry in self._inputs):
             if method == "transform":
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))

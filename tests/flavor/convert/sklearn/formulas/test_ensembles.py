@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import TransformedTargetRegressor
+from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestRegressor
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
@@ -119,11 +120,23 @@ def test_what_within_has_no_form_is_named(model: Any, words: str) -> None:
         wrap(model.fit(rows, target), rows)
 
 
+def test_texts_are_read_by_the_vectorizer_within() -> None:
+    texts = [" ".join(np.random.default_rng(seed).choice(["good", "bad", "warm", "cold"], 4)) for seed in range(150)]
+    within = make_pipeline(TfidfVectorizer(), LogisticRegression())
+
+    for model in (CalibratedClassifierCV(within, cv=2), OneVsRestClassifier(within)):
+        assert wrap(model.fit(texts, ["good" in text for text in texts]), texts).report.state == "proven"
+
+
 def test_texts_and_numbers_are_read_by_the_pipeline_within(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     first = labels == labels.iloc[0]
     for within in (LogisticRegression(), HistGradientBoostingClassifier(max_iter=5)):
         model = TunedThresholdClassifierCV(make_pipeline(weather_columns(), within), cv=2).fit(table, first)
         assert wrap(model, table).report.state == "proven"
+    numbers = ColumnTransformer([("scaled", StandardScaler(), ["temperature", "hour"])], remainder="passthrough")
+    scaled = TransformedTargetRegressor(make_pipeline(numbers, Ridge()), transformer=StandardScaler())
+    table_of_numbers = table[["temperature", "humidity", "hour"]].fillna(0.0)
+    assert wrap(scaled.fit(table_of_numbers, table.hour), table_of_numbers).report.state == "proven"
     prices = TransformedTargetRegressor(make_pipeline(weather_columns(), Ridge()), func=np.log1p, inverse_func=np.expm1)
     assert wrap(prices.fit(table, table.humidity.abs()), table).report.state == "proven"
