@@ -139,11 +139,12 @@ def with_typos(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
     return _of_texts(rows, lambda texts: np.array([mistyped(text) for text in texts], dtype=object))
 
 
-def _with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+def with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+    """Replace a share of the texts by one that no model has seen."""
     return _of_texts(rows, lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts))
 
 
-def _scaled(rows: NamedArrays, factor: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
+def scaled_columns(rows: NamedArrays, factor: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
     """Yield the rows with one column in another unit; a picture is scaled whole."""
     places = [
         (name, column)
@@ -160,7 +161,8 @@ def _scaled(rows: NamedArrays, factor: float, rng: np.random.Generator) -> Itera
         yield name if column is None else f"{name}[{column}]", {**rows, name: changed}
 
 
-def _brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
+def brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
+    """Yield the pictures brighter, and darker, by this share of the range of their values, within that range."""
     for name, sign in (("brighter", 1.0), ("darker", -1.0)):
 
         def shifted(values: Array, sign: float = sign) -> Array:
@@ -170,7 +172,7 @@ def _brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> It
         yield name, _of_pictures(rows, shifted)
 
 
-def _occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
+def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
     """Cover a box of this share of each picture, at a place of its own, by the mean of all values."""
 
     def covered(values: Array) -> Array:
@@ -224,9 +226,9 @@ _DISTURB: Mapping[str, _Disturb] = {
     "noise": _one(with_noise),
     "missing": _one(with_missing),
     "swap": _one(with_swaps),
-    "scale": _scaled,
-    "unseen": _one(_with_unseen),
+    "scale": scaled_columns,
+    "unseen": _one(with_unseen),
     "typos": _one(with_typos),
-    "brightness": _brightened,
-    "occlusion": _one(_occluded),
+    "brightness": brightened,
+    "occlusion": _one(occluded),
 }

@@ -1,0 +1,214 @@
+"""`onnxserve robustness`: how the metric of a version falls with the strength of disturbances.
+
+`onnxserve explain`: the contributions of columns to the predictions for a file, and how important they are.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from mlflow_deploy_plugin.cli.options import align_columns, output_option, show_lines, show_progress
+from mlflow_deploy_plugin.evaluation import DISTURBANCES, METRICS, parse_strengths
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.evaluation import MetricName
+    from mlflow_deploy_plugin.registry import LoggedRun
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_metric_option = click.option(
+    "--metric", type=click.Choice(METRICS), show_default="accuracy of labels, rmse of numbers", help="What may be lost."
+)
+
+
+def _result_options(under: str) -> Callable[[_Command], _Command]:
+    """Return the options of the seed and of where the result goes, `under` a folder of the run's artifacts."""
+    options = [
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            metavar="NUMBER",
+            help="Chooses the rows, and what is random.",
+        ),
+        click.option(
+            "--folder",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="FOLDER",
+            help="Folder for the pictures and the JSON.",
+        ),
+        click.option("--log", is_flag=True, help=f"Log pictures and JSON to MODEL's run, under {under}/."),
+        output_option,
+    ]
+
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None", under: str) -> None:
+    if files:
+        click.echo(f"{len(files)} files in {folder}")
+    if run:
+        click.echo(f"logged to run {run.run_id}, under {under}/ {run.url}".rstrip())
+
+
+@click.command()
+@click.argument("model_uri", metavar="MODEL")
+@click.option("--data", required=True, metavar="FILE", help="Rows with labels: .csv, .parquet, or arrays in .npz.")
+@click.option("--target", required=True, metavar="COLUMN", help="Column of the labels.")
+@_metric_option
+@click.option(
+    "--strengths",
+    multiple=True,
+    metavar="NAME[=S,S,…]",
+    show_default="what fits the model",
+    help=f"A disturbance, and its strengths; may be repeated. There are {', '.join(DISTURBANCES)}.",
+)
+@click.option("--original", default="", metavar="URI", help="Torch model of which MODEL was made, for fgsm and pgd.")
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=2),
+    default=2000,
+    show_default=True,
+    metavar="ROWS",
+    help="Rows that are disturbed, by the seed.",
+)
+@_result_options("robustness")
+def robustness(
+    model_uri: str,
+    data: str,
+    target: str,
+    metric: str | None,
+    strengths: tuple[str, ...],
+    original: str,
+    max_rows: int,
+    seed: int,
+    folder: Path | None,
+    log: bool,
+    output: str,
+) -> None:
+    """Measure how the metric falls when rows are disturbed.
+
+    MODEL is a model URI, such as models:/flight-delay/7, or a folder.
+
+    \b
+      onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed
+      onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed \\
+        --metric roc_auc --strengths noise=0.1,0.2 --strengths missing --log
+    """
+    # here: pyarrow and MLflow take a second that `--help` should not wait for
+    from mlflow_deploy_plugin.evaluation import robustness as measure
+
+    report = measure(
+        model_uri,
+        data,
+        target,
+        metric=cast("MetricName | None", metric),
+        strengths=parse_strengths(strengths) if strengths else None,
+        original=original,
+        max_rows=max_rows,
+        seed=seed,
+        log=log,
+        progress=show_progress,
+    )
+    files = report.save(folder) if folder else []
+    if output == "json":
+        click.echo(json.dumps(report.as_dict(), indent=2))
+        return
+    show_lines(align_columns(report.table()))
+    show_lines({one.disturbance: f"{one.disturbance}: {one.refusal}" for one in report.points if one.refusal}.values())
+    show_lines(report.notes)
+    for reason in dict.fromkeys(report.cannot.values()):
+        names = ", ".join(name for name, why in report.cannot.items() if why == reason)
+        click.echo(f"{names} cannot be measured: {reason}")
+    click.echo(f"{report.rows:,} rows, seed {report.seed}")
+    _show_places(files, folder, report.run, "robustness")
+
+
+@click.command()
+@click.argument("model_uri", metavar="MODEL")
+@click.option(
+    "--data", required=True, metavar="FILE", help="Rows: .csv, .parquet or .npz; `reference` is MODEL's own sample."
+)
+@click.option("--target", default="", metavar="COLUMN", help="Column of the labels, for permutation importance.")
+@_metric_option
+@click.option(
+    "--max-rows",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="ROWS",
+    help="Rows that are explained, by the seed.",
+)
+@click.option(
+    "--max-evals",
+    type=click.IntRange(min=1),
+    show_default="ten pairs of permutations",
+    metavar="NUMBER",
+    help="Evaluations of the model a row.",
+)
+@click.option("--contributions", metavar="FILE", help="File for each row's contributions: .csv, .jsonl or .parquet.")
+@_result_options("explain")
+def explain(
+    model_uri: str,
+    data: str,
+    target: str,
+    metric: str | None,
+    max_rows: int,
+    max_evals: int | None,
+    contributions: str | None,
+    seed: int,
+    folder: Path | None,
+    log: bool,
+    output: str,
+) -> None:
+    """Measure what each column contributes to predictions.
+
+    MODEL is a model URI, such as models:/flight-delay/7, or a folder; FILE has the rows. With labels, the command also
+    measures how much of a metric is lost if a column is permuted. A deployment explains rows by `mlflow deployments
+    explain -t onnxserve --name NAME`.
+
+    \b
+      onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed
+      onnxserve explain models:/flight-delay/7 --data reference --contributions rows.csv --log
+    """
+    # here: pyarrow, MLflow and shap take seconds that `--help` should not wait for
+    from mlflow_deploy_plugin.evaluation import contributions_format
+    from mlflow_deploy_plugin.evaluation import explain as explain_file
+
+    if contributions:
+        contributions_format(contributions)  # before the work
+    found = explain_file(
+        model_uri,
+        data,
+        target,
+        metric=cast("MetricName | None", metric),
+        max_rows=max_rows,
+        max_evals=max_evals,
+        seed=seed,
+        log=log,
+        progress=show_progress,
+    )
+    if contributions:
+        found.write_contributions(contributions)
+    files = found.save(folder) if folder else []
+    if output == "json":
+        click.echo(json.dumps(found.as_dict(), indent=2, default=str))
+        return
+    table = found.table()
+    show_lines(align_columns(table))
+    if (more := len(found.columns) - len(table) + 1) > 0:
+        click.echo(f"and {more} columns of less importance")
+    left_out = f", {found.left_out:,} left out, which are answered by no numbers" if found.left_out else ""
+    click.echo(f"{len(found.values):,} rows explained against {found.background}, seed {found.seed}{left_out}")
+    if contributions:
+        click.echo(f"contributions in {contributions}")
+    _show_places(files, folder, found.run, "explain")
