@@ -122,6 +122,8 @@ class Client:
         headers: sent with every request, e.g. `{"Authorization": "Bearer KEY"}` for a server that asks for an API key.
         retries: when a request is sent again.
         connections: that are kept open; more threads open further ones for the moment.
+        only_json: send nothing in Arrow or numpy's format, as to a pyfunc whose signature names no inputs. It becomes
+            true when a server refuses them.
         pool: what sends the requests, if it needs a proxy (`urllib3.ProxyManager`) or certificates of its own
             (`urllib3.PoolManager(ca_certs=…)`).
         generator: draws the pauses.
@@ -136,6 +138,7 @@ class Client:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a key
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     connections: int = 10
+    only_json: bool = False
     pool: urllib3.PoolManager | None = None
     generator: random.Random = field(default_factory=random.Random, repr=False)
 
@@ -146,7 +149,6 @@ class Client:
         self._base = self.url.rstrip("/")
         self._route = self._base if self.endpoint is None else f"{self._base}/endpoints/{quote(self.endpoint, safe='')}"
         self._pool = self.pool or urllib3.PoolManager(maxsize=self.connections)
-        self._only_json = False
 
     def __enter__(self) -> Self:
         return self
@@ -183,7 +185,7 @@ class Client:
         """
         named = {"X-Request-Id": request_id, "X-Event-Time": event_time and event_time.isoformat()}
         headers = {name: value for name, value in named.items() if value}
-        if not params and not self._only_json:
+        if not params and not self.only_json:
             body, content_type, accept = encode_rows(rows)
             try:
                 sent = {**headers, "Content-Type": content_type, "Accept": accept}
@@ -191,7 +193,7 @@ class Client:
             except errors.UnsupportedMediaType:
                 if content_type == JSON:
                     raise
-                self._only_json = True
+                self.only_json = True
         body = encode_json(rows, {"params": params} if params else {})
         return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
 

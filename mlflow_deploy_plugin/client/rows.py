@@ -20,6 +20,10 @@ BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 JSON = "application/json"
 _ARROW, _NPY = "application/vnd.apache.arrow.stream", "application/x-npy"
 
+_ARROW_LISTS = ("list", "large_list", "fixed_size_list")
+_ARROW_TYPES = ("integer", "floating", "boolean", "string", "large_string", "dictionary", "null", *_ARROW_LISTS)
+"""Types of columns that the server takes in Arrow."""
+
 Array = npt.NDArray[Any]
 
 
@@ -45,7 +49,7 @@ class EncodedRows(NamedTuple):
 
 
 def encode_rows(rows: Any) -> EncodedRows:
-    """Return rows in the fastest form that keeps their types: Arrow, numpy's format, else JSON."""
+    """Return rows in the fastest form that keeps their types: Arrow, numpy's format, or JSON, as for dates."""
     if isinstance(rows, np.ndarray) and rows.dtype.kind in "fiub":
         sink = io.BytesIO()
         np.save(sink, rows, allow_pickle=False)
@@ -61,8 +65,11 @@ def encode_rows(rows: Any) -> EncodedRows:
             table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
         else:
             table = pa.table(rows)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise InvalidRequest(f"the rows cannot be sent as a table: {' '.join(str(error).split())[:300]}") from None
+    except (pa.ArrowException, ValueError, TypeError):  # mixed types, or columns of several lengths: the server decides
+        return EncodedRows(encode_json(rows), JSON, JSON)
+    taken = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
+    if not all(any(is_kind(column) for is_kind in taken) for column in table.schema.types):  # dates, objects
+        return EncodedRows(encode_json(rows), JSON, JSON)
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)

@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.errors import (
 from tests.support.waiting import free_port
 
 FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
+DAY = "2013-07-01T00:00:00"
 OK = (200, {"X-Prediction-Id": "p1"}, b'{"predictions": [1.5]}', 0.0)
 FAST = RetryPolicy(first_pause_seconds=0.001)
 Served = Callable[[str], str]
@@ -110,8 +111,6 @@ def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flig
     [
         (object(), "cannot predict on object: give a DataFrame, an array, a dict of columns, or a list of rows"),
         ([{"a": object()}], "the input cannot be sent as JSON: "),
-        ({"a": np.ones(2), "b": np.ones(3)}, "the rows cannot be sent as a table: "),
-        (pd.DataFrame({"a": [1, "x"]}), "the rows cannot be sent as a table: "),
     ],
 )
 def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows: Any, message: str) -> None:
@@ -202,6 +201,30 @@ def test_a_call_says_when_its_rows_happened_and_who_asks(scripted: Callable[...,
     assert headers["X-Event-Time"] == "2013-07-01T00:00:00+00:00"
     assert headers["Authorization"] == "Bearer x"
     assert orjson.loads(body) == {"inputs": [[1]], "params": {"top": 3}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "document"),
+    [
+        (pd.DataFrame({"a": pd.to_datetime(["2013-07-01"])}), {"dataframe_split": {"columns": ["a"], "data": [[DAY]]}}),
+        (pd.DataFrame({"a": [1, "x"]}), {"dataframe_split": {"columns": ["a"], "data": [[1], ["x"]]}}),
+        (pd.DataFrame({"a": [{"b": 1}]}), {"dataframe_split": {"columns": ["a"], "data": [[{"b": 1}]]}}),
+        ({"a": np.ones(2), "b": np.ones(1)}, {"inputs": {"a": [1.0, 1.0], "b": [1.0]}}),
+    ],
+    ids=["dates", "mixed types", "objects", "tensors of several lengths"],
+)
+def test_what_arrow_or_the_server_has_no_column_for_is_sent_as_json(
+    scripted: Callable[..., Any], rows: Any, document: Any
+) -> None:
+    server = scripted(OK)
+    Client(server.url).predict(rows)
+    assert orjson.loads(server.asked[0][2]) == document
+
+
+def test_a_client_may_be_told_to_send_json_alone(scripted: Callable[..., Any]) -> None:
+    server = scripted(OK)
+    Client(server.url, only_json=True).predict(np.ones((1, 1)))
+    assert server.asked[0][1]["Content-Type"] == "application/json"
 
 
 @pytest.mark.parametrize("status", [429, 503])
