@@ -41,6 +41,11 @@ class Settings(BaseModel):
         description="How objects of an inference log at s3:// are encrypted there: AES256, aws:kms or aws:kms:KEY-ID. "
         "Default: as the bucket does it.",
     )
+    keys_file: Path | None = Field(
+        default=None,
+        description="File of the API keys that hold, as `onnxserve keys export` prints it, for servers without a "
+        "store: a mounted secret. Default: the keys of the store.",
+    )
     redis_url: str = Field(
         default="",
         repr=False,  # may hold a password

@@ -133,7 +133,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         following.start()
         server = load_specs((state_dir / SPEC).read_text())[0].server
         if server.api_keys:
-            KeyFetcher(state_dir, settings.store_url, settings.poll_seconds, stop).start()
+            KeyFetcher(state_dir, settings.keys_file or settings.store_url, settings.poll_seconds, stop).start()
         if server.jwt_issuer:
             from mlflow_deploy_plugin.agent.jwks import JwksFetcher  # the extra `jwt`
 

@@ -101,6 +101,22 @@ def list_keys(output: str) -> None:
 
 
 @keys.command()
+def export() -> None:
+    """Show the digests of the API keys that hold, as a file.
+
+    A server without a store reads it (ONNXSERVE_KEYS_FILE).
+
+    \b
+      kubectl create secret generic keys --from-file keys.json=<(onnxserve keys export)
+    """
+    with opened_store() as store:
+        from mlflow_deploy_plugin.statedir import ValidKeys
+        from mlflow_deploy_plugin.store import ApiKeys
+
+        click.echo(ValidKeys(keys={key.digest: key.entry for key in ApiKeys(store).valid()}).model_dump_json(indent=2))
+
+
+@keys.command()
 @click.argument("name")
 @why_option
 def revoke(name: str, why: str) -> None:

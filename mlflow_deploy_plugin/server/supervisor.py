@@ -30,6 +30,7 @@ from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
 from mlflow_deploy_plugin.processes import SupervisedChild, SupervisedChildren, adopt_orphans, watched_signals
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import (
     AGENT,
@@ -75,6 +76,11 @@ def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) ->
     server = load_specs((state_dir / SPEC).read_text())[0].server
     check_exposure(server, announce)
     make_local_key(state_dir)
+    if server.api_keys and load_settings().keys_file is None and importlib.util.find_spec("sqlalchemy") is None:
+        raise NotInstalled(
+            "server.api_keys asks the store, which needs SQLAlchemy; or mount the file that `onnxserve keys export` "
+            "prints, and name it by ONNXSERVE_KEYS_FILE"
+        )
     if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
     with reserve_grpc_port(server):

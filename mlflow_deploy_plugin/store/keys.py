@@ -10,7 +10,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.statedir import Scope
+from mlflow_deploy_plugin.statedir import KeyEntry, Scope
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, write_event
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import ApiKeyRow, from_row, storable_text
@@ -40,6 +40,16 @@ class ApiKey:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+
+    @property
+    def entry(self) -> KeyEntry:
+        """The rights of the key as servers read them."""
+        return KeyEntry(
+            name=self.name,
+            scopes=tuple(self.scopes),
+            endpoints=tuple(self.endpoints),
+            expires_at=None if self.expires_at is None else self.expires_at.timestamp(),
+        )
 
 
 class ApiKeys:

@@ -1,10 +1,11 @@
 """The agent brings the keys of the store, and keeps them while the store is away."""
 
 import threading
+from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.keys import KeyFetcher
-from mlflow_deploy_plugin.statedir import KEYS, ValidKeys, read_state
+from mlflow_deploy_plugin.statedir import KEYS, KeyEntry, ValidKeys, read_state
 from mlflow_deploy_plugin.store import ApiKeys, open_store
 from tests.support.waiting import wait_until
 
@@ -35,6 +36,28 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
         assert not stop.wait(0.3)
         assert brought() == {"ops": ()}
         assert fetcher.is_alive()
+    finally:
+        stop.set()
+        fetcher.join()
+
+
+def test_a_mounted_file_takes_the_place_of_the_store(tmp_path: Path) -> None:
+    mounted = tmp_path / "mounted.json"
+
+    def is_brought(keys: ValidKeys) -> bool:
+        return read_state(tmp_path / KEYS, ValidKeys) == keys
+
+    stop = threading.Event()
+    fetcher = KeyFetcher(tmp_path, mounted, 0.02, stop)
+    fetcher.start()
+    try:
+        for name in ("shop", "ops"):
+            keys = ValidKeys(keys={"0" * 64: KeyEntry(name=name, scopes=("infer",))})
+            mounted.write_text(keys.model_dump_json())
+            wait_until(partial(is_brought, keys), what=name)
+            mounted.write_text("{")
+            assert not stop.wait(0.1)
+            assert is_brought(keys)
     finally:
         stop.set()
         fetcher.join()

@@ -32,6 +32,8 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
     for text in (made.stdout.strip(), other["key"]):
         assert text not in listed
         assert hashlib.sha256(text.encode()).hexdigest() not in listed
+    exported = json.loads(keys("export").stdout)["keys"]
+    assert exported[hashlib.sha256(other["key"].encode()).hexdigest()]["name"] == "ops"
     assert keys("revoke", "shop", "--why", "it was in a log").stdout == "the key shop is revoked\n"
     assert [bool(key["revoked_at"]) for key in json.loads(keys("list", "-o", "json").stdout)] == [True, False]
     history = CliRunner().invoke(main, ["history"]).output

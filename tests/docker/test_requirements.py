@@ -23,6 +23,7 @@ ROOTS = [
 ]
 MODULE_OF = {
     "grpcio": "grpc",
+    "pyjwt": "jwt",
     "mlflow-skinny": "mlflow",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "opentelemetry-sdk": "opentelemetry",
@@ -30,7 +31,7 @@ MODULE_OF = {
     "pysimdjson": "simdjson",
     "pyyaml": "yaml",
 }
-NOT_IMPORTED_BY_US = {"boto3", "uvloop"}  # MLflow opens s3:// with the one, uvicorn its loop
+NOT_IMPORTED_BY_US = {"boto3", "cryptography", "uvloop"}  # used by MLflow for s3://, by PyJWT, by uvicorn
 
 
 NOT_TAKEN = [
