@@ -11,6 +11,7 @@ import atexit
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -66,12 +67,14 @@ class EmbeddedModel:
 
     def __init__(self, spec: EndpointSpec, folder: Path, follow: bool, wait_seconds: float) -> None:
         self._held = ExitStack()
+        self._process = os.getpid()
         atexit.register(self.close)
         try:
             self.state_dir = self._held.enter_context(claim_free_state_dir(folder))
             write_atomically(self.state_dir / SPEC, dump_spec(spec).encode())
-            # an earlier agent's state could pass for this one's, whose process id may be the same
+            # earlier states could pass for those of this run, whose process ids may be the same
             (self.state_dir / AGENT).unlink(missing_ok=True)
+            shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
             agent = _AgentKeeper(self.state_dir, follow)
             self._held.callback(agent.stop)
             deadline = time.monotonic() + wait_seconds
@@ -82,10 +85,10 @@ class EmbeddedModel:
             server = open_server(self.state_dir)
             self._held.callback(server.close)
             (self.state_dir / METRICS).symlink_to(server.metrics.folder)
-            while reason := server.repository.not_ready_reason():
-                if server.repository.wait_until_applied(0):
-                    raise DeploymentFailed(reason)
+            while not server.repository.wait_until_applied(_TICK_SECONDS):
                 _wait(deadline, f"the model is not loaded within {wait_seconds:g} s")
+            if reason := server.repository.not_ready_reason():
+                raise DeploymentFailed(reason)
             self.app = ServerApp(server)
         except BaseException:
             self.close()
@@ -93,7 +96,8 @@ class EmbeddedModel:
 
     def close(self) -> None:
         """Drop the model, ship what was captured, and end the agent. Requests must have ended."""
-        self._held.close()
+        if os.getpid() == self._process:  # else this is the end of a fork, and the model is its parent's
+            self._held.close()
         atexit.unregister(self.close)
 
     def handle(self, raw: RawRequest) -> RawResponse:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from mlflow import MlflowClient
 
 from mlflow_deploy_plugin import asgi_app, wsgi_app
 from mlflow_deploy_plugin.errors import DeploymentFailed
@@ -23,6 +24,7 @@ from mlflow_deploy_plugin.server import AsgiApp, WsgiApp
 from mlflow_deploy_plugin.settings import load_settings
 from tests.support.models import mixed_model
 from tests.support.serving import Served
+from tests.support.tracking import tracking_at
 from tests.support.waiting import wait_until
 
 RECORD = b'{"dataframe_records": [{"carrier": "UA", "distance": 1400.0, "hour": 17, "late": true}]}'
@@ -192,6 +194,49 @@ def test_a_model_that_is_not_there_is_said_at_the_start_and_nothing_is_left(tmp_
     assert len(psutil.Process().children()) == before
     with closing(wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state")):  # the folder is free again
         pass
+
+
+def test_a_model_that_cannot_be_loaded_is_said_at_the_start(tmp_path: Path) -> None:
+    broken = mixed_model(tmp_path / "broken")
+    (broken / "serving_input_example.json").write_text('{"inputs": [[1]]}')
+    with pytest.raises(DeploymentFailed, match="cannot answer its own example"):
+        wsgi_app(str(broken), state_dir=tmp_path / "state")
+
+
+def test_an_alias_is_followed_unless_the_application_says_otherwise(
+    tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")
+    uri = new_database(tmp_path)
+    with tracking_at(uri):
+        client = MlflowClient()
+        client.create_registered_model("flights")
+        for number in (1, 2):
+            client.create_model_version("flights", mixed_model(tmp_path / str(number)).as_uri())
+        client.set_registered_model_alias("flights", "champion", "1")
+        with (
+            closing(wsgi_app("models:/flights@champion", state_dir=tmp_path / "follows")) as follows,
+            closing(wsgi_app("models:/flights@champion", state_dir=tmp_path / "stays", follow=False)) as stays,
+        ):
+
+            def version(app: WsgiApp) -> str:
+                return ask_wsgi(app, "POST", "/invocations", JSON, RECORD)[1]["x-model-version"]
+
+            assert (version(follows), version(stays)) == ("1", "1")
+            client.set_registered_model_alias("flights", "champion", "2")
+            wait_until(lambda: version(follows) == "2", 20, "version 2")
+            assert version(stays) == "1"
+
+
+def test_the_end_of_a_fork_leaves_the_model_to_its_parent(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import mlflow_deploy_plugin as onnxserve, os, psutil, sys\n"
+        f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})\n"
+        "if (child := os.fork()) == 0: sys.exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "assert [agent.is_running() for agent in psutil.Process().children()] == [True]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed_ends(
