@@ -90,16 +90,18 @@ class NetModel(PythonModel):  # type: ignore[misc]
             self.net = packed
 
 
-def net_options(model: Any, input_example: Any) -> tuple[str, dict[str, Any]] | None:
-    """Return the flavor that logs a net as pyfunc, and its arguments; None if it is that of the library, as always.
+def net_options(flavor: str, model: Any, input_example: Any) -> tuple[str, dict[str, Any]] | None:
+    """Return the flavor that logs a net as pyfunc, and its arguments; None if it is `flavor`, as for all other models.
 
     Raises:
         InvalidConfig: the model refuses the example.
     """
-    converter = converter_for(model)
-    if not hasattr(converter, "original_model") or input_example is None:
+    framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
+    if not framework or input_example is None:
         return None
-    framework = converter.__name__.rpartition(".")[2]
+    converter = converter_for(model)
+    if not hasattr(converter, "original_model"):  # it is of another distribution
+        return None
     rows = batches.take_rows(converter.read_batch(model, input_example), slice(0, _EXAMPLE_ROWS))
     if isinstance(rows, pd.DataFrame):
         rows = rows.rename(columns=str)  # as signatures have them

@@ -234,7 +234,7 @@ def _log_as_pyfunc(
     elif rows is not None:
         rows = rows[:_EXAMPLE_ROWS]
     arguments: dict[str, Any] = {"input_example": rows}
-    if (net := net_options(model, input_example)) is not None:
+    if (net := net_options(flavor, model, input_example)) is not None:
         flavor, arguments = net
         options.pop("serialization_format", None)
     _logger.warning(

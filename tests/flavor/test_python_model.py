@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.flavor.python_model import net_options
 from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -90,3 +91,9 @@ def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -
     size = next(iter(found.values())) if form == "two outputs" else found
     np.testing.assert_allclose(np.asarray(size)[:, 0], np.linalg.norm(ROWS, axis=1), rtol=1e-4)
     assert "svd" in reason
+
+
+def test_all_else_is_left_to_the_flavor_of_its_library() -> None:
+    assert net_options("pytorch", torch.nn.Linear(3, 2), ROWS) is None
+    assert net_options("sentence_transformers", torch.nn.Linear(3, 2), ["texts"]) is None
+    assert net_options("prophet", pd.Series([1]), ROWS) is None  # of no framework that is converted

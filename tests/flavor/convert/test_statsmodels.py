@@ -16,7 +16,7 @@ else:
     smf = pytest.importorskip("statsmodels.formula.api")
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.save import save_model
+from mlflow_deploy_plugin.flavor.save import log_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -88,3 +88,12 @@ def test_what_is_computed_otherwise_is_refused_with_its_flavor(name: str) -> Non
 def test_a_formula_needs_a_table() -> None:
     with pytest.raises(InvalidConfig, match="the model has a formula; give a table with its columns"):
         wrap(smf.ols("value ~ a", DATA).fit(), ROWS.to_numpy())
+
+
+def test_what_is_refused_is_logged_by_mlflows_own_flavor(tracking: Path) -> None:
+    results = REFUSED["categories"][0]()
+
+    info = log_model(results, name="model", input_example=DATA, pip_requirements=["statsmodels"])
+
+    assert "statsmodels" in info.flavors
+    assert "C(city)" in mlflow.get_logged_model(info.model_id).tags["onnxserve.fallback"]
