@@ -85,6 +85,12 @@ class Tree:
         feature, threshold, left, right, default_left, value = map(np.array, zip(*nodes, strict=True))
         return cls(feature, threshold.astype(np.float64), left, right, default_left, value, members or {})
 
+    def splits_as(self, other: "Tree") -> bool:
+        """Return True if the other tree differs in the values of its leaves at most."""
+        names = ("feature", "threshold", "left", "right", "default_left")
+        alike = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+        return alike and self.members == other.members
+
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
         """Return the tree with an equality for each member of a node, and ONNX' comparison of each node.
 
@@ -215,18 +221,25 @@ def _write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     """Add ONNX Runtime's tree operator, which is the fastest for a few rows; its rows are as wide as its sums."""
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
-    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in boosting.trees), strict=True)
+    owners: list[int] = []  # of the leaves of each tree: trees that split alike, one for each target, are one
+    kept: list[Tree] = []
+    for tree, target, before in zip(boosting.trees, boosting.targets, [-1, *boosting.targets], strict=False):
+        if target <= before or not (kept and tree.splits_as(kept[-1])):
+            kept.append(tree)
+        owners.append(len(kept) - 1)
+    leaves = [np.flatnonzero(tree.left < 0) for tree in boosting.trees]
+    counts = [len(places) for places in leaves]
+
+    trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in kept), strict=True)
     leaf = np.concatenate([tree.left < 0 for tree in trees])
     sizes = [len(tree.left) for tree in trees]
-    owners = np.repeat(np.arange(len(trees)), sizes)
-    positions = np.concatenate([np.arange(size) for size in sizes])
 
     def inner(name: str) -> list[int]:
         return [int(value) for value in np.where(leaf, 0, np.concatenate([getattr(tree, name) for tree in trees]))]
 
     numbers: dict[str, Any] = {
         "nodes_values": np.where(leaf, 0.0, np.concatenate([tree.threshold for tree in trees])),
-        "target_weights": np.concatenate([tree.value for tree in trees])[leaf],
+        "target_weights": np.concatenate([tree.value[at] for tree, at in zip(boosting.trees, leaves, strict=True)]),
         "base_values": boosting.base,
     }
     if boosting.is_single:
@@ -241,16 +254,16 @@ def _write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
         [rows],
         n_targets=len(boosting.base),
         post_transform="NONE",
-        nodes_treeids=owners.tolist(),
-        nodes_nodeids=positions.tolist(),
+        nodes_treeids=np.repeat(np.arange(len(trees)), sizes).tolist(),
+        nodes_nodeids=np.concatenate([np.arange(size) for size in sizes]).tolist(),
         nodes_featureids=inner("feature"),
         nodes_modes=np.concatenate(modes).tolist(),
         nodes_truenodeids=inner("left"),
         nodes_falsenodeids=inner("right"),
         nodes_missing_value_tracks_true=inner("default_left"),
-        target_treeids=owners[leaf].tolist(),
-        target_nodeids=positions[leaf].tolist(),
-        target_ids=np.array(boosting.targets)[owners[leaf]].tolist(),
+        target_treeids=np.repeat(owners, counts).tolist(),
+        target_nodeids=np.concatenate(leaves).tolist(),
+        target_ids=np.repeat(boosting.targets, counts).tolist(),
         **numbers,
     )
 

@@ -186,3 +186,12 @@ def test_the_thresholds_of_a_booster_are_boundary_values() -> None:
     edges = boundary_values_of(model, ["a"]).edges["a"]
     thresholds = model.get_booster().trees_to_dataframe()["Split"].dropna().astype(np.float32)
     assert {*thresholds} <= {*edges.astype(np.float32)}
+
+
+def test_trees_that_differ_in_their_leaves_alone_are_written_once() -> None:
+    model = cat("Regressor", loss_function="MultiRMSE").fit(FULL, TARGETS)
+    [node] = [one for one in wrap(model, FULL).converted.proto.graph.node if one.op_type == "TreeEnsembleRegressor"]
+    lists = {attribute.name: list(attribute.ints) for attribute in node.attribute}
+    assert max(lists["nodes_treeids"]) == 7
+    assert sorted({*lists["target_ids"]}) == [0, 1, 2]
+    assert len(lists["target_nodeids"]) == 3 * 8 * 2**4
