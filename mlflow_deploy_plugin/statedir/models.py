@@ -86,7 +86,7 @@ class Control(State):
 
 
 Scope = Literal["infer", "read", "admin"]
-"""What a key allows: predictions, explanations and feedback; metrics, metadata and pages; loading and unloading."""
+"""A right of a caller: predictions, explanations and feedback; metrics, metadata and pages; loading and unloading."""
 
 
 class KeyEntry(State):

@@ -31,7 +31,7 @@ _LOCAL = KeyEntry(name="this machine", scopes=("infer", "read", "admin"))
 _MAX_TOKENS = 10_000
 _LEEWAY_SECONDS = 30.0
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
-"""Those with a public key; `none` and the symmetric ones would let callers sign for themselves."""
+"""Signatures by a public key; `none` and the symmetric algorithms would let callers sign for themselves."""
 _HOW = "send Authorization: Bearer KEY; `onnxserve keys create` makes a key"
 
 
