@@ -88,11 +88,12 @@ class Model:
         data = self._named(rows)
         feeds = {}
         if not columns:
+            if len(tensors) == 1 == len(data):  # the only tensor may be called anything
+                data = {self._known["inputs"][0]["name"]: next(iter(data.values()))}
             for entry in self._known["inputs"]:
-                name = tensors[0]["name"] if len(tensors) == 1 else entry["name"]
-                if name not in data:
-                    raise ValueError(f"the tensor {name!r} is missing; the model takes {_quoted(tensors)}")
-                feeds[entry["name"]] = np.asarray(data[name], dtype=_dtype(entry["dtype"]))
+                if entry["name"] not in data:
+                    raise ValueError(f"the tensor {entry['name']!r} is missing; the model takes {_quoted(tensors)}")
+                feeds[entry["name"]] = np.asarray(data[entry["name"]], dtype=_dtype(entry["dtype"]))
             return feeds
         count = max((len(values) for values in data.values()), default=0)
         arrays = {}
@@ -112,7 +113,8 @@ class Model:
         """Return the columns or tensors by name."""
         names = [entry["name"] for entry in self._known["columns"] or self._known["tensors"]]
         if hasattr(rows, "columns") and hasattr(rows, "to_numpy"):  # a frame
-            return {str(name): rows[name].to_numpy() for name in rows.columns}
+            named = {str(name): rows[name].to_numpy() for name in rows.columns}
+            return named if self.columns or len(names) > 1 else {names[0]: rows.to_numpy()}
         if isinstance(rows, Mapping):
             is_record = not any(isinstance(value, (list, tuple, np.ndarray)) for value in rows.values())
             return {name: [value] for name, value in rows.items()} if is_record else rows

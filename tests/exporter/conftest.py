@@ -40,3 +40,15 @@ def forest(tmp_path_factory: pytest.TempPathFactory, forest_rows: pd.DataFrame) 
     folder = tmp_path_factory.mktemp("forest") / "forest"
     save_model(model.fit(forest_rows, late), folder, input_example=forest_rows.head())
     return folder
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model of an array without a name, with an input example."""
+    from sklearn.neural_network import MLPClassifier
+
+    rows = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)
+    model = MLPClassifier([8], max_iter=20, random_state=0).fit(rows, rows[:, 0] > 0)
+    folder = tmp_path_factory.mktemp("network") / "network"
+    save_model(model, folder, input_example=rows[:5])
+    return folder

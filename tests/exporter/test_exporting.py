@@ -29,7 +29,7 @@ from tests.support.pyfuncs import save_pyfuncs
 
 
 @pytest.mark.parametrize(("form", "name"), [("onnx", "m.onnx"), ("ort", "m.ort"), ("bundle", "b"), ("wheel", "dist")])
-@pytest.mark.parametrize("model", ["mixed", "tensor", "forest"])
+@pytest.mark.parametrize("model", ["mixed", "tensor", "forest", "network"])
 def test_a_version_is_exported_and_proven(
     form: Any, name: str, model: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -85,12 +85,18 @@ def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
     model = Model(onnxserve.export(str(tensor), "onnx", tmp_path / "m.onnx").path)
     images = np.arange(8.0).reshape(2, 2, 2)
 
-    for rows in (images, images.tolist(), {"": images}):
+    for rows in (images, images.tolist(), {"image": images}, {"anything": images}):
         predicted = model.predict(rows)
         assert predicted["total"].tolist() == [6.0, 22.0]
         np.testing.assert_array_equal(predicted["doubled"], 2 * images)
-    with pytest.raises(ValueError, match="the tensor '' is missing"):
-        model.predict({"image": images})
+    with pytest.raises(ValueError, match="the tensor 'image' is missing"):
+        model.predict({"mask": images, "picture": images})
+
+
+def test_a_frame_is_a_matrix_where_the_model_takes_one(network: Path, tmp_path: Path) -> None:
+    model = Model(onnxserve.export(str(network), "onnx", tmp_path / "m.onnx").path)
+    rows = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
+    np.testing.assert_array_equal(model.predict(pd.DataFrame(rows)), model.predict(rows))
 
 
 def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
