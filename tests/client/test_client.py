@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
     Unauthenticated,
 )
-from tests.support.waiting import free_port
+from tests.support.models import mixed_model
+from tests.support.serving import Served as RunningServer
+from tests.support.waiting import free_port as find_free_port
 
 FRAME = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1400.0, -4000.0], "hour": [17, 9], "late": [True, False]})
 DAY = "2013-07-01T00:00:00"
@@ -153,7 +156,7 @@ def test_metadata_and_readiness_are_those_of_the_endpoint(flights: Client, serve
     assert flights.ready()
     assert Client(served("images"), "images").ready()
     assert not Client(served("images"), "other").ready()
-    assert not Client(f"http://127.0.0.1:{free_port()}").ready()
+    assert not Client(f"http://127.0.0.1:{find_free_port()}").ready()
     with pytest.raises(NotFound, match="'other'"):
         Client(served("images"), "other").predict(np.ones((1, 2, 2)))
 
@@ -291,7 +294,7 @@ def test_an_answer_without_predictions_is_an_error(scripted: Callable[..., Any])
 
 
 def test_a_server_that_is_not_there_is_tried_again_and_then_said_to_be_away() -> None:
-    client = Client(f"http://127.0.0.1:{free_port()}", retries=FAST)
+    client = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
 
     with pytest.raises(NotReady, match=r"there is no answer at http://127\.0\.0\.1"):
         client.predict([[1]])
@@ -332,6 +335,21 @@ def test_asyncio_asks_many_at_once(served: Served) -> None:
             return predictions
 
     assert [np.asarray(one).tolist() for one in asyncio.run(ask())] == [["yes", "no"]] * 20
+
+
+def test_a_client_outlives_the_server_that_it_has_a_connection_to(
+    serve: Callable[..., RunningServer], tmp_path: Path, free_port: int
+) -> None:
+    model = mixed_model(tmp_path / "flights")
+    arguments = ("-m", str(model), "-p", str(free_port))
+    with Client(f"http://127.0.0.1:{free_port}") as client:
+        for _ in range(2):
+            server = serve(*arguments).wait_ready()
+            assert np.asarray(client.predict(FRAME)).tolist() == ["yes", "no"]
+            assert client.infer(COLUMNS).values["label"].tolist() == ["yes", "no"]
+            server.end()
+        with pytest.raises(NotReady):
+            client.predict(FRAME)
 
 
 def test_a_client_imports_neither_mlflow_nor_pandas() -> None:
