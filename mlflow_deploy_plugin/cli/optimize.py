@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
+import orjson
 
 from mlflow_deploy_plugin.cli.options import align_columns, output_option, show_lines, show_progress
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
@@ -110,7 +111,7 @@ def optimize(
         progress=show_progress,
     )
     if output == "json":
-        click.echo(json.dumps(done.as_dict(), indent=2))
+        click.echo(orjson.dumps(done.as_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
     else:
         show_lines(_optimization_lines(done))
     if done.is_refused:

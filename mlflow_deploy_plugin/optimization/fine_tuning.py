@@ -5,6 +5,7 @@ Connections for Efficient Neural Networks"). The others learn the labels or, wit
 """
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,16 +15,14 @@ import onnx
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.utils import prune
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, take_rows
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.runtime import Array, read_artifact
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH = 64
-_RATE = 2e-3
+_RATE = 1e-3
 _EXAMPLE_ROWS = 100
 
 
@@ -41,16 +40,14 @@ def pruned_and_tuned(
         ConversionError: there is nothing to prune or to learn, or the module is not the base's original.
     """
     if not isinstance(module, nn.Module):
-        raise ConversionError(f"the source is a {type(module).__name__}, no torch module")
+        raise ConversionError(f"the original is a {type(module).__name__}, no torch module")
     answers = base.outputs(rows)
     if truth is None:
         truth = answers[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
-    layers = [layer for layer in module.modules() if isinstance(layer, _LAYERS)]
-    if not layers:
+    kept = [(weight, _largest(weight, share)) for weight in _weights(module)]
+    if not kept:
         raise ConversionError(f"{type(module).__name__} has no linear or convolutional layer")
-    for layer in layers:
-        prune.l1_unstructured(layer, "weight", amount=share)
     torch.manual_seed(seed)
     frozen = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     optimizer = torch.optim.Adam(module.train().parameters(), lr=_RATE)
@@ -59,16 +56,18 @@ def pruned_and_tuned(
     feeds, targets = base.feeds(rows), torch.from_numpy(np.ascontiguousarray(truth))
     arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]  # in the order of `forward`
     try:
+        for weight, mask in kept:
+            weight.data *= mask
         for _ in range(epochs):
             for positions in torch.randperm(len(targets)).split(_BATCH):
                 optimizer.zero_grad()
                 found = module(*(argument[positions] for argument in arguments))
                 _loss(found, targets[positions]).backward()
                 optimizer.step()
+                for weight, mask in kept:
+                    weight.data *= mask
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ConversionError(f"{type(module).__name__} cannot be trained on these rows: {error}") from None
-    for layer in layers:
-        prune.remove(layer, "weight")
     with TemporaryDirectory(prefix="onnxserve-") as folder:
         save_model(module.eval(), folder, input_example=_example(base, take_rows(rows, slice(0, _EXAMPLE_ROWS))))
         graph = onnx.load(str(read_artifact(Path(folder)).onnx_file))
@@ -76,6 +75,23 @@ def pruned_and_tuned(
     if names != [sorted(entry.name for entry in side) for side in (base.artifact.inputs, base.artifact.outputs)]:
         raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the version it is to replace")
     return graph
+
+
+def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the matrices and kernels that a layer multiplies with; an embedding is looked up."""
+    for layer in module.modules():
+        if not isinstance(layer, nn.Embedding):
+            yield from (weight for weight in layer.parameters(recurse=False) if weight.ndim > 1)
+
+
+def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
+    """Return a mask that is 0 for the share of the smallest weights.
+
+    The masks are applied after each step: torch's own `prune` hooks the layer's forward, which attention does not call.
+    """
+    mask = torch.ones(weight.numel())
+    mask[weight.detach().abs().flatten().argsort()[: round(share * weight.numel())]] = 0
+    return mask.reshape(weight.shape)
 
 
 def _example(base: LoadedOnnx, rows: NamedArrays) -> Any:

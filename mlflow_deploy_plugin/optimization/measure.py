@@ -20,9 +20,10 @@ from mlflow_deploy_plugin.runtime import FLAVOR, Feeds, OnnxModel, no_batch_dime
 
 SIZES = (1, 8, 1000)
 """Rows of a request whose latency is measured."""
-ROUNDS = 15
+ROUNDS = 21
 ROUND_SECONDS = 0.02
 _LOADS = 5
+_FASTER = 0.95
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class FormCost:
         load_ms: median milliseconds until a session is open.
         latency_us: median microseconds of a request, by its rows.
         ratio: latency in terms of the base, by rows; below 1 is faster.
+        upper_ratio: the upper quartile of the rounds, in place of the median.
     """
 
     size: int
@@ -42,10 +44,16 @@ class FormCost:
     load_ms: float
     latency_us: Mapping[int, float]
     ratio: Mapping[int, float]
+    upper_ratio: Mapping[int, float]
 
     def speed(self, rows: int | None = None) -> float:
         """Return the ratio for requests of so many rows, or the geometric mean over all sizes."""
-        return self.ratio[rows] if rows else float(np.exp(np.mean(np.log(list(self.ratio.values())))))
+        return self.ratio[rows] if rows else _geometric_mean(self.ratio)
+
+    def is_faster(self, rows: int | None = None) -> bool:
+        """Return True if it is faster by more than noise: by 5 %, and in three of four rounds."""
+        upper = self.upper_ratio[rows] if rows else _geometric_mean(self.upper_ratio)
+        return self.speed(rows) < _FASTER and upper < 1
 
 
 def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
@@ -74,6 +82,7 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
     loads = [[_seconds(lambda folder=folder: OnnxModel.load(folder)) for folder in folders] for _ in range(_LOADS)]  # type: ignore[misc]
     latency: list[dict[int, float]] = [{} for _ in models]
     ratio: list[dict[int, float]] = [{} for _ in models]
+    upper: list[dict[int, float]] = [{} for _ in models]
     for size in SIZES:
         picked = take_rows(rows, np.resize(np.arange(count_rows(rows)), size))
         feeds = [LoadedOnnx(model).feeds(picked) for model in models]
@@ -85,14 +94,19 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
                 taken.append(_mean_seconds(model, one))
         for position, taken in enumerate(times):
             latency[position][size] = float(np.median(taken)) * 1e6
-            ratio[position][size] = float(np.median(np.divide(taken, times[0])))
+            by_round = np.divide(taken, times[0])
+            ratio[position][size], upper[position][size] = map(float, np.quantile(by_round, (0.5, 0.75)))
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
         load = float(np.median([taken[position] for taken in loads])) * 1e3
         size, packed = len(content), len(zlib.compress(content, 1))
-        costs.append(FormCost(size, packed, load, latency[position], ratio[position]))
+        costs.append(FormCost(size, packed, load, latency[position], ratio[position], upper[position]))
     return costs
+
+
+def _geometric_mean(ratios: Mapping[int, float]) -> float:
+    return float(np.exp(np.mean(np.log(list(ratios.values())))))
 
 
 def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:

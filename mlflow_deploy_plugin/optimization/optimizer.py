@@ -1,7 +1,9 @@
 """Smaller and faster forms of a version: made, measured beside it, and registered if they lose little enough."""
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import onnx
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ParityError, Refused
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError, Refused
 from mlflow_deploy_plugin.evaluation import (
     Agreement,
     LoadedOnnx,
@@ -31,6 +33,7 @@ from mlflow_deploy_plugin.evaluation import (
 from mlflow_deploy_plugin.gate import choose_policy
 from mlflow_deploy_plugin.optimization import forms, saved_form
 from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms
+from mlflow_deploy_plugin.processes import Worker
 from mlflow_deploy_plugin.registry import (
     DATA_DIGEST_TAG,
     OPTIMIZED_FROM_TAG,
@@ -46,15 +49,14 @@ from mlflow_deploy_plugin.registry import (
     resolve,
     tag_version,
 )
-from mlflow_deploy_plugin.runtime import Array, slice_feeds
+from mlflow_deploy_plugin.runtime import Array, OnnxModel, slice_feeds
 
 MIN_ROWS = 100
 """Fewer rows say nothing about a loss of one in a hundred."""
 MAX_ROWS = 10_000
 CALIBRATION_ROWS = 500
 _PART = 100
-_FASTER = 0.95
-"""A ratio of latencies above it is noise on a shared machine; `auto` takes no form for it."""
+_TRIAL_SECONDS = 300.0
 _LINEAGE = (PARENT_TAG, TRAINING_TAG, DATA_DIGEST_TAG)
 
 
@@ -245,14 +247,17 @@ def try_forms(
             named, original = original, torch_original(resolved, folder, original)
             if named and isinstance(original, Refused):
                 raise InvalidConfig(original.reason)
-        workshop = _Workshop(resolved, folder, Path(drafts), base, split, original, epochs, seed)
         made, impossible = {}, {}
-        for recipe in recipes:
-            progress(f"making {recipe}")
-            try:
-                made[str(recipe)] = workshop.make(recipe)
-            except (ConversionError, InvalidArtifact) as error:
-                impossible[str(recipe)] = error.message
+        with ExitStack() as ended:
+            trial = Worker(stderr=subprocess.DEVNULL)
+            ended.callback(trial.end)
+            workshop = _Workshop(resolved, folder, Path(drafts), base, split, original, epochs, seed, trial)
+            for recipe in recipes:
+                progress(f"making {recipe}")
+                try:
+                    made[str(recipe)] = workshop.make(recipe)
+                except ConversionError as error:
+                    impossible[str(recipe)] = error.message
         progress(f"measuring {len(made)} forms beside the base, in turns")
         costs = measure_forms([folder, *(draft.folder for draft in made.values())], split.evaluation)
         measured = [MeasuredForm("base", costs[0])]
@@ -321,6 +326,7 @@ class _Workshop:
     original: Any
     epochs: int
     seed: int
+    trial: Worker
     answers: dict[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -334,8 +340,7 @@ class _Workshop:
         """Make a form and compare it with the base.
 
         Raises:
-            ConversionError: there is no such form.
-            InvalidArtifact: ONNX Runtime cannot load it.
+            ConversionError: there is no such form, or ONNX Runtime cannot load it.
         """
         graph, note = self.graph, ""
         if recipe.prune:
@@ -371,11 +376,21 @@ class _Workshop:
     def draft(self, graph: Any, name: str, note: str) -> _Draft:
         folder = self.drafts / name
         saved_form.save_model(folder, base=self.base_folder, graph=graph, record={}, parity={}, is_draft=True)
+        try:  # in a process of its own, because ONNX Runtime may crash on a graph that its own tools have made
+            self.trial.call(try_out, folder, seconds=_TRIAL_SECONDS)
+        except OnnxserveError as error:
+            raise ConversionError(f"ONNX Runtime cannot run the form: {error.message}") from None
         rows = self.rows
         agreement = compare_with_base(
             self.base, _load(folder), rows.evaluation, rows.truth, rows.metric, base_outputs=self.answers
         )
         return _Draft(graph, folder, agreement, note)
+
+
+def try_out(folder: Path) -> None:
+    """Load a form and compute a row, in the process that may crash of it."""
+    model = OnnxModel.load(folder)
+    model.run(model.example_feeds())
 
 
 def _load(folder: Path) -> LoadedOnnx:
@@ -388,7 +403,7 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
     """Return the outcome with the chosen form: the fastest, or the only one, that is within the limit."""
     within = [form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss]
     if is_auto:
-        faster = [form for form in within if form.cost.speed(rows) < _FASTER]
+        faster = [form for form in within if form.cost.is_faster(rows)]
         if not faster:
             of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows together"
             return replace(

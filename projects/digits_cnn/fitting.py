@@ -100,6 +100,14 @@ def save_weights(network: DigitsCNN) -> None:
         mlflow.log_artifact(str(path))
 
 
+def save_labelled(images: np.ndarray, digits: np.ndarray, name: str) -> None:
+    """Log images and their digits to the active run, as the columns `image` and `digit` of a Parquet file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        pq.write_table(pa.table({"image": images.tolist(), "digit": digits}), path)
+        mlflow.log_artifact(str(path))
+
+
 def read_labelled(path: Path) -> Labelled:
     """Read the labelled images of a file: the only column that is not the log's own. Raises InvalidConfig."""
     try:

@@ -103,14 +103,31 @@ def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_with
     assert json.loads(json.dumps(done.as_dict()))["forms"][0]["name"] == "base"
 
 
-def outcome(**ratios: tuple[float, float]) -> Optimization:
-    """An outcome of forms by name: the ratio of latency, and the loss."""
+def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
+    registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_precision(graph: onnx.ModelProto, rows: object) -> onnx.ModelProto:
+        broken = onnx.ModelProto()
+        broken.CopyFrom(graph)
+        broken.graph.node[0].op_type = "Gemmm"
+        return broken
 
-    def form(name: str, ratio: float, loss: float) -> MeasuredForm:
+    monkeypatch.setattr("mlflow_deploy_plugin.optimization.forms.half_precision", half_precision)
+    with pytest.raises(ConversionError, match=r"cannot have the form fp16: ONNX Runtime cannot run the form: .*Gemmm"):
+        onnxserve.optimize("models:/net/1", fp16=True)
+
+
+def outcome(**given: tuple[float, ...]) -> Optimization:
+    """Return an outcome of forms by name: the ratio of latency, the loss, and the upper quartile of the ratio."""
+
+    def form(name: str, ratio: float, loss: float, upper: float = 0) -> MeasuredForm:
+        ratios = {1: ratio, 1000: ratio / 2}
         agreement = Agreement(100, 1 - loss, None, None, 0.0, "", float("nan"), float("nan"), loss)
-        return MeasuredForm(name, FormCost(1, 1, 1.0, {1: 1.0, 1000: 1.0}, {1: ratio, 1000: ratio / 2}), agreement)
+        return MeasuredForm(
+            name, FormCost(1, 1, 1.0, {1: 1.0, 1000: 1.0}, ratios, {**ratios, 1: upper or ratio}), agreement
+        )
 
-    forms = tuple(form(name, *given) for name, given in ratios.items())
+    forms = tuple(form(name, *figures) for name, figures in given.items())
     return Optimization("models:/net/1", (MeasuredForm("base", forms[0].cost), *forms), {}, 0.01)
 
 
@@ -126,6 +143,7 @@ def test_a_gain_within_the_noise_is_none() -> None:
     done = choose(outcome(same=(0.97, 0.0)), is_auto=True, rows=1)
     assert not done.chosen
     assert done.reason == "nothing was faster than models:/net/1 for requests of 1 rows, within a loss of 0.01"
+    assert not choose(outcome(unsteady=(0.9, 0.0, 1.1)), is_auto=True, rows=1).chosen
 
 
 def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
