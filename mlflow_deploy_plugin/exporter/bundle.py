@@ -100,9 +100,12 @@ def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None
             shutil.copy(wheel, folder)
     if download:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
-        ran = subprocess.run(
-            [*command, *_REQUIREMENTS], capture_output=True, text=True, check=False, timeout=_DOWNLOAD_SECONDS
-        )
+        try:
+            ran = subprocess.run(
+                [*command, *_REQUIREMENTS], capture_output=True, text=True, check=False, timeout=_DOWNLOAD_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise ConversionError(f"pip has not fetched the wheels within {_DOWNLOAD_SECONDS} s") from None
         if ran.returncode:
             reason = (ran.stderr.strip().splitlines() or ["it says nothing"])[-1]
             raise ConversionError(f"pip cannot fetch onnxruntime and numpy: {reason[:300]}; name a folder (--wheels)")

@@ -128,7 +128,8 @@ def export(
                 made, runner = write_wheel(work / "wheel", graph, RUNNER, described, name)
                 proven = runner.with_name(graph.name)
             case "bundle":
-                example = {key: array[:1] for key, array in _feeds(model, data).items()}
+                feeds = _feeds(model, data)
+                example = {name: array[:1] if model.schema.has_rows else array for name, array in feeds.items()}
                 made = write_bundle(work / "bundle", graph, RUNNER, described, example, wheels, download_wheels)
                 runner, proven = made / "predict.py", made / graph.name
         error = _prove(runner, proven, data, expected, 0.0 if format != "ort" else _ORT_TOLERANCE)
@@ -144,7 +145,8 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
     return {
         "name": resolved.name,
         "version": resolved.version or artifact.model_id or "unknown",
-        "source": resolved.source if "://" not in resolved.source else resolved.model_uri,
+        # a path or an address of this machine's is nobody else's business
+        "source": resolved.source if resolved.source.startswith(("models:/", "runs:/")) else "",
         "run_id": artifact.run_id,
         "parity": artifact.parity_state,
         "columns": [asdict(column) for column in artifact.columns],
@@ -281,7 +283,12 @@ def _prove(runner: Path, model: Path, rows: Rows, expected: Mapping[str, Array],
         given, answered = Path(folder) / "rows", Path(folder) / "outputs"
         given.write_bytes(pickle.dumps(rows))
         command = [sys.executable, "-I", "-c", _PROOF, str(runner), str(model), str(given), str(answered)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PROOF_SECONDS)
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PROOF_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise ParityError(
+                f"the exported model has not answered within {_PROOF_SECONDS} s, and is not kept"
+            ) from None
         if ran.returncode:
             reason = (ran.stderr.strip().splitlines() or ["it was killed"])[-1]
             raise ParityError(f"the exported model does not run, and is not kept: {reason[:500]}")

@@ -33,7 +33,7 @@ class Model:
         threads: that compute one call; 0 for as many as there are cores.
 
     Attributes:
-        name / version: of the model that was exported.
+        name / version / source: of the model that was exported; the source is its URI in the registry, if it has one.
         classes: the labels in the order of the columns of the probabilities; empty if it has none.
         columns: the columns that it takes, in their order; empty for a model of tensors.
     """
@@ -51,6 +51,7 @@ class Model:
             raise ValueError(f"{file} was not made by `onnxserve export`: its metadata has no {METADATA_KEY}")
         self._known: dict[str, Any] = json.loads(known)
         self.name, self.version = str(self._known["name"]), str(self._known["version"])
+        self.source = str(self._known["source"])
         self.classes: list[Any] = self._known["classes"]
         self.columns: list[str] = [column["name"] for column in self._known["columns"]]
 

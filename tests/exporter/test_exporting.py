@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnxruntime
 import orjson
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import (
@@ -26,6 +28,7 @@ from mlflow_deploy_plugin.exporter.runner import METADATA_KEY, Model
 from mlflow_deploy_plugin.flavor import load_model
 from tests.support.models import write_model
 from tests.support.pyfuncs import save_pyfuncs
+from tests.support.tracking import tracking_at
 
 
 @pytest.mark.parametrize(("form", "name"), [("onnx", "m.onnx"), ("ort", "m.ort"), ("bundle", "b"), ("wheel", "dist")])
@@ -52,9 +55,27 @@ def test_the_bare_graph_says_what_it_is_and_where_it_comes_from(forest: Path, tm
     assert [column["name"] for column in known["columns"]] == ["carrier", "distance"]
     assert known["classes"] == ["late", "on time"]
     assert known["parity"] == "proven"
-    assert known["source"] == str(forest)
+    assert known["source"] == ""  # no path of this machine goes out
     inputs = [node.name for node in onnxruntime.InferenceSession(str(tmp_path / "forest.onnx")).get_inputs()]
     assert inputs == [entry["name"] for entry in known["inputs"]]
+
+
+def test_a_registered_version_keeps_its_number(
+    mixed: Path, tmp_path: Path, new_database: Callable[[Path], str]
+) -> None:
+    with tracking_at(new_database(tmp_path)):
+        client = MlflowClient()
+        client.create_registered_model("Flight Delay")
+        client.create_model_version("Flight Delay", mixed.as_uri())
+        client.set_registered_model_alias("Flight Delay", "champion", "1")
+        exported = onnxserve.export("models:/Flight Delay@champion", "wheel", tmp_path / "dist")
+
+    assert exported.path.name == "flight_delay-1-py3-none-any.whl"
+    assert (exported.name, exported.version) == ("Flight Delay", "1")
+    with zipfile.ZipFile(exported.path) as archive:
+        archive.extract("flight_delay/model.onnx", tmp_path)
+    known = Model(tmp_path / "flight_delay" / "model.onnx")
+    assert (known.name, known.version, known.source) == ("Flight Delay", "1", "models:/Flight Delay/1")
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "m.ort"])
@@ -87,7 +108,15 @@ def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> No
     signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [2, 3]}}]
     graph = "fixed (float[2,3] x) => (float[2,3] y) { y = Abs(x) }"
     folder = write_model(tmp_path / "fixed", graph, signature)
-    assert onnxserve.export(str(folder), "onnx", tmp_path / "m.onnx").rows == 2
+    exported = onnxserve.export(str(folder), "bundle", tmp_path / "b")
+    assert exported.rows == 2
+    assert orjson.loads((exported.path / "example.json").read_bytes())["x"]["dims"] == [2, 3]
+
+
+def test_an_export_that_never_answers_is_refused(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "_PROOF_SECONDS", 0.01)
+    with pytest.raises(ParityError, match=r"has not answered within 0\.01 s"):
+        onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
 def test_a_model_that_draws_random_numbers_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
