@@ -258,7 +258,8 @@ def _log_as_pyfunc(
 def _set_tag(info: ModelInfo, registered_model_name: str | None, tag: str, value: str) -> None:
     """Set a tag of the logged model, of its run, and of the registered version."""
     client = mlflow.MlflowClient()
-    client.set_logged_model_tags(info.model_id, {tag: value})
+    if info.model_id:  # mlflow.spark logs none
+        client.set_logged_model_tags(info.model_id, {tag: value})
     if info.run_id:
         client.set_tag(info.run_id, tag, value)
     if registered_model_name and info.registered_model_version is not None:

@@ -26,6 +26,7 @@ _SERIALIZATION = {"sklearn": "cloudpickle", "pytorch": "pickle"}
 
 _ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
 _URL = re.compile(r"\s*\(?https?://\S+")
+_COLOUR = re.compile(r"\x1b\[\d+m")  # of Keras
 _CLASS = re.compile(r"<class '([\w.]+)'>")
 _NO_CONVERTER = re.compile(r"Unable to find a [a-z ]+ for [a-z]+ '(?P<kind>[^']+)'")
 _INPUTS = re.compile(r"at most (?P<most>\d+) input\(s\) is\(are\) supported but we got (?P<given>\d+) input\(s\)")
@@ -97,7 +98,7 @@ def explain_failure(error: BaseException, model: Any) -> str:
 
 def plain_reason(text: str) -> str:
     """Return the message of a converter or ONNX Runtime in one line, without the pointers to its own developers."""
-    text = _CLASS.sub(r"\1", " ".join(text.split()))
+    text = _CLASS.sub(r"\1", " ".join(_COLOUR.sub("", text).split()))
     if match := _NO_CONVERTER.search(text):
         return f"there is no converter for {match['kind']}"
     if match := _INPUTS.search(text):

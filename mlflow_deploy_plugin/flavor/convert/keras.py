@@ -4,7 +4,7 @@
 |------------|------------------------------------------------------------------------------------------------------|
 | torch      | torch's dynamo exporter, then its legacy one; Keras' own export would trace sizes of 1 (3.15)        |
 | tensorflow | tf2onnx (`tensorflow.py`); Keras' own export leaves out what a Normalization layer has learned (3.15) |
-| jax        | Keras' own export, by jax2onnx                                                                       |
+| jax        | jax2onnx                                                                                             |
 """
 
 import inspect
@@ -119,18 +119,26 @@ def _by_tensorflow(
 def _by_jax(
     model: Any, arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, original: OriginalModel, legacy: bool
 ) -> Any:
+    import jax  # a backend that may not be installed
+    import jax2onnx
+
+    def function(*tensors: Any) -> tuple[Any, ...]:
+        return tuple(_call(model, dict(zip(arrays, tensors, strict=True))).values())
+
     specs = [
-        keras.InputSpec(
-            dtype=str(array.dtype),
-            shape=[None if not axis or axis in axes[name] else size for axis, size in enumerate(array.shape)],
-            name=f"x{position}",
+        jax.ShapeDtypeStruct(
+            tuple(
+                "batch" if not axis else f"size_{position}_{axis}" if axis in axes[name] else size
+                for axis, size in enumerate(array.shape)
+            ),
+            jax.dtypes.canonicalize_dtype(array.dtype),
         )
         for position, (name, array) in enumerate(arrays.items())
     ]
     with TemporaryDirectory(prefix="onnxserve-") as folder:
         path = Path(folder) / "model.onnx"
-        given: list[Any] = [specs] if len(specs) > 1 else specs
-        model.export(str(path), format="onnx", input_signature=given, verbose=False)
+        names = [f"x{position}" for position in range(len(specs))]
+        jax2onnx.to_onnx(function, inputs=specs, input_names=names, return_mode="file", output_path=str(path))
         return rename_values(onnx.load(str(path)), list(arrays), outputs)
 
 
