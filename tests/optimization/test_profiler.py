@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.optimization import profile
 from tests.support.models import HEADER, write_model
 from tests.support.networks import network, write_network
@@ -56,6 +58,16 @@ def test_a_loop_is_named_and_does_not_count_what_runs_within_it(tmp_path: Path) 
     assert any("has a body, of which a node runs 20 times" in line for line in done.advice)
     shares = {entry.name: entry.share for entry in done.operators}
     assert shares["Sin"] > shares["Loop"]
+
+
+def test_the_blocks_of_our_own_trees_are_no_advice(tmp_path: Path) -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    rows = np.random.default_rng(0).normal(size=(300, 3))
+    model = ensemble.HistGradientBoostingRegressor(max_iter=40, max_depth=4).fit(rows, rows[:, 0] * rows[:, 1])
+    save_model(model, tmp_path / "trees", input_example=rows)
+    done = profile(str(tmp_path / "trees"), rows=500)
+    assert {"If", "Scan"} <= {entry.operator for entry in done.nodes}
+    assert not any("has a body" in line for line in done.advice)
 
 
 def test_casts_and_dynamic_convolutions_are_named(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class NodeBuilder:
         """Add a node with several outputs, and return their names."""
         domain, version = _domain_and_version(operator)
         results = [output] if output else [self._name(operator) for _ in range(count)]
-        name = self._scope.get_unique_operator_name(operator)
+        name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(
             operator, inputs, results, op_domain=domain, op_version=version, name=name, **attributes
         )
