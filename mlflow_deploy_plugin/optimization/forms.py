@@ -4,7 +4,7 @@
 |--------------|-------------------------------------------|----------------------------------------------------------|
 | int8 static  | weights and activations of Conv, MatMul … | convolutions, large layers; a quarter of the size        |
 | int8 dynamic | weights of MatMul, Gemm, LSTM             | transformers, LSTM, large dense layers; needs no rows    |
-| fp16         | all 32-bit weights                        | size only: ONNX Runtime makes them 32 bits when it loads |
+| fp16         | all 32-bit weights                        | size; ONNX Runtime computes most of it in 32 bits        |
 | prune        | none, but zeros                           | the packed file only: zeros are computed like the others |
 
 Integers are made by ONNX Runtime's own quantizer, 16-bit floats by the converter beside it. Every function takes a
