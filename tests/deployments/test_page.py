@@ -35,12 +35,13 @@ def test_the_page_of_deployments_runs_as_it_stands(
 def test_the_page_of_registered_models_goes_from_an_old_version_to_onnx_and_back(
     client: BaseDeploymentClient, tmp_path: Path, new_database: Callable[[Path], str]
 ) -> None:
-    _, _, as_it_is, converted, compared, moved, back = run_page("registered.md", tmp_path, new_database(tmp_path))
+    _, _, as_it_is, converted, dry, compared, moved, back = run_page("registered.md", tmp_path, new_database(tmp_path))
 
     served = ("version: 1\n", "flavor: python_function\n", "stage: Production\n")
     assert '{"predictions": [0, 0, 0]}' in as_it_is
     assert all(line in as_it_is for line in served)
-    assert "version 2" in converted
+    assert converted.startswith("cancer version 2: the ONNX form of models:/cancer/1 (Pipeline of sklearn")
+    assert re.fullmatch(r"proven on \d+ rows\n", dry)
     assert compared.startswith("the same answers\ncancer version 2: passed, compared with models:/cancer/1\n")
     assert "cancer/cancer serves it after" in moved
     assert "version: 2\nflavor: onnxserve\nstage: Production\nparity: proven\n" in moved
