@@ -15,7 +15,7 @@ from benchmarks.covering.judge import Case, judge
 
 QUICK = (
     *("text: counts with accents", "min-max, hist boosting", "gaps: scaler, tree", "scaler, neighbours"),
-    *("mixed: target encoder", "voting, soft", "text: own tokenizer"),
+    *("mixed: target encoder", "voting, soft", "grid: nearest neighbours"),
 )
 
 

@@ -247,12 +247,17 @@ def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any
             )
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
+    # skl2onnx lowers the versions to what its nodes need, and does not look into subgraphs
+    others = [entry for entry in proto.opset_import if entry.domain not in OPSETS]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    del proto.opset_import[:]
+    proto.opset_import.extend([*opsets, *others])
     if precision != "single":
         widen(proto)
     trees.restore_missing_directions(proto.graph, fitted)
     for node in proto.graph.node:
         if node.op_type == "StringNormalizer":  # every machine has C.UTF-8; the default, en_US, may be missing
-            others = [attribute for attribute in node.attribute if attribute.name != "locale"]
+            kept = [attribute for attribute in node.attribute if attribute.name != "locale"]
             del node.attribute[:]
-            node.attribute.extend([*others, helper.make_attribute("locale", "C.UTF-8")])
+            node.attribute.extend([*kept, helper.make_attribute("locale", "C.UTF-8")])
     return proto

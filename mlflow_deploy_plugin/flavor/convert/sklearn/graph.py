@@ -231,6 +231,10 @@ def widen(model: Any) -> None:
                     types[wide] = helper.make_tensor_type_proto(TensorProto.DOUBLE, None)
                     node.input[position] = wide
         nodes.append(node)
+        if node.op_type == "If":  # its branches declare the same types
+            declared = zip(node.output, node.attribute[0].g.output, strict=True)
+            types |= {name: value.type for name, value in declared}
+            continue
         try:
             schema = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain)
             known = {name: types[name] for name in node.input if name in types}

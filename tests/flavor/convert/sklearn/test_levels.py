@@ -11,7 +11,8 @@ import onnx
 import pytest
 import xgboost
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.ensemble import HistGradientBoostingRegressor, VotingRegressor
+from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -63,6 +64,15 @@ BY_LEVELS: dict[str, Case] = {
     "catboost, trees of other shapes": (lambda: cat(grow_policy="Depthwise", depth=3).fit(GAPS, GAPPY), GAPS),
     "in a pipeline": (lambda: make_pipeline(StandardScaler(), xgb()).fit(GAPS, GAPPY), GAPS),
     "calibrated classes": (lambda: CalibratedClassifierCV(cat("Classifier"), cv=2).fit(FULL, THREE), FULL),
+    "beside a line, scaled in 64 bits": (
+        lambda: VotingRegressor(
+            [
+                ("trees", HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5)),
+                ("line", make_pipeline(StandardScaler(), LinearRegression())),
+            ]
+        ).fit(FULL, SCORE),
+        FULL,
+    ),
     "histograms": (
         lambda: HistGradientBoostingRegressor(max_iter=MIN_TREES, max_depth=5, max_leaf_nodes=20).fit(GAPS, GAPPY),
         GAPS,
