@@ -31,8 +31,18 @@ from tests.support.pyfuncs import save_pyfuncs
 from tests.support.tracking import tracking_at
 
 
-@pytest.mark.parametrize(("form", "name"), [("onnx", "m.onnx"), ("ort", "m.ort"), ("bundle", "b"), ("wheel", "dist")])
-@pytest.mark.parametrize("model", ["mixed", "tensor", "forest", "network"])
+@pytest.mark.parametrize(
+    ("form", "name", "model"),
+    [
+        ("onnx", "m.onnx", "mixed"),
+        ("ort", "m.ort", "mixed"),
+        ("wheel", "dist", "mixed"),
+        ("bundle", "b", "mixed"),
+        ("ort", "m.ort", "forest"),
+        ("onnx", "m.onnx", "tensor"),
+        ("bundle", "b", "network"),
+    ],
+)
 def test_a_version_is_exported_and_proven(
     form: Any, name: str, model: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

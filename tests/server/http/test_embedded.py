@@ -228,6 +228,7 @@ def test_an_alias_is_followed_unless_the_application_says_otherwise(
             assert version(stays) == "1"
 
 
+@pytest.mark.long
 def test_the_end_of_a_fork_leaves_the_model_to_its_parent(folder: Path, tmp_path: Path) -> None:
     code = (
         "import mlflow_deploy_plugin as onnxserve, os, psutil, sys\n"
