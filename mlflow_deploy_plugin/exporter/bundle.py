@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.runtime import Array
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_REQUIREMENTS = ("onnxruntime>=1.20", "numpy>=1.26")
+_REQUIREMENTS = ("onnxruntime>=1.21", "numpy>=1.26")
 _DOWNLOAD_SECONDS = 600
 _TENSOR_TYPES = {
     "float32": ("float32", "float"),

@@ -62,7 +62,7 @@ Name: {distribution}
 Version: {version}
 Summary: {summary}
 Requires-Python: >=3.10
-Requires-Dist: onnxruntime>=1.20
+Requires-Dist: onnxruntime>=1.21
 Requires-Dist: numpy>=1.26
 """
 _WHEEL = "Wheel-Version: 1.0\nGenerator: onnxserve\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
