@@ -34,6 +34,15 @@ Batch: TypeAlias = pd.DataFrame | dict[str, Array]
 """N rows: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
 
 
+def read_batch(data: Any) -> Batch:
+    """Return a table as it is, arrays by the names of a mapping, or the only array, which is named ""."""
+    if isinstance(data, pd.DataFrame):
+        return data
+    if isinstance(data, dict):
+        return {str(name): np.asarray(values) for name, values in data.items()}
+    return {"": np.asarray(data)}
+
+
 def row_count(batch: Batch) -> int:
     """Return the number of rows; a scalar is one."""
     if isinstance(batch, pd.DataFrame):

@@ -22,10 +22,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import pandas as pd
-
 from mlflow_deploy_plugin.errors import ConversionError, OnnxserveError
+from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
@@ -86,7 +84,7 @@ class _Registered:
         if hasattr(self.converter, "read_batch"):
             batch: Batch = self._call(self.converter.read_batch, model, data)
             return batch
-        return data if isinstance(data, pd.DataFrame) else read_arrays(data)
+        return batches.read_batch(data)
 
     def forms(
         self, model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
@@ -146,13 +144,6 @@ def _described(entry: EntryPoint) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def read_arrays(data: Any) -> dict[str, Any]:
-    """Return arrays by name: a mapping's, or the only one, which is named ""."""
-    if isinstance(data, dict):
-        return {str(name): np.asarray(values) for name, values in data.items()}
-    return {"": np.asarray(data)}
 
 
 _LOADERS: dict[str, tuple[str, str]] = {

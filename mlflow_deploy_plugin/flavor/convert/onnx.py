@@ -6,22 +6,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import pandas as pd
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
 
 
 def read_batch(model: Any, data: Any) -> Batch:
-    """Return a table, tensors by name, or one tensor for a graph with one input."""
-    if isinstance(data, pd.DataFrame):
-        return data
-    if isinstance(data, dict):
-        return {str(name): np.asarray(values) for name, values in data.items()}
-    return {"": np.asarray(data)}
+    """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
+    return batches.read_batch(data)
 
 
 def forms(

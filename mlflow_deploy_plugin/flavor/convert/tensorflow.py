@@ -16,6 +16,7 @@ import pandas as pd
 import tensorflow as tf
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
@@ -33,12 +34,8 @@ _SIGNATURE = "serving_default"
 
 
 def read_batch(model: Any, data: Any) -> Batch:
-    """Return a table of numbers, or arrays by the names of the model's inputs."""
-    if isinstance(data, pd.DataFrame):
-        return data
-    if isinstance(data, dict):
-        return {str(name): np.asarray(values) for name, values in data.items()}
-    return {"": np.asarray(data)}
+    """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
+    return batches.read_batch(data)
 
 
 def forms(

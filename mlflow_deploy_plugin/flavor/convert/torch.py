@@ -96,7 +96,7 @@ def export(
         legacy: use the exporter that traces modules by TorchScript.
 
     Raises:
-        ConversionError: as `to_onnx`.
+        ConversionError: as `_to_onnx`.
         InvalidConfig: the model refuses the batch.
     """
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
@@ -171,6 +171,10 @@ def _to_onnx(
             shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
             is_variadic = any(one.kind is one.VAR_POSITIONAL for one in _signature(model).values())
             options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
+            if _leaves_out(_parameters(model), names):
+                options["kwargs"] = dict(zip(names, arguments, strict=True))
+                options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
+                arguments = ()
             return torch.onnx.export(model, arguments, **options).model_proto
     except Exception as error:
         cause = error.__cause__ or error
@@ -204,8 +208,10 @@ def original_model(model: Any) -> OriginalModel:
 
     def original(batch: Batch) -> dict[str, Array]:
         order = [name for name in parameters if name in batch] or [str(name) for name in batch]
+        tensors = _tensors(batch, order, model)
         with _eval_mode(model), torch.no_grad():
-            answers = by_name(module(*_tensors(batch, order, model)))
+            named = dict(zip(order, tensors, strict=True)) if _leaves_out(parameters, order) else {}
+            answers = by_name(module(**named) if named else module(*tensors))
         return {name: answer.detach().cpu().numpy() for name, answer in answers.items()}
 
     return original
@@ -241,6 +247,11 @@ def _parameters(model: Any) -> list[str]:
     if isinstance(model, torch.jit.ScriptModule):
         return [argument.name for argument in model.forward.schema.arguments[1:]]  # the first is self
     return list(_signature(model))
+
+
+def _leaves_out(parameters: list[str], names: list[str]) -> bool:
+    """Return True if an earlier parameter of `forward` keeps its default, so that the inputs have to be named."""
+    return set(names) <= set(parameters) and parameters[: len(names)] != names
 
 
 def _signature(model: Any) -> Mapping[str, inspect.Parameter]:

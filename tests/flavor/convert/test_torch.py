@@ -287,3 +287,19 @@ def test_an_operation_without_an_operator_is_named_and_nothing_is_printed(capfd:
             wrap(module, torch.randn(6, 3, 3).numpy())
 
     assert capfd.readouterr().out == ""
+
+
+class Optional(torch.nn.Module):
+    def forward(self, x: Any, scale: Any = None, shift: Any = None) -> Any:
+        x = x if scale is None else x * scale
+        return x if shift is None else x + shift
+
+
+def test_a_parameter_that_is_left_out_keeps_its_default() -> None:
+    rows = torch.randn(20, 3)
+
+    wrapped = wrap(Optional(), {"x": rows, "shift": rows * 2})
+
+    assert wrapped.report.state == "proven"
+    assert [node.op_type for node in wrapped.converted.proto.graph.node] == ["Add"]
+    assert [entry.name for entry in wrapped.converted.inputs] == ["x", "shift"]
