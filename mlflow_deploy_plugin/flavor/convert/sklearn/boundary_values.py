@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.impute import SimpleImputer
+from sklearn.isotonic import IsotonicRegression
 from sklearn.naive_bayes import BernoulliNB
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import (
@@ -23,6 +24,7 @@ from sklearn.preprocessing import (
     MinMaxScaler,
     QuantileTransformer,
     RobustScaler,
+    SplineTransformer,
     StandardScaler,
 )
 
@@ -33,7 +35,10 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, his
 from mlflow_deploy_plugin.runtime import Array
 
 _SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
-_ROWS = ("_fit_X", "cluster_centers_", "support_vectors_", "X_train_", "centroids_")
+_ROWS = (
+    *("_fit_X", "X_fit_", "X_", "X_train_", "support_vectors_"),
+    *("cluster_centers_", "subcluster_centers_", "centroids_"),
+)
 """Attributes with rows from which predictions are computed."""
 
 _MAX_VALUES = 1_000  # of the edges, categories and terms of a column, and of the learned rows, evenly spread
@@ -114,6 +119,8 @@ def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
         yield from ((part.estimator, None) for part in getattr(estimator, "calibrated_classifiers_", []))
         if hasattr(estimator, "estimator_") and not hasattr(estimator, "support_"):
             yield estimator.estimator_, None
+        if hasattr(estimator, "regressor_"):
+            yield estimator.regressor_, None
 
 
 def _transformer_steps(transformer: ColumnTransformer) -> Iterator[tuple[str, Any, list[int]]]:
@@ -166,6 +173,8 @@ _EDGES: dict[type, Callable[[Any], Any]] = {
     Binarizer: lambda step: [[step.threshold]] * step.n_features_in_,
     BernoulliNB: lambda step: [[] if step.binarize is None else [step.binarize]] * step.n_features_in_,
     QuantileTransformer: lambda step: step.quantiles_.T,
+    IsotonicRegression: lambda step: [step.X_thresholds_],
+    SplineTransformer: lambda step: [spline.t[spline.k : -spline.k or None] for spline in step.bsplines_],
 }
 
 

@@ -85,8 +85,8 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
 
 def splines(model: SplineTransformer, rows: Rows) -> TracedArray:
     """Return the basis splines of each column: a polynomial between two knots."""
-    if model.sparse_output or getattr(model, "handle_missing", "error") != "error":
-        raise NotImplementedError("SplineTransformer with sparse_output or handle_missing")
+    if getattr(model, "handle_missing", "error") != "error":
+        raise NotImplementedError(f"SplineTransformer with handle_missing={model.handle_missing!r}")
     columns = [_column_splines(model, spline, rows.matrix[:, n]) for n, spline in enumerate(model.bsplines_)]
     return np.concatenate(columns, axis=1)
 

@@ -17,6 +17,7 @@ from sklearn.neighbors import (
     NearestCentroid,
     RadiusNeighborsClassifier,
     RadiusNeighborsRegressor,
+    RadiusNeighborsTransformer,
 )
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 
@@ -156,6 +157,12 @@ def radius_classes(model: RadiusNeighborsClassifier, rows: Rows) -> tuple[Traced
     return np.argmax(scores, axis=1), scores
 
 
+def within_radius(model: RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
+    far = distances(rows.matrix, model._fit_X, *_metric(model))
+    inside = (far <= model.radius).astype(np.float64)
+    return np.where(far <= model.radius, far, 0.0) if model.mode == "distance" else inside
+
+
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     """Return the columns, with the mean of the nearest learned rows in place of a missing value.
 
@@ -281,6 +288,7 @@ FORMULAS: dict[type, Formula] = {
     KNeighborsRegressor: lambda model, rows: _nearest(model, rows, _targets(model)),
     RadiusNeighborsClassifier: radius_classes,
     RadiusNeighborsRegressor: lambda model, rows: _within_radius(model, rows, _targets(model))[0],
+    RadiusNeighborsTransformer: within_radius,
     KNNImputer: imputed,
     NearestCentroid: nearest_centroid,
     **dict.fromkeys((MeanShift, AffinityPropagation), closest_centre),

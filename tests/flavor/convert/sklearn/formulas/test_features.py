@@ -42,6 +42,7 @@ STEPS: dict[str, Any] = {
         f"splines, {extrapolation}": SplineTransformer(extrapolation=extrapolation, include_bias=False)
         for extrapolation in ("constant", "linear", "continue", "periodic")
     },
+    "sparse splines": SplineTransformer(sparse_output=True),
     "lines": SplineTransformer(degree=1, knots="quantile"),
 }
 
@@ -58,7 +59,7 @@ def test_an_elimination_predicts_by_its_own_estimator() -> None:
 @pytest.mark.parametrize(
     ("step", "words"),
     [
-        (SplineTransformer(sparse_output=True), "SplineTransformer with sparse_output or handle_missing"),
+        (SplineTransformer(handle_missing="zeros"), "SplineTransformer with handle_missing='zeros'"),
         (FeatureAgglomeration(2, pooling_func=np.median), "numpy.median, which has no form in a graph"),
     ],
 )

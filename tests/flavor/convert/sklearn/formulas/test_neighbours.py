@@ -16,6 +16,7 @@ from sklearn.neighbors import (
     NearestCentroid,
     RadiusNeighborsClassifier,
     RadiusNeighborsRegressor,
+    RadiusNeighborsTransformer,
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
@@ -49,6 +50,7 @@ MODELS: dict[str, tuple[Any, Any]] = {
     **{f"ridge, {kernel}": (KernelRidge(kernel=kernel), VALUES) for kernel in ("rbf", "poly", "sigmoid", "laplacian")},
     "ridge, several targets": (KernelRidge(kernel="cosine"), np.column_stack([VALUES, -VALUES])),
     "a part of a kernel": (make_pipeline(Nystroem(n_components=20, random_state=0), Ridge()), VALUES),
+    "a graph": (make_pipeline(RadiusNeighborsTransformer(radius=1.5), Ridge()), VALUES),
     "a map": (make_pipeline(Isomap(n_components=2), Ridge()), VALUES),
     "a patchwork": (make_pipeline(LocallyLinearEmbedding(n_components=2, random_state=0), Ridge()), VALUES),
 }
