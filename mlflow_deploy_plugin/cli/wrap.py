@@ -138,6 +138,7 @@ def _parity_text(made: "WrappedVersion", output: str) -> str:
     for one in made.report.outputs:
         if one.name == output:
             ties = f", {one.ties} ties" if one.ties else ""
-            error = "" if one.role == "label" else f", largest error {one.max_absolute_error:.2g}"
+            largest = f", largest error {one.max_absolute_error:.2g}, {one.max_excess:.0%} of what is allowed"
+            error = "" if one.role == "label" else largest
             return f"agrees on {one.agreement:.4%} of the rows{error}{ties}"
     return ""
