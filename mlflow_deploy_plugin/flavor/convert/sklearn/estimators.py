@@ -202,6 +202,9 @@ def convertible_copy(fitted: Any) -> Any:
             part.flatten_transform = False  # only `transform` uses it, and the default has no converter
         if hasattr(part, "sparse_output"):
             part.sparse_output = False  # a graph has no sparse arrays; the numbers are the same
+        if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20
+            threshold = part.tree_.threshold
+            threshold[np.isinf(threshold)] = np.finfo(np.float32).max
         if isinstance(part, Pipeline):  # skl2onnx supports no step that does nothing
             part.steps = [step for step in part.steps[:-1] if step[1] not in _NOTHING] + part.steps[-1:]
     transformers = [step for step in first_steps(copy) if isinstance(step, ColumnTransformer)]

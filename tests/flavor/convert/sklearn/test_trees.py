@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 from sklearn.base import is_classifier
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor, IsolationForest
+from sklearn.ensemble import (
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    IsolationForest,
+    RandomForestClassifier,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     KBinsDiscretizer,
@@ -154,3 +159,14 @@ def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
 
     assert wrap(model, rows).report.state == "proven"
     assert wrap(make_pipeline(StandardScaler(), model).fit(rows, rows[:, 0]), rows).report.state == "proven"
+
+
+@pytest.mark.timeout(60)
+def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(matrix: tuple[np.ndarray, np.ndarray]) -> None:
+    """Its threshold is infinity, for which skl2onnx seeks the nearest 64-bit float for ever."""
+    table = pd.DataFrame(matrix[0][:300, :2], columns=["a", "b"]).assign(count=np.arange(300) % 7)
+    table.loc[::3, "a"] = np.nan
+    forest = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1).fit(table, table["a"].isna())
+    assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)
+    assert wrap(forest, table).report.state == "proven"
+    assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)  # the original is as it was
