@@ -175,6 +175,9 @@ def load_file(model: Any) -> Any:
     try:
         return attrgetter(load)(import_module(framework))(str(path))
     except ModuleNotFoundError as error:
-        raise ConversionError(f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{framework}]'") from None
+        is_backend = framework == "keras" and error.name != "keras"
+        another = "; another backend is named by KERAS_BACKEND=torch, or jax" if is_backend else ""
+        extra = error.name if is_backend else framework
+        raise ConversionError(f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{another}") from None
     except Exception as error:
         raise ConversionError(f"{path} is not a model of {framework}: {_one_line(error)}") from error

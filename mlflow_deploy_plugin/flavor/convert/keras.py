@@ -113,7 +113,7 @@ def _by_tensorflow(
     def function(*tensors: Any) -> list[Any]:
         return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
 
-    return export(function, arrays, outputs, axes)
+    return export(function, arrays, outputs, axes, type(model).__name__)
 
 
 def _by_jax(

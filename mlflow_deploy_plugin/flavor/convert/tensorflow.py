@@ -68,17 +68,21 @@ def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedMod
     def function(*tensors: Any) -> list[Any]:
         return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
 
-    proto = export(function, arrays, outputs, axes)
+    shown = "the SavedModel" if getattr(model, "signatures", None) else type(model).__name__
+    proto = export(function, arrays, outputs, axes, shown)
     return bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
 
 
-def export(function: Callable[..., Any], arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes) -> Any:
+def export(
+    function: Callable[..., Any], arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, shown: str
+) -> Any:
     """Return the ModelProto of a function of tensors, which returns a list of tensors.
 
     Args:
         arrays: an example of its inputs, in their order.
         outputs: the names of what it returns.
         axes: the free sizes of its inputs; their first dimension is always free.
+        shown: the name of the model in messages.
 
     Raises:
         ConversionError: tf2onnx is not installed, or has no ONNX operator for an operation.
@@ -104,7 +108,7 @@ def export(function: Callable[..., Any], arrays: dict[str, Array], outputs: list
         proto, _ = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)
         onnx.checker.check_model(proto)  # an operation that it does not know stays in the graph
     except Exception as error:
-        raise ConversionError(f"it cannot be converted to ONNX: {plain_reason(str(error))}") from error
+        raise ConversionError(f"{shown} cannot be converted to ONNX: {plain_reason(str(error))}") from error
     held = {inner.name: outer for outer, inner in captures}
     for value in [value for value in proto.graph.input if value.name in held]:
         constant = onnx.numpy_helper.from_array(held[value.name].numpy(), value.name)

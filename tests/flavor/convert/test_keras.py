@@ -1,7 +1,10 @@
 """Keras 3 on the torch backend, which installs everywhere; `KERAS_BACKEND=tensorflow pytest …` asks another one."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,3 +144,15 @@ def test_unknown_inputs_are_named() -> None:
 def test_what_a_net_cannot_do_without_is_said(example: Any, function: Any, said: str) -> None:
     with pytest.raises(InvalidConfig, match=said):
         wrap(_normalised(), example, predict_fn=function)
+
+
+@pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
+def test_a_backend_that_is_not_installed_is_said(tmp_path: Path) -> None:
+    code = "import sys; from mlflow_deploy_plugin.flavor.convert import load_file; load_file(sys.argv[1])"
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "net.keras")], env=environment, capture_output=True, text=True
+    )
+
+    assert "net.keras needs tensorflow: pip install 'mlflow-onnxserve[tensorflow]'; another backend is" in done.stderr
