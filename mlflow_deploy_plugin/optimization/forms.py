@@ -53,10 +53,9 @@ def int8_dynamic(proto: Any) -> Any:
     """
     from onnxruntime import quantization  # heavy
 
-    ready = preprocessed(proto)
     return _quantized(
         proto,
-        lambda path: quantization.quantize_dynamic(
+        lambda ready, path: quantization.quantize_dynamic(
             ready, path, op_types_to_quantize=list(DYNAMIC_OPS), per_channel=True, reduce_range=_reduces_range()
         ),
         DYNAMIC_OPS,
@@ -85,10 +84,9 @@ def int8_static(proto: Any, rows: Sequence[Feeds], per_channel: bool = True) -> 
         def get_next(self) -> Feeds | None:
             return next(self.parts, None)
 
-    ready = preprocessed(proto)
     return _quantized(
         proto,
-        lambda path: quantization.quantize_static(
+        lambda ready, path: quantization.quantize_static(
             ready,
             path,
             Rows(),
@@ -185,20 +183,25 @@ def preprocessed(proto: Any) -> Any:
     return graph
 
 
-def _quantized(proto: Any, quantize: Callable[[str], None], operators: Sequence[str]) -> Any:
+def _quantized(proto: Any, quantize: Callable[[str, str], None], operators: Sequence[str]) -> Any:
+    """Return the graph that `quantize` makes of the file of a preprocessed one; a graph in memory it would change."""
+    present = sorted({node.op_type for node in proto.graph.node} & set(operators))
+    if not present:
+        raise ConversionError(f"it has no {', '.join(operators[:3])} ({_operators(proto)})")
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        path = Path(folder) / "quantized.onnx"
+        ready, path = Path(folder) / "ready.onnx", Path(folder) / "quantized.onnx"
+        onnx.save(preprocessed(proto), ready)
         disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)  # about ranges and opsets, on the root logger
         try:
-            quantize(str(path))
+            quantize(str(ready), str(path))
         except Exception as error:  # noqa: BLE001 - the quantizer raises what comes
             raise ConversionError(f"ONNX Runtime's quantizer refuses it: {describe_error(error)}") from None
         finally:
             logging.disable(disabled)
         result = onnx.load(path)
     if not any(node.op_type in _QUANTIZED for node in result.graph.node):
-        raise ConversionError(f"it has no {', '.join(operators[:3])} of 32-bit floats ({_operators(proto)})")
+        raise ConversionError(f"no {' or '.join(present)} of it has weights of 32-bit floats")
     return result
 
 

@@ -365,13 +365,28 @@ class _Workshop:
         if recipe.int8 == "dynamic":
             graph = forms.int8_dynamic(graph)
         if recipe.int8 == "static":
-            graphs = [forms.int8_static(graph, self.feeds, per_channel) for per_channel in (True, False)]
-            compared = [self.draft(one, f"{recipe}, {position}", "") for position, one in enumerate(graphs)]
-            calibration = [compare_with_base(self.base, _load(one.folder), self.rows.calibration) for one in compared]
-            best = min((0, 1), key=lambda position: calibration[position].relative_difference)
-            note = ", ".join(filter(None, [note, "one scale a channel" if best == 0 else "one scale a tensor"]))
-            return replace(compared[best], note=note)
+            return self.best_scales(graph, str(recipe), note)
         return self.draft(graph, str(recipe), note)
+
+    def best_scales(self, graph: Any, name: str, note: str) -> _Draft:
+        """Make 8-bit integers with one scale a channel and with one a tensor; keep the form closer to the base.
+
+        The quantizer of ONNX Runtime 1.31 refuses scales by channel for a Gemm whose bias is a matrix.
+        """
+        found: list[tuple[float, _Draft]] = []
+        failure: ConversionError | None = None
+        for per_channel, scales in ((True, "one scale a channel"), (False, "one scale a tensor")):
+            try:
+                quantized = forms.int8_static(graph, self.feeds, per_channel)
+                draft = self.draft(quantized, f"{name}, {scales}", ", ".join(filter(None, [note, scales])))
+            except ConversionError as error:
+                failure = failure or error
+                continue
+            compared = compare_with_base(self.base, _load(draft.folder), self.rows.calibration)
+            found.append((compared.relative_difference, draft))
+        if not found:
+            raise failure or ConversionError("it has no such form")
+        return min(found, key=lambda one: one[0])[1]
 
     def draft(self, graph: Any, name: str, note: str) -> _Draft:
         folder = self.drafts / name

@@ -96,7 +96,7 @@ def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_with
     registry.create_model_version("linear", write_classifier(tmp_path / "linear", reference=reference).as_uri())
     done = try_forms("models:/linear/1", [Recipe(int8="dynamic"), Recipe(fp16=True), Recipe(prune=0.5)], is_auto=True)
     assert list(done.impossible) == ["int8 dynamic", "fp16"]
-    assert done.impossible["int8 dynamic"].startswith("it has no MatMul, Gemm, LSTM of 32-bit floats")
+    assert done.impossible["int8 dynamic"].startswith("no MatMul of it has weights of 32-bit floats")
     assert not done.chosen
     assert not done.is_refused
     assert done.reason.startswith("nothing was faster than models:/linear/1")
@@ -115,6 +115,18 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
     monkeypatch.setattr("mlflow_deploy_plugin.optimization.forms.half_precision", half_precision)
     with pytest.raises(ConversionError, match=r"cannot have the form fp16: ONNX Runtime cannot run the form: .*Gemmm"):
         onnxserve.optimize("models:/net/1", fp16=True)
+
+
+def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
+    registry: MlflowClient, tmp_path: Path
+) -> None:
+    graph = network()
+    for weight in graph.graph.initializer:  # as skl2onnx writes a network of scikit-learn
+        if weight.name.startswith("b"):
+            weight.dims[:] = [1, *weight.dims]
+    folder = write_network(tmp_path / "models" / "rows", graph=graph)
+    done = onnxserve.optimize(str(folder), int8="static", max_loss=0.1, register="rows")
+    assert done.forms[1].note == "one scale a tensor"
 
 
 def outcome(**given: tuple[float, ...]) -> Optimization:
@@ -191,7 +203,7 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
         onnxserve.optimize(str(write_model(tmp_path / "fixed", graph)), fp16=True, register="fixed")
     reference = {name: np.random.default_rng(0).normal(size=300) for name in ("a", "b")}
     folder = write_classifier(tmp_path / "linear", reference=reference)
-    with pytest.raises(ConversionError, match="cannot have the form int8 dynamic: it has no MatMul"):
+    with pytest.raises(ConversionError, match="cannot have the form int8 dynamic: no MatMul of it has"):
         onnxserve.optimize(str(folder), int8="dynamic", register="linear")
 
 
