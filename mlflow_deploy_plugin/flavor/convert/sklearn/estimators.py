@@ -16,7 +16,6 @@ from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
 from sklearn.ensemble import VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
-from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
@@ -56,7 +55,7 @@ def best_estimator(model: Any) -> Any:
     A recursive elimination (RFE) becomes a pipeline of its selection and its estimator.
     """
     while True:
-        if isinstance(model, FrozenEstimator):
+        if type(model).__name__ == "FrozenEstimator":  # scikit-learn has it from 1.6 on
             model = model.estimator
         elif isinstance(model, SelfTrainingClassifier):
             model = model.estimator_

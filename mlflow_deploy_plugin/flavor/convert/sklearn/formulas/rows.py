@@ -26,8 +26,9 @@ class Rows:
 
     def __init__(self, graph: NodeBuilder | None, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
-        self._after: dict[int, Rows] = {}  # a step
-        self._outputs: dict[tuple[int, bool], list[str]] = {}  # of an estimator, with or without raw scores
+        # what was asked already, by the id of the step or estimator: its part of the graph is made once
+        self._after: dict[int, Rows] = {}
+        self._outputs: dict[tuple[int, bool], list[str]] = {}  # without and with raw scores
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
 
     @classmethod
@@ -122,12 +123,12 @@ class Rows:
             self._outputs[key] = self._graph.sub_model(estimator, self._variables(estimator), key[1])
         names = self._outputs[key]
         name = self._graph.node("Cast", [names[int(method in _SCORES)]], to=TensorProto.DOUBLE)
-        traced = Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2)) if _is_flat_score(sample, method) else sample)
-        if _is_flat_score(sample, method):
-            return traced.reshape(-1, 2)[:, 1]
-        return traced.reshape(-1, *sample.shape[1:])
+        if method == "decision_function" and sample.ndim == 1:  # skl2onnx has a column for each of two classes
+            return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
+        return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
     def _variables(self, estimator: Any) -> list[Any]:
+        """Return the inputs of an estimator's converter; trees read 32-bit floats, as in scikit-learn."""
         parts = list(sub_estimators(estimator))
         rounds = any(hasattr(part, "tree_") for part in parts) and not any(map(compares_in_64_bits, parts))
         if self._inputs and not (rounds and self.is_double):
@@ -138,6 +139,7 @@ class Rows:
         return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
     def _sample(self, estimator: Any, method: str) -> Array:
+        """Return numbers in the shape of the estimator's answer for `SAMPLE_ROWS` rows."""
         if method in _SCORES:
             count = len(estimator.classes_)
             flat = count == 2 and method == "decision_function"
@@ -157,10 +159,7 @@ class Rows:
 _SCORES = ("predict_proba", "decision_function")
 Formula = Callable[[Any, Rows], Any]
 FORMULAS: dict[type, Formula] = {}
-
-
-def _is_flat_score(sample: Array, method: str) -> bool:
-    return method == "decision_function" and sample.ndim == 1
+"""The formula of each estimator that has one; `formulas.register` fills it."""
 
 
 def _classes_at(estimator: Any, position: TracedArray) -> TracedArray:

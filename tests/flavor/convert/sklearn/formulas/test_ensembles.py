@@ -66,7 +66,21 @@ CLASSIFIERS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("model", "labels"), CLASSIFIERS.values(), ids=CLASSIFIERS)
+SELDOM = {
+    "temperature of two",
+    "a threshold for scores",
+    "the rest of two",
+    "regressions for classes",
+    "machines for pairs",
+}
+SELDOM |= {"one pair", "a chain by probabilities", "a search within", "calibrated after training"}
+CASES = [
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else [])
+    for name, case in CLASSIFIERS.items()
+]
+
+
+@pytest.mark.parametrize(("model", "labels"), CASES)
 def test_a_classifier_around_others_is_proven(model: Any, labels: Any) -> None:
     assert wrap(model.fit(ROWS, labels), ROWS).report.state == "proven"
 

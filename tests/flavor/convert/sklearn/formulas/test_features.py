@@ -47,7 +47,13 @@ STEPS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+SELDOM = {"of a forest", "in order", "independent, not whitened", "groups by their largest", "skewed", "sparse splines"}
+CASES = [
+    pytest.param(step, id=name, marks=[pytest.mark.long] if name in SELDOM else []) for name, step in STEPS.items()
+]
+
+
+@pytest.mark.parametrize("step", CASES)
 def test_a_transformer_is_proven(step: Any) -> None:
     assert wrap(make_pipeline(step, Ridge()).fit(ROWS, VALUES), ROWS).report.state == "proven"
 

@@ -56,7 +56,22 @@ MODELS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("model", "target"), MODELS.values(), ids=MODELS)
+SELDOM = {
+    "largest difference",
+    "angle",
+    "shifted means",
+    "exemplars",
+    "ridge, poly",
+    "ridge, sigmoid",
+    "ridge, laplacian",
+}
+SELDOM |= {"ridge, several targets", "spread to neighbours", "equal centroids", "radius by distance", "a graph"}
+CASES = [
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else []) for name, case in MODELS.items()
+]
+
+
+@pytest.mark.parametrize(("model", "target"), CASES)
 def test_what_compares_with_learned_rows_is_proven(model: Any, target: Any) -> None:
     assert wrap(model.fit(ROWS, target), ROWS).report.state == "proven"
 

@@ -37,7 +37,13 @@ MODELS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("model", "target"), MODELS.values(), ids=MODELS)
+SELDOM = {"quantiles", "constant", "canonical", "process of products", "smooth process", "rational process"}
+CASES = [
+    pytest.param(*case, id=name, marks=[pytest.mark.long] if name in SELDOM else []) for name, case in MODELS.items()
+]
+
+
+@pytest.mark.parametrize(("model", "target"), CASES)
 def test_a_predictor_is_proven(model: Any, target: Any) -> None:
     assert wrap(model.fit(ROWS, target), ROWS).report.state == "proven"
 
