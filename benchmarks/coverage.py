@@ -60,7 +60,8 @@ def report(verdicts: list[Verdict]) -> str:
 
 def summary(verdicts: list[Verdict], seconds: float) -> str:
     """The counts and shares of the outcomes, of all cases and by kind."""
-    kinds = {"all": verdicts, "boosters": [one for one in verdicts if one.name.startswith("booster ")]}
+    parts = {"boosters": "booster ", "nets": " net "}
+    kinds = {"all": verdicts, **{kind: [one for one in verdicts if part in one.name] for kind, part in parts.items()}}
     lines = [f"{'':10}{'models':>8}" + "".join(f"{outcome:>16}" for outcome in OUTCOMES)]
     for kind, some in kinds.items():
         counts = Counter(one.outcome for one in some)
