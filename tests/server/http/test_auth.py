@@ -49,8 +49,9 @@ def test_every_route_needs_its_scope(server: Server, path: str, method: str) -> 
     named = plain.replace("/NAME", "/e")
     needed = scope_of(path, method)
     assert (ask(server, named, method).status == 401) is bool(needed)
+    body = b"{" if needed == "admin" else ROW  # nobody carries out what is asked here
     for scope in SCOPES if needed else ():
-        refused = ask(server, named, method, host="localhost", authorization=f"Bearer {scope}").status == 403
+        refused = ask(server, named, method, body, host="localhost", authorization=f"Bearer {scope}").status == 403
         assert refused is (scope != needed), scope
 
 

@@ -277,7 +277,7 @@ def _pattern_of(tokenizer: Any) -> str:
 
 
 _PATTERNS = (r"\S+", r"\w+", r"\b\w+\b", r"\b\w\w+\b", r"\w{3,}", "[a-zA-Z]+", "[a-zA-Z0-9]+", "[A-Za-z0-9_]+")
-"""What tokenizers of one's own usually find."""
+"""The patterns of most tokenizers of one's own."""
 
 
 def _class(kind: str) -> str:
