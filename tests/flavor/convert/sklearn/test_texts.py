@@ -73,6 +73,15 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
+def stemmed(text: str) -> list[str]:
+    """A tokenizer whose rule shows in no word of the example."""
+    return [token.removesuffix("s") for token in text.split()]
+
+
+def without_stop_words(text: str) -> list[str]:
+    return [token for token in text.split() if token not in ("the", "and")]
+
+
 @pytest.mark.parametrize(
     ("vectorizer", "obstacle"),
     [
@@ -81,6 +90,8 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
             "tokenizer=str.splitlines is a Python function",
         ),
         (CountVectorizer(tokenizer=list, token_pattern=None), "tokenizer=list is a Python function"),
+        (CountVectorizer(tokenizer=stemmed, token_pattern=None), "tokenizer=stemmed is a Python function"),
+        (CountVectorizer(tokenizer=without_stop_words, token_pattern=None), "tokenizer=without_stop_words is a"),
         (CountVectorizer(token_pattern=r"a|bc"), "token_pattern ('a|bc')"),
         (CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)), "\\b around something else"),
         (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb'): a term of a space alone"),
