@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-DEFAULT_EXPERIMENT = "0"  # to be named: what a test sets by `mlflow.set_experiment` holds for its process, in any store
+DEFAULT_EXPERIMENT = "0"
 
 
 def create_database(path: Path) -> None:
@@ -23,15 +23,23 @@ def create_database(path: Path) -> None:
 def tracking_at(uri: str) -> Iterator[None]:
     """Set MLflow's tracking, and with it its registry, to `uri`; afterwards to what the environment says.
 
+    An experiment that is set meanwhile is forgotten at the end: MLflow would look for it in every other store.
+
     `mlflow.set_registry_uri` is left alone: once it is called, the registry follows the tracking URI no more.
     """
     import mlflow
+    from mlflow.tracking import fluent
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
+    experiment = fluent._active_experiment_id, os.environ.get("MLFLOW_EXPERIMENT_ID")
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
+        fluent._active_experiment_id = experiment[0]
+        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+        if experiment[1] is not None:
+            os.environ["MLFLOW_EXPERIMENT_ID"] = experiment[1]
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it, here and in the environment
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
