@@ -23,6 +23,8 @@ UV = Path(sys.prefix, "bin", "uv")
 PACKAGE = "mlflow_deploy_plugin"
 LEFT_OUT = {
     "gpu": "1.6 GB of CUDA",
+    "tensorflow": "600 MB of TensorFlow",
+    "keras": "no backend of its own, so that it is imported beside torch or TensorFlow only",
     "all": "the extras, each of which is tried alone",
     "dev": "what `make install` installs",
 }
@@ -34,6 +36,8 @@ ROOMS = {
     "ui": "import mlflow_deploy_plugin.ui.app",
     "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",
     "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",
+    "statsmodels": "import mlflow_deploy_plugin.flavor.convert.statsmodels",
+    "jwt": "import mlflow_deploy_plugin.agent.jwks",
     "s3": "import boto3, mlflow_deploy_plugin.inference_log.storage",
     "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
     "grpc": "import mlflow_deploy_plugin.server.grpc.server, mlflow_deploy_plugin.server.grpc.service",
@@ -44,7 +48,10 @@ ROOMS = {
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }
-NEEDS_AN_EXTRA = {"duckdb", "flask_wtf", "grpc", "scipy", "shap", "skl2onnx", "torch"}
+NEEDS_AN_EXTRA = {
+    *("duckdb", "flask_wtf", "grpc", "jwt", "keras", "onnxruntime", "scipy", "shap", "skl2onnx", "statsmodels"),
+    *("tensorflow", "torch"),
+}
 """What a module of the package may lack in an environment without extras."""
 
 _IMPORT_ALL = f"""
