@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
-from mlflow_deploy_plugin.agent.keys import KeyFetcher
+from mlflow_deploy_plugin.agent.keys import api_key_fetcher, issuer_key_fetcher
 from mlflow_deploy_plugin.agent.progress import WatermarkWriter
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, VersionResolver
 from mlflow_deploy_plugin.agent.ship import Shipper
@@ -133,11 +133,9 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         following.start()
         server = load_specs((state_dir / SPEC).read_text())[0].server
         if server.api_keys:
-            KeyFetcher(state_dir, settings.keys_file or settings.store_url, settings.poll_seconds, stop).start()
+            api_key_fetcher(state_dir, settings.keys_file or settings.store_url, settings.poll_seconds, stop).start()
         if server.jwt_issuer:
-            from mlflow_deploy_plugin.agent.jwks import JwksFetcher  # the extra `jwt`
-
-            JwksFetcher(state_dir, server.jwt_issuer, stop).start()
+            issuer_key_fetcher(state_dir, server.jwt_issuer, stop).start()
         # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
         # and those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
         os.nice(_NICE)

@@ -1,62 +1,114 @@
-"""Brings the API keys that hold to the workers, as `keys.json` in the state folder: from the store, or from a file."""
+"""Brings what authenticates callers to the workers: API keys as `keys.json`, an issuer's public keys as `jwks.json`."""
 
 import logging
 import threading
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.statedir import KEYS, ValidKeys, read_state, write_state
+from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, read_state, write_atomically, write_state
 
 _log = logging.getLogger(__name__)
 
+_TIMEOUT_SECONDS = 5.0
+_ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
+
 
 class KeyFetcher(threading.Thread):
-    """Fetches the keys again and again, in a thread of its own: a slow store delays nothing else.
+    """Fetches keys again and again, in a thread of its own: a slow source delays nothing else.
 
-    While they cannot be read, the keys that were fetched last hold on, each until it expires.
+    While they cannot be fetched, those fetched last hold on, which is logged once for each reason.
 
     Args:
-        source: the URL of the store, or the file.
+        what: the keys, for the log.
+        fetch: fetches them, and writes them down if they have changed.
+        seconds / again_seconds: until the next time, and until it after a failure.
     """
 
-    def __init__(self, state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> None:
-        super().__init__(name="keys", daemon=True)
-        self._file = state_dir / KEYS
-        self._source = source
-        self._seconds = seconds
+    def __init__(
+        self, what: str, fetch: Callable[[], None], seconds: float, again_seconds: float, stop: threading.Event
+    ) -> None:
+        super().__init__(name=what, daemon=True)
+        self._what, self._fetch = what, fetch
+        self._seconds, self._again_seconds = seconds, again_seconds
         self._stop_agent = stop
-        self._error = ""
 
     def run(self) -> None:
-        fetch = self._copy_until_failure if isinstance(self._source, Path) else self._fetch_until_failure
+        before = ""
         while not self._stop_agent.is_set():
+            error = ""
             try:
-                fetch(self._source)
-            except (OnnxserveError, OSError, ValueError) as error:
-                message = error.message if isinstance(error, OnnxserveError) else " ".join(str(error).split())[:300]
-                if message != self._error:
-                    self._error = message
-                    _log.warning("the API keys are those of before: %s", message)
-            self._stop_agent.wait(self._seconds)
+                self._fetch()
+            except OnnxserveError as failure:
+                error = failure.message
+            except (OSError, ValueError, KeyError, TypeError) as failure:
+                error = " ".join(str(failure).split())[:300] or type(failure).__name__
+            if error and error != before:
+                _log.warning("%s are those of before: %s", self._what, error)
+            before = error
+            self._stop_agent.wait(self._again_seconds if error else self._seconds)
 
-    def _copy_until_failure(self, source: Any) -> None:
-        while not self._stop_agent.is_set():
-            self._publish(ValidKeys.model_validate_json(source.read_bytes()))
 
-    def _fetch_until_failure(self, source: Any) -> None:
+def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> KeyFetcher:
+    """Return the thread that fetches API keys from a store, by its URL, or from a file."""
+    store = None if isinstance(source, Path) else _Store(source)
+
+    def fetch() -> None:
+        found = store.read() if store is not None else ValidKeys.model_validate_json(Path(source).read_bytes())
+        if found != read_state(state_dir / KEYS, ValidKeys):
+            write_state(state_dir / KEYS, found)
+            _log.info("%d API keys hold", len(found.keys))
+
+    return KeyFetcher("the API keys", fetch, seconds, seconds, stop)
+
+
+class _Store:
+    """Reads the keys that hold. The store stays open until it fails."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._opened: Any = None
+
+    def read(self) -> ValidKeys:
         from mlflow_deploy_plugin import store  # SQLAlchemy takes memory that a server without keys need not have
 
-        with closing(store.open_store(source)) as opened:
-            keys = store.ApiKeys(opened)
-            while not self._stop_agent.is_set():
-                self._publish(ValidKeys(keys={key.digest: key.entry for key in keys.valid()}))
+        try:
+            self._opened = self._opened or store.open_store(self._url)
+            return store.ApiKeys(self._opened).valid_entries()
+        except OnnxserveError:
+            if self._opened is not None:
+                self._opened.close()
+            self._opened = None
+            raise
 
-    def _publish(self, found: ValidKeys) -> None:
-        """Write the keys if they have changed, and wait for the next look."""
-        if found != read_state(self._file, ValidKeys):
-            write_state(self._file, found)
-            _log.info("%d API keys hold", len(found.keys))
-        self._error = ""
-        self._stop_agent.wait(self._seconds)
+
+def issuer_key_fetcher(
+    state_dir: Path, issuer: str, stop: threading.Event, seconds: float = _ISSUER_SECONDS
+) -> KeyFetcher:
+    """Return the thread that fetches the public keys of an OpenID Connect issuer."""
+    from jwt import PyJWKSet  # the extra `jwt`
+    from jwt.exceptions import PyJWTError
+
+    file = state_dir / JWKS
+
+    def fetch() -> None:
+        """Discover where the keys are (OpenID Connect Discovery 1.0 §4), and write them down if they have changed."""
+        with requests.Session() as session:
+            session.max_redirects = 3
+            where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+            found = session.get(where, timeout=_TIMEOUT_SECONDS)
+            found.raise_for_status()
+            answer = session.get(found.json()["jwks_uri"], timeout=_TIMEOUT_SECONDS)
+            answer.raise_for_status()
+        try:
+            PyJWKSet.from_json(answer.text)
+        except PyJWTError as error:
+            raise ValueError(str(error)) from None
+        if not file.is_file() or file.read_text() != answer.text:
+            write_atomically(file, answer.text.encode())
+            _log.info("the keys of %s were fetched", issuer)
+
+    return KeyFetcher(f"the keys of {issuer}", fetch, seconds, min(seconds, _ISSUER_AGAIN_SECONDS), stop)

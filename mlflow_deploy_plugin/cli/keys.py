@@ -2,18 +2,19 @@
 
 import json
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from mlflow_deploy_plugin.cli.options import align_columns, opened_store, output_option, show_lines, why_option
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean
 from mlflow_deploy_plugin.spec import empty_endpoint
+from mlflow_deploy_plugin.statedir import Scope
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import ApiKey
 
-_SCOPES = ("infer", "read", "admin")
+_SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @click.group()
@@ -47,7 +48,7 @@ def keys() -> None:
 )
 @click.option("--expires", metavar="DURATION", show_default="never", help="Length of its life: 12h, 90d.")
 @output_option
-def create(name: str, scopes: tuple[str, ...], endpoints: tuple[str, ...], expires: str | None, output: str) -> None:
+def create(name: str, scopes: tuple[Scope, ...], endpoints: tuple[str, ...], expires: str | None, output: str) -> None:
     """Create the API key NAME, and print it, once.
 
     NAME says who uses it; it stands in logs and in the audit trail.
@@ -64,7 +65,7 @@ def create(name: str, scopes: tuple[str, ...], endpoints: tuple[str, ...], expir
 
         lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
         try:
-            key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime)  # type: ignore[arg-type]
+            key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime)
         except OverflowError:
             raise InvalidConfig(f"--expires {expires} ends after the year 9999") from None
     if output == "json":
@@ -110,10 +111,9 @@ def export() -> None:
       kubectl create secret generic keys --from-file keys.json=<(onnxserve keys export)
     """
     with opened_store() as store:
-        from mlflow_deploy_plugin.statedir import ValidKeys
         from mlflow_deploy_plugin.store import ApiKeys
 
-        click.echo(ValidKeys(keys={key.digest: key.entry for key in ApiKeys(store).valid()}).model_dump_json(indent=2))
+        click.echo(ApiKeys(store).valid_entries().model_dump_json(indent=2))
 
 
 @keys.command()

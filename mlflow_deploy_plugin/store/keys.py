@@ -10,7 +10,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.statedir import KeyEntry, Scope
+from mlflow_deploy_plugin.statedir import KeyEntry, Scope, ValidKeys
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, write_event
 from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import ApiKeyRow, from_row, storable_text
@@ -114,3 +114,7 @@ class ApiKeys:
         unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > self._store.now())
         query = select(ApiKeyRow).where(ApiKeyRow.revoked_at.is_(None), unexpired).order_by(ApiKeyRow.name)
         return self._store.read(query, ApiKey)
+
+    def valid_entries(self) -> ValidKeys:
+        """Return the keys that hold now, as servers read them."""
+        return ValidKeys(keys={key.digest: key.entry for key in self.valid()})

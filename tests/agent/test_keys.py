@@ -4,7 +4,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
-from mlflow_deploy_plugin.agent.keys import KeyFetcher
+from mlflow_deploy_plugin.agent.keys import api_key_fetcher
 from mlflow_deploy_plugin.statedir import KEYS, KeyEntry, ValidKeys, read_state
 from mlflow_deploy_plugin.store import ApiKeys, open_store
 from tests.support.waiting import wait_until
@@ -22,7 +22,7 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
         return {key.name: key.endpoints for key in read.keys.values()}
 
     stop = threading.Event()
-    fetcher = KeyFetcher(tmp_path, url, 0.02, stop)
+    fetcher = api_key_fetcher(tmp_path, url, 0.02, stop)
     fetcher.start()
     try:
         wait_until(lambda: brought() == {"shop": ("flights",)}, what="the first key")
@@ -48,7 +48,7 @@ def test_a_mounted_file_takes_the_place_of_the_store(tmp_path: Path) -> None:
         return read_state(tmp_path / KEYS, ValidKeys) == keys
 
     stop = threading.Event()
-    fetcher = KeyFetcher(tmp_path, mounted, 0.02, stop)
+    fetcher = api_key_fetcher(tmp_path, mounted, 0.02, stop)
     fetcher.start()
     try:
         for name in ("shop", "ops"):

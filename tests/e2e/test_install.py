@@ -37,7 +37,8 @@ ROOMS = {
     "sklearn": "import mlflow_deploy_plugin.flavor.convert.sklearn",
     "torch": "import mlflow_deploy_plugin.flavor.convert.torch, onnxscript",
     "statsmodels": "import mlflow_deploy_plugin.flavor.convert.statsmodels",
-    "jwt": "import mlflow_deploy_plugin.agent.jwks",
+    "jwt": "import threading, pathlib, mlflow_deploy_plugin.agent.keys as keys; "
+    "keys.issuer_key_fetcher(pathlib.Path('.'), 'https://here', threading.Event())",
     "s3": "import boto3, mlflow_deploy_plugin.inference_log.storage",
     "postgresql": "import sqlalchemy; sqlalchemy.create_engine('postgresql+psycopg://user@host/db')",
     "grpc": "import mlflow_deploy_plugin.server.grpc.server, mlflow_deploy_plugin.server.grpc.service",

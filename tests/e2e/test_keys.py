@@ -1,6 +1,5 @@
 """A deployment with API keys: a caller's key from its creation to its revocation, and no key for its own machine."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from mlflow.deployments import BaseDeploymentClient
 
 from mlflow_deploy_plugin.cli import main
 from tests.support.deployments import empty_home, save_models
+from tests.support.waiting import wait_until
 
 ROW = {"inputs": [[1.0, 2.0]]}
 
@@ -26,13 +26,6 @@ def status(url: str, key: str = "") -> int:
     return requests.post(f"{url}/invocations", json=ROW, headers=headers, timeout=10).status_code
 
 
-def wait_for(url: str, key: str, expected: int) -> None:
-    deadline = time.monotonic() + 20
-    while status(url, key) != expected:
-        assert time.monotonic() < deadline, expected
-        time.sleep(0.1)
-
-
 def test_a_key_holds_from_its_creation_to_its_revocation(client: BaseDeploymentClient, tmp_path: Path) -> None:
     model = save_models(tmp_path / "models").once
     client.create_deployment("sum", model, config={"server.api_keys": "true"})
@@ -40,12 +33,12 @@ def test_a_key_holds_from_its_creation_to_its_revocation(client: BaseDeploymentC
     assert status(url) == 401
     made = CliRunner().invoke(main, ["keys", "create", "shop", "--endpoint", "sum"])
     key = made.stdout.strip()
-    wait_for(url, key, 200)
+    wait_until(lambda: status(url, key) == 200, 20, "an answer to the key")
     assert client.predict("sum", [[1, 2]])["predictions"] == [{"y": 3.0}]  # by the key in the server's folder
     shown = CliRunner().invoke(main, ["list"]).output
     assert "sum" in shown
     CliRunner().invoke(main, ["keys", "revoke", "shop"])
-    wait_for(url, key, 401)
+    wait_until(lambda: status(url, key) == 401, 20, "the refusal of the key")
     log = next(tmp_path.rglob("server.log")).read_text()
     assert key not in log
     assert "Traceback" not in log

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +55,14 @@ class Served:
         code = self.process.wait(timeout=40)
         wait_until(lambda: not self.members(), 40, "no process is left")
         return code
+
+
+def is_answered(connection: socket.socket) -> bool:
+    """Check that the response to a GET of /ping comes, head and body."""
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n\n") and (piece := connection.recv(4096)):
+        answer += piece
+    return answer.startswith(b"HTTP/1.1 200")
 
 
 def _session(process: psutil.Process) -> int:

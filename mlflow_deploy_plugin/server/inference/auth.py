@@ -21,13 +21,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mlflow_deploy_plugin.errors import ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, read_state
 
 _LOOK_SECONDS = 1.0
-_LOCAL = KeyEntry(name="this machine", scopes=("infer", "read", "admin"))
+_LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
 _MAX_TOKENS = 10_000
 _LEEWAY_SECONDS = 30.0
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]

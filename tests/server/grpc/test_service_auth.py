@@ -1,6 +1,5 @@
 """Callers over gRPC with and without keys."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from mlflow_deploy_plugin.statedir import KEYS, KeyEntry, Scope, ValidKeys, write_state
+from mlflow_deploy_plugin.statedir import KeyEntry, Scope
+from tests.support.keys import write_keys
 
 IMAGE = np.array([[[1.5, 2.0], [3.0, 4.0]]], np.float32)
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
@@ -26,8 +26,7 @@ def code(refused: pytest.ExceptionInfo[InferenceServerException]) -> str:
 def test_each_method_needs_its_scope_and_health_needs_none(
     tmp_path: Path, model_folders: dict[str, Path], calling: Any, asking: Any, tools: Any
 ) -> None:
-    keys = {hashlib.sha256(scope.encode()).hexdigest(): KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
-    write_state(tmp_path / KEYS, ValidKeys(keys=keys))
+    write_keys(tmp_path, {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES})
     endpoints = {"tensor": {"v": tools.variant(model_folders["tensor"], "7")}}
     image = [asking.tensor("image", IMAGE)]
     settings = {"api_keys": True, "model_control_mode": "explicit"}

@@ -1,6 +1,5 @@
 """Callers with and without keys, at every route, against both workers."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,27 @@ import requests
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.routes import ROUTES
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import KEYS, SPEC, KeyEntry, Scope, ValidKeys, write_state
+from mlflow_deploy_plugin.statedir import SPEC, KeyEntry, Scope
 from tests.support.handling import ROW, ask
+from tests.support.keys import write_keys
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
 PUBLIC = {"/ping", "/health", "/v2/health/live", "/v2/health/ready"}
 SETTINGS = {"api_keys": True, "model_control_mode": "explicit"}
 
 
-def write_keys(state_dir: Path) -> None:
+def write_scopes(state_dir: Path) -> None:
     """Write a key for each scope, whose text is its name, and one for the endpoint f."""
     entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
     entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
-    keys = {hashlib.sha256(text.encode()).hexdigest(): entry for text, entry in entries.items()}
-    write_state(state_dir / KEYS, ValidKeys(keys=keys))
+    write_keys(state_dir, entries)
 
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any) -> Server:
     variants = {"e": {"v": tools.variant(bias_folders["1"], "1")}, "f": {"w": tools.variant(bias_folders["2"], "2")}}
     server = serve_here(variants, SETTINGS)
-    write_keys(server.repository.state_dir)
+    write_scopes(server.repository.state_dir)
     return server
 
 
@@ -82,7 +81,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, 
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     spec = ServerSpec.model_validate({"worker_class": request.param, **SETTINGS})
     (tmp_path / SPEC).write_text(f"{{name: e, variants: {{e: {{model: m}}}}, server: {spec.model_dump_json()}}}")
-    write_keys(tmp_path)
+    write_scopes(tmp_path)
     with tools.gunicorn(tmp_path, spec) as running:
         yield running.url
 

@@ -1,7 +1,6 @@
 """A caller's key: where it is read, what it allows, and when it holds no more."""
 
 import base64
-import hashlib
 import json
 import os
 import time
@@ -15,15 +14,10 @@ from jwt.algorithms import ECAlgorithm
 
 from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
-from mlflow_deploy_plugin.statedir import JWKS, KEYS, KeyEntry, ValidKeys, make_local_key, write_state
+from mlflow_deploy_plugin.statedir import JWKS, KeyEntry, make_local_key
+from tests.support.keys import write_keys
 
 NOON = 1_800_000_000.0
-
-
-def write_keys(state_dir: Path, **entries: KeyEntry) -> None:
-    """Write keys whose texts are their names."""
-    keys = {hashlib.sha256(name.encode()).hexdigest(): entry for name, entry in entries.items()}
-    write_state(state_dir / KEYS, ValidKeys(keys=keys))
 
 
 class Clock:
@@ -40,11 +34,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def auth(tmp_path: Path, clock: Clock) -> Authenticator:
-    write_keys(
-        tmp_path,
-        shop=KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60),
-        ops=KeyEntry(name="ops", scopes=("admin", "read")),
-    )
+    shop = KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60)
+    write_keys(tmp_path, {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))})
     return Authenticator(tmp_path, True, clock=clock)
 
 
@@ -117,7 +108,7 @@ def test_new_keys_are_seen_within_a_second_and_revoked_ones_are_gone(
     auth: Authenticator, clock: Clock, tmp_path: Path
 ) -> None:
     assert (holds(auth, "shop"), holds(auth, "new")) == (True, False)
-    write_keys(tmp_path, new=KeyEntry(name="new", scopes=("infer",)))
+    write_keys(tmp_path, {"new": KeyEntry(name="new", scopes=("infer",))})
     clock.now += 1
     assert (holds(auth, "shop"), holds(auth, "new")) == (False, True)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
+from tests.support.serving import is_answered
 from tests.support.waiting import wait_until
 
 PLACES = 1000
@@ -47,14 +48,6 @@ def connect(tmp_path: Path, bias_folders: dict[str, Path], tools: Any, kind: Wor
         yield connected
         assert "Traceback" not in running.log.read_text()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def is_answered(connection: socket.socket) -> bool:
-    """Check that the response to PING comes, head and body."""
-    answer = b""
-    while not answer.endswith(b"\r\n\r\n\n") and (piece := connection.recv(4096)):
-        answer += piece
-    return answer.startswith(b"HTTP/1.1 200")
 
 
 def asks(connection: socket.socket) -> bool:

@@ -11,6 +11,8 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,7 @@ import pytest
 from mlflow_deploy_plugin.server.http.workers import gthread_worker
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import read_workers
+from tests.support.serving import is_answered
 from tests.support.waiting import wait_until
 
 ROW = {"instances": [[1, 2, 3]]}
@@ -127,78 +130,81 @@ def test_a_request_that_waits_for_a_thread_lags_behind_unless_it_is_whole(
     assert lag == (-math.inf if is_whole else 5.0 - len(come) / 1024)
 
 
+@dataclass(frozen=True)
+class LivingWorker:
+    """The only worker of a server, which has to outlive the test."""
+
+    running: Any
+    pid: int
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", int(self.running.url.rpartition(":")[2])), timeout=20)
+
+    def stop(self) -> None:
+        """Let it do nothing, until SIGCONT."""
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_until(lambda: is_stopped(self.pid), what="the worker's stop")
+
+
+@pytest.fixture
+def living(
+    request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path], tools: Any
+) -> Iterator[LivingWorker]:
+    """Run a server; the parameter is its number of threads."""
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    spec = ServerSpec(worker_class="gthread", threads=getattr(request, "param", 4))
+    with tools.gunicorn(tmp_path, spec) as running:
+        (state,) = read_workers(tmp_path)
+        yield LivingWorker(running, state.pid)
+        assert "Traceback" not in running.log.read_text()
+        assert [left.pid for left in read_workers(tmp_path)] == [state.pid]
+
+
 def reset(connection: socket.socket) -> None:
     """Close the connection so that the server's next read of it fails."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
-def test_a_client_that_resets_while_it_waits_for_a_thread_ends_no_worker(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    spec = ServerSpec(worker_class="gthread", threads=1)
-    with tools.gunicorn(tmp_path, spec) as running:
-        (worker,) = read_workers(tmp_path)
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-        os.kill(worker.pid, signal.SIGSTOP)
-        wait_until(lambda: is_stopped(worker.pid), what="the worker's stop")
-        clients = [socket.create_connection(address) for _ in range(3)]
-        for client in clients:
-            client.sendall(PING + BEGUN[0])
-        os.kill(worker.pid, signal.SIGCONT)
-        for client in clients:
-            assert client.recv(100).startswith(b"HTTP/1.1 200")
-        time.sleep(0.2)  # the first one's second request holds the thread, and those of the others have been read
-        for client in clients[1:]:
-            reset(client)
-        time.sleep(2.5)  # requests that wait are judged once a second
-        clients[0].close()
-        assert running.post(json=ROW).status_code == 200
-        assert "Traceback" not in running.log.read_text()
-        assert {state.pid for state in read_workers(tmp_path)} == {worker.pid}
+@pytest.mark.parametrize("living", [1], indirect=True)
+def test_a_client_that_resets_while_it_waits_for_a_thread_ends_no_worker(living: LivingWorker) -> None:
+    clients = [living.connect() for _ in range(3)]
+    for client in clients:
+        client.sendall(PING)
+        assert is_answered(client)
+    living.stop()  # so that the selector reports them together, in this order
+    for client in clients:
+        client.sendall(PING + BEGUN[0])
+    os.kill(living.pid, signal.SIGCONT)
+    for client in clients:
+        assert is_answered(client)
+    time.sleep(0.2)  # the first one's second request holds the thread, and those of the others have been read
+    for client in clients[1:]:
+        reset(client)
+    time.sleep(2.5)  # requests that wait are judged once a second
+    clients[0].close()
+    assert living.running.post(json=ROW).status_code == 200
 
 
-def test_a_client_that_is_replaced_in_the_moment_it_asks_ends_no_worker(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
+def test_a_client_that_is_replaced_in_the_moment_it_asks_ends_no_worker(living: LivingWorker) -> None:
     """The selector reports the new client and the request of the idle one together."""
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class="gthread")) as running, contextlib.ExitStack() as clients:
-        (worker,) = read_workers(tmp_path)
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-
-        def connect() -> socket.socket:
-            return clients.enter_context(socket.create_connection(address, timeout=20))
-
-        idle = [connect() for _ in range(PLACES - 1)]
-        assert running.post(json=ROW).status_code == 200  # so all of them have been accepted; one place is left
-        os.kill(worker.pid, signal.SIGSTOP)
-        wait_until(lambda: is_stopped(worker.pid), what="the worker's stop")
-        new = connect()
-        for client in idle[:8]:  # the request before took the first of them
-            with contextlib.suppress(OSError):
-                client.sendall(PING)
-        os.kill(worker.pid, signal.SIGCONT)
+    with contextlib.ExitStack() as clients:
+        idle = [clients.enter_context(living.connect()) for _ in range(PLACES - 1)]
+        idle[-1].sendall(PING)
+        assert idle[-1].recv(100).startswith(b"HTTP/1.1 200")  # so all of them have been accepted; one place is left
+        living.stop()
+        new = clients.enter_context(living.connect())
+        for client in idle[:8]:  # the first of them is closed for the new one
+            client.sendall(PING)
+        os.kill(living.pid, signal.SIGCONT)
         new.sendall(PING)
         assert new.recv(100).startswith(b"HTTP/1.1 200")
-        assert "Traceback" not in running.log.read_text()
-        assert {state.pid for state in read_workers(tmp_path)} == {worker.pid}
 
 
-def test_a_worker_without_a_file_left_takes_that_of_the_client_that_was_idle_the_longest(
-    tmp_path: Path, bias_folders: dict[str, Path], tools: Any
-) -> None:
-    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
-    with tools.gunicorn(tmp_path, ServerSpec(worker_class="gthread")) as running, contextlib.ExitStack() as clients:
-        (worker,) = read_workers(tmp_path)
-        highest = max(int(path.name) for path in Path(f"/proc/{worker.pid}/fd").iterdir())
-        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (highest + 20, highest + 20))
-        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
-        for _ in range(60):
-            clients.enter_context(socket.create_connection(address, timeout=20))
-        last = clients.enter_context(socket.create_connection(address, timeout=20))
+def test_a_worker_without_a_file_left_takes_that_of_the_client_that_was_idle_the_longest(living: LivingWorker) -> None:
+    highest = max(int(path.name) for path in Path(f"/proc/{living.pid}/fd").iterdir())
+    resource.prlimit(living.pid, resource.RLIMIT_NOFILE, (highest + 20, highest + 20))
+    with contextlib.ExitStack() as clients:
+        *_, last = [clients.enter_context(living.connect()) for _ in range(61)]
         last.sendall(PING)
         assert last.recv(100).startswith(b"HTTP/1.1 200")
-        assert "Traceback" not in running.log.read_text()
-        assert {state.pid for state in read_workers(tmp_path)} == {worker.pid}

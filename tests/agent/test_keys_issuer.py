@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from jwt.algorithms import ECAlgorithm
 
-from mlflow_deploy_plugin.agent.jwks import JwksFetcher
+from mlflow_deploy_plugin.agent.keys import issuer_key_fetcher
 from mlflow_deploy_plugin.statedir import JWKS
 from tests.support.waiting import wait_until
 
@@ -55,7 +55,7 @@ def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: 
         return [key["kid"] for key in json.loads(file.read_text())["keys"]] if file.is_file() else []
 
     stop = threading.Event()
-    fetcher = JwksFetcher(tmp_path, f"{url}/", stop, seconds=0.02)
+    fetcher = issuer_key_fetcher(tmp_path, f"{url}/", stop, seconds=0.02)
     fetcher.start()
     try:
         wait_until(lambda: brought() == ["monday"], what="the first key")

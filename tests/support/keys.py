@@ -1,0 +1,13 @@
+"""API keys for a server's state folder."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow_deploy_plugin.statedir import KEYS, KeyEntry, ValidKeys, write_state
+
+
+def write_keys(state_dir: Path, entries: Mapping[str, KeyEntry]) -> None:
+    """Write what the agent brings: by the text of each key what it allows."""
+    keys = {hashlib.sha256(text.encode()).hexdigest(): entry for text, entry in entries.items()}
+    write_state(state_dir / KEYS, ValidKeys(keys=keys))
