@@ -50,7 +50,7 @@ ROOMS = {
     "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }
 NEEDS_AN_EXTRA = {
-    *("duckdb", "flask_wtf", "grpc", "jwt", "keras", "onnxruntime", "scipy", "shap", "skl2onnx", "statsmodels"),
+    *("duckdb", "flask_wtf", "grpc", "keras", "onnxruntime", "scipy", "shap", "skl2onnx", "statsmodels"),
     *("tensorflow", "torch"),
 }
 """What a module of the package may lack in an environment without extras."""
