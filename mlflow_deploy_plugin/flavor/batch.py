@@ -284,3 +284,25 @@ def _check_tensors(batch: dict[str, Array], inputs: SignatureSchema) -> None:
         else:
             continue
         raise InvalidConfig(f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the example")
+
+
+def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:
+    """Refuse a user's signature whose outputs are texts where the model predicts numbers, or the other way round.
+
+    Other differences, as columns for an array or a wider number, mean the same to MLflow's clients.
+
+    Raises:
+        InvalidConfig: the message names both types.
+    """
+    declared = signature.outputs if signature is not None else None
+    if declared is None or len(declared) != len(inferred.outputs):
+        return
+    for given, found in zip(declared.inputs, inferred.outputs.inputs, strict=True):
+        is_text = [
+            (one.type.to_numpy() if isinstance(one, ColSpec) else one.type).kind in "OUS" for one in (given, found)
+        ]
+        if is_text[0] != is_text[1]:
+            output = f"output {given.name!r}" if given.name else "output"
+            predicted = "strings" if is_text[1] else "numbers"
+            declared_type = getattr(given.type, "name", str(given.type))
+            raise InvalidConfig(f"signature: the {output} is a {declared_type}, and the model predicts {predicted}")

@@ -162,6 +162,8 @@ def _convert(
     if signature is not None and signature.params:
         notes.append("an ONNX form takes no params; those of the signature are left out")
         signature = ModelSignature(signature.inputs, signature.outputs)
+    if signature is not None and original.predict_fn != "predict":
+        signature = ModelSignature(signature.inputs)  # MLflow infers the outputs from `predict` all the same
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
     is_made_up = rows is None and signature is not None and signature.inputs is not None and not is_onnx(model)

@@ -22,6 +22,7 @@ from mlflow_deploy_plugin.flavor.batch import (
     align_columns,
     cast_to_signature,
     check_example,
+    check_outputs,
     graph_signature,
     signature_of,
 )
@@ -293,10 +294,13 @@ class _FormTrials:
         signature = self.signature
         if example is None or original is None:
             signature = signature or graph_signature(example, converted.inputs, converted.outputs)
-        elif signature is None:  # inputs as in the example, outputs as the original returns them
+        else:  # inputs as in the example, outputs as the original returns them
             answers, names = original(batches.take_rows(example, _HEAD)), converted.prediction
             predicted = answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names}
-            signature = signature_of(example, predicted, converted.inputs, converted.outputs)
+            inferred = signature_of(example, predicted, converted.inputs, converted.outputs)
+            check_outputs(signature, inferred)
+            given = signature or inferred
+            signature = ModelSignature(given.inputs, given.outputs or inferred.outputs, given.params)
         write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:

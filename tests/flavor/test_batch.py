@@ -129,3 +129,16 @@ def test_a_signature_may_be_wider_than_the_example() -> None:
     rows = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
     assert batches.cast_to_signature(rows, _columns(a="double", b="string"))["a"].dtype == np.float64
     assert batches.cast_to_signature(TENSOR, _tensor("float64", -1, -1)) is TENSOR
+
+
+def test_a_signature_whose_outputs_the_model_contradicts_is_refused(
+    model: Pipeline, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    numbers = infer_signature(table, pd.DataFrame({"delay": [0.5]}))
+    with pytest.raises(InvalidConfig) as caught:
+        onnxserve.save_model(model, tmp_path / "model", input_example=table, signature=numbers)
+    assert str(caught.value) == "signature: the output 'delay' is a double, and the model predicts strings"
+    assert not (tmp_path / "model").exists()
+
+    named = infer_signature(table, pd.DataFrame({"delay": model.predict(table)}))
+    onnxserve.save_model(model, tmp_path / "model", input_example=table, signature=named)
