@@ -7,6 +7,7 @@ A plain pydantic model does: pydantic-settings would cost each process of a serv
 """
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 _PREFIX = "ONNXSERVE_"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Settings(BaseModel):
@@ -45,6 +47,11 @@ class Settings(BaseModel):
         default=None,
         description="File of the API keys that hold, as `onnxserve keys export` prints it, for servers without a "
         "store: a mounted secret. Default: the keys of the store.",
+    )
+    secrets: Path | None = Field(
+        default=None,
+        description="Folder whose files are environment variables: each has the name of one, and its value: the "
+        "secrets of Docker (/run/secrets), the credentials of systemd. What the environment says itself wins.",
     )
     redis_url: str = Field(
         default="",
@@ -125,3 +132,20 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         variable = _PREFIX + "_".join(str(part) for part in first["loc"]).upper()
         raise InvalidConfig(f"{variable}: {first['msg']} (got {first['input']!r})") from None
+
+
+def load_secrets() -> None:
+    """Set the environment variables that the files of ONNXSERVE_SECRETS hold; a line break at the end is left out.
+
+    Raises:
+        InvalidConfig: the folder or a file cannot be read; the message names it, and no value.
+    """
+    folder = os.environ.get(f"{_PREFIX}SECRETS")
+    try:
+        for file in sorted(Path(folder).iterdir()) if folder else ():
+            if _VARIABLE.fullmatch(file.name) and file.name not in os.environ:
+                os.environ[file.name] = file.read_text().removesuffix("\n")
+    except (OSError, ValueError) as error:  # a ValueError: no text, or a null character
+        where = (error.filename if isinstance(error, OSError) else None) or file
+        why = (error.strerror if isinstance(error, OSError) else None) or "it is no text"
+        raise InvalidConfig(f"ONNXSERVE_SECRETS: {where} cannot be read: {why}") from None

@@ -1,11 +1,14 @@
 """Settings come from the environment, and a wrong one is named."""
 
+import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.settings import Settings, load_settings
+from mlflow_deploy_plugin.settings import Settings, load_secrets, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +63,50 @@ def test_a_value_that_cannot_be_is_named_with_its_variable(
 
 def test_every_setting_is_documented() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("ONNXSERVE_STORE_URI", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "")  # is put back at the end
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ONNXSERVE_SECRETS", str(tmp_path))
+    return tmp_path
+
+
+def test_files_of_a_folder_are_variables_and_the_environment_wins(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (secrets / "ONNXSERVE_STORE_URI").write_text("postgresql+psycopg://onnx:s3cret@host/db\n")
+    (secrets / "AWS_SECRET_ACCESS_KEY").write_text("of the file")
+    (secrets / "tls.key").write_bytes(b"\xff is no variable")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the environment")
+
+    load_secrets()
+
+    assert load_settings().store_url == "postgresql+psycopg://onnx:s3cret@host/db"
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "of the environment"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file or directory"),
+        (b"\xff", "ONNXSERVE_STORE_URI cannot be read: it is no text"),
+        (b"a\0b", "ONNXSERVE_STORE_URI cannot be read: it is no text"),
+    ],
+)
+def test_secrets_that_cannot_be_read_are_one_line(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, why: str
+) -> None:
+    if content is None:
+        monkeypatch.setenv("ONNXSERVE_SECRETS", str(secrets / "absent"))
+    else:
+        (secrets / "ONNXSERVE_STORE_URI").write_bytes(content)
+
+    result = CliRunner().invoke(main, ["keys", "list"])
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ONNXSERVE_SECRETS: ")
+    assert why in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -12,6 +12,7 @@ import click
 
 from mlflow_deploy_plugin.errors import OnnxserveError, did_you_mean
 from mlflow_deploy_plugin.registry import set_service_timeouts
+from mlflow_deploy_plugin.settings import load_secrets
 from mlflow_deploy_plugin.version import __version__
 
 _COMMANDS = {
@@ -151,4 +152,5 @@ def main() -> None:
     line on standard error; a command that gives 1 for anything else says so in its help.
     """
     disable_telemetry()
+    load_secrets()
     set_service_timeouts()  # by default a command would hang for minutes if MLflow is down
