@@ -21,6 +21,7 @@ _COMMANDS = {
     "list": ("mlflow_deploy_plugin.cli.endpoint", "List the deployments, their servers and their monitors."),
     "start": ("mlflow_deploy_plugin.cli.endpoint", "Start the server of the deployment NAME again."),
     "stop": ("mlflow_deploy_plugin.cli.endpoint", "Stop the server of the deployment NAME, and keep the deployment."),
+    "logs": ("mlflow_deploy_plugin.cli.endpoint", "Show what the server of the deployment NAME has logged."),
     "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
     "gate": ("mlflow_deploy_plugin.cli.promote", "Check what a version has to prove before it is promoted."),
     "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),

@@ -61,15 +61,23 @@ def endpoint() -> None:
 
 @endpoint.command()
 @click.argument("name")
+@click.option(
+    "-t",
+    "--target",
+    default="onnxserve",
+    show_default=True,
+    metavar="URI",
+    help="Where its server runs: onnxserve is this machine; onnxserve:/docker, onnxserve:/kubernetes/NAMESPACE.",
+)
 @_config
 @why_option
 @output_option
-def create(name: str, config: tuple[str, ...], why: str, output: str) -> None:
+def create(name: str, target: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Create the endpoint NAME, without a deployment yet.
 
     Its server starts with the first deployment.
     """
-    with opened_deployments() as deployments:
+    with opened_deployments(target=target) as deployments:
         _show(deployments.create_endpoint(name, key_values(config), why), output)
 
 
@@ -163,7 +171,7 @@ def list_endpoints(output: str) -> None:
 def list_(output: str) -> None:
     """List the deployments, their servers and their monitors.
 
-    One line is one deployment of this machine: NAME, or ENDPOINT/NAME if it shares an endpoint; the model as it was
+    One line is one deployment, of any target: NAME, or ENDPOINT/NAME if it shares an endpoint; the model as it was
     asked for (a stage or an alias is followed) and the version that the workers serve; its share of the traffic; the
     state of its server (running, starting, stopped, failed, empty), its workers and how often it was started anew; each
     monitor of the endpoint with its latest verdict. Below the table is why something does not run.
@@ -228,6 +236,28 @@ def stop(name: str) -> None:
     with opened_deployments() as deployments:
         deployments.stop(name)
     click.echo(f"{name} is stopped; `onnxserve start {name}` brings it back")
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="COUNT",
+    help="Number of lines to show, the last ones.",
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with the lines to come, until the server ends or Ctrl-C.")
+def logs(name: str, lines: int, follow: bool) -> None:
+    """Show what the server of the deployment NAME has logged.
+
+    These are its own words; `onnxserve log` is about the requests that it has answered.
+    """
+    with opened_deployments() as deployments:
+        for line in deployments.logs(name, lines, follow):
+            click.echo(line)
 
 
 @click.command()

@@ -55,11 +55,12 @@ def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> No
 
 
 @contextmanager
-def opened_deployments(quiet: bool = False) -> Iterator["Deployments"]:
-    """Open the user's deployments; long steps report on standard error, unless `quiet`."""
-    from mlflow_deploy_plugin.deployments import open_deployments
+def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deployments"]:
+    """Open the user's deployments (of one target); long steps report on standard error, unless `quiet`."""
+    from mlflow_deploy_plugin.deployments import open_deployments, parse_target
 
-    with open_deployments((lambda line: None) if quiet else show_progress) as deployments:
+    only = parse_target(target) if target else None
+    with open_deployments((lambda line: None) if quiet else show_progress, only) as deployments:
         yield deployments
 
 

@@ -12,23 +12,24 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 
 from mlflow_deploy_plugin.deployments.backends.local import serve_in_foreground
+from mlflow_deploy_plugin.deployments.backends.targets import Target, parse_target
 from mlflow_deploy_plugin.deployments.config import apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
-from mlflow_deploy_plugin.deployments.endpoints import TARGET
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.deployments.scoring import original_document, score, scoring_target
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
 from mlflow_deploy_plugin.spec import field_reference, new_endpoint
 
-_PLANNED = "Docker and Kubernetes are no targets of this version"
 _WIDTH = 100
 
 _ABOUT = """\
 onnxserve serves MLflow models, as ONNX where they have that form, and follows the registry.
 
 TARGET URI
-  onnxserve    a server on this machine, which outlives the command that starts it
+  onnxserve                        a server on this machine, which outlives the command that starts it
+  onnxserve:/docker                a container of this machine's Docker engine
+  onnxserve:/kubernetes/NAMESPACE  pods of the cluster that kubectl reaches
 
 MODELS
   -m takes models:/NAME/Production (a stage, followed), models:/NAME@ALIAS (an alias, followed),
@@ -86,7 +87,7 @@ class DeploymentError(MlflowException, ClickException):  # type: ignore[misc]  #
 
 
 class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # mlflow is untyped here
-    """Deployments of this machine by MLflow's own interface. Every failure is an MlflowException.
+    """Deployments of one target by MLflow's own interface. Every failure is an MlflowException.
 
     An endpoint is a server; a deployment is a variant in it. Without `endpoint` a deployment has a server of its own.
     `config` takes fields of the spec by their dotted names, see `mlflow deployments help -t onnxserve`.
@@ -95,8 +96,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def __init__(self, target_uri: str) -> None:
         super().__init__(target_uri)
         with _mlflow_errors():
-            if target_uri.rstrip("/:") != TARGET:
-                raise InvalidConfig(f"there is no target {target_uri!r}: it is `-t {TARGET}`, this machine; {_PLANNED}")
+            self._target = parse_target(target_uri)
 
     def create_deployment(
         self,
@@ -107,7 +107,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         endpoint: str | None = None,
     ) -> dict[str, Any]:
         """Serve `model_uri`; when it answers, return the same as `get_deployment`."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             return describe(
                 deployments.create(name, model_uri, apply_flavor(name, model_uri, flavor, config), endpoint)
             )
@@ -121,7 +121,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         endpoint: str | None = None,
     ) -> dict[str, Any]:
         """Change model or configuration. Only a change of `server.…` restarts; a failed update changes nothing."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             return describe(
                 deployments.update(name, model_uri, apply_flavor(name, model_uri, flavor, config), endpoint)
             )
@@ -134,58 +134,58 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         MLflow asks that a deployment that does not exist is no error. A line on standard error then names those that
         exist, since `mlflow deployments delete` prints "is deleted" in either case.
         """
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             if config:
                 raise InvalidConfig(f"delete takes no config, and {next(iter(config))!r} is none")
             deployments.delete(name, endpoint)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """Return name, endpoint, state, URL and model of each deployment."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             return [summarize(deployment) for deployment in deployments.list(endpoint)]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         """Return state (running, starting, stopped, failed) with its reason, URL, versions by worker, provenance."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             return describe(deployments.get(name, endpoint))
 
     def predict(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
         """Return predictions for a DataFrame, an array, a dict of columns, or a list of rows or records."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             target = scoring_target(deployments, deployment_name, endpoint)
             return PredictionsResponse(score(target, "invocations", original_document(inputs)))
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> Any:
         """Return the contribution of each column to each prediction, as the server's /explain answers it."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             target = scoring_target(deployments, deployment_name, endpoint)
             return score(target, "explain", original_document(df))
 
     def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Take the name for deployments to come (`create_deployment(…, endpoint=name)`)."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.create_endpoint(name, config or {}))
 
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Change fields: `{"traffic": {"champion": 95, "challenger": 5}}`, `traffic.NAME`, or any of the spec's."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
     def delete_endpoint(self, endpoint: str) -> None:
         """End the endpoint with every deployment in it. One that does not exist is no error, as for a deployment."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             deployments.delete_endpoint(endpoint)
 
     def list_endpoints(self) -> list[dict[str, Any]]:
         """Return name, state, URL, traffic and deployments of each endpoint."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             return summarize_endpoints(deployments)
 
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
         """Return state with its reason, URL, traffic, every deployment, versions by worker."""
-        with _deployments() as deployments:
+        with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.get_endpoint(endpoint))
 
 
@@ -209,8 +209,8 @@ def target_help() -> str:
 
 
 @contextmanager
-def _deployments() -> Iterator[Deployments]:
-    with _mlflow_errors(), open_deployments(_echo) as deployments:
+def _deployments(target: Target) -> Iterator[Deployments]:
+    with _mlflow_errors(), open_deployments(_echo, target) as deployments:
         yield deployments
 
 

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 import yaml
 
-from mlflow_deploy_plugin.deployments.backends import Observation, local
-from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free
+from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free, lock_path
+from mlflow_deploy_plugin.deployments.backends.targets import Backend, Target, parse_target
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config
 from mlflow_deploy_plugin.statedir import locked
 from mlflow_deploy_plugin.store import Endpoint, Store
 
-TARGET = "onnxserve"
-"""The target URI of this machine."""
 _PORT_ATTEMPTS = 5
 
 
@@ -47,18 +46,34 @@ class AuditContext:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The endpoints of this machine.
+    """The endpoints of the store.
 
     Args:
         progress: takes one line for each long step.
+        target: where new endpoints are made; those that there are have their own.
     """
 
     store: Store
     settings: Settings
     progress: Callable[[str], None]
+    target: Target
+
+    def backend(self, stored: Endpoint) -> Backend:
+        """Return the backend that serves an endpoint. Raises as `parse_target` and `Target.backend`."""
+        return parse_target(stored.target).backend(self.settings)
+
+    def target_of(self, name: str) -> Target:
+        """Return the target of an endpoint, also of one whose spec cannot be read."""
+        targets = {one.name: one.target for one in self.store.endpoints()}
+        targets |= {one.name: one.target for one in self.store.unreadable()}
+        return parse_target(targets[name])
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
-        return ObservedEndpoint(stored, local.observe(stored.spec, self.settings))
+        """Return an endpoint with its server; one whose backend does not answer is `failed`, with the reason."""
+        try:
+            return ObservedEndpoint(stored, self.backend(stored).observe(stored.spec))
+        except OnnxserveError as error:
+            return ObservedEndpoint(stored, Observation("failed", error.message))
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Take the name, and serve the endpoint if it has a variant. A failure leaves nothing behind.
@@ -66,20 +81,21 @@ class Endpoints:
         Raises:
             AlreadyExists, InvalidConfig, DeploymentFailed: as `Deployments.create`.
         """
+        backend = self.target.backend(self.settings)  # a missing SDK is said before anything is stored
         with self.lock(spec.name):  # before the name is taken, so that nobody deletes it before it is served
-            with self._ports() as with_port:
-                placed = self.store.add_endpoint(TARGET, with_port(spec), why=why).spec
+            with self._ports(self.target) as with_port:
+                placed = self.store.add_endpoint(str(self.target), with_port(spec), why=why).spec
             if not placed.variants:
                 return
             try:
-                self._serve_new(spec, placed)
+                self._serve_new(backend, spec, placed)
             except BaseException as error:  # also Ctrl-C: a user who gives up waiting wants nothing left behind
-                local.remove(spec.name, self.settings)
+                backend.remove(spec.name)
                 self.store.remove_endpoint(spec.name, why=_undo_reason(error))
                 raise
 
-    def change(self, old: EndpointSpec, new: EndpointSpec, context: AuditContext) -> None:
-        """Replace the spec `old` by `new`, or leave `old` as it was. The caller holds the lock.
+    def change(self, stored: Endpoint, new: EndpointSpec, context: AuditContext) -> None:
+        """Replace the spec of an endpoint, or leave it as it was. The caller holds the lock.
 
         An endpoint without a variant has no server, and keeps its port. A stopped server is started again, unless only
         monitors change.
@@ -87,19 +103,20 @@ class Endpoints:
         Raises:
             InvalidConfig, DeploymentFailed: as `Deployments.update`.
         """
-        was_running = local.is_running(old.name, self.settings)
+        old, backend = stored.spec, self.backend(stored)
+        was_running = backend.is_running(old.name)
         only_monitors = new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old
         if not was_running and only_monitors:
             self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
             return
-        with self._ports() as with_port:
+        with self._ports(parse_target(stored.target)) as with_port:
             new = with_port(new)
             self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
         try:
             if new.variants:
-                local.apply(new, self.settings, self.progress)
+                backend.apply(new, self.progress)
             else:
-                local.remove(new.name, self.settings)
+                backend.remove(new.name)
         except BaseException as error:
             detail = {"undone": True}  # a rollback passes over the change and its undoing
             self.store.replace_spec(
@@ -108,14 +125,14 @@ class Endpoints:
             if was_running:
                 self.progress(f"{old.name}: going back to what was served before")
                 with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
-                    local.apply(old, self.settings, lambda line: None)
+                    backend.apply(old, lambda line: None)
             elif old.variants:
-                local.stop(old.name, self.settings)
+                backend.stop(old.name)
             else:
-                local.remove(old.name, self.settings)
+                backend.remove(old.name)
             raise
 
-    def _serve_new(self, requested: EndpointSpec, placed: EndpointSpec) -> None:
+    def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
         """Serve `placed`, which is `requested` with a port.
 
         Another program may take a chosen port before the server does: then the next one is chosen. A port that was
@@ -123,20 +140,20 @@ class Endpoints:
         """
         for attempt in range(_PORT_ATTEMPTS):
             try:
-                local.apply(placed, self.settings, self.progress)
+                backend.apply(placed, self.progress)
                 return
             except (InvalidConfig, DeploymentFailed):
                 host, port = placed.server.host, placed.server.port
                 is_taken = requested.server.port is None and port is not None and not is_port_free(host, port)
                 if not is_taken or attempt == _PORT_ATTEMPTS - 1:
                     raise
-                with self._ports() as with_port:
+                with self._ports(self.target) as with_port:
                     placed = with_port(requested)
                     self.store.replace_spec(placed, why=f"port {port} was taken by another program")
 
     def remove(self, name: str, why: str = "") -> None:
         """End the server and remove the endpoint from the store. The caller holds the lock."""
-        local.remove(name, self.settings)
+        self.target_of(name).backend(self.settings).remove(name)
         self.store.remove_endpoint(name, why=why)
 
     @contextlib.contextmanager
@@ -147,24 +164,28 @@ class Endpoints:
             InvalidConfig: the disk is full, or the folder of the deployments cannot be written.
         """
         try:
-            with locked(local.lock_path(name, self.settings)):
+            with locked(lock_path(name, self.settings)):
                 yield
         except OSError as error:
             folder = self.settings.deployments_path
             raise InvalidConfig(f"the folder {folder} cannot be used: {error.strerror or error}") from error
 
     @contextlib.contextmanager
-    def _ports(self) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
-        """Give a function that returns a spec with a port that no other endpoint has, running or stopped.
+    def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
+        """Give a function that returns a spec with a port of this machine that no other endpoint has.
 
-        No other process chooses a port meanwhile, so the caller stores the spec before it leaves.
+        No other process chooses a port meanwhile, so the caller stores the spec before it leaves. A spec for another
+        machine's ports stays as it is.
         """
+        if not target.takes_local_port:
+            yield lambda spec: spec
+            return
         with locked(self.settings.deployments_path / ".ports.lock"):
-            owners = {e.spec.server.port: e.name for e in self.store.endpoints() if e.target == TARGET}
+            owners = {e.spec.server.port: e.name for e in self.store.endpoints() if _takes_local_port(e.target)}
             for unreadable in self.store.unreadable():  # its server may be stopped, or still run
                 # the errors are those of `load_specs`, or it has no port
                 with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
-                    if unreadable.target == TARGET:
+                    if _takes_local_port(unreadable.target):
                         owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
 
             def with_port(spec: EndpointSpec) -> EndpointSpec:
@@ -180,6 +201,10 @@ class Endpoints:
                 return spec
 
             yield with_port
+
+
+def _takes_local_port(target: str) -> bool:
+    return parse_target(target).takes_local_port
 
 
 def _undo_reason(error: BaseException) -> str:

@@ -5,14 +5,23 @@ is made, and every worker serves it when the call returns. Only a change of the 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_deploy_plugin.deployments.backends import Observation, local
+from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import absolute_model_uri, check_monitors, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, Refused, did_you_mean, join_names
+from mlflow_deploy_plugin.errors import (
+    AlreadyExists,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    Refused,
+    did_you_mean,
+    join_names,
+)
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import (
@@ -37,17 +46,19 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Deployments:
-    """All deployments and endpoints of this machine.
+    """All deployments and endpoints of the store.
 
     Every change is in the audit trail with `why` it was made and the `actor` who made it; None is this process's user.
 
     Args:
         progress: takes one line for each long step.
+        target: the only target whose deployments are seen and made; None: all are seen, and made on this machine.
     """
 
     store: Store
     settings: Settings
     progress: Callable[[str], None]
+    target: Target | None = None
 
     def create(self, name: str, model_uri: str, config: Mapping[str, Any], endpoint: str | None = None) -> Deployment:
         """Serve a model under a new name, and return when it answers.
@@ -62,6 +73,8 @@ class Deployments:
             DeploymentFailed: the server did not become ready. Nothing is left behind.
         """
         stored = self.store.endpoint(endpoint or name)
+        if stored is not None and not self._sees(stored):
+            raise AlreadyExists(f"the name {stored.name!r} is taken by an endpoint of `-t {stored.target}`")
         if stored is None:
             model_uri = absolute_model_uri(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
@@ -121,13 +134,13 @@ class Deployments:
                 except InvalidConfig as error:
                     hint = f"`onnxserve endpoint delete {found}` ends the whole endpoint"
                     raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
-                self._endpoints.change(stored.spec, remaining, AuditContext())
+                self._endpoints.change(stored, remaining, AuditContext())
         return True
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
         """Return a deployment; raise NotFound if there is none."""
         stored = self._find(name, endpoint)
-        return Deployment(name, stored, local.observe(stored.spec, self.settings))
+        return Deployment(name, stored, self._endpoints.observe(stored).observation)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
         """Return all deployments (of one endpoint); `progress` gets a line for each endpoint that cannot be read.
@@ -136,11 +149,11 @@ class Deployments:
             NotFound: there is no such endpoint.
         """
         if endpoint is not None:
-            self.store.require_endpoint(endpoint)
+            self._require(endpoint)
         self._report_unreadable()
         return [
             Deployment(name, observed.endpoint, observed.observation)
-            for stored in self.store.endpoints()
+            for stored in self._seen()
             if endpoint in (None, stored.name)
             for observed in [self._endpoints.observe(stored)]
             for name in stored.spec.variants
@@ -155,17 +168,17 @@ class Deployments:
         """
         found = self._find_server(name)
         with self._endpoints.lock(found):
-            spec = self.store.require_endpoint(found).spec
-            if not spec.variants:
+            stored = self._require(found)
+            if not stored.spec.variants:
                 raise InvalidConfig(f"the endpoint {found!r} has no deployment that could be served")
-            local.apply(spec, self.settings, self.progress)
+            self._endpoints.backend(stored).apply(stored.spec, self.progress)
             self.store.record("start", endpoint=found)
 
     def stop(self, name: str) -> None:
         """Stop the server of a deployment; `start` starts it again. Raises NotFound."""
         found = self._find_server(name)
         with self._endpoints.lock(found):
-            local.stop(found, self.settings)
+            self._endpoints.backend(self._require(found)).stop(found)
             self.store.record("stop", endpoint=found)
 
     def create_endpoint(self, name: str, config: Mapping[str, Any], why: str = "") -> ObservedEndpoint:
@@ -213,6 +226,8 @@ class Deployments:
             True if there was one. If there was none, `progress` gets a line, as by `delete`.
         """
         if endpoint in self.store.names():  # before its name becomes that of a lock file
+            if self.target not in (None, target := self._endpoints.target_of(endpoint)):
+                return self._nothing_deleted(NotFound(f"the endpoint {endpoint!r} is at `-t {target}`"))
             with self._endpoints.lock(endpoint):
                 if endpoint in self.store.names():
                     self._endpoints.remove(endpoint, why)
@@ -221,12 +236,12 @@ class Deployments:
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
         """Return an endpoint; raise NotFound if there is none."""
-        return self._endpoints.observe(self.store.require_endpoint(endpoint))
+        return self._endpoints.observe(self._require(endpoint))
 
     def list_endpoints(self) -> Sequence[ObservedEndpoint]:
         """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read."""
         self._report_unreadable()
-        return [self._endpoints.observe(stored) for stored in self.store.endpoints()]
+        return [self._endpoints.observe(stored) for stored in self._seen()]
 
     def add(
         self,
@@ -245,11 +260,11 @@ class Deployments:
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
         """Remove a deployment from an endpoint, which stays. A missing one is no error; raises as `delete`."""
-        self.store.require_endpoint(endpoint)
+        self._require(endpoint)
         with self._endpoints.lock(endpoint):
-            spec = self.store.require_endpoint(endpoint).spec
-            if name in spec.variants:
-                self._endpoints.change(spec, remove_variant(spec, name), AuditContext("update", why, actor))
+            stored = self._require(endpoint)
+            if name in stored.spec.variants:
+                self._endpoints.change(stored, remove_variant(stored.spec, name), AuditContext("update", why, actor))
 
     def remove_monitor(self, endpoint: str, monitor: str, why: str = "") -> None:
         """Remove a monitor from an endpoint; its results stay.
@@ -257,7 +272,7 @@ class Deployments:
         Raises:
             NotFound: there is no such endpoint or monitor.
         """
-        self.store.require_endpoint(endpoint).spec.monitor(monitor)
+        self._require(endpoint).spec.monitor(monitor)
         self._change(endpoint, lambda spec: remove_monitor(spec, monitor), AuditContext(why=why))
 
     def poll_registry(self, model: str) -> None:
@@ -265,17 +280,36 @@ class Deployments:
         for stored in self.store.endpoints():
             references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
             if any(one.followed and one.name == model for one in references):
-                local.poll_registry(stored.name, self.settings)
+                with suppress(OnnxserveError):  # its backend does not answer: the agent's next poll comes anyway
+                    self._endpoints.backend(stored).poll_registry(stored.name)
+
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+        """Yield the last lines of the server of a deployment, and with `follow` those to come. Raises NotFound."""
+        found = self._find_server(name)
+        yield from self._endpoints.target_of(found).backend(self.settings).logs(found, lines, follow)
 
     @property
     def _endpoints(self) -> Endpoints:
-        return Endpoints(self.store, self.settings, self.progress)
+        return Endpoints(self.store, self.settings, self.progress, self.target or LOCAL)
+
+    def _sees(self, stored: Endpoint) -> bool:
+        return self.target is None or parse_target(stored.target) == self.target
+
+    def _seen(self) -> Sequence[Endpoint]:
+        return [stored for stored in self.store.endpoints() if self._sees(stored)]
+
+    def _require(self, endpoint: str) -> Endpoint:
+        """Return an endpoint; raise NotFound if there is none at this target."""
+        stored = self.store.require_endpoint(endpoint)
+        if not self._sees(stored):
+            raise NotFound(f"there is no endpoint {endpoint!r} at {self.target}; it is at `-t {stored.target}`")
+        return stored
 
     def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], context: AuditContext) -> None:
-        self.store.require_endpoint(endpoint)  # before its name becomes that of a lock file
+        self._require(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
-            spec = self.store.require_endpoint(endpoint).spec
-            self._endpoints.change(spec, changed(spec), context)
+            stored = self._require(endpoint)
+            self._endpoints.change(stored, changed(stored.spec), context)
 
     def _configured(self, spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
         """Return `spec` with the fields of `config`, once its monitors are checked. Raises as `configure`."""
@@ -289,7 +323,7 @@ class Deployments:
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
         """Return the endpoint of a deployment: the given one, the one of its name, or the only one that has it."""
-        stored = [e for e in self.store.endpoints() if name in e.spec.variants and endpoint in (None, e.name)]
+        stored = [e for e in self._seen() if name in e.spec.variants and endpoint in (None, e.name)]
         own = [e for e in stored if e.name == name]
         if len(stored) > 1 and not own:
             names = ", ".join(e.name for e in stored)
@@ -301,13 +335,15 @@ class Deployments:
     def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
         """Return the error, with the nearest name and all names. Raises if the endpoint is unreadable."""
         namesake = self.store.endpoint(endpoint or name)
+        if namesake is not None and not self._sees(namesake):
+            return NotFound(f"there is no deployment {name!r} at {self.target}; it is at `-t {namesake.target}`")
         where = f" in endpoint {endpoint!r}" if endpoint else ""
         message = f"there is no deployment {name!r}{where}"
         if endpoint is not None and namesake is None:
             return NotFound(f"{message}; {unknown_endpoint(endpoint, self.store.names()).message}")
         if endpoint is None and namesake is not None:
             return NotFound(f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
-        stored = [e for e in self.store.endpoints() if endpoint in (None, e.name)]
+        stored = [e for e in self._seen() if endpoint in (None, e.name)]
         known = list(dict.fromkeys(one for e in stored for one in e.spec.variants))
         if not known:
             return NotFound(f"{message}; there is none yet")
@@ -330,12 +366,12 @@ class Deployments:
 
 
 @contextmanager
-def open_deployments(progress: Callable[[str], None]) -> Iterator[Deployments]:
-    """Open the deployments of this user by the settings of this process, with bounded waits for the registry."""
+def open_deployments(progress: Callable[[str], None], target: Target | None = None) -> Iterator[Deployments]:
+    """Open the deployments of this user (of one target), with bounded waits for the registry."""
     set_service_timeouts()
     settings = load_settings()
     with closing(open_store(settings.store_url)) as store:
-        yield Deployments(store, settings, progress)
+        yield Deployments(store, settings, progress, target)
 
 
 def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:

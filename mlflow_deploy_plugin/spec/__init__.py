@@ -40,6 +40,7 @@ from mlflow_deploy_plugin.spec.monitors import (
 )
 from mlflow_deploy_plugin.spec.parts import (
     CaptureSpec,
+    ContainerSpec,
     Device,
     EndpointSpec,
     ModelControlMode,
@@ -72,6 +73,7 @@ __all__ = [
     "WEEKDAYS",
     "CaptureSpec",
     "Condition",
+    "ContainerSpec",
     "Device",
     "Duration",
     "EndpointSpec",

@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, did_you_me
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import (
     CaptureSpec,
+    ContainerSpec,
     EndpointSpec,
     ProviderOptions,
     ServerSpec,
@@ -41,6 +42,8 @@ _NOT_BY_NAME = {
     ("monitors.NAME.retrain.", "parameters"),  # a table of its own, for a spec file
 }
 """The fields (prefix, name) that have no dotted name of their own."""
+_TABLES = {("container.", "environment"), ("container.", "secrets")}
+"""The fields (prefix, name) that are mappings of texts; each key has a dotted name."""
 _RETRAIN = ".retrain."
 
 
@@ -115,6 +118,7 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
     parts: list[tuple[str, type[BaseModel]]] = [
         ("server.", ServerSpec),
         ("server.provider_options.", ProviderOptions),
+        ("container.", ContainerSpec),
         ("capture.", CaptureSpec),
         ("variants.NAME.", VariantSpec),
         ("monitors.NAME.", MonitorSpec),
@@ -126,6 +130,9 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
             if (prefix, name) in _NOT_BY_NAME:
                 continue
             default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
+            if (prefix, name) in _TABLES:
+                yield f"{prefix}{name}.VARIABLE", "str", "", field.description or ""
+                continue
             yield prefix + name, _type_name(field.annotation), default, field.description or ""
     require = EndpointSpec.model_fields["require"]
     yield "require", _type_name(require.annotation), "", require.description or ""
@@ -175,6 +182,8 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     for dotted, value in config.items():
         path = _path(dotted)
         generic = ".".join([path[0], "NAME", *path[2:]]) if path[0] in ("variants", "monitors") else dotted
+        if len(path) == 3 and (f"{path[0]}.", path[1]) in _TABLES:
+            generic = f"{path[0]}.{path[1]}.VARIABLE"
         is_model = generic == "variants.NAME.model" and path[1] in spec.variants
         is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # only the MLflow project knows them
         if not (generic in known or is_model or is_parameter):

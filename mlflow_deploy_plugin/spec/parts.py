@@ -7,13 +7,14 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, mode
 
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, TextList
-from mlflow_deploy_plugin.spec.types import Name, SpecPart, duration_seconds, split_list
+from mlflow_deploy_plugin.spec.types import NETWORK, VARIABLE, Name, SpecPart, duration_seconds, split_list
 
 Rate = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
 ]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$", to_lower=True)]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$", to_lower=True)]
+VariableName = Annotated[str, StringConstraints(pattern=VARIABLE)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt"]
 ModelControlMode = Literal["none", "explicit"]
@@ -235,6 +236,47 @@ class ServerSpec(SpecPart):
         return self
 
 
+class ContainerSpec(SpecPart):
+    """The container of an endpoint's server, on every target that runs an image."""
+
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Image of the server, as docker/Dockerfile or `onnxserve build-docker` makes it. Default: "
+        "onnxserve:cpu, for a GPU onnxserve:gpu.",
+    )
+    cpus: float | None = Field(
+        default=None, ge=0.01, le=1024, description="Processors that it may use: 1.5. Default: no limit."
+    )
+    memory_bytes: int | None = Field(
+        default=None,
+        ge=64 * 1024 * 1024,
+        description="Memory that it may use; the kernel kills what passes it. Default: no limit.",
+    )
+    environment: dict[VariableName, str] = Field(
+        default={}, description="An environment variable of the server; its value stands in the spec."
+    )
+    secrets: dict[VariableName, str] = Field(
+        default={},
+        description="An environment variable whose value does not stand in the spec: on docker the path of a file that "
+        "holds it, on kubernetes SECRET/KEY in the namespace.",
+    )
+    restart: Literal["unless-stopped", "on-failure", "no"] = Field(
+        default="unless-stopped", description="Docker's restart policy; kubernetes always restarts."
+    )
+    pids: int = Field(default=1024, ge=32, le=65536, description="Processes and threads that docker lets it have.")
+    network: str | None = Field(
+        default=None,
+        pattern=NETWORK,
+        description="Docker network in which it reaches others, and they reach it by its name; host: this machine's "
+        "own. Default: one on which only this machine reaches it.",
+    )
+
+    def image_for(self, device: Device) -> str:
+        """Return the image of a server with this device."""
+        return self.image or ("onnxserve:cpu" if device == "cpu" else "onnxserve:gpu")
+
+
 class CaptureSpec(SpecPart):
     """The part of the traffic that is captured for monitoring."""
 
@@ -285,6 +327,7 @@ class EndpointSpec(SpecPart):
     name: Name
     variants: dict[Name, VariantSpec]
     server: ServerSpec = ServerSpec()
+    container: ContainerSpec = ContainerSpec()
     capture: CaptureSpec = CaptureSpec()
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
     sticky: StickySpec | None = None

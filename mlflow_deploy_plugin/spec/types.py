@@ -21,7 +21,10 @@ Duration = Annotated[str, StringConstraints(pattern=_DURATION)]
 
 REFERENCE = r"^(training|rolling:[1-9][0-9]{0,5}[smhd]|window:[^ ]+/[^ ]+|dataset:.+)$"
 TIME_ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,3}$"
+VARIABLE, NETWORK = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$", r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 PATTERNS_IN_WORDS = {
+    VARIABLE: "the name of an environment variable is expected: letters, digits and _",
+    NETWORK: "the name of a docker network is expected, or host",
     _NAME: "letters, digits, . _ - are expected, at most 63, the first a letter or digit",
     _DURATION: "a duration like 30s, 5m, 1h or 1d is expected",
     REFERENCE: "training, rolling:7d, window:START/END or dataset:URI is expected",

@@ -239,3 +239,12 @@ def test_start_at_a_port_that_another_program_took_says_how_to_give_it_another(
     assert said.exit_code == 1
     assert f"port {taken_port} on 127.0.0.1 is in use" in said.stderr
     assert said.stderr.endswith("of a deployment that is there, by `onnxserve endpoint update NAME -C server.port=…`\n")
+
+
+def test_logs_shows_the_last_lines_of_a_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    CliRunner().invoke(main, ["endpoint", "create", "idle"])
+    (tmp_path / "deployments" / "idle").mkdir(parents=True)
+    (tmp_path / "deployments" / "idle" / "server.log").write_text("one\ntwo\nthree\n")
+
+    assert CliRunner().invoke(main, ["logs", "idle", "-n", "2", "--follow"]).output == "two\nthree\n"

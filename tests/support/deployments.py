@@ -16,6 +16,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from mlflow_deploy_plugin.deployments.backends import local
+from mlflow_deploy_plugin.deployments.backends.targets import parse_target
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import open_store
 from tests.support.models import parse_graph
@@ -69,7 +70,7 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
             settings = load_settings()
             store = open_store(settings.store_url)
             for endpoint in store.endpoints():
-                local.remove(endpoint.name, settings)
+                parse_target(endpoint.target).backend(settings).remove(endpoint.name)
             store.close()
         left = [process.cmdline() for process in working_in(folder)]
     assert left == []

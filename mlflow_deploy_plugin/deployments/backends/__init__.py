@@ -1,4 +1,4 @@
-"""Backends, the places to deploy to. A backend is a module with `apply`, `observe`, `stop` and `remove`."""
+"""Backends, the places to deploy to. `targets.py` has the table of them and the functions that each has."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

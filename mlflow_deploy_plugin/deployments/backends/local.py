@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,9 @@ from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observati
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.processes import exit_reason
+from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs
+from mlflow_deploy_plugin.spec import ContainerSpec, EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     LOG,
@@ -98,104 +98,129 @@ def lock_path(name: str, settings: Settings) -> Path:
     return settings.deployments_path / f".{name}.lock"
 
 
-def apply(spec: EndpointSpec, settings: Settings, progress: Callable[[str], None]) -> None:
-    """Serve `spec`, whose port is set, and wait until every worker does.
+@dataclass(frozen=True)
+class LocalBackend:
+    """Servers on this machine."""
 
-    The running server applies a change of variants or capture itself; a change of the `server` part restarts it.
+    settings: Settings
 
-    Raises:
-        InvalidConfig: another program has its port; the server that runs goes on.
-        DeploymentFailed: it did not become ready. A server that was started for it is stopped; the folder stays.
-    """
-    folder = state_dir(spec.name, settings)
-    begun = time.monotonic()
-    before = PreviousState(served_spec(folder), read_state(folder / AGENT, AgentState))
-    pid = _running_pid(folder)
-    if before.spec is None or before.spec.server != spec.server:
-        pid = None  # workers read the server part when they start
-    is_new = pid is None
-    if pid is None:
-        if before.spec is None or _address(before.spec) != _address(spec):
-            check_port(*_address(spec))  # an error is raised before anything is stopped
-        stop(spec.name, settings)  # also the workers of a supervisor that was killed, which still hold the port
-        check_port(*_address(spec))
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(folder / SPEC, dump_spec(spec).encode())
-    if pid is None:
-        (folder / _STOPPED).unlink(missing_ok=True)
-        progress(f"{spec.name}: starting the server on port {spec.server.port}")
-        pid = supervisor.start(folder, server_environment(folder, settings))
-    try:
-        wait_until_served(spec, folder, before, pid, settings.ready_timeout_seconds, progress)
-    except BaseException:
-        if is_new:
-            _end(folder, pid, spec.server)
-        raise
-    progress(f"{spec.name}: ready at {server_url(spec.server)} after {time.monotonic() - begun:.1f} s")
+    def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> None:
+        """Serve `spec`, whose port is set, and wait until every worker does.
 
+        The running server applies a change of variants or capture itself; a change of the `server` part restarts it.
 
-def observe(spec: EndpointSpec, settings: Settings) -> Observation:
-    """Return the state of the endpoint's server now."""
-    folder = state_dir(spec.name, settings)
-    if not spec.variants:
-        return Observation("empty", _EMPTY.format(name=spec.name))
-    log = str(folder / LOG)
-    server = read_state(folder / SERVER, ServerState)
-    if server is None or server.pid != _supervisor_pid(folder):
-        if is_locked(lock_path(spec.name, settings)) or supervisor.find(folder) is not None:
-            return Observation("starting", _STARTING, log=log)
-        if (folder / _STOPPED).exists():
-            return Observation("stopped", f"`onnxserve start {spec.name}` starts it", log=log)
-        last_line = f"; last in its log: {line}" if (line := final_error(folder)) else ""
-        gone = f"the server is gone; `onnxserve start {spec.name}` brings it back{last_line}"
-        return Observation("failed", gone, log=log)
-    applied = read_applied_spec(folder, spec)
-    agent = read_state(folder / AGENT, AgentState)
-    state, reason = _server_state(server, applied)
-    return Observation(
-        state=state,
-        reason=reason,
-        url=server_url(spec.server),
-        pid=server.pid,
-        started_at=server.started_at,
-        restarts=server.restarts,
-        wanted=applied.wanted,
-        workers=applied.workers,
-        errors=applied.errors,
-        refused=agent.refused if agent is not None else (),
-        registry_error=agent.error if agent is not None else "",
-        shipping_error=agent.shipping.error if agent is not None else "",
-        log=log,
-    )
+        Raises:
+            InvalidConfig: another program has its port; the server that runs goes on.
+            DeploymentFailed: it did not become ready. A server that was started for it is stopped; the folder stays.
+        """
+        if spec.container != ContainerSpec():
+            raise InvalidConfig(
+                "container.… is for targets that run an image, and this one is not: -t onnxserve:/docker"
+            )
+        folder = state_dir(spec.name, self.settings)
+        begun = time.monotonic()
+        before = PreviousState(served_spec(folder), read_state(folder / AGENT, AgentState))
+        pid = _running_pid(folder)
+        if before.spec is None or before.spec.server != spec.server:
+            pid = None  # workers read the server part when they start
+        is_new = pid is None
+        if pid is None:
+            if before.spec is None or _address(before.spec) != _address(spec):
+                check_port(*_address(spec))  # an error is raised before anything is stopped
+            self.stop(spec.name)  # also the workers of a supervisor that was killed, which still hold the port
+            check_port(*_address(spec))
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(folder / SPEC, dump_spec(spec).encode())
+        if pid is None:
+            (folder / _STOPPED).unlink(missing_ok=True)
+            progress(f"{spec.name}: starting the server on port {spec.server.port}")
+            pid = supervisor.start(folder, server_environment(folder, self.settings))
+        try:
+            wait_until_served(spec, folder, before, pid, self.settings.ready_timeout_seconds, progress)
+        except BaseException:
+            if is_new:
+                _end(folder, pid, spec.server)
+            raise
+        progress(f"{spec.name}: ready at {server_url(spec.server)} after {time.monotonic() - begun:.1f} s")
 
+    def observe(self, spec: EndpointSpec) -> Observation:
+        """Return the state of the endpoint's server now."""
+        folder = state_dir(spec.name, self.settings)
+        if not spec.variants:
+            return Observation("empty", _EMPTY.format(name=spec.name))
+        log = str(folder / LOG)
+        server = read_state(folder / SERVER, ServerState)
+        if server is None or server.pid != _supervisor_pid(folder):
+            if is_locked(lock_path(spec.name, self.settings)) or supervisor.find(folder) is not None:
+                return Observation("starting", _STARTING, log=log)
+            if (folder / _STOPPED).exists():
+                return Observation("stopped", f"`onnxserve start {spec.name}` starts it", log=log)
+            last_line = f"; last in its log: {line}" if (line := final_error(folder)) else ""
+            gone = f"the server is gone; `onnxserve start {spec.name}` brings it back{last_line}"
+            return Observation("failed", gone, log=log)
+        applied = read_applied_spec(folder, spec)
+        agent = read_state(folder / AGENT, AgentState)
+        state, reason = _server_state(server, applied)
+        return Observation(
+            state=state,
+            reason=reason,
+            url=server_url(spec.server),
+            pid=server.pid,
+            started_at=server.started_at,
+            restarts=server.restarts,
+            wanted=applied.wanted,
+            workers=applied.workers,
+            errors=applied.errors,
+            refused=agent.refused if agent is not None else (),
+            registry_error=agent.error if agent is not None else "",
+            shipping_error=agent.shipping.error if agent is not None else "",
+            log=log,
+        )
 
-def stop(name: str, settings: Settings) -> None:
-    """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""
-    folder = state_dir(name, settings)
-    server = read_state(folder / SERVER, ServerState)
-    spec = served_spec(folder)
-    for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
-        if pid is not None:
-            _end(folder, pid, spec.server if spec is not None else ServerSpec())
-    if folder.exists():
-        (folder / _STOPPED).touch()
+    def stop(self, name: str) -> None:
+        """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""
+        folder = state_dir(name, self.settings)
+        server = read_state(folder / SERVER, ServerState)
+        spec = served_spec(folder)
+        for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
+            if pid is not None:
+                _end(folder, pid, spec.server if spec is not None else ServerSpec())
+        if folder.exists():
+            (folder / _STOPPED).touch()
 
+    def remove(self, name: str) -> None:
+        """End the server and remove its state folder; shipped rows stay in the inference log."""
+        self.stop(name)
+        shutil.rmtree(state_dir(name, self.settings), ignore_errors=True)
 
-def remove(name: str, settings: Settings) -> None:
-    """End the server and remove its state folder; shipped rows stay in the inference log."""
-    stop(name, settings)
-    shutil.rmtree(state_dir(name, settings), ignore_errors=True)
+    def poll_registry(self, name: str) -> None:
+        """Make the endpoint's agent ask the registry at once instead of at its next poll."""
+        with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
+            (state_dir(name, self.settings) / LOOK).touch()
 
+    def is_running(self, name: str) -> bool:
+        """Return True if the endpoint's server lives, ready or not, and is not stopping."""
+        return _running_pid(state_dir(name, self.settings)) is not None
 
-def poll_registry(name: str, settings: Settings) -> None:
-    """Make the endpoint's agent ask the registry at once instead of at its next poll."""
-    with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
-        (state_dir(name, settings) / LOOK).touch()
-
-
-def is_running(name: str, settings: Settings) -> bool:
-    """Return True if the endpoint's server lives, ready or not, and is not stopping."""
-    return _running_pid(state_dir(name, settings)) is not None
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+        """Yield the last lines of the server's log, and with `follow` those to come until the server ends."""
+        folder = state_dir(name, self.settings)
+        yield from read_log_tail(folder / LOG)[-lines:]
+        if not follow or not (folder / LOG).exists():
+            return
+        with (folder / LOG).open(errors="replace") as log:
+            log.seek(0, os.SEEK_END)
+            part = ""
+            while True:
+                is_alive = self.is_running(name)  # asked first: the end of the log is read after its end
+                while line := log.readline():
+                    part += line
+                    if part.endswith("\n"):
+                        yield part.rstrip("\n")
+                        part = ""
+                if not is_alive:
+                    return
+                time.sleep(_POLL_SECONDS)
 
 
 def choose_port(host: str, reserved: Collection[int]) -> int:

@@ -1,0 +1,119 @@
+"""Target URIs, the backend of each, and the functions that a backend has.
+
+onnxserve                        a server on this machine
+onnxserve:/docker                a container of this machine's Docker engine
+onnxserve:/kubernetes/NAMESPACE  a Deployment of the cluster that kubectl reaches
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal, Protocol
+
+from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec
+
+Progress = Callable[[str], None]
+"""Takes one line for each long step."""
+
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_BACKENDS = {
+    "local": "mlflow_deploy_plugin.deployments.backends.local:LocalBackend",
+    "docker": "mlflow_deploy_plugin.deployments.backends.docker:DockerBackend",
+    "kubernetes": "mlflow_deploy_plugin.deployments.backends.kubernetes:KubernetesBackend",
+}
+"""Kind of target → class, imported when it is asked for: its module imports an SDK, which is an extra.
+Its arguments are the settings and, if the URI has one, the namespace."""
+
+
+class Backend(Protocol):
+    """A place to deploy to.
+
+    Declarative: `apply` compares the spec with what runs and does what is missing, so that the same call after a crash
+    finishes the work. The caller of what changes something holds the endpoint's lock.
+    """
+
+    def apply(self, spec: EndpointSpec, progress: Progress) -> None:
+        """Serve `spec`, which has a variant, and wait until every worker does.
+
+        Raises:
+            InvalidConfig: the spec cannot be served there; the server that runs goes on.
+            DeploymentFailed: it did not become ready. A server that was started for it is stopped.
+        """
+
+    def observe(self, spec: EndpointSpec) -> Observation:
+        """Return the state of the endpoint's server now; `reason` does not name the endpoint."""
+
+    def stop(self, name: str) -> None:
+        """End the server, which finishes the requests in flight; `apply` starts it again."""
+
+    def remove(self, name: str) -> None:
+        """End the server and remove all that was made for it; shipped rows stay in the inference log."""
+
+    def is_running(self, name: str) -> bool:
+        """Return True if the endpoint's server lives, ready or not, and is not stopping."""
+
+    def poll_registry(self, name: str) -> None:
+        """Make the endpoint's agent ask the registry at once; do nothing where it cannot be reached."""
+
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+        """Yield the last lines of the server's log, and with `follow` those to come until it ends."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to deploy to, as its URI names it."""
+
+    kind: Literal["local", "docker", "kubernetes"]
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        if self.kind == "local":
+            return "onnxserve"
+        return f"onnxserve:/{self.kind}" + (f"/{self.namespace}" if self.namespace else "")
+
+    @property
+    def takes_local_port(self) -> bool:
+        """True if its servers listen on ports of this machine."""
+        return self.kind != "kubernetes"
+
+    def backend(self, settings: Settings) -> Backend:
+        """Return the backend.
+
+        Raises:
+            NotInstalled: its SDK is not there.
+        """
+        module, _, name = _BACKENDS[self.kind].partition(":")
+        try:
+            found = import_module(module)
+        except ImportError as error:
+            raise NotInstalled(
+                f"-t {self} needs the package {error.name}: pip install 'mlflow-onnxserve[{self.kind}]'"
+            ) from None
+        backend: Backend = getattr(found, name)(settings, *filter(None, [self.namespace]))
+        return backend
+
+
+LOCAL = Target("local")
+
+
+def parse_target(uri: str) -> Target:
+    """Return the target that a URI names.
+
+    Raises:
+        InvalidConfig: it names none.
+    """
+    match uri.rstrip("/:").split("/"):
+        case ["onnxserve"]:
+            return LOCAL
+        case ["onnxserve:", "docker"]:
+            return Target("docker")
+        case ["onnxserve:", "kubernetes", namespace] if _NAMESPACE.fullmatch(namespace):
+            return Target("kubernetes", namespace)
+    raise InvalidConfig(
+        f"there is no target {uri!r}: it is onnxserve (this machine), onnxserve:/docker or "
+        "onnxserve:/kubernetes/NAMESPACE (letters a-z, digits and -)"
+    )
