@@ -5,6 +5,7 @@ The deployments and the store are imported late: SQLAlchemy and MLflow take a se
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -45,6 +46,17 @@ def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
             raise InvalidConfig(f"{what} {name!r} is said twice")
         found[name] = value
     return found
+
+
+def read_spec_file(path: Path) -> str:
+    """Return the text of a spec; raise InvalidConfig if it cannot be read."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise InvalidConfig(f"the spec {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise InvalidConfig(f"the spec {path} cannot be read: {why}") from None
 
 
 def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:

@@ -1,19 +1,23 @@
 """`onnxserve serve`: a server in the foreground."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import key_values
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.cli.options import key_values, read_spec_file
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.server import read_cloud, require_device, supervise
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs, new_endpoint
 from mlflow_deploy_plugin.statedir import SPEC, claim_free_state_dir, claim_state_dir, write_atomically
+
+_log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -28,7 +32,7 @@ from mlflow_deploy_plugin.statedir import SPEC, claim_free_state_dir, claim_stat
     "spec_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="YAML file whose endpoints are served instead.",
+    help="YAML file whose endpoints are served instead. A change of it is served too, but for its `server` part.",
 )
 @click.option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
 @click.option(
@@ -94,7 +98,7 @@ def serve(
         case None, Path() as file:
             if name is not None:
                 raise InvalidConfig("--name goes with -m; a spec names its endpoints itself")
-            first, *others = load_specs(_read(file))
+            first, *others = load_specs(read_spec_file(file))
         case _:
             raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
     settings = load_settings()
@@ -108,15 +112,53 @@ def serve(
     for option, default in defaults.items():
         if default is not None and option not in first.server.model_fields_set:
             changes.setdefault(f"server.{option}", default)
-    specs = [apply_config(first, changes)]
-    specs += [other.model_copy(update={"server": ServerSpec()}) for other in others]  # the first says it for all
-    require_device(specs[0].server.device, specs[0].server.device_ids)
+    first = apply_config(first, changes)
+    require_device(first.server.device, first.server.device_ids)
     configure_logging(settings, "serve")
-    with _claimed_folder(specs[0], state_dir) as folder:
-        text = "---\n".join(dump_spec(spec) for spec in specs)
-        if not (folder / SPEC).exists() or _read(folder / SPEC) != text:
-            write_atomically(folder / SPEC, text.encode())
-        supervise(folder, not no_follow, click.echo)
+    with _claimed_folder(first, state_dir) as folder:
+        _write_specs(folder, [first, *others])
+        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # which the agent reads itself
+        watched = _WatchedSpec(spec_file, folder, first.server, changes) if spec_file and is_watched else None
+        supervise(folder, not no_follow, click.echo, watched.refresh if watched is not None else None)
+
+
+class _WatchedSpec:
+    """The spec file of a running server. What changes in it is served, but for the `server` part, which needs a start.
+
+    A file in a mounted ConfigMap changes by a link in its path, so its content is compared.
+    """
+
+    def __init__(self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, Any]) -> None:
+        self._path, self._folder, self._server, self._changes = path, folder, server, changes
+        self._text, self._error = read_spec_file(path), ""
+
+    def refresh(self) -> None:
+        """Hand a changed spec to the agent. One that cannot be read is logged, and what was served is served on."""
+        try:
+            text = read_spec_file(self._path)
+            if text == self._text:
+                return
+            self._text = text
+            first, *others = load_specs(text)
+            first = apply_config(first, self._changes)
+        except OnnxserveError as error:
+            if error.message != self._error:
+                _log.error("the change of %s is not served: %s", self._path, error.message)
+            self._error = error.message
+            return
+        self._error = ""
+        if first.server != self._server:
+            _log.warning("%s: the change of `server` is not served before the next start", self._path)
+            first = first.model_copy(update={"server": self._server})
+        _write_specs(self._folder, [first, *others])
+
+
+def _write_specs(folder: Path, specs: Sequence[EndpointSpec]) -> None:
+    first, *others = specs
+    alone = [other.model_copy(update={"server": ServerSpec()}) for other in others]  # the first says it for all
+    text = "---\n".join(dump_spec(spec) for spec in [first, *alone])
+    if not (folder / SPEC).exists() or read_spec_file(folder / SPEC) != text:
+        write_atomically(folder / SPEC, text.encode())
 
 
 @contextmanager
@@ -135,13 +177,3 @@ def _claimed_folder(spec: EndpointSpec, state_dir: Path | None) -> Iterator[Path
     base = load_settings().home_path / "serve" / (spec.name if port is None else f"{spec.name}-{port}")
     with claim_free_state_dir(base) as folder:
         yield folder
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        raise InvalidConfig(f"the spec {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or error
-        raise InvalidConfig(f"the spec {path} cannot be read: {why}") from None

@@ -63,10 +63,15 @@ _ORPHAN_SECONDS = 2.0
 """The time for the workers of a killed gunicorn to finish the requests in flight; nobody takes new ones meanwhile."""
 
 
-def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) -> None:
+def supervise(
+    state_dir: Path, follow: bool, announce: Callable[[str], None], refresh: Callable[[], None] | None = None
+) -> None:
     """Serve what `state_dir/spec.yaml` says until SIGTERM or SIGINT; return after an orderly end.
 
     Call it within `claim_state_dir`, in a process without other threads.
+
+    Args:
+        refresh: called about once a second while the server serves; it may replace spec.yaml.
 
     Raises:
         InvalidConfig: the spec is malformed, or one of its ports cannot be used.
@@ -88,7 +93,7 @@ def supervise(state_dir: Path, follow: bool, announce: Callable[[str], None]) ->
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
         adopt_orphans()
         try:
-            _Supervisor(state_dir, server, listener, follow, announce).run()
+            _Supervisor(state_dir, server, listener, follow, announce).run(refresh or (lambda: None))
         finally:
             listener.close()
             (state_dir / SERVER).unlink(missing_ok=True)
@@ -131,7 +136,7 @@ class _Supervisor:
         self._is_ready = False  # true from the first time on
         self._phase: Phase = "starting"
 
-    def run(self) -> None:
+    def run(self, refresh: Callable[[], None]) -> None:
         self._write("starting")
         # an earlier agent's state could pass for this one's: in a container the process ids are the same every time
         (self._state_dir / AGENT).unlink(missing_ok=True)
@@ -143,7 +148,7 @@ class _Supervisor:
             self._is_ready = True
             self._write("serving")
             self._announce(self._describe())
-            self._wait_until(lambda: False)
+            self._wait_until(refresh)  # which never returns True
         except _Stop:
             _log.info("ending: requests in flight are finished")
         finally:
@@ -151,7 +156,7 @@ class _Supervisor:
                 self._write("stopping")
             self._end()
 
-    def _wait_until(self, done: Callable[[], bool]) -> None:
+    def _wait_until(self, done: Callable[[], bool | None]) -> None:
         """Wait for signals and check the children, until `done`.
 
         Raises:

@@ -197,3 +197,30 @@ def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
     assert "http://127.0.0.1:9 " in text
     assert "secret" not in text
     assert time.monotonic() - started < 15
+
+
+def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part(
+    serve: Callable[..., Any], register: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = register("+1", "+2").name
+    data = [tmp_path / "first", tmp_path / "second"]
+    mounted = tmp_path / "spec.yaml"
+    for folder, version, threads in zip(data, (1, 2), (3, 5), strict=True):
+        folder.mkdir()
+        spec = f"name: e\nvariants: {{e: {{model: 'models:/{model}/{version}'}}}}\nserver: {{threads: {threads}}}\n"
+        (folder / "spec.yaml").write_text(spec)
+    link = tmp_path / "..data"
+    link.symlink_to(data[0])
+    mounted.symlink_to("..data/spec.yaml")  # as kubelet mounts a ConfigMap: it replaces ..data alone
+    served = serve("--spec", str(mounted)).wait_ready()
+    assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
+
+    (tmp_path / "new").symlink_to(data[1])
+    (tmp_path / "new").rename(link)
+    wait_until(lambda: served.predict(1).json() == {"predictions": {"y": [[3.0]]}}, 20, "the other model")
+    assert "the change of `server` is not served before the next start" in served.log.read_text()
+
+    (data[1] / "spec.yaml").write_text("name: e\nvariants: {}\n")
+    refused = f"the change of {mounted} is not served: variants: endpoint 'e' has none"
+    wait_until(lambda: refused in served.log.read_text(), 20, "the refusal")
+    assert served.predict(1).json() == {"predictions": {"y": [[3.0]]}}
