@@ -12,6 +12,7 @@ from mlflow_deploy_plugin.spec.parts import (
     CaptureSpec,
     ContainerSpec,
     EndpointSpec,
+    KubernetesSpec,
     ProviderOptions,
     ServerSpec,
     StickySpec,
@@ -124,6 +125,7 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
         ("monitors.NAME.", MonitorSpec),
         ("monitors.NAME.retrain.", RetrainSpec),
         ("sticky.", StickySpec),
+        ("kubernetes.", KubernetesSpec),
     ]
     for prefix, part in parts:
         for name, field in part.model_fields.items():

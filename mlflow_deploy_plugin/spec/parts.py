@@ -7,7 +7,17 @@ from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, mode
 
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.spec.monitors import Length, MonitorSpec, TextList
-from mlflow_deploy_plugin.spec.types import NETWORK, VARIABLE, Name, SpecPart, duration_seconds, split_list
+from mlflow_deploy_plugin.spec.types import (
+    DNS_NAME,
+    NETWORK,
+    NODE_LABEL,
+    TAINT,
+    VARIABLE,
+    Name,
+    SpecPart,
+    duration_seconds,
+    split_list,
+)
 
 Rate = Annotated[
     str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
@@ -15,6 +25,9 @@ Rate = Annotated[
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$", to_lower=True)]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$", to_lower=True)]
 VariableName = Annotated[str, StringConstraints(pattern=VARIABLE)]
+DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME)]
+NodeLabel = Annotated[str, StringConstraints(pattern=NODE_LABEL)]
+Taint = Annotated[str, StringConstraints(pattern=TAINT)]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt"]
 ModelControlMode = Literal["none", "explicit"]
@@ -320,6 +333,62 @@ class StickySpec(SpecPart):
         return self
 
 
+class KubernetesSpec(SpecPart):
+    """The part of an endpoint's server that only Kubernetes has; `container` has what every container has."""
+
+    replicas: int = Field(default=3, ge=1, le=1000, description="Pods; with max_replicas the fewest.")
+    max_replicas: int | None = Field(
+        default=None,
+        ge=2,
+        le=1000,
+        description="The most pods of a HorizontalPodAutoscaler, which needs container.cpus. Default: none, `replicas` "
+        "stay as they are.",
+    )
+    target_cpu_percent: int = Field(
+        default=70, ge=1, le=100, description="Share of container.cpus that the autoscaler keeps the pods at."
+    )
+    gpus: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="GPUs of a pod (nvidia.com/gpu). Default: as many as server.device_ids; 1 for another GPU server.",
+    )
+    host: HostName | None = Field(
+        default=None, description="Public host name: of an Ingress, or of an HTTPRoute where `gateway` is set."
+    )
+    ingress_class: DnsName | None = Field(default=None, description="Class of the Ingress. Default: the cluster's.")
+    tls_secret: DnsName | None = Field(default=None, description="Secret with the certificate of `host`, for Ingress.")
+    gateway: DnsName | None = Field(
+        default=None, description="Gateway of the endpoint's namespace that an HTTPRoute is attached to."
+    )
+    allowed_namespaces: TextList = Field(
+        default=(),
+        description="Namespaces whose pods may call the endpoint, besides its own; * for all. With `host` all may.",
+    )
+    service_monitor: bool = Field(default=False, description="Makes a ServiceMonitor, for the Prometheus operator.")
+    service_account: DnsName | None = Field(
+        default=None, description="ServiceAccount of the pods. Default: one of their own, without any right."
+    )
+    image_pull_secrets: TextList = Field(default=(), description="Secrets with which the image is pulled: a,b.")
+    node_selector: Annotated[tuple[NodeLabel, ...], BeforeValidator(split_list)] = Field(
+        default=(), description="Labels of the nodes that pods may run on: pool=gpu,a=b."
+    )
+    tolerations: Annotated[tuple[Taint, ...], BeforeValidator(split_list)] = Field(
+        default=(), description="Taints that pods tolerate, as kubectl writes them: dedicated=ml:NoSchedule."
+    )
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "KubernetesSpec":
+        if self.max_replicas is not None and self.max_replicas <= self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is to be more than replicas, {self.replicas}")
+        for name in ("ingress_class", "tls_secret", "gateway"):
+            if getattr(self, name) is not None and self.host is None:
+                raise ValueError(f"{name} goes with `host`, which is not set")
+            if name != "gateway" and self.gateway is not None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for an Ingress, and `gateway` asks for an HTTPRoute: say one of both")
+        return self
+
+
 class EndpointSpec(SpecPart):
     """One endpoint: its variants, its server, its capture and its monitors."""
 
@@ -331,6 +400,7 @@ class EndpointSpec(SpecPart):
     capture: CaptureSpec = CaptureSpec()
     monitors: dict[Name, MonitorSpec] = Field(default_factory=dict)
     sticky: StickySpec | None = None
+    kubernetes: KubernetesSpec = KubernetesSpec()
     require: Literal["gate=passed"] | None = Field(
         default=None, description="gate=passed: a version that has not passed its model's gate is not served."
     )

@@ -1,0 +1,327 @@
+"""An endpoint as Kubernetes objects: plain documents, as `kubectl apply -f` takes them, in the newest API versions.
+
+The pods run `onnxserve serve --spec` on a file that comes from a ConfigMap and is read again when it changes, so that
+other variants or weights need no new pods. A change of `server`, `container` or `kubernetes` rolls the Deployment.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+
+Document = dict[str, Any]
+
+LABEL = "app.kubernetes.io/instance"
+MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
+SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
+STATE_FOLDER = "/var/lib/onnxserve/server"
+CONTAINER = "onnxserve"
+PORT = 8080
+_USER = 10001
+"""The user of `docker/Dockerfile`."""
+_SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_SECRET = re.compile(r"(?P<secret>[a-z0-9]([a-z0-9.-]*[a-z0-9])?)/(?P<key>[A-Za-z0-9._-]+)")
+_DRAIN_SECONDS = 5
+"""Kube-proxies and ingress controllers learn of a pod's end while it ends: it goes on answering so long."""
+_END_SECONDS = 40
+"""Time beyond the requests in flight: the agent ships the captured rows."""
+_NOT_SERVED = ("monitors", "container", "kubernetes")
+_STARTUP_SECONDS = 600
+"""For fetching and loading the models; until then the other probes are not asked."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place that documents are for.
+
+    Attributes:
+        namespace: the Kubernetes namespace.
+        environment: variables that the server gets besides those of the spec, which win.
+    """
+
+    namespace: str = "default"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(spec: EndpointSpec, place: Place) -> str:
+    """Return the endpoint as YAML documents. Raises as `kubernetes_documents`."""
+    return dump_documents(kubernetes_documents(spec, place))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, and repeats what stands twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def dump_documents(documents: list[Document]) -> str:
+    """Return documents as one YAML text."""
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
+    """Return the objects of an endpoint, in the order in which they are to be applied.
+
+    Raises:
+        InvalidConfig: the endpoint's name cannot be a Service's, it is open to strangers, or fields do not go together.
+    """
+    _check(spec)
+    labels = {"app.kubernetes.io/name": "onnxserve", LABEL: spec.name, **MANAGED_BY}
+    selector = {LABEL: spec.name}
+
+    def document(api_version: str, kind: str, **content: Any) -> Document:
+        metadata = {"name": spec.name, "namespace": place.namespace, "labels": labels}
+        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+    kubernetes = spec.kubernetes
+    documents = [document("v1", "ConfigMap", data={SPEC_FILE: served_spec(spec)})]
+    if kubernetes.service_account is None:
+        documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
+    documents += [
+        document("v1", "Service", spec={"selector": selector, "ports": _service_ports(spec)}),
+        document(
+            "apps/v1",
+            "Deployment",
+            spec={
+                **({"replicas": kubernetes.replicas} if kubernetes.max_replicas is None else {}),
+                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+                "selector": {"matchLabels": selector},
+                "template": {
+                    "metadata": {"labels": labels, "annotations": {"onnxserve/server": _server_digest(spec)}},
+                    "spec": _pod(spec, place, selector),
+                },
+            },
+        ),
+        document("policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}}),
+        document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
+    ]
+    if kubernetes.max_replicas is not None:
+        documents.append(document("autoscaling/v2", "HorizontalPodAutoscaler", spec=_autoscaler(spec)))
+    backend = {"name": spec.name, "port": {"name": "http"}}
+    if kubernetes.gateway is not None:
+        documents.append(
+            document(
+                "gateway.networking.k8s.io/v1",
+                "HTTPRoute",
+                spec={
+                    "parentRefs": [{"name": kubernetes.gateway}],
+                    "hostnames": [kubernetes.host],
+                    "rules": [{"backendRefs": [{"name": spec.name, "port": http_port(spec)}]}],
+                },
+            )
+        )
+    elif kubernetes.host is not None:
+        path = {"path": "/", "pathType": "Prefix", "backend": {"service": backend}}
+        ingress: Document = {"rules": [{"host": kubernetes.host, "http": {"paths": [path]}}]}
+        if kubernetes.ingress_class is not None:
+            ingress["ingressClassName"] = kubernetes.ingress_class
+        if kubernetes.tls_secret is not None:
+            ingress["tls"] = [{"hosts": [kubernetes.host], "secretName": kubernetes.tls_secret}]
+        documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
+    if kubernetes.service_monitor:
+        scraped = {"port": "http", "path": "/metrics", **({"scheme": "https"} if spec.server.certfile else {})}
+        monitor = {"selector": {"matchLabels": selector}, "endpoints": [scraped]}
+        documents.append(document("monitoring.coreos.com/v1", "ServiceMonitor", spec=monitor))
+    return documents
+
+
+def http_port(spec: EndpointSpec) -> int:
+    """Return the port of the pods and of the Service."""
+    return spec.server.port or PORT
+
+
+def served_spec(spec: EndpointSpec) -> str:
+    """Return the spec as the pods read it: without what only the controller or the cluster needs to know.
+
+    They listen on every address of the pod. The NetworkPolicy stands before a server without auth.
+    """
+    server = spec.server.model_copy(
+        update={
+            "host": "0.0.0.0",
+            "port": http_port(spec),
+            "insecure": spec.server.insecure or not spec.server.authenticates,
+        }
+    )
+    left_out = {name: EndpointSpec.model_fields[name].get_default(call_default_factory=True) for name in _NOT_SERVED}
+    return dump_spec(spec.model_copy(update={**left_out, "server": server}))
+
+
+def _check(spec: EndpointSpec) -> None:
+    kubernetes, container = spec.kubernetes, spec.container
+    if not _SERVICE_NAME.fullmatch(spec.name):
+        raise InvalidConfig(
+            f"{spec.name!r} cannot name a Service of Kubernetes: small letters, digits and - are expected, at most 63, "
+            "the first a letter"
+        )
+    if kubernetes.max_replicas is not None and container.cpus is None:
+        raise InvalidConfig("kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod")
+    if kubernetes.host is not None and not (spec.server.authenticates or spec.server.insecure):
+        raise InvalidConfig(
+            f"kubernetes.host: everybody who reaches {kubernetes.host} could use the endpoint: say "
+            "-C server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if something before it "
+            "authenticates"
+        )
+
+
+def _server_digest(spec: EndpointSpec) -> str:
+    return hashlib.sha256(spec.server.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _service_ports(spec: EndpointSpec) -> list[Document]:
+    ports = [{"name": "http", "port": http_port(spec), "targetPort": "http"}]
+    if spec.server.grpc_port is not None:
+        ports.append({"name": "grpc", "port": spec.server.grpc_port, "targetPort": "grpc"})
+    return ports
+
+
+def _pod(spec: EndpointSpec, place: Place, selector: Mapping[str, str]) -> Document:
+    kubernetes = spec.kubernetes
+    writable = {"home": "/var/lib/onnxserve", "tmp": "/tmp"}
+    pod: Document = {
+        "serviceAccountName": kubernetes.service_account or spec.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,  # a Service "onnxserve" would set ONNXSERVE_PORT
+        "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.graceful_timeout_seconds + _END_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": key,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": dict(selector)},
+            }
+            for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
+        ],
+        "containers": [
+            {
+                **_container(spec, place),
+                "volumeMounts": [
+                    {"name": "spec", "mountPath": SPEC_FOLDER, "readOnly": True},
+                    *({"name": name, "mountPath": path} for name, path in writable.items()),
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "spec", "configMap": {"name": spec.name}},
+            *({"name": name, "emptyDir": {}} for name in writable),
+        ],
+    }
+    if kubernetes.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in kubernetes.image_pull_secrets]
+    if kubernetes.node_selector:
+        pod["nodeSelector"] = dict(one.split("=", 1) for one in kubernetes.node_selector)
+    if kubernetes.tolerations:
+        pod["tolerations"] = [_toleration(taint) for taint in kubernetes.tolerations]
+    return pod
+
+
+def _container(spec: EndpointSpec, place: Place) -> Document:
+    container, server = spec.container, spec.server
+    ports = [{"name": "http", "containerPort": http_port(spec)}]
+    if server.grpc_port is not None:
+        ports.append({"name": "grpc", "containerPort": server.grpc_port})
+
+    def probe(path: str, period: int, failures: int) -> Document:
+        scheme = {"scheme": "HTTPS"} if server.certfile else {}
+        ask = {"path": path, "port": "http", **scheme}
+        return {"httpGet": ask, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
+
+    return {
+        "name": CONTAINER,
+        "image": container.image_for(server.device),
+        "args": ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER],
+        "env": _environment(spec, place),
+        "ports": ports,
+        "resources": _resources(spec),
+        "startupProbe": probe("/ping", 2, _STARTUP_SECONDS // 2),
+        "readinessProbe": probe("/v2/health/ready", 5, 2),
+        "livenessProbe": probe("/v2/health/live", 10, 3),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(_DRAIN_SECONDS)]}}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+
+
+def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
+    container = spec.container
+    values = {**place.environment, **container.environment}
+    plain = [{"name": name, "value": value} for name, value in values.items() if name not in container.secrets]
+    secret = []
+    for name, said in container.secrets.items():
+        found = _SECRET.fullmatch(said)
+        if found is None:
+            raise InvalidConfig(f"container.secrets.{name}: SECRET/KEY is expected on Kubernetes (got {said!r})")
+        key = {"name": found["secret"], "key": found["key"]}
+        secret.append({"name": name, "valueFrom": {"secretKeyRef": key}})
+    return plain + secret
+
+
+def _resources(spec: EndpointSpec) -> Document:
+    """Return requests and limits. ONNX Runtime takes as many threads as the limit of CPUs says."""
+    container, kubernetes, server = spec.container, spec.kubernetes, spec.server
+    limits: dict[str, str] = {}
+    if container.cpus is not None:
+        limits["cpu"] = f"{round(container.cpus * 1000)}m"
+    if container.memory_bytes is not None:
+        limits["memory"] = str(container.memory_bytes)
+    on_device = 0 if server.device == "cpu" else max(1, len(server.device_ids))
+    if gpus := on_device if kubernetes.gpus is None else kubernetes.gpus:
+        limits["nvidia.com/gpu"] = str(gpus)
+    return {"requests": {"cpu": "250m", "memory": "256Mi", **limits}, **({"limits": limits} if limits else {})}
+
+
+def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document:
+    kubernetes = spec.kubernetes
+    callers: list[Document] = [{"podSelector": {}}]
+    if "*" in kubernetes.allowed_namespaces or (kubernetes.host is not None and not kubernetes.allowed_namespaces):
+        callers = [{"namespaceSelector": {}}]
+    elif kubernetes.allowed_namespaces:
+        named = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(kubernetes.allowed_namespaces)}
+        callers.append({"namespaceSelector": {"matchExpressions": [named]}})
+    ports = [{"protocol": "TCP", "port": port["targetPort"]} for port in _service_ports(spec)]
+    return {
+        "podSelector": {"matchLabels": dict(selector)},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": callers, "ports": ports}],
+    }
+
+
+def _autoscaler(spec: EndpointSpec) -> Document:
+    kubernetes = spec.kubernetes
+    target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
+    return {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
+        "minReplicas": kubernetes.replicas,
+        "maxReplicas": kubernetes.max_replicas,
+        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+    }
+
+
+def _toleration(taint: str) -> Document:
+    """Return the toleration of a taint as kubectl writes it: KEY[=VALUE][:EFFECT]."""
+    name, _, effect = taint.partition(":")
+    key, equals, value = name.partition("=")
+    toleration = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}
+    return {**toleration, **({"effect": effect} if effect else {})}

@@ -1,0 +1,41 @@
+"""`onnxserve render`: the documents of a new, a stored or a written endpoint."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+
+SPEC = "name: flights\nvariants: {flights: {model: 'models:/flight-delay/3'}}\n"
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["render", "--for", "kubernetes", *arguments])
+    return done.exit_code, done.stdout if done.exit_code == 0 else done.stderr
+
+
+def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
+    (tmp_path / "flights.yaml").write_text(SPEC)
+    by_spec = run("--spec", str(tmp_path / "flights.yaml"), "--namespace", "ml", "-C", "kubernetes.replicas=5")
+    by_model = run("-n", "flights", "-m", "models:/flight-delay/3", "--namespace", "ml", "-C", "kubernetes.replicas=5")
+    assert by_spec == by_model
+    deployment = next(one for one in yaml.safe_load_all(by_spec[1]) if one["kind"] == "Deployment")
+    assert (deployment["metadata"]["namespace"], deployment["spec"]["replicas"]) == ("ml", 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint"),
+        (["-n", "flights"], "there is no endpoint 'flights'"),
+        (["--spec", "none.yaml"], "the spec none.yaml does not exist"),
+        (["-m", "models:/x/1", "-C", "kubernetes.replica=2"], "did you mean 'kubernetes.replicas'?"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
+    status, said = run(*arguments)
+    assert status == 1
+    assert message in said
+    assert said.count("\n") == 1

@@ -1,0 +1,188 @@
+"""Specs as Kubernetes objects: valid by the strict schemas of a new Kubernetes, and safe by default."""
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests import FORMATS, Document, Place, kubernetes_documents
+from mlflow_deploy_plugin.spec import EndpointSpec, load_specs, new_endpoint
+
+PLACE = Place("ml")
+MODEL = "models:/flight-delay/Production"
+CUSTOM = {"HTTPRoute", "ServiceMonitor"}
+
+
+def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict[str, Document]:
+    """Return the documents of an endpoint by kind, read back from the text that is printed."""
+    text = FORMATS["kubernetes"](new_endpoint("flights", MODEL, config), place)
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def container_of(documents: dict[str, Document]) -> Document:
+    (found,) = documents["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return found  # type: ignore[no-any-return]
+
+
+def names(pattern: str) -> st.SearchStrategy[str]:
+    return st.from_regex(pattern, fullmatch=True)
+
+
+NAMES = names("[a-z][a-z0-9-]{0,20}[a-z0-9]")
+MODELS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1)
+KUBERNETES = st.fixed_dictionaries(
+    {},
+    optional={
+        "replicas": st.integers(1, 9),
+        "max_replicas": st.integers(10, 99),
+        "target_cpu_percent": st.integers(1, 100),
+        "gpus": st.integers(0, 8),
+        "service_monitor": st.booleans(),
+        "service_account": names("[a-z][a-z0-9-]{0,20}[a-z]"),
+        "image_pull_secrets": st.lists(names("[a-z]{1,9}"), max_size=2),
+        "allowed_namespaces": st.lists(names(r"[a-z]{1,9}|\*"), max_size=2),
+        "node_selector": st.lists(names("([a-z]{1,9}/)?[a-z]{1,9}=[a-z]{0,9}"), max_size=2),
+        "tolerations": st.lists(names("[a-z]{1,9}(=[a-z]{0,9})?(:(NoSchedule|NoExecute))?"), max_size=2),
+    },
+)
+PUBLIC = st.sampled_from(
+    [{}, {"host": "a.example"}, {"host": "a.example", "tls_secret": "t"}, {"host": "a.example", "gateway": "public"}]
+)
+CONTAINER = st.fixed_dictionaries(
+    {"cpus": st.floats(0.01, 64)},
+    optional={
+        "image": names("[a-z]{1,9}:[0-9]{1,3}"),
+        "memory_bytes": st.integers(64 * 1024**2, 1024**4),
+        "environment": st.dictionaries(
+            names("[A-Z]{1,5}"), st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+        ),
+        "secrets": st.dictionaries(names("[A-Z]{1,5}"), st.just("store/uri")),
+    },
+)
+SERVER = st.fixed_dictionaries(
+    {"api_keys": st.just(True)},
+    optional={
+        "port": st.integers(1, 40000),
+        "grpc_port": st.integers(40001, 65535),
+        "device": st.sampled_from(["cpu", "cuda"]),
+        "graceful_timeout_seconds": st.integers(1, 3600),
+    },
+)
+
+
+@given(NAMES, MODELS, KUBERNETES, PUBLIC, CONTAINER, SERVER)
+def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(
+    name: str, model: str, kubernetes: Document, public: Document, container: Document, server: Document
+) -> None:
+    parts = {"kubernetes": {**kubernetes, **public}, "container": container, "server": server}
+    endpoint = EndpointSpec.model_validate({"name": name, "variants": {"a": {"model": model}}, **parts})
+    text = FORMATS["kubernetes"](endpoint, PLACE)
+    documents = list(yaml.safe_load_all(text))
+    assert documents == kubernetes_documents(endpoint, PLACE)
+    for document in documents:
+        if document["kind"] not in CUSTOM:
+            kubernetes_validate.validate(document, "1.32", strict=True)
+    by_kind = {document["kind"]: document for document in documents}
+    template = by_kind["Deployment"]["spec"]["template"]
+    for selector in (
+        by_kind["Service"]["spec"]["selector"],
+        by_kind["Deployment"]["spec"]["selector"]["matchLabels"],
+        by_kind["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        by_kind["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    ):  # which the schemas do not compare
+        assert selector.items() <= template["metadata"]["labels"].items()
+    (served,) = load_specs(by_kind["ConfigMap"]["data"]["spec.yaml"])
+    assert served.variants == endpoint.variants
+
+
+def test_pods_run_without_rights_and_roll_without_a_gap() -> None:
+    documents = rendered()
+    deployment = documents["Deployment"]["spec"]
+    pod, container = deployment["template"]["spec"], container_of(documents)
+    assert deployment["replicas"] == 3
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not pod["automountServiceAccountToken"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert documents["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    drain, longest_request, shipping = 5, 30, 40
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", str(drain)]
+    assert pod["terminationGracePeriodSeconds"] == drain + longest_request + shipping
+    assert set(documents) == {
+        "ConfigMap",
+        "ServiceAccount",
+        "Service",
+        "Deployment",
+        "PodDisruptionBudget",
+        "NetworkPolicy",
+    }
+
+
+def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_needs_more() -> None:
+    documents = rendered()
+    assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
+    assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]  # the policy stands before it
+    with pytest.raises(InvalidConfig, match=r"everybody who reaches f\.example could use the endpoint"):
+        rendered({"kubernetes.host": "f.example"})
+    public = rendered({"kubernetes.host": "f.example", "server.api_keys": "true"})
+    assert "insecure" not in public["ConfigMap"]["data"]["spec.yaml"]
+    assert public["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
+
+
+def test_only_a_change_of_server_container_or_kubernetes_makes_new_pods() -> None:
+    def template(config: dict[str, str]) -> Document:
+        return rendered(config)["Deployment"]["spec"]["template"]  # type: ignore[no-any-return]
+
+    same = template({})
+    for config in ({"variants.flights.weight": "7"}, {"capture.fraction": "0.5"}, {"monitors.m.kind": "drift"}):
+        assert template(config) == same, config
+    for config in ({"server.threads": "7"}, {"container.image": "x:1"}, {"kubernetes.node_selector": "a=b"}):
+        assert template(config) != same, config
+
+
+def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus() -> None:
+    config = {"container.cpus": "1.5", "container.memory_bytes": str(1024**3), "server.device": "cuda"}
+    container = container_of(rendered(config))
+    limits = {"cpu": "1500m", "memory": "1073741824", "nvidia.com/gpu": "1"}
+    assert container["resources"] == {"requests": limits, "limits": limits}
+    assert container["image"] == "onnxserve:gpu"
+
+
+def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins() -> None:
+    config = {"container.environment.A": "of spec", "container.environment.B": "b", "container.secrets.B": "store/uri"}
+    environment = container_of(rendered(config, Place("ml", {"A": "of place", "C": "c"})))["env"]
+    assert environment == [
+        {"name": "A", "value": "of spec"},
+        {"name": "C", "value": "c"},
+        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "store", "key": "uri"}}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kubernetes.max_replicas": "9"}, "kubernetes.max_replicas scales by CPU: say container.cpus"),
+        ({"kubernetes.max_replicas": "3", "container.cpus": "1"}, "max_replicas 3 is to be more than replicas, 3"),
+        ({"kubernetes.tls_secret": "t"}, "tls_secret goes with `host`, which is not set"),
+        ({"kubernetes.tolerations": "a b"}, "a taint of Kubernetes is expected, as dedicated=ml:NoSchedule"),
+        ({"container.secrets.A": "store"}, "container.secrets.A: SECRET/KEY is expected on Kubernetes"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused_in_one_line(config: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        rendered(config)
+    assert message in str(refused.value)
+
+
+def test_a_name_that_no_service_can_have_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="'Flights_1' cannot name a Service of Kubernetes: small letters"):
+        kubernetes_documents(new_endpoint("Flights_1", MODEL), Place())
