@@ -39,7 +39,7 @@ _COMMANDS = {
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
     "export": ("mlflow_deploy_plugin.cli.export", "Export a version as files that need neither onnxserve nor MLflow."),
-    "render": ("mlflow_deploy_plugin.cli.render", "Print an endpoint as manifests, for GitOps."),
+    "render": ("mlflow_deploy_plugin.cli.render", "Show an endpoint as manifests, for GitOps."),
     "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
     "feedback": ("mlflow_deploy_plugin.cli.predict", "Bring labels of earlier predictions from a file."),
     "drift": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic against the model's reference."),

@@ -28,12 +28,14 @@ def render(
     namespace: str,
     config: tuple[str, ...],
 ) -> None:
-    """Print what would be applied for an endpoint, for GitOps; nothing is changed.
+    """Show an endpoint as manifests, for GitOps.
 
     \b
       onnxserve render --for kubernetes -n flights -m models:/flight-delay/Production --namespace ml
       onnxserve render --for kubernetes --spec flights.yaml > flights.kubernetes.yaml
       onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
+
+    Nothing is applied or changed.
     """
     found: EndpointSpec
     match name, model_uri, spec_file:
