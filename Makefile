@@ -3,6 +3,7 @@
 # make test           the tests, under ten minutes on two cores (four at a time: many wait for servers)
 # make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
 # make test-all       what is long too, and make test-install
+# make stack-test   docker/compose.yaml's services natively: what docs/stack.md says of them
 # make docs           the documentation site, into site/; fails on a link that leads nowhere
 # make lint           ruff, formatting, strict types, the import rule, the figures of the structure
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
@@ -23,7 +24,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-install test-all docs lint format constraints clean
+.PHONY: install demo demo-stop test test-install test-all stack-test docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +64,11 @@ test-install: install
 test-all: install
 	$(PIP) install -q -c constraints.txt -e '.[spark]'
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+stack-test: install
+	@for s3 in "$$S3_SCRIPT" ../shared/machine/s3.sh; do \
+		if [ -z "$$AWS_ENDPOINT_URL" ] && [ -x "$$s3" ] && "$$s3" start >/dev/null; then eval "$$("$$s3" env)"; fi; done; \
+	$(BIN)/python -m pytest -m stack tests/stack
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

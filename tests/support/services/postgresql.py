@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -16,7 +17,9 @@ _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
 
 @contextmanager
-def postgresql_server(host: str = "127.0.0.1") -> Iterator[str]:
+def postgresql_server(
+    host: str = "127.0.0.1", port: int = 0, user: str = "onnx", password: str = "s3cr:t/@"
+) -> Iterator[str]:
     """Yield the URL of an empty database whose user needs a password; only this machine's networks may reach it."""
     if not _PROGRAMS:
         pytest.skip("PostgreSQL's server programs are not installed (apt-get install postgresql)")
@@ -25,23 +28,23 @@ def postgresql_server(host: str = "127.0.0.1") -> Iterator[str]:
     as_server = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
     # not under tmp_path: that is closed to other users
     folder = Path(tempfile.mkdtemp(prefix="onnxserve-postgresql-"))
-    port = free_port(host)
+    port = port or free_port(host)
     try:
         if as_server:
             shutil.chown(folder, "postgres", "postgres")
-        password = folder / "password"
-        password.write_text("s3cr:t/@")
-        password.chmod(0o644)
+        asked = folder / "password"
+        asked.write_text(password)
+        asked.chmod(0o644)
         data = folder / "data"
         initdb = [
             str(programs / "initdb"),
             "-D",
             str(data),
             "-U",
-            "onnx",
+            user,
             "-A",
             "scram-sha-256",
-            f"--pwfile={password}",
+            f"--pwfile={asked}",
             "-N",
         ]
         subprocess.run([*as_server, *initdb], check=True, capture_output=True, cwd=folder)
@@ -51,7 +54,7 @@ def postgresql_server(host: str = "127.0.0.1") -> Iterator[str]:
         options = f"-p {port} -c listen_addresses={host} -c unix_socket_directories={folder} -c fsync=off"
         subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
         try:
-            yield f"postgresql+psycopg://onnx:s3cr%3At%2F%40@{host}:{port}/postgres"
+            yield f"postgresql+psycopg://{user}:{quote(password, safe='')}@{host}:{port}/postgres"
         finally:
             subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
     finally:

@@ -1,0 +1,49 @@
+"""Make what the core needs before its servers start; what is there already stays as it is.
+
+`setup.py SPEC`: the bucket, the store's tables, a first version of the model that the spec follows, with its aliases,
+and the endpoint with its monitors in the store.
+"""
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import boto3
+import mlflow
+from mlflow.exceptions import MlflowException
+from train import calm_rows, register
+
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import duration_seconds, load_specs
+from mlflow_deploy_plugin.store import open_store
+
+
+def main(path: str) -> None:
+    settings, s3 = load_settings(), boto3.client("s3")
+    bucket = settings.log_uri.removeprefix("s3://").partition("/")[0]
+    if bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
+        s3.create_bucket(Bucket=bucket)
+
+    (spec,) = load_specs(Path(path).read_text())
+    client = mlflow.MlflowClient()
+    for variant in spec.variants.values():
+        model, _, alias = variant.model.removeprefix("models:/").partition("@")
+        try:
+            client.get_model_version_by_alias(model, alias)
+        except MlflowException:
+            versions = [int(one.version) for one in client.search_model_versions(f"name = '{model}'")]
+            window = timedelta(seconds=duration_seconds(spec.monitors["drift"].every))
+            if not versions:
+                with mlflow.start_run():
+                    versions = [int(register(0.0, calm_rows(window), model, "at"))]
+            client.set_registered_model_alias(model, alias, str(max(versions)))
+
+    store = open_store(settings.store_url)
+    if store.endpoint(spec.name) is None:
+        store.add_endpoint("onnxserve", spec, why="docker/compose.yaml", actor=os.environ.get("USER", "setup"))
+    store.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Make what docker/compose.yaml mounts as secrets, into docker/stack/secrets/. What is there already stays as it is.
+
+    python3 docker/stack/make_secrets.py [--host NAME-OR-ADDRESS …] [--folder FOLDER]
+
+A host is what clients call this machine; it is among the names of the certificate, which only you trust. Python's
+standard library and openssl do. The folder is closed to other users of this machine; the files in it are not, since
+every container reads them as a user of its own.
+"""
+
+import argparse
+import hashlib
+import json
+import secrets
+import subprocess
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--host", action="append", default=[])
+parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "secrets")
+OPTIONS = parser.parse_args()
+FOLDER: Path = OPTIONS.folder
+
+
+def keep(name: str, text: str) -> str:
+    """Write a file unless it is there, and return its text."""
+    file = FOLDER / name
+    if not file.exists():
+        file.write_text(text)
+    return file.read_text()
+
+
+def new_password() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def make() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    FOLDER.chmod(0o700)
+    password = keep("postgres_password", new_password())
+    sections = [
+        f"[{database}]\nhost=postgres\nport=5432\nuser=onnxserve\npassword={password}\ndbname={database}\n"
+        for database in ("onnxserve", "mlflow", "mlflow_auth")
+    ]
+    keep("pg_service.conf", "\n".join(sections))
+    user, password = keep("s3_user", "onnxserve"), keep("s3_password", new_password())
+    keep("aws_credentials", f"[default]\naws_access_key_id = {user}\naws_secret_access_key = {password}\n")
+    password = keep("admin_password", new_password())
+    keep("mlflow.env", f"MLFLOW_AUTH_ADMIN_PASSWORD={password}\nMLFLOW_FLASK_SERVER_SECRET_KEY={secrets.token_hex()}\n")
+    keep("mlflow_credentials", f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {password}\n")
+    keep("grafana_password", new_password())
+    keep("alerts.yaml", "urls: [] # whom the controller tells of alarms, by Apprise: docs/alerts.md\n")
+    keys = {}
+    for name, scopes in (("prometheus", ["read"]), ("shop", ["infer", "read"])):
+        key = keep(f"{name}_key", "onnxserve_" + secrets.token_urlsafe(32))
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        keys[digest] = {"name": name, "scopes": scopes, "endpoints": [], "expires_at": None}
+    keep("keys.json", json.dumps({"keys": keys}, indent=2) + "\n")
+    if not (FOLDER / "tls.crt").exists():
+        hosts = ["localhost", "127.0.0.1", *OPTIONS.host]
+        names = ",".join(f"{'IP' if host.replace('.', '').isdigit() else 'DNS'}:{host}" for host in hosts)
+        subject = ["-subj", f"/CN={hosts[-1]}", "-addext", f"subjectAltName={names}"]
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "365", *subject]
+        files = ["-keyout", str(FOLDER / "tls.key"), "-out", str(FOLDER / "tls.crt")]
+        subprocess.run([*command, *files], check=True, capture_output=True)
+    for file in FOLDER.iterdir():
+        file.chmod(0o644)
+
+
+if __name__ == "__main__":
+    make()

@@ -1,0 +1,195 @@
+"""docker/compose.yaml without Docker: each service by its own command, environment and files, on an address of its own.
+
+A service is a process of this machine that listens on 127.x.y.z instead of a container. So the ports stay as they are,
+and three things are replaced in commands, environments and mounted files: a service's name before a port by its
+address, 0.0.0.0 by the address of the service itself, and the path of a mount by that of the file.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "docker" / "compose.yaml"
+PROGRAMS = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager", "nginx": "nginx"}
+"""What the entry point of an image is; Debian's packages have the same names."""
+
+
+@dataclass
+class NativeStack:
+    """The services of docker/compose.yaml that were started, below `folder`.
+
+    Attributes:
+        outside: addresses of what is no service here: S3's "minio:9000", for instance.
+        changed: texts of mounted files that a test has otherwise, as the length of a window.
+        settings: as the file .env would have them.
+    """
+
+    folder: Path
+    outside: dict[str, str]
+    changed: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        document = yaml.safe_load(COMPOSE.read_text())
+        self.services: dict[str, dict[str, Any]] = document["services"]
+        self._secrets = {name: Path(one["file"]).name for name, one in document["secrets"].items()}
+        network = random.SystemRandom().randrange(16, 250)
+        self.addresses = {name: f"127.{network}.0.{number}" for number, name in enumerate(self.services, 10)}
+
+    @property
+    def secrets(self) -> Path:
+        return self.folder / "secrets"
+
+    @property
+    def door(self) -> str:
+        """The address at which nginx answers predictions."""
+        return f"https://{self.addresses['nginx']}:8443"
+
+    def url(self, name: str, port: int, path: str = "") -> str:
+        return f"http://{self.addresses[name]}:{port}{path}"
+
+    def predict(self, rows: list[list[float]], key: str = "", **headers: str) -> requests.Response:
+        """Ask through nginx, with the key `shop` where no other is given."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named["Authorization"] = f"Bearer {key or (self.secrets / 'shop_key').read_text()}"
+        url, certificate = f"{self.door}/invocations", self.secrets / "tls.crt"
+        return requests.post(url, json={"inputs": rows}, headers=named, verify=str(certificate), timeout=30)
+
+    def log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        """Start a service, whether or not it ran before."""
+        service = self.services[name]
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        mounts = self._mounts(name, home)
+        command = [self._native(part, name, mounts) for part in self._command(name, service)]
+        environment = {
+            key: self._native(str(value), name, mounts) for key, value in service.get("environment", {}).items()
+        }
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "ONNXSERVE_", "MLFLOW_T"))
+        }
+        with self.log(name).open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                command,
+                env={**inherited, **environment},
+                stdout=output,
+                stderr=output,
+                cwd=home,
+                start_new_session=True,
+            )
+        return self.processes[name]
+
+    def run(self, name: str, seconds: float = 180) -> None:
+        """Run a service that ends by itself."""
+        assert self.start(name).wait(seconds) == 0, self.log(name).read_text()[-4000:]
+
+    def wait_for(self, name: str, condition: Any, seconds: float = 120) -> None:
+        process = self.processes[name]
+        wait_until(
+            lambda: process.poll() is not None or condition(), seconds, f"{name}: {self.log(name).read_text()[-3000:]}"
+        )
+        assert process.poll() is None, self.log(name).read_text()[-4000:]
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal every process of a service, and wait for its first."""
+        process = self.processes.pop(name)
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+        process.wait(60)
+
+    def end(self) -> None:
+        """End what was started last first; who does not leave within its time is killed."""
+        for name in reversed(list(self.processes)):
+            process = self.processes[name]
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(45)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def _set(self, text: str) -> str:
+        """Return a text of compose.yaml with its variables."""
+        return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: self.settings.get(found[1], found[2]), text)
+
+    def _command(self, name: str, service: dict[str, Any]) -> list[str]:
+        command = [self._set(part) for part in service.get("command", [])]
+        image = re.split(r"[/:]", service["image"])
+        for part, program in PROGRAMS.items():
+            if any(piece.startswith(part) for piece in image):
+                command = [program, *command]
+        if name == "nginx":
+            command += ["-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]  # as the image's own command
+        own = {"python": [sys.executable], "onnxserve": [sys.executable, "-m", "mlflow_deploy_plugin.cli"]}
+        own["mlflow"] = [str(Path(sys.executable).with_name("mlflow"))]
+        first = own.get(command[0])
+        if first is None and shutil.which(command[0]) is None:
+            pytest.skip(f"{command[0]} is not installed: Debian's package {command[0]} has it")
+        return [*(first or command[:1]), *command[1:]]
+
+    def _mounts(self, name: str, home: Path) -> dict[str, str]:
+        """Return the path here of each path in the container; mounted files are rendered to `home`."""
+        service = self.services[name]
+        mounts: dict[str, str] = {}
+        sources: dict[str, Path] = {}
+        for one in service.get("secrets", ()):
+            source, target = (one["source"], one["target"]) if isinstance(one, dict) else (one, f"/run/secrets/{one}")
+            sources[target] = self.secrets / self._secrets[source]
+        for volume in service.get("volumes", ()):
+            source, target = volume.split(":")[:2]
+            if source.startswith("."):
+                sources[target] = (COMPOSE.parent / source).resolve()
+            else:
+                mounts[target] = str(home / source)
+                (home / source).mkdir(exist_ok=True)
+        mounts.setdefault("/var/lib/onnxserve", str(home / "home"))
+        mounts["/tmp"] = f"{home}/tmp"
+        (home / "tmp").mkdir(exist_ok=True)
+        for target, source in sources.items():
+            if source.is_file():
+                place = (
+                    Path(self._native(target, name, mounts))
+                    if target.startswith("/var/lib")
+                    else home / target.strip("/")
+                )
+                place.parent.mkdir(parents=True, exist_ok=True)
+                mounts[target] = str(place)
+            else:
+                mounts[target] = str(source)
+        for target, source in sources.items():
+            if source.is_file():
+                Path(mounts[target]).write_text(self._native(source.read_text(), name, mounts))
+        return mounts
+
+    def _native(self, text: str, name: str, mounts: dict[str, str]) -> str:
+        text = self._set(text)
+        for old, new in self.changed.items():
+            text = text.replace(old, new)
+        for old, new in self.outside.items():
+            text = text.replace(old, new)
+        names = "|".join(sorted(self.addresses, key=len, reverse=True))
+        text = re.sub(rf"(?<![\w.-])({names})(?=:\d)", lambda found: self.addresses[found[1]], text)
+        text = re.sub(rf"(?m)^host=({names})$", lambda found: f"host={self.addresses[found[1]]}", text)
+        text = text.replace("0.0.0.0", self.addresses[name])
+        paths = "|".join(re.escape(target) for target in sorted(mounts, key=len, reverse=True))
+        return re.sub(rf"(?<![\w./-])({paths})(?![\w-])", lambda found: mounts[found[1]], text)

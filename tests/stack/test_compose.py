@@ -1,0 +1,95 @@
+"""docker/compose.yaml as Compose reads it: every profile, what of it strangers could reach, and what ours may do."""
+
+import json
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.stack.native import COMPOSE
+
+CORE = {"postgres", "minio", "redis", "mlflow", "setup", "server-a", "server-b", "nginx", "controller"}
+PROFILES = {
+    "metrics": {"prometheus", "alertmanager", "grafana"},
+    "traces": {"otel-collector", "jaeger"},
+    "logs": {"elasticsearch", "kibana", "filebeat"},
+}
+
+
+def read(*profiles: str, **variables: str) -> dict[str, Any]:
+    """Return the configuration that Compose makes of these profiles."""
+    command = ["docker", "compose", "-f", str(COMPOSE), *(f"--profile={one}" for one in profiles), "config"]
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/root", **variables}
+    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compose() -> None:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("docker compose is not installed")
+
+
+@pytest.mark.parametrize(("profile", "more"), [("", set()), *PROFILES.items()])
+def test_a_profile_adds_its_services_to_the_core(profile: str, more: set[str]) -> None:
+    services = read(*filter(None, [profile]))["services"]
+    assert services.keys() == CORE | more
+    for name, service in services.items():
+        assert re.search(r":(\w+\.)*[\w.-]*\d|^onnxserve:", service["image"]), name  # no tag that moves
+        assert (
+            name in {"otel-collector", "jaeger", "setup", "filebeat", "kibana"}
+            or "healthcheck" in service
+            or "build" in service
+        )
+
+
+def test_every_port_is_published_on_this_machine_only_and_nothing_of_the_core_but_by_tls() -> None:
+    services = read(*PROFILES)["services"]
+    ports = {name: service.get("ports", []) for name, service in services.items()}
+    assert {port["host_ip"] for published in ports.values() for port in published} == {"127.0.0.1"}
+    assert {name for name in CORE if ports[name]} == {"nginx"}
+    assert {port["target"] for port in ports["nginx"]} == {8443, 5443}
+
+
+def test_our_containers_have_no_more_rights_than_they_need() -> None:
+    services = read()["services"]
+    ours = {name: service for name, service in services.items() if service["image"].startswith("onnxserve:")}
+    assert ours.keys() == {"mlflow", "setup", "server-a", "server-b", "controller"}
+    for service in ours.values():
+        assert (service["user"], service["read_only"], service["cap_drop"]) == ("10001", True, ["ALL"])
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_no_secret_stands_in_an_environment() -> None:
+    services = read(*PROFILES)["services"]
+    values = [
+        (key, value) for service in services.values() for key, value in (service.get("environment") or {}).items()
+    ]
+    named = {key for key, _ in values if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", key)}
+    assert {key for key in named if not key.endswith("_FILE")} == set()
+
+
+def test_the_example_of_a_settings_file_has_the_defaults_and_nothing_that_is_unknown() -> None:
+    lines = (COMPOSE.parent / ".env.example").read_text().splitlines()[1:]
+    example = dict(line.partition(" #")[0].strip().split("=", 1) for line in lines)
+    asked = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE.read_text()))
+    assert {**asked, "COMPOSE_PROFILES": ""} == example
+
+
+def test_every_file_that_is_mounted_is_in_the_checkout_or_made_as_a_secret() -> None:
+    document = yaml.safe_load(COMPOSE.read_text())
+    sources = [volume.split(":")[0] for one in document["services"].values() for volume in one.get("volumes", ())]
+    missing = [source for source in sources if source.startswith(".") and not (COMPOSE.parent / source).exists()]
+    assert missing == []
+    script = (COMPOSE.parent / "stack" / "make_secrets.py").read_text()
+    unmade = [
+        name for name in document["secrets"] if f'"{name}"' not in script.replace('f"{name}_key"', '"prometheus_key"')
+    ]
+    assert [name for name in unmade if name not in ("mlflow", "prometheus_key")] == []
