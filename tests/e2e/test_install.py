@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.version import __version__
 from tests.support.guides import ROOT, run_smallest_example, section, shell, walk_by_hand
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # the first installation fetches everything
@@ -106,20 +107,30 @@ def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
     shutil.rmtree(folder, ignore_errors=True)  # half a gigabyte each
 
 
-def test_the_wheel_and_the_sdist_hold_every_file_of_the_package(checkout: Path, wheel: Path, tmp_path: Path) -> None:
-    _output([UV, "build", "-q", "--sdist", "--out-dir", tmp_path], cwd=checkout)
+def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
+    checkout: Path, wheel: Path, tmp_path: Path
+) -> None:
+    """`python -m build` makes the sdist, and the wheel out of the sdist (.github/workflows/release.yaml)."""
+    _output([sys.executable, "-m", "build", "--outdir", tmp_path], cwd=checkout)
+    (built,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    _output([sys.executable, "-m", "twine", "check", "--strict", built, sdist])
     ours = {str(path.relative_to(checkout)) for path in (checkout / PACKAGE).rglob("*") if path.is_file()}
     ours = {name for name in ours if "__pycache__" not in name}
 
-    with zipfile.ZipFile(wheel) as archive:
-        held = set(archive.namelist())
-    assert {name for name in held if ".dist-info/" not in name} == ours
+    for one in (wheel, built):
+        with zipfile.ZipFile(one) as archive:
+            held = set(archive.namelist())
+        assert {name for name in held if ".dist-info/" not in name} == ours
 
-    (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
     assert ours | {"README.md", "LICENSE", "setup.cfg", "pyproject.toml"} <= sources
     assert not any(name.startswith("tests/") for name in sources)  # a part of them is of no use
+
+    folder = tmp_path / "environment"
+    _output([UV, "venv", "-q", "--python", sys.executable, folder])
+    _install(folder, f"{sdist}[cpu]")
+    assert __version__ in _output([folder / "bin" / "onnxserve", "--version"], cwd=tmp_path)
 
 
 def test_every_extra_is_tried_and_on_the_page() -> None:

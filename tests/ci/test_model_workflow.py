@@ -1,0 +1,146 @@
+"""The workflow of a model repository, step by step: real trainings, a real MLflow server, an endpoint under traffic."""
+
+import runpy
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import requests
+import yaml
+from mlflow import MlflowClient
+from mlflow.deployments import get_deploy_client
+
+from tests.support.guides import ROOT
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import tracking_at
+from tests.support.workflows import StepResult, Workflow
+
+EXAMPLE = ROOT / "projects/model_repository"
+WORKFLOW = ROOT / ".github/workflows/model.yaml"
+MODEL = "tumours"
+JOBS = ("version", "image", "canary", "promote")
+
+
+@dataclass
+class Repository:
+    """A clone of the example, whose workflow is run as its own caller says."""
+
+    folder: Path
+    home: Path
+
+    def push(self, parameters: str = "", **inputs: str) -> dict[str, list[StepResult]]:
+        """Run every job and return the steps of each."""
+        caller = yaml.safe_load((self.folder / ".github/workflows/model.yaml").read_text())["jobs"]["model"]
+        quick = {"steps": "50,100", "every": "1s", "min-requests": "20", "abort-on": "error_rate>1%,disagreement>20%"}
+        here = {"mlflow-tracking-uri": MlflowClient().tracking_uri, "parameters": parameters, "image": ""}
+        said = {**caller["with"], **here, **quick, **inputs}
+        workflow = Workflow(WORKFLOW, self.folder, said, environment={"ONNXSERVE_HOME": str(self.home)})
+        return {job: workflow.run(job) for job in JOBS}
+
+
+@pytest.fixture
+def repository(mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
+    folder = Path(shutil.copytree(EXAMPLE, tmp_path / "repository"))
+    with tracking_at(mlflow_server.url):
+        try:
+            yield Repository(folder, tmp_path / "home")
+        finally:
+            client = MlflowClient()
+            for version in client.search_model_versions(f"name='{MODEL}'"):
+                client.transition_model_version_stage(MODEL, version.version, "Archived")
+            client.delete_registered_model(MODEL)
+
+
+@pytest.mark.long
+def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_rolls_back(
+    repository: Repository,
+) -> None:
+    first = repository.push(endpoint="")  # there is nothing yet that a canary could stand beside
+
+    assert [(step.name, step.status) for steps in first.values() for step in steps] == [
+        *(("Install", 0), ("Test", 0), ("Train", 0), ("Gate", 0)),
+        *(("Install", 0), ("Promote", 0)),
+    ]
+    assert stages() == {"1": "Production"}
+    assert f"{MODEL} version 1: passed" in (repository.folder / "summary.md").read_text()
+
+    client = get_deploy_client("onnxserve")
+    url = client.create_deployment(MODEL, f"models:/{MODEL}/Production")["url"]
+    try:
+        with traffic(url, held_out()) as answers:
+            good = repository.push("strength=0.8")
+            worse = repository.push("strength=0.000001")
+        assert [(step.name, step.status) for step in good["canary"]] == [("Canary", 0)]
+        assert set(answers) <= {("1", 200), ("2", 200)}
+
+        assert [(step.name, step.status) for step in worse["version"]][-2:] == [("Train", 0), ("Gate", 1)]
+        assert worse["version"][-1].error.startswith(f"{MODEL} version 3 stays where it is: evaluation")
+        assert worse["canary"] == []
+        assert stages() == {"1": "Archived", "2": "Production", "3": "None"}
+
+        with traffic(url, doubtful_rows()):
+            bad = repository.push("strength=0.05")
+        assert [(step.name, step.status) for step in bad["version"]][-1] == ("Gate", 0)
+        (canary,) = bad["canary"]
+        assert canary.status == 1
+        assert canary.error.startswith(f"{MODEL} version 4 is not promoted: {MODEL}: version 2 → 4: rolled back")
+        assert stages() == {"1": "Archived", "2": "Production", "3": "None", "4": "None"}
+    finally:
+        client.delete_deployment(MODEL)
+
+
+def test_a_training_that_registers_nothing_stops_in_one_line(repository: Repository) -> None:
+    MlflowClient().create_registered_model(MODEL)
+    (repository.folder / "train.py").write_text("")
+    (repository.folder / "tests/test_train.py").write_text("def test_it():\n    pass\n")
+
+    failed = repository.push()
+
+    assert failed["version"][-1].error.startswith("run ")
+    assert failed["version"][-1].error.endswith(f"has registered no version of {MODEL}, or several")
+    assert failed["canary"] == []
+
+
+def stages() -> dict[str, str]:
+    versions = MlflowClient().search_model_versions(f"name='{MODEL}'")
+    return {str(version.version): str(version.current_stage) for version in versions}
+
+
+def held_out() -> pd.DataFrame:
+    return pd.read_csv(EXAMPLE / "held_out.csv").drop(columns="benign")
+
+
+def doubtful_rows() -> pd.DataFrame:
+    """Held-out rows to which strengths of 0.8 and 0.05 give other answers."""
+    fit, rows = runpy.run_path(str(EXAMPLE / "train.py"))["fit"], held_out()
+    return rows[fit(0.8).predict(rows) != fit(0.05).predict(rows)]
+
+
+@contextmanager
+def traffic(url: str, rows: pd.DataFrame) -> Iterator[Counter[tuple[str, int]]]:
+    """Ask with the rows in turn; the answers are counted by version and status."""
+    ended, answers = threading.Event(), Counter[tuple[str, int]]()
+
+    def ask() -> None:
+        session = requests.Session()
+        while True:
+            for row in rows.to_dict("records"):
+                if ended.wait(0.01):
+                    return
+                answer = session.post(f"{url}/invocations", json={"dataframe_records": [row]}, timeout=30)
+                answers[answer.headers.get("X-Model-Version", ""), answer.status_code] += 1
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,86 @@
+"""The release workflow's own steps, and the commands of the checklist, in a clone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.version import __version__
+from tests.support.guides import ROOT, blocks, run_page
+from tests.support.workflows import Workflow
+
+RELEASE = ROOT / ".github/workflows/release.yaml"
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is committed, in a repository of its own."""
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "somebody")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "somebody@example.org")
+    folder = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--depth", "1", f"file://{ROOT}", str(folder))
+    return folder
+
+
+def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_words(clone: Path) -> None:
+    run_page("release.md", clone, "")
+    tag = git(clone, "tag").strip()
+
+    assert tag == "v0.2.0"
+    assert git(clone, "log", "-1", "--format=%s").strip() == "Release 0.2.0"
+    assert sorted(path.name for path in (clone / "dist").iterdir()) == [
+        "mlflow_onnxserve-0.2.0-py3-none-any.whl",
+        "mlflow_onnxserve-0.2.0.tar.gz",
+    ]
+    version, notes = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run("build", leave_out=["Build"])
+    assert (version.status, notes.status) == (0, 0), version.output + notes.output
+    written = (clone / "release" / "notes.md").read_text()
+    assert "### Added" in written
+    assert "## [" not in written
+
+
+@pytest.mark.parametrize(
+    ("tag", "step", "said"),
+    [
+        ("v9.9.9", 0, f"the tag is v9.9.9, and version.py says {__version__}"),
+        (f"v{__version__}", 1, f"CHANGELOG.md has no section [{__version__}]"),
+    ],
+)
+def test_a_tag_that_does_not_fit_is_refused_in_one_line(clone: Path, tag: str, step: int, said: str) -> None:
+    (clone / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n- Much.\n")
+
+    steps = Workflow(RELEASE, clone, environment={"GITHUB_REF_NAME": tag}).run("build", leave_out=["Build"])
+
+    assert steps[-1].status == 1
+    assert steps[step].error == said
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """A chart, whose format wants it as text, has the same."""
+    places = ("mlflow_deploy_plugin", "docker", "setup.cfg", "pyproject.toml", "Makefile")
+    named = git(ROOT, "grep", "-lwF", __version__, "--", *places).split()
+    assert [name for name in named if not name.endswith("Chart.yaml")] == ["mlflow_deploy_plugin/version.py"]
+    for name in set(named) - {"mlflow_deploy_plugin/version.py"}:
+        chart = yaml.safe_load((ROOT / name).read_text())
+        assert {str(chart["version"]), str(chart["appVersion"])} == {__version__}
+
+
+def test_the_page_shows_what_gitlab_can_read(tmp_path: Path) -> None:
+    (gitlab,) = (block for block in blocks("yaml", (ROOT / "docs/ci.md").read_text()) if "stages:" in block)
+    file = tmp_path / ".gitlab-ci.yml"
+    file.write_text(gitlab)
+    command = [
+        str(Path(sys.executable).with_name("check-jsonschema")),
+        "--builtin-schema",
+        "vendor.gitlab-ci",
+        str(file),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout

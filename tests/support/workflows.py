@@ -1,0 +1,127 @@
+"""GitHub's workflows as scripts: the `run:` steps of a job, executed in order as a runner does, on this machine.
+
+What a step `uses:` (a checkout, a Python, a registry's login) is here already and is left out.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_TIMEOUT_SECONDS = 300
+_LOOKUP = re.compile(r"\b(?:inputs|secrets|needs|steps|github|env)(?:\.[\w-]+)+")
+
+
+@dataclass
+class StepResult:
+    """The end of one step: its exit status, and what it has printed on both streams."""
+
+    name: str
+    status: int
+    output: str
+
+    @property
+    def error(self) -> str:
+        """The annotation that GitHub shows; empty if there is none."""
+        return next((line[len("::error::") :] for line in self.output.splitlines() if line.startswith("::error::")), "")
+
+
+@dataclass
+class Workflow:
+    """A workflow; a reusable one is called with these inputs and secrets.
+
+    Attributes:
+        folder: the checkout, in which steps run.
+        environment: of every process, beside what the workflow says.
+    """
+
+    file: Path
+    folder: Path
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._document = yaml.load(self.file.read_text(), yaml.BaseLoader)  # `on` is a word, not True
+        call = self._document["on"].get("workflow_call", {})
+        declared = call.get("inputs", {})
+        assert set(self.inputs) <= set(declared), "an input that the workflow does not have"
+        required = {name for name, one in declared.items() if one.get("required") == "true"}
+        assert required <= set(self.inputs), "a required input is missing"
+        defaults = {name: one.get("default", "") for name, one in declared.items()}
+        self._context: dict[str, Any] = {
+            "inputs": {**defaults, **{name: str(value) for name, value in self.inputs.items()}},
+            "secrets": dict(self.secrets),
+            "github": {"workflow": self._document["name"], "run_id": "42", "sha": "0" * 40, "actor": "me"},
+            "needs": {},
+        }
+
+    def run(self, job: str, leave_out: Collection[str] = ()) -> list[StepResult]:
+        """Run one job; those after it see its outputs. Steps that a condition leaves out are not in the result.
+
+        Args:
+            leave_out: names of steps that are not run.
+        """
+        described = self._document["jobs"][job]
+        needs = self._context["needs"]
+        if not self._holds(described.get("if", "true"), False):
+            needs[job] = {"result": "skipped"}
+            return []
+        self._context["steps"] = {}
+        variables = {**self._document.get("env", {}), **described.get("env", {})}
+        results: list[StepResult] = []
+        for step in described["steps"]:
+            has_failed = any(one.status for one in results)
+            if "run" in step and step["name"] not in leave_out and self._holds(step.get("if", "true"), has_failed):
+                results.append(self._step(step, {**variables, **step.get("env", {})}))
+        outputs = {name: self._filled(text) for name, text in described.get("outputs", {}).items()}
+        needs[job] = {"result": "failure" if any(one.status for one in results) else "success", "outputs": outputs}
+        return results
+
+    def _step(self, step: Mapping[str, Any], variables: Mapping[str, str]) -> StepResult:
+        output = self.folder / ".output"
+        output.write_text("")
+        ran = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+            cwd=self.folder,
+            env={
+                **os.environ,
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PIP_NO_INDEX": "1",  # what a step installs is here already
+                "GITHUB_OUTPUT": str(output),
+                "GITHUB_STEP_SUMMARY": str(self.folder / "summary.md"),
+                **self.environment,
+                **{name: self._filled(text) for name, text in variables.items()},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+        outputs = dict(line.split("=", 1) for line in output.read_text().splitlines())
+        self._context["steps"][step.get("id", step["name"])] = {"outputs": outputs}
+        return StepResult(step["name"], ran.returncode, ran.stdout)
+
+    def _filled(self, text: str) -> str:
+        return re.sub(r"\$\{\{(.*?)\}\}", lambda found: self._value(found[1].strip()), text)
+
+    def _value(self, path: str) -> str:
+        value: Any = self._context
+        for part in path.split("."):
+            value = value.get(part, "") if isinstance(value, dict) else ""
+        return str(value)
+
+    def _holds(self, condition: str, has_failed: bool) -> bool:
+        """Evaluate a condition of comparisons, `!cancelled()`, `cancelled()`, `&&` and `||`."""
+        is_always = "cancelled()" in condition or "always()" in condition
+        inner = condition.strip().removeprefix("${{").removesuffix("}}")
+        words = _LOOKUP.sub(lambda found: repr(self._value(found[0])), inner.replace("cancelled()", "False"))
+        words = words.replace("&&", " and ").replace("||", " or ").replace("!False", "True").replace("true", "True")
+        return bool(eval(words.strip())) and (is_always or not has_failed)
