@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Mapping
 
-from mlflow_deploy_plugin.manifests import kubernetes
-from mlflow_deploy_plugin.manifests.kubernetes import Document, Place, dump_documents, kubernetes_documents
+from mlflow_deploy_plugin.manifests import compose, kubernetes, systemd
+from mlflow_deploy_plugin.manifests.kubernetes import kubernetes_documents
+from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
 from mlflow_deploy_plugin.spec import EndpointSpec
 
-FORMATS: Mapping[str, Callable[[EndpointSpec, Place], str]] = {"kubernetes": kubernetes.render}
-"""Name of a format → the function that returns the text of an endpoint in it; it raises InvalidConfig."""
+FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
+    "kubernetes": kubernetes.render,
+    "compose": compose.render,
+    "systemd": systemd.render,
+}
+"""Name of a format → the function that returns the files of an endpoint in it, path → text; it raises InvalidConfig."""
 
 __all__ = ["FORMATS", "Document", "Place", "dump_documents", "kubernetes_documents"]

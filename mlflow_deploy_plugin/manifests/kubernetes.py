@@ -5,71 +5,41 @@ other variants or weights need no new pods. A change of `server`, `container` or
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
-
-Document = dict[str, Any]
+from mlflow_deploy_plugin.manifests.served import (
+    END_SECONDS,
+    HOME,
+    SERVE,
+    SPEC_FILE,
+    SPEC_FOLDER,
+    USER,
+    Document,
+    Place,
+    dump_documents,
+    http_port,
+    served_spec,
+)
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, spec_document
 
 LABEL = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
-SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
-STATE_FOLDER = "/var/lib/onnxserve/server"
 CONTAINER = "onnxserve"
-PORT = 8080
-_USER = 10001
-"""The user of `docker/Dockerfile`."""
 _SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _SECRET = re.compile(r"(?P<secret>[a-z0-9]([a-z0-9.-]*[a-z0-9])?)/(?P<key>[A-Za-z0-9._-]+)")
 _DRAIN_SECONDS = 5
 """Kube-proxies and ingress controllers learn of a pod's end while it ends: it goes on answering so long."""
-_END_SECONDS = 40
-"""Time beyond the requests in flight: the agent ships the captured rows."""
-_NOT_SERVED = ("monitors", "container", "kubernetes")
 _STARTUP_SECONDS = 600
 """For fetching and loading the models; until then the other probes are not asked."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """The place that documents are for.
-
-    Attributes:
-        namespace: the Kubernetes namespace.
-        environment: variables that the server gets besides those of the spec, which win.
-    """
-
-    namespace: str = "default"
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def render(spec: EndpointSpec, place: Place) -> str:
-    """Return the endpoint as YAML documents. Raises as `kubernetes_documents`."""
-    return dump_documents(kubernetes_documents(spec, place))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and repeats what stands twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
-
-
-def dump_documents(documents: list[Document]) -> str:
-    """Return documents as one YAML text."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return the endpoint as one file of YAML documents. Raises as `kubernetes_documents`."""
+    return {f"{spec.name}.yaml": dump_documents(kubernetes_documents(spec, place))}
 
 
 def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
@@ -87,7 +57,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
 
     kubernetes = spec.kubernetes
-    documents = [document("v1", "ConfigMap", data={SPEC_FILE: served_spec(spec)})]
+    documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(served_spec(spec))})]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
     documents += [
@@ -138,27 +108,6 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     return documents
 
 
-def http_port(spec: EndpointSpec) -> int:
-    """Return the port of the pods and of the Service."""
-    return spec.server.port or PORT
-
-
-def served_spec(spec: EndpointSpec) -> str:
-    """Return the spec as the pods read it: without what only the controller or the cluster needs to know.
-
-    They listen on every address of the pod. The NetworkPolicy stands before a server without auth.
-    """
-    server = spec.server.model_copy(
-        update={
-            "host": "0.0.0.0",
-            "port": http_port(spec),
-            "insecure": spec.server.insecure or not spec.server.authenticates,
-        }
-    )
-    left_out = {name: EndpointSpec.model_fields[name].get_default(call_default_factory=True) for name in _NOT_SERVED}
-    return dump_spec(spec.model_copy(update={**left_out, "server": server}))
-
-
 def _check(spec: EndpointSpec) -> None:
     kubernetes, container = spec.kubernetes, spec.container
     if not _SERVICE_NAME.fullmatch(spec.name):
@@ -177,7 +126,10 @@ def _check(spec: EndpointSpec) -> None:
 
 
 def _server_digest(spec: EndpointSpec) -> str:
-    return hashlib.sha256(spec.server.model_dump_json().encode()).hexdigest()[:16]
+    """Return a digest of `server` as it is served, which the Helm chart computes alike."""
+    fields = spec_document(served_spec(spec))["server"]
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _service_ports(spec: EndpointSpec) -> list[Document]:
@@ -189,17 +141,17 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
 
 def _pod(spec: EndpointSpec, place: Place, selector: Mapping[str, str]) -> Document:
     kubernetes = spec.kubernetes
-    writable = {"home": "/var/lib/onnxserve", "tmp": "/tmp"}
+    writable = {"home": HOME, "tmp": "/tmp"}
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # a Service "onnxserve" would set ONNXSERVE_PORT
-        "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.graceful_timeout_seconds + _END_SECONDS,
+        "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.graceful_timeout_seconds + END_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "topologySpreadConstraints": [
@@ -248,7 +200,7 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
     return {
         "name": CONTAINER,
         "image": container.image_for(server.device),
-        "args": ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER],
+        "args": SERVE,
         "env": _environment(spec, place),
         "ports": ports,
         "resources": _resources(spec),

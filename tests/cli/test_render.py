@@ -11,8 +11,8 @@ from mlflow_deploy_plugin.cli import main
 SPEC = "name: flights\nvariants: {flights: {model: 'models:/flight-delay/3'}}\n"
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(main, ["render", "--for", "kubernetes", *arguments])
+def run(*arguments: str, format_name: str = "kubernetes") -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["render", "--for", format_name, *arguments])
     return done.exit_code, done.stdout if done.exit_code == 0 else done.stderr
 
 
@@ -25,12 +25,21 @@ def test_a_model_or_a_spec_file_is_printed_as_documents(tmp_path: Path) -> None:
     assert (deployment["metadata"]["namespace"], deployment["spec"]["replicas"]) == ("ml", 5)
 
 
+def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(tmp_path: Path) -> None:
+    model = ["-n", "flights", "-m", "models:/flight-delay/3"]
+    status, printed = run(*model, format_name="systemd")
+    assert (status, run(*model, "-o", str(tmp_path), format_name="systemd")) == (0, (0, ""))
+    paths = ["etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"]
+    assert printed == "".join(f"# {path}\n{(tmp_path / path).read_text()}" for path in paths)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint"),
         (["-n", "flights"], "there is no endpoint 'flights'"),
         (["--spec", "none.yaml"], "the spec none.yaml does not exist"),
+        (["-m", "models:/x/1", "-o", "/proc"], "/proc/x.yaml cannot be written: "),
         (["-m", "models:/x/1", "-C", "kubernetes.replica=2"], "did you mean 'kubernetes.replicas'?"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -19,7 +19,7 @@ CUSTOM = {"HTTPRoute", "ServiceMonitor"}
 
 def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict[str, Document]:
     """Return the documents of an endpoint by kind, read back from the text that is printed."""
-    text = FORMATS["kubernetes"](new_endpoint("flights", MODEL, config), place)
+    text = FORMATS["kubernetes"](new_endpoint("flights", MODEL, config), place)["flights.yaml"]
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
@@ -74,13 +74,14 @@ SERVER = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(NAMES, MODELS, KUBERNETES, PUBLIC, CONTAINER, SERVER)
 def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(
     name: str, model: str, kubernetes: Document, public: Document, container: Document, server: Document
 ) -> None:
     parts = {"kubernetes": {**kubernetes, **public}, "container": container, "server": server}
     endpoint = EndpointSpec.model_validate({"name": name, "variants": {"a": {"model": model}}, **parts})
-    text = FORMATS["kubernetes"](endpoint, PLACE)
+    (text,) = FORMATS["kubernetes"](endpoint, PLACE).values()
     documents = list(yaml.safe_load_all(text))
     assert documents == kubernetes_documents(endpoint, PLACE)
     for document in documents:

@@ -1,0 +1,125 @@
+"""An endpoint as a project of Docker Compose: one service, in no more room and with no more rights than it needs.
+
+Two files: compose.yaml, and the spec in a folder that the container reads. The server follows changes of the spec but
+for its `server` part; a mounted folder shows them, where a mounted file would go on showing the replaced one.
+"""
+
+from collections.abc import Mapping
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests.served import (
+    END_SECONDS,
+    HOME,
+    SERVE,
+    SPEC_FILE,
+    SPEC_FOLDER,
+    USER,
+    Document,
+    Place,
+    dump_documents,
+    http_port,
+    local_files,
+    served_spec,
+)
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+
+SECRETS = "/run/secrets"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_HEALTH = (
+    "import http.client, ssl; s = http.client.{connection}; s.request('GET', '/ping'); "
+    "raise SystemExit(s.getresponse().status != 200)"
+)
+
+
+def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return compose.yaml, and the spec that it mounts.
+
+    The service listens on the address of `server.host` of this machine, by default on loopback.
+
+    Raises:
+        InvalidConfig: it would be open to strangers.
+    """
+    server, container = spec.server, spec.container
+    if not (server.host in _LOOPBACK or server.authenticates or server.insecure):
+        raise InvalidConfig(
+            f"server.host: everybody who reaches {server.host} could use the endpoint: say -C server.api_keys=true or "
+            "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates"
+        )
+    environment = {**place.environment, **container.environment}
+    if container.secrets:
+        environment["ONNXSERVE_SECRETS"] = SECRETS
+    service: Document = {
+        "image": container.image_for(server.device),
+        "command": SERVE,
+        "environment": {name: value.replace("$", "$$") for name, value in environment.items()},
+        "secrets": list(container.secrets),
+        "user": f"{USER}:{USER}",
+        "init": True,
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "tmpfs": ["/tmp"],
+        "volumes": _volumes(spec),
+        "healthcheck": {
+            "test": ["CMD", "python", "-c", _health(spec)],
+            "interval": "10s",
+            "timeout": "5s",
+            "retries": 3,
+            "start_period": "10m",  # for fetching and loading the models
+        },
+        "restart": container.restart,
+        "stop_grace_period": f"{server.graceful_timeout_seconds + END_SECONDS}s",
+        "deploy": {"resources": _resources(spec)},
+        **_network(spec),
+    }
+    document: Document = {
+        "name": spec.name.lower().replace(".", "-"),
+        "services": {spec.name: {key: value for key, value in service.items() if value not in ({}, [])}},
+        "volumes": {"state": {}},
+    }
+    if container.secrets:
+        document["secrets"] = {name: {"file": path} for name, path in container.secrets.items()}
+    if container.network not in (None, "host"):
+        document["networks"] = {container.network: {"external": True}}
+    served = served_spec(spec, server.host) if container.network == "host" else served_spec(spec)
+    return {"compose.yaml": dump_documents([document]), f"{spec.name}/{SPEC_FILE}": dump_spec(served)}
+
+
+def _volumes(spec: EndpointSpec) -> list[Document]:
+    """Return the mounts: the spec, the state, and the files of this machine that the spec names, by their own paths."""
+    mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
+    return [
+        *({"type": "bind", "source": source, "target": target, "read_only": True} for source, target in mounts.items()),
+        {"type": "volume", "source": "state", "target": HOME},
+    ]
+
+
+def _health(spec: EndpointSpec) -> str:
+    port = http_port(spec)
+    plain, context = f"HTTPConnection('127.0.0.1', {port}, timeout=4", "context=ssl._create_unverified_context()"
+    is_tls = spec.server.certfile is not None  # any certificate is trusted: the socket is our own
+    return _HEALTH.format(connection=f"HTTPS{plain[4:]}, {context})" if is_tls else f"{plain})")
+
+
+def _resources(spec: EndpointSpec) -> Document:
+    container, server = spec.container, spec.server
+    limits: Document = {"pids": container.pids}
+    if container.cpus is not None:
+        limits["cpus"] = str(container.cpus)
+    if container.memory_bytes is not None:
+        limits["memory"] = str(container.memory_bytes)
+    if server.device == "cpu":
+        return {"limits": limits}
+    device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
+    device |= {"device_ids": [str(one) for one in server.device_ids]} if server.device_ids else {"count": 1}
+    return {"limits": limits, "reservations": {"devices": [device]}}
+
+
+def _network(spec: EndpointSpec) -> Document:
+    server, network = spec.server, spec.container.network
+    if network == "host":
+        return {"network_mode": "host"}
+    at = server.host if ":" not in server.host else f"[{server.host}]"
+    at = "127.0.0.1" if at == "localhost" else at
+    ports = [f"{at}:{port}:{port}" for port in (http_port(spec), server.grpc_port) if port is not None]
+    return {"ports": ports, **({"networks": [network]} if network is not None else {})}

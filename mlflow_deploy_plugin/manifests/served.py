@@ -1,0 +1,91 @@
+"""The parts that every format shares: where a container finds its files, the spec that it serves, and YAML."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.registry import parse_model_uri
+from mlflow_deploy_plugin.spec import EndpointSpec
+
+Document = dict[str, Any]
+
+SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
+HOME = "/var/lib/onnxserve"
+SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", f"{HOME}/server"]
+"""The arguments of the image."""
+PORT = 8080
+USER = 10001
+"""The user of `docker/Dockerfile`."""
+END_SECONDS = 40
+"""The time that a server takes to end beyond the requests in flight: the agent ships the captured rows."""
+_NOT_SERVED = ("monitors", "container", "kubernetes")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place that documents are for.
+
+    Attributes:
+        namespace: the Kubernetes namespace.
+        environment: variables that the server gets besides those of the spec, which win.
+    """
+
+    namespace: str = "default"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, and repeats what stands twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def text(self, text: str) -> yaml.ScalarNode:
+        is_odd = any(one in text for one in "\x85\u2028\u2029")  # line breaks for YAML, which a block would not keep
+        style = '"' if is_odd else "|" if "\n" in text else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+
+
+def dump_documents(documents: list[Document]) -> str:
+    """Return documents as one YAML text."""
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def http_port(spec: EndpointSpec) -> int:
+    """Return the port that the server listens on."""
+    return spec.server.port or PORT
+
+
+def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
+    """Return the spec as the server reads it: without what only the controller or its surroundings need to know.
+
+    It listens on `host`, or by default on every address of a container of its own. Whoever makes that container answers
+    for a server without auth: a NetworkPolicy stands before it, or its port is published on loopback alone.
+    """
+    update = {
+        "host": host or "0.0.0.0",
+        "port": http_port(spec),
+        "insecure": spec.server.insecure or (host is None and not spec.server.authenticates),
+    }
+    left_out = {name: EndpointSpec.model_fields[name].get_default(call_default_factory=True) for name in _NOT_SERVED}
+    return spec.model_copy(update={**left_out, "server": spec.server.model_copy(update=update)})
+
+
+def local_files(spec: EndpointSpec) -> list[str]:
+    """Return the paths of this machine that the spec names: folders of models, certificate and key.
+
+    Raises:
+        InvalidConfig: one is relative: the server runs elsewhere.
+    """
+    models = {f"variants.{name}.model": parse_model_uri(variant.model) for name, variant in spec.variants.items()}
+    paths = {name: uri.name for name, uri in models.items() if uri.kind == "path"}
+    paths |= {f"server.{name}": path for name in ("certfile", "keyfile") if (path := getattr(spec.server, name))}
+    if relative := [name for name, path in paths.items() if not path.startswith("/")]:
+        raise InvalidConfig(f"{relative[0]}: an absolute path is expected, not {paths[relative[0]]!r}")
+    return list(paths.values())

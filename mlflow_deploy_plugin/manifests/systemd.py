@@ -1,0 +1,134 @@
+"""An endpoint as a systemd unit: the server under a user id of its own, which sees and writes no more than it needs.
+
+Two files: the unit, and the spec that it serves, whose changes are followed but for its `server` part. systemd reads
+secrets and the private key of TLS as root and hands them to the server as credentials (systemd.exec(5)).
+"""
+
+import re
+from collections.abc import Mapping
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests.served import END_SECONDS, Place, http_port, local_files, served_spec
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+
+PROGRAM = "/opt/onnxserve/bin/onnxserve"
+"""systemd asks for an absolute path; the virtual environment of the images lies there, too."""
+_KEY = "tls.key"
+_FIRST_FREE_PORT = 1024
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+=,-]*")
+
+_UNIT = """\
+[Unit]
+Description=onnxserve: the endpoint {name}
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=300
+StartLimitBurst=5
+
+[Service]
+Type=exec
+ExecStart={program} serve --spec /etc/onnxserve/{name}.yaml --state-dir %S/{unit}/server
+Restart=on-failure
+RestartSec=5
+# SIGTERM goes to the supervisor alone, which ends the requests in flight and ships what was captured
+KillMode=mixed
+TimeoutStopSec={stop_seconds}
+# a worker that is killed for memory is replaced, and the others go on
+OOMPolicy=continue
+LimitNOFILE=65536
+{limits}
+
+DynamicUser=yes
+StateDirectory={unit}
+StateDirectoryMode=0700
+UMask=0077
+{environment}
+
+NoNewPrivileges=yes
+CapabilityBoundingSet={capabilities}
+AmbientCapabilities={capabilities}
+ProtectSystem=strict
+{files}
+PrivateTmp=yes
+{devices}
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+RemoveIPC=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return the unit and the served spec, by the paths where systemd and the unit look for them.
+
+    Raises:
+        InvalidConfig: a path is relative, or cannot stand in a unit.
+    """
+    unit, container, server = f"onnxserve-{spec.name}", spec.container, spec.server
+    served = served_spec(spec, server.host)
+    credentials = {name: _plain(path) for name, path in container.secrets.items()}
+    files = [_plain(path) for path in local_files(spec)]
+    if server.keyfile is not None:
+        files.remove(server.keyfile)
+        credentials[_KEY] = server.keyfile
+        shown = {"keyfile": f"/run/credentials/{unit}.service/{_KEY}"}
+        served = served.model_copy(update={"server": served.server.model_copy(update=shown)})
+    home = f"%S/{unit}"
+    environment = {**place.environment, **container.environment}
+    lines = {
+        "limits": [
+            *([f"CPUQuota={round(container.cpus * 100)}%"] if container.cpus is not None else []),
+            *([f"MemoryMax={container.memory_bytes}"] if container.memory_bytes is not None else []),
+            f"TasksMax={container.pids}",
+        ],
+        "environment": [
+            f"Environment=HOME={home} ONNXSERVE_HOME={home}",
+            *(f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()),
+            *(["Environment=ONNXSERVE_SECRETS=%d"] if container.secrets else []),
+            *(f"LoadCredential={name}:{path}" for name, path in credentials.items()),
+        ],
+        "files": ["ProtectHome=tmpfs", *(f"BindReadOnlyPaths={path}" for path in files)],
+        "devices": ["PrivateDevices=yes"]
+        if server.device == "cpu"
+        else ["DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"],
+    }
+    is_low = min(http_port(spec), server.grpc_port or _FIRST_FREE_PORT) < _FIRST_FREE_PORT
+    text = _UNIT.format(
+        name=spec.name,
+        unit=unit,
+        program=PROGRAM,
+        stop_seconds=server.graceful_timeout_seconds + END_SECONDS,
+        capabilities="CAP_NET_BIND_SERVICE" if is_low else "",
+        **{name: "\n".join(found) for name, found in lines.items()},
+    )
+    return {f"etc/systemd/system/{unit}.service": text, f"etc/onnxserve/{spec.name}.yaml": dump_spec(served)}
+
+
+def _quoted(text: str) -> str:
+    """Return a text in the quotes of systemd.syntax(7), with `%` so that it is no specifier."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def _plain(path: str) -> str:
+    """Return the path, or raise InvalidConfig if it needs quoting that differs between versions of systemd."""
+    if not _PLAIN_PATH.fullmatch(path):
+        raise InvalidConfig(
+            f"{path!r} cannot stand in a unit: an absolute path of letters, digits and _./@+=,- is wanted"
+        )
+    return path

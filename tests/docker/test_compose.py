@@ -1,0 +1,61 @@
+"""A rendered Compose project, brought up, asked, and changed while it answers."""
+
+import os
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+import requests
+
+from mlflow_deploy_plugin.manifests import FORMATS, Place
+from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
+from tests.docker.conftest import Container, run_docker
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.docker
+ROWS = [[1.0, 2.0], [3.0, 4.0]]
+
+
+def write(folder: Path, endpoint: EndpointSpec) -> None:
+    for path, text in FORMATS["compose"](endpoint, Place()).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / f"{path}.new").write_text(text)
+        os.replace(folder / f"{path}.new", folder / path)  # as git writes it
+
+
+def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
+    image: str, model_folder: Path, tmp_path: Path, free_port: int
+) -> None:
+    if run_docker("compose", "version", check=False).returncode:
+        pytest.skip("docker has no plugin compose")
+    tmp_path.chmod(0o755)
+    (tmp_path / "secret").write_text("of a file\n")
+    name = f"onnxserve-test-{uuid.uuid4().hex[:8]}"
+    config = {
+        "container.image": image,
+        "container.cpus": "1",
+        "container.memory_bytes": str(512 * 1024**2),
+        "container.secrets.MLFLOW_TRACKING_TOKEN": str(tmp_path / "secret"),
+        "server.port": str(free_port),
+    }
+    endpoint = new_endpoint(name, str(model_folder), config)
+    write(tmp_path, endpoint)
+
+    def compose(*arguments: str) -> str:
+        return run_docker("compose", "-f", str(tmp_path / "compose.yaml"), *arguments).stdout
+
+    try:
+        compose("up", "--detach", "--wait")
+        container = Container(compose("ps", "--quiet").strip())
+        answer = requests.post(f"http://127.0.0.1:{free_port}/invocations", json={"inputs": ROWS}, timeout=10)
+        assert answer.json()["predictions"]["y"] == [[2.0, 4.0], [6.0, 8.0]]
+        environment = container.run("sh", "-c", "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'")
+        assert "MLFLOW_TRACKING_TOKEN=of a file" in environment  # of the agent and the workers
+        before = container.state["StartedAt"]
+        variants = {**endpoint.variants, "other": endpoint.variants[name].model_copy(update={"shadow": True})}
+        write(tmp_path, endpoint.model_copy(update={"variants": variants}))
+        wait_until(lambda: '"other"' in container.run("cat", "/var/lib/onnxserve/server/wanted.json"), 30, "the shadow")
+        assert container.state["StartedAt"] == before
+    finally:
+        subprocess.run(["docker", "compose", "-f", tmp_path / "compose.yaml", "down", "-v", "-t", "5"], check=False)

@@ -1,0 +1,118 @@
+"""Specs as Compose projects: read back by Docker Compose itself, closed to strangers, with few rights."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests import FORMATS, Document, Place
+from mlflow_deploy_plugin.spec import load_specs, new_endpoint
+
+MODEL = "models:/flight-delay/Production"
+
+
+def rendered(config: dict[str, Any] | None = None, model: str = MODEL) -> tuple[Document, str]:
+    """Return compose.yaml and the spec."""
+    files = FORMATS["compose"](new_endpoint("flights", model, config), Place())
+    return yaml.safe_load(files["compose.yaml"]), files["flights/spec.yaml"]
+
+
+@pytest.fixture(scope="module")
+def compose() -> None:
+    """Skips where there is no Docker Compose; no engine is asked."""
+    try:
+        found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("the docker command is not installed")
+    if found.returncode:
+        pytest.skip("docker has no plugin compose")
+
+
+FULL = {
+    "container.cpus": "1.5",
+    "container.memory_bytes": str(1024**3),
+    "container.environment.A": "costs $5 or ${HOME}: 'a' \"b\" #c",
+    "container.secrets.AWS_SECRET_ACCESS_KEY": "/etc/onnxserve/secrets/aws",
+    "container.network": "front",
+    "server.certfile": "/etc/ssl/flights.pem",
+    "server.keyfile": "/etc/ssl/private/flights.key",
+    "server.host": "0.0.0.0",
+    "server.port": "8443",
+    "server.grpc_port": "8001",
+    "server.api_keys": "true",
+}
+
+
+def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
+    for path, text in FORMATS["compose"](new_endpoint("flights", "/srv/flights", FULL), Place()).items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    asked = ["docker", "compose", "-f", str(tmp_path / "compose.yaml"), "config", "--format", "json"]
+    project = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    service = project["services"]["flights"]
+    assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
+    assert service["deploy"]["resources"]["limits"] == {"cpus": 1.5, "memory": str(1024**3), "pids": 1024}
+    assert [(port["target"], port["published"], port["host_ip"]) for port in service["ports"]] == [
+        (8443, "8443", "0.0.0.0"),
+        (8001, "8001", "0.0.0.0"),
+    ]
+    assert {mount["source"]: mount["target"] for mount in service["volumes"]} == {
+        str(tmp_path / "flights"): "/etc/onnxserve",
+        "/srv/flights": "/srv/flights",
+        "/etc/ssl/flights.pem": "/etc/ssl/flights.pem",
+        "/etc/ssl/private/flights.key": "/etc/ssl/private/flights.key",
+        "state": "/var/lib/onnxserve",
+    }
+    assert project["secrets"]["AWS_SECRET_ACCESS_KEY"]["file"] == "/etc/onnxserve/secrets/aws"
+    assert project["networks"]["front"]["external"]
+    assert service["user"] == "10001:10001"
+    assert "HTTPSConnection('127.0.0.1', 8443" in service["healthcheck"]["test"][-1]
+
+
+def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
+    document, spec = rendered()
+    service = document["services"]["flights"]
+    assert service["read_only"]
+    assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+    assert service["ports"] == ["127.0.0.1:8080:8080"]
+    assert service["stop_grace_period"] == "70s"
+    (served,) = load_specs(spec)
+    assert (served.server.host, served.server.insecure) == (
+        "0.0.0.0",
+        True,
+    )  # of a container that loopback alone reaches
+
+
+def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
+    document, spec = rendered({"container.network": "host"})
+    assert document["services"]["flights"]["network_mode"] == "host"
+    assert "ports" not in document["services"]["flights"]
+    (served,) = load_specs(spec)
+    assert (served.server.host, served.server.insecure) == ("127.0.0.1", False)
+
+
+def test_a_gpu_server_reserves_its_devices() -> None:
+    def devices(config: dict[str, str]) -> Document:
+        document, _ = rendered({"server.device": "cuda", **config})
+        (found,) = document["services"]["flights"]["deploy"]["resources"]["reservations"]["devices"]
+        return found  # type: ignore[no-any-return]
+
+    assert devices({}) == {"driver": "nvidia", "capabilities": ["gpu"], "count": 1}
+    assert devices({"server.device_ids": "1,3", "server.workers": "2"})["device_ids"] == ["1", "3"]
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        (MODEL, {"server.host": "0.0.0.0"}, "everybody who reaches 0.0.0.0 could use the endpoint: say"),
+        ("models/flights", {}, "variants.flights.model: an absolute path is expected"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(model: str, config: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        rendered(config, model)
+    assert message in str(refused.value)

@@ -1,0 +1,57 @@
+"""What a server behind its manifests reads, and the files of this machine that it needs."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests import dump_documents
+from mlflow_deploy_plugin.manifests.served import local_files, served_spec
+from mlflow_deploy_plugin.spec import dump_spec, load_specs, new_endpoint
+
+CONFIG = {
+    "monitors.daily.kind": "drift",
+    "container.cpus": "2",
+    "kubernetes.replicas": "5",
+    "capture.fraction": "0.5",
+    "server.host": "10.0.0.7",
+}
+
+
+def test_a_container_serves_the_spec_without_what_only_its_surroundings_need() -> None:
+    endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
+    (served,) = load_specs(dump_spec(served_spec(endpoint)))
+    assert served.model_fields_set == {"api_version", "name", "variants", "server", "capture"}
+    assert (served.variants, served.capture) == (endpoint.variants, endpoint.capture)
+    assert (served.server.host, served.server.port, served.server.insecure) == ("0.0.0.0", 8080, True)
+
+
+def test_outside_of_a_container_the_spec_says_who_may_call() -> None:
+    endpoint = new_endpoint("flights", "models:/flight-delay/3", CONFIG)
+    assert not served_spec(endpoint, endpoint.server.host).server.insecure
+    with_keys = new_endpoint("flights", "models:/flight-delay/3", {**CONFIG, "server.api_keys": "true"})
+    assert not served_spec(with_keys).server.insecure
+
+
+def test_folders_certificates_and_keys_are_files_of_this_machine() -> None:
+    tls = {"server.certfile": "/etc/tls.pem", "server.keyfile": "/etc/tls.key"}
+    assert local_files(new_endpoint("a", "file:///srv/a%20model", tls)) == [
+        "/srv/a model",
+        "/etc/tls.pem",
+        "/etc/tls.key",
+    ]
+    assert local_files(new_endpoint("a", "s3://bucket/model")) == []
+    with pytest.raises(InvalidConfig, match=r"server\.keyfile: an absolute path is expected, not 'tls\.key'"):
+        local_files(new_endpoint("a", "/srv/a", {**tls, "server.keyfile": "tls.key"}))
+
+
+def test_documents_are_written_for_people() -> None:
+    twice = {"a": "b"}
+    text = dump_documents([{"spec": "name: a\nvariants: {}\n", "one": twice, "two": twice}, {"later": 1}])
+    assert text == "spec: |\n  name: a\n  variants: {}\none:\n  a: b\ntwo:\n  a: b\n---\nlater: 1\n"
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_is_read_back_as_it_was(text: str) -> None:
+    assert yaml.safe_load(dump_documents([{"a": text}])) == {"a": text}

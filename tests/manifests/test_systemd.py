@@ -1,0 +1,117 @@
+"""Specs as systemd units: verified by systemd's own tool, with few rights left, and nothing lost in quotes."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests import FORMATS, Place
+from mlflow_deploy_plugin.manifests.systemd import PROGRAM
+from mlflow_deploy_plugin.spec import EndpointSpec, load_specs, new_endpoint
+
+UNIT, SPEC = "etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"
+NEEDS_SYSTEMD = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed (apt-get install systemd)"
+)
+
+
+def rendered(config: dict[str, Any] | None = None, model: str = "models:/flight-delay/Production") -> tuple[str, str]:
+    """Return the unit and the spec."""
+    files = FORMATS["systemd"](new_endpoint("flights", model, config), Place())
+    assert set(files) == {UNIT, SPEC}
+    return files[UNIT], files[SPEC]
+
+
+def lines(unit: str, name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", unit, re.M)
+
+
+FULL = {
+    "container.cpus": "1.5",
+    "container.memory_bytes": str(1024**3),
+    "container.environment.MLFLOW_TRACKING_URI": "http://mlflow:5000/?a=%20&b='\"\\",
+    "container.secrets.AWS_SECRET_ACCESS_KEY": "/etc/onnxserve/secrets/aws",
+    "server.certfile": "/etc/ssl/flights.pem",
+    "server.keyfile": "/etc/ssl/private/flights.key",
+    "server.port": "443",
+    "server.host": "0.0.0.0",
+    "server.api_keys": "true",
+    "server.graceful_timeout_seconds": "10",
+}
+
+
+@NEEDS_SYSTEMD
+@pytest.mark.parametrize("config", [{}, FULL, {"server.device": "cuda"}])
+def test_systemd_finds_no_mistake_and_little_exposure(config: dict[str, str], tmp_path: Path) -> None:
+    unit = tmp_path / "onnxserve-flights.service"
+    unit.write_text(rendered(config, "/srv/models/flights")[0].replace(PROGRAM, sys.executable))
+    verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    ours = [line for line in verified.stderr.splitlines() if "onnxserve" in line]
+    assert (verified.returncode, ours) == (0, [])
+    exposed = [
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        "--threshold=25",
+        str(unit),
+    ]  # of 100; 96 without hardening
+    assert subprocess.run(exposed, capture_output=True, text=True, check=False).returncode == 0
+
+
+def test_a_server_ends_in_order_keeps_its_state_and_has_no_rights() -> None:
+    unit, spec = rendered(FULL, "/home/ada/models/flights")
+    assert lines(unit, "TimeoutStopSec") == ["50"]  # requests in flight, then what was captured
+    assert lines(unit, "KillMode") == ["mixed"]
+    assert (lines(unit, "CPUQuota"), lines(unit, "MemoryMax")) == (["150%"], ["1073741824"])
+    assert lines(unit, "StateDirectory") == ["onnxserve-flights"]
+    assert lines(unit, "DynamicUser") == lines(unit, "NoNewPrivileges") == ["yes"]
+    assert lines(unit, "ProtectSystem") == ["strict"]
+    assert lines(unit, "CapabilityBoundingSet") == ["CAP_NET_BIND_SERVICE"]  # for 443, and else none
+    assert lines(rendered()[0], "CapabilityBoundingSet") == [""]
+    assert lines(unit, "BindReadOnlyPaths") == ["/home/ada/models/flights", "/etc/ssl/flights.pem"]
+    assert lines(unit, "LoadCredential") == [
+        "AWS_SECRET_ACCESS_KEY:/etc/onnxserve/secrets/aws",
+        "tls.key:/etc/ssl/private/flights.key",
+    ]
+    assert "ONNXSERVE_SECRETS=%d" in lines(unit, "Environment")
+    (served,) = load_specs(spec)
+    assert served.server.keyfile == "/run/credentials/onnxserve-flights.service/tls.key"
+    assert served.container == EndpointSpec.model_fields["container"].default
+
+
+def test_without_auth_it_listens_on_this_machine_alone_unless_the_spec_says_otherwise() -> None:
+    (served,) = load_specs(rendered()[1])
+    assert (served.server.host, served.server.port, served.server.insecure) == ("127.0.0.1", 8080, False)
+    (served,) = load_specs(rendered({"server.host": "0.0.0.0"})[1])
+    assert not served.server.insecure  # so that `serve` refuses
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0\r")))
+def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
+    endpoint = new_endpoint("flights", "models:/x/1", {"container.environment.A": f"x{value}"})
+    (quoted,) = [one for one in lines(FORMATS["systemd"](endpoint, Place())[UNIT], "Environment") if '"A=' in one]
+    inner = re.fullmatch(r'"A=((?:[^"\\%\n]|\\["\\n]|%%)*)"', quoted)
+    assert inner is not None
+    unescape = {r"\"": '"', r"\\": "\\", r"\n": "\n", "%%": "%"}
+    assert re.sub(r'\\["\\n]|%%', lambda match: unescape[match[0]], inner[1]) == f"x{value}"
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "message"),
+    [
+        ("models/flights", {}, "variants.flights.model: an absolute path is expected, not 'models/flights'"),
+        ("/srv/my models", {}, "'/srv/my models' cannot stand in a unit"),
+        ("models:/x/1", {"container.secrets.A": "store/uri"}, "'store/uri' cannot stand in a unit: an absolute path"),
+    ],
+)
+def test_what_a_unit_cannot_hold_is_refused_in_one_line(model: str, config: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        rendered(config, model)
+    assert message in str(refused.value)
