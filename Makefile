@@ -4,6 +4,7 @@
 # make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
 # make test-all       what is long too, and make test-install
 # make stack-test   docker/compose.yaml's services natively: what docs/stack.md says of them
+# make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
 # make docs           the documentation site, into site/; fails on a link that leads nowhere
 # make lint           ruff, formatting, strict types, the import rule, the figures of the structure
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
@@ -24,7 +25,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-install test-all stack-test docs lint format constraints clean
+.PHONY: install demo demo-stop test test-install test-all stack-test images docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -69,6 +70,14 @@ stack-test: install
 	@for s3 in "$$S3_SCRIPT" ../shared/machine/s3.sh; do \
 		if [ -z "$$AWS_ENDPOINT_URL" ] && [ -x "$$s3" ] && "$$s3" start >/dev/null; then eval "$$("$$s3" env)"; fi; done; \
 	$(BIN)/python -m pytest -m stack tests/stack
+
+IMAGES := cpu gpu controller
+images:
+	@for target in $(IMAGES); do \
+		docker build -f docker/Dockerfile --target $$target -t onnxserve:$$target \
+			--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' mlflow_deploy_plugin/version.py) \
+			--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null) . || exit 1; done
+	@docker images --filter reference='onnxserve:*'
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

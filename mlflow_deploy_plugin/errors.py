@@ -35,6 +35,7 @@
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
     ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
     ├── DeploymentFailed            500 INTERNAL_ERROR           a server that did not come up
+    ├── BuildFailed                 500 INTERNAL_ERROR           an image that was not built or not pushed
     └── InternalError               500 INTERNAL_ERROR           an error that nobody foresaw; the log has it
 
 The message is for the person who made the mistake: what was wrong, where, and what would be right. `http_status`
@@ -287,6 +288,10 @@ class StoreUnavailable(OnnxserveError):
 
 class DeploymentFailed(OnnxserveError):
     """A server did not become ready; the message carries the reason from its log."""
+
+
+class BuildFailed(OnnxserveError):
+    """An image was not built, run or pushed; the message carries Docker's last words."""
 
 
 class InternalError(OnnxserveError):

@@ -66,6 +66,12 @@ class Settings(BaseModel):
     port: int | None = Field(
         default=None, ge=1, le=65535, description="Port, likewise. Default: the first free one from 8080 up."
     )
+    device: str = Field(default="", description="As `onnxserve serve --device`, likewise.")
+    model_uri: str = Field(
+        default="",
+        description="Model that `onnxserve serve` serves where neither an option nor a spec names one; images that "
+        "follow the registry have it.",
+    )
     insecure: bool = Field(
         default=False, description="As `onnxserve serve --insecure`, for containers behind a gateway with its own auth."
     )

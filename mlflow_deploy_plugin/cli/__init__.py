@@ -38,7 +38,8 @@ _COMMANDS = {
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
-    "export": ("mlflow_deploy_plugin.cli.export", "Export a version as files that need neither onnxserve nor MLflow."),
+    "export": ("mlflow_deploy_plugin.cli.export", "Export a version as files that do without onnxserve."),
+    "build-docker": ("mlflow_deploy_plugin.cli.export", "Build an image that serves a model."),
     "render": ("mlflow_deploy_plugin.cli.render", "Show an endpoint as manifests, for GitOps."),
     "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
     "feedback": ("mlflow_deploy_plugin.cli.predict", "Bring labels of earlier predictions from a file."),
@@ -65,7 +66,7 @@ class _LazyCommands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(_COMMANDS[cmd_name][0])
-        name = f"{cmd_name}_" if cmd_name in vars(builtins) else cmd_name
+        name = f"{cmd_name}_" if cmd_name in vars(builtins) else cmd_name.replace("-", "_")
         command: click.Command = getattr(module, name)
         return command
 

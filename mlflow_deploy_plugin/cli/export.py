@@ -1,9 +1,11 @@
-"""`onnxserve export`: a version as files that need none of us."""
+"""`onnxserve export` and `build-docker`: a version as files that need none of us, or as an image with all it needs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
+
+from mlflow_deploy_plugin.cli.options import show_lines, show_progress
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.exporter import ExportFormat
@@ -48,7 +50,7 @@ def export(
     wheels: Path | None,
     download_wheels: bool,
 ) -> None:
-    """Export a version as files that need neither onnxserve nor MLflow.
+    """Export a version as files that do without onnxserve.
 
     \b
       onnxserve export models:/flight-delay/3 --format wheel -o dist
@@ -72,3 +74,63 @@ def export(
     )
     difference = f", numbers within {made.max_error:.1g}" if made.max_error else ""
     click.echo(f"{made.name} version {made.version}: {made.path}, proven on {made.rows} rows{difference}")
+
+
+@click.command()
+@click.option("-m", "--model-uri", required=True, metavar="URI", help="Model to serve, e.g. models:/flight-delay/3.")
+@click.option("-n", "--name", metavar="NAME:TAG", help="Name of the image, with its registry if it is pushed.")
+@click.option("--gpu", is_flag=True, help="Serve on a GPU: CUDA's libraries are in the image.")
+@click.option("--follow", is_flag=True, help="Leave the model out: the server follows URI in the registry.")
+@click.option("--push", is_flag=True, help="Push the image. ECR is logged in to with your AWS credentials.")
+@click.option("--pull", is_flag=True, help="Build the server's image anew, on the newest base image.")
+@click.option("--sbom", type=click.Path(path_type=Path), metavar="FILE", help="File for the packages, as CycloneDX.")
+@click.option("--base-image", metavar="IMAGE", help="Image with Python 3.11 or newer, to build the server's image on.")
+@click.option("--server-image", metavar="IMAGE", help="Server's image that there is, instead of building one.")
+@click.option("--dry-run", is_flag=True, help="Print what Docker would get, and build nothing.")
+def build_docker(
+    model_uri: str,
+    name: str | None,
+    gpu: bool,
+    follow: bool,
+    push: bool,
+    pull: bool,
+    sbom: Path | None,
+    base_image: str | None,
+    server_image: str | None,
+    dry_run: bool,
+) -> None:
+    """Build an image that serves a model.
+
+    \b
+      onnxserve build-docker -m models:/flight-delay/3 -n flights:3
+      docker run -p 8080:8080 flights:3
+
+    The model is in it, so that it starts without a network; with --follow it asks the registry
+    (-e MLFLOW_TRACKING_URI=http://…). The server's image is built once, from this installation, and a layer with the
+    model put onto it; equal inputs give an equal layer. The image starts on what MLflow's own containers, SageMaker,
+    Vertex AI, Azure ML, KServe and Cloud Run expect.
+    """
+    # here: MLflow takes a second that `--help` should not wait for
+    from mlflow_deploy_plugin.images import build_image, image_sbom, planned_image, push_image
+
+    if not (name or dry_run):
+        raise click.UsageError("Missing option '-n' / '--name'.")
+    with planned_image(
+        model_uri, device="gpu" if gpu else "cpu", follow=follow, base_image=base_image, server_image=server_image
+    ) as plan:
+        if dry_run:
+            if plan.server is not None:
+                show_lines(
+                    [f"# {plan.server_image}: docker build {' '.join(plan.options)}", *plan.server.listing(), ""]
+                )
+            show_lines([f"# {name or 'the image'}", *plan.model.listing()])
+            return
+        built = build_image(plan, cast("str", name), show_progress, pull)
+    version = f" version {plan.resolved.version}" if plan.resolved.version else ""
+    served = f"follows {model_uri}" if follow else f"{plan.resolved.name}{version}"
+    click.echo(f"{built.name}: {served}, {built.size / 1e6:,.0f} MB, {built.id} on {plan.server_image}")
+    if sbom is not None:
+        sbom.write_bytes(image_sbom(built.name))
+        click.echo(f"{built.name}: its packages are in {sbom}")
+    if push:
+        click.echo(f"{built.name}: pushed, {push_image(built.name, show_progress)}")

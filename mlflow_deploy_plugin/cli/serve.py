@@ -91,8 +91,8 @@ def serve(
     options = {"server.host": host, "server.port": port, "server.workers": workers, "server.device": device}
     options["server.insecure"] = insecure or None
     changes = {**key_values(config), **{key: value for key, value in options.items() if value is not None}}
-    cloud = read_cloud()
-    match model_uri or (None if spec_file else cloud.model_uri or None), spec_file:
+    cloud, settings = read_cloud(), load_settings()
+    match model_uri or (None if spec_file else settings.model_uri or cloud.model_uri or None), spec_file:
         case str(uri), None:
             first, *others = [new_endpoint(name or default_endpoint_name(uri), uri)]
         case None, Path() as file:
@@ -101,13 +101,13 @@ def serve(
             first, *others = load_specs(read_spec_file(file))
         case _:
             raise InvalidConfig("give either -m MODEL_URI or --spec FILE")
-    settings = load_settings()
     # a cloud sends requests from outside of the container, to the port that it names
-    is_asked_from_outside = cloud.port is not None and "host" not in settings.model_fields_set
+    is_in_cloud = cloud.port is not None
     defaults = {
-        "host": "0.0.0.0" if is_asked_from_outside else settings.host,
+        "host": "0.0.0.0" if is_in_cloud and "host" not in settings.model_fields_set else settings.host,
         "port": cloud.port or settings.port,
-        "insecure": settings.insecure or is_asked_from_outside or None,  # a cloud authenticates callers itself
+        "device": settings.device or None,
+        "insecure": settings.insecure or is_in_cloud or None,  # a cloud authenticates callers itself
     }
     for option, default in defaults.items():
         if default is not None and option not in first.server.model_fields_set:

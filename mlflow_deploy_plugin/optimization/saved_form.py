@@ -20,12 +20,11 @@ from mlflow.utils.file_utils import get_total_file_size
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.evaluation import LoadedOnnx, count_rows, reference_rows, take_rows
 from mlflow_deploy_plugin.flavor import PARITY_FILE
+from mlflow_deploy_plugin.registry import REGISTERED_META
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OUTPUT_PREFIX, PREDICTION, OnnxModel, read_artifact
 from mlflow_deploy_plugin.runtime import to_log_columns as log_columns
 
 _CHUNK = 5_000
-_OF_THE_REGISTRY = "registered_model_meta"
-"""MLflow puts this file beside a version that it downloads."""
 
 
 def save_model(
@@ -53,7 +52,7 @@ def save_model(
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
     beside = {entry.value for tensor in original for entry in tensor.external_data if entry.key == "location"}
-    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_OF_THE_REGISTRY, *beside))
+    shutil.copytree(base, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(REGISTERED_META, *beside))
     try:
         content = graph.SerializeToString()
     except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.registry.connection import (
 )
 from mlflow_deploy_plugin.registry.model_files import LoggedColumns, download, logged_columns, refuse_links
 from mlflow_deploy_plugin.registry.model_uri import (
+    REGISTERED_META,
     ModelURI,
     default_endpoint_name,
     parse_model_uri,
@@ -109,6 +110,7 @@ __all__ = [
     "OPTIMIZED_WITH_TAG",
     "PARENT_TAG",
     "PARITY_TAG",
+    "REGISTERED_META",
     "ROLLED_BACK_TAG",
     "STARTED_AT",
     "SUPERSEDED",

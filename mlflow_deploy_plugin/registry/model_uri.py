@@ -26,6 +26,9 @@ _PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
 _REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
 """A registered model without its scheme: NAME, NAME/STAGE, NAME@ALIAS."""
 
+REGISTERED_META = "registered_model_meta"
+"""The file that MLflow puts beside a version that it downloads."""
+
 
 @dataclass(frozen=True)
 class ModelURI:
@@ -131,13 +134,26 @@ def model_name(uri: ModelURI) -> str:
     """Return the registered model's name, or the last part of the path."""
     match uri.kind:
         case "path":
-            return Path(uri.name).absolute().name or "model"
+            folder = Path(uri.name).expanduser().absolute()
+            return registered_meta(folder).get("model_name") or folder.name or "model"
         case "remote":
             return urlparse(uri.name).path.rstrip("/").rpartition("/")[2] or "model"
         case "run":
             return uri.selector.rstrip("/").rpartition("/")[2]
         case _:
             return uri.name
+
+
+def registered_meta(folder: Path) -> dict[str, str]:
+    """Return `model_name` and `model_version` of a folder that is a downloaded registered version; else it is empty."""
+    import yaml  # here: most URIs are no folders
+
+    try:
+        note = yaml.safe_load((folder / REGISTERED_META).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    keys = ("model_name", "model_version")
+    return {key: str(note[key]) for key in keys if note.get(key)} if isinstance(note, dict) else {}
 
 
 def _parse_models_uri(model_uri: str) -> ModelURI:

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_uri import ModelURI, missing_folder_message, model_name, parse_model_uri
+from mlflow_deploy_plugin.registry.model_uri import (
+    ModelURI,
+    missing_folder_message,
+    model_name,
+    parse_model_uri,
+    registered_meta,
+)
 from mlflow_deploy_plugin.registry.tags import GATE_TAG, GateStatus, gate_status_of
 
 if TYPE_CHECKING:
@@ -91,7 +97,8 @@ def resolve(model_uri: str) -> ResolvedModel:
             folder = Path(uri.name).expanduser().absolute()
             if not folder.is_dir():
                 raise NotFound(missing_folder_message(uri.name))
-            return ResolvedModel(model_uri, model_name(uri), "", str(folder))
+            version = registered_meta(folder).get("model_version", "")
+            return ResolvedModel(model_uri, model_name(uri), version, str(folder))
         case "remote":
             return ResolvedModel(model_uri, model_name(uri), "", model_uri)
         case "run":

@@ -1,6 +1,4 @@
 from . import protocols as protocols
-from .assembly import Cloud as Cloud
-from .assembly import read_cloud as read_cloud
 from .capture.captured_model import MASK_KEY as MASK_KEY
 from .capture.captured_model import ColumnMask as ColumnMask
 from .capture.codec import Feedback as Feedback
@@ -14,6 +12,8 @@ from .capture.reader import CapturedBatch as CapturedBatch
 from .capture.reader import CapturedSegment as CapturedSegment
 from .capture.reader import Utf8Array as Utf8Array
 from .capture.reader import read_batches as read_batches
+from .cloud import Cloud as Cloud
+from .cloud import read_cloud as read_cloud
 from .device import require_device as require_device
 from .http.embedded import AsgiApp as AsgiApp
 from .http.embedded import EmbeddedModel as EmbeddedModel

@@ -20,6 +20,8 @@ import onnx
 import pytest
 from mlflow.models import infer_signature
 
+from mlflow_deploy_plugin.images.context import server_context
+from mlflow_deploy_plugin.images.engine import build
 from tests.support.captured_days import TwoDays, two_captured_days
 from tests.support.models import parse_graph
 from tests.support.services.mlflow_server import MlflowServer
@@ -66,8 +68,13 @@ def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def image(docker: Any) -> Iterator[str]:
-    with built_image("cpu", timeout=280) as tag:
+    """The cpu image as `onnxserve build-docker` makes it."""
+    tag = f"onnxserve-test:cpu-{uuid.uuid4().hex[:12]}"
+    try:
+        build(server_context(), tag, print, ("--target", "cpu"))
         yield tag
+    finally:
+        run_docker("rmi", "-f", tag, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +94,20 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: Any
+
+
+def send(url: str, document: Any = None) -> Answer:
+    """POST a JSON document; GET where there is none. The body is JSON or a text."""
+    data = None if document is None else json.dumps(document).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        response = urllib.request.urlopen(request, timeout=10)
+    except urllib.error.HTTPError as error:
+        response = error
+    with response:
+        text = response.read().decode()
+    is_json = "json" in response.headers.get("Content-Type", "") and text.strip() != ""  # of /ping the body is empty
+    return Answer(response.status or 0, dict(response.headers), json.loads(text) if is_json else text)
 
 
 @dataclass(frozen=True)
@@ -117,14 +138,7 @@ class Container:
 
     def ask(self, rows: list[list[float]]) -> Answer:
         address = run_docker("port", self.name, "8080/tcp").stdout.split()[0]
-        request = urllib.request.Request(
-            f"http://{address}/invocations", json.dumps({"inputs": rows}).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=10) as response:
-                return Answer(response.status, dict(response.headers), json.load(response))
-        except urllib.error.HTTPError as error:
-            return Answer(error.code, dict(error.headers), json.load(error))
+        return send(f"http://{address}/invocations", {"inputs": rows})
 
 
 @contextmanager

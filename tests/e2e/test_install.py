@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_deploy_plugin.images.context import PROJECT_FILES
 from mlflow_deploy_plugin.version import __version__
 from tests.support.guides import ROOT, run_smallest_example, section, shell, walk_by_hand
+from tests.support.models import tensor_model
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # the first installation fetches everything
 
@@ -120,7 +122,9 @@ def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
     for one in (wheel, built):
         with zipfile.ZipFile(one) as archive:
             held = set(archive.namelist())
-        assert {name for name in held if ".dist-info/" not in name} == ours
+        assert {name for name in held if ".dist-info/" not in name and ".data/" not in name} == ours
+        brought = {name.partition("share/onnxserve/")[2] for name in held if ".data/" in name}
+        assert brought == set(PROJECT_FILES)  # of which images are built
 
     with tarfile.open(sdist) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
@@ -150,6 +154,9 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     assert set(missing) == NEEDS_AN_EXTRA
     assert "Usage: onnxserve" in _output([python.with_name("onnxserve"), "--help"], cwd=tmp_path)
     assert "there are no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
+    model = tensor_model(tmp_path / "model")
+    planned = _output([python.with_name("onnxserve"), "build-docker", "-m", model, "--dry-run"], cwd=tmp_path)
+    assert " docker/Dockerfile\n" in planned
     judged = subprocess.run(
         [python.with_name("onnxserve"), "log", "query", "flights"],
         cwd=tmp_path, env=shell(Path(sys.prefix), tmp_path), capture_output=True, text=True, check=False,

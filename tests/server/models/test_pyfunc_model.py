@@ -18,8 +18,9 @@ import requests
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
-from mlflow_deploy_plugin.server.assembly import Cloud, Server, open_server
+from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.capture.frames import segments
+from mlflow_deploy_plugin.server.cloud import Cloud
 from mlflow_deploy_plugin.server.http.messages import RawResponse
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
 from mlflow_deploy_plugin.server.inference.messages import RawRequest

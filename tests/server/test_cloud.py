@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.server.assembly import Cloud, read_cloud
+from mlflow_deploy_plugin.server.cloud import Cloud, is_healthy, read_cloud
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import free_port
 
@@ -21,29 +21,64 @@ VERTEX = {
 }
 
 
-def test_a_machine_outside_of_a_cloud_says_nothing(tmp_path: Path) -> None:
-    cloud = read_cloud({}, tmp_path)
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """SageMaker's and KServe's folders for models, both empty."""
+    made = tmp_path / "sagemaker", tmp_path / "kserve"
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+def test_a_machine_outside_of_a_cloud_says_nothing(folders: tuple[Path, Path]) -> None:
+    cloud = read_cloud({"PORT": "3000"}, folders)
     assert cloud == Cloud()
     assert cloud.paths == frozenset()
 
 
-def test_vertex_names_port_routes_and_model(tmp_path: Path) -> None:
-    cloud = read_cloud(VERTEX, tmp_path)
+def test_vertex_names_port_routes_and_model(folders: tuple[Path, Path]) -> None:
+    cloud = read_cloud(VERTEX, folders)
     assert (cloud.port, cloud.model_uri) == (8081, "gs://bucket/model")
     assert cloud.paths == {VERTEX["AIP_HEALTH_ROUTE"], VERTEX["AIP_PREDICT_ROUTE"]}
 
 
-def test_sagemaker_unpacks_the_model_and_may_name_a_port(tmp_path: Path) -> None:
-    (tmp_path / "MLmodel").touch()
-    assert read_cloud({}, tmp_path) == Cloud(8080, str(tmp_path))
-    assert read_cloud({"SAGEMAKER_BIND_TO_PORT": "9000"}, tmp_path).port == 9000
+def test_sagemaker_unpacks_the_model_and_may_name_a_port(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "MLmodel").touch()
+    assert read_cloud({}, folders) == Cloud(8080, str(folders[0]))
+    assert read_cloud({"SAGEMAKER_BIND_TO_PORT": "9000"}, folders).port == 9000
+    assert read_cloud({"ONNXSERVE_PORT": "9001"}, folders).port == 9001
 
 
-def test_azure_names_a_folder_around_the_model(tmp_path: Path) -> None:
-    assert read_cloud({"AZUREML_MODEL_DIR": str(tmp_path)}) == Cloud(5001, str(tmp_path))
-    (tmp_path / "flights").mkdir()
-    (tmp_path / "flights" / "MLmodel").touch()
-    assert read_cloud({"AZUREML_MODEL_DIR": str(tmp_path)}) == Cloud(5001, str(tmp_path / "flights"))
+def test_azure_names_a_folder_around_the_model(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "azure"
+    folder.mkdir()
+    told = {"AZUREML_MODEL_DIR": str(folder)}
+    assert read_cloud(told, folders) == Cloud(5001, str(folder))
+    (folder / "flights").mkdir()
+    (folder / "flights" / "MLmodel").touch()
+    assert read_cloud(told, folders) == Cloud(5001, str(folder / "flights"))
+
+
+def test_kserve_has_fetched_the_model(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "MLmodel").touch()
+    assert read_cloud({}, folders) == Cloud(8080, str(folders[1]))
+
+
+def test_cloud_run_names_a_port(folders: tuple[Path, Path]) -> None:
+    assert read_cloud({"K_SERVICE": "flights", "PORT": "9000"}, folders) == Cloud(9000)
+    assert read_cloud({"K_SERVICE": "flights"}, folders).port == 8080
+
+
+@pytest.mark.parametrize("told", [{"AIP_HTTP_PORT": "1"}, {"AZUREML_MODEL_DIR": "/none"}, {"K_SERVICE": "flights"}])
+def test_the_model_of_the_image_is_served_where_the_platform_has_none(
+    told: dict[str, str], folders: tuple[Path, Path]
+) -> None:
+    (folders[0] / "MLmodel").touch()
+    assert read_cloud(told, folders).model_uri == str(folders[0])
+
+
+def test_a_container_is_healthy_where_its_server_answers(free_port: int) -> None:
+    assert not is_healthy({"K_SERVICE": "flights", "PORT": str(free_port)})
 
 
 @pytest.mark.parametrize(
@@ -57,9 +92,9 @@ def test_azure_names_a_folder_around_the_model(tmp_path: Path) -> None:
         ("AIP_HEALTH_ROUTE", "/a b"),
     ],
 )
-def test_a_variable_that_is_wrong_is_named(name: str, value: str, tmp_path: Path) -> None:
+def test_a_variable_that_is_wrong_is_named(name: str, value: str, folders: tuple[Path, Path]) -> None:
     with pytest.raises(InvalidConfig, match=name):
-        read_cloud({**VERTEX, name: value}, tmp_path)
+        read_cloud({**VERTEX, name: value}, folders)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,146 @@
+"""Plans and builds the image of one model: the server's image if it is not here yet, then the layer of the model."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from mlflow_deploy_plugin.errors import InvalidConfig, ModelError
+from mlflow_deploy_plugin.images.context import BuildContext, model_context, server_context
+from mlflow_deploy_plugin.images.engine import Report, build, image_fields
+from mlflow_deploy_plugin.registry import REGISTERED_META, ResolvedModel, download, resolve
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, read_served_artifact
+from mlflow_deploy_plugin.version import __version__
+
+BASE_IMAGE = "python:3.11-slim-bookworm"  # as docker/Dockerfile says
+Device = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What is to be built.
+
+    Attributes:
+        server_image: the image to build on.
+        server: what it is built from if it is not here; None for one that was named.
+        options: of that build.
+        model: the context of the model's image.
+        resolved: the version that is baked in, or the one that is followed now.
+    """
+
+    server_image: str
+    server: BuildContext | None
+    options: tuple[str, ...]
+    model: BuildContext
+    resolved: ResolvedModel
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image in the local engine. `size` is in bytes, all layers together; `labels` are as in `docker inspect`."""
+
+    name: str
+    id: str
+    size: int
+    labels: Mapping[str, str]
+
+
+@contextmanager
+def planned_image(
+    model_uri: str,
+    *,
+    device: Device = "cpu",
+    follow: bool = False,
+    base_image: str | None = None,
+    server_image: str | None = None,
+) -> Iterator[ImagePlan]:
+    """Resolve the model, fetch it unless it is followed, and yield what is to be built; its files go at the end.
+
+    Args:
+        model_uri: as of `onnxserve serve -m`; without `follow`, a stage or alias is resolved once.
+        device: cpu, or gpu with CUDA's libraries.
+        follow: leave the model out; the server follows `model_uri` when it runs.
+        base_image: with Python 3.11 or newer, for the server's image; None: python:3.11-slim-bookworm.
+        server_image: a server's image that there is, instead of one built from this installation.
+
+    Raises:
+        InvalidConfig: the options do not go together, or `follow` is asked of what cannot move.
+        ModelError: the model has no ONNX form, or its files are not what they should be.
+        NotFound, RegistryUnavailable: the model cannot be had.
+    """
+    if base_image and server_image:
+        raise InvalidConfig("--base-image is what a server image is built on; with --server-image none is built")
+    resolved = resolve(model_uri)
+    if follow and not resolved.followed:
+        raise InvalidConfig(
+            f"{model_uri} cannot move: --follow takes a stage, an alias or a tag, as models:/X@champion"
+        )
+    server: BuildContext | None = None
+    options: tuple[str, ...] = ()
+    if server_image is None:
+        server, base = server_context(), base_image or BASE_IMAGE
+        # its name says what is in it, so that the same inputs find it and a new version of onnxserve never mixes in
+        digest = sha256(f"{server.digest} {base}".encode()).hexdigest()
+        server_image = f"onnxserve:{device}-{__version__}-{digest[:12]}"
+        options = ("--target", device, "--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"VERSION={__version__}")
+    environment = {"ONNXSERVE_DEVICE": "cuda"} if device == "gpu" else {}
+    labels = _labels(resolved) | ({"org.opencontainers.image.version": ""} if follow else {})
+    with tempfile.TemporaryDirectory(prefix="onnxserve-image-") as temporary:
+        folder = None
+        if follow:
+            environment["ONNXSERVE_MODEL_URI"] = model_uri
+        else:
+            folder = _fetched(resolved, Path(temporary))
+        context = model_context(server_image, folder, labels, environment)
+        yield ImagePlan(server_image, server, options, context, resolved)
+
+
+def build_image(plan: ImagePlan, name: str, report: Report, pull: bool = False) -> BuiltImage:
+    """Build the model's image as `name`, and the server's image before it if it is not here.
+
+    Args:
+        report: gets the builder's lines.
+        pull: build the server's image anew on the newest base image.
+
+    Raises:
+        BuildFailed: there is no engine, or a build failed.
+        NotInstalled: there is no docker command.
+    """
+    if plan.server is not None and (pull or image_fields(plan.server_image) is None):
+        build(plan.server, plan.server_image, report, (*plan.options, *(["--pull"] if pull else [])))
+    build(plan.model, name, report)
+    fields = image_fields(name) or {}
+    return BuiltImage(name, fields["Id"], fields["Size"], fields["Config"]["Labels"])
+
+
+def _fetched(resolved: ResolvedModel, folder: Path) -> Path:
+    """Return the folder of the model's files, with MLflow's own note of the version that they are."""
+    files = download(resolved.source, folder)
+    if read_served_artifact(files).flavor == PYTHON_FUNCTION:
+        raise ModelError(
+            f"{resolved.model_uri} has no ONNX form, and the image holds no library to run its code: wrap it "
+            "(onnxserve wrap), or let MLflow build an image of its environment (mlflow models build-docker)"
+        )
+    if resolved.model_uri.startswith("models:"):
+        note = {"model_name": resolved.name, "model_version": resolved.version}
+        (files / REGISTERED_META).write_text(yaml.safe_dump(note))
+    return files
+
+
+def _labels(resolved: ResolvedModel) -> dict[str, str]:
+    """Return labels by OCI's names for what there are names for. No time is among them: equal inputs, equal image."""
+    return {
+        "org.opencontainers.image.title": resolved.name,
+        "org.opencontainers.image.version": resolved.version,
+        "org.opencontainers.image.revision": resolved.aspects.get("git_commit", ""),
+        "onnxserve.model": resolved.model_uri,
+        "onnxserve.model_id": resolved.aspects.get("model_id", ""),
+        "onnxserve.run_id": resolved.aspects.get("run_id", ""),
+        "onnxserve.parity": resolved.aspects.get("parity", ""),
+        "onnxserve.version": __version__,
+    }

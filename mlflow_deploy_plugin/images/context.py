@@ -1,0 +1,151 @@
+"""Build contexts: what Docker gets to build an image from. Equal files give equal bytes, and so equal layers.
+
+| image | context | works from |
+|---|---|---|
+| server | docker/Dockerfile, the constraints and the package: a small checkout | a checkout, or an installed wheel |
+| model | a Dockerfile of a few lines, and the model's files | the server's image |
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from mlflow_deploy_plugin.errors import NotInstalled
+
+MODEL_PATH = "/opt/ml/model"
+"""Where SageMaker and MLflow's own images have their model; `serve` looks there by itself."""
+DOCKERFILE = "docker/Dockerfile"
+PROJECT_FILES = (
+    DOCKERFILE,
+    "docker/constraints-gpu.txt",
+    "docker/requirements.py",
+    "constraints.txt",
+    "pyproject.toml",
+    "setup.cfg",
+)
+"""What the Dockerfile copies beside the package. A wheel brings them in share/onnxserve (`data_files` in setup.cfg)."""
+_PACKAGE = Path(__file__).parents[1]
+_ROOT = "rootfs"
+"""Copied onto / whole: both of Docker's builders then keep the folders' times too, and make one and the same layer."""
+_MTIME = 1_577_836_800  # 2020-01-01: of every file, so that equal files make equal layers (a wheel's begin at 1980)
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """A Dockerfile and the files beside it, by their paths in the context."""
+
+    dockerfile: str
+    files: Mapping[str, Path | bytes]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names and contents, in hexadecimal digits."""
+        whole = hashlib.sha256(self.dockerfile.encode())
+        for name, digest, _ in self._measured:
+            whole.update(f"\0{name}\0{digest}".encode())
+        return whole.hexdigest()
+
+    @cached_property
+    def _measured(self) -> list[tuple[str, str, int]]:
+        """Name, SHA-256 and bytes of each file."""
+        found = []
+        for name, content in sorted(self.files.items()):
+            with _opened(content) as stream:
+                found.append((name, hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()))
+        return found
+
+    def write(self, stream: IO[bytes]) -> None:
+        """Write the context as a tar archive: sorted, of root, with fixed times and modes."""
+        folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents} - {"."}
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for name in sorted({*folders, *self.files, "Dockerfile"}):
+                entry = tarfile.TarInfo(name)
+                entry.mtime, entry.mode = _MTIME, 0o644
+                if name in folders:
+                    entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                    archive.addfile(entry)
+                    continue
+                with _opened(self.dockerfile.encode() if name == "Dockerfile" else self.files[name]) as content:
+                    entry.size = content.seek(0, io.SEEK_END)
+                    content.seek(0)
+                    archive.addfile(entry, content)
+
+    def listing(self) -> Iterator[str]:
+        """Yield the Dockerfile's lines, and a line for each file; one for all of the package."""
+        yield from self.dockerfile.splitlines()
+        yield ""
+        groups = defaultdict(list)
+        for measured in self._measured:
+            top = measured[0].partition("/")[0]
+            groups[f"{top}/" if top == _PACKAGE.name else measured[0]].append(measured)
+        for name, members in groups.items():
+            digest = members[0][1]
+            if name.endswith("/"):
+                digest = hashlib.sha256("".join(f"{one}\0{two}\0" for one, two, _ in members).encode()).hexdigest()
+            size = sum(size for *_, size in members)
+            yield f"# {digest[:16]}  {size:>12,}  {name}{f'  ({len(members)} files)' if len(members) > 1 else ''}"
+
+
+def server_context() -> BuildContext:
+    """Return what every server image is built from: this package as it is installed here, with its Dockerfile.
+
+    Raises:
+        NotInstalled: the installation lacks the files that a wheel of it brings.
+    """
+    files: dict[str, Path | bytes] = {name: _project_file(name) for name in PROJECT_FILES}
+    for path in _PACKAGE.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            files[f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}"] = path
+    return BuildContext(Path(_project_file(DOCKERFILE)).read_text(), files)
+
+
+def model_context(
+    server_image: str, folder: Path | None, labels: Mapping[str, str], environment: Mapping[str, str]
+) -> BuildContext:
+    """Return what the image of one model is built from; without a folder it only follows what `environment` names."""
+    lines = [f"FROM {server_image}"]
+    files: dict[str, Path | bytes] = {}
+    if folder is not None:
+        inside = f"{_ROOT}{MODEL_PATH}"
+        files = {
+            f"{inside}/{path.relative_to(folder).as_posix()}": path for path in folder.rglob("*") if path.is_file()
+        }
+        lines.append(f"COPY {_ROOT} /")
+    lines += [f"ENV {name}={_quoted(value)}" for name, value in sorted(environment.items())]
+    lines += [f"LABEL {name}={_quoted(value)}" for name, value in sorted(labels.items()) if value]
+    lines += ['CMD ["serve"]']
+    return BuildContext("\n".join(lines) + "\n", files)
+
+
+def _quoted(value: str) -> str:
+    """Return a value as a Dockerfile takes it, with no variable of the builder put in."""
+    return json.dumps(" ".join(value.split()), ensure_ascii=False).replace("$", r"\$")
+
+
+def _opened(content: Path | bytes) -> io.BufferedReader | io.BytesIO:
+    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+
+
+def _project_file(name: str) -> Path:
+    """Return a file of the project: beside the package in a checkout, else where the wheel has put it."""
+    if (_PACKAGE.parent / DOCKERFILE).is_file():
+        return _PACKAGE.parent / name
+    try:
+        files = distribution("mlflow-onnxserve").files or []
+    except PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.as_posix().endswith(f"share/onnxserve/{name}"):
+            return Path(str(file.locate()))
+    raise NotInstalled(
+        f"this installation of onnxserve has no {name}, which its images are built with: install its wheel with pip, "
+        "or name a server image that there is (--server-image)"
+    )

@@ -1,0 +1,136 @@
+"""Docker as its command line: builds, pushes, logs in to ECR, and turns what went wrong into one line."""
+
+import base64
+import json
+import re
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticated
+from mlflow_deploy_plugin.images.context import BuildContext
+
+_ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?")
+_CAUSE = re.compile(r"\b(error|failed|denied|not found|cannot|no such|refused)\b", re.I)
+_NOISE = re.compile(r"^(\x1b\[[0-9;]*m|#\d+ |\d+\.\d+ |[ >-]+)+|\x1b\[[0-9;]*m")
+_KEPT = 40
+Report = Callable[[str], None]
+
+
+def build(context: BuildContext, tag: str, report: Report, options: Sequence[str] = ()) -> None:
+    """Build the context's image as `tag`; `report` gets the builder's lines.
+
+    Raises:
+        BuildFailed: there is no engine, or the build failed; the message ends with its last words.
+        NotInstalled: there is no docker command.
+    """
+    with tempfile.TemporaryFile(prefix="onnxserve-context-") as archive:
+        context.write(archive)
+        archive.seek(0)
+        _docker("build", "-t", tag, *options, "-", stdin=archive, report=report, what=f"the image {tag} was not built")
+
+
+def image_fields(name: str) -> dict[str, Any] | None:
+    """Return what `docker image inspect` says of a local image; None if there is no such image.
+
+    Raises:
+        BuildFailed, NotInstalled: no engine answers.
+    """
+    if not _docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
+        return None
+    fields: dict[str, Any] = json.loads(_docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]
+    return fields
+
+
+def push_image(name: str, report: Report) -> str:
+    """Push an image to the registry that its name begins with, and return its digest there.
+
+    For a registry of Amazon's ECR, boto3 fetches the password with the caller's AWS credentials, and makes the
+    repository where there is none. Other registries take what `docker login` has kept.
+
+    Raises:
+        BuildFailed: the registry refused, or does not answer.
+        NotInstalled: ECR needs boto3.
+        Unauthenticated: AWS refused the caller's credentials.
+    """
+    host, _, repository = name.partition("/")
+    if ecr := _ECR.fullmatch(host):
+        user, password = _ecr_login(ecr["account"], ecr["region"], repository.partition("@")[0].rpartition(":")[0])
+        login = ("login", "--username", user, "--password-stdin", host)
+        _docker(*login, text=password, what=f"{host} was not logged in to")
+    pushed = _docker("push", name, report=report, what=f"the image {name} was not pushed")
+    digest = re.search(r"digest: (sha256:[0-9a-f]{64})", pushed)
+    return digest[1] if digest else ""
+
+
+def image_sbom(name: str) -> bytes:
+    """Return the bill of materials of an image, CycloneDX 1.6 as JSON: its Python distributions and Debian packages.
+
+    The image itself lists them, without a network.
+
+    Raises:
+        BuildFailed: the image cannot be run, or is none of onnxserve's.
+    """
+    lister = ("-m", "mlflow_deploy_plugin.images.sbom")
+    rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")
+    return _docker("run", *rights, name, *lister, what=f"the packages of {name} cannot be listed").encode()
+
+
+def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
+    """Return user and password of an ECR registry, in which the repository is made if it is missing."""
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ModuleNotFoundError:
+        raise NotInstalled("a push to ECR needs boto3: pip install 'mlflow-onnxserve[s3]'") from None
+    try:
+        client = boto3.client("ecr", region_name=region)
+        token = client.get_authorization_token(registryIds=[account])["authorizationData"][0]["authorizationToken"]
+        try:
+            client.describe_repositories(registryId=account, repositoryNames=[repository])
+        except client.exceptions.RepositoryNotFoundException:
+            client.create_repository(registryId=account, repositoryName=repository)
+    except (BotoCoreError, ClientError) as error:
+        raise Unauthenticated(f"ECR in {region} gave no login: {' '.join(str(error).split())}") from None
+    user, _, password = base64.b64decode(token).decode().partition(":")
+    return user, password
+
+
+def _docker(*arguments: str, what: str, stdin: Any = None, text: str = "", report: Report | None = None) -> str:
+    """Run `docker ARGUMENTS` and return its output, with standard error if it is reported line by line.
+
+    Args:
+        what: begins the message of a failure.
+        stdin / text: an open file, or a text, that the command reads.
+        report: gets each line as it comes.
+    """
+    try:
+        process = subprocess.Popen(
+            ["docker", *arguments],
+            stdin=stdin or (subprocess.PIPE if text else subprocess.DEVNULL),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if report else subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except FileNotFoundError:
+        raise NotInstalled(f"{what}: the docker command is not installed here") from None
+    if report is None:
+        output, errors = process.communicate(text or None)
+        lines = deque(errors.splitlines(), _KEPT)
+    else:
+        lines = deque(maxlen=_KEPT)
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                report(line.rstrip("\n"))
+                lines.append(line)
+        output = "".join(lines)
+    if process.returncode:
+        words = [clean for line in lines if (clean := _NOISE.sub("", line).strip())]
+        causes = [line for line in words[:-1] if _CAUSE.search(line)][-1:]
+        said = "; ".join(dict.fromkeys([*causes, *words[-1:]])) or f"docker ended with status {process.returncode}"
+        raise BuildFailed(f"{what}: {said}")
+    return output

@@ -1,0 +1,117 @@
+"""The platforms that run a container with a model: what each tells it, and where it asks.
+
+| platform | recognised by | port | routes | model |
+|---|---|---|---|---|
+| Vertex AI | `AIP_HTTP_PORT`, `AIP_PREDICT_ROUTE` | as given (8080) | as given, and `/ping` | `AIP_STORAGE_URI` |
+| Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness `/` or as the deployment has it | in that folder |
+| Cloud Run, Knative | `K_SERVICE` | `PORT` (8080) | all | in the image |
+| SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as given (8080) | `/ping`, `/invocations` | /opt/ml/model |
+| KServe | the model | 8080 | V2 | /mnt/models |
+
+A model that an image brings lies in /opt/ml/model, too, and is served where the platform names no other. Each of them
+authenticates the callers of its containers itself, or leaves that to what stands before them.
+
+https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements,
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html,
+https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-container,
+https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/website (storage initializer)
+
+`python -m mlflow_deploy_plugin.server.cloud` asks the server of a container for its health, wherever it listens.
+"""
+
+import http.client
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+
+SAGEMAKER_MODEL, KSERVE_MODEL = Path("/opt/ml/model"), Path("/mnt/models")
+_ROUTE = re.compile(r"/[!-~]{0,512}")
+_AZURE_PORT = 5001
+_DEFAULT_PORT = 8080
+_MLMODEL = "MLmodel"
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The settings from the platform; empty outside of one.
+
+    Attributes:
+        port: the port that the platform sends requests to, if it names one.
+        model_uri: the model to serve if the command line names none; empty if the platform names none either.
+        health_route / predict_route: Vertex AI's; empty elsewhere. They win over a route of ours at the same path.
+    """
+
+    port: int | None = None
+    model_uri: str = ""
+    health_route: str = ""
+    predict_route: str = ""
+
+    @cached_property
+    def paths(self) -> frozenset[str]:
+        """The routes that the platform names."""
+        return frozenset({self.health_route, self.predict_route} - {""})
+
+
+def read_cloud(
+    environment: Mapping[str, str] = os.environ, folders: tuple[Path, Path] = (SAGEMAKER_MODEL, KSERVE_MODEL)
+) -> Cloud:
+    """Read the environment, and look for a model in the folders of SageMaker and KServe.
+
+    Raises:
+        InvalidConfig: a port or a route is malformed; the message names the variable.
+    """
+    here = next((str(folder) for folder in folders if (folder / _MLMODEL).exists()), "")
+    if "AIP_HTTP_PORT" in environment or "AIP_PREDICT_ROUTE" in environment:
+        return Cloud(
+            _port(environment, "AIP_HTTP_PORT"),
+            environment.get("AIP_STORAGE_URI") or here,
+            _route(environment, "AIP_HEALTH_ROUTE"),
+            _route(environment, "AIP_PREDICT_ROUTE"),
+        )
+    if "AZUREML_MODEL_DIR" in environment:
+        folder = Path(environment["AZUREML_MODEL_DIR"])
+        inner = list(folder.glob(f"*/{_MLMODEL}"))  # Azure puts the registered folder into the folder that it names
+        if (folder / _MLMODEL).exists() or len(inner) != 1:
+            return Cloud(_AZURE_PORT, here if here and not (folder / _MLMODEL).exists() else str(folder))
+        return Cloud(_AZURE_PORT, str(inner[0].parent))
+    if "K_SERVICE" in environment:
+        return Cloud(_port(environment, "PORT"), here)
+    if here or "SAGEMAKER_BIND_TO_PORT" in environment:
+        named = "SAGEMAKER_BIND_TO_PORT" if "SAGEMAKER_BIND_TO_PORT" in environment else "ONNXSERVE_PORT"
+        return Cloud(_port(environment, named), here or str(folders[0]))
+    return Cloud()
+
+
+def _port(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name) or str(_DEFAULT_PORT)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= 65535):
+        raise InvalidConfig(f"{name} is {text[:40]!r}; a port from 1 to 65535 is expected")
+    return int(text)
+
+
+def _route(environment: Mapping[str, str], name: str) -> str:
+    text = environment.get(name, "")
+    if text and not _ROUTE.fullmatch(text):
+        raise InvalidConfig(f"{name} is {text[:100]!r}; a path that begins with / is expected")
+    return text
+
+
+def is_healthy(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return True if the server in this container answers `/ping` with 200 within four seconds."""
+    port = read_cloud(environment).port or int(environment.get("ONNXSERVE_PORT", _DEFAULT_PORT))
+    server = http.client.HTTPConnection("127.0.0.1", port, timeout=4)
+    try:
+        server.request("GET", "/ping")
+        return server.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(not is_healthy())

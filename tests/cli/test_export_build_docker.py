@@ -1,0 +1,43 @@
+"""`onnxserve build-docker` as far as it needs no engine: what it prints, and mistakes. tests/docker builds."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mlflow_deploy_plugin.cli import main
+from tests.support.models import tensor_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tensor_model(tmp_path_factory.mktemp("images") / "images")
+
+
+def test_a_dry_run_prints_both_contexts(model: Path) -> None:
+    done = CliRunner().invoke(main, ["build-docker", "-m", str(model), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    for part in ("# onnxserve:cpu-", "--target cpu", "FROM ${BASE_IMAGE} AS", "COPY rootfs /", 'CMD ["serve"]'):
+        assert part in done.stdout
+    assert [line.split()[-1] for line in done.stdout.splitlines()[-2:]] == [
+        "rootfs/opt/ml/model/MLmodel",
+        "rootfs/opt/ml/model/model.onnx",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "Missing option '-n' / '--name'"),
+        (["-n", "x:1", "--follow"], 1, "cannot move: --follow takes a stage, an alias or a tag"),
+        (["-n", "x:1", "--base-image", "a", "--server-image", "b"], 1, "with --server-image none is built"),
+        (["-n", "x:1", "--server-image", "a"], 1, "the image x:1 was not built: "),
+    ],
+)
+def test_a_mistake_is_one_line(
+    model: Path, arguments: list[str], status: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")  # where no engine listens
+    done = CliRunner().invoke(main, ["build-docker", "-m", str(model), *arguments])
+    assert done.exit_code == status
+    assert message in done.stderr.splitlines()[-1]

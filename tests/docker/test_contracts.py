@@ -1,0 +1,132 @@
+"""One image with a model in it, started as each platform starts it, and asked what that platform asks."""
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.version import VERSION as MLFLOW_VERSION
+
+from mlflow_deploy_plugin.images import build_image, planned_image
+from mlflow_deploy_plugin.registry import REGISTERED_META
+from tests.docker.conftest import HARDENED, Container, run_docker, send
+
+pytestmark = pytest.mark.docker
+
+ROWS = [[1.0, 2.0], [3.0, 4.0]]
+DOUBLED = [[2.0, 4.0], [6.0, 8.0]]
+HOME = ["--tmpfs", "/var/lib/onnxserve"]
+
+
+@pytest.fixture(scope="module")
+def registered(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a version as MLflow downloads it: times, version 3."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("registered") / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / REGISTERED_META).write_text("{model_name: times, model_version: '3'}")
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def baked(image: str, registered: Path) -> Iterator[str]:
+    """An image with that version in it."""
+    tag = f"{image}-baked"
+    with planned_image(str(registered), server_image=image) as plan:
+        build_image(plan, tag, print)
+    yield tag
+    run_docker("rmi", "-f", tag, check=False)
+
+
+@pytest.fixture
+def run(docker: Any, start: Any) -> Iterator[Any]:
+    """Starts a container with every right taken away, waits until it is healthy, and gives it with its address."""
+    with ExitStack() as stack:
+
+        def started(image: str, *options: str, port: int = 8080, command: list[str]) -> tuple[Container, str]:
+            publish = [] if port == 8080 else ["-p", f"127.0.0.1::{port}"]
+            container = stack.enter_context(start(image, *HARDENED, *HOME, *publish, *options, command=command))
+            container.wait_healthy()
+            address = docker("port", container.name, f"{port}/tcp").stdout.split()[0]
+            return container, f"http://{address}"
+
+        yield started
+
+
+def test_mlflows_own_contract(baked: str, run: Any) -> None:
+    """mlflow/pyfunc/scoring_server: /ping and /health, /version, and the four forms of /invocations, on 8080."""
+    _, url = run(baked, command=[])
+    assert [send(f"{url}/{route}").status for route in ("ping", "health")] == [200, 200]
+    assert send(f"{url}/version").body == MLFLOW_VERSION
+    answer = send(f"{url}/invocations", {"inputs": ROWS})
+    assert answer.body == {"predictions": {"y": DOUBLED}}
+    assert (answer.headers["X-Model-Name"], answer.headers["X-Model-Version"]) == ("times", "3")
+    assert send(f"{url}/invocations", {"instances": ROWS}).status == 200
+    assert send(f"{url}/invocations", {"rows": ROWS}).status == 400
+
+
+def test_without_a_network(baked: str, start: Any) -> None:
+    with start(baked, *HARDENED, *HOME, "--network", "none", command=[]) as container:
+        container.wait_healthy()
+
+
+@pytest.mark.parametrize("given", ["in the image", "unpacked"])
+def test_sagemaker(given: str, image: str, baked: str, registered: Path, run: Any, tmp_path: Path) -> None:
+    """`docker run IMAGE serve`, the model's tar unpacked in /opt/ml/model, /ping and /invocations on 8080."""
+    if given == "in the image":
+        _, url = run(baked, command=["serve"])
+    else:
+        with tarfile.open(tmp_path / "model.tar.gz", "w:gz") as archive:
+            archive.add(registered, arcname=".")
+        tmp_path.chmod(0o755)
+        with tarfile.open(tmp_path / "model.tar.gz") as archive:
+            archive.extractall(tmp_path / "unpacked", filter="data")
+        _, url = run(image, "-v", f"{tmp_path / 'unpacked'}:/opt/ml/model:ro", command=["serve"])
+    assert send(f"{url}/ping").status == 200
+    assert send(f"{url}/invocations", {"instances": ROWS}).body == {"predictions": {"y": DOUBLED}}
+
+
+def test_vertex_ai(image: str, registered: Path, run: Any) -> None:
+    """Port, routes and the model's place come in AIP_* variables; instances in, predictions out."""
+    told = {"HTTP_PORT": 7080, "HEALTH_ROUTE": "/alive", "PREDICT_ROUTE": "/v1/predict", "STORAGE_URI": "/gcs/model"}
+    options = [part for name, value in told.items() for part in ("-e", f"AIP_{name}={value}")]
+    _, url = run(image, *options, "-v", f"{registered}:/gcs/model:ro", port=7080, command=[])
+    assert send(f"{url}/alive").status == 200
+    answer = send(f"{url}/v1/predict", {"instances": ROWS}).body
+    assert answer == {"predictions": [{"y": row} for row in DOUBLED]}
+
+
+def test_azure_ml(image: str, registered: Path, run: Any) -> None:
+    """The model's folder lies within AZUREML_MODEL_DIR; /score and the liveness route / on 5001."""
+    mount = f"{registered}:/var/azureml-app/models/times/3:ro"
+    _, url = run(image, "-e", "AZUREML_MODEL_DIR=/var/azureml-app/models/times", "-v", mount, port=5001, command=[])
+    assert send(f"{url}/").status == 200
+    assert send(f"{url}/score", {"input_data": ROWS}).body == {"y": DOUBLED}
+
+
+def test_kserve(image: str, registered: Path, run: Any) -> None:
+    """The storage initializer has put the files of `storageUri` into /mnt/models; V2 by the service's name on 8080."""
+    mount = f"{registered}:/mnt/models:ro"
+    _, url = run(image, "-v", mount, command=["serve", "--name", "flights"])
+    assert send(f"{url}/v2/health/ready").status == 200
+    assert send(f"{url}/v2/models/flights/ready").status == 200
+    tensor = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}
+    answer = send(f"{url}/v2/models/flights/infer", {"inputs": [tensor]}).body
+    assert (answer["model_name"], answer["model_version"]) == ("flights", "3")
+    assert answer["outputs"][0]["data"] == [2, 4, 6, 8]
+
+
+def test_cloud_run(baked: str, run: Any) -> None:
+    """The container listens on PORT, on every address."""
+    container, url = run(baked, "-e", "K_SERVICE=flights", "-e", "PORT=9090", port=9090, command=[])
+    assert send(f"{url}/invocations", {"inputs": ROWS}).status == 200
+    assert "insecure: everybody who reaches 0.0.0.0 may use this server" in container.logs
+
+
+def test_an_image_without_a_model_says_so(image: str, docker: Any) -> None:
+    ended = docker("run", "--rm", image, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "Error: give either -m MODEL_URI or --spec FILE\n")
