@@ -38,6 +38,7 @@ _COMMANDS = {
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
+    "batch": ("mlflow_deploy_plugin.cli.predict", "Predict files of any size by a model, without a server."),
     "export": ("mlflow_deploy_plugin.cli.export", "Export a version as files that do without onnxserve."),
     "build-docker": ("mlflow_deploy_plugin.cli.export", "Build an image that serves a model."),
     "render": ("mlflow_deploy_plugin.cli.render", "Show an endpoint as manifests, for GitOps."),

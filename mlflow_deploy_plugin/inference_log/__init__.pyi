@@ -51,6 +51,7 @@ from .storage import list_days as list_days
 from .storage import list_endpoints as list_endpoints
 from .storage import list_files as list_files
 from .storage import locate_log as locate_log
+from .storage import upload_file as upload_file
 from .storage import wrap_log_errors as wrap_log_errors
 from .storage import write_file as write_file
 from .tables import Array as Array

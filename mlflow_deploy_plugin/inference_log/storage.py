@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
@@ -77,10 +77,13 @@ class LogFile:
     changed: datetime
 
 
-def locate_log(log_uri: str) -> LogLocation:
-    """Return the log at a folder, a file:// or an s3:// URI.
+def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
+    """Return the log, or other files, at a folder, a file:// or an s3:// URI.
 
     `AWS_ENDPOINT_URL` names an S3 API other than Amazon's, as for boto3 and so for MLflow's own artifacts.
+
+    Args:
+        setting: the variable or option that names it, for messages.
 
     Raises:
         InvalidConfig: any other URI. The message holds no part of a URI that may hold a secret.
@@ -90,13 +93,13 @@ def locate_log(log_uri: str) -> LogLocation:
     parsed = urlparse(log_uri)
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
         raise InvalidConfig(
-            "ONNXSERVE_LOG_URI holds more than s3://BUCKET/PREFIX, which is all that is read of it: credentials stand "
+            f"{setting} holds more than s3://BUCKET/PREFIX, which is all that is read of it: credentials stand "
             "in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, another S3 API in AWS_ENDPOINT_URL"
         )
     if parsed.scheme in ("", "file"):
         return LogLocation(fs.LocalFileSystem(), unquote(parsed.path).rstrip("/"), log_uri, is_local=True)
     if parsed.scheme != "s3" or not parsed.netloc:
-        raise InvalidConfig(f"ONNXSERVE_LOG_URI: {log_uri!r} is neither a folder nor s3://BUCKET/PREFIX")
+        raise InvalidConfig(f"{setting}: {log_uri!r} is neither a folder nor s3://BUCKET/PREFIX")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     filesystem = fs.S3FileSystem(endpoint_override=endpoint, region=region)
@@ -163,6 +166,11 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
         raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {shown}") from None
 
 
+def upload_file(location: LogLocation, name: str, content: BinaryIO) -> None:
+    """Write what an open file holds as `name` below the root of a bucket; raises as `write_file`."""
+    _put_object(f"{location.root}/{name}", content, location.endpoint, location.region, load_settings().log_sse)
+
+
 def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer) -> None:
     """Write `content` as `name` below the log's root, in place of a file of that name.
 
@@ -174,7 +182,7 @@ def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer) -> 
     if location.is_local:
         write_atomically(Path(path), content)
     else:
-        _put_object(path, content, location.endpoint, location.region, load_settings().log_sse)
+        upload_file(location, name, io.BytesIO(content))
 
 
 def encode_parquet(table: pa.Table) -> pa.Buffer:
@@ -203,7 +211,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def _put_object(path: str, content: bytes | pa.Buffer, endpoint: str | None, region: str, encryption: str) -> None:
+def _put_object(path: str, content: BinaryIO, endpoint: str | None, region: str, encryption: str) -> None:
     """Put `content` at `path`, a bucket and a key, in place of an object that is there.
 
     boto3 does it, since Arrow's own writer knows no server-side encryption, which a bucket's policy may demand of every
@@ -219,7 +227,7 @@ def _put_object(path: str, content: bytes | pa.Buffer, endpoint: str | None, reg
     client, transfer, failures = _s3_client(endpoint, region)
     bucket, _, key = path.partition("/")
     try:
-        client.upload_fileobj(io.BytesIO(content), bucket, key, ExtraArgs=arguments, Config=transfer)
+        client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:
         asked = f"; ONNXSERVE_LOG_SSE asks for {encryption}" if encryption else ""
         raise OSError(f"s3://{path}: {error}{asked}") from None

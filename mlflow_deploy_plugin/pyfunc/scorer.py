@@ -270,15 +270,18 @@ class Scorer:
     def predict(self, feeds: Mapping[str, Array]) -> SideMessage:
         """Return named outputs for named arrays that fit the signature."""
         data = to_model_input(feeds, self._artifact, self._types, self._is_named)
+        return SideMessage("answer", arrays={"outputs": self.outputs_of(data)})
+
+    def outputs_of(self, data: Any) -> dict[str, Array]:
+        """Return named outputs for what the model takes: a frame, arrays, a mapping of them."""
         recorder = _Recorder(self._model)
         try:
-            outputs = to_outputs(recorder.predict(data))
+            return to_outputs(recorder.predict(data))
         except (MlflowException, RuntimeError) as error:
             raise self._refusal(recorder, error) from None
         except NotRepresentable as error:
             message = f"the model's answer has no form as named arrays ({error}); send it to /invocations, as JSON"
             raise RequestRefused("model", message) from None
-        return SideMessage("answer", arrays={"outputs": outputs})
 
     def _refusal(self, recorder: _Recorder, error: Exception) -> RequestRefused:
         if recorder.error is not None:

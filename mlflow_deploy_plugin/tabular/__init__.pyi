@@ -14,5 +14,8 @@ from .files import read_table as read_table
 from .files import table_writer as table_writer
 from .files import value_writer as value_writer
 from .files import values_of as values_of
+from .streams import RejectedRow as RejectedRow
+from .streams import RowBlock as RowBlock
+from .streams import RowStream as RowStream
 
 __all__: list[str]

@@ -25,7 +25,6 @@ from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, loa
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues, pair_columns, read_columns
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     SketchStore,
-    spark_session,
     spark_window_profile,
     window_profile,
     window_versions,
@@ -42,6 +41,7 @@ from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentP
 from mlflow_deploy_plugin.monitoring.kinds.predictions import ModelVersion, unreadable_notes
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, MonitorResult, ReportData, State, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, largest_values, segment_name
+from mlflow_deploy_plugin.processes import spark_session
 from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.spec import CaptureSpec, Requirement
 

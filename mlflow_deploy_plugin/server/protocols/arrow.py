@@ -72,20 +72,46 @@ def decode(media: str, body: bytes, schema: Schema, limit: int) -> Feeds:
     try:
         table = _read_parquet(body, schema, limit) if is_parquet else _read_stream(body, schema, limit)
         table.validate()
-        chosen = _select_columns(table.schema, schema)
-        _check_value_count(table.num_rows, len(chosen), limit)
-        budget = StringBudget(limit)
-        arrays = {name: _column(name, table.column(name), limit, budget) for name in chosen}
-        if table.num_rows == 0:
-            raise SchemaMismatch(NO_ROWS)
-        return _column_feeds(arrays, schema) if schema.columns else _tensor_feeds(arrays, schema)
+        return table_feeds(table, schema, limit)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError, NotImplementedError) as error:
         name = "Parquet file" if is_parquet else "Arrow stream"
         raise InvalidRequest(f"the body is not a valid {name}: {first_line(error)}") from None
 
 
+def table_feeds(table: Any, schema: Schema, limit: int) -> Feeds:
+    """Return the feeds in a valid `pyarrow.Table`; see `decode`.
+
+    Raises:
+        BodyTooLarge, SchemaMismatch: as `decode`.
+    """
+    chosen = select_columns(table.schema, schema)
+    _check_value_count(table.num_rows, len(chosen), limit)
+    budget = StringBudget(limit)
+    arrays = {name: _column(name, table.column(name), limit, budget) for name in chosen}
+    if table.num_rows == 0:
+        raise SchemaMismatch(NO_ROWS)
+    return _column_feeds(arrays, schema) if schema.columns else _tensor_feeds(arrays, schema)
+
+
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
-    """Return the prediction as a table of N rows.
+    """Return the prediction as a table of N rows, in the form of `media`; raises as `prediction_table`."""
+    import pyarrow as pa
+
+    table = prediction_table(prediction)
+    sink = pa.BufferOutputStream()
+    if media in (PARQUET, X_PARQUET):
+        from pyarrow import parquet
+
+        parquet.write_table(table, sink)
+    else:
+        with (pa.ipc.new_stream if media == STREAM else pa.ipc.new_file)(sink, table.schema) as writer:
+            writer.write_table(table)
+    encoded: bytes = sink.getvalue().to_pybytes()
+    return encoded
+
+
+def prediction_table(prediction: Array | dict[str, Array]) -> Any:
+    """Return the prediction as a `pyarrow.Table` of N rows.
 
     One output is the column `prediction`, several are columns by their names, so are the fields of records. [N] and
     [N, 1] are plain columns, [N, k] a column of lists of k (`pyarrow.fixed_size_list`), and so on.
@@ -103,17 +129,7 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
     else:
         columns = {PREDICTION: prediction}
     check_row_aligned(columns)
-    table = pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
-    sink = pa.BufferOutputStream()
-    if media in (PARQUET, X_PARQUET):
-        from pyarrow import parquet
-
-        parquet.write_table(table, sink)
-    else:
-        with (pa.ipc.new_stream if media == STREAM else pa.ipc.new_file)(sink, table.schema) as writer:
-            writer.write_table(table)
-    encoded: bytes = sink.getvalue().to_pybytes()
-    return encoded
+    return pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
 
 
 def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
@@ -125,7 +141,7 @@ def _read_stream(body: bytes, schema: Schema, limit: int) -> Any:
         stream = stream.slice(len(_FILE_MAGIC))
     check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
     reader = pa.ipc.open_stream(stream, options=pa.ipc.IpcReadOptions(use_threads=False))
-    _select_columns(reader.schema, schema)
+    select_columns(reader.schema, schema)
     return reader.read_all()
 
 
@@ -149,7 +165,7 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
         thrift_container_size_limit=_MOST_LISTED,
         pre_buffer=False,
     )
-    names = _select_columns(file.schema_arrow, schema)
+    names = select_columns(file.schema_arrow, schema)
     _check_value_count(rows, len(names), limit)
     leaves = list(enumerate(column.path for column in file.schema))
     if schema.columns:  # only those of the columns to be read, whose names may hold dots themselves
@@ -164,7 +180,7 @@ def _read_parquet(body: bytes, schema: Schema, limit: int) -> Any:
     return file.read(columns=names, use_threads=False)
 
 
-def _select_columns(given: Any, schema: Schema) -> list[str]:
+def select_columns(given: Any, schema: Schema) -> list[str]:
     """Return the columns to read of a table with this Arrow schema, before any value is read.
 
     Raises:

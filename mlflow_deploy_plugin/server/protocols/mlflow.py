@@ -178,7 +178,7 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
     else:  # every field has the type of the tensor
         types = dict.fromkeys(header, schema.tensors[0].dtype if schema.tensors else "str")
     columns = [
-        _read_column(name, types, fields)
+        read_column(name, types, fields)
         for name, fields in (zip(header, zip(*rows, strict=True), strict=True) if rows else ())
     ]
     del lines, rows  # they take ten times as much as the text
@@ -217,7 +217,7 @@ def _check_column_count(count: int) -> None:
         raise InvalidRequest(f"the CSV has {count} columns; at most {MOST_COLUMNS} are taken")
 
 
-def _read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[Any]:
+def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[Any]:
     """Return the values of one column, at once if Python reads all of them as we do."""
     read = _FIELD_READERS.get(types.get(name, "string"), str)
     try:

@@ -20,8 +20,6 @@ it for the next time.
 import hashlib
 import json
 import logging
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -68,8 +66,6 @@ Files = list[tuple[str, int]]
 """Names and sizes."""
 Listed = Mapping[Hour, list[LogFile]]
 
-_CONFIGURED = ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE", "MASTER")
-_ALONE = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false"}
 _RESULT = "number long, profile binary, failure string"
 
 _LISTED_BY_HOUR = 2 * DAY  # beyond, one listing of everything is less work for a bucket
@@ -303,35 +299,6 @@ def write_beside_log(location: LogLocation, name: str, content: pa.Buffer) -> No
         write_file(location, name, content)
     except (OSError, pa.ArrowException, NotInstalled) as error:
         _log.debug("%s is not kept beside the log: %s", name, " ".join(str(error).split()))
-
-
-def spark_session(master: str | None = None) -> Any:
-    """Return the session that there is, or a new one.
-
-    Args:
-        master: None: what `spark-submit`, spark-defaults.conf or the environment say (SPARK_HOME, SPARK_CONF_DIR,
-            PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER), else this machine, which then listens on no other address.
-
-    Raises:
-        NotInstalled: pyspark is not installed.
-        OnnxserveError: Spark does not start: no Java, or no such master.
-    """
-    try:
-        from pyspark.sql import SparkSession  # an extra, and a second to import
-    except ImportError:
-        raise NotInstalled("engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17") from None
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.appName("onnxserve")
-    if master is None and not any(os.environ.get(name) for name in _CONFIGURED):
-        master = "local[*]"
-    if master:
-        builder = builder.master(master)
-        for name, value in _ALONE.items() if master.startswith("local") else ():
-            builder = builder.config(name, value)
-    try:
-        return builder.getOrCreate()
-    except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class
-        raise OnnxserveError(f"Spark does not start: {' '.join(str(error).split())[:300]}") from None
 
 
 def spark_window_profile(session: Any, sketches: SketchStore, model: str, version: str, window: Window) -> Profile:

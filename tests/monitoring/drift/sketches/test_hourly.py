@@ -3,7 +3,6 @@
 On a real Spark they are those of one machine, to the last bit.
 """
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -14,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log, parse_window
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     SketchStore,
     hour_profiles,
-    spark_session,
     spark_window_profile,
     window_profile,
     window_versions,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_batches
+from mlflow_deploy_plugin.processes import spark_session
 from tests.monitoring.conftest import FIRST_DAY, day_of_rows
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
 from tests.support.services.s3 import s3_server
@@ -210,13 +209,6 @@ def test_hours_come_in_order_with_their_own_profiles(
     assert (starts[0].hour, starts[-1].hour) == (6, 6)
     inner = parse_window("2013-01-01T06:00/2013-01-03T07:00")
     assert sum(one.rows for _, one in hours) == expected(bins, days, inner).rows
-
-
-def test_without_pyspark_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
-
-    with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[spark\]'"):
-        spark_session()
 
 
 @pytest.fixture

@@ -1,0 +1,240 @@
+"""The parts of a batch, and the manifest in its output by which a batch goes on after a kill.
+
+`_batch.json` in the output has the model's version, the input's files and the options. The same command goes on where
+the last one ended; another model, other options or changed files are refused. `_SUCCESS` says that all parts are there.
+"""
+
+import fcntl
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from pyarrow import fs
+
+from mlflow_deploy_plugin.batch.part import REJECTED
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
+from mlflow_deploy_plugin.tabular import FileFormat, format_of
+
+MANIFEST = "_batch.json"
+SUCCESS = "_SUCCESS"
+_LOCK = ".batch.lock"
+_SUFFIXES: dict[FileFormat, str] = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of the input.
+
+    Attributes:
+        name / uri: its name below the input, and its address.
+        output: the name of the file of predictions below the output.
+        size: in bytes.
+        state: size and time of the last change, as a text.
+    """
+
+    name: str
+    uri: str
+    output: str
+    input_format: FileFormat
+    output_format: FileFormat
+    size: int
+    state: str
+
+
+def list_parts(input: str, input_format: FileFormat | None, output_format: FileFormat | None) -> list[Part]:
+    """Return the files of the input by name. As for Spark, a name that begins with `_` or a dot is no part.
+
+    Args:
+        input: a file, a folder, or one of them in a bucket.
+        input_format: of files whose names do not say it.
+        output_format: None: that of each part.
+
+    Raises:
+        InvalidConfig: there is no such file, its format is unknown, or two files have one output.
+        OnnxserveError: the bucket cannot be reached.
+    """
+    location = locate_log(input, "--input")
+    try:
+        (root,) = location.filesystem.get_file_info([location.root])
+        if root.type == fs.FileType.NotFound:
+            raise InvalidConfig(f"--input {input}: there is no such file or folder")
+        if root.type == fs.FileType.File:
+            found = [(root.base_name, root)]
+        else:
+            entries = location.filesystem.get_file_info(fs.FileSelector(location.root, recursive=True))
+            named = ((entry.path.removeprefix(location.root).lstrip("/"), entry) for entry in entries)
+            found = sorted(
+                (name, entry)
+                for name, entry in named
+                if entry.type == fs.FileType.File and not any(one[:1] in "_." for one in name.split("/"))
+            )
+    except (OSError, pa.ArrowException) as error:
+        raise OnnxserveError(f"--input {input} cannot be reached: {' '.join(str(error).split())[:300]}") from None
+    if not found:
+        raise InvalidConfig(f"--input {input}: the folder has no files")
+    parts: dict[str, Part] = {}
+    for name, entry in found:
+        kind = input_format or format_of(name)
+        if kind not in _SUFFIXES:
+            raise InvalidConfig(
+                f"--input {input}: the name of {name} says none of the formats {', '.join(_SUFFIXES)}; "
+                "say --input-format"
+            )
+        given = output_format or kind
+        output = (name.removesuffix(Path(name).suffix) if format_of(name) else name) + _SUFFIXES[given]
+        if output in parts:
+            raise InvalidConfig(f"--input {input}: {parts[output].name} and {name} would both become {output}")
+        uri = input if root.type == fs.FileType.File else f"{input.rstrip('/')}/{name}"
+        parts[output] = Part(name, uri, output, kind, given, entry.size, f"{entry.size} {entry.mtime_ns}")
+    return list(parts.values())
+
+
+def model_digest(folder: Path) -> str:
+    """Return `sha256:…` over the names and contents of a model's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def input_digest(parts: list[Part]) -> str:
+    """Return `sha256:…` over the names, sizes and times of the input's files."""
+    lines = "".join(f"{part.name} {part.state}\n" for part in parts)
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+class BatchOutput:
+    """The folder or bucket that a batch writes to."""
+
+    def __init__(self, uri: str) -> None:
+        if format_of(uri):
+            raise InvalidConfig(
+                f"--output {uri} is the name of a file; a folder with one file a part is written: name that, or use "
+                "`onnxserve predict`, which writes one file"
+            )
+        self.uri = uri
+        self._location: LogLocation = locate_log(uri, "--output")
+
+    def refuse_overlap(self, input: str) -> None:
+        """Raise InvalidConfig if what is written would be read as input, or the other way round."""
+        read = locate_log(input, "--input")
+        if read.is_local != self._location.is_local:
+            return
+        roots = [str(Path(one.root).resolve()) if one.is_local else one.root for one in (read, self._location)]
+        if any(f"{one}/".startswith(f"{other}/") for one, other in (roots, reversed(roots))):
+            raise InvalidConfig(f"--output {self.uri} and --input {input} lie in each other: name another folder")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other batches of this machine away from a folder: they would take each other's unfinished files.
+
+        Raises:
+            AlreadyExists: another batch writes to it just now.
+        """
+        if not self._location.is_local:  # a bucket has no unfinished files, and what both write is the same
+            yield
+            return
+        path = Path(self._location.root, _LOCK)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        except OSError as error:
+            raise OnnxserveError(f"--output {self.uri} cannot be written: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise AlreadyExists(f"--output {self.uri}: another batch is writing to it") from None
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def begin(self, manifest: dict[str, Any], restart: bool) -> set[str]:
+        """Write the manifest, or go on by the one that is there; return the files that are finished.
+
+        Raises:
+            AlreadyExists: the output is of another batch, or nobody knows of which.
+            OnnxserveError: it cannot be read or written.
+        """
+        manifest = orjson.loads(orjson.dumps(manifest))
+        try:
+            files = self._files()
+            known = orjson.loads(self._read(MANIFEST)) if MANIFEST in files else None
+            if known is not None and restart:
+                own = {MANIFEST, SUCCESS, *(part["output"] for part in known["parts"].values())}
+                self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
+                files, known = self._files(), None
+            if known is None and (strange := {name for name in files if not _is_unfinished(name)}):
+                raise AlreadyExists(
+                    f"--output {self.uri} holds {min(strange)}, which no batch has written: name another folder"
+                )
+            if known is not None and (changed := _difference(known, manifest)):
+                raise AlreadyExists(
+                    f"--output {self.uri} was begun with {changed}; name another folder, or say --restart to delete "
+                    "what is there and begin anew"
+                )
+            outputs = {f".{part['output'].rpartition('/')[2]}." for part in manifest["parts"].values()}
+            self._remove({name for name in files if name.rpartition("/")[2].startswith(tuple(outputs))})
+            if known is None:
+                write_file(self._location, MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+        except (OSError, pa.ArrowException) as error:
+            shown = " ".join(str(error).split())[:300]
+            raise OnnxserveError(f"--output {self.uri} cannot be used: {shown}") from None
+        except (ValueError, KeyError):
+            raise OnnxserveError(f"--output {self.uri}: its {MANIFEST} is damaged; name another folder") from None
+        return files
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write `_SUCCESS`."""
+        try:
+            write_file(self._location, SUCCESS, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+        except OSError as error:
+            raise OnnxserveError(f"--output {self.uri} cannot be written: {error}") from None
+
+    def _files(self) -> set[str]:
+        root = self._location.root
+        entries = self._location.filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+        return {entry.path.removeprefix(root).lstrip("/") for entry in entries if entry.type == fs.FileType.File}
+
+    def _read(self, name: str) -> bytes:
+        with self._location.filesystem.open_input_file(f"{self._location.root}/{name}") as file:
+            content: bytes = file.read()
+        return content
+
+    def _remove(self, names: set[str]) -> None:
+        # the manifest last: without it nobody knows whose the other files are
+        for name in sorted(names, key=lambda name: name == MANIFEST):
+            self._location.filesystem.delete_file(f"{self._location.root}/{name}")
+
+
+def _difference(known: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """Return what another batch has begun with, in words; an empty text if it is the same."""
+    for field in ("digest", "name", "version"):
+        one, other = known["model"].get(field), manifest["model"].get(field)
+        if one != other:
+            shown = [f"{entry['model']['name']} {entry['model']['version']}".strip() for entry in (known, manifest)]
+            named = f"{shown[0]}, and {manifest['model']['uri']} is now {shown[1]}"
+            return named if shown[0] != shown[1] else f"other files of the model {shown[0]} (another {field})"
+    for option in ("input", "keep", "on_error", "format", "input_format"):
+        if known.get(option) != manifest.get(option):
+            return f"{option.replace('_', '-')} {known.get(option)!r}, and it is {manifest.get(option)!r} now"
+    if known["parts"] != manifest["parts"]:
+        before, now = known["parts"], manifest["parts"]
+        names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        how = "is new" if names[0] not in before else "is gone" if names[0] not in now else "has changed"
+        return f"other files of {known['input']}: {names[0]} {how}"
+    return ""
+
+
+def _is_unfinished(name: str) -> bool:
+    """Return True for the lock, and for what a killed writer has left behind."""
+    return name.rpartition("/")[2].startswith(".")

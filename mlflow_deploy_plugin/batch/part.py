@@ -1,0 +1,238 @@
+"""One part of a batch: a file of rows → a file of predictions, written whole or not at all, by one worker.
+
+Blocks of a few megabytes are read, predicted by several threads and written in their order, so that a file of any size
+takes the memory of some blocks.
+"""
+
+import os
+import struct
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+import orjson
+import pyarrow as pa
+
+from mlflow_deploy_plugin.batch.table_model import (
+    OnnxTable,
+    TableModel,
+    input_types,
+    load_table_model,
+    predict_block,
+    takes,
+    with_kept,
+)
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.inference_log import locate_log, upload_file
+from mlflow_deploy_plugin.server import protocols
+from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.tabular import FileFormat, RejectedRow, RowBlock, RowStream, atomic_file, table_writer
+
+OnError = Literal["fail", "skip-row", "skip-part"]
+REJECTED = "_rejected"
+"""The folder of the output with the rows that were left out, one JSON Lines file a part."""
+_WRITTEN_ROWS, _WRITTEN_BYTES = 2**17, 16 * 2**20
+_SLOT = struct.Struct("<qq")
+
+
+@dataclass(frozen=True)
+class PartJob:
+    """A file of rows to be predicted, in plain values that go to another process.
+
+    Attributes:
+        input: URI of the file.
+        output / name: URI of the folder, and the name of the file of predictions below it.
+        shown: the name of the part in messages.
+        on_error: what a bad row does: `fail` ends the part, and so does `skip-part`; `skip-row` leaves the row out.
+        threads: of this part.
+        progress / slot: the file that tells the other processes how far it is, and the place in it.
+    """
+
+    input: str
+    input_format: FileFormat
+    output: str
+    name: str
+    output_format: FileFormat
+    shown: str
+    model: Path
+    keep: tuple[str, ...] = ()
+    on_error: OnError = "fail"
+    device: Device = "cpu"
+    threads: int = 1
+    progress: str = ""
+    slot: int = 0
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """The rows of a part that were predicted, and those that were left out."""
+
+    rows: int
+    rejected: int
+
+
+def predict_part(job: PartJob) -> PartResult:
+    """Predict one part.
+
+    Raises:
+        OnnxserveError: a row is bad, a file cannot be read or written, or the model cannot be loaded; the message names
+            the file and the row. Nothing is then written.
+    """
+    try:
+        model = load_table_model(job.model, job.device)
+        source = locate_log(job.input, "--input")
+        with source.filesystem.open_input_file(source.root) as file:
+            stream = RowStream(file, job.input_format, input_types(model.schema))
+            return _write_part(job, model, stream)
+    except OnnxserveError as error:
+        raise type(error)(f"{job.shown}: {error.message}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise OnnxserveError(f"{job.shown}: {' '.join(str(error).split())[:300]}") from None
+
+
+def read_progress(path: Path) -> tuple[int, int]:
+    """Return the rows and the bytes of input of the parts that are being predicted just now."""
+    content = path.read_bytes()
+    read = list(_SLOT.iter_unpack(content[: len(content) // _SLOT.size * _SLOT.size]))
+    return sum(rows for rows, _ in read), sum(position for _, position in read)
+
+
+def write_progress(path: str, slot: int, rows: int, position: int) -> None:
+    """Tell how far a part is."""
+    if path:
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, _SLOT.pack(rows, position), slot * _SLOT.size)
+        finally:
+            os.close(descriptor)
+
+
+def _write_part(job: PartJob, model: TableModel, stream: RowStream) -> PartResult:
+    columns = _columns(job, model, stream)
+    rows = rejected = 0
+    rejects: IO[bytes] | None = None
+    with ExitStack() as output, ExitStack() as rejected_rows:  # these are there before the output is
+        writer = _Writer(job, output)
+        for piece, position in _predictions(job, model, stream.blocks(columns)):
+            if isinstance(piece, RejectedRow):
+                if job.on_error != "skip-row":
+                    raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
+                if rejects is None:
+                    rejects = rejected_rows.enter_context(open_new(job.output, f"{REJECTED}/{job.name}.jsonl"))
+                row = {"row": piece.number, "why": piece.why, "content": piece.content}
+                rejects.write(orjson.dumps(row, default=str) + b"\n")
+                rejected += 1
+            else:
+                writer.add(piece)
+                rows += piece.num_rows
+            write_progress(job.progress, job.slot, rows, position)
+        if not rows:
+            keep = job.keep if stream.schema.names else ()
+            writer.add(with_kept(stream.schema.empty_table(), keep, model.no_rows()))
+        writer.flush()
+    return PartResult(rows, rejected)
+
+
+def _columns(job: PartJob, model: TableModel, stream: RowStream) -> list[str]:
+    """Return the columns to be read, after a look at whether they fit the model."""
+    names = stream.schema.names
+    if not names:  # an empty CSV or JSON Lines file
+        return []
+    if missing := [name for name in job.keep if name not in names]:
+        raise InvalidRequest(f"--keep {missing[0]}: there is no such column; there are {', '.join(names)[:300]}")
+    if problem := model.schema.missing_columns(names):
+        raise InvalidRequest(problem)
+    if job.input_format == "parquet" and isinstance(model, OnnxTable):
+        fields = [field for field in stream.schema if takes(model.schema, field.name, job.keep)]
+        protocols.arrow.select_columns(pa.schema(fields), model.schema)
+    return [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
+
+
+def _predictions(
+    job: PartJob, model: TableModel, blocks: Iterable[RowBlock]
+) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
+    """Yield tables and rejected rows in their order, each with the bytes that had been read."""
+
+    def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
+        bad, tables = list(block.bad), []
+        for piece in predict_block(model, block, job.keep, job.input_format == "csv") if block.numbers else ():
+            if isinstance(piece, RejectedRow):
+                bad.append(piece)
+                if job.on_error != "skip-row":
+                    break
+            else:
+                tables.append(piece)
+        return [*sorted(bad, key=lambda row: row.number), *tables]
+
+    threads = job.threads if model.is_parallel else 1
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque[tuple[Future[list[pa.Table | RejectedRow]], int]] = deque()
+
+        def finished(most: int) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
+            while len(running) > most:
+                future, position = running.popleft()
+                for piece in future.result():
+                    yield piece, position
+
+        for block in blocks:
+            running.append((pool.submit(predict, block), block.position))
+            yield from finished(threads)
+        yield from finished(0)
+
+
+class _Writer:
+    """Writes tables into the file of a part, which is opened with the first: only it tells the types."""
+
+    def __init__(self, job: PartJob, held: ExitStack) -> None:
+        self._job = job
+        self._held = held
+        self._waiting: list[pa.Table] = []
+        self._schema: pa.Schema | None = None
+
+    def add(self, table: pa.Table) -> None:
+        if self._schema is None:
+            self._schema = table.schema
+            file = self._held.enter_context(open_new(self._job.output, self._job.name))
+            self._write = self._held.enter_context(table_writer(self._job.output_format, self._schema, file))
+        if table.schema != self._schema:
+            try:
+                table = table.cast(self._schema)
+            except (pa.ArrowException, ValueError) as error:
+                raise OnnxserveError(f"the outputs change their type: {' '.join(str(error).split())[:200]}") from None
+        self._waiting.append(table)
+        rows, size = (sum(getattr(one, name) for one in self._waiting) for name in ("num_rows", "nbytes"))
+        if rows >= _WRITTEN_ROWS or size >= _WRITTEN_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        for batch in pa.concat_tables(self._waiting).combine_chunks().to_batches() if self._waiting else ():
+            self._write(batch)
+        self._waiting.clear()
+
+
+@contextmanager
+def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
+    """Open a file that stands at `name` below a folder or bucket once it is whole, in place of one that is there.
+
+    Raises:
+        OnnxserveError: it cannot be written.
+    """
+    location = locate_log(output, "--output")
+    try:
+        if location.is_local:
+            path = Path(location.root, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as file:
+                yield file
+        else:  # a bucket shows an object once it is whole, and Arrow's writer would also finish half of one
+            with tempfile.TemporaryFile() as file:
+                yield file
+                file.seek(0)
+                upload_file(location, name, file)
+    except OSError as error:
+        raise OnnxserveError(f"{output}/{name} cannot be written: {error.strerror or error}") from None

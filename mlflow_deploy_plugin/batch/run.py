@@ -1,0 +1,324 @@
+"""A whole batch: the model is resolved to one version, the missing parts are predicted, and `_SUCCESS` is written.
+
+The parts are predicted by processes of this machine, each with some threads, or by Spark (`spark.py`). A file is one
+part whatever predicts it, so that a batch that one engine began goes on with the other.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, Part, input_digest, list_parts, model_digest
+from mlflow_deploy_plugin.batch.part import OnError, PartJob, PartResult, predict_part, read_progress
+from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
+from mlflow_deploy_plugin.registry import LoggedRun, ResolvedModel, download, get_or_create_experiment, log_run, resolve
+from mlflow_deploy_plugin.runtime import available_cores
+from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.tabular import FileFormat
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Engine = Literal["local", "spark"]
+_LONGEST_PART_SECONDS = 20 * 86400.0  # poll(2) takes at most 24 days
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """One batch as it was asked for.
+
+    Attributes:
+        input: a file or a folder of files, also s3://….
+        output: the folder, also s3://…, that gets one file for each of them.
+        keep: columns of the input that stand before the outputs.
+        input_format: of files whose names do not say it.
+        output_format: None: that of each part.
+        on_error: what a bad row does: `fail` ends the batch, `skip-row` leaves it out, `skip-part` its file.
+        workers: cores that are used; None: all that there are. Spark has its own.
+        restart: what another batch has left in the output is deleted.
+        experiment: the experiment of a run that records the batch; empty: none does.
+    """
+
+    model_uri: str
+    input: str
+    output: str
+    keep: tuple[str, ...] = ()
+    input_format: FileFormat | None = None
+    output_format: FileFormat | None = None
+    on_error: OnError = "fail"
+    workers: int | None = None
+    device: Device = "cpu"
+    engine: Engine = "local"
+    restart: bool = False
+    experiment: str = ""
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """The progress of one call: its rows and parts, and the bytes of its input.
+
+    Attributes:
+        finished_before: parts that an earlier call has predicted; `parts` are the others.
+    """
+
+    rows: int
+    parts_done: int
+    parts: int
+    finished_before: int
+    bytes_done: int
+    bytes: int
+    seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time that the rest takes at the speed so far; None: nobody can tell yet."""
+        if not self.bytes_done:
+            return None
+        return self.seconds * max(0, self.bytes - self.bytes_done) / self.bytes_done
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """A batch that has ended.
+
+    Attributes:
+        failed: why a part was left out, by its name.
+    """
+
+    model: ResolvedModel
+    progress: BatchProgress
+    rejected: int
+    failed: dict[str, str]
+    run: LoggedRun | None = None
+
+
+Report = Callable[[BatchProgress], None]
+
+
+def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchResult:
+    """Predict every part of the input that has no file in the output yet.
+
+    Args:
+        report: is told several times a second how far the batch is.
+
+    Raises:
+        InvalidConfig, NotFound, RegistryUnavailable: the model or the input cannot be had.
+        AlreadyExists: the output is of another batch.
+        OnnxserveError: a part failed; the message names the file and the row. What is finished stays, and the same call
+            goes on from there.
+    """
+    plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
+    output = BatchOutput(plan.output)
+    parts = list_parts(plan.input, plan.input_format, plan.output_format)
+    output.refuse_overlap(plan.input)
+    resolved = resolve(plan.model_uri)
+    with output.claimed(), tempfile.TemporaryDirectory(prefix="onnxserve-batch-") as temporary:
+        model = download(resolved.source, Path(temporary))
+        manifest = _manifest(plan, parts, resolved, model_digest(model))
+        finished = output.begin(manifest, plan.restart)
+        waiting = [part for part in parts if part.output not in finished]
+        progress = Path(temporary, "progress")
+        progress.touch()
+        jobs = [
+            PartJob(
+                part.uri, part.input_format, plan.output, part.output, part.output_format, part.name, model, plan.keep,
+                plan.on_error, plan.device, progress=str(progress),
+            )
+            for part in waiting
+        ]  # fmt: skip
+        if plan.engine == "spark":
+            from mlflow_deploy_plugin.batch.spark import predict_parts  # here: Spark is an extra
+
+            results = predict_parts(jobs, model)
+        else:
+            results = _predict_locally(jobs, waiting, plan, model)
+        tally = _Tally(waiting, len(parts) - len(waiting), progress, report)
+        with results as finishing:
+            failed, rejected = tally.follow(finishing, plan.on_error)
+        result = BatchResult(resolved, tally.now(), rejected, failed)
+        if not failed:
+            output.finish(_summary(result, manifest))
+        return replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
+
+
+Finished = Iterator[tuple[int, PartResult | OnnxserveError] | int]
+"""The position of each job that has ended, with its result; where none has ended for a moment, the number of those that
+have, but whose results come later."""
+
+
+@contextmanager
+def _predict_locally(
+    jobs: Sequence[PartJob], parts: Sequence[Part], plan: BatchPlan, model: Path
+) -> Iterator[Finished]:
+    """Predict by processes, the largest parts first. As soon as the caller ends, so do they."""
+    cores = plan.workers or available_cores()
+    count = max(1, min(cores, len(jobs)))
+    threads = max(1, cores // count)
+    pool = WorkerPool([Worker() for _ in range(count)])
+    slots = list(range(count))
+
+    def predict(job: PartJob) -> PartResult:
+        slot = slots.pop()
+        try:
+            result: PartResult = pool.call(
+                predict_part, replace(job, threads=threads, slot=slot), seconds=_LONGEST_PART_SECONDS
+            )
+        except ProcessCrashed as error:
+            raise OnnxserveError(f"{job.shown}: {error.message}") from None
+        finally:
+            slots.append(slot)
+        return result
+
+    def finished(running: dict[Future[PartResult], int]) -> Finished:
+        while running:
+            done, _ = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                error = future.exception()
+                if error is not None and not isinstance(error, OnnxserveError):
+                    raise error
+                yield running.pop(future), error or future.result()
+            if not done:
+                yield 0
+
+    executor = ThreadPoolExecutor(count)
+    try:
+        order = sorted(range(len(jobs)), key=lambda number: -parts[number].size)
+        yield finished({executor.submit(predict, jobs[number]): number for number in order})
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        pool.end()
+        executor.shutdown()
+
+
+class _Tally:
+    """Counts what has ended and what is under way, and reports it."""
+
+    def __init__(self, parts: Sequence[Part], finished_before: int, progress: Path, report: Report) -> None:
+        self._parts = parts
+        self._finished_before = finished_before
+        self._progress = progress
+        self._report = report
+        self._begun = time.monotonic()
+        self._rows = self._done = self._bytes = 0
+
+    def follow(self, finishing: Finished, on_error: OnError) -> tuple[dict[str, str], int]:
+        """Return why parts were left out, by name, and the number of rows that were.
+
+        Raises:
+            OnnxserveError: a part failed, and bad parts are not to be skipped.
+        """
+        failed: dict[str, str] = {}
+        rejected = 0
+        for ended in finishing:
+            if not isinstance(ended, int):
+                number, result = ended
+                part = self._parts[number]
+                self._done += 1
+                self._bytes += part.size
+                if isinstance(result, PartResult):
+                    self._rows += result.rows
+                    rejected += result.rejected
+                elif on_error == "skip-part":
+                    failed[part.name] = result.message
+                else:
+                    raise result
+            self._report(self.now(ended if isinstance(ended, int) else None))
+        return failed, rejected
+
+    def now(self, awaited: int | None = None) -> BatchProgress:
+        """Return the figures; `awaited` is the number of parts that have ended without a result yet."""
+        rows, position = (0, 0) if awaited is None else read_progress(self._progress)
+        total = sum(part.size for part in self._parts)
+        return BatchProgress(
+            self._rows + rows,
+            self._done + (awaited or 0),
+            len(self._parts),
+            self._finished_before,
+            self._bytes + position + total * (awaited or 0) // max(1, len(self._parts)),
+            total,
+            time.monotonic() - self._begun,
+        )
+
+
+def _absolute(uri: str) -> str:
+    return uri if ":" in uri else str(Path(uri).expanduser().absolute())
+
+
+def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str) -> dict[str, Any]:
+    return {
+        "model": {
+            "uri": resolved.model_uri,
+            "name": resolved.name,
+            "version": resolved.version,
+            "source": resolved.source,
+            "digest": digest,
+        },
+        "input": plan.input,
+        "input_digest": input_digest(list(parts)),
+        "keep": plan.keep,
+        "on_error": plan.on_error,
+        "format": plan.output_format,
+        "input_format": plan.input_format,
+        "parts": {part.name: {"output": part.output, "state": part.state} for part in parts},
+    }
+
+
+def _summary(result: BatchResult, manifest: dict[str, Any]) -> dict[str, Any]:
+    progress = result.progress
+    return {
+        "model": manifest["model"],
+        "input_digest": manifest["input_digest"],
+        "parts": progress.parts + progress.finished_before,
+        "last_call": {"parts": progress.parts, "rows": progress.rows, "rejected": result.rejected},
+    }
+
+
+def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: dict[str, Any]) -> LoggedRun:
+    """Record the batch as a run: the input as a dataset, the version, the output, and the figures of this call."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param  # a second
+
+    model, progress = result.model, result.progress
+    params = {"model": model.source, "input": plan.input, "output": plan.output, "on_error": plan.on_error}
+    figures = {
+        "rows": progress.rows,
+        "rejected_rows": result.rejected,
+        "parts": progress.parts,
+        "failed_parts": len(result.failed),
+        "seconds": progress.seconds,
+        "rows_per_second": progress.rows_per_second,
+    }
+
+    def log_content(client: "MlflowClient", run_id: str) -> None:
+        now = int(time.time() * 1000)
+        client.log_batch(
+            run_id,
+            [Metric(name, float(value), now, 0) for name, value in figures.items()],
+            [Param(name, value) for name, value in params.items()],
+        )
+        digest = manifest["input_digest"].removeprefix("sha256:")[:32]
+        source_type = "s3" if plan.input.startswith("s3:") else "local"
+        source = f'{{"uri": "{plan.input}"}}'
+        dataset = Dataset(Path(plan.input).name[:250], digest, source_type, source)
+        models = [LoggedModelInput(model.aspects["model_id"])] if model.aspects.get("model_id") else None
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])], models)
+        client.log_dict(run_id, {key: value for key, value in manifest.items() if key != "parts"}, MANIFEST)
+
+    tags = {"onnxserve.batch.model": model.name, "onnxserve.batch.version": model.version}
+    return log_run(
+        "the run of the batch",
+        f"batch {model.name} {model.version}".strip(),
+        tags,
+        lambda client: get_or_create_experiment(client, plan.experiment),
+        log_content,
+    )

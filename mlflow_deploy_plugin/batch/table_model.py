@@ -1,0 +1,230 @@
+"""A version as a function of Arrow tables, in this process: by ONNX Runtime if it has an ONNX form, else by MLflow.
+
+A table is read by the same rules as a request with Arrow or CSV in its body.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, InvalidConfig, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.runtime import (
+    COLUMN_TYPES,
+    PYTHON_FUNCTION,
+    Artifact,
+    OnnxModel,
+    Placement,
+    Schema,
+    no_batch_dimension_reason,
+    numpy_dtype,
+    pyfunc_schema,
+    read_served_artifact,
+)
+from mlflow_deploy_plugin.server import protocols
+from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock
+
+_LARGEST_TABLE_BYTES = 2**31
+_RUN_ROWS = 2**13
+"""Rows of one run: more are not computed faster, and their layers take more memory."""
+_ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
+_FRAME_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_decimal)
+
+
+class TableModel(Protocol):
+    """A loaded version.
+
+    Attributes:
+        schema: of its inputs.
+        is_parallel: any number of threads may call it at the same time.
+    """
+
+    schema: Schema
+    is_parallel: bool
+
+    def predict(self, table: pa.Table) -> pa.Table:
+        """Return one row of outputs for each row, by the names of the model's signature.
+
+        Raises:
+            InvalidRequest, InferenceError: the model refuses a row.
+        """
+        ...
+
+    def no_rows(self) -> pa.Table:
+        """Return the outputs of no rows, as far as they are known beforehand."""
+        ...
+
+
+@lru_cache(maxsize=2)
+def load_table_model(folder: Path, device: Device = "cpu", threads: int = 1) -> TableModel:
+    """Load the model of an MLmodel folder, once for this process.
+
+    Args:
+        threads: of one run.
+
+    Raises:
+        InvalidArtifact: it cannot be loaded.
+        InvalidConfig: it does not answer row by row.
+        DeviceUnavailable, RuntimeMissing: see `open_session`.
+    """
+    artifact = read_served_artifact(folder)
+    return _PyfuncTable(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxTable(folder, device, threads)
+
+
+class OnnxTable:
+    """A version with an ONNX form."""
+
+    is_parallel = True
+
+    def __init__(self, folder: Path, device: Device, threads: int) -> None:
+        self._model = OnnxModel.load(folder, Placement(device), threads)
+        self.schema = self._model.schema
+        reason = no_batch_dimension_reason(self._model.artifact)
+        if not self.schema.has_rows:
+            raise InvalidConfig(f"the model does not answer row by row: {reason}")
+        self._run_rows = 1 if reason else _RUN_ROWS
+
+    def predict(self, table: pa.Table) -> pa.Table:
+        starts = range(0, table.num_rows, self._run_rows)
+        return pa.concat_tables([self._run(table.slice(start, self._run_rows)) for start in starts])
+
+    def _run(self, table: pa.Table) -> pa.Table:
+        for place, field in enumerate(table.schema):
+            if field.type == pa.string():  # a text that repeats is made into one of Python's once
+                table = table.set_column(place, field.name, table.column(place).dictionary_encode())
+        feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
+        outputs = self._model.run(feeds, self._model.artifact.prediction)
+        return _one_a_row(protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True)), table)
+
+    def no_rows(self) -> pa.Table:
+        return _declared(self._model.artifact)
+
+
+class _PyfuncTable:
+    is_parallel = False
+
+    def __init__(self, artifact: Artifact) -> None:
+        from mlflow_deploy_plugin.pyfunc import Scorer, one_line  # here: mlflow.pyfunc takes a second
+
+        try:
+            self._scorer = Scorer.load(artifact.folder)
+        except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
+            raise InvalidArtifact(f"MLflow cannot load the model: {one_line(error)}") from None
+        self._artifact = artifact
+        self.schema = pyfunc_schema(artifact)
+
+    def predict(self, table: pa.Table) -> pa.Table:
+        from mlflow_deploy_plugin.pyfunc import RequestRefused
+
+        has_frame_types = any(is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES)
+        try:
+            if self._artifact.undescribed or has_frame_types:  # MLflow's own rules decide
+                outputs = self._scorer.outputs_of(table.to_pandas())
+            else:
+                feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
+                outputs = dict(self._scorer.predict(feeds).arrays["outputs"])
+        except RequestRefused as refusal:
+            raise InvalidRequest(refusal.message) from None
+        return _one_a_row(protocols.arrow.prediction_table(outputs), table)
+
+    def no_rows(self) -> pa.Table:
+        return _declared(self._artifact)
+
+
+def predict_block(
+    model: TableModel, block: RowBlock, keep: tuple[str, ...] = (), are_texts: bool = False
+) -> Iterator[pa.Table | RejectedRow]:
+    """Yield tables of outputs, after the kept columns, and the rows that the model refuses, in their order.
+
+    Rows that are refused together are tried again by halves, until each refused row is known.
+
+    Args:
+        are_texts: the columns come from a CSV file, and are read as the signature says.
+    """
+    inputs = block.table.select([name for name in block.table.column_names if takes(model.schema, name, keep)])
+    try:
+        outputs = model.predict(_typed(inputs, model.schema) if are_texts else inputs)
+    except (InvalidRequest, InferenceError) as error:
+        if len(block.numbers) == 1:
+            why = error.message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)  # its number in this call
+            yield RejectedRow(block.numbers[0], why, block.table.to_pylist()[0])
+            return
+        middle = len(block.numbers) // 2
+        for half in (block.part(0, middle), block.part(middle, len(block.numbers))):
+            yield from predict_block(model, half, keep, are_texts)
+        return
+    yield with_kept(block.table, keep, outputs)
+
+
+def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
+    """Return the kept columns of a table, and the outputs for it.
+
+    Raises:
+        InvalidConfig: an output has the name of a kept column.
+    """
+    if doubled := [name for name in outputs.column_names if name in keep]:
+        raise InvalidConfig(f"--keep {doubled[0]}: the model's output has this name, too; rename the column")
+    columns = [*(table.column(name) for name in keep), *outputs.columns]
+    return pa.Table.from_arrays(columns, names=[*keep, *outputs.column_names])
+
+
+def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
+    """Return True if the model takes a column of a table: by its name; if it names none, any that is not kept."""
+    has_names = bool(schema.columns) or any(tensor.name in schema.names and tensor.name for tensor in schema.tensors)
+    return name in schema.names if has_names else name not in keep
+
+
+def input_types(schema: Schema) -> dict[str, pa.DataType]:
+    """Return the Arrow types in which JSON holds the columns of the signature."""
+    return {column.name: _arrow_type(COLUMN_TYPES[column.type]) for column in schema.columns}
+
+
+def _arrow_type(dtype: str) -> pa.DataType:
+    return _ARROW_TYPES.get(dtype, pa.float64())
+
+
+def _typed(table: pa.Table, schema: Schema) -> pa.Table:
+    """Return texts as the values of the signature's types, by the rules of `/invocations` for CSV.
+
+    Raises:
+        SchemaMismatch: a text is no such value; the message says which.
+    """
+    kinds: dict[str, str] = {column.name: column.type for column in schema.columns}
+    if schema.tensors:  # every field has the type of the tensor
+        kinds = dict.fromkeys(table.column_names, schema.tensors[0].dtype)
+    for place, name in enumerate(table.column_names):
+        dtype = COLUMN_TYPES.get(kinds.get(name, "string"), kinds.get(name, "string"))
+        if dtype == "str":
+            continue
+        column, kind = table.column(place), _arrow_type(dtype)
+        try:
+            values = column.cast(kind)
+        except pa.ArrowInvalid:  # a missing value in words, 20.0 as a whole number, or what is refused
+            fields = [text or "" for text in column.to_pylist()]
+            values = pa.array(protocols.mlflow.read_column(name, kinds, fields), kind)
+        table = table.set_column(place, name, values)
+    return table
+
+
+def _one_a_row(outputs: pa.Table, table: pa.Table) -> pa.Table:
+    if outputs.num_rows != table.num_rows:
+        raise OnnxserveError(
+            f"the model answers {table.num_rows} rows with {outputs.num_rows}; one prediction a row is needed"
+        )
+    return outputs
+
+
+def _declared(artifact: Artifact) -> pa.Table:
+    """Return the outputs that the artifact declares, of no rows."""
+    names = artifact.prediction or tuple(output.name for output in artifact.outputs)
+    shapes = {output.name: output for output in artifact.outputs}
+    arrays = {
+        name: np.empty((0, *(max(1, size) for size in shapes[name].shape[1:])), numpy_dtype(shapes[name].dtype))
+        for name in names
+        if shapes[name].dtype != "map"
+    }
+    return protocols.arrow.prediction_table(next(iter(arrays.values())) if len(arrays) == 1 else arrays)

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.models import mixed_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed_model(tmp_path_factory.mktemp("model") / "mixed")
+
+
+def flights(rows: int, seed: int = 0) -> pa.Table:
+    """Return rows that the mixed model takes, with an id and a time."""
+    rng = np.random.default_rng(seed)
+    return pa.table(
+        {
+            "id": np.arange(rows) + seed * 1_000_000,
+            "ts": [f"2026-01-01 00:{row % 60:02}" for row in range(rows)],
+            "carrier": rng.choice(["AA", "UA"], rows),
+            "distance": rng.normal(0, 1000, rows).round(1),
+            "hour": rng.integers(0, 24, rows),
+            "late": rng.integers(0, 2, rows).astype(bool),
+        }
+    )
+
+
+def labels(table: pa.Table) -> list[str]:
+    """Return what the mixed model answers."""
+    columns = table.to_pydict()
+    score = (
+        (np.array(columns["carrier"]) == "AA")
+        + np.array(columns["distance"]) * 0.001
+        + np.array(columns["hour"]) * 0.001
+        + np.array(columns["late"])
+    )
+    return ["yes" if one > 0 else "no" for one in score]
+
+
+def write(table: pa.Table, path: Path) -> Path:
+    """Write rows in the format that the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    else:
+        table.to_pandas().to_json(path, orient="records", lines=True)
+    return path

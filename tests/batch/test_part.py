@@ -1,0 +1,253 @@
+"""One file of rows becomes one file of predictions: formats, order, kept columns, bad rows."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from mlflow_deploy_plugin.batch.part import PartJob, PartResult, predict_part
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.tabular import FileFormat, format_of
+from tests.support.models import tensor_model, write_model
+
+from .conftest import flights, labels, write
+
+Predict = Callable[..., PartResult]
+
+
+@pytest.fixture
+def predict(model: Path, tmp_path: Path) -> Predict:
+    def call(path: Path, name: str, **options: Any) -> PartResult:
+        given, made = format_of(str(path)), format_of(name)
+        assert given
+        assert made
+        return predict_part(
+            PartJob(str(path), given, str(tmp_path / "out"), name, made, path.name, **{"model": model, **options})
+        )
+
+    return call
+
+
+def read(path: Path) -> dict[str, list[Any]]:
+    match path.suffix:
+        case ".parquet":
+            return pq.read_table(path).to_pydict()
+        case ".csv":
+            return pyarrow.csv.read_csv(path).to_pydict()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {name: [line[name] for line in lines] for name in lines[0]}
+
+
+@pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("made", ["csv", "jsonl", "parquet"])
+def test_each_format_becomes_each_format(predict: Predict, tmp_path: Path, given: FileFormat, made: FileFormat) -> None:
+    rows = flights(2000)
+
+    result = predict(write(rows, tmp_path / f"rows.{given}"), f"made.{made}", keep=("id",))
+
+    assert result == PartResult(2000, 0)
+    found = read(tmp_path / "out" / f"made.{made}")
+    assert [int(number) for number in found["id"]] == rows["id"].to_pylist()
+    assert found["prediction"] == labels(rows)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"made.{made}"]
+
+
+def test_rows_keep_their_order_over_blocks_and_threads(predict: Predict, tmp_path: Path) -> None:
+    rows = flights(200_000)
+
+    predict(write(rows, tmp_path / "rows.parquet"), "made.parquet", keep=("id", "ts"), threads=4)
+
+    made = pq.read_table(tmp_path / "out" / "made.parquet")
+    assert made.column_names == ["id", "ts", "prediction"]
+    assert made["id"].equals(rows["id"])
+    assert made["prediction"].to_pylist() == labels(rows)
+
+
+def test_kept_columns_of_a_csv_file_stay_as_they_are_written(predict: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('id,carrier,distance,hour,late,note\n007,AA,1_0,5,true,"a ""b"",\nc"\n'.replace("1_0", "10"))
+
+    predict(path, "made.jsonl", keep=("note", "id"))
+
+    assert read(tmp_path / "out" / "made.jsonl") == {"note": ['a "b",\nc'], "id": ["007"], "prediction": ["yes"]}
+
+
+def test_csv_is_read_by_the_rules_of_requests(predict: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("carrier,distance,hour,late\nUA,NA,5.0,True\nUA,1e3,6,0\n")
+
+    predict(path, "made.csv")
+
+    assert read(tmp_path / "out" / "made.csv") == {"prediction": ["no", "yes"]}
+
+
+def test_tensors_and_several_outputs_have_the_names_of_the_signature(predict: Predict, tmp_path: Path) -> None:
+    image = pa.array([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]], pa.list_(pa.float32()))
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"id": [1, 2], "image": image}), path)
+
+    predict(path, "made.jsonl", keep=("id",), model=tensor_model(tmp_path / "tensor"))
+
+    assert read(tmp_path / "out" / "made.jsonl") == {
+        "id": [1, 2],
+        "doubled": [[[2.0, 4.0], [6.0, 8.0]], [[0.0, 0.0], [0.0, 2.0]]],
+        "total": [10.0, 1.0],
+    }
+
+
+def test_a_tensor_without_a_name_takes_the_columns_that_are_not_kept(predict: Predict, tmp_path: Path) -> None:
+    signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2]}}]
+    graph = "double (float[N,2] x) => (float[N,2] y) { y = Add(x, x) }"
+    path = tmp_path / "rows.csv"
+    path.write_text("id,a,b\n7,1,2\n8,3,4\n")
+
+    predict(path, "made.jsonl", keep=("id",), model=write_model(tmp_path / "pair", graph, signature))
+
+    assert read(tmp_path / "out" / "made.jsonl") == {"id": ["7", "8"], "y": [[2.0, 4.0], [6.0, 8.0]]}
+
+
+def test_a_graph_with_a_batch_of_one_answers_row_by_row(predict: Predict, tmp_path: Path) -> None:
+    graph = "one (float[1,1] x) => (float[1,1] y) { y = Add(x, x) }"
+    folder = write_model(tmp_path / "one", graph, [{"name": "x", "type": "float", "required": True}])
+    path = tmp_path / "rows.csv"
+    path.write_text("x\n1\n2\n3\n")
+
+    predict(path, "made.csv", model=folder)
+
+    assert read(tmp_path / "out" / "made.csv") == {"y": [2, 4, 6]}
+
+
+@pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
+def test_a_file_without_rows_becomes_one_with_the_columns(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+    rows = flights(0)
+    path = tmp_path / f"rows.{given}"
+    if given == "csv":
+        path.write_text("id,carrier,distance,hour,late\n")
+    elif given == "jsonl":
+        path.write_text("\n")
+    else:
+        write(rows, path)
+
+    assert predict(path, "made.parquet", keep=("id",)).rows == 0
+
+    kept = [] if given == "jsonl" else ["id"]  # nobody knows the type of a column of no lines
+    assert pq.read_schema(tmp_path / "out" / "made.parquet").names == [*kept, "prediction"]
+
+
+BAD = {
+    "csv": "id,carrier,distance,hour,late\n0,AA,1,1,true\n1,AA,1\n2,UA,far,1,true\n3,UA,1,1,false\n4,UA,9,1,0,x\n"
+    "5,AA,2,2,1\n",
+    "jsonl": "\n".join(
+        [
+            '{"id": 0, "carrier": "AA", "distance": 1, "hour": 1, "late": true}',
+            '{"id": 1, "carrier"',
+            '{"id": 2, "carrier": "UA", "distance": "far", "hour": 1, "late": true}',
+            '{"id": 3, "carrier": "UA", "distance": 1, "hour": 1.0, "late": false}',
+            "[4]",
+            '{"id": 5, "carrier": "AA", "distance": 2, "hour": 2, "late": true}',
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("given", ["csv", "jsonl"])
+def test_bad_rows_are_left_out_and_kept_with_their_reason(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+    path = tmp_path / f"rows.{given}"
+    path.write_text(BAD[given])
+
+    result = predict(path, "d=1/made.jsonl", keep=("id",), on_error="skip-row")
+
+    assert result == PartResult(3, 3)
+    made = read(tmp_path / "out" / "d=1" / "made.jsonl")
+    assert [int(number) for number in made["id"]] == [0, 3, 5]
+    assert made["prediction"] == ["yes", "yes", "yes"]
+    rejected = [json.loads(line) for line in (tmp_path / "out/_rejected/d=1/made.jsonl.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rejected] == [1, 2, 4]
+    assert "far" in rejected[1]["why"] or "string" in rejected[1]["why"] or "str" in rejected[1]["why"]
+    assert "far" in str(rejected[1]["content"])
+
+
+@pytest.mark.parametrize("given", ["csv", "jsonl"])
+def test_the_first_bad_row_ends_the_part_with_its_place(predict: Predict, tmp_path: Path, given: FileFormat) -> None:
+    path = tmp_path / f"rows.{given}"
+    path.write_text(BAD[given])
+
+    with pytest.raises(OnnxserveError, match=rf"^rows\.{given}: row 1 \(from 0\): "):
+        predict(path, "made.jsonl")
+
+    assert not (tmp_path / "out" / "made.jsonl").exists()
+
+
+def test_a_row_that_the_model_refuses_is_named(predict: Predict, tmp_path: Path) -> None:
+    rows = flights(100_000).set_column(4, "hour", pa.array([None if row == 77_777 else 1 for row in range(100_000)]))
+    path = write(rows, tmp_path / "rows.parquet")
+
+    with pytest.raises(InvalidRequest, match=r"^rows\.parquet: row 77777 \(from 0\): column 'hour' \(long\): null"):
+        predict(path, "made.parquet", threads=3)
+
+    assert predict(path, "made.parquet", on_error="skip-row") == PartResult(99_999, 1)
+
+
+MISTAKES = {
+    "a missing column": (lambda rows: rows.drop_columns("hour"), {}, "column 'hour' is missing"),
+    "a kept column that is not there": (lambda rows: rows, {"keep": ("day",)}, "--keep day: there is no such column"),
+    "a type that no number has": (
+        lambda rows: rows.set_column(4, "hour", rows["ts"]),
+        {},
+        "column 'hour' has Arrow's type string; numbers are expected",
+    ),
+    "a kept column with the output's name": (
+        lambda rows: rows.append_column("prediction", rows["id"]),
+        {"keep": ("prediction",)},
+        "--keep prediction: the model's output has this name, too",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_file_that_does_not_fit_is_refused_in_one_line(predict: Predict, tmp_path: Path, mistake: str) -> None:
+    change, options, message = MISTAKES[mistake]
+    path = write(change(flights(10)), tmp_path / "rows.parquet")
+
+    with pytest.raises(OnnxserveError, match=rf"^rows\.parquet: {message}"):
+        predict(path, "made.parquet", on_error="skip-row", **options)
+
+
+def test_a_damaged_file_is_named(predict: Predict, tmp_path: Path) -> None:
+    path = write(flights(10), tmp_path / "rows.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+
+    with pytest.raises(InvalidRequest, match=r"^rows\.parquet: it is not a file of the format parquet: "):
+        predict(path, "made.parquet")
+
+
+def test_a_part_whose_end_is_damaged_leaves_no_output(predict: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(flights(50_000), path, row_group_size=10_000, compression="none")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200_000] = bytes(200_000)
+    path.write_bytes(content)
+
+    with pytest.raises(OnnxserveError, match=r"^rows\.parquet: "):
+        predict(path, "made.parquet")
+
+    assert list((tmp_path / "out").rglob("*.parquet")) == []
+
+
+def test_numbers_of_a_float_column_do_not_change(predict: Predict, tmp_path: Path) -> None:
+    graph = "same (double[N,1] x) => (double[N,1] y) { y = Identity(x) }"
+    folder = write_model(tmp_path / "same", graph, [{"name": "x", "type": "double", "required": True}])
+    values = np.random.default_rng(0).normal(size=1000)
+    path = tmp_path / "rows.csv"
+    path.write_text("x\n" + "\n".join(map(repr, values.tolist())))
+
+    predict(path, "made.parquet", model=folder)
+
+    assert read(tmp_path / "out" / "made.parquet")["y"] == values.tolist()

@@ -1,0 +1,248 @@
+"""A whole batch: folders, kills, other models, other inputs, buckets, runs."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from mlflow_deploy_plugin.batch import BatchPlan, run_batch
+from mlflow_deploy_plugin.batch.run import BatchProgress
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
+from tests.support.models import mixed_model
+from tests.support.pyfuncs import Days
+from tests.support.services.s3 import s3_server
+from tests.support.tracking import tracking_at
+from tests.support.waiting import wait_until
+
+from .conftest import flights, labels, write
+
+COMMAND = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "batch"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def fill(folder: Path, parts: int, rows: int = 500) -> Path:
+    for part in range(parts):
+        write(flights(rows, part), folder / f"day={part % 3}" / f"{part}.parquet")
+    return folder
+
+
+def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", 4)
+    (source / "_SUCCESS").touch()
+    (source / ".part.crc").touch()
+    told: list[BatchProgress] = []
+
+    result = run_batch(BatchPlan(str(model), str(source), str(tmp_path / "out"), ("id",), workers=2), told.append)
+
+    assert files(tmp_path / "out") == [
+        "_SUCCESS",
+        "_batch.json",
+        *(f"day={part % 3}/{part}.parquet" for part in (0, 3, 1, 2)),
+    ]
+    for part in range(4):
+        made = pq.ParquetFile(tmp_path / "out" / f"day={part % 3}" / f"{part}.parquet").read()
+        assert made["id"].to_pylist() == flights(500, part)["id"].to_pylist()
+        assert made["prediction"].to_pylist() == labels(flights(500, part))
+    assert (result.progress.rows, result.progress.parts_done, result.rejected, result.failed) == (2000, 4, 0, {})
+    assert told[-1].rows == 2000
+    assert told[-1].seconds_left == 0
+    assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["parts"] == 4
+
+
+def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 40, rows=4000), tmp_path / "out"
+    command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "2", "--keep", "id"]
+    killed = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(list(out.rglob("*.parquet"))) >= 3, what="some parts are done")
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (out / "_SUCCESS").exists()
+    (out / "day=1" / ".4.parquet.unfinished").write_bytes(b"half of a file")
+    first = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet") if not path.name.startswith(".")}
+    assert 3 <= len(first) < 40
+    for path in first:
+        pq.read_metadata(path)  # whole
+
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert again.returncode == 0, again.stderr
+    assert f"{len(first)} were there already" in again.stdout
+    assert sorted(set(files(out)) - {"_SUCCESS", "_batch.json"}) == files(source)
+    assert all(path.stat().st_mtime_ns == time for path, time in first.items())
+    assert pq.read_table(out).num_rows == 40 * 4000
+
+
+def test_another_model_or_input_is_refused_and_restart_begins_anew(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    plan = BatchPlan(str(model), str(source), str(out), workers=1)
+    run_batch(plan)
+    assert run_batch(plan).progress.finished_before == 1
+    other = mixed_model(tmp_path / "other")
+    (other / "note.txt").write_text("of another training")
+
+    def refusal(**options: Any) -> str:
+        with pytest.raises(AlreadyExists) as refused:
+            run_batch(BatchPlan(**{**vars(plan), **options}))
+        assert "--restart" in refused.value.message
+        return refused.value.message
+
+    assert f"--output {out} was begun with mixed, and {other} is now other" in refusal(model_uri=str(other))
+    assert "was begun with keep [], and it is ['id'] now" in refusal(keep=("id",))
+    write(flights(20), source / "day=0" / "0.parquet")
+    assert f"was begun with other files of {source}: day=0/0.parquet has changed" in refusal()
+    write(flights(20), source / "new.parquet")
+    (source / "day=0" / "0.parquet").unlink()
+    assert "day=0/0.parquet is gone" in refusal()
+
+    assert run_batch(BatchPlan(**{**vars(plan), "restart": True})).progress.rows == 20
+    assert files(out) == ["_SUCCESS", "_batch.json", "new.parquet"]
+
+
+def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -> None:
+    source, out = fill(tmp_path / "in", 3), tmp_path / "out"
+    write(flights(10).drop_columns("late"), source / "bad.parquet")
+    plan = BatchPlan(str(model), str(source), str(out), workers=2)
+
+    with pytest.raises(OnnxserveError, match=r"^bad\.parquet: column 'late' is missing"):
+        run_batch(plan)
+    result = run_batch(BatchPlan(str(model), str(source), str(tmp_path / "skipped"), on_error="skip-part", workers=2))
+
+    assert list(result.failed) == ["bad.parquet"]
+    assert files(tmp_path / "skipped") == ["_batch.json", "day=0/0.parquet", "day=1/1.parquet", "day=2/2.parquet"]
+    assert not (out / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize(
+    ("input", "output", "message"),
+    [
+        ("nowhere", "out", "--input .*nowhere: there is no such file or folder"),
+        ("empty", "out", "--input .*empty: the folder has no files"),
+        ("strange", "out", r"--input .*strange: the name of notes.txt says none of the formats csv, jsonl, parquet"),
+        ("double", "out", "--input .*double: a.csv and a.jsonl would both become a.parquet"),
+        ("in", "in/below", "lie in each other: name another folder"),
+        ("in", "out.parquet", "--output .*out.parquet is the name of a file"),
+        ("in", "taken", "--output .*taken holds a.txt, which no batch has written"),
+        ("ftp://host/x", "out", "--input: 'ftp://host/x' is neither a folder nor s3://BUCKET/PREFIX"),
+    ],
+)
+def test_mistakes_are_refused_before_a_row_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, input: str, output: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path / "in", 1)
+    for name in ("empty", "strange/notes.txt", "double/a.csv", "double/a.jsonl", "taken/a.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch() if path.suffix else path.mkdir()
+
+    with pytest.raises((InvalidConfig, AlreadyExists), match=message):
+        run_batch(BatchPlan(str(model), input, output, output_format="parquet"))
+
+
+def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> None:
+    source = fill(tmp_path / "in", 2)
+    plan = BatchPlan(str(model), str(source), str(tmp_path / "out"), workers=1)
+    refused: list[str] = []
+
+    def again(progress: BatchProgress) -> None:
+        if not refused:
+            with pytest.raises(AlreadyExists, match="another batch is writing to it") as error:
+                run_batch(plan)
+            refused.append(error.value.message)
+
+    run_batch(plan, again)
+
+    assert len(refused) == 1
+    assert files(tmp_path / "out")[:2] == ["_SUCCESS", "_batch.json"]
+
+
+def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    source = fill(tmp_path / "in", 3)
+    with s3_server() as bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
+        client = boto3.client("s3")
+        for name in files(source):
+            client.upload_file(str(source / name), "lake", f"in/{name}")
+        plan = BatchPlan(str(model), "s3://lake/in", "s3://lake/out", ("id",), output_format="csv", workers=2)
+
+        assert run_batch(plan).progress.rows == 1500
+        del bucket.objects["lake/out/day=1/1.csv"]
+        assert run_batch(plan).progress.rows == 500
+
+        made = sorted(name for name in bucket.objects if name.startswith("lake/out/"))
+        assert made == [
+            f"lake/out/{name}" for name in ("_SUCCESS", "_batch.json", "day=0/0.csv", "day=1/1.csv", "day=2/2.csv")
+        ]
+        assert bucket.objects["lake/out/day=2/2.csv"].splitlines()[0] == b'"id","prediction"'
+
+
+def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database: Callable[[Path], str], tmp_path: Path) -> None:
+    signature = ModelSignature(
+        Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
+        Schema([ColSpec("long", "day"), ColSpec("string", "name")]),
+    )
+    with tracking_at(new_database(tmp_path)):
+        mlflow.pyfunc.log_model(
+            name="m", python_model=Days(), signature=signature, registered_model_name="days", pip_requirements=[]
+        )
+        (tmp_path / "rows.csv").write_text("id,when,name\n1,2026-02-01,a\n2,2026-01-02T03:04:05,b\n")
+
+        result = run_batch(
+            BatchPlan(
+                "models:/days/1", str(tmp_path / "rows.csv"), str(tmp_path / "out"), ("id",), output_format="jsonl",
+                experiment="batches",
+            )
+        )  # fmt: skip
+
+        lines = (tmp_path / "out" / "rows.jsonl").read_text().splitlines()
+        assert list(map(json.loads, lines)) == [{"id": "1", "day": 32, "name": "A"}, {"id": "2", "day": 2, "name": "B"}]
+        assert result.run is not None
+        run = MlflowClient().get_run(result.run.run_id)
+    assert run.data.metrics["rows"] == 2
+    assert run.data.params["model"] == "models:/days/1"
+    assert run.data.tags["onnxserve.batch.version"] == "1"
+    assert run.inputs.dataset_inputs[0].dataset.source == json.dumps({"uri": str(tmp_path / "rows.csv")})
+
+
+@pytest.mark.long
+def test_a_file_larger_than_the_memory_that_there_is(model: Path, tmp_path: Path) -> None:
+    limit = 700 * 2**20
+    rows = write(flights(100_000), tmp_path / "block.csv").read_bytes()
+    header, _, content = rows.partition(b"\n")
+    path = tmp_path / "rows.csv"
+    with path.open("wb") as file:
+        file.write(header + b"\n")
+        while file.tell() < limit * 1.2:
+            file.write(content)
+    settings = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
+
+    done = subprocess.run(
+        [*COMMAND, "-m", str(model), "-i", str(path), "-o", str(tmp_path / "out"), "--workers", "2"],
+        env=os.environ | settings,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert path.stat().st_size > limit
+    assert (tmp_path / "out" / "rows.csv").read_bytes().count(b"\n") > 10_000_000

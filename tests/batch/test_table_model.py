@@ -1,0 +1,52 @@
+"""A version as a function of tables, and the rows that it refuses."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mlflow_deploy_plugin.batch.table_model import load_table_model, predict_block, takes
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock
+from tests.support.models import write_model
+
+from .conftest import flights, labels
+
+
+def test_a_model_is_loaded_once_for_a_process(model: Path) -> None:
+    assert load_table_model(model) is load_table_model(model)
+
+
+def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model: Path) -> None:
+    rows = flights(1000)
+    hours = [None if row in (0, 500, 999) else hour for row, hour in enumerate(rows["hour"].to_pylist())]
+    block = RowBlock(rows.set_column(4, "hour", pa.array(hours, pa.int64())), range(7, 1007))
+
+    pieces = list(predict_block(load_table_model(model), block, ("id",)))
+
+    refused = [piece for piece in pieces if isinstance(piece, RejectedRow)]
+    tables = pa.concat_tables([piece for piece in pieces if isinstance(piece, pa.Table)])
+    assert [row.number for row in refused] == [7, 507, 1006]
+    assert refused[1].why == "column 'hour' (long): null; an integer is expected"
+    assert refused[1].content["id"] == 500
+    kept = [row for row in range(1000) if row not in (0, 500, 999)]
+    assert tables["id"].to_pylist() == kept
+    assert tables["prediction"].to_pylist() == [labels(rows)[row] for row in kept]
+
+
+def test_columns_that_a_model_does_not_name_are_not_given_to_it(model: Path) -> None:
+    schema = load_table_model(model).schema
+
+    assert [name for name in flights(1).column_names if takes(schema, name, ())] == [
+        "carrier",
+        "distance",
+        "hour",
+        "late",
+    ]
+
+
+def test_a_graph_that_answers_a_request_as_a_whole_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", "fixed (float[3] x) => (float[3] y) { y = Add(x, x) }")
+
+    with pytest.raises(InvalidConfig, match="does not answer row by row: its input 'x' has the fixed first size 3"):
+        load_table_model(folder)

@@ -1,0 +1,41 @@
+"""`onnxserve batch` as it is typed."""
+
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.cli.predict import _duration
+from tests.support.models import columns, write_model
+
+
+def batch(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["batch", *arguments])
+
+
+def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "same", signature=columns(x="float"))
+    (tmp_path / "rows.csv").write_text("id,x\na,1\nb,oops\nc,3\n")
+    given = ["-m", str(model), "-i", str(tmp_path / "rows.csv"), "--keep", "id", "--workers", "1"]
+
+    failed = batch(*given, "-o", str(tmp_path / "failed"))
+    skipped = batch(*given, "-o", str(tmp_path / "out"), "--on-error", "skip-row")
+    left_out = batch(*given, "-o", str(tmp_path / "none"), "--on-error", "skip-part")
+
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert failed.stderr == "Error: rows.csv: row 1 (from 0): column 'x' (float): 'oops' is no float\n"
+    assert skipped.exit_code == 0
+    assert skipped.stdout.startswith("2 predictions of same in ")
+    assert skipped.stderr == f"  1 bad rows were left out: {tmp_path / 'out'}/_rejected has them\n"
+    assert (tmp_path / "out" / "rows.csv").read_text() == '"id","y"\n"a",1\n"c",3\n'
+    assert (left_out.exit_code, left_out.stderr.count("left out: rows.csv: row 1")) == (1, 1)
+
+
+def test_a_column_that_is_kept_twice_is_refused(tmp_path: Path) -> None:
+    result = batch("-m", "x", "-i", "in", "-o", "out", "--keep", "id, id")
+
+    assert (result.exit_code, result.stderr) == (1, "Error: --keep id, id: a column stands twice\n")
+
+
+def test_durations_are_said_in_few_words() -> None:
+    assert [_duration(seconds) for seconds in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]
