@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/request_path.py              # about a minute
     .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout now=. py313=.:/path/to/python3.13
-    .venv/bin/python benchmarks/request_path.py --beside open=. keys=.      # with API keys asked for
+    .venv/bin/python benchmarks/request_path.py --beside open=. keys=.      # with API keys asked for (any keys…)
 
 Two models: a logistic regression of 30 floats, and a pipeline of the flights' 15 columns (strings, integers, doubles,
 booleans). A row of the table is one form of body; its columns are medians in microseconds: of decoding, the graph's
@@ -279,7 +279,7 @@ def compare(arguments: list[str]) -> None:
         label, _, where = argument.partition("=")
         checkout, _, python = where.partition(":")
         children[label] = subprocess.Popen(
-            [python or sys.executable, __file__, "--answer", *(["--keys"] if label == "keys" else [])],
+            [python or sys.executable, __file__, "--answer", *(["--keys"] if label.startswith("keys") else [])],
             cwd=checkout,
             env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,

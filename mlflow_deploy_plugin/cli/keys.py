@@ -1,6 +1,7 @@
 """`onnxserve keys`: the API keys of servers with `server.api_keys`."""
 
 import json
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
@@ -8,7 +9,7 @@ import click
 
 from mlflow_deploy_plugin.cli.options import align_columns, opened_store, output_option, show_lines, why_option
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean
-from mlflow_deploy_plugin.spec import empty_endpoint
+from mlflow_deploy_plugin.spec import RATE, empty_endpoint
 from mlflow_deploy_plugin.statedir import Scope
 
 if TYPE_CHECKING:
@@ -47,25 +48,43 @@ def keys() -> None:
     help="Endpoint that it holds for; may be given again.",
 )
 @click.option("--expires", metavar="DURATION", show_default="never", help="Length of its life: 12h, 90d.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="RATE",
+    show_default="none",
+    help="Predictions that it may ask for: 100/second, or a quota as 1000000/day; may be given again.",
+)
 @output_option
-def create(name: str, scopes: tuple[Scope, ...], endpoints: tuple[str, ...], expires: str | None, output: str) -> None:
+def create(
+    name: str,
+    scopes: tuple[Scope, ...],
+    endpoints: tuple[str, ...],
+    expires: str | None,
+    limits: tuple[str, ...],
+    output: str,
+) -> None:
     """Create the API key NAME, and print it, once.
 
     NAME says who uses it; it stands in logs and in the audit trail.
 
     \b
-      onnxserve keys create shop --endpoint flights --expires 90d
+      onnxserve keys create shop --endpoint flights --expires 90d --limit 100/second --limit 1000000/day
       onnxserve keys create prometheus --scope read
     """
     for one in (name, *endpoints):
         empty_endpoint(one)  # raises if it is no name
+    for rate in limits:
+        if not re.fullmatch(RATE, rate):
+            raise InvalidConfig(f"--limit {rate}: a rate is expected, as 100/second or 1000000/day")
     with opened_store() as store:
         from mlflow_deploy_plugin.inference_log import parse_duration
         from mlflow_deploy_plugin.store import ApiKeys
 
         lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
         try:
-            key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime)
+            key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime, limits=limits)
         except OverflowError:
             raise InvalidConfig(f"--expires {expires} ends after the year 9999") from None
     if output == "json":
@@ -89,7 +108,7 @@ def list_keys(output: str) -> None:
     if not found:
         click.echo("there are no keys: `onnxserve keys create NAME` makes one")
         return
-    rows = [("NAME", "SCOPES", "ENDPOINTS", "CREATED", "STATE")]
+    rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in found:
         state = "holds" if key.expires_at is None else f"holds until {key.expires_at:%Y-%m-%d %H:%M}Z"
         if key.expires_at is not None and key.expires_at <= now:
@@ -97,7 +116,8 @@ def list_keys(output: str) -> None:
         if key.revoked_at is not None:
             state = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}Z"
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
-        rows.append((key.name, ",".join(key.scopes), ",".join(key.endpoints) or "all", created, state))
+        limits = ", ".join(key.limits) or "none"
+        rows.append((key.name, ",".join(key.scopes), ",".join(key.endpoints) or "all", limits, created, state))
     show_lines(align_columns(rows))
 
 
@@ -136,6 +156,7 @@ def _document(key: "ApiKey") -> dict[str, object]:
         "name": key.name,
         "scopes": list(key.scopes),
         "endpoints": list(key.endpoints) or None,
+        "limits": list(key.limits),
         "actor": key.actor,
         "created_at": key.created_at.isoformat(),
         "expires_at": key.expires_at and key.expires_at.isoformat(),

@@ -111,7 +111,7 @@ def open_server(state_dir: Path) -> Server:
         ModelControl(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
         spec,
         ExplainerClient(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
-        Authenticator(state_dir, spec.authenticates, spec.jwt_issuer, spec.jwt_audience),
+        Authenticator(state_dir, spec.authenticates, spec.jwt_issuer, spec.jwt_audience, count=metrics.count_key),
         open_tracer(),
         settings.log_requests,
         RequestLimits(
@@ -120,6 +120,7 @@ def open_server(state_dir: Path) -> Server:
             spec.rate_limit or "",
             spec.rate_limit_header,
             partial(metrics.count_refused, ""),
+            partial(open_rate_limiter, redis_url=settings.redis_url),
         ),
         read_cloud(),
     )

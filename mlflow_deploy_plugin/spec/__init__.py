@@ -39,6 +39,7 @@ from mlflow_deploy_plugin.spec.monitors import (
     parse_condition,
 )
 from mlflow_deploy_plugin.spec.parts import (
+    RATE,
     CaptureSpec,
     ContainerSpec,
     Device,
@@ -69,6 +70,7 @@ __all__ = [
     "KINDS_WITH_REFERENCE",
     "MIN_LABELLED_WINDOWS",
     "MONTHS",
+    "RATE",
     "REGRESSION",
     "SMALLEST_ROLLING_RATE",
     "WEEKDAYS",

@@ -19,9 +19,8 @@ from mlflow_deploy_plugin.spec.types import (
     split_list,
 )
 
-Rate = Annotated[
-    str, StringConstraints(pattern=r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$")
-]
+RATE = r"^[1-9][0-9]{0,8} *(/|per) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?$"
+Rate = Annotated[str, StringConstraints(pattern=RATE)]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]{1,64}$", to_lower=True)]
 HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$", to_lower=True)]
 VariableName = Annotated[str, StringConstraints(pattern=VARIABLE)]

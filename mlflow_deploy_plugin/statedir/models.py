@@ -95,12 +95,16 @@ class KeyEntry(State):
     Attributes:
         endpoints: the endpoints that it holds for; empty: all.
         expires_at: seconds since 1970; None: never.
+        limits: rates of its predictions in the words of `server.rate_limit`, the shortest period first.
+        is_token: it is the token of an issuer, which may call its callers as it likes.
     """
 
     name: str
     scopes: tuple[Scope, ...]
     endpoints: tuple[str, ...] = ()
     expires_at: float | None = None
+    limits: tuple[str, ...] = ()
+    is_token: bool = False
 
 
 class ValidKeys(State):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from limits import parse
 from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 
@@ -30,6 +31,7 @@ class ApiKey:
         actor: who made it.
         expires_at: None: never.
         revoked_at: None: it was not revoked.
+        limits: rates of its predictions, as 100/second, the shortest period first.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ApiKey:
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    limits: Sequence[str] = ()
 
     @property
     def entry(self) -> KeyEntry:
@@ -49,6 +52,7 @@ class ApiKey:
             scopes=tuple(self.scopes),
             endpoints=tuple(self.endpoints),
             expires_at=None if self.expires_at is None else self.expires_at.timestamp(),
+            limits=tuple(self.limits),
         )
 
 
@@ -65,8 +69,12 @@ class ApiKeys:
         endpoints: Collection[str] = (),
         lifetime: timedelta | None = None,
         actor: str | None = None,
+        limits: Collection[str] = (),
     ) -> tuple[ApiKey, str]:
         """Make a key, with its audit event. Returns the key and its text, which cannot be had again.
+
+        Args:
+            limits: rates of its predictions, as 100/second.
 
         Raises:
             AlreadyExists: the name is, or was, that of another key: the audit trail and the logs have it.
@@ -78,6 +86,7 @@ class ApiKeys:
             digest=hashlib.sha256(text.encode()).hexdigest(),
             scopes=sorted(scopes),
             endpoints=sorted(endpoints),
+            limits=sorted(limits, key=lambda rate: parse(rate).get_expiry()),  # a short refusal costs no quota
             actor=storable_text(by, 255),
             created_at=now,
             expires_at=None if lifetime is None else now + lifetime,
@@ -86,7 +95,7 @@ class ApiKeys:
             with self._store.transaction() as session:
                 session.add(row)
                 session.flush()
-                detail = {"scopes": row.scopes, "endpoints": row.endpoints}
+                detail = {"scopes": row.scopes, "endpoints": row.endpoints, "limits": row.limits}
                 write_event(session, AuditEvent(now, by, "key.create", after=f"key {name}", detail=detail))
                 return from_row(row, ApiKey), text
         except IntegrityError:

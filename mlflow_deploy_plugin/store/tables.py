@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
 VERSION_TABLE = "onnxserve_alembic_version"
-SCHEMA = "0008"
+SCHEMA = "0009"
 """The newest of Alembic's revisions; a test holds both equal."""
 
 
@@ -240,6 +240,7 @@ class ApiKeyRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    limits: Mapped[list[str]] = mapped_column(JSON)
 
 
 class RetrainingRow(Base):

@@ -27,7 +27,7 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
     other = json.loads(keys("create", "ops", "--scope", "read", "--scope", "admin", "-o", "json").stdout)
     assert (other["scopes"], other["endpoints"], other["expires_at"]) == (["admin", "read"], None, None)
     listed = keys("list").stdout
-    assert "shop  infer       flights" in listed
+    assert "shop  infer       flights    none" in listed
     assert "holds until " in listed
     for text in (made.stdout.strip(), other["key"]):
         assert text not in listed
@@ -41,6 +41,13 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
     assert "why: it was in a log" in history
 
 
+def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
+    keys("create", "shop", "--limit", "1000000/day", "--limit", "100/second")
+    (exported,) = json.loads(keys("export").stdout)["keys"].values()
+    assert exported["limits"] == ["100/second", "1000000/day"]
+    assert "100/second, 1000000/day" in keys("list").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -50,6 +57,7 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
         (["create", "x", "--scope", "write"], 2, "'write' is not one of 'infer', 'read', 'admin'"),
         (["create", "x", "--expires", "soon"], 1, "Error: --expires 'soon' cannot be read; a duration like 30s"),
         (["create", "x", "--expires", "999999d"], 0, ""),
+        (["create", "x", "--limit", "lots"], 1, "Error: --limit lots: a rate is expected, as 100/second"),
         (["revoke", "shpo"], 1, "Error: no key 'shpo' holds; did you mean 'shop'?"),
     ],
 )

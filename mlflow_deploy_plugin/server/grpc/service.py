@@ -219,7 +219,7 @@ def _management_call(
         message = tensors.read_message(request_type, request.body)
         if server.auth.is_required and name not in _PUBLIC_METHODS:
             endpoint = getattr(message, "name", "") or getattr(message, "model_name", "")
-            server.auth.require(request.headers, "admin" if name in _ADMIN_METHODS else "read", endpoint or None)
+            server.auth.identify(request, "admin" if name in _ADMIN_METHODS else "read", endpoint or None)
         document = orjson.loads(dump_json(method(server, message)))
         response = json_format.ParseDict(document, response_type(), ignore_unknown_fields=True)
         return Reply({}, response.SerializeToString())

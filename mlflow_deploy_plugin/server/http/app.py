@@ -85,7 +85,7 @@ class ServerApp(Flask):
         if (raw := request.environ.get(_RAW_REQUEST)) is not None:
             g.raw_request = raw
             if self.server.auth.is_required and request.blueprint not in (None, BLUEPRINT):
-                self.server.auth.require(raw.headers, "read" if request.method == "GET" else "admin")
+                self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
             return None
         path = ""
         stream = request.environ["wsgi.input"]
@@ -294,7 +294,7 @@ def _view(route: Route, keywords: dict[str, None], **named: str) -> Response:
     if route.scope is not None and server.auth.is_required:
         is_about_all = route.path in SERVER_WIDE
         endpoint = None if is_about_all else named.get("endpoint") or server.repository.default_endpoint
-        server.auth.require(g.raw_request.headers, route.scope, endpoint)
+        server.auth.identify(g.raw_request, route.scope, endpoint)
     request = decode_body(g.raw_request, server.max_body_bytes)
     return flask_response(encode_body(request, route.view(server, request, **(keywords | named))))
 

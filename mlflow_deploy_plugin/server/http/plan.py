@@ -94,7 +94,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     decode, append = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.append
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
-    require = server.auth.require if server.auth.is_required else None
+    require, count_key = server.auth.require if server.auth.is_required else None, server.auth.count
     perf_counter, time_ns = time.perf_counter, time.time_ns
 
     def answer(request: RawRequest) -> RawResponse | None:
@@ -104,7 +104,9 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         received = time_ns() // 1000
         try:
             if require is not None:
-                require(headers, "infer", endpoint)
+                key = require(headers, "infer", endpoint)
+                if key.limits:
+                    return None
             feeds, encode, body_id = decode(headers, body)
             if not feeds:
                 return None
@@ -120,6 +122,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
                 content, content_type, format_headers = encode(variant, response)
         except Exception:  # noqa: BLE001 - the general way meets the same error, answers it and counts it
             return None
+        if require is not None:
+            count_key(key)
         captured_rows: CapturedRows
         if is_captured:
             latency = int((ended - request.arrived) * 1e6)

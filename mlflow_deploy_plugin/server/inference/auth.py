@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mlflow_deploy_plugin.errors import ScopeMissing, Unauthenticated
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, read_state
 
 _LOOK_SECONDS = 1.0
@@ -42,6 +43,7 @@ class Authenticator:
     Attributes:
         is_required: False: everybody may do everything, and `require` is not to be called.
         issuer / audience: of tokens; None: there are none.
+        count: counts a request of this key.
     """
 
     state_dir: Path
@@ -49,6 +51,7 @@ class Authenticator:
     issuer: str | None = None
     audience: str | None = None
     clock: Callable[[], float] = time.time
+    count: Callable[[KeyEntry], None] = lambda key: None
 
     def __post_init__(self) -> None:
         self._keys: Mapping[str, KeyEntry] = {}
@@ -56,6 +59,13 @@ class Authenticator:
         self._jwks: Any = None
         self._files: tuple[float, ...] = ()
         self._look_at = 0.0
+
+    def identify(self, request: RawRequest, scope: Scope, endpoint: str | None = None) -> KeyEntry:
+        """Return the caller's key if it allows this, count the request, and name its caller. Raises as `require`."""
+        key = self.require(request.headers, scope, endpoint)
+        request.caller = key.name
+        self.count(key)
+        return key
 
     def require(self, headers: Mapping[str, str], scope: Scope, endpoint: str | None = None) -> KeyEntry:
         """Return the caller's key if it allows this.
@@ -145,6 +155,7 @@ class Authenticator:
             scopes=tuple(scope for scope in _LOCAL.scopes if scope in words),
             endpoints=tuple(map(str, endpoints)),
             expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
+            is_token=True,
         )
 
 

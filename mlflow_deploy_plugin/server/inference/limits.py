@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import ceil
 from typing import Any
@@ -43,10 +43,13 @@ class RequestLimits:
         rate: counts the requests of each client, if there is a rate limit.
         rate_text: the rate as the spec has it, for the message.
         rate_header: the header (lower case) that identifies the client; without it, its address does.
-        count_refused: called with the reason of each refusal: concurrency or rate.
+        count_refused: called with the reason of each refusal: concurrency, rate or key.
+        open_rate: opens the limits of keys; there is one for each rate, in which each key has a count of its own.
 
     Attributes:
-        is_active: if false there is no limit, and `acquire` and `release` need not be called.
+        is_active: if false there is no limit but those of keys, without which `acquire` and `release` need not be
+            called.
+        may_block: `acquire` asks another machine, which an event loop must not wait for.
     """
 
     def __init__(
@@ -56,36 +59,42 @@ class RequestLimits:
         rate_text: str = "",
         rate_header: str | None = None,
         count_refused: Callable[[str], None] = lambda reason: None,
+        open_rate: Callable[[str], RateLimiter] = lambda rate: open_rate_limiter(rate, ""),
     ) -> None:
+        self.may_block = isinstance(rate, RedisRateLimiter)
         self.is_active = max_concurrent_requests is not None or rate is not None
         self._allowed = max_concurrent_requests
         self._rate = rate
         self._rate_text = rate_text
         self._rate_header = rate_header
         self._count_refused = count_refused
+        self._open_rate = open_rate
+        self._of_keys: dict[str, RateLimiter] = {}
         self._lock = threading.Lock()
         self._in_flight = 0
 
-    @property
-    def may_block(self) -> bool:
-        """Return whether `acquire` asks another machine, which an event loop must not wait for."""
-        return isinstance(self._rate, RedisRateLimiter)
-
-    def acquire(self, headers: Mapping[str, str], client: str) -> None:
+    def acquire(self, headers: Mapping[str, str], client: str, own: Sequence[str] = ()) -> None:
         """Admit one request; the caller has to `release` it, however it ends. A refused request is not released.
 
         Args:
             headers: names in lower case; gRPC's metadata.
-            client: the client's address.
+            client: the name of its key, or the client's address.
+            own: the rates of its key.
 
         Raises:
             TooManyRequests: with the seconds after which to try again.
         """
+        for rate in own:
+            if (limiter := self._of_keys.get(rate)) is None:
+                limiter = self._of_keys.setdefault(rate, self._open_rate(rate))
+                self.may_block |= isinstance(limiter, RedisRateLimiter)
+            if (seconds := limiter(_digest(f"limit {rate} of {client}"))) is not None:
+                self._count_refused("key")
+                message = f"the key {client!r} may ask for {rate}; ask again later"
+                raise TooManyRequests(message, max(1, ceil(seconds)))
         if self._rate is not None:
             named = headers.get(self._rate_header) if self._rate_header else None
-            source = f"address {client}" if named is None else f"key {named}"
-            # hashed to one length, however long the header is; and no API key is stored in Redis as it is
-            seconds = self._rate(hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest())
+            seconds = self._rate(_digest(f"address {client}" if named is None else f"key {named}"))
             if seconds is not None:
                 self._count_refused("rate")
                 raise TooManyRequests(
@@ -109,12 +118,17 @@ class RequestLimits:
 
     @contextmanager
     def admitted(self, headers: Mapping[str, str], client: str) -> Iterator[None]:
-        """Hold a place: `acquire` and `release`."""
+        """Hold a place that no key's limit is about: `acquire` and `release`."""
         self.acquire(headers, client)
         try:
             yield
         finally:
             self.release()
+
+
+def _digest(source: str) -> bytes:
+    """Hash to one length, however long a header is; so no API key is stored in Redis as it is, either."""
+    return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 class MemoryRateLimiter:

@@ -28,11 +28,13 @@ _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class RawRequest:
     """One whole request; names of headers in lower case.
 
-    Nobody changes it. A frozen class would cost half a microsecond a request, and as much for the response.
+    Nobody changes it, but who authenticates its caller. A frozen class would cost half a microsecond a request, and as
+    much for the response.
 
     Attributes:
         client: the address that it came from.
         query: the part of the target after the question mark, as it was sent.
+        caller: the name of its key; empty until it is known.
         arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
     """
 
@@ -42,6 +44,7 @@ class RawRequest:
     body: bytes
     client: str = ""
     query: str = ""
+    caller: str = ""
     arrived: float = field(default_factory=time.perf_counter)
 
 

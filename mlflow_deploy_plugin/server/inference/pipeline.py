@@ -73,13 +73,15 @@ class RequestContext:
             Unauthenticated, ScopeMissing: see `Authenticator.require`.
             TooManyRequests: there is no place.
         """
-        server, client = self.server, self.request.client
+        server, request = self.server, self.request
+        client, own = request.client, tuple[str, ...]()
         if server.auth.is_required:
             named = server.repository.default_endpoint if endpoint is None else endpoint
-            client = server.auth.require(self.request.headers, "infer", named).name
+            key = server.auth.identify(request, "infer", named)
+            client, own = key.name, key.limits
         limits = server.limits
-        if limits.is_active:
-            limits.acquire(self.request.headers, client)
+        if limits.is_active or own:
+            limits.acquire(request.headers, client, own)
             self._is_admitted = True
 
     def release(self) -> None:

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     prometheus_text,
     read_families,
 )
+from mlflow_deploy_plugin.statedir import KeyEntry
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -52,6 +53,7 @@ _PREDICTION_LATENCY = Metric(
 )
 _LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "When the last request was answered, since 1970.")
 _REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests that a limit has turned away.")
+_KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of the API key that let them in.")
 _PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
 _BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows of one run of a graph.", _ROWS_BOUNDS)
 _QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "How long the oldest request waited for its run.", _SECONDS_BOUNDS)
@@ -168,6 +170,7 @@ class Metrics:
         self._batches: dict[tuple[str, str, str], _BatchSlots] = {}
         self._predictions: dict[str, dict[Any, int]] = {}
         self._captured_rows: dict[str, tuple[int, int, int]] = {}
+        self._of_keys: dict[str, int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
         self._shadows: dict[tuple[str, str, str, str], _ShadowSlots] = {}
         self._captures = {
@@ -261,6 +264,15 @@ class Metrics:
         """Count one request that a limit has turned away; `endpoint` is one of ours, `reason` a word of the code."""
         with self._lock:
             slot = self._counters.counter(_REFUSED_REQUESTS, {"endpoint": endpoint, "reason": reason})
+            self._counters.cells[slot] += 1
+
+    def count_key(self, key: KeyEntry) -> None:
+        """Count one request that this key has let in. The tokens of an issuer, which has names without end, are one."""
+        name = "a token" if key.is_token else key.name
+        with self._lock:
+            slot = self._of_keys.get(name)
+            if slot is None:
+                slot = self._of_keys[name] = self._counters.counter(_KEY_REQUESTS, {"key": name})
             self._counters.cells[slot] += 1
 
     def count_prediction(self, version: str, label: Label, rows: int = 1) -> None:

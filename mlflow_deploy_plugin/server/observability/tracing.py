@@ -162,6 +162,8 @@ def observe_request(
     with tracer.request(_span_name(request), request.headers, fields) if tracer else nullcontext() as span:
         response = handle()
         named = {field: response.headers[header] for header, field in _FIELDS.items() if header in response.headers}
+        if request.caller:
+            named["user.name"] = request.caller
         if span:
             response.headers["traceparent"] = span.traceparent
             span.set_status(response.status, named)
@@ -178,12 +180,13 @@ def observe_request(
         if span:
             extra["trace.id"] = span.trace_id
         logger.info(
-            "%s %s %d in %.2f ms, X-Request-Id %s",
+            "%s %s %d in %.2f ms, X-Request-Id %s%s",
             fields["http.request.method"],
             path,
             response.status,
             seconds * 1000,
             named.get("http.request.id", "-"),
+            f", key {request.caller}" if request.caller else "",
             extra=extra,
         )
     return response

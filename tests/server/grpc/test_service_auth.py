@@ -26,7 +26,8 @@ def code(refused: pytest.ExceptionInfo[InferenceServerException]) -> str:
 def test_each_method_needs_its_scope_and_health_needs_none(
     tmp_path: Path, model_folders: dict[str, Path], calling: Any, asking: Any, tools: Any
 ) -> None:
-    write_keys(tmp_path, {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES})
+    entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
+    write_keys(tmp_path, {**entries, "once": KeyEntry(name="once", scopes=("infer",), limits=("1/hour",))})
     endpoints = {"tensor": {"v": tools.variant(model_folders["tensor"], "7")}}
     image = [asking.tensor("image", IMAGE)]
     settings = {"api_keys": True, "model_control_mode": "explicit"}
@@ -38,6 +39,10 @@ def test_each_method_needs_its_scope_and_health_needs_none(
             with pytest.raises(InferenceServerException) as refused:
                 client.infer("tensor", image, headers=headers(key) if key else None)
             assert code(refused) == f"StatusCode.{expected}"
+        client.infer("tensor", image, headers=headers("once"))
+        with pytest.raises(InferenceServerException, match="the key 'once' may ask for 1/hour") as refused:
+            client.infer("tensor", image, headers=headers("once"))
+        assert code(refused) == "StatusCode.RESOURCE_EXHAUSTED"
         with pytest.raises(InferenceServerException) as refused:
             client.get_model_metadata("tensor", headers=headers("infer"))
         assert code(refused) == "StatusCode.PERMISSION_DENIED"

@@ -1,6 +1,8 @@
 """Callers with and without keys, at every route, against both workers."""
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ SETTINGS = {"api_keys": True, "model_control_mode": "explicit"}
 def write_scopes(state_dir: Path) -> None:
     """Write a key for each scope, whose text is its name, and one for the endpoint f."""
     entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
+    entries["thrice"] = KeyEntry(name="thrice", scopes=("infer", "read"), limits=("3/hour",))
     entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
     write_keys(state_dir, entries)
 
@@ -76,6 +79,19 @@ def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
     assert b"send Authorization: Bearer KEY" in answer.body
 
 
+def test_the_log_names_the_key_and_never_its_text(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    write_keys(server.repository.state_dir, {"secret-text": KeyEntry(name="shop", scopes=("infer", "read"))})
+    observed = replace(server, logs_requests=True)
+    with caplog.at_level("INFO"):
+        for path, method in (("/invocations", "POST"), ("/metrics", "GET")):
+            assert ask(observed, path, method, authorization="Bearer secret-text").status == 200
+        ask(observed, authorization="Bearer wrong")
+    logged = [record for record in caplog.records if hasattr(record, "url.path")]
+    assert [getattr(record, "user.name", "") for record in logged] == ["shop", "shop", ""]
+    assert [", key shop" in record.getMessage() for record in logged] == [True, True, False]
+    assert "secret-text" not in caplog.text
+
+
 @pytest.fixture(params=["fast", "gthread"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> Iterator[str]:
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
@@ -100,3 +116,19 @@ def test_both_workers_ask_for_keys(url: str) -> None:
     assert status({**lines, "Authorization": "Bearer wrong"}, iter([b"[1, 2, 3]\n"])) == 401
     assert requests.get(f"{url}/", auth=("me", "read"), timeout=10).status_code == 200
     assert requests.get(f"{url}/ping", timeout=10).status_code == 200
+
+
+def test_both_workers_count_requests_by_key_and_refuse_what_is_above_its_limit(url: str) -> None:
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer thrice"}
+    answers = [requests.post(f"{url}/invocations", ROW, headers=headers, timeout=10) for _ in range(4)]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert answers[-1].json()["message"] == "the key 'thrice' may ask for 3/hour; ask again later"
+    assert int(answers[-1].headers["Retry-After"]) > 60
+    headers["Authorization"] = "Bearer infer"
+    for body in (ROW, b"no JSON"):  # by its plan, and by the general way
+        requests.post(f"{url}/invocations", body, headers=headers, timeout=10)
+    page = requests.get(f"{url}/metrics", auth=("", "read"), timeout=10).text
+    counted = dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page))
+    assert counted == {"thrice": "4", "infer": "2", "read": "1"}
+    assert 'onnxserve_refused_requests_total{endpoint="",reason="key"} 1' in page

@@ -128,6 +128,30 @@ def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
             limited.acquire(headers, "192.0.2.1")
 
 
+def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: Clock) -> None:
+    refused: list[str] = []
+    amounts = {"2/second": (2, 1), "3/day": (3, 86400)}
+    of_keys = RequestLimits(
+        count_refused=refused.append, open_rate=lambda rate: MemoryRateLimiter(*amounts[rate], clock)
+    )
+
+    def ask(key: str) -> str:
+        try:
+            of_keys.acquire({}, key, tuple(amounts))
+        except TooManyRequests as error:
+            return f"{error.retry_after}: {error.message}"
+        return ""
+
+    assert [ask("shop"), ask("shop"), ask("other")] == ["", "", ""]
+    assert ask("shop") == "2: the key 'shop' may ask for 2/second; ask again later"
+    clock.now += 2
+    assert ask("shop") == ""
+    assert ask("shop").endswith("the key 'shop' may ask for 3/day; ask again later")
+    assert refused == ["key", "key"]
+    assert not of_keys.is_active
+    assert not of_keys.may_block
+
+
 def test_clients_without_number_take_bounded_memory(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_CLIENTS", 100)
     rate = MemoryRateLimiter(1, 60, clock)
@@ -148,6 +172,15 @@ def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: in
 
 
 @pytest.mark.redis
+def test_keys_share_their_limits_over_redis_for_which_no_loop_waits(redis_url: str) -> None:
+    workers = [RequestLimits(open_rate=lambda rate: open_rate_limiter(rate, redis_url)) for _ in range(2)]
+    for worker in workers:
+        worker.acquire({}, "shop", ("2/day",))
+        assert worker.may_block
+    with pytest.raises(TooManyRequests, match="the key 'shop' may ask for 2/day"):
+        workers[0].acquire({}, "shop", ("2/day",))
+
+
 def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
     workers = [open_rate_limiter("4/minute", redis_url) for _ in range(2)]
     answers = [workers[number % 2](b"shared caller") for number in range(6)]

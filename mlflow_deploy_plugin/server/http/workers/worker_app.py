@@ -124,8 +124,10 @@ class WorkerApp:
 
     def __init__(self, server: Server, may_be_inline: bool, threads: int) -> None:
         self.server = server
-        # a pyfunc answers from another process, and may hang there
-        self.inline_policy = InlinePolicy(lambda: may_be_inline and not server.repository.has_pyfuncs)
+        # a pyfunc answers from another process, and may hang there; a call of Redis must not hold the loop
+        self.inline_policy = InlinePolicy(
+            lambda: may_be_inline and not server.repository.has_pyfuncs and not server.limits.may_block
+        )
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="onnxserve-request")
         self.limits = ConnectionLimits()
         self.now = 0.0
@@ -161,9 +163,7 @@ def create_worker_app(state_dir: str) -> WorkerApp:
     spec = server.spec
     return WorkerApp(
         server,
-        # a call of Redis must not hold the loop, and a response from the cache does not tell what others cost
-        may_be_inline=max_batch_rows(spec) == 1
-        and not spec.response_cache_bytes
-        and not (spec.rate_limit and settings.redis_url),
+        # a response from the cache does not tell what others cost
+        may_be_inline=max_batch_rows(spec) == 1 and not spec.response_cache_bytes,
         threads=request_threads(spec),
     )
