@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, end_on_signals
 from mlflow_deploy_plugin.registry import set_service_timeouts
-from mlflow_deploy_plugin.server import segments
+from mlflow_deploy_plugin.server import HistoryWriter, segments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import load_specs
 from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, write_state
@@ -139,7 +139,9 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
         # and those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
         os.nice(_NICE)
+        history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):
+            history.round()
             shipper.round()
             watermark.round()
         failed = following.failed

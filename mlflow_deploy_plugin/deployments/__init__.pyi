@@ -24,9 +24,12 @@ from .lifecycle import Deployments as Deployments
 from .lifecycle import open_deployments as open_deployments
 from .lifecycle import rollout_traffic_refusal as rollout_traffic_refusal
 from .scoring import scoring_target as scoring_target
+from .server_metrics import CountedInterval as CountedInterval
 from .server_metrics import CountersByVersion as CountersByVersion
 from .server_metrics import ServerMetrics as ServerMetrics
+from .server_metrics import Span as Span
 from .server_metrics import VersionCounters as VersionCounters
+from .server_metrics import fetch_server_history as fetch_server_history
 from .server_metrics import fetch_server_metrics as fetch_server_metrics
 
 __all__: list[str]

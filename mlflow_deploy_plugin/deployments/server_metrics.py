@@ -1,4 +1,5 @@
-"""Counters of a server since its start, read from its page `/metrics`. The controller and the console use it.
+"""Counters of a server since its start (`/metrics`), and what was added to them in the last hour or day
+(`/metrics/history`, `server/observability/history.py`). The controller and the console use them.
 
 The counters are the server's own, summed over its workers and protocols. They begin at zero with each server; a lower
 value than before is taken for a restart, as Prometheus does.
@@ -12,9 +13,12 @@ One rule says what counts, for the rollouts that are judged and for the page tha
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Literal, TypeVar
 
+import orjson
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,6 +26,8 @@ from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.errors import Refused
 
 _PAGE_SECONDS = 5.0
+Span = Literal["hour", "day"]
+ParsedT = TypeVar("ParsedT")
 _CALLER_LEFT = ("499", "CANCELLED")
 _REQUESTS = "onnxserve_requests_total"
 _DURATIONS = "onnxserve_request_duration_seconds_bucket"
@@ -129,13 +135,43 @@ class ServerMetrics:
         return sorted(answered, key=last.__getitem__, reverse=True)
 
 
+@dataclass(frozen=True)
+class CountedInterval:
+    """What a server has counted in one interval.
+
+    Attributes:
+        at: the interval's end in seconds since 1970, by the server's clock.
+        seconds: its length.
+        counters: what was added, by endpoint, variant, model and version; without shadows.
+        rows: endpoint → rows answered.
+        labels: labels that were accepted, of all endpoints of the server.
+    """
+
+    at: float
+    seconds: float
+    counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
+    rows: Mapping[str, float] = field(default_factory=dict)
+    labels: float = 0
+
+
 def fetch_server_metrics(url: str, timeout_seconds: float = _PAGE_SECONDS) -> ServerMetrics | Refused:
     """Return what the server at `url` has counted, or why it does not say."""
+    return _fetch(f"{url}/metrics", timeout_seconds, lambda page: parse_server_metrics(page.decode()))
+
+
+def fetch_server_history(
+    url: str, span: Span, timeout_seconds: float = _PAGE_SECONDS
+) -> list[CountedInterval] | Refused:
+    """Return the intervals that the server at `url` keeps, oldest first, or why it does not say."""
+    return _fetch(f"{url}/metrics/history?span={span}", timeout_seconds, parse_server_history)
+
+
+def _fetch(url: str, timeout_seconds: float, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
     try:
         with ServerSession() as session:
-            answer = session.get(f"{url}/metrics", timeout=timeout_seconds)
+            answer = session.get(url, timeout=timeout_seconds)
         answer.raise_for_status()
-        return parse_server_metrics(answer.text)
+        return parse(answer.content)
     except requests.Timeout:
         return Refused(f"no answer within {timeout_seconds:g} s")
     except requests.HTTPError as error:
@@ -160,10 +196,8 @@ def parse_server_metrics(page: str) -> ServerMetrics:
             if "variant" not in labels:
                 continue
             key = labels["endpoint"], labels["variant"], labels["model"], labels["version"]
-            if sample.name == _REQUESTS and labels["status"] not in _CALLER_LEFT:
-                sums[key]["requests"] += value
-                if labels["status"] != "OK" and not labels["status"].startswith("2"):
-                    sums[key]["errors"] += value
+            if sample.name == _REQUESTS:
+                _count(sums[key], labels["status"], value)
             elif sample.name == _DURATIONS:
                 timed[key][float(labels["le"])] += value
             elif sample.name == _SHADOW_ROWS:
@@ -172,3 +206,44 @@ def parse_server_metrics(page: str) -> ServerMetrics:
                 sums[key]["different"] += value
     counters = {key: VersionCounters(**sums[key], timed=dict(sorted(timed[key].items()))) for key in {*sums, *timed}}
     return ServerMetrics(counters, dict(last))
+
+
+def parse_server_history(lines: bytes) -> list[CountedInterval]:
+    """Return the intervals of `/metrics/history`; raise ValueError if it is none.
+
+    A server's clock may be set back. The intervals after that are the newer ones, and those that they overlap go.
+    """
+    intervals: list[CountedInterval] = []
+    for line in lines.splitlines():
+        try:
+            interval = _interval(orjson.loads(line))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"a line of the history is malformed: {error}") from None
+        while intervals and intervals[-1].at >= interval.at:
+            intervals.pop()
+        intervals.append(interval)
+    return intervals
+
+
+def _interval(document: Mapping[str, Any]) -> CountedInterval:
+    sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for endpoint, variant, model, version, status, number in document["requests"]:
+        _count(sums[endpoint, variant, model, version], status, float(number))
+    timed: dict[_Version, dict[float, float]] = {}
+    for endpoint, variant, model, version, buckets in document["durations"]:
+        own = sorted((float(bound), float(number)) for bound, number in buckets.items())
+        bounds = [*(bound for bound, _ in own if bound < math.inf), math.inf]
+        summed = [*accumulate(number for _, number in own)]
+        timed[endpoint, variant, model, version] = dict(zip(bounds, [*summed, summed[-1]], strict=False))
+    counters = {key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}}
+    return CountedInterval(
+        float(document["at"]), float(document["seconds"]), counters, document["rows"], float(document["labels"])
+    )
+
+
+def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:
+    """Count requests that were answered with this status; see the rule above."""
+    if status not in _CALLER_LEFT:
+        sums["requests"] += requests
+        if status != "OK" and not status.startswith("2"):
+            sums["errors"] += requests

@@ -18,6 +18,7 @@
     spool/              workers → agent             captured requests (`server/capture/`)
     metrics             gunicorn                    a link to the folder of the workers' counters
     counted.json        gunicorn → agent            the rows that the last workers have counted
+    history/            agent → workers             the last hour and day (`server/observability/history.py`)
     progress.json       agent                       what it has shipped (`agent/progress.py`)
     mask.key            workers                     the key of masked columns (`server/capture/captured_model.py`)
     graphs/             workers → workers           optimised graphs for the next start (`runtime/session.py`)

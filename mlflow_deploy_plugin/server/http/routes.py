@@ -99,6 +99,7 @@ ROUTES = (
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _get("/version", views.version, operations.MLFLOW_VERSION),
     _get("/metrics", views.metrics_page, operations.METRICS),
+    _get("/metrics/history", views.metrics_history, operations.METRICS_HISTORY),
     _get("/v2", views.v2_server, operations.V2_SERVER),
     _get("/v2/models/stats", _statistics, operations.V2_STATISTICS),
     _post("/v2/repository/index", views.v2_repository_index, operations.V2_INDEX, "read"),
@@ -123,7 +124,7 @@ ROUTES = (
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS),
 )
-SERVER_WIDE = {"/version", "/metrics", "/v2", "/v2/models/stats", "/v2/repository/index"}
+SERVER_WIDE = {"/version", "/metrics", "/metrics/history", "/v2", "/v2/models/stats", "/v2/repository/index"}
 """The paths that are about all endpoints; the others that name none are about the default one."""
 
 

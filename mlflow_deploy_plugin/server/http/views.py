@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qs
 
 from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidRequest, NotFound, OnnxserveError
 from mlflow_deploy_plugin.server.assembly import Server
@@ -22,6 +23,7 @@ from mlflow_deploy_plugin.server.models.variants import ServedEndpoint
 from mlflow_deploy_plugin.server.observability import metrics
 from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page
 from mlflow_deploy_plugin.server.observability.gpu_metrics import gpu_metrics_page
+from mlflow_deploy_plugin.server.observability.history import SPANS, read_history
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.protocols import tfserving, v2, v2_extensions
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
@@ -78,6 +80,15 @@ def metrics_page(server: Server, request: RawRequest) -> RawResponse:
     if server.spec.device != "cpu":
         page += gpu_metrics_page()
     return RawResponse(200, page, metrics.CONTENT_TYPE)
+
+
+def metrics_history(server: Server, request: RawRequest) -> RawResponse:
+    """Return the last hour, or with `?span=day` the last day, as the agent has written it."""
+    asked = parse_qs(request.query).get("span", ["hour"])[-1]
+    for span in SPANS:
+        if span == asked:
+            return RawResponse(200, read_history(server.repository.state_dir, span), "application/x-ndjson")
+    raise InvalidRequest(f"there is no span {asked[:20]!r}; there are {' and '.join(SPANS)}")
 
 
 def v2_live(server: Server, request: RawRequest) -> RawResponse:

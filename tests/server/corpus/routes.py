@@ -191,6 +191,7 @@ PAGES = {
         "/health": b'{"status":"ok"}',
         "/version": b"",
         "/metrics": b"onnxserve_",
+        "/metrics/history": b"",
         "/endpoints/flights": b"<html",
         "/endpoints/flights/docs": b"<html",
         "/endpoints/flights/openapi.json": b'"openapi":',

@@ -257,6 +257,9 @@ PING = _readable("Whether every endpoint can answer; MLflow's empty line", SERVE
 HEALTH = _readable("Whether every endpoint can answer", SERVER, {JSON: _object_of(status="string")})
 MLFLOW_VERSION = _readable("The version of MLflow that the model was logged with", SERVER, {"text/plain": _TEXT})
 METRICS = Operation("Figures for Prometheus, summed over the workers", SERVER, {"text/plain": _TEXT})
+METRICS_HISTORY = Operation(
+    "The last hour or day of these figures, a line an interval", SERVER, {"application/x-ndjson": _TEXT}, errors=(400,)
+)
 OPENAPI = Operation("This document", PAGES, {JSON: {"type": "object"}})
 ENDPOINT_OPENAPI = _readable("This document, for one endpoint", PAGES, {JSON: {"type": "object"}})
 TRY_PAGE = Operation("A page to try the default endpoint in the browser", PAGES, _HTML)

@@ -1,0 +1,160 @@
+"""The last hour and the last day of a server: what its workers have counted, interval by interval.
+
+    history/hour.jsonl      agent → workers     10 s a line, 360 of them
+    history/day.jsonl       agent → workers     5 min a line, 288 of them
+
+Counters say what is now; a picture needs what was. The agent keeps it beside the server, out of the way of requests:
+it is there if no Prometheus is, if nobody looked at the time, and if MLflow was away. A line holds what was *added*
+since the one before, so that lines can be dropped and added up, and a restart of the server is no fall. An interval in
+which the server did not run has no line.
+
+    {"at": 1700000000.0, "seconds": 10.0, "requests": [[endpoint, variant, model, version, status, number], …],
+     "durations": [[endpoint, variant, model, version, {"0.005": number, …}], …], "rows": {endpoint: number},
+     "labels": number}
+
+`at` is the interval's end by the wall clock, `seconds` its length by the monotonic one. A bucket's number is its own,
+without those of the buckets below it.
+"""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import orjson
+
+from mlflow_deploy_plugin.server.observability.exposition import CAPTURE_ROWS, MetricFamily, read_families
+from mlflow_deploy_plugin.statedir import METRICS, write_atomically
+
+_log = logging.getLogger(__name__)
+
+Span = Literal["hour", "day"]
+SPANS: tuple[Span, ...] = get_args(Span)
+HISTORY = "history"
+"""The folder in the state folder."""
+_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
+"""The seconds of a line, and how many lines are kept."""
+_REQUESTS, _DURATIONS = "onnxserve_requests", "onnxserve_request_duration_seconds"
+_LABELS = "onnxserve_feedback_labels"
+_LAST_FIELD = b'"labels":'
+_VERSION = ("endpoint", "variant", "model", "version")
+
+_Counts = Counter[tuple[str, ...]]
+"""By kind of count and its labels."""
+
+
+class HistoryWriter:
+    """Writes the history of one state folder; the agent calls `round` again and again."""
+
+    def __init__(
+        self, state_dir: Path, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._state_dir = state_dir
+        self._clock, self._monotonic = clock, monotonic
+        self._run, self._seen, self._seen_at = "", _Counts(), monotonic()
+        self._rings = [_Ring(state_dir / HISTORY / f"{span}.jsonl", *interval) for span, interval in _INTERVALS.items()]
+        self._has_failed = False
+
+    def round(self) -> None:
+        """Write a line if it is time for one; a disk that is full costs the lines, and nothing else."""
+        now = self._monotonic()
+        if self._run and now - self._seen_at < _INTERVALS["hour"][0]:
+            return
+        try:
+            folder = (self._state_dir / METRICS).readlink()
+            counts = _read_counts(folder)
+        except OSError:  # no server runs: whatever the next one has counted is new
+            self._run, self._seen_at = self._run or "none", now
+            return
+        # what an agent finds at its start was counted before; what a new server has counted is all new
+        added = counts - (self._seen if folder.name == self._run else _Counts()) if self._run else None
+        seconds, self._seen_at = now - self._seen_at, now
+        self._run, self._seen = folder.name, counts
+        if added is None:
+            return
+        try:
+            for ring in self._rings:
+                ring.add(self._clock(), seconds, added)
+            self._has_failed = False
+        except OSError as error:
+            if not self._has_failed:
+                _log.warning("the server's history cannot be written: %s", error.strerror)
+            self._has_failed = True
+
+
+class _Ring:
+    """A file of the last `kept` lines: appended to, and written anew once it has twice as many."""
+
+    def __init__(self, path: Path, seconds: float, kept: int) -> None:
+        self._path, self._seconds, self._kept = path, seconds, kept
+        self._pending, self._pending_seconds = _Counts(), 0.0
+        self._lines = len(_lines(path))
+
+    def add(self, at: float, seconds: float, added: _Counts) -> None:
+        self._pending.update(added)
+        self._pending_seconds += seconds
+        if self._pending_seconds < self._seconds:
+            return
+        line = orjson.dumps(_document(at, self._pending_seconds, self._pending))
+        self._pending, self._pending_seconds = _Counts(), 0.0
+        if self._lines >= 2 * self._kept:
+            kept = deque(_lines(self._path), self._kept)
+            write_atomically(self._path, b"\n".join(kept))
+            self._lines = len(kept)
+        self._path.parent.mkdir(exist_ok=True)
+        with self._path.open("ab") as file:
+            file.write(b"\n" + line)  # in front: it also ends one that was cut off
+        self._lines += 1
+
+
+def read_history(state_dir: Path, span: Span) -> bytes:
+    """Return the lines that are kept, oldest first; one that was cut off by a crash is left out."""
+    return b"\n".join(deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), _INTERVALS[span][1]))
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if _LAST_FIELD in line and line.endswith(b"}")]
+
+
+def _read_counts(folder: Path) -> _Counts:
+    counts = _Counts()
+    families = {family.name: family for family in read_families(folder)}
+    for series in _series(families.get(_REQUESTS)):
+        counts["requests", *(series.labels[name] for name in _VERSION), series.labels["status"]] += int(series.value)
+    for series in _series(families.get(_DURATIONS)):
+        of_version = tuple(series.labels[name] for name in _VERSION)
+        for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
+            counts["durations", *of_version, bound] += int(count - below)
+    for series in _series(families.get(CAPTURE_ROWS)):
+        if series.labels["outcome"] == "answered":
+            counts["rows", series.labels["endpoint"]] += int(series.value)
+    for series in _series(families.get(_LABELS)):
+        if series.labels["outcome"] == "accepted":
+            counts["labels",] += int(series.value)
+    return counts
+
+
+def _series(family: MetricFamily | None) -> Any:
+    return family.series.values() if family is not None else ()
+
+
+def _document(at: float, seconds: float, counts: _Counts) -> dict[str, Any]:
+    durations: dict[tuple[str, ...], dict[str, int]] = {}
+    for (kind, *labels), number in counts.items():
+        if kind == "durations" and number:
+            durations.setdefault(tuple(labels[:-1]), {})[labels[-1]] = number
+    return {
+        "at": round(at, 3),
+        "seconds": round(seconds, 3),
+        "requests": [[*labels, number] for (kind, *labels), number in counts.items() if kind == "requests" and number],
+        "durations": [[*labels, buckets] for labels, buckets in durations.items()],
+        "rows": {labels[0]: number for (kind, *labels), number in counts.items() if kind == "rows" and number},
+        "labels": counts["labels",],
+    }
