@@ -29,7 +29,7 @@ from .server_metrics import CountersByVersion as CountersByVersion
 from .server_metrics import ServerMetrics as ServerMetrics
 from .server_metrics import Span as Span
 from .server_metrics import VersionCounters as VersionCounters
-from .server_metrics import fetch_server_history as fetch_server_history
 from .server_metrics import fetch_server_metrics as fetch_server_metrics
+from .server_metrics import read_server_history as read_server_history
 
 __all__: list[str]

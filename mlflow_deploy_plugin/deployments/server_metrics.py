@@ -13,9 +13,10 @@ One rule says what counts, for the rollouts that are judged and for the page tha
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import orjson
@@ -24,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.server import HISTORY, read_history
 
 _PAGE_SECONDS = 5.0
 Span = Literal["hour", "day"]
@@ -79,6 +81,17 @@ class VersionCounters:
         """Return the end in seconds of the bucket that the quantile of the durations lies in; None without answers."""
         total = self.timed.get(math.inf, 0)
         return next((bound for bound, count in sorted(self.timed.items()) if total and count >= quantile * total), None)
+
+    def quantile(self, quantile: float) -> float | None:
+        """Return the quantile in seconds, linear within its bucket, as Prometheus' histogram_quantile; None without
+        answers."""
+        total = self.timed.get(math.inf, 0)
+        low, below = 0.0, 0.0
+        for bound, count in sorted(self.timed.items()) if total else ():
+            if count >= quantile * total:
+                return low if math.isinf(bound) else low + (bound - low) * (quantile * total - below) / (count - below)
+            low, below = bound, count
+        return None
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -137,7 +150,7 @@ class ServerMetrics:
 
 @dataclass(frozen=True)
 class CountedInterval:
-    """What a server has counted in one interval.
+    """The counts of a server in one interval.
 
     Attributes:
         at: the interval's end in seconds since 1970, by the server's clock.
@@ -164,6 +177,18 @@ def fetch_server_history(
 ) -> list[CountedInterval] | Refused:
     """Return the intervals that the server at `url` keeps, oldest first, or why it does not say."""
     return _fetch(f"{url}/metrics/history?span={span}", timeout_seconds, parse_server_history)
+
+
+def read_server_history(
+    state_dir: Path, url: str, span: Span, timeout_seconds: float = _PAGE_SECONDS
+) -> list[CountedInterval] | Refused:
+    """Return the history of a server of this machine from its state folder, also if it does not run; else ask `url`."""
+    try:
+        if (state_dir / HISTORY).is_dir():
+            return parse_server_history(read_history(state_dir, span))
+    except ValueError:
+        return Refused("its history cannot be read")
+    return fetch_server_history(url, span, timeout_seconds) if url else Refused("the server does not run")
 
 
 def _fetch(url: str, timeout_seconds: float, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
@@ -214,27 +239,28 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
     A server's clock may be set back. The intervals after that are the newer ones, and those that they overlap go.
     """
     intervals: list[CountedInterval] = []
-    for line in lines.splitlines():
-        try:
-            interval = _interval(orjson.loads(line))
-        except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"a line of the history is malformed: {error}") from None
-        while intervals and intervals[-1].at >= interval.at:
-            intervals.pop()
-        intervals.append(interval)
+    try:
+        documents = [orjson.loads(line) for line in lines.splitlines()]
+        found = {float(bound) for one in documents for *_, buckets in one["durations"] for bound in buckets}
+        bounds = sorted({*found, math.inf})
+        for interval in (_interval(document, bounds) for document in documents):
+            while intervals and intervals[-1].at >= interval.at:
+                intervals.pop()
+            intervals.append(interval)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"a line of the history is malformed: {error}") from None
     return intervals
 
 
-def _interval(document: Mapping[str, Any]) -> CountedInterval:
+def _interval(document: Mapping[str, Any], bounds: Sequence[float]) -> CountedInterval:
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for endpoint, variant, model, version, status, number in document["requests"]:
         _count(sums[endpoint, variant, model, version], status, float(number))
     timed: dict[_Version, dict[float, float]] = {}
     for endpoint, variant, model, version, buckets in document["durations"]:
-        own = sorted((float(bound), float(number)) for bound, number in buckets.items())
-        bounds = [*(bound for bound, _ in own if bound < math.inf), math.inf]
-        summed = [*accumulate(number for _, number in own)]
-        timed[endpoint, variant, model, version] = dict(zip(bounds, [*summed, summed[-1]], strict=False))
+        own = {float(bound): float(number) for bound, number in buckets.items()}
+        summed = accumulate(own.get(bound, 0.0) for bound in bounds)
+        timed[endpoint, variant, model, version] = dict(zip(bounds, summed, strict=True))
     counters = {key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}}
     return CountedInterval(
         float(document["at"]), float(document["seconds"]), counters, document["rows"], float(document["labels"])

@@ -38,7 +38,9 @@ from .models.side_process import send_message as send_message
 from .observability.exposition import CaptureCounters as CaptureCounters
 from .observability.exposition import read_capture_counters as read_capture_counters
 from .observability.exposition import saved_capture_counters as saved_capture_counters
+from .observability.history import HISTORY as HISTORY
 from .observability.history import HistoryWriter as HistoryWriter
+from .observability.history import read_history as read_history
 from .protocols.arrow import PARQUET as PARQUET
 from .protocols.content import CSV as CSV
 from .protocols.content import JSON as JSON

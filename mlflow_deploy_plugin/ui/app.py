@@ -10,10 +10,12 @@ Flask app itself. The console is the page `/onnxserve`: what is served, its heal
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.deployments import Deployments, Span
+from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry import event_as_json, event_history
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.ui import guard
@@ -30,17 +32,20 @@ from mlflow_deploy_plugin.ui.access import (
 )
 from mlflow_deploy_plugin.ui.actions import no_endpoint, parse_form
 from mlflow_deploy_plugin.ui.jobs import Job, Jobs
-from mlflow_deploy_plugin.ui.overview import MlflowPages, build_overview
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
+from mlflow_deploy_plugin.ui.overview import build_overview
+from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.version import __version__
 
 _SGI = "_MLFLOW_SGI_NAME"  # MLflow's own: which server runs the app
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
-_STYLE = Path(__file__).parent / "static" / "console.css"
+_STATIC = Path(__file__).parent / "static"
+_ASSETS = {"console.css": "text/css", "console.js": "text/javascript"}
 _HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
-        "frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",  # a form's Origin is `null` without a referrer
@@ -86,9 +91,12 @@ def extend(app: Flask) -> None:
     pages.add_url_rule(f"{base}/act", "act", console.act, methods=["POST"])
     pages.add_url_rule(f"{base}/history.jsonl", "history", console.export, methods=["GET"])
 
-    @pages.get(f"{base}/console.css")
-    def style() -> Response:
-        return make_response(_STYLE.read_bytes(), 200, {"Content-Type": "text/css; charset=utf-8"})
+    pages.add_url_rule(f"{base}/pictures", "pictures", console.pictures, methods=["GET"])
+
+    @pages.get(f"{base}/<any({','.join(map(repr, _ASSETS))}):name>")
+    def asset(name: str) -> Response:
+        content_type = f"{_ASSETS[name]}; charset=utf-8"
+        return make_response((_STATIC / name).read_bytes(), 200, {"Content-Type": content_type})
 
     @pages.after_request
     def add_headers(response: Response) -> Response:
@@ -96,7 +104,7 @@ def extend(app: Flask) -> None:
         return response
 
     app.register_blueprint(pages)
-    allow_pages("GET", base, f"{base}/history.jsonl", f"{base}/console.css")
+    allow_pages("GET", base, *(f"{base}/{name}" for name in ("history.jsonl", "pictures", *_ASSETS)))
     allow_pages("POST", f"{base}/act")
     app.extensions[_EXTENSION] = trail
 
@@ -109,10 +117,28 @@ class _Console:
         self._trail = trail
         self._prefix = prefix
         self._jobs = jobs
+        self._base = f"{prefix}{_PATH}"
 
     def page(self) -> Response:
         """Return the page, with the job that it follows."""
-        return self._render(job=self._jobs.get(request.args.get("job", "")))
+        return self._render(job=self._jobs.get(request.args.get("job", "")), only=request.args.get("endpoint", ""))
+
+    def pictures(self) -> Response:
+        """Return the pictures of ?endpoint= as HTML, which the page's script puts in place of those that it has.
+
+        With ?whole=1 these are all pictures of its page, else those of the overview.
+        """
+        name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
+        try:
+            store = self._trail.store()
+            if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
+                raise no_endpoint(name)
+            one = Deployments(store, self._settings, lambda line: None).get_endpoint(name)
+            pages = self._mlflow_pages()
+            found = endpoint_pictures(one, store, self._settings, pages, _span(), only_traffic=only_traffic)
+        except OnnxserveError as error:
+            return make_response(error.message, error.http_status, {"Content-Type": "text/plain; charset=utf-8"})
+        return make_response(render_template("onnxserve_pictures.html", pictures=found), 200)
 
     def act(self) -> Response:
         """Start the action of a form, and show the page, which follows its job."""
@@ -138,7 +164,8 @@ class _Console:
             )
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
-        return make_response(redirect(f"{self._prefix}{_PATH}?job={job.id}", 303))
+        page = request.form.get("page", "")
+        return make_response(redirect(f"{self._base}?job={job.id}{f'&endpoint={quote(page)}' if page else ''}", 303))
 
     def export(self) -> Response:
         """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
@@ -151,15 +178,22 @@ class _Console:
         lines = "".join(f"{event_as_json(event)}\n" for event in shown)
         return make_response(lines, 200, {"Content-Type": "application/x-ndjson; charset=utf-8"})
 
-    def _render(self, job: Job | None = None, error: str = "", status: int = 200) -> Response:
+    def _mlflow_pages(self) -> MlflowPages:
+        from mlflow.server import handlers
+
+        return MlflowPages(handlers._get_tracking_store(), self._prefix)
+
+    def _render(self, job: Job | None = None, error: str = "", status: int = 200, only: str = "") -> Response:
         from mlflow.server import handlers
 
         who = caller()
-        pages = MlflowPages(handlers._get_tracking_store(), self._prefix)
+        pages = self._mlflow_pages()
         try:
-            overview = build_overview(self._trail.store(), self._settings, handlers._get_model_registry_store(), pages)
+            registry = handlers._get_model_registry_store()
+            overview = build_overview(self._trail.store(), self._settings, registry, pages, only, _span())
         except OnnxserveError as failure:
             overview, error = None, error or failure.message
+            status = failure.http_status if isinstance(failure, NotFound) else status
         html = render_template(
             "onnxserve_console.html",
             overview=overview,
@@ -168,7 +202,10 @@ class _Console:
             who=who,
             csrf_field=TOKEN_FIELD,
             csrf_token=form_token(who.user),
-            base=f"{self._prefix}{_PATH}",
+            base=self._base,
+            only=only,
+            span=_span(),
+            spans=SPANS,
             home=f"{self._prefix}/",
             pages=pages,
             onnxserve_version=__version__,
@@ -183,6 +220,11 @@ class _Console:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         local = f"http://{f'[{host}]' if ':' in host else host}:{port}{self._prefix}"
         return tuple(dict.fromkeys((local, f"{request.host_url.rstrip('/')}{self._prefix}")))
+
+
+def _span() -> Span:
+    """Return the time that ?span= asks for; an hour for anything else."""
+    return "day" if request.args.get("span") == "day" else "hour"
 
 
 def _credentials() -> dict[str, str]:

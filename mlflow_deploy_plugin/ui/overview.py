@@ -4,26 +4,23 @@ Endpoints come from the store and their servers, models from this MLflow server'
 from their runs in MLflow.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
-from urllib.parse import quote
+from typing import Any
 
 from mlflow_deploy_plugin.deployments import (
     Deployments,
     ObservedEndpoint,
     ServerMetrics,
+    Span,
     VersionCounters,
     fetch_server_metrics,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig, Refused, StoreUnavailable
 from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
-from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
     GateStatus,
@@ -47,113 +44,22 @@ from mlflow_deploy_plugin.ui.access import (
 from mlflow_deploy_plugin.ui.actions import (
     ALREADY_THERE,
     gate_blocker,
+    no_endpoint,
     promotion_blocker,
     rollback_blocker,
     traffic_blocker,
 )
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
+from mlflow_deploy_plugin.ui.pictures import Pictures, endpoint_pictures
 
 _EVENTS = 40
 _ROLLOUTS = 10
 _VERSIONS = 6
-_VERDICTS, _RUNS_LOOKED_AT = 4, 20
+_VERDICTS = 4
+_DRAWN = 6
+"""Endpoints whose pictures come with the page. The others' are drawn when a reader comes to them."""
 _METRICS_SECONDS = 1.5
 _ASKED_AT_ONCE = 8
-_RUN = re.compile(r"[0-9a-f]{32}")
-
-
-@dataclass(frozen=True)
-class MonitorVerdict:
-    """One judged window.
-
-    Attributes:
-        mark: how the page shows the state: `alarm`, `undecided` or `fine`.
-        run / report: addresses within MLflow's pages.
-    """
-
-    endpoint: str
-    monitor: str
-    version: str
-    window: str
-    state: str
-    mark: Literal["alarm", "undecided", "fine"]
-    reason: str
-    run: str
-    report: str
-
-
-@dataclass(frozen=True)
-class MlflowPages:
-    """Addresses within MLflow's UI, and the tracking store that they are looked up in."""
-
-    tracking: Any
-    prefix: str
-
-    def run(self, experiment_id: str, run_id: str) -> str:
-        return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
-
-    def artifact(self, experiment_id: str, run_id: str, path: str) -> str:
-        return f"{self.run(experiment_id, run_id)}/artifacts/{quote(path)}"
-
-    def version(self, model: str, version: str) -> str:
-        return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}"
-
-    def report(self, tag: str) -> str:
-        """Return the address of a report by its tag, which is a URL or RUN_ID[/PATH]; else an empty text."""
-        from mlflow.exceptions import MlflowException
-
-        if tag.startswith(("http://", "https://")):
-            return tag
-        run_id, _, path = tag.partition("/")
-        if not _RUN.fullmatch(run_id):
-            return ""
-        try:
-            experiment = str(self.tracking.get_run(run_id).info.experiment_id)
-        except MlflowException:
-            return ""
-        return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
-
-    def verdicts(self, endpoint: str, created_at: datetime) -> list[MonitorVerdict]:
-        """Return the latest verdicts of the endpoint's monitors, the newest window first.
-
-        Args:
-            created_at: of the endpoint, to tell it from an earlier one of its name.
-        """
-        from mlflow.entities import ViewType
-        from mlflow.exceptions import MlflowException
-
-        try:
-            experiment = self.tracking.get_experiment_by_name(f"onnxserve/{endpoint}")
-            if experiment is None:
-                return []
-            runs = self.tracking.search_runs(
-                [experiment.experiment_id],
-                "tags.`onnxserve.verdict` != ''",
-                ViewType.ACTIVE_ONLY,
-                _RUNS_LOOKED_AT,
-                ["tags.`onnxserve.window.start` DESC", "attributes.start_time DESC"],
-            )
-        except MlflowException:
-            return []
-        created = created_at.isoformat()
-        own = [run for run in runs if run.data.tags.get("onnxserve.endpoint.created", created) == created]
-        verdicts = []
-        for run in own[:_VERDICTS]:
-            tags, state = run.data.tags, run.data.tags.get("onnxserve.verdict", "")
-            # 2013-07-01 00:00 for 2013-07-01T00:00:00+00:00
-            begin, end = (tags.get(f"onnxserve.window.{at}", "")[:16].replace("T", " ") for at in ("start", "end"))
-            found = MonitorVerdict(
-                endpoint=endpoint,
-                monitor=tags.get("onnxserve.monitor", ""),
-                version=tags.get("onnxserve.version", ""),
-                window=f"{begin} – {end}",
-                state=state,
-                mark="alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine",
-                reason=tags.get("onnxserve.reason", ""),
-                run=self.run(run.info.experiment_id, run.info.run_id),
-                report=self.artifact(run.info.experiment_id, run.info.run_id, "report.html"),
-            )
-            verdicts.append(found)
-        return verdicts
 
 
 @dataclass(frozen=True)
@@ -230,6 +136,8 @@ class EndpointCard:
         health: one word; `reason` says why it is not `healthy`.
         no_traffic: why a change of traffic would be refused now; empty if it would not.
         no_rollback: why a rollback would be refused now; empty if it would not.
+        live: True if it has pictures.
+        pictures: None if the page's script gets them once they are in sight.
     """
 
     name: str
@@ -239,9 +147,11 @@ class EndpointCard:
     url: str = ""
     variants: tuple[VariantRow, ...] = ()
     verdicts: tuple[MonitorVerdict, ...] = ()
+    pictures: Pictures | None = None
     gate_required: bool = False
     no_traffic: str = ""
     no_rollback: str = ""
+    live: bool = True
 
 
 @dataclass(frozen=True)
@@ -257,13 +167,28 @@ class Overview:
     hidden: int = 0
 
 
-def build_overview(store: Store, settings: Settings, registry: Any, pages: MlflowPages) -> Overview:
-    """Return the content that the caller of the request at hand may see."""
+def build_overview(
+    store: Store, settings: Settings, registry: Any, pages: MlflowPages, only: str = "", span: Span = "hour"
+) -> Overview:
+    """Return the content that the caller of the request at hand may see.
+
+    Args:
+        only: the one endpoint to show, with all its pictures; empty: all.
+        span: of the pictures.
+
+    Raises:
+        NotFound: there is no endpoint `only`, or the caller may not see it.
+    """
     try:
         observed = list(Deployments(store, settings, lambda line: None).list_endpoints())
         unreadable = store.unreadable()
-        events = store.events(limit=_EVENTS * 3)
-        rollouts = store.rollouts()
+        events = store.events(only or None, limit=_EVENTS * 3)
+        rollouts = store.rollouts(only or None)
+        if only:
+            observed = [one for one in observed if one.endpoint.name == only]
+            unreadable = [one for one in unreadable if one.name == only]
+            if not (observed or unreadable) or hidden_endpoints(store, [only]):
+                raise no_endpoint(only)
     except StoreUnavailable as error:
         return Overview(error=error.message)
     readable = [one for one in observed if all(may_read(name) for name in registered_model_names(one.endpoint.spec))]
@@ -274,8 +199,11 @@ def build_overview(store: Store, settings: Settings, registry: Any, pages: Mlflo
     has_account = bool(caller().user)
     models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
     cards = [_endpoint_card(one, metrics.get(one.endpoint.name), pages, store, registry) for one in readable]
+    for index, one in enumerate(readable[:_DRAWN]):
+        pictures = endpoint_pictures(one, store, settings, pages, span, only_traffic=not only)
+        cards[index] = replace(cards[index], pictures=pictures)
     if is_administrator():  # nobody knows their models
-        cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
+        cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False, live=False) for one in unreadable]
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
@@ -304,7 +232,7 @@ def _endpoint_card(
         reason=reason,
         url=observation.url,
         variants=tuple(_variant_row(one, name, metrics, pages) for name in spec.variants),
-        verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)),
+        verdicts=tuple(pages.verdicts(spec.name, one.endpoint.created_at)[:_VERDICTS]),
         may_act=may_act,
         gate_required=bool(spec.require),
         no_traffic=traffic_blocker(store, one) if may_act else "",

@@ -10,6 +10,8 @@ import pytest
 from mlflow_deploy_plugin.ui.app import create_app
 from tests.support.console import PAGE
 
+SCRIPT = f'<script src="{PAGE}/console.js" defer></script>'
+
 
 def test_mlflow_finds_both_apps() -> None:
     assert {"onnxserve", "onnxserve-basic-auth"} <= {app.name for app in entry_points(group="mlflow.app")}
@@ -37,19 +39,24 @@ def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(m
     assert "<td>create</td>" in html
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert re.findall(r'(?:src|href)="(?:https?:)?//', html) == []
-    assert "<script" not in html
+    assert re.findall("<script.*", html) == [SCRIPT]
 
 
-def test_the_stylesheet_is_there(mlflow_app: Any) -> None:
-    answer = mlflow_app.client.get(f"{PAGE}/console.css")
-    assert answer.status_code == 200
-    assert "prefers-color-scheme: dark" in answer.get_data(as_text=True)
+@pytest.mark.parametrize(
+    ("name", "kind", "content"),
+    [("console.css", "text/css", "prefers-color-scheme: dark"), ("console.js", "text/javascript", '"use strict"')],
+)
+def test_the_style_and_the_script_are_there(mlflow_app: Any, name: str, kind: str, content: str) -> None:
+    answer = mlflow_app.client.get(f"{PAGE}/{name}")
+    assert (answer.status_code, answer.mimetype) == (200, kind)
+    assert content in answer.get_data(as_text=True)
+    assert mlflow_app.client.get(f"{PAGE}/console.py").status_code == 404
 
 
 def test_names_and_reasons_that_are_html_stay_text(mlflow_app: Any) -> None:
     mlflow_app.store.record("update", endpoint="x", why="<script>alert(1)</script>")
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-    assert "<script" not in html
+    assert re.findall("<script.*", html) == [SCRIPT]
     assert "&lt;script&gt;alert(1)" in html
 
 

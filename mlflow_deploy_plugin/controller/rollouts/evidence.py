@@ -189,26 +189,12 @@ def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
     None if the current version has answered too few requests, or if the bound is beyond the last bucket.
     """
     wanted = criterion.seconds
-    if criterion.factor is not None and (quantile := _quantile(history.timed, criterion.quantile)) is not None:
-        wanted = quantile * criterion.factor
+    if criterion.factor is not None and history.timed.get(math.inf, 0) >= _MIN_TIMED:
+        quantile = history.quantile(criterion.quantile)
+        wanted = None if quantile is None else quantile * criterion.factor
     if wanted is None:
         return None
     return next((bound for bound in sorted(history.timed) if wanted <= bound < math.inf), None)
-
-
-def _quantile(timed: Mapping[float, float], quantile: float) -> float | None:
-    """Return the quantile, linear within its bucket, as Prometheus' histogram_quantile."""
-    total = timed.get(math.inf, 0)
-    if total < _MIN_TIMED:
-        return None
-    low, below = 0.0, 0.0
-    for bound, count in sorted(timed.items()):
-        if count >= quantile * total:
-            if math.isinf(bound):
-                return low
-            return low + (bound - low) * (quantile * total - below) / (count - below)
-        low, below = bound, count
-    return None
 
 
 def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:

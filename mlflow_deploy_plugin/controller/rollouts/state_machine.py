@@ -12,7 +12,7 @@ clock is compared with another, and time during which nobody watched does not en
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from mlflow_deploy_plugin.controller.rollouts.evidence import (
     StepEvidence,
@@ -36,6 +36,7 @@ ENDED: tuple[RolloutState, ...] = ("promoted", "rolled_back", "abandoned")
 START_SECONDS = 600.0
 PROMOTE_SECONDS = 300.0
 MAX_FAILURES = 5
+_TRACED_POINTS = 120
 
 
 @dataclass(frozen=True)
@@ -246,12 +247,27 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
         figures={
             "elapsed": round(progress.elapsed, 3),
             **trouble,
-            **figures(plan_of(rollout), progress.evidence),
+            **(judged := figures(plan_of(rollout), progress.evidence)),
+            "trace": _trace(rollout, progress.step, judged.get("criteria", {}), now),
             "ledger": progress.evidence.to_json(),
         },
         reason=progress.reason,
         ended_at=now if progress.state in ENDED else None,
     )
+
+
+def _trace(rollout: Rollout, step: int, criteria: dict[str, dict[str, float]], now: datetime) -> list[list[Any]]:
+    """Return the evidence at the looks so far, for pictures: seconds since the rollout began, step, criterion → share
+    of the evidence that ends the rollout. Of many looks it keeps the last of each of so many stretches of time.
+    """
+    trace = list(rollout.figures.get("trace", []))
+    seconds = round((now - rollout.created_at).total_seconds(), 1)
+    if criteria:
+        shares = {text: round(one["log_evidence"] / one["log_evidence_needed"], 4) for text, one in criteria.items()}
+        trace.append([seconds, step, shares])
+    if len(trace) < 2 * _TRACED_POINTS:
+        return trace
+    return list({int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values())
 
 
 def rollout_summary(rollout: Rollout) -> str:

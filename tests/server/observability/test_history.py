@@ -114,7 +114,7 @@ def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch)
     for _ in range(40):
         machine.answer(1)
         rounds(machine, agent, 10)
-        most = max(most, (machine.folder / history.HISTORY / "hour.jsonl").read_bytes().count(b"{\"at"))
+        most = max(most, (machine.folder / history.HISTORY / "hour.jsonl").read_bytes().count(b'{"at'))
 
     assert most == 12
     assert len(machine.hour()) == 6

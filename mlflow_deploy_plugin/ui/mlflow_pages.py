@@ -1,0 +1,138 @@
+"""Addresses within MLflow's UI, and the runs there that judge the windows of monitors."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from typing import Any, Literal
+from urllib.parse import quote
+
+from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED
+
+_RUNS_LOOKED_AT = 20
+_RUN = re.compile(r"[0-9a-f]{32}")
+
+
+Mark = Literal["alarm", "undecided", "fine", "failed", "waiting"]
+
+
+@dataclass(frozen=True)
+class MonitorVerdict:
+    """One window of a monitor, judged or not.
+
+    Attributes:
+        start / end: None if its run does not say.
+        state: of the verdict; of a window without one, of the work on it.
+        mark: how the page shows the state.
+        run / report: addresses within MLflow's pages; empty if there is none.
+        labelled_share: the share of the rows looked at that have a label, if the monitor counts them.
+    """
+
+    monitor: str
+    start: datetime | None
+    end: datetime | None
+    state: str
+    mark: Mark
+    reason: str = ""
+    version: str = ""
+    run: str = ""
+    report: str = ""
+    labelled_share: float | None = None
+
+    @property
+    def window(self) -> str:
+        """Return `2013-07-04` for a day, `2013-07-01 – 2013-07-03` for days, or `2013-07-04 14:00 – 15:00`."""
+        if self.start is None or self.end is None:
+            return "?"
+        if self.start.time() == self.end.time() == time() and self.start < self.end:
+            last = self.end - timedelta(days=1)
+            return " – ".join(dict.fromkeys(f"{day:%Y-%m-%d}" for day in (self.start, last)))
+        end = "%H:%M" if self.start.date() == self.end.date() else "%Y-%m-%d %H:%M"
+        return f"{self.start:%Y-%m-%d %H:%M} – {self.end.strftime(end)}"
+
+    @property
+    def words(self) -> str:
+        """Return everything about the window in one line."""
+        labels = f", labels for {self.labelled_share:.0%} of its rows" if self.labelled_share is not None else ""
+        return f"{self.monitor}, {self.window}: {self.state}{labels}{f'. {self.reason}' if self.reason else ''}"
+
+
+@dataclass(frozen=True)
+class MlflowPages:
+    """Addresses within MLflow's UI, and the tracking store that they are looked up in."""
+
+    tracking: Any
+    prefix: str
+
+    def run(self, experiment_id: str, run_id: str) -> str:
+        return f"{self.prefix}/#/experiments/{quote(experiment_id)}/runs/{quote(run_id)}"
+
+    def artifact(self, experiment_id: str, run_id: str, path: str) -> str:
+        return f"{self.run(experiment_id, run_id)}/artifacts/{quote(path)}"
+
+    def version(self, model: str, version: str) -> str:
+        return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}"
+
+    def report(self, tag: str) -> str:
+        """Return the address of a report by its tag, which is a URL or RUN_ID[/PATH]; else an empty text."""
+        from mlflow.exceptions import MlflowException
+
+        if tag.startswith(("http://", "https://")):
+            return tag
+        run_id, _, path = tag.partition("/")
+        if not _RUN.fullmatch(run_id):
+            return ""
+        try:
+            experiment = str(self.tracking.get_run(run_id).info.experiment_id)
+        except MlflowException:
+            return ""
+        return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
+
+    def verdicts(self, endpoint: str, created_at: datetime, looked_at: int = _RUNS_LOOKED_AT) -> list[MonitorVerdict]:
+        """Return the latest verdicts of the endpoint's monitors, the newest window first.
+
+        Args:
+            created_at: of the endpoint, to tell it from an earlier one of its name.
+            looked_at: so many of the newest runs.
+        """
+        from mlflow.entities import ViewType
+        from mlflow.exceptions import MlflowException
+
+        try:
+            experiment = self.tracking.get_experiment_by_name(f"onnxserve/{endpoint}")
+            if experiment is None:
+                return []
+            runs = self.tracking.search_runs(
+                [experiment.experiment_id],
+                "tags.`onnxserve.verdict` != ''",
+                ViewType.ACTIVE_ONLY,
+                looked_at,
+                ["tags.`onnxserve.window.start` DESC", "attributes.start_time DESC"],
+            )
+        except MlflowException:
+            return []
+        created = created_at.isoformat()
+        own = [run for run in runs if run.data.tags.get("onnxserve.endpoint.created", created) == created]
+        return [self._verdict(run) for run in own]
+
+    def _verdict(self, run: Any) -> MonitorVerdict:
+        tags, state = run.data.tags, run.data.tags.get("onnxserve.verdict", "")
+        return MonitorVerdict(
+            monitor=tags.get("onnxserve.monitor", ""),
+            start=_moment(tags.get("onnxserve.window.start", "")),
+            end=_moment(tags.get("onnxserve.window.end", "")),
+            state=state,
+            mark="alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine",
+            reason=tags.get("onnxserve.reason", ""),
+            version=tags.get("onnxserve.version", ""),
+            run=self.run(run.info.experiment_id, run.info.run_id),
+            report=self.artifact(run.info.experiment_id, run.info.run_id, "report.html"),
+            labelled_share=run.data.metrics.get("labelled_share"),
+        )
+
+
+def _moment(tag: str) -> datetime | None:
+    """Return the time of a tag in UTC; None for anything else."""
+    try:
+        return datetime.fromisoformat(tag).astimezone(UTC)
+    except ValueError:
+        return None

@@ -1,0 +1,282 @@
+"""The pictures of an endpoint: traffic, latency and errors by version, labels, a rollout's evidence, monitors' windows.
+
+The figures of the traffic come from the server's own history, which is there whether anybody looks or not
+(`server/observability/history.py`); a rollout's evidence and windows that wait from the store; judged windows from
+their runs in MLflow.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from mlflow_deploy_plugin.deployments import (
+    CountedInterval,
+    ObservedEndpoint,
+    Span,
+    VersionCounters,
+    read_server_history,
+    state_dir,
+)
+from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Rollout, Store
+from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, ago_axis, duration, line_chart, since_axis
+from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
+
+SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
+_LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (600, 1200, 1800, 3600), "day": (10800, 21600, 43200, 86400)}
+"""Seconds from left to right: the shortest that holds all there is, since the last is nearly empty at first."""
+_INTERVAL: Mapping[Span, int] = {"hour": 10, "day": 300}
+"""The seconds of an interval of the history."""
+_POINTS = 120
+_LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
+"""A server writes every 10 s, and for the last day every 5 min: after so long it is silent."""
+_CLOCK_SECONDS = 60.0
+"""Two machines' clocks differ by less."""
+_HISTORY_SECONDS = 1.5
+_BARS, _RUNS = 60, 300
+_QUANTILES = {"p99": 0.99, "median": 0.5}
+
+Version = tuple[str, str]
+"""A registered model and its version."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The newest windows of a monitor, oldest first; `earlier` ones are not shown."""
+
+    monitor: str
+    windows: tuple[MonitorVerdict, ...]
+    earlier: int = 0
+
+    @property
+    def latest(self) -> MonitorVerdict:
+        return self.windows[-1]
+
+    @property
+    def alarms(self) -> int:
+        return sum(window.mark == "alarm" for window in self.windows)
+
+
+@dataclass(frozen=True)
+class RolloutPicture:
+    """A rollout with its evidence so far.
+
+    Attributes:
+        steps: the share of each, and whether it is done, now or to come.
+        counts: lines of what was counted in the step.
+    """
+
+    title: str
+    state: str
+    reason: str
+    steps: tuple[tuple[str, str], ...]
+    chart: LineChart
+    counts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one endpoint.
+
+    Attributes:
+        notice: why there are no figures of the traffic, or since when; empty if there are.
+        rollout: the one under way, or the last one.
+    """
+
+    endpoint: str
+    span: Span
+    charts: tuple[LineChart, ...]
+    notice: str = ""
+    rollout: RolloutPicture | None = None
+    timelines: tuple[Timeline, ...] = ()
+
+
+def endpoint_pictures(
+    one: ObservedEndpoint, store: Store, settings: Settings, pages: MlflowPages, span: Span, *, only_traffic: bool
+) -> Pictures:
+    """Return the pictures of an endpoint; with `only_traffic` those that ask neither the store nor MLflow."""
+    name, now = one.endpoint.name, store.now()
+    history = read_server_history(state_dir(name, settings), one.observation.url, span, _HISTORY_SECONDS)
+    charts, notice = traffic_charts(name, history, span, now)
+    if only_traffic:
+        return Pictures(name, span, charts[:3], notice)
+    rollouts = store.rollouts(name)
+    return Pictures(
+        endpoint=name,
+        span=span,
+        charts=charts,
+        notice=notice,
+        rollout=rollout_picture(rollouts[-1], now) if rollouts else None,
+        timelines=timelines(
+            pages.verdicts(name, one.endpoint.created_at, _RUNS),
+            Monitors(store).windows(name, states=("pending", "running", "failed"), limit=_RUNS),
+        ),
+    )
+
+
+def traffic_charts(
+    endpoint: str, history: Sequence[CountedInterval] | Refused, span: Span, now: datetime
+) -> tuple[tuple[LineChart, ...], str]:
+    """Return the charts of requests, latency, errors, and rows and labels; and why there are no newer figures, if so.
+
+    Args:
+        history: the intervals of the span, oldest first, or why there are none.
+    """
+    notice = f"No figures: {history.reason}" if isinstance(history, Refused) else ""
+    intervals = [] if isinstance(history, Refused) else history
+    end = now
+    if intervals:
+        last, late = datetime.fromtimestamp(intervals[-1].at, UTC), now.timestamp() - intervals[-1].at
+        if late > _LATE_SECONDS[span]:
+            notice = f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
+        else:  # the newest figures stand at the right end, whatever the two clocks say
+            end = last
+        if late < -_CLOCK_SECONDS:
+            notice = f"The server's clock is {duration(-late)} ahead of this one"
+    age = end.timestamp() - min((one.at - one.seconds for one in intervals), default=-math.inf)
+    seconds = next((length for length in _LENGTHS[span] if length >= age), _LENGTHS[span][-1])
+    slots = _Slots(endpoint, intervals, end.timestamp(), seconds, max(_INTERVAL[span], seconds // _POINTS))
+    rates, latencies, errors = [], [], []
+    for colour, (name, found) in enumerate(slots.versions().items()):
+        rates.append(Series(name, slots.rates(lambda one: one.requests if one else 0.0, found), colour))
+        for quantile, share in _QUANTILES.items():
+            values = [_milliseconds(one.quantile(share)) if one else None for one in found]
+            latencies.append(Series(f"{name} {quantile}", values, colour, is_thin=quantile == "median"))
+        shares = [100 * one.errors / one.requests if one and one.requests else None for one in found]
+        errors.append(Series(name, shares, colour))
+    rows = slots.rates(lambda found: 60 * sum(one.rows.get(endpoint, 0.0) for one in found), slots.intervals)
+    labels = slots.rates(lambda found: 60 * sum(one.labels for one in found), slots.intervals)
+    axis, empty = ago_axis(end, seconds), f"no requests in the {SPANS[span]}"
+    charts = (
+        line_chart(f"{endpoint}-requests", "Requests", "/s", axis, rates, empty=empty),
+        line_chart(f"{endpoint}-latency", "Latency", "ms", axis, latencies, empty=empty),
+        line_chart(f"{endpoint}-errors", "Errors", "%", axis, errors, empty=empty),
+        line_chart(
+            f"{endpoint}-rows",
+            "Rows and labels",
+            "/min",
+            axis,
+            [Series("rows answered", rows), Series("labels received", labels, 1)],
+            empty=empty,
+        ),
+    )
+    return charts, notice
+
+
+class _Slots:
+    """The counts of a server for an endpoint in the seconds before `end`, in slots of equal length.
+
+    An interval belongs to every slot that it overlaps, so that one which was long leaves no gap.
+    """
+
+    def __init__(
+        self, endpoint: str, intervals: Iterable[CountedInterval], end: float, seconds: int, slot_seconds: int
+    ) -> None:
+        count = seconds // slot_seconds
+        self.intervals: list[list[CountedInterval]] = [[] for _ in range(count)]
+        self._requests: defaultdict[Version, float] = defaultdict(float)
+        self._counted: list[dict[Version, VersionCounters]] = [{} for _ in range(count)]
+        for interval in intervals:
+            own = {key: counted for key, counted in interval.counters.items() if key[0] == endpoint}
+            newest = count - 1 - math.floor((end - interval.at) / slot_seconds)
+            oldest = count - math.ceil((end - interval.at + interval.seconds) / slot_seconds)
+            for slot in range(max(oldest, 0), min(newest, count - 1) + 1):
+                self.intervals[slot].append(interval)
+                for (_, _, model, version), counted in own.items():
+                    known = self._counted[slot].get((model, version))
+                    self._counted[slot][model, version] = known.plus(counted) if known else counted
+                    self._requests[model, version] += counted.requests
+
+    def versions(self) -> dict[str, list[VersionCounters | None]]:
+        """Return by name what the busiest versions have counted in each slot, None where nothing; oldest first."""
+        busiest = sorted(self._requests, key=lambda key: (-self._requests[key], key))[:COLOURS]
+        named = sorted(busiest, key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0, key[1]))
+        is_one_model = len({model for model, _ in named}) == 1
+        return {
+            f"version {version}" if is_one_model else f"{model} {version}": [
+                counted.get((model, version)) for counted in self._counted
+            ]
+            for model, version in named
+        }
+
+    def rates(self, number: Callable[[Any], float], slots: Sequence[Any]) -> list[float | None]:
+        """Return the number of each slot by the second; None where nobody has counted."""
+        covered = (sum(one.seconds for one in found) for found in self.intervals)
+        return [number(slot) / seconds if seconds > 0 else None for slot, seconds in zip(slots, covered, strict=True)]
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds
+
+
+def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
+    """Return the rollout's steps, and the evidence against its version at the looks so far."""
+    until = max(((rollout.ended_at or now) - rollout.created_at).total_seconds(), 0.0)
+    axis = since_axis(rollout.created_at, until)
+    spec, figures = rollout.spec, rollout.figures
+    done = math.inf if rollout.state == "promoted" else rollout.step
+    steps = tuple(
+        (f"{share} %", "done" if index < done else "now" if index == done and rollout.is_live else "to come")
+        for index, share in enumerate(spec.get("steps", ()))
+    )
+    criteria = figures.get("criteria", {})
+    chart = line_chart(
+        f"{rollout.endpoint}-evidence",
+        f"Evidence against version {spec.get('version', '?')}",
+        "%",
+        axis,
+        _evidence(figures.get("trace", ()), [*criteria], until, (axis.end - axis.begin).total_seconds()),
+        limit=100.0,
+        empty="nothing was judged yet",
+    )
+    answered, needed = figures.get("candidate", {}).get("requests", 0), spec.get("min_requests", 0)
+    counts = [f"The candidate has answered {answered:,.0f} requests in this step, {needed:,} are needed"]
+    counts += [f"{text}: {one.get('figures', '')}" for text, one in criteria.items()]
+    title = f"Rollout from version {spec.get('before_version', '?')} to {spec.get('version', '?')}"
+    return RolloutPicture(title, rollout.state, rollout.reason, steps, chart, tuple(counts))
+
+
+def _evidence(trace: Sequence[Any], criteria: Sequence[str], until: float, seconds: float) -> list[Series]:
+    """Return a line for each criterion: at each point the share in percent that the last look before it found.
+
+    Args:
+        until: the seconds since the rollout's beginning, up to now or to its end; of `seconds` that the chart has.
+    """
+    shown: dict[str, list[float | None]] = {text: [None] * _POINTS for text in criteria}
+    with suppress(TypeError, ValueError, AttributeError):  # another onnxserve has written it otherwise
+        for at, _, shares in trace:
+            slot = int((_POINTS - 1) * min(max(at / seconds, 0), 1))
+            for text, share in shares.items():
+                if text in shown and share is not None:
+                    shown[text][slot] = 100 * share
+    now = math.ceil((_POINTS - 1) * min(until / seconds, 1))
+    for values in shown.values():
+        for slot in range(1, now + 1):
+            values[slot] = values[slot - 1] if values[slot] is None else values[slot]
+    return [Series(text, values, colour) for colour, (text, values) in enumerate(shown.items())]
+
+
+def timelines(judged: Iterable[MonitorVerdict], waiting: Iterable[MonitorWindow]) -> tuple[Timeline, ...]:
+    """Return the timeline of each monitor, by name.
+
+    Args:
+        judged: the windows that have a run; of several for one window, the newest first.
+        waiting: the windows that are still to be judged, or were given up.
+    """
+    others = []
+    for one in waiting:
+        mark: Mark = "failed" if one.state == "failed" else "waiting"
+        others.append(MonitorVerdict(one.monitor, one.start, one.end, one.state, mark, one.reason))
+    found: dict[tuple[str, datetime, datetime], MonitorVerdict] = {}
+    for window in (*judged, *others):
+        if window.start is not None and window.end is not None:
+            found.setdefault((window.monitor, window.end, window.start), window)
+    by_monitor: defaultdict[str, list[MonitorVerdict]] = defaultdict(list)
+    for (monitor, *_), window in sorted(found.items(), key=lambda item: item[0]):
+        by_monitor[monitor].append(window)
+    return tuple(Timeline(name, tuple(all_of[-_BARS:]), len(all_of[:-_BARS])) for name, all_of in by_monitor.items())

@@ -1,0 +1,114 @@
+// Keeps the pictures in sight up to date, and reads values off a line under the pointer or by the arrow keys.
+// Nothing moves by itself: new pictures take the place of old ones.
+"use strict";
+
+const EVERY_MS = 5000, PATIENCE_MS = 15000, POINTS = 100;
+
+class Live {
+  constructor(place) {
+    this.place = place;
+    this.isInSight = false;
+    this.dueAt = place.childElementCount ? performance.now() + EVERY_MS : 0;
+    this.state = place.parentElement.querySelector("[data-live-state]");
+  }
+
+  async refresh() {
+    if (!this.isInSight || document.hidden || this.isBusy || performance.now() < this.dueAt || reading === this.place) return;
+    this.isBusy = true;
+    try {
+      const answer = await fetch(this.place.dataset.live, { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "error" });
+      const text = await answer.text();
+      if (!answer.ok) throw new Error(answer.headers.get("content-type")?.startsWith("text/plain") ? text : `MLflow answers ${answer.status}`);
+      this.show(text);
+      this.say("");
+    } catch (error) {
+      this.say(`Not up to date since ${this.shownAt ?? "the page was loaded"}: ${error.name === "TypeError" || error.name === "TimeoutError" ? "MLflow does not answer" : error.message}`);
+    } finally {
+      this.isBusy = false;
+      this.dueAt = performance.now() + EVERY_MS;
+    }
+  }
+
+  show(html) {
+    this.shownAt = new Date().toLocaleTimeString();
+    const focused = this.place.contains(document.activeElement) ? document.activeElement.id : "";
+    this.place.innerHTML = html; // of this server, which escapes what it puts in; the page's policy runs no script in it
+    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+  }
+
+  say(text) {
+    if (this.state && this.state.textContent !== text) this.state.textContent = text;
+  }
+}
+
+let reading = null; // the place whose chart a reader has values shown of: it stands still meanwhile
+
+function readAt(figure, share) {
+  const svg = figure.querySelector(".plot svg"), { top, unit, begin, end } = figure.dataset;
+  const at = Number(begin) + share * (end - begin), found = [];
+  for (const path of svg.querySelectorAll("path[data-name]")) {
+    const value = valueAt(path, share * 1000);
+    if (value !== null) found.push(`${path.dataset.name} ${short((1 - value / 100) * top)} ${unit}`);
+  }
+  const tip = figure.querySelector(".tip") ?? figure.querySelector(".plot").appendChild(Object.assign(document.createElement("p"), { className: "tip" }));
+  tip.setAttribute("role", "status");
+  tip.textContent = [new Date(at * 1000).toLocaleTimeString(), ...found].join("\n");
+  const marker = figure.querySelector(".marker") ?? figure.querySelector(".plot").appendChild(Object.assign(document.createElement("i"), { className: "marker" }));
+  for (const one of [tip, marker]) one.style.setProperty("--at", share);
+  tip.classList.toggle("to-the-left", share > 0.5);
+  figure.dataset.share = share;
+  reading = figure.closest("[data-live]");
+}
+
+function valueAt(path, x) {
+  // the point of the path that is nearest, unless a gap lies there
+  let nearest = null;
+  for (const [, px, py] of path.getAttribute("d").matchAll(/[ML]([\d.]+) ([\d.]+)/g)) {
+    if (nearest === null || Math.abs(px - x) < Math.abs(nearest[0] - x)) nearest = [Number(px), Number(py)];
+  }
+  return nearest && Math.abs(nearest[0] - x) < 12 ? nearest[1] : null;
+}
+
+const short = (value) => (value >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3))));
+
+function stopReading(figure) {
+  figure.querySelectorAll(".tip, .marker").forEach((one) => one.remove());
+  reading = null;
+}
+
+document.addEventListener("pointermove", (event) => {
+  const plot = event.target.closest?.(".plot"), svg = plot?.querySelector("svg");
+  if (!svg || !svg.querySelector("path[data-name]")) return;
+  const box = svg.getBoundingClientRect(), share = (event.clientX - box.left) / box.width;
+  if (share >= 0 && share <= 1) readAt(plot.closest("figure"), share);
+});
+document.addEventListener("pointerout", (event) => {
+  const figure = event.target.closest?.("figure.chart");
+  if (figure && !figure.contains(event.relatedTarget)) stopReading(figure);
+});
+document.addEventListener("focusout", (event) => {
+  if (event.target.matches?.("figure.chart")) stopReading(event.target);
+});
+document.addEventListener("keydown", (event) => {
+  const figure = event.target;
+  if (!figure.matches?.("figure.chart") || !figure.querySelector("path[data-name]")) return;
+  if (event.key === "Escape") return stopReading(figure);
+  const now = Number(figure.dataset.share ?? 1);
+  const to = { ArrowLeft: now - 1 / POINTS, ArrowRight: now + 1 / POINTS, Home: 0, End: 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  readAt(figure, Math.min(Math.max(to, 0), 1));
+});
+
+const places = new Map([...document.querySelectorAll("[data-live]")].map((place) => [place, new Live(place)]));
+const watcher = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) places.get(entry.target).isInSight = entry.isIntersecting;
+    refreshAll();
+  },
+  { rootMargin: "200px" },
+);
+const refreshAll = () => places.forEach((live) => live.refresh());
+places.forEach((_, place) => watcher.observe(place));
+document.addEventListener("visibilitychange", refreshAll);
+setInterval(refreshAll, 1000);

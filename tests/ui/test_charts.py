@@ -1,0 +1,153 @@
+"""Series of any values become a picture that is well-formed, within its box, and says in words what it shows."""
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mlflow_deploy_plugin.ui.charts import (
+    COLOURS,
+    HEIGHT,
+    WIDTH,
+    LineChart,
+    Series,
+    ago_axis,
+    duration,
+    line_chart,
+    nice_top,
+    shown,
+    since_axis,
+)
+from mlflow_deploy_plugin.ui.pictures import Pictures
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+TEMPLATES = Environment(
+    loader=PackageLoader("mlflow_deploy_plugin.ui"), autoescape=True, undefined=StrictUndefined
+).get_template("onnxserve_pictures.html")
+
+
+def chart(*values: list[float | None], **more: float) -> LineChart:
+    series = [Series(f"version {number}", one, number) for number, one in enumerate(values)]
+    return line_chart("f-requests", "Requests", "/s", ago_axis(NOON, 3600), series, empty="no requests", **more)
+
+
+def drawn(chart: LineChart) -> ElementTree.Element:
+    """The chart as the page has it, parsed as XML."""
+    html = TEMPLATES.render(pictures=Pictures("f", "hour", (chart,)))
+    return ElementTree.fromstring(f"<div>{html}</div>")
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+) (\S+)", path)]
+
+
+@given(
+    st.lists(st.lists(st.none() | st.floats(), max_size=30), max_size=COLOURS + 2),
+    st.text(st.characters(exclude_categories=["Cs", "Cc"])),
+    st.none() | st.floats(0.1, 1000),
+)
+def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(
+    values: list[list[float | None]], name: str, limit: float | None
+) -> None:
+    series = [Series(name, one, number) for number, one in enumerate(values)]
+    made = line_chart("f-x", name, "ms", ago_axis(NOON, 3600), series, limit=limit)
+
+    html = drawn(made)
+
+    for line, one in zip(made.lines, values, strict=True):
+        found = points(line.path)
+        assert len(found) == sum(v is not None and math.isfinite(v) and v <= 1e12 for v in one)
+        assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in found)
+        assert line.colour < COLOURS
+    assert made.limit is None or 0 <= made.limit <= HEIGHT
+    (svg,) = html.findall(".//figure//div/svg")
+    assert svg.get("aria-label") == made.summary
+    assert 1 <= made.top < math.inf
+
+
+@given(st.floats(1e-6, 1e12))
+def test_the_axis_ends_at_a_short_number_not_far_above_the_values(value: float) -> None:
+    top = nice_top(value)
+    assert value <= top <= 2.0001 * value
+    assert float(f"{top:.0e}") == pytest.approx(top)
+
+
+def test_a_gap_is_no_line_and_a_value_alone_is_a_dot() -> None:
+    (line,) = chart([1.0, 2.0, None, 4.0, math.nan]).lines
+    assert line.path == "M0.0 75.0 L250.0 50.0 M750.0 0.0 h0"
+    assert line.last == "–"
+
+
+def test_one_point_is_a_dot() -> None:
+    (line,) = chart([3.0]).lines
+    assert (line.path, line.last) == ("M0.0 25.0 h0", "3 /s")
+
+
+def test_the_picture_says_in_words_what_it_shows() -> None:
+    assert chart([1.0, 12.0], [None, 0.5]).summary == (
+        "Requests, from 2026-11-21 11:00 to 12:00 UTC. "
+        "version 0: now 12 /s, highest 12 /s; version 1: now 0.5 /s, highest 0.5 /s."
+    )
+
+
+def test_of_nothing_it_says_so() -> None:
+    for made in (chart(), chart([]), chart([None, math.inf])):
+        assert (made.empty, made.ticks) == ("no requests", ("1", "0.5", "0"))
+        assert "no requests" in "".join(drawn(made).itertext())
+
+
+def test_noise_about_nothing_does_not_fill_the_picture_and_a_limit_has_room() -> None:
+    assert chart([0.001]).top == 1
+    made = chart([20.0], limit=100.0)
+    assert (made.top, made.limit) == (100, 0)
+
+
+def test_names_that_are_html_stay_text() -> None:
+    made = line_chart("f-x", "<b>", "%", ago_axis(NOON, 60), [Series('"><script>', [1.0])])
+    html = drawn(made)
+    assert html.find(".//script") is None
+    assert html.find(".//path[@data-name]").get("data-name") == '"><script>'  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (90, "90 s"),
+        (2700, "45 min"),
+        (3600, "60 min"),
+        (5400, "90 min"),
+        (9000, "2.5 h"),
+        (200_000, "2.31 d"),
+    ],
+)
+def test_durations_are_short(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "– ms"),
+        (0.0, "0 ms"),
+        (0.0456, "0.0456 ms"),
+        (12.345, "12.3 ms"),
+        (1234.5, "1,234 ms"),
+        (23456.0, "23.5 k ms"),
+        (4.2e6, "4.2 M ms"),
+    ],
+)
+def test_numbers_are_short(value: float | None, said: str) -> None:
+    assert shown(value, "ms") == (said if value is not None else "–")
+
+
+def test_the_ticks_of_an_axis() -> None:
+    assert ago_axis(NOON, 3600).ticks == ("60 min ago", "45 min", "30 min", "15 min", "now")
+    growing = since_axis(NOON, 300)
+    assert (growing.ticks, growing.end) == (("start", "2 min", "4 min", "6 min", "8 min"), NOON + timedelta(minutes=8))
+    assert since_axis(NOON, 20 * 86400).ticks[-1] == "20 d"

@@ -1,0 +1,284 @@
+"""The pictures of an endpoint, from what its server, the store and MLflow know; and as the page has them."""
+
+import math
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import orjson
+import pytest
+
+from mlflow_deploy_plugin.deployments import CountedInterval, VersionCounters, state_dir
+from mlflow_deploy_plugin.deployments.server_metrics import parse_server_history
+from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.settings import load_settings
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.store import Monitors, Rollout
+from mlflow_deploy_plugin.ui import overview
+from mlflow_deploy_plugin.ui.charts import LineChart
+from mlflow_deploy_plugin.ui.mlflow_pages import MonitorVerdict
+from mlflow_deploy_plugin.ui.pictures import rollout_picture, timelines, traffic_charts
+from tests.support.console import PAGE
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+HOUR = [NOW.timestamp() - 10 * left for left in reversed(range(360))]
+
+
+def interval(at: float, *, seconds: float = 10.0, labels: float = 0, **requests: float) -> CountedInterval:
+    """Ten seconds in which versions of `m` have answered so many requests each, in 2 to 4 ms, a tenth with an error."""
+    counters = {
+        ("f", "main", "m", version.removeprefix("v")): VersionCounters(
+            number, number / 10, {0.002: 0.0, 0.004: number, math.inf: number}
+        )
+        for version, number in requests.items()
+    }
+    return CountedInterval(at, seconds, counters, {"f": sum(requests.values())}, labels)
+
+
+def charts(*history: CountedInterval, now: datetime = NOW) -> tuple[dict[str, LineChart], str]:
+    found, notice = traffic_charts("f", history, "hour", now)
+    return {chart.title: chart for chart in found}, notice
+
+
+def last(chart: LineChart) -> dict[str, str]:
+    return {line.name: line.last for line in chart.lines}
+
+
+def test_requests_latency_errors_rows_and_labels_by_version() -> None:
+    found, notice = charts(*(interval(at, v9=50, v10=5, labels=6) for at in HOUR))
+
+    assert last(found["Requests"]) == {"version 9": "5 /s", "version 10": "0.5 /s"}
+    assert last(found["Latency"])["version 9 p99"] == "3.98 ms"
+    assert last(found["Latency"])["version 10 median"] == "3 ms"
+    assert last(found["Errors"]) == {"version 9": "10 %", "version 10": "10 %"}
+    assert last(found["Rows and labels"]) == {"rows answered": "330 /min", "labels received": "36 /min"}
+    assert {line.name: line.colour for line in found["Errors"].lines} == {"version 9": 0, "version 10": 1}
+    assert (notice, found["Requests"].axis.ticks[0]) == ("", "60 min ago")
+
+
+def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero() -> None:
+    busy, idle = [interval(at, v1=20) for at in HOUR[:60]], [interval(at) for at in HOUR[60:120] + HOUR[240:]]
+    found, _ = charts(*busy, *idle)
+
+    (line,) = found["Requests"].lines
+    assert line.path.count("M") == 2
+    assert line.last == "0 /s"
+    (errors,) = found["Errors"].lines
+    assert (errors.path.count("M"), errors.last) == (1, "–")  # of no requests none has failed, and none has not
+
+
+def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> None:
+    found, _ = charts(*(interval(at, seconds=40 if at == HOUR[-2] else 10, v1=1) for at in (*HOUR[-9:-5], *HOUR[-2:])))
+
+    assert found["Requests"].axis.ticks == ("10 min ago", "7.5 min", "5 min", "2.5 min", "now")
+    (line,) = found["Requests"].lines
+    assert line.path.count("M") == 1
+
+
+def test_one_interval_is_a_dot() -> None:
+    found, _ = charts(interval(HOUR[-1], v1=10))
+    assert found["Requests"].lines[0].path.endswith("h0")
+
+
+@pytest.mark.parametrize(
+    ("late", "said"),
+    [
+        (0, ""),
+        (59, ""),
+        (61, "No figures since 2026-11-21 12:00:00 UTC: the server or its agent does not run"),
+        (-59, ""),
+        (-3600, "The server's clock is 60 min ahead of this one"),
+    ],
+)
+def test_a_server_that_is_silent_and_a_clock_that_is_wrong_are_said(late: float, said: str) -> None:
+    found, notice = charts(interval(HOUR[-1], v1=10), now=NOW + timedelta(seconds=late))
+    assert notice == said
+    assert found["Requests"].lines[0].path
+
+
+def test_without_figures_the_picture_says_why() -> None:
+    found, notice = traffic_charts("f", Refused("nothing answers there"), "hour", NOW)
+    assert notice == "No figures: nothing answers there"
+    assert {chart.empty for chart in found} == {"no requests in the last hour"}
+    assert {chart.empty for chart in traffic_charts("f", [], "day", NOW)[0]} == {"no requests in the last day"}
+
+
+def test_versions_of_several_models_have_their_names_and_of_many_the_busiest_are_shown() -> None:
+    one = interval(HOUR[-1], **{f"v{number}": float(number) for number in range(1, 10)})
+    found, _ = charts(one)
+    assert [*last(found["Requests"])] == [f"version {number}" for number in range(4, 10)]
+    both = CountedInterval(
+        HOUR[-1], 10, {("f", "a", "x", "1"): VersionCounters(1), ("f", "b", "y", "1"): VersionCounters(2)}
+    )
+    assert [*last(charts(both)[0]["Requests"])] == ["x 1", "y 1"]
+
+
+def test_figures_that_are_none_are_a_gap() -> None:
+    found, _ = charts(interval(HOUR[-2], v1=math.nan), interval(HOUR[-1], v1=math.inf))
+    assert [line.path for line in found["Requests"].lines] == [""]
+
+
+def rollout(state: str = "stepping", step: int = 1, ended_at: datetime | None = None, **figures: Any) -> Rollout:
+    spec = {"steps": [1, 10, 100], "version": "7", "before_version": "6", "min_requests": 100}
+    begun = NOW - timedelta(seconds=90)
+    return Rollout(1, "f", spec, state, step, begun, figures, "", begun, NOW, ended_at)
+
+
+def test_a_rollout_s_evidence_is_a_line_for_each_criterion() -> None:
+    criterion = {"figures": "2.00% of 100 requests to version 7 failed", "log_evidence": 4.5, "log_evidence_needed": 5}
+    trace = [[at, 0, {"error_rate>1%": at / 100}] for at in range(0, 91, 10)]
+    picture = rollout_picture(
+        rollout(trace=trace, criteria={"error_rate>1%": criterion}, candidate={"requests": 100}), NOW
+    )
+
+    assert picture.title == "Rollout from version 6 to 7"
+    assert picture.steps == (("1 %", "done"), ("10 %", "now"), ("100 %", "to come"))
+    (line,) = picture.chart.lines
+    assert (picture.chart.limit, picture.chart.axis.ticks[-1]) == (0.0, "2 min")
+    assert line.path.startswith("M0.0 100.0")
+    assert re.search(r"L(\d+)\.\d 10\.0$", line.path)[1] == "756"  # type: ignore[index]
+    assert picture.counts[1] == "error_rate>1%: 2.00% of 100 requests to version 7 failed"
+
+
+@pytest.mark.parametrize("figures", [{}, {"trace": [[1]], "criteria": {"p99>2x": {}}}, {"trace": [3], "criteria": {}}])
+def test_evidence_that_another_onnxserve_has_written_is_left_out(figures: dict[str, Any]) -> None:
+    assert rollout_picture(rollout(**figures), NOW).chart.empty == "nothing was judged yet"
+
+
+def test_a_rollout_that_has_ended_has_no_step_now() -> None:
+    assert [place for _, place in rollout_picture(rollout("promoted", 2, NOW), NOW).steps] == ["done"] * 3
+    ended = rollout_picture(rollout("rolled_back", 1, NOW), NOW + timedelta(days=3))
+    assert [place for _, place in ended.steps] == ["done", "to come", "to come"]
+    assert ended.chart.axis.ticks[-1] == "2 min"
+
+
+def verdict(monitor: str, day: int, state: str = "no drift", **more: Any) -> MonitorVerdict:
+    start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day)
+    return MonitorVerdict(monitor, start, start + timedelta(days=1), state, "fine", **more)
+
+
+def test_a_timeline_has_the_newest_windows_in_their_order_and_the_newest_verdict_of_each() -> None:
+    judged = [verdict("drift", 3), verdict("drift", 2, "drift"), verdict("drift", 2), verdict("hits", 1)]
+    (drift, hits) = timelines(judged, [])
+    assert [(one.window, one.state) for one in drift.windows] == [("2026-01-03", "drift"), ("2026-01-04", "no drift")]
+    assert (hits.monitor, len(hits.windows)) == ("hits", 1)
+
+
+def test_of_a_thousand_windows_sixty_are_shown() -> None:
+    (found,) = timelines([verdict("drift", day) for day in range(1000)], [])
+    assert (len(found.windows), found.earlier, found.latest.window) == (60, 940, "2028-09-26")
+
+
+def history_line(at: float, **requests: int) -> bytes:
+    counted = [["f", "main", "m", version.removeprefix("v"), "200", number] for version, number in requests.items()]
+    return orjson.dumps({"at": at, "seconds": 10, "requests": counted, "durations": [], "rows": {}, "labels": 0})
+
+
+@pytest.fixture
+def drawn(mlflow_app: Any) -> Iterator[str]:
+    """An endpoint `f` whose server has just ended, after an hour of requests."""
+    folder = state_dir("f", load_settings()) / "history"
+    folder.mkdir(parents=True)
+    lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(1, 361))]
+    (folder / "hour.jsonl").write_bytes(b"\n".join(lines))
+    mlflow_app.store.add_endpoint("onnxserve", new_endpoint("f", f"models:/{mlflow_app.model()}/1"))
+    yield "f"
+    mlflow_app.store.remove_endpoint("f")
+    (folder / "hour.jsonl").unlink()
+    folder.rmdir()
+
+
+def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(mlflow_app: Any, drawn: str) -> None:
+    mlflow_app.store.add_rollout("f", {"steps": [10, 100], "version": "4", "before_version": "3"}, "stepping")
+    start = datetime(2026, 11, 20, tzinfo=UTC)
+    Monitors(mlflow_app.store).add("f", "drift", start, start + timedelta(days=1))
+    experiment = mlflow.MlflowClient().create_experiment("onnxserve/f")
+    times = {"start": "2026-11-19T00:00:00+00:00", "end": "2026-11-20T00:00:00+00:00"}
+    tags = {"verdict": "drift", "monitor": "drift", **{f"window.{at}": time for at, time in times.items()}}
+    run = mlflow.MlflowClient().create_run(experiment, tags={f"onnxserve.{key}": tag for key, tag in tags.items()})
+
+    small = mlflow_app.client.get(PAGE).get_data(as_text=True)
+    whole = mlflow_app.client.get(f"{PAGE}?endpoint=f").get_data(as_text=True)
+
+    assert 'aria-label="Requests, from' in small
+    assert "version 3: now 7 /s, highest 7 /s" in small
+    assert "Rows and labels" not in small
+    assert f'data-live="{PAGE}/pictures?endpoint=f&amp;whole=1&amp;span=hour"' in whole
+    assert "Rollout from version 3 to 4" in whole
+    assert "nothing was judged yet" in whole
+    report = f'href="/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/report.html"'
+    assert re.search(rf'class="window window-alarm" {report} title="drift, 2026-11-19: drift"', whole)
+    assert 'class="window window-waiting" title="drift, 2026-11-20: pending"' in whole
+
+
+def test_the_script_gets_the_pictures_alone(mlflow_app: Any, drawn: str) -> None:
+    answer = mlflow_app.client.get(f"{PAGE}/pictures?endpoint=f&span=day&whole=1")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    html = answer.get_data(as_text=True)
+    assert "<html" not in html
+    assert "no requests in the last day" in html
+
+
+@pytest.mark.parametrize("path", [f"{PAGE}/pictures?endpoint=nobody", f"{PAGE}?endpoint=nobody", f"{PAGE}/pictures"])
+def test_of_an_endpoint_that_is_not_there_nothing_is_shown_nor_named(mlflow_app: Any, drawn: str, path: str) -> None:
+    answer = mlflow_app.client.get(path)
+    html = answer.get_data(as_text=True)
+    assert answer.status_code == 404
+    assert "there is no endpoint" in html
+    assert "flights" not in html
+
+
+def test_a_history_that_cannot_be_read_is_said(mlflow_app: Any, drawn: str) -> None:
+    file = state_dir("f", load_settings()) / "history" / "hour.jsonl"
+    file.write_bytes(b'{"labels":{}}')
+    assert "No figures: its history cannot be read" in mlflow_app.client.get(PAGE).get_data(as_text=True)
+
+
+def test_a_store_that_does_not_answer_is_said(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trail = mlflow_app.app.extensions["onnxserve"]
+    monkeypatch.setattr(trail, "_store", None)
+    monkeypatch.setattr(trail, "_url", "sqlite:////proc/nobody/can/write/here.db")
+    answer = mlflow_app.client.get(f"{PAGE}/pictures?endpoint=f")
+    assert (answer.status_code, answer.mimetype) == (503, "text/plain")
+    assert "the store at sqlite:////proc/nobody" in answer.get_data(as_text=True)
+
+
+def test_fifty_endpoints_with_pictures_take_hardly_longer_than_without(
+    mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, lines = mlflow_app.model(), [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(360))]
+    for number in range(50):
+        mlflow_app.store.add_endpoint("onnxserve", new_endpoint(f"many-{number}", f"models:/{model}/1"))
+        folder = state_dir(f"many-{number}", load_settings()) / "history"
+        folder.mkdir(parents=True)
+        (folder / "hour.jsonl").write_bytes(b"\n".join(lines))
+    seconds: dict[int, list[float]] = {0: [], 6: []}
+    for _ in range(3):
+        for drawn, taken in seconds.items():
+            monkeypatch.setattr(overview, "_DRAWN", drawn)
+            begun = time.process_time()
+            html = mlflow_app.client.get(PAGE).get_data(as_text=True)
+            taken.append(time.process_time() - begun)
+            assert html.count("data-live=") >= 50
+    for number in range(50):
+        mlflow_app.store.remove_endpoint(f"many-{number}")
+
+    assert min(seconds[6]) < 1.5 * min(seconds[0])
+
+
+def test_the_file_is_read_as_the_server_writes_it(drawn: str) -> None:
+    lines = (state_dir("f", load_settings()) / "history" / "hour.jsonl").read_bytes()
+    assert len(parse_server_history(lines)) == 360
+
+
+def test_the_folder_of_an_endpoint_of_another_machine_is_not_there(tmp_path: Path) -> None:
+    from mlflow_deploy_plugin.deployments import read_server_history
+
+    found = read_server_history(tmp_path / "nowhere", "", "hour")
+    assert isinstance(found, Refused)
+    assert found.reason == "the server does not run"
