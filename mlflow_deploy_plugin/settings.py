@@ -72,6 +72,11 @@ class Settings(BaseModel):
         description="Model that `onnxserve serve` serves where neither an option nor a spec names one; images that "
         "follow the registry have it.",
     )
+    listener: Path | None = Field(
+        default=None,
+        description="Unix socket at which a server gets a listening socket that it shares with the server whose place "
+        "it takes, beside its own at 127.0.0.1; the docker target sets it.",
+    )
     insecure: bool = Field(
         default=False, description="As `onnxserve serve --insecure`, for containers behind a gateway with its own auth."
     )

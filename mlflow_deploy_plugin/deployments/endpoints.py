@@ -90,7 +90,8 @@ class Endpoints:
             try:
                 self._serve_new(backend, spec, placed)
             except BaseException as error:  # also Ctrl-C: a user who gives up waiting wants nothing left behind
-                backend.remove(spec.name)
+                with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
+                    backend.remove(spec.name)
                 self.store.remove_endpoint(spec.name, why=_undo_reason(error))
                 raise
 

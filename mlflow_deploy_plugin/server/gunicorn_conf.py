@@ -30,20 +30,20 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
 """The class of each worker, and the function that makes its application."""
 
 
-def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: int | None = None) -> list[str]:
+def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, *listeners: int) -> list[str]:
     """Return the command that serves the state folder on `port`, run in any folder, until SIGTERM.
 
     SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. Nothing is preloaded: each worker
     makes its application, and loads its models, after the fork, since ONNX Runtime's threads do not survive one.
 
     Args:
-        listener: the file descriptor, inherited by the command, of a socket that is bound already.
+        listeners: the file descriptors, inherited by the command, of sockets that are bound already; the second is
+            shared with other servers.
     """
     worker, application = _WORKERS[server.worker_class]
     host = f"[{server.host}]" if ":" in server.host and not server.host.startswith("[") else server.host  # IPv6
     options = {
         "--config": f"python:{__name__}",
-        "--bind": f"{host}:{port}" if listener is None else f"fd://{listener}",
         "--workers": server.workers,
         "--worker-class": f"{_HTTP}.{worker}",
         "--threads": server.threads,
@@ -57,6 +57,8 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, listener: i
     if server.certfile and server.keyfile:
         options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
     command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
+    for address in [f"fd://{one}" for one in listeners] or [f"{host}:{port}"]:
+        command += ["--bind", address]
     for name, value in options.items():
         command += [name, str(value)]
     return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]
@@ -89,13 +91,20 @@ def post_worker_init(worker: Any) -> None:
     """Wait until the versions are loaded, and open the gRPC listener if the spec has a port.
 
     The kernel keeps new clients until some worker accepts them, so that nobody gets a 503 from a worker that replaces a
-    dead one. After `_MAX_LOAD_SECONDS` it accepts all the same: then `/ping` can say what is wrong. The worker's class
+    dead one. After `_MAX_LOAD_SECONDS` it accepts all the same: then `/ping` can say what is wrong. But a worker that
+    shares its listener with another server takes no client from that one before it can answer. The worker's class
     calls `grpc.drain()` when it is told to end, so that both drain at the same time.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
-    while worker.alive and time.monotonic() < deadline:
-        if worker.server.repository.wait_until_applied(_NOTIFY_SECONDS):
+    repository, is_shared = worker.server.repository, len(worker.sockets) > 1
+    while worker.alive:
+        is_applied, is_late = repository.wait_until_applied(_NOTIFY_SECONDS), time.monotonic() >= deadline
+        if not is_shared and (is_applied or is_late):
             break
+        if is_shared and is_applied:
+            if repository.is_complete or (is_late and not repository.not_ready_reason()):
+                break
+            time.sleep(_NOTIFY_SECONDS)
         worker.notify()
     spec = worker.server.spec
     if spec.grpc_port is not None:

@@ -30,6 +30,7 @@ from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
 from mlflow_deploy_plugin.processes import SupervisedChild, SupervisedChildren, adopt_orphans, watched_signals
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import (
@@ -88,12 +89,13 @@ def supervise(
         )
     if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
-    with reserve_grpc_port(server):
-        listener = open_listener(server.host, server.port)
+    with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
+        # clients come by the shared one; at its own address the server is asked whether it is ready
+        listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched_signals())
         adopt_orphans()
         try:
-            _Supervisor(state_dir, server, listener, follow, announce).run(refresh or (lambda: None))
+            _Supervisor(state_dir, server, listener, shared, follow, announce).run(refresh or (lambda: None))
         finally:
             listener.close()
             (state_dir / SERVER).unlink(missing_ok=True)
@@ -110,18 +112,22 @@ class _Supervisor:
         state_dir: Path,
         server: ServerSpec,
         listener: socket.socket,
+        shared: SharedListener | None,
         follow: bool,
         announce: Callable[[str], None],
     ) -> None:
         self._state_dir = state_dir
         self._server = server
         self._listener = listener
+        self._shared = shared
         self._announce = announce
         self._agent_command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(state_dir)]
         if not follow:
             self._agent_command.append("--no-follow")
         self._port = int(listener.getsockname()[1])
-        self._url = reachable_url(server.host, self._port, "https" if server.certfile else "http")
+        self._url = reachable_url(
+            server.host if shared is None else "127.0.0.1", self._port, "https" if server.certfile else "http"
+        )
         self._started_at = time.time()
         self._children = SupervisedChildren()
         self._signals = watched_signals()
@@ -169,6 +175,8 @@ class _Supervisor:
             self._children.reap()
             self._check_gunicorn()
             self._check_agent()
+            if self._shared is not None and self._shared.is_gone:
+                raise DeploymentFailed("the process that holds the listening socket has ended")
 
     def _check_gunicorn(self) -> None:
         """Start gunicorn again if its pause is over. If it has been killed, let the pause begin.
@@ -232,9 +240,9 @@ class _Supervisor:
         self._agent = self._children.start(self._agent_command)
 
     def _start_gunicorn(self) -> None:
-        descriptor = self._listener.fileno()
-        command = gunicorn_command(self._state_dir, self._server, self._port, descriptor)
-        self._gunicorn = self._children.start(command, [descriptor])
+        descriptors = [one.fileno() for one in (self._listener, self._shared and self._shared.listener) if one]
+        command = gunicorn_command(self._state_dir, self._server, self._port, *descriptors)
+        self._gunicorn = self._children.start(command, descriptors)
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:
@@ -266,6 +274,8 @@ class _Supervisor:
     def _end(self) -> None:
         """End gunicorn first, so that the agent ships what the last requests have left; leave no process behind."""
         self._listener.close()  # it is gunicorn's alone now: when that closes it, connections are refused
+        if self._shared is not None:
+            self._shared.listener.close()
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
             if self._restart_gunicorn_at < math.inf:  # it was killed, and its workers may still write to the spool

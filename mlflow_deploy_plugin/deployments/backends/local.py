@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -49,10 +50,10 @@ from mlflow_deploy_plugin.statedir import (
 
 FIRST_PORT = 8080
 _PORTS_TRIED = 1000
-_STOP_MARGIN_SECONDS = 40  # beyond the time for requests: the agent ships the captured rows
-_STARTING = "the server is being started"
-_EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
-_STOPPED = "stopped"
+STOP_MARGIN_SECONDS = 40  # beyond the time for requests: the agent ships the captured rows
+STARTING = "the server is being started"
+EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
+STOPPED = "stopped"
 """A file in the state folder: the server was stopped on purpose, so that it is not missed."""
 _POLL_SECONDS = 0.1
 _PING_SECONDS = 2.0
@@ -132,11 +133,13 @@ class LocalBackend:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(folder / SPEC, dump_spec(spec).encode())
         if pid is None:
-            (folder / _STOPPED).unlink(missing_ok=True)
+            (folder / STOPPED).unlink(missing_ok=True)
             progress(f"{spec.name}: starting the server on port {spec.server.port}")
             pid = supervisor.start(folder, server_environment(folder, self.settings))
         try:
-            wait_until_served(spec, folder, before, pid, self.settings.ready_timeout_seconds, progress)
+            wait_until_served(
+                spec, folder, before, partial(_why_ended, folder, pid), self.settings.ready_timeout_seconds, progress
+            )
         except BaseException:
             if is_new:
                 _end(folder, pid, spec.server)
@@ -147,20 +150,20 @@ class LocalBackend:
         """Return the state of the endpoint's server now."""
         folder = state_dir(spec.name, self.settings)
         if not spec.variants:
-            return Observation("empty", _EMPTY.format(name=spec.name))
+            return Observation("empty", EMPTY.format(name=spec.name))
         log = str(folder / LOG)
         server = read_state(folder / SERVER, ServerState)
         if server is None or server.pid != _supervisor_pid(folder):
             if is_locked(lock_path(spec.name, self.settings)) or supervisor.find(folder) is not None:
-                return Observation("starting", _STARTING, log=log)
-            if (folder / _STOPPED).exists():
+                return Observation("starting", STARTING, log=log)
+            if (folder / STOPPED).exists():
                 return Observation("stopped", f"`onnxserve start {spec.name}` starts it", log=log)
             last_line = f"; last in its log: {line}" if (line := final_error(folder)) else ""
             gone = f"the server is gone; `onnxserve start {spec.name}` brings it back{last_line}"
             return Observation("failed", gone, log=log)
         applied = read_applied_spec(folder, spec)
         agent = read_state(folder / AGENT, AgentState)
-        state, reason = _server_state(server, applied)
+        state, reason = server_state(server, applied)
         return Observation(
             state=state,
             reason=reason,
@@ -186,7 +189,7 @@ class LocalBackend:
             if pid is not None:
                 _end(folder, pid, spec.server if spec is not None else ServerSpec())
         if folder.exists():
-            (folder / _STOPPED).touch()
+            (folder / STOPPED).touch()
 
     def remove(self, name: str) -> None:
         """End the server and remove its state folder; shipped rows stay in the inference log."""
@@ -293,7 +296,7 @@ def _address(spec: EndpointSpec) -> tuple[str, int]:
 
 
 def _end(folder: Path, pid: int, server: ServerSpec) -> None:
-    supervisor.stop(folder, pid, server.graceful_timeout_seconds + _STOP_MARGIN_SECONDS)
+    supervisor.stop(folder, pid, server.graceful_timeout_seconds + STOP_MARGIN_SECONDS)
     (folder / SERVER).unlink(missing_ok=True)  # a supervisor that was killed leaves it
 
 
@@ -311,7 +314,7 @@ def _supervisor_pid(folder: Path) -> int | None:
     return supervisor.find(folder)
 
 
-def _server_state(server: ServerState, applied: AppliedSpec) -> tuple[DeploymentState, str]:
+def server_state(server: ServerState, applied: AppliedSpec) -> tuple[DeploymentState, str]:
     """Return state and reason of a server whose supervisor lives; the reason is empty if all is well."""
     if server.phase == "stopping":
         return "stopped", "it finishes the requests in flight"
@@ -319,7 +322,7 @@ def _server_state(server: ServerState, applied: AppliedSpec) -> tuple[Deployment
         if name in applied.errors:
             return "failed", applied.errors[name]
     if server.phase == "starting" or not any(worker.endpoints for worker in applied.workers):
-        return "starting", applied.pending or _STARTING
+        return "starting", applied.pending or STARTING
     return "running", applied.pending  # a new version is being loaded while the one before answers
 
 
@@ -338,11 +341,13 @@ def server_url(server: ServerSpec) -> str:
     return f"{'https' if server.certfile else 'http'}://{host}:{server.port}"
 
 
-def read_applied_spec(state_dir: Path, spec: EndpointSpec) -> AppliedSpec:
+def read_applied_spec(
+    state_dir: Path, spec: EndpointSpec, lives: Callable[[int], bool] = psutil.pid_exists
+) -> AppliedSpec:
     """Read what agent and workers have written about the endpoint of `spec`."""
     wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
     endpoint = wanted.endpoints.get(spec.name)
-    workers = tuple(worker for worker in read_workers(state_dir) if psutil.pid_exists(worker.pid))
+    workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
     found = endpoint or WantedEndpoint(variants={})
     resolved = {name: (v.model_uri, v.weight, v.shadow) for name, v in found.variants.items()}
     given = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
@@ -373,13 +378,18 @@ def wait_until_served(
     spec: EndpointSpec,
     state_dir: Path,
     before: PreviousState,
-    pid: int,
+    why_ended: Callable[[], str],
     seconds: float,
     progress: Callable[[str], None],
+    lives: Callable[[int], bool] = psutil.pid_exists,
 ) -> None:
     """Return when every worker serves `spec` and the server says that it is ready.
 
     A variant that `spec` changes must be loaded. An unchanged one may go on with the version it had.
+
+    Args:
+        why_ended: returns why the server has ended; empty while it lives.
+        lives: tells if the worker of a process id does.
 
     Raises:
         DeploymentFailed: it cannot become ready, or has not in `seconds`; the message says why.
@@ -387,13 +397,12 @@ def wait_until_served(
     deadline = time.monotonic() + seconds
     last_line = ""
     while True:
-        is_alive = supervisor.is_alive(state_dir, pid)  # asked first: the end of the log is read after its end
-        applied = read_applied_spec(state_dir, spec)
+        ended = why_ended()
+        applied = read_applied_spec(state_dir, spec, lives)
         if failure := _failure(applied, spec, before, read_state(state_dir / AGENT, AgentState)):
             raise DeploymentFailed(f"{spec.name}: {failure}")
-        if not is_alive:
-            error = last_error(state_dir) or "it left no word in its log"
-            raise DeploymentFailed(f"{spec.name}: the server has ended: {error}")
+        if ended:
+            raise DeploymentFailed(f"{spec.name}: {ended}")
         pending = applied.pending or _pending_at_server(state_dir, server_url(spec.server))
         if not pending:
             return
@@ -406,6 +415,12 @@ def wait_until_served(
             progress(f"{spec.name}: {pending}")
             last_line = pending
         time.sleep(_POLL_SECONDS)
+
+
+def _why_ended(state_dir: Path, pid: int) -> str:
+    if supervisor.is_alive(state_dir, pid):
+        return ""
+    return f"the server has ended: {last_error(state_dir) or 'it left no word in its log'}"
 
 
 def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:

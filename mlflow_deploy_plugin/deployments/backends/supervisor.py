@@ -96,7 +96,12 @@ def final_error(state_dir: Path) -> str:
 
 def last_error(state_dir: Path) -> str:
     """Return the line of the log that says best why the server ended; empty if there is none."""
-    return _best_line(read_log_tail(state_dir / LOG), (*_ERRORS, r"."))
+    return error_line(read_log_tail(state_dir / LOG))
+
+
+def error_line(lines: list[str]) -> str:
+    """Return the line of a log that says best why the server ended; empty if there is none."""
+    return _best_line(lines, (*_ERRORS, r"."))
 
 
 def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:

@@ -195,6 +195,11 @@ class Repository:
             return ""
         return self.unavailable_reason(next(iter(table)))
 
+    @property
+    def is_complete(self) -> bool:
+        """True if this worker answers requests and has loaded every version that is wanted."""
+        return not self.not_ready_reason() and not any(self._errors.values())
+
     def unavailable_reason(self, endpoint: str) -> str:
         """Return why no version of the endpoint answers."""
         applied, served = self._applied.get(endpoint), self.table.get(endpoint)

@@ -1,0 +1,85 @@
+"""A listening socket that outlives the servers that accept from it, so that one takes over from another without a gap.
+
+`python -m mlflow_deploy_plugin.server.listener SOCKET PORT` holds it, and hands it to each server that connects to the
+Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container. Servers that have it share one queue of the
+kernel: while one of them ends, no connection is refused and none is lost. A request costs nothing more by it.
+
+The server keeps its connection to the holder, whose end tells that the listening socket is gone.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_deploy_plugin.errors import DeploymentFailed
+
+_BACKLOG = 2048
+_WAIT_SECONDS, _RETRY_SECONDS = 30.0, 0.2
+
+
+@dataclass(frozen=True)
+class SharedListener:
+    """A listening socket that others have too, and the connection to its holder."""
+
+    listener: socket.socket
+    holder: socket.socket
+
+    @property
+    def is_gone(self) -> bool:
+        """True if the holder has ended: nobody reaches the socket any more."""
+        return bool(select.select([self.holder], [], [], 0)[0])
+
+
+@contextmanager
+def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
+    """Yield the listening socket of the holder at `path`; None without a path. A holder may start after its servers.
+
+    Raises:
+        DeploymentFailed: there is no holder.
+    """
+    if path is None:
+        yield None
+        return
+    give_up_at = time.monotonic() + _WAIT_SECONDS
+    with socket.socket(socket.AF_UNIX) as holder:
+        while True:
+            try:
+                holder.connect(str(path))
+                _, descriptors, _, _ = socket.recv_fds(holder, 1, 1)
+                break
+            except OSError as error:
+                if time.monotonic() >= give_up_at:
+                    raise DeploymentFailed(f"nobody holds the listening socket at {path}: {error.strerror}") from None
+                time.sleep(_RETRY_SECONDS)
+        if not descriptors:
+            raise DeploymentFailed(f"whoever listens at {path} hands out no listening socket")
+        with socket.socket(fileno=descriptors[0]) as listener:
+            yield SharedListener(listener, holder)
+
+
+def hold(path: Path, port: int) -> None:
+    """Listen on `port` of every address, and hand the socket out at `path` until SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    path.unlink(missing_ok=True)
+    with socket.create_server(("", port), backlog=_BACKLOG) as listener, socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(path))
+        os.chmod(path, 0o600)
+        door.listen()
+        servers: list[socket.socket] = []
+        while True:
+            server, _ = door.accept()
+            with suppress(OSError):  # it has ended already
+                socket.send_fds(server, [b"1"], [listener.fileno()])
+            ended = select.select(servers, [], [], 0)[0]
+            servers = [one for one in servers if one not in ended] + [server]
+
+
+if __name__ == "__main__":
+    hold(Path(sys.argv[1]), int(sys.argv[2]))
