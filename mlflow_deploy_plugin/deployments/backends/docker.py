@@ -179,7 +179,7 @@ class DockerBackend:
             if (listener := self._get(_listener_name(name))) is not None:
                 listener.remove(v=True, force=True)
             with suppress(NotFound):
-                self._engine.volumes.get(f"onnxserve-{name}").remove()
+                self._engine.volumes.get(_volume(name)).remove()
             with suppress(APIError):  # others are on it, or there is none
                 self._engine.networks.get(_NETWORK).remove()
         state_dir(name, self.settings).unlink(missing_ok=True)
@@ -281,47 +281,22 @@ class DockerBackend:
         Raises:
             InvalidConfig: it would not reach the registry, or not read a file that it needs.
         """
-        folder, wanted, is_host = self._folder(spec.name), spec.container, spec.container.network == "host"
-        mounts = {str(folder): False}
-        local = {one.model.removeprefix("file://") for one in spec.variants.values()}
-        local = {model for model in local if model.startswith("/")}
-        keys_file = self.settings.keys_file if spec.server.api_keys else None
-        files = [*local, spec.server.certfile, spec.server.keyfile, keys_file]
-        mounts |= {str(Path(path).absolute()): True for path in files if path is not None}
-        if spec.server.api_keys and self.settings.keys_file is None:
-            raise InvalidConfig(
-                "server.api_keys in a container takes the keys from a file: `onnxserve keys export > keys.json`, and "
-                "ONNXSERVE_KEYS_FILE=keys.json for this command"
-            )
-        log = self.settings.inference_log
-        if ":" not in log:
-            for one in (Path(log), *Path(log).glob("_*")):
-                _make_folder(one)
-            mounts[log] = False
-        found = server_environment(folder, self.settings)
-        environment = {key: value for key, value in found.items() if key.startswith(_PASSED_ON)}
-        environment.pop("ONNXSERVE_STORE_URI", None)
-        if len(local) < len({one.model for one in spec.variants.values()}):
-            _check_registry(environment["MLFLOW_REGISTRY_URI"], is_host)
-        environment |= {
-            "ONNXSERVE_HOME": str(folder),
-            "ONNXSERVE_HOST": spec.server.host,
-            "ONNXSERVE_PORT": str(spec.server.port),
-        }
-        if keys_file is not None:
-            environment["ONNXSERVE_KEYS_FILE"] = str(keys_file.absolute())
-        if not is_host:
-            environment["ONNXSERVE_LISTENER"] = f"{_SHARED}/listener"
+        wanted, is_host = spec.container, spec.container.network == "host"
+        if spec.server.grpc_port is not None and not is_host:
+            raise InvalidConfig("server.grpc_port of a container needs -C container.network=host")
         own = {**wanted.environment, **{name: _secret(name, path) for name, path in wanted.secrets.items()}}
         options: dict[str, Any] = {
             "image": wanted.image_for(spec.server.device),
+            "entrypoint": ["onnxserve"],
             "network": wanted.network or "bridge",
-            "mounts": [Mount(path, path, type="bind", read_only=fixed) for path, fixed in sorted(mounts.items())],
+            "mounts": [
+                Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(self._mounts(spec).items())
+            ],
             "pids_limit": wanted.pids,
             **_hardened(),
         }
         if not is_host:
-            options["mounts"].append(Mount(_SHARED, f"onnxserve-{spec.name}"))
+            options["mounts"].append(Mount(_SHARED, _volume(spec.name)))
         if wanted.cpus is not None:
             options["nano_cpus"] = int(wanted.cpus * 1e9)
         if wanted.memory_bytes is not None:
@@ -333,7 +308,42 @@ class DockerBackend:
         parts = [image, options, own, spec.server.model_dump(mode="json"), wanted.restart]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         labels = {**self._labels(spec), _DIGEST: digest}
-        return {**options, "environment": {**environment, **own}, "labels": labels}, digest
+        return {**options, "environment": {**self._environment(spec), **own}, "labels": labels}, digest
+
+    def _mounts(self, spec: EndpointSpec) -> dict[str, bool]:
+        """Return the paths of this machine that the server needs, and whether it only reads them."""
+        files = [*_local_models(spec), spec.server.certfile, spec.server.keyfile]
+        if spec.server.api_keys:
+            if self.settings.keys_file is None:
+                raise InvalidConfig(
+                    "server.api_keys of a container takes the keys from a file: `onnxserve keys export > keys.json`, "
+                    "and ONNXSERVE_KEYS_FILE=keys.json for this command"
+                )
+            files.append(str(self.settings.keys_file))
+        mounts = {str(Path(path).absolute()): True for path in files if path is not None}
+        if ":" not in (log := self.settings.inference_log):
+            for folder in (Path(log), *Path(log).glob("_*")):
+                _make_folder(folder)
+            mounts[log] = False
+        return {**mounts, str(self._folder(spec.name)): False}
+
+    def _environment(self, spec: EndpointSpec) -> dict[str, str]:
+        """Return what the server takes from the environment of this process, and what is its own."""
+        found = server_environment(self._folder(spec.name), self.settings)
+        environment = {key: value for key, value in found.items() if key.startswith(_PASSED_ON)}
+        environment.pop("ONNXSERVE_STORE_URI", None)
+        if len(_local_models(spec)) < len(spec.variants):
+            check_registry(environment["MLFLOW_REGISTRY_URI"], spec.container.network == "host")
+        if self.settings.keys_file is not None:
+            environment["ONNXSERVE_KEYS_FILE"] = str(self.settings.keys_file.absolute())
+        if spec.container.network != "host":
+            environment["ONNXSERVE_LISTENER"] = f"{_SHARED}/listener"
+        return {
+            **environment,
+            "ONNXSERVE_HOME": str(self._folder(spec.name)),
+            "ONNXSERVE_HOST": spec.server.host,
+            "ONNXSERVE_PORT": str(spec.server.port),
+        }
 
     def _labels(self, spec: EndpointSpec) -> dict[str, str]:
         address = f"{spec.server.host}:{spec.server.port}@{spec.container.network or _NETWORK}"
@@ -386,6 +396,8 @@ class DockerBackend:
             new.remove(v=True, force=True)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
+            elif (listener := self._get(_listener_name(name))) is not None:  # it would keep the port to itself
+                listener.remove(v=True, force=True)
             raise
         link = state_dir(name, self.settings)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -434,7 +446,7 @@ class DockerBackend:
                 labels=labels,
                 network=network,
                 ports={f"{port}/tcp": ("127.0.0.1" if host == "localhost" else host, port)},
-                mounts=[Mount(_SHARED, f"onnxserve-{spec.name}")],
+                mounts=[Mount(_SHARED, _volume(spec.name))],
                 healthcheck={"test": ["NONE"]},
                 mem_limit=_LISTENER_MEMORY,
                 pids_limit=32,
@@ -474,6 +486,15 @@ class DockerBackend:
         spec = served_spec(self._folder(server.labels[_ENDPOINT]) / server.labels[_SLOT])
         of_server = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=of_server.graceful_timeout_seconds + STOP_MARGIN_SECONDS)
+
+
+def _local_models(spec: EndpointSpec) -> list[str]:
+    paths = [variant.model.removeprefix("file://") for variant in spec.variants.values()]
+    return [path for path in paths if path.startswith("/")]
+
+
+def _volume(name: str) -> str:
+    return f"onnxserve-{name}"
 
 
 def _container_name(name: str) -> str:
@@ -516,7 +537,7 @@ def _secret(name: str, path: str) -> str:
         raise InvalidConfig(f"container.secrets.{name}: the file {path} cannot be read: {why}") from None
 
 
-def _check_registry(uri: str, is_host: bool) -> None:
+def check_registry(uri: str, is_host: bool) -> None:
     """Raise InvalidConfig if a container cannot reach the registry of this URI."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
@@ -538,6 +559,8 @@ def _end_of(server: Any, lines: list[str]) -> str:
         return f"is out of memory: -C container.memory_bytes=… is to be more than {limit:,} bytes"
     again = " and is started again and again" if state["Restarting"] else ""
     words = error_line(lines) or state["Error"]
+    if state["ExitCode"] in (126, 127):
+        words = "it has no command `onnxserve`; -C container.image=… is to be one of onnxserve's images"
     return f"has ended with exit status {state['ExitCode']}{again}" + (f": {words}" if words else "")
 
 
@@ -565,8 +588,6 @@ def _docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
             raise AlreadyExists(f"another container has the name: {said}") from None
         if spec is not None and (missing := re.search(r"network (\S+) not found", said)):
             raise InvalidConfig(f"container.network: there is no Docker network {missing[1]}") from None
-        if "executable file not found" in said or "No module named" in said:
-            raise InvalidConfig("container.image is none of onnxserve's: it has no command `onnxserve`") from None
         if "bind source path does not exist" in said:
             raise InvalidConfig(
                 f"the Docker engine does not see this machine's folders, or they are gone: {said}"

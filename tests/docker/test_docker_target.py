@@ -1,0 +1,356 @@
+"""The target `onnxserve:/docker` on a real engine: the life of an endpoint, another image under load, mishaps."""
+
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import onnx
+import pytest
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.deployments import open_deployments
+from mlflow_deploy_plugin.deployments.backends import local
+from tests.docker.conftest import run_docker
+from tests.support.deployments import SIGNATURE, Models, save_models
+from tests.support.waiting import free_port, wait_until
+
+BODY = json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}).encode()
+
+
+def container(name: str) -> dict[str, Any]:
+    """What the engine knows of a container."""
+    (found,) = json.loads(run_docker("inspect", name).stdout)
+    return found
+
+
+def restarts(name: str) -> int:
+    return container(name)["RestartCount"]
+
+
+def ours(home: Path) -> list[str]:
+    """The names of the containers that were made from `home`."""
+    label = f"label=onnxserve.home={home}"
+    return sorted(run_docker("ps", "-a", "--filter", label, "--format", "{{.Names}}").stdout.split())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def home(docker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of its own, whose containers, volumes and folders are gone at the end."""
+    folder = tmp_path_factory.mktemp("docker_target") / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(folder))
+        patch.setattr(local, "FIRST_PORT", random.SystemRandom().randrange(30000, 40000))
+        yield folder
+        with open_deployments(print) as deployments:
+            for name in deployments.store.names():
+                deployments.delete_endpoint(name)
+    assert ours(folder) == []
+    assert [*(folder / "docker").glob("*")] == []
+
+
+@pytest.fixture(scope="module")
+def client(home: Path) -> BaseDeploymentClient:
+    return get_deploy_client("onnxserve:/docker")
+
+
+@pytest.fixture
+def name(client: BaseDeploymentClient) -> Iterator[str]:
+    """A name that nobody has; its deployment is gone at the end."""
+    name = f"t{uuid.uuid4().hex[:8]}"
+    yield name
+    client.delete_deployment(name)
+
+
+@pytest.fixture(scope="module")
+def flights(client: BaseDeploymentClient, models: Models, image: str) -> str:
+    """The name of a deployment that answers a + b."""
+    name = f"flights-{uuid.uuid4().hex[:8]}"
+    config = {"container.image": image, "container.memory_bytes": 512 * 1024**2, "container.cpus": 2}
+    client.create_deployment(name, models.once, config=config)
+    return name
+
+
+@pytest.fixture(scope="module")
+def other_image(image: str) -> Iterator[str]:
+    """An image with another id that does the same."""
+    holder = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
+    run_docker("create", "--name", holder, image)
+    run_docker("commit", "-m", "the same", "--change", f"LABEL made={holder}", holder, f"{image}-other")
+    run_docker("rm", "-v", holder)
+    yield f"{image}-other"
+    run_docker("rmi", "-f", f"{image}-other")
+
+
+def predictions(client: BaseDeploymentClient, name: str) -> Any:
+    answer = client.predict(name, {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}})
+    return json.loads(answer.to_json())["predictions"]
+
+
+@contextmanager
+def load(url: str) -> Iterator[Counter[str]]:
+    """Four clients that ask all the time, two on connections that they keep, and what they were answered."""
+    answers: Counter[str] = Counter()
+    is_over = threading.Event()
+
+    def ask(keeps: bool) -> None:
+        connection = HTTPConnection(url.removeprefix("http://"), timeout=20)
+        while not is_over.is_set():
+            try:
+                connection.request("POST", "/invocations", BODY, {"Content-Type": "application/json"})
+                answers[str(connection.getresponse().read())] += 1
+            except (OSError, HTTPException) as error:
+                answers[repr(error)] += 1
+                connection.close()
+            if not keeps:
+                connection.close()
+
+    threads = [threading.Thread(target=ask, args=(keeps,)) for keeps in (True, False, True, False)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_deployment_is_a_hardened_container_of_its_name(
+    client: BaseDeploymentClient, flights: str, home: Path
+) -> None:
+    assert ours(home) == [flights, f"{flights}-listener"]
+    found = container(flights)
+    assert found["HostConfig"]["Memory"] == 512 * 1024**2
+    assert found["HostConfig"]["NanoCpus"] == 2_000_000_000
+    assert found["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped"
+    for one in (found, container(f"{flights}-listener")):
+        assert one["Config"]["User"].partition(":")[0] not in ("", "0")
+        assert one["HostConfig"]["ReadonlyRootfs"]
+        assert one["HostConfig"]["CapDrop"] == ["ALL"]
+        assert one["HostConfig"]["SecurityOpt"] == ["no-new-privileges"]
+    assert predictions(client, flights) == [{"y": 3.0}]
+    shown = client.get_deployment(flights)
+    assert (shown["state"], shown["target"]) == ("running", "onnxserve:/docker")
+    assert shown["log"] == f"docker logs {flights}"
+
+
+def test_every_command_knows_the_target_and_a_client_only_its_own(client: BaseDeploymentClient, flights: str) -> None:
+    assert flights in [one["name"] for one in client.list_deployments()]
+    assert get_deploy_client("onnxserve").list_deployments() == []
+    with pytest.raises(MlflowException, match="it is at `-t onnxserve:/docker`"):
+        get_deploy_client("onnxserve").get_deployment(flights)
+    with open_deployments(print) as deployments:
+        assert flights in [one.name for one in deployments.list()]
+        assert any("is wanted" in line for line in deployments.logs(flights, 50, follow=False))
+
+
+def test_a_change_of_what_is_served_keeps_the_container(
+    client: BaseDeploymentClient, flights: str, models: Models
+) -> None:
+    client.create_deployment("twice", models.twice, endpoint=flights)  # a folder of this machine is mounted
+    before = container(flights)["Id"]
+
+    client.update_endpoint(flights, {"traffic": {"twice": 100, flights: 0}})
+    assert predictions_of(client, flights) == [{"y": 6.0}]
+    client.update_endpoint(flights, {"traffic": {"twice": 0, flights: 100}})
+    assert predictions_of(client, flights) == [{"y": 3.0}]
+    assert container(flights)["Id"] == before
+
+
+def predictions_of(client: BaseDeploymentClient, endpoint: str) -> Any:
+    inputs = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}
+    return json.loads(client.predict(inputs=inputs, endpoint=endpoint).to_json())["predictions"]
+
+
+def test_another_image_takes_over_under_load_without_a_failed_request(
+    client: BaseDeploymentClient, flights: str, other_image: str, home: Path
+) -> None:
+    before = container(flights)["Id"]
+
+    with load(client.get_deployment(flights)["url"]) as answers:
+        client.update_deployment(flights, config={"container.image": other_image})
+
+    assert container(flights)["Id"] != before
+    assert ours(home) == [flights, f"{flights}-listener"]
+    assert list(answers) == [str(b'{"predictions":[{"y":3.0}]}')]
+
+
+def test_an_update_that_does_not_come_up_leaves_what_serves_alone(
+    client: BaseDeploymentClient, flights: str, home: Path
+) -> None:
+    before = container(flights)["Id"]
+
+    with load(client.get_deployment(flights)["url"]) as answers, pytest.raises(MlflowException) as failure:
+        client.update_deployment(flights, config={"container.environment.ONNXSERVE_POLL_SECONDS": "often"})
+
+    assert "has ended with exit status 1: ONNXSERVE_POLL_SECONDS: " in failure.value.message
+    assert container(flights)["Id"] == before
+    assert ours(home) == [flights, f"{flights}-listener"]
+    assert list(answers) == [str(b'{"predictions":[{"y":3.0}]}')]
+
+
+def test_a_server_that_is_killed_comes_back_by_itself_with_its_listener(
+    client: BaseDeploymentClient, flights: str
+) -> None:
+    for name in (flights, f"{flights}-listener"):
+        os.kill(container(name)["State"]["Pid"], signal.SIGKILL)
+        wait_until(partial(restarts, name), seconds=60)
+
+    def answers() -> bool:
+        with suppress(MlflowException):
+            return client.get_deployment(flights)["state"] == "running" and predictions(client, flights) == [{"y": 3.0}]
+        return False
+
+    wait_until(answers, seconds=60)
+
+
+def test_a_container_that_is_taken_away_is_said_and_brought_back(client: BaseDeploymentClient, flights: str) -> None:
+    run_docker("kill", flights)
+    shown = client.get_deployment(flights)
+    assert shown["state"] == "failed"
+    assert shown["reason"].startswith("its container has ended with exit status 137")
+    assert f"`onnxserve start {flights}` brings it back" in shown["reason"]
+    with open_deployments(print) as deployments:
+        deployments.start(flights)
+        assert predictions(client, flights) == [{"y": 3.0}]
+        deployments.stop(flights)
+        assert client.get_deployment(flights)["state"] == "stopped"
+        deployments.start(flights)
+    assert predictions(client, flights) == [{"y": 3.0}]
+
+
+def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
+    client: BaseDeploymentClient, flights: str, home: Path, image: str
+) -> None:
+    run_docker("rename", flights, f"{flights}.earlier")
+    slot = container(f"{flights}.earlier")["Config"]["Labels"]["onnxserve.slot"]
+    labels = [f"onnxserve.endpoint={flights}", f"onnxserve.home={home}", f"onnxserve.slot={slot}9"]
+    options = [option for label in labels for option in ("--label", label)]
+    run_docker("create", "--name", f"{flights}.{slot}9", *options, image)
+
+    client.update_deployment(flights, config={"capture.fraction": 0.5})
+
+    assert ours(home) == [flights, f"{flights}-listener"]
+
+
+def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
+    client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
+) -> None:
+    port = free_port()
+    config = {"container.image": image, "container.network": "host", "server.grpc_port": port}
+    client.create_deployment(name, models.once, config=config)
+    assert f"{name}-listener" not in ours(home)
+    assert predictions(client, name) == [{"y": 3.0}]
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+    client.update_deployment(name, config={"server.threads": 5})
+
+    assert predictions(client, name) == [{"y": 3.0}]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"container.image": "onnxserve-test:of-nobody"}, "there is no image 'onnxserve-test:of-nobody' here"),
+        ({"container.image": "python:3.11-slim-bookworm"}, "-C container.image=… is to be one of onnxserve's images"),
+        ({"container.network": "of-nobody"}, "there is no Docker network of-nobody"),
+        ({"container.memory_bytes": 64 * 1024**2}, "is out of memory: -C container.memory_bytes=… is to be more than"),
+        ({"container.secrets.TOKEN": "/of/nobody"}, "container.secrets.TOKEN: the file /of/nobody cannot be read"),
+        ({"server.api_keys": True}, "onnxserve keys export > keys.json"),
+        ({"server.host": "0.0.0.0"}, "0.0.0.0 is reached from other machines, and no caller would need a key"),
+        ({"server.grpc_port": 8999}, "container.network=host"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_served_is_one_line_and_leaves_nothing(
+    client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path, config: dict[str, Any], said: str
+) -> None:
+    before = ours(home)
+
+    with pytest.raises(MlflowException) as failure:
+        client.create_deployment(name, models.once, config={"container.image": image, **config})
+
+    assert said in failure.value.message
+    assert "\n" not in failure.value.message
+    assert ours(home) == before
+
+
+def test_a_model_that_does_not_load_is_said_in_the_servers_words(
+    client: BaseDeploymentClient, name: str, models: Models, image: str
+) -> None:
+    with pytest.raises(MlflowException, match="onnx"):
+        client.create_deployment(name, models.broken, config={"container.image": image})
+
+
+def test_a_taken_port_and_a_taken_name_are_said(
+    client: BaseDeploymentClient, name: str, models: Models, image: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MlflowException, match=f"port {port} on 127.0.0.1 is in use"):
+            client.create_deployment(name, models.once, config={"container.image": image, "server.port": port})
+    run_docker("create", "--name", name, image)
+    try:
+        with pytest.raises(MlflowException, match=f"a container '{name}' is there already, and not ours"):
+            client.create_deployment(name, models.once, config={"container.image": image})
+    finally:
+        run_docker("rm", "-v", name)
+
+
+def test_no_engine_is_one_line(
+    client: BaseDeploymentClient, flights: str, name: str, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///of/nobody.sock")
+    with pytest.raises(MlflowException, match=r"no Docker engine answers at unix:///of/nobody\.sock: start it"):
+        client.create_deployment(name, models.once)
+    shown = client.get_deployment(flights)
+    assert (shown["state"], shown["reason"][:30]) == ("failed", "no Docker engine answers at un")
+
+
+def test_an_alias_is_followed_by_the_container(
+    client: BaseDeploymentClient, name: str, models: Models, image: str, tracking_uri: str
+) -> None:
+    registry = mlflow.MlflowClient(tracking_uri)
+    for folder in (models.once, models.twice):
+        graph = onnx.load(f"{folder}/model.onnx")
+        mlflow.onnx.log_model(graph, name="model", signature=SIGNATURE, registered_model_name=name)
+    registry.set_registered_model_alias(name, "live", "1")
+    client.create_deployment(name, f"models:/{name}@live", config={"container.image": image})
+    assert predictions(client, name) == [{"y": 3.0}]
+
+    registry.set_registered_model_alias(name, "live", "2")
+    with open_deployments(print) as deployments:
+        deployments.poll_registry(name)
+
+    wait_until(lambda: predictions(client, name) == [{"y": 6.0}], 30)
+    assert client.get_deployment(name)["version"] == "2"
+
+
+def test_a_deleted_deployment_leaves_nothing(
+    client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
+) -> None:
+    client.create_deployment(name, models.once, config={"container.image": image})
+    client.delete_deployment(name)
+
+    assert [one for one in ours(home) if one.startswith(name)] == []
+    assert run_docker("volume", "ls", "-q", "--filter", f"name={name}").stdout == ""
+    assert not (home / "docker" / name).exists()
+    assert not (home / "deployments" / name).is_symlink()
