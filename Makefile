@@ -6,6 +6,7 @@
 # make stack-test   docker/compose.yaml's services natively: what docs/stack.md says of them
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
 # make docs           the documentation site, into site/; fails on a link that leads nowhere
+# make helm           the program helm, from PyPI, for the tests of the chart
 # make lint           ruff, formatting, strict types, the import rule, the figures of the structure
 # The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
 # Each does all its set-up from a fresh clone with Python 3.11 to 3.13. With PYTHON=/path/to/python3.13 each works in
@@ -25,7 +26,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo demo-stop test test-install test-all stack-test images docs lint format constraints clean
+.PHONY: install demo demo-stop test test-install test-all stack-test images helm docs lint format constraints clean
 
 install: $(VENV)/.installed
 
@@ -78,6 +79,9 @@ images:
 			--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' mlflow_deploy_plugin/version.py) \
 			--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null) . || exit 1; done
 	@docker images --filter reference='onnxserve:*'
+
+helm: install
+	@command -v helm >/dev/null || test -x $(BIN)/helm || $(BIN)/python docker/helm/get_helm.py
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

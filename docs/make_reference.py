@@ -1,11 +1,17 @@
-"""Writes `docs/reference.md` out of the fields of the spec and the settings: `python docs/make_reference.py`."""
+"""Writes `docs/reference.md` and the Helm chart's schema out of the fields of spec and settings.
 
+`python docs/make_reference.py`, after a field has changed.
+"""
+
+import json
 from pathlib import Path
 
+from mlflow_deploy_plugin.manifests import values_schema
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import field_reference
 
 PAGE = Path(__file__).with_name("reference.md")
+SCHEMA = Path(__file__).parents[1] / "docker" / "helm" / "onnxserve" / "values.schema.json"
 
 HEAD = """# Reference
 
@@ -40,6 +46,11 @@ def reference() -> str:
     return HEAD + "".join(rows) + SETTINGS + "".join(settings)
 
 
+def schema() -> str:
+    """The schema of the chart's values, as JSON."""
+    return json.dumps(values_schema(), indent=1) + "\n"
+
+
 def _row(name: str, default: str, description: str, *more: str) -> str:
     cells = [f"`{name}`", *more, f"`{default}`" if default else "", description]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
@@ -47,3 +58,4 @@ def _row(name: str, default: str, description: str, *more: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(reference())
+    SCHEMA.write_text(schema())

@@ -36,6 +36,7 @@ _COMMANDS = {
     "keys": ("mlflow_deploy_plugin.cli.keys", "Create, list and revoke API keys."),
     "silence": ("mlflow_deploy_plugin.cli.silence", "Silence the alerts of an endpoint for a while."),
     "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
+    "migrate": ("mlflow_deploy_plugin.cli.controller", "Bring the store up to date, or make it."),
     "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
     "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
     "batch": ("mlflow_deploy_plugin.cli.predict", "Predict files of any size by a model, without a server."),

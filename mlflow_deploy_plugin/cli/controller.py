@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import list_output_option, opened_deployments, why_option
+from mlflow_deploy_plugin.cli.options import list_output_option, opened_deployments, opened_store, why_option
 from mlflow_deploy_plugin.processes import end_on_signals
+from mlflow_deploy_plugin.version import __version__
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.deployments import Deployments
@@ -79,6 +80,17 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
             judge_at_once=judge_at_once,
             judge_seconds=judge_seconds,
         )
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the store up to date, or make it.
+
+    Whatever opens the store does so, too. This is a step of its own before an upgrade, as the Helm chart's job.
+    No older onnxserve opens the store afterwards.
+    """
+    with opened_store():
+        click.echo(f"the store is up to date with onnxserve {__version__}")
 
 
 @click.command()

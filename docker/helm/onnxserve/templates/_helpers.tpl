@@ -1,0 +1,85 @@
+{{/* Metadata of an object. Called with (root, name). */}}
+{{- define "onnxserve.metadata" -}}
+name: {{ index . 1 | quote }}
+namespace: {{ (index . 0).Release.Namespace | quote }}
+labels:
+  {{- include "onnxserve.labels" (index . 1) | nindent 2 }}
+{{- end -}}
+
+{{- define "onnxserve.labels" -}}
+app.kubernetes.io/name: onnxserve
+app.kubernetes.io/instance: {{ quote . }}
+app.kubernetes.io/managed-by: onnxserve
+{{- end -}}
+
+{{/* The security context of every pod, as docker/Dockerfile's user. */}}
+{{- define "onnxserve.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "onnxserve.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Spread pods over nodes and zones. Called with the name of the object that they belong to. */}}
+{{- define "onnxserve.spread" -}}
+{{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+- maxSkew: 1
+  topologyKey: {{ . }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector: {matchLabels: {app.kubernetes.io/instance: {{ $ | quote }}}}
+{{- end }}
+{{- end -}}
+
+{{/* The only places that containers write. */}}
+{{- define "onnxserve.writable" -}}
+- {name: home, emptyDir: {}}
+- {name: tmp, emptyDir: {}}
+{{- end -}}
+
+{{- define "onnxserve.writableMounts" -}}
+- {name: home, mountPath: /var/lib/onnxserve}
+- {name: tmp, mountPath: /tmp}
+{{- end -}}
+
+{{/* Container fields of the image `controller`, for everything that works on the store. Called with the root. */}}
+{{- define "onnxserve.worker" -}}
+image: {{ .Values.controller.image | quote }}
+{{- with .Values.environment }}
+env:
+  {{- range $variable, $value := . }}
+  - {name: {{ quote $variable }}, value: {{ $value | quote }}}
+  {{- end }}
+{{- end }}
+envFrom:
+  - secretRef: {name: {{ .Values.secret | quote }}}
+securityContext:
+  {{- include "onnxserve.containerSecurity" . | nindent 2 }}
+volumeMounts:
+  {{- include "onnxserve.writableMounts" . | nindent 2 }}
+{{- end -}}
+
+{{/* Pod fields of the same. Called with the root. */}}
+{{- define "onnxserve.workerPod" -}}
+{{- with .Values.controller.serviceAccount }}
+serviceAccountName: {{ quote . }}
+{{- end }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  {{- include "onnxserve.podSecurity" . | nindent 2 }}
+{{- with .Values.controller.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ quote . }}
+  {{- end }}
+{{- end }}
+volumes:
+  {{- include "onnxserve.writable" . | nindent 2 }}
+{{- end -}}

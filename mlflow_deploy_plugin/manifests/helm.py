@@ -1,0 +1,73 @@
+"""An endpoint as values of the Helm chart in docker/helm/onnxserve, whose objects are those of `--for kubernetes`.
+
+The values of an endpoint are its spec, so that the chart's schema is made of the spec's fields.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow_deploy_plugin.manifests.kubernetes import SERVICE_NAME, kubernetes_documents
+from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
+from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
+
+_NOT_OF_VALUES = ("apiVersion", "name", "monitors")
+"""Fields of a spec that its values leave out: the chart's own key has the name, and monitors are in the store."""
+
+
+def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return a values file with this endpoint; the namespace is the release's. Raises as `kubernetes_documents`."""
+    kubernetes_documents(spec, place)
+    values: Document = {"endpoints": {spec.name: _without(spec_document(spec))}}
+    if place.environment:
+        values["environment"] = dict(place.environment)
+    return {f"{spec.name}.values.yaml": dump_documents([values])}
+
+
+def values_schema() -> Document:
+    """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and 4 read."""
+    spec = EndpointSpec.model_json_schema(by_alias=True)
+    definitions = {name: part for name, part in spec.pop("$defs").items() if name not in ("MonitorSpec", "RetrainSpec")}
+    definitions["Endpoint"] = {**spec, "properties": _without(spec["properties"]), "required": []}
+    endpoint = {"$ref": "#/$defs/Endpoint"}
+    texts = {"type": "object", "additionalProperties": {"type": "string"}}
+    port = {"type": "integer", "minimum": 1, "maximum": 65535}
+    name = {"type": "string", "minLength": 1}
+    monitor = {"endpoint": name, "monitor": name, "schedule": name, "timeZone": name}
+    properties = {
+        "global": {"type": "object"},
+        "defaults": endpoint,
+        "endpoints": {
+            "type": "object",
+            "propertyNames": {"pattern": f"^{SERVICE_NAME.pattern}$"},
+            "additionalProperties": {"allOf": [endpoint], "required": ["variants"]},
+        },
+        "environment": texts,
+        "secret": name,
+        "controller": _closed(
+            {
+                "enabled": {"type": "boolean"},
+                "image": name,
+                "imagePullSecrets": {"type": "array", "items": name},
+                "serviceAccount": {"type": "string"},
+                "replicas": {"type": "integer", "minimum": 1},
+                "metricsPort": port,
+                "podMonitor": {"type": "boolean"},
+                "resources": {"type": "object"},
+            }
+        ),
+        "migration": _closed({"enabled": {"type": "boolean"}, "deadlineSeconds": {"type": "integer", "minimum": 1}}),
+        "monitors": {
+            "type": "object",
+            "propertyNames": {"pattern": "^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"},
+            "additionalProperties": {**_closed(monitor), "required": ["endpoint", "monitor", "schedule"]},
+        },
+    }
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **_closed(properties), "$defs": definitions}
+
+
+def _without(fields: Mapping[str, Any]) -> Document:
+    return {name: value for name, value in fields.items() if name not in _NOT_OF_VALUES}
+
+
+def _closed(properties: Document) -> Document:
+    return {"type": "object", "properties": properties, "additionalProperties": False}

