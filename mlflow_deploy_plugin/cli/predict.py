@@ -241,9 +241,10 @@ def predict(
         if model_uri is not None:
             predictor = held.enter_context(model_predictor(model_uri))
         else:
-            with opened_deployments() as deployments:
-                is_endpoint = deployments.store.endpoint(name or "") is not None
-                asked = scoring_target(deployments, *((None, name) if is_endpoint else (name, None)))
+            deployments = held.enter_context(opened_deployments())
+            is_endpoint = deployments.store.endpoint(name or "") is not None
+            found = scoring_target(deployments, *((None, name) if is_endpoint else (name, None)))
+            asked = held.enter_context(found)
             predictor = held.enter_context(server_predictor(asked))
         target = held.enter_context(open_output(output_path, sys.stdout.buffer))
         write = held.enter_context(value_writer(wanted, target, "prediction"))

@@ -153,14 +153,18 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> PredictionsResponse:
         """Return predictions for a DataFrame, an array, a dict of columns, or a list of rows or records."""
-        with _deployments(self._target) as deployments:
-            target = scoring_target(deployments, deployment_name, endpoint)
+        with (
+            _deployments(self._target) as deployments,
+            scoring_target(deployments, deployment_name, endpoint) as target,
+        ):
             return PredictionsResponse(score(target, "invocations", original_document(inputs)))
 
     def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> Any:
         """Return the contribution of each column to each prediction, as the server's /explain answers it."""
-        with _deployments(self._target) as deployments:
-            target = scoring_target(deployments, deployment_name, endpoint)
+        with (
+            _deployments(self._target) as deployments,
+            scoring_target(deployments, deployment_name, endpoint) as target,
+        ):
             return score(target, "explain", original_document(df))
 
     def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ is made, and every worker serves it when the call returns. Only a change of the 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,9 @@ class Deployments:
         if stored is None:
             model_uri = absolute_model_uri(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
-            resolve(model_uri)  # a model that the registry does not have is refused before anything is started
+            is_in_image = parse_model_uri(model_uri).kind == "path" and not (self.target or LOCAL).sees_local_folders
+            if not is_in_image:
+                resolve(model_uri)  # a model that the registry does not have is refused before anything is started
             spec = self._configured(spec, config)
             self._endpoints.create(spec)
             return self.get(name, endpoint)
@@ -141,6 +143,10 @@ class Deployments:
         """Return a deployment; raise NotFound if there is none."""
         stored = self._find(name, endpoint)
         return Deployment(name, stored, self._endpoints.observe(stored).observation)
+
+    def reached(self, stored: Endpoint) -> AbstractContextManager[str]:
+        """Yield the address at which this machine reaches an endpoint's server, which runs."""
+        return self._endpoints.backend(stored).reached(stored.spec)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
         """Return all deployments (of one endpoint); `progress` gets a line for each endpoint that cannot be read.

@@ -3,7 +3,8 @@
 The body of a request is one of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +31,9 @@ class ScoringTarget:
     timeout_seconds: float
 
 
-def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> ScoringTarget:
-    """Return the server of a deployment, or of an endpoint, which chooses by its traffic.
+@contextmanager
+def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> Iterator[ScoringTarget]:
+    """Yield the server of a deployment, or of an endpoint, which chooses by its traffic, as this machine reaches it.
 
     Raises:
         InvalidConfig: neither is given, or the deployment is not the only one that answers its endpoint.
@@ -55,7 +57,8 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
     observation = observed.observation
     if not observation.url:
         raise NotReady(f"{observed.endpoint.name}: {observation.state}; {observation.reason}")
-    return ScoringTarget(observation.url, observed.endpoint.spec.server.request_timeout_seconds)
+    with deployments.reached(observed.endpoint) as url:
+        yield ScoringTarget(url, observed.endpoint.spec.server.request_timeout_seconds)
 
 
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: Any) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 from mlflow_deploy_plugin.manifests import compose, helm, kubernetes, systemd
 from mlflow_deploy_plugin.manifests.helm import values_schema
-from mlflow_deploy_plugin.manifests.kubernetes import kubernetes_documents
-from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
+from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, kubernetes_documents
+from mlflow_deploy_plugin.manifests.served import STATE_FOLDER, Document, Place, dump_documents, http_port
 from mlflow_deploy_plugin.spec import EndpointSpec
 
 FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
@@ -16,4 +16,15 @@ FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
 }
 """Name of a format → the function that returns the files of an endpoint in it, path → text; it raises InvalidConfig."""
 
-__all__ = ["FORMATS", "Document", "Place", "dump_documents", "kubernetes_documents", "values_schema"]
+__all__ = [
+    "CONTAINER",
+    "FORMATS",
+    "LABEL",
+    "STATE_FOLDER",
+    "Document",
+    "Place",
+    "dump_documents",
+    "http_port",
+    "kubernetes_documents",
+    "values_schema",
+]

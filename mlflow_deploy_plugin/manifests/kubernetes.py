@@ -133,9 +133,10 @@ def _server_digest(spec: EndpointSpec) -> str:
 
 
 def _service_ports(spec: EndpointSpec) -> list[Document]:
-    ports = [{"name": "http", "port": http_port(spec), "targetPort": "http"}]
+    # server-side apply of older versions takes no port without its protocol
+    ports = [{"name": "http", "port": http_port(spec), "targetPort": "http", "protocol": "TCP"}]
     if spec.server.grpc_port is not None:
-        ports.append({"name": "grpc", "port": spec.server.grpc_port, "targetPort": "grpc"})
+        ports.append({"name": "grpc", "port": spec.server.grpc_port, "targetPort": "grpc", "protocol": "TCP"})
     return ports
 
 
@@ -188,9 +189,7 @@ def _pod(spec: EndpointSpec, place: Place, selector: Mapping[str, str]) -> Docum
 
 def _container(spec: EndpointSpec, place: Place) -> Document:
     container, server = spec.container, spec.server
-    ports = [{"name": "http", "containerPort": http_port(spec)}]
-    if server.grpc_port is not None:
-        ports.append({"name": "grpc", "containerPort": server.grpc_port})
+    ports = [{"name": one["name"], "containerPort": one["port"], "protocol": "TCP"} for one in _service_ports(spec)]
 
     def probe(path: str, period: int, failures: int) -> Document:
         scheme = {"scheme": "HTTPS"} if server.certfile else {}

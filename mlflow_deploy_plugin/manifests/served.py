@@ -14,7 +14,8 @@ Document = dict[str, Any]
 
 SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
 HOME = "/var/lib/onnxserve"
-SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", f"{HOME}/server"]
+STATE_FOLDER = f"{HOME}/server"
+SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER]
 """The arguments of the image."""
 PORT = 8080
 USER = 10001

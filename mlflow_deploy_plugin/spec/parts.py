@@ -376,6 +376,10 @@ class KubernetesSpec(SpecPart):
         default=(), description="Taints that pods tolerate, as kubectl writes them: dedicated=ml:NoSchedule."
     )
 
+    force_conflicts: bool = Field(
+        default=False, description="Take over fields of the endpoint's objects that others, as kubectl, have set."
+    )
+
     @model_validator(mode="after")
     def _go_together(self) -> "KubernetesSpec":
         if self.max_replicas is not None and self.max_replicas <= self.replicas:

@@ -47,13 +47,14 @@ ROOMS = {
     "grpc": "import mlflow_deploy_plugin.server.grpc.server, mlflow_deploy_plugin.server.grpc.service",
     "redis": "from mlflow_deploy_plugin.server.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
+    "kubernetes": "import mlflow_deploy_plugin.deployments.backends.kubernetes",
     "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.drift.sketches.hourly",
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }
 NEEDS_AN_EXTRA = {
-    *("duckdb", "flask_wtf", "grpc", "keras", "onnxruntime", "scipy", "shap", "skl2onnx", "statsmodels"),
+    *("duckdb", "flask_wtf", "grpc", "keras", "kubernetes", "onnxruntime", "scipy", "shap", "skl2onnx", "statsmodels"),
     *("tensorflow", "torch"),
 }
 """What a module of the package may lack in an environment without extras."""

@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -195,6 +195,10 @@ class DockerBackend:
         """Make the endpoint's agent ask the registry at once instead of at its next poll."""
         with suppress(OSError):  # it has no server: the next poll comes anyway
             (state_dir(name, self.settings) / LOOK).touch()
+
+    def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
+        """Yield the address of the published port."""
+        return nullcontext(server_url(spec.server))
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of the server's log, and with `follow` those to come until its container ends."""

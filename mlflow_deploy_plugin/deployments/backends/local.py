@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -205,6 +205,10 @@ class LocalBackend:
         """Return True if the endpoint's server lives, ready or not, and is not stopping."""
         return _running_pid(state_dir(name, self.settings)) is not None
 
+    def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
+        """Yield the address of the server."""
+        return nullcontext(server_url(spec.server))
+
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of the server's log, and with `follow` those to come until the server ends."""
         folder = state_dir(name, self.settings)
@@ -345,9 +349,13 @@ def read_applied_spec(
     state_dir: Path, spec: EndpointSpec, lives: Callable[[int], bool] = psutil.pid_exists
 ) -> AppliedSpec:
     """Read what agent and workers have written about the endpoint of `spec`."""
-    wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
-    endpoint = wanted.endpoints.get(spec.name)
     workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
+    return compare_applied(spec, read_state(state_dir / WANTED, Wanted) or Wanted(), workers)
+
+
+def compare_applied(spec: EndpointSpec, wanted: Wanted, workers: tuple[WorkerState, ...]) -> AppliedSpec:
+    """Compare the endpoint of `spec` with what the agent and the living workers of its server say."""
+    endpoint = wanted.endpoints.get(spec.name)
     found = endpoint or WantedEndpoint(variants={})
     resolved = {name: (v.model_uri, v.weight, v.shadow) for name, v in found.variants.items()}
     given = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
@@ -399,7 +407,7 @@ def wait_until_served(
     while True:
         ended = why_ended()
         applied = read_applied_spec(state_dir, spec, lives)
-        if failure := _failure(applied, spec, before, read_state(state_dir / AGENT, AgentState)):
+        if failure := served_failure(applied, spec, before, read_state(state_dir / AGENT, AgentState)):
             raise DeploymentFailed(f"{spec.name}: {failure}")
         if ended:
             raise DeploymentFailed(f"{spec.name}: {ended}")
@@ -428,7 +436,7 @@ def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
     return {name: (one.model, spec.capture.drop, spec.capture.mask) for name, one in spec.variants.items()}
 
 
-def _failure(applied: AppliedSpec, spec: EndpointSpec, before: PreviousState, agent: AgentState | None) -> str:
+def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: PreviousState, agent: AgentState | None) -> str:
     """Return why the server cannot become ready; empty while it may."""
     earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
     changed = {name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)}

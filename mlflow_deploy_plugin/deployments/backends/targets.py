@@ -7,6 +7,7 @@ onnxserve:/kubernetes/NAMESPACE  a Deployment of the cluster that kubectl reache
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal, Protocol
@@ -59,6 +60,9 @@ class Backend(Protocol):
     def poll_registry(self, name: str) -> None:
         """Make the endpoint's agent ask the registry at once; do nothing where it cannot be reached."""
 
+    def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
+        """Yield the address at which this machine reaches the server, which runs."""
+
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
         """Yield the last lines of the server's log, and with `follow` those to come until it ends."""
 
@@ -78,6 +82,11 @@ class Target:
     @property
     def takes_local_port(self) -> bool:
         """True if its servers listen on ports of this machine."""
+        return self.kind != "kubernetes"
+
+    @property
+    def sees_local_folders(self) -> bool:
+        """True if its servers can be given folders of this machine."""
         return self.kind != "kubernetes"
 
     def backend(self, settings: Settings) -> Backend:

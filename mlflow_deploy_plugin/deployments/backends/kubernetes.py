@@ -1,0 +1,461 @@
+"""Deployments on Kubernetes: the objects of `manifests/kubernetes.py`, applied to a namespace and watched until served.
+
+Declarative: server-side apply changes what differs, so that the same call after a crash finishes the work. A change of
+variants goes by the ConfigMap to the pods that run; whether they serve it is read from the state files within them.
+The state is polled, not watched: a poll that fails is made again, and there is no stream that could be cut.
+"""
+
+import hashlib
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.backends.kubernetes_api import MANAGER, Cluster
+from mlflow_deploy_plugin.deployments.backends.local import PreviousState, compare_applied, served_failure
+from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
+from mlflow_deploy_plugin.deployments.backends.targets import Progress
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.manifests import (
+    CONTAINER,
+    LABEL,
+    STATE_FOLDER,
+    Document,
+    Place,
+    http_port,
+    kubernetes_documents,
+)
+from mlflow_deploy_plugin.registry import parse_model_uri
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
+from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, WANTED, AgentState, Wanted, WorkerState
+
+_KINDS = (
+    *("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment"),
+    *("Service", "NetworkPolicy", "ConfigMap", "ServiceAccount"),
+)
+"""All that may belong to an endpoint, in the order in which it is deleted."""
+_OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
+_REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
+_UNSEEN = "waiting for the cluster to plan the rollout"
+_SPEC_DIGEST = "onnxserve/spec"
+_POLL_SECONDS = 0.5
+_LOG_LINES = 50
+_STOP_MARGIN_SECONDS = 60
+_LOG_QUEUE = 10_000
+_PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_NO_MLFLOW = (
+    "the pods do not reach MLflow at {uri}: say by -C container.environment.MLFLOW_TRACKING_URI=… where it is for "
+    "them, or by -C container.secrets.MLFLOW_TRACKING_URI=SECRET/KEY"
+)
+_READ_STATE = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+def lives(file):
+    try:
+        os.kill(int(file.stem), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    return True
+files = [folder / name for name in sys.argv[2:]] + [one for one in folder.glob("workers/*.json") if lives(one)]
+print(json.dumps({str(one.relative_to(folder)): one.read_text() for one in files if one.is_file()}))
+"""
+
+
+@dataclass(frozen=True)
+class PodState:
+    """The state files of one pod: the spec as it is served there, and what agent and workers say."""
+
+    spec: EndpointSpec | None
+    agent: AgentState | None
+    wanted: Wanted
+    workers: tuple[WorkerState, ...]
+
+
+@dataclass(frozen=True)
+class PodTrouble:
+    """The reason why a pod does not become ready.
+
+    Attributes:
+        is_final: waiting does not help.
+        wrote: True if the last words of the container that ended say more.
+    """
+
+    text: str
+    is_final: bool
+    wrote: bool = False
+
+
+@dataclass
+class KubernetesBackend:
+    """The endpoints in one namespace of a cluster."""
+
+    settings: Settings
+    namespace: str
+    _cluster: Cluster = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._cluster = Cluster(self.namespace)
+
+    def apply(self, spec: EndpointSpec, progress: Progress) -> None:
+        """Serve `spec`, and wait until every pod does; after a failure pods that were ready go on.
+
+        Raises:
+            InvalidConfig, DeploymentFailed: as `Backend.apply`.
+            AlreadyExists: objects of its name are somebody else's.
+        """
+        begun = time.monotonic()
+        documents = kubernetes_documents(spec, Place(self.namespace, pod_environment(spec)))
+        running = self._cluster.get("Deployment", spec.name)
+        if running is not None and not _is_ours(running):
+            managers = {str(one["manager"]) for one in running["metadata"].get("managedFields", ())}
+            raise AlreadyExists(
+                f"a Deployment {spec.name!r} is in namespace {self.namespace} already, made by {', '.join(managers)}"
+            )
+        pods = self._living_pods(spec.name) if running is not None else []
+        before = {pod["metadata"]["name"]: state for pod in pods if (state := self._read_pod(pod)) is not None}
+        for document in documents:
+            if document["kind"] == "Deployment" and spec.kubernetes.max_replicas is not None:
+                document["spec"]["replicas"] = _scaled_replicas(running, spec)
+            self._cluster.apply(document, spec.kubernetes.force_conflicts)
+        wanted = {document["kind"] for document in documents}
+        for kind in _OPTIONAL:
+            if kind not in wanted:
+                self._delete(kind, spec.name)
+        progress(f"{spec.name}: applied to namespace {self.namespace}")
+        (served,) = (one["data"][SPEC] for one in documents if one["kind"] == "ConfigMap")
+        digest = {"metadata": {"annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]}}}
+        for pod in pods:  # a change of the pod makes kubelet look at its ConfigMap at once, instead of within 90 s
+            with suppress(DeploymentFailed):  # it is gone, or we may not
+                self._cluster.merge("Pod", pod["metadata"]["name"], digest)
+        self._wait_until_served(spec, before, progress)
+        progress(f"{spec.name}: ready at {self._url(spec)} after {time.monotonic() - begun:.1f} s")
+
+    def observe(self, spec: EndpointSpec) -> Observation:
+        """Return the state of the endpoint's pods now."""
+        if not spec.variants:
+            return Observation("empty", "no deployment yet")
+        deployment = self._cluster.get("Deployment", spec.name)
+        if deployment is None:
+            gone = f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` makes it again"
+            return Observation("failed", gone)
+        count = deployment["spec"].get("replicas", 1)
+        if count == 0:
+            return Observation("stopped", f"`onnxserve start {spec.name}` starts it")
+        ready = deployment.get("status", {}).get("readyReplicas", 0)
+        pods = self._living_pods(spec.name)
+        trouble = self._trouble(deployment, pods)
+        reason = trouble.text if trouble is not None else pending_rollout(deployment)
+        states = [state for pod in pods if _is_ready(pod) and (state := self._read_pod(pod)) is not None]
+        if not ready:
+            return Observation("failed" if trouble is not None and trouble.is_final else "starting", reason)
+        applied = [compare_applied(spec, state.wanted, state.workers) for state in states]
+        agents = [state.agent for state in states if state.agent is not None]
+        return Observation(
+            "running",
+            reason or next((one.pending for one in applied if one.pending), ""),
+            url=self._url(spec),
+            started_at=None,
+            restarts=sum(_container_status(pod).get("restartCount", 0) for pod in pods),
+            wanted=next((one.wanted for one in applied if one.wanted is not None), None),
+            workers=tuple(
+                worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # pods have the same process ids
+                for number, one in enumerate(applied)
+                for worker in one.workers
+            ),
+            errors={name: error for one in applied for name, error in one.errors.items()},
+            refused=next((agent.refused for agent in agents if agent.refused), ()),
+            registry_error=next((agent.error for agent in agents if agent.error), ""),
+            shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),
+        )
+
+    def stop(self, name: str) -> None:
+        """Scale to no pod, and wait until the pods have finished their requests."""
+        deployment = self._cluster.get("Deployment", name)
+        if deployment is not None and _is_ours(deployment):
+            self._cluster.merge("Deployment", name, {"spec": {"replicas": 0}})
+            self._wait_until_gone(name, deployment)
+
+    def remove(self, name: str) -> None:
+        """Delete all that was made for the endpoint, and wait until its pods have finished their requests."""
+        deployment = self._cluster.get("Deployment", name)
+        for kind in _KINDS:
+            self._delete(kind, name)
+        if deployment is not None and _is_ours(deployment):
+            self._wait_until_gone(name, deployment)
+
+    def is_running(self, name: str) -> bool:
+        """Return True if the endpoint has a Deployment that is to have pods."""
+        deployment = self._cluster.get("Deployment", name)
+        return deployment is not None and _is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
+
+    def poll_registry(self, name: str) -> None:
+        """Make the agents of all pods ask the registry at once."""
+        with suppress(OnnxserveError):  # their next poll comes anyway
+            for pod in self._living_pods(name):
+                self._cluster.execute(pod["metadata"]["name"], CONTAINER, ["touch", f"{STATE_FOLDER}/{LOOK}"])
+
+    def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
+        """Yield the last lines of every pod's log, each with the pod's name, and with `follow` those to come."""
+        names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
+        for pod in names:
+            yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, CONTAINER, lines))
+        if not follow:
+            return
+        written: queue.Queue[str | None] = queue.Queue(_LOG_QUEUE)
+
+        def read(pod: str) -> None:
+            last, since = "", 1
+            while self._cluster.get("Pod", pod) is not None:
+                begun = time.monotonic()
+                with suppress(DeploymentFailed):
+                    for line in self._cluster.follow_log(pod, CONTAINER, since):
+                        stamp, _, text = line.partition(" ")
+                        if stamp > last:  # after a cut the last lines come again
+                            last = stamp
+                            written.put(f"{pod}: {text}")
+                since = int(time.monotonic() - begun) + 5
+                time.sleep(_POLL_SECONDS)
+            written.put(None)
+
+        for pod in names:
+            threading.Thread(target=read, args=(pod,), daemon=True).start()
+        living = len(names)
+        while living:
+            line = written.get()
+            living -= line is None
+            if line is not None:
+                yield line
+
+    @contextmanager
+    def reached(self, spec: EndpointSpec) -> Iterator[str]:
+        """Yield an address of this machine that leads to a ready pod, by port-forward: the cluster's own is inside it.
+
+        Raises:
+            NotReady: no pod is ready.
+        """
+        ready = [pod for pod in self._living_pods(spec.name) if _is_ready(pod)]
+        if not ready:
+            raise NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
+        with self._cluster.forwarded(ready[0]["metadata"]["name"], http_port(spec)) as address:
+            yield f"{'https' if spec.server.certfile else 'http'}://{address}"
+
+    def _url(self, spec: EndpointSpec) -> str:
+        """Return the address for callers: the public one, or that within the cluster."""
+        if spec.kubernetes.host is not None:
+            return f"{'https' if spec.kubernetes.tls_secret or spec.kubernetes.gateway else 'http'}://{spec.kubernetes.host}"
+        scheme = "https" if spec.server.certfile else "http"
+        return f"{scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
+
+    def _delete(self, kind: str, name: str) -> None:
+        """Delete an object if it is ours."""
+        if self._cluster.serves(kind):
+            found = self._cluster.get(kind, name)
+            if found is not None and _is_ours(found):
+                self._cluster.delete(kind, name)
+
+    def _living_pods(self, name: str) -> list[Document]:
+        """Return the pods that are not ending; while the Deployment rolls, also those of before."""
+        pods = self._cluster.find("Pod", {LABEL: name})
+        return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+
+    def _read_pod(self, pod: Document) -> PodState | None:
+        """Return the state files of a pod; None if it does not run, or may not be looked into."""
+        if "running" not in _container_status(pod).get("state", {}):
+            return None
+        command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
+        try:
+            files = json.loads(self._cluster.execute(pod["metadata"]["name"], CONTAINER, command))
+            return PodState(
+                spec=load_specs(files[SPEC])[0] if SPEC in files else None,
+                agent=AgentState.model_validate_json(files[AGENT]) if AGENT in files else None,
+                wanted=Wanted.model_validate_json(files[WANTED]) if WANTED in files else Wanted(),
+                workers=tuple(
+                    WorkerState.model_validate_json(text) for name, text in files.items() if name.startswith("workers/")
+                ),
+            )
+        except (OnnxserveError, ValueError):
+            return None
+
+    def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, PodState], progress: Progress) -> None:
+        """Return when the Deployment has rolled and every pod serves `spec`.
+
+        Raises:
+            DeploymentFailed: it cannot become ready, or has not in time; the message has the pod's last words.
+        """
+        seconds = self.settings.ready_timeout_seconds
+        deadline, last = time.monotonic() + seconds, ""
+        while True:
+            deployment = self._cluster.get("Deployment", spec.name)
+            if deployment is None:
+                raise DeploymentFailed(f"{spec.name}: its Deployment was deleted meanwhile")
+            pending = pending_rollout(deployment)
+            pods = self._newest_pods(deployment) if pending != _UNSEEN else []
+            trouble = self._trouble(deployment, pods)
+            if trouble is not None and trouble.is_final:
+                raise DeploymentFailed(f"{spec.name}: {trouble.text}")
+            pending = pending or self._pending_spec(spec, pods, before)
+            if not pending:
+                return
+            if trouble is not None:
+                pending = f"{pending}: {trouble.text}"
+            if time.monotonic() > deadline:
+                said = "" if trouble is not None else self._unready_words(pods)
+                raise DeploymentFailed(
+                    f"{spec.name}: not ready after {seconds:g} s, still {pending}{said} "
+                    "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
+                )
+            if pending != last:
+                progress(f"{spec.name}: {pending}")
+                last = pending
+            time.sleep(_POLL_SECONDS)
+
+    def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, PodState]) -> str:
+        """Return what pods that are ready still have to do; empty once all serve `spec`. Raises DeploymentFailed."""
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            state = self._read_pod(pod)
+            if state is None:
+                continue  # we may not look; it is ready
+            applied = compare_applied(spec, state.wanted, state.workers)
+            earlier = before.get(name)
+            previous = PreviousState(earlier.spec if earlier else None, earlier.agent if earlier else None)
+            if failure := served_failure(applied, spec, previous, state.agent):
+                raise DeploymentFailed(f"{spec.name}: {failure}")
+            if applied.pending:
+                return f"{applied.pending} (pod {name})"
+        return ""
+
+    def _newest_pods(self, deployment: Document) -> list[Document]:
+        """Return the living pods of the newest revision of a Deployment."""
+        name = deployment["metadata"]["name"]
+        revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
+        sets = self._cluster.find("ReplicaSet", {LABEL: name})
+        newest = [one for one in sets if one["metadata"].get("annotations", {}).get(_REVISION) == revision]
+        hashes = {one["metadata"]["labels"].get(_HASH) for one in newest}
+        return [pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes]
+
+    def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
+        """Return why pods do not come up: first what waiting does not help."""
+        conditions = deployment.get("status", {}).get("conditions", ())
+        found = [trouble for one in conditions if (trouble := quota_trouble(one)) is not None]
+        for pod in pods:
+            if (trouble := pod_trouble(pod)) is not None:
+                words = self._last_words(pod["metadata"]["name"]) if trouble.wrote else ""
+                found.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
+        return next((one for one in found if one.is_final), next(iter(found), None))
+
+    def _last_words(self, pod: str) -> str:
+        lines = self._cluster.pod_log(pod, CONTAINER, _LOG_LINES, previous=True)
+        line = error_line(lines or self._cluster.pod_log(pod, CONTAINER, _LOG_LINES))
+        return f": {line}" if line else ""
+
+    def _unready_words(self, pods: list[Document]) -> str:
+        """Return the last line of a pod that runs and does not become ready."""
+        unready = [pod["metadata"]["name"] for pod in pods if not _is_ready(pod)]
+        lines = self._cluster.pod_log(unready[0], CONTAINER, _LOG_LINES) if unready else []
+        return f"; last in the log of pod {unready[0]}: {lines[-1]}" if lines else ""
+
+    def _wait_until_gone(self, name: str, deployment: Document) -> None:
+        """Wait until no pod is left, or their time is up."""
+        seconds = deployment["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+        deadline = time.monotonic() + seconds + _STOP_MARGIN_SECONDS
+        while self._cluster.find("Pod", {LABEL: name}) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+
+def pod_environment(spec: EndpointSpec) -> dict[str, str]:
+    """Return the variables that pods take from this process: where MLflow is, if they reach it there too.
+
+    Raises:
+        InvalidConfig: a model is in the registry, and nothing says where pods reach that.
+    """
+    import mlflow  # takes a second, which `list` should not wait for
+
+    uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
+    found = {
+        variable: str(uri)
+        for variable, uri in uris.items()
+        if (parts := urlsplit(str(uri))).scheme in ("http", "https")
+        and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+        and parts.password is None  # which would stand in the Deployment
+    }
+    given = {*found, *spec.container.environment, *spec.container.secrets}
+    kinds = {parse_model_uri(variant.model).kind for variant in spec.variants.values()}
+    if "MLFLOW_TRACKING_URI" not in given and kinds - {"path", "remote"}:
+        raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
+    return found
+
+
+def pending_rollout(deployment: Document) -> str:
+    """Return what a Deployment still has to do until all its pods are new and ready; empty if nothing."""
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return _UNSEEN
+    count = deployment["spec"].get("replicas", 1)
+    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
+    if updated < count:
+        return f"{updated} of {count} pods are started"
+    if status.get("replicas", 0) > updated:
+        return f"{status['replicas'] - updated} pods of before are to end"
+    if available < updated:
+        return f"{available} of {count} pods are ready"
+    return ""
+
+
+def quota_trouble(condition: Document) -> PodTrouble | None:
+    """Return why a Deployment may have no more pods, by its condition: a quota, or a policy of the cluster."""
+    if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+        return PodTrouble(f"the cluster refuses a pod: {' '.join(condition.get('message', '').split())}", True)
+    return None
+
+
+def pod_trouble(pod: Document) -> PodTrouble | None:
+    """Return why a pod does not become ready, as its status says it; None while nothing is wrong."""
+    name = pod["metadata"]["name"]
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            # a cluster that adds nodes may help
+            return PodTrouble(f"pod {name} is unschedulable: {' '.join(condition.get('message', '').split())}", False)
+    status = _container_status(pod)
+    state, last = status.get("state", {}), status.get("lastState", {})
+    waiting, ended = state.get("waiting", {}), state.get("terminated") or last.get("terminated") or {}
+    if ended.get("reason") == "OOMKilled":
+        limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "no limit")
+        killed = f"pod {name} was killed for want of memory (OOMKilled), container.memory_bytes is {limit}"
+        return PodTrouble(killed, not _is_ready(pod))
+    reason, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
+    if reason in _PENDING_IMAGE:
+        return PodTrouble(f"pod {name}: {reason}: {said}", True)
+    if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
+        return PodTrouble(f"pod {name} cannot start: {said}", True)
+    if ended and (reason == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not _is_ready(pod):
+        how = f"exit status {ended.get('exitCode')}"
+        return PodTrouble(f"pod {name} ends again and again ({how})", True, wrote=True)
+    return None
+
+
+def _container_status(pod: Document) -> Document:
+    statuses = pod.get("status", {}).get("containerStatuses", ())
+    found: Document = next((one for one in statuses if one["name"] == CONTAINER), {})
+    return found
+
+
+def _is_ready(pod: Document) -> bool:
+    return bool(_container_status(pod).get("ready"))
+
+
+def _is_ours(document: Document) -> bool:
+    """Return True if we have applied an object: others may have made it from `onnxserve render`."""
+    return any(one.get("manager") == MANAGER for one in document["metadata"].get("managedFields", ()))
+
+
+def _scaled_replicas(running: Document | None, spec: EndpointSpec) -> int:
+    """Return the pods of an endpoint that is scaled: as many as it has now, within the limits of the spec."""
+    now = 0 if running is None else running["spec"].get("replicas", 0)
+    return max(spec.kubernetes.replicas, min(now, spec.kubernetes.max_replicas or now))

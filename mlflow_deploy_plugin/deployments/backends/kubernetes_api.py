@@ -1,0 +1,326 @@
+"""The API server of a Kubernetes cluster, for one namespace: objects as documents, and commands within pods.
+
+The official client finds the cluster and the credentials, and speaks the web sockets of `exec` and `port-forward`.
+Plain requests carry documents by server-side apply. Every request is idempotent: a busy or failing API server (429,
+5xx) and a cut connection are tried again, after the pause that the server names.
+"""
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import kubernetes
+import requests
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config.config_exception import ConfigException
+from kubernetes.stream import portforward, stream
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError, join_names
+from mlflow_deploy_plugin.manifests import Document
+
+MANAGER = "onnxserve"
+"""The field manager of all that is applied."""
+_RESOURCES: Mapping[str, tuple[str, ...]] = {
+    "ConfigMap": ("configmaps", "v1"),
+    "Deployment": ("deployments", "apps/v1"),
+    "HTTPRoute": ("httproutes", "gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"),
+    "HorizontalPodAutoscaler": ("horizontalpodautoscalers", "autoscaling/v2", "autoscaling/v2beta2"),
+    "Ingress": ("ingresses", "networking.k8s.io/v1"),
+    "NetworkPolicy": ("networkpolicies", "networking.k8s.io/v1"),
+    "Pod": ("pods", "v1"),
+    "PodDisruptionBudget": ("poddisruptionbudgets", "policy/v1", "policy/v1beta1"),
+    "ReplicaSet": ("replicasets", "apps/v1"),
+    "Service": ("services", "v1"),
+    "ServiceAccount": ("serviceaccounts", "v1"),
+    "ServiceMonitor": ("servicemonitors", "monitoring.coreos.com/v1"),
+}
+"""Kind → its plural and the API versions that it may have, the newest first; their documents are the same."""
+_RETRIES = Retry(
+    total=8,
+    connect=2,
+    backoff_factor=0.2,
+    backoff_max=5,
+    status_forcelist=(429, 500, 502, 503, 504),
+    allowed_methods=None,
+    raise_on_status=False,
+)
+_CONNECT_SECONDS, _READ_SECONDS = 10, 60
+_EXEC_SECONDS = 30
+_CONFLICT_TRIES = 6
+_CONFLICT = re.compile(r'conflict with "(?P<manager>[^"]+)"')
+_OUR_MANAGERS = (MANAGER, "before-first-apply")
+
+
+class ApiRefused(DeploymentFailed):
+    """The API server refused a request; `status` is the HTTP status."""
+
+    status: int
+
+
+@dataclass
+class Cluster:
+    """The cluster of the current context (KUBECONFIG), or the one that this process runs in as a pod."""
+
+    namespace: str
+    _session: requests.Session = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            # the client itself would read the variable once, when it is imported
+            self._client = kubernetes.config.new_client_from_config(os.environ.get("KUBECONFIG"))
+        except (ConfigException, TypeError) as missing:
+            configuration = kubernetes.client.Configuration()
+            try:
+                kubernetes.config.load_incluster_config(configuration)
+            except ConfigException:
+                why = " ".join(str(missing).split())
+                raise InvalidConfig(
+                    f"no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config ({why})"
+                ) from None
+            self._client = kubernetes.client.ApiClient(configuration)
+        self._configuration = self._client.configuration
+        self._core = kubernetes.client.CoreV1Api(self._client)
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.verify = (self._configuration.ssl_ca_cert or True) if self._configuration.verify_ssl else False
+        if self._configuration.cert_file:
+            self._session.cert = (self._configuration.cert_file, self._configuration.key_file)
+        if self._configuration.proxy:
+            self._session.proxies = {"https": self._configuration.proxy, "http": self._configuration.proxy}
+        for scheme in ("https://", "http://"):
+            self._session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+
+    def get(self, kind: str, name: str) -> Document | None:
+        """Return an object; None if there is none."""
+        try:
+            found: Document = self._request("GET", f"{self._path(kind)}/{name}")
+            return found
+        except ApiRefused as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def find(self, kind: str, labels: Mapping[str, str]) -> list[Document]:
+        """Return the objects that have the labels."""
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        found: list[Document] = self._request("GET", self._path(kind), {"labelSelector": selector})["items"]
+        return found
+
+    def serves(self, kind: str) -> bool:
+        """Return True if the cluster knows objects of this kind."""
+        return any(version in self._versions for version in _RESOURCES[kind][1:])
+
+    def apply(self, document: Document, force: bool = False) -> None:
+        """Apply a document. Fields of ours are taken back; those of others are, with `force`.
+
+        Raises:
+            InvalidConfig: the namespace is missing, or the cluster does not know the kind.
+            DeploymentFailed: others have set its fields (`force` is False), or the API server refuses it.
+        """
+        kind, name = document["kind"], document["metadata"]["name"]
+        if not self.serves(kind):
+            raise InvalidConfig(f"the cluster knows no {kind} ({_RESOURCES[kind][1]}), which the spec asks for")
+        document = {**document, "apiVersion": self._version(kind)}
+        path = f"{self._path(kind)}/{name}"
+        for attempt in range(_CONFLICT_TRIES):
+            try:
+                query = {"fieldManager": MANAGER, "force": str(force).lower()}
+                self._request("PATCH", path, query, document, "application/apply-patch+yaml")
+                return
+            except ApiRefused as error:
+                if error.status != 409 or attempt == _CONFLICT_TRIES - 1:
+                    raise
+                if owners := dict.fromkeys(_CONFLICT.findall(error.message)):
+                    if not all(owner in _OUR_MANAGERS for owner in owners):
+                        raise DeploymentFailed(
+                            f"{kind} {name} has fields that {join_names(owners)} has set: {error.message}; "
+                            "kubernetes.force_conflicts=true takes them over"
+                        ) from None
+                    force = True
+                time.sleep(0.1 * 2**attempt)
+
+    def merge(self, kind: str, name: str, change: Document) -> None:
+        """Change fields of an object. Raises DeploymentFailed as `apply`."""
+        content_type = "application/merge-patch+json"
+        self._request("PATCH", f"{self._path(kind)}/{name}", {"fieldManager": MANAGER}, change, content_type)
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object with all that belongs to it; one that is gone is no error."""
+        try:
+            self._request("DELETE", f"{self._path(kind)}/{name}", {"propagationPolicy": "Background"})
+        except ApiRefused as error:
+            if error.status != 404:
+                raise
+
+    def pod_log(self, pod: str, container: str, lines: int, previous: bool = False) -> list[str]:
+        """Return the last lines of a container's log; none if it has not begun."""
+        query = {"container": container, "tailLines": str(lines), "previous": str(previous).lower()}
+        try:
+            return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
+        except ApiRefused:
+            return []
+
+    def follow_log(self, pod: str, container: str, since_seconds: int) -> Iterator[str]:
+        """Yield the lines that a container writes, until it ends or the connection is cut."""
+        query = {"container": container, "follow": "true", "sinceSeconds": str(since_seconds), "timestamps": "true"}
+        path = f"{self._path('Pod')}/{pod}/log"
+        with self._send("GET", path, query, stream=True, timeout=None) as response, suppress(requests.RequestException):
+            for line in response.iter_lines():
+                yield line.decode(errors="replace")
+
+    def execute(self, pod: str, container: str, command: Sequence[str]) -> str:
+        """Run a command in a container and return what it prints.
+
+        Raises:
+            DeploymentFailed: it cannot be run, or ends with an error.
+        """
+        try:
+            running = stream(
+                self._core.connect_get_namespaced_pod_exec,
+                pod,
+                self.namespace,
+                container=container,
+                command=list(command),
+                stdout=True,
+                stderr=True,
+                stdin=False,
+                tty=False,
+                _preload_content=False,
+            )
+            running.run_forever(timeout=_EXEC_SECONDS)
+            printed: str = running.read_stdout(timeout=0) or ""
+            status = running.returncode
+        except (ApiException, OSError, AttributeError, ValueError, KeyError, TypeError) as error:
+            raise DeploymentFailed(
+                f"no command can be run in pod {pod}: {' '.join(str(error).split())[:300]}"
+            ) from None
+        if status != 0:
+            raise DeploymentFailed(f"a command in pod {pod} has ended with status {status}")
+        return printed
+
+    @contextmanager
+    def forwarded(self, pod: str, port: int) -> Iterator[str]:
+        """Yield the address of a socket of this machine whose connections lead to a port of a pod."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            accepting = threading.Thread(target=self._forward, args=(listener, pod, port), daemon=True)
+            accepting.start()
+            try:
+                yield f"127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                with suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        accepting.join()
+
+    def _forward(self, listener: socket.socket, pod: str, port: int) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                try:
+                    opened = portforward(
+                        self._core.connect_get_namespaced_pod_portforward, pod, self.namespace, ports=str(port)
+                    )
+                except ApiException:
+                    connection.close()  # the caller sees that there is no answer
+                    continue
+                remote = opened.socket(port)
+                remote.setblocking(True)
+                for source, sink in ((connection, remote), (remote, connection)):
+                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+    @cached_property
+    def _versions(self) -> set[str]:
+        groups = self._request("GET", "/apis")["groups"]
+        return {"v1", *(version["groupVersion"] for group in groups for version in group["versions"])}
+
+    def _version(self, kind: str) -> str:
+        known = _RESOURCES[kind][1:]
+        return next((version for version in known if version in self._versions), known[0])
+
+    def _path(self, kind: str) -> str:
+        version = self._version(kind)
+        root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
+        return f"{root}/namespaces/{self.namespace}/{_RESOURCES[kind][0]}"
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Document | None = None,
+        content_type: str = "application/json",
+    ) -> Any:
+        return self._send(method, path, query, body, content_type).json()
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Document | None = None,
+        content_type: str = "application/json",
+        stream: bool = False,
+        timeout: float | None = _READ_SECONDS,
+    ) -> requests.Response:
+        """Send a request. Raises ApiRefused, and DeploymentFailed if no API server answers."""
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        # asked for every request: a token of a cloud or of a pod is renewed there
+        for setting in self._configuration.auth_settings().values():
+            headers[setting["key"]] = setting["value"]
+        url = f"{self._configuration.host}{path}"
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            response = self._session.request(
+                method,
+                url,
+                params=query,
+                data=data,
+                headers=headers,
+                stream=stream,
+                timeout=(_CONNECT_SECONDS, timeout),
+            )
+        except requests.RequestException as error:
+            why = " ".join(str(error).split())[:300]
+            raise DeploymentFailed(f"the Kubernetes API at {self._configuration.host} does not answer: {why}") from None
+        if response.ok:
+            return response
+        raise _refusal(response, self.namespace, self._configuration.host)
+
+
+def _refusal(response: requests.Response, namespace: str, host: str) -> OnnxserveError:
+    try:
+        message = str(response.json().get("message") or response.reason)
+    except ValueError:
+        message = response.text[:300] or response.reason
+    message = " ".join(message.split())
+    if response.status_code == 404 and f'namespaces "{namespace}" not found' in message:
+        return InvalidConfig(
+            f"there is no namespace {namespace!r} in the cluster: kubectl create namespace {namespace}"
+        )
+    said = {
+        401: f"the Kubernetes API at {host} does not accept the credentials of KUBECONFIG",
+        403: "the Kubernetes API forbids it",
+        409: "",
+    }.get(response.status_code, f"the Kubernetes API answered {response.status_code}")
+    error = ApiRefused(f"{said}: {message}" if said else message)
+    error.status = response.status_code
+    return error
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    """Copy bytes until the source ends, and end the sink too."""
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for one in (sink, source):
+        with suppress(OSError):
+            one.close()

@@ -1,0 +1,174 @@
+"""The API server's refusals as one line each, and what is tried again. A real cluster: tests/kubernetes."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mlflow_deploy_plugin.deployments.backends.kubernetes_api import Cluster
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
+
+APIS = {"groups": [{"versions": [{"groupVersion": one}]} for one in ("apps/v1", "policy/v1beta1")]}
+SERVICE = {"kind": "Service", "metadata": {"name": "flights"}}
+Answer = tuple[int, dict[str, Any]]
+
+
+class ScriptedApi:
+    """Answers `/apis` as Kubernetes 1.20 does, and every other request with what the script has next."""
+
+    def __init__(self) -> None:
+        self.script: list[Answer] = []
+        self.asked: list[str] = []
+
+    def next_answer(self, path: str) -> Answer:
+        return (200, APIS) if path == "/apis" else self.script.pop(0) if self.script else (200, {})
+
+
+def kubeconfig(folder: Path, server: str) -> Path:
+    """Write the configuration of a cluster."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    (folder / "config").write_text(yaml.safe_dump(config))
+    return folder / "config"
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi]:
+    made = ScriptedApi()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.path != "/apis":
+                made.asked.append(f"{self.command} {self.path}")
+            status, body = made.next_answer(self.path)
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PATCH = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")))
+        yield made
+        server.shutdown()
+
+
+def conflict(*managers: str) -> Answer:
+    """Return the answer of an API server where others own fields of an applied document."""
+    causes = " ".join(f'conflict with "{one}" using v1: .spec.type' for one in managers)
+    return 409, {"message": f"Apply failed with {len(managers)} conflict: {causes}"}
+
+
+def test_what_is_busy_or_broken_is_asked_again(api: ScriptedApi) -> None:
+    api.script = [(429, {}), (500, {}), (503, {}), (200, {"kind": "Service"})]
+    assert Cluster("ml").get("Service", "flights") == {"kind": "Service"}
+    assert api.asked == ["GET /api/v1/namespaces/ml/services/flights"] * 4
+
+
+def test_the_newest_version_that_the_cluster_has_is_used(api: ScriptedApi) -> None:
+    cluster = Cluster("ml")
+    cluster.apply({"kind": "PodDisruptionBudget", "apiVersion": "policy/v1", "metadata": {"name": "f"}})
+    path = "/apis/policy/v1beta1/namespaces/ml/poddisruptionbudgets/f"
+    assert api.asked == [f"PATCH {path}?fieldManager=onnxserve&force=false"]
+    with pytest.raises(InvalidConfig, match=r"the cluster knows no ServiceMonitor \(monitoring\.coreos\.com/v1\)"):
+        cluster.apply({"kind": "ServiceMonitor", "metadata": {"name": "f"}})
+
+
+def test_fields_of_ours_are_taken_back_and_those_of_others_only_by_force(api: ScriptedApi) -> None:
+    cluster = Cluster("ml")
+    api.script = [conflict("onnxserve"), (200, {})]
+    cluster.apply(SERVICE)
+    assert [one.rpartition("force=")[2] for one in api.asked] == ["false", "true"]
+    api.script = [conflict("onnxserve", "kubectl-edit")]
+    with pytest.raises(DeploymentFailed) as refused:
+        cluster.apply(SERVICE)
+    assert str(refused.value) == (
+        "Service flights has fields that onnxserve, kubectl-edit has set: Apply failed with 2 conflict: conflict with "
+        '"onnxserve" using v1: .spec.type conflict with "kubectl-edit" using v1: .spec.type; '
+        "kubernetes.force_conflicts=true takes them over"
+    )
+
+
+def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> None:
+    api.script = [(409, {"message": "the object has been modified"})] * 2
+    Cluster("ml").apply(SERVICE)
+    assert len(api.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (
+            (404, {"message": 'namespaces "ml" not found'}),
+            InvalidConfig,
+            "there is no namespace 'ml' in the cluster: kubectl create namespace ml",
+        ),
+        (
+            (403, {"message": 'services is forbidden: User "u" cannot patch'}),
+            DeploymentFailed,
+            'the Kubernetes API forbids it: services is forbidden: User "u" cannot patch',
+        ),
+        ((401, {"message": "Unauthorized"}), DeploymentFailed, "does not accept the credentials of KUBECONFIG"),
+        (
+            (422, {"message": "spec.ports: Required value"}),
+            DeploymentFailed,
+            "answered 422: spec.ports: Required value",
+        ),
+    ],
+)
+def test_a_refusal_is_one_line(api: ScriptedApi, answer: Answer, kind: type[OnnxserveError], message: str) -> None:
+    api.script = [answer]
+    with pytest.raises(kind) as refused:
+        Cluster("ml").apply(SERVICE)
+    assert message in str(refused.value)
+
+
+def test_what_is_gone_is_none_and_its_deletion_no_error(api: ScriptedApi) -> None:
+    api.script = [(404, {"message": "not found"})] * 2
+    cluster = Cluster("ml")
+    assert cluster.get("Service", "flights") is None
+    cluster.delete("Service", "flights")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config"),
+        ("current-context: none\n", "no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config"),
+    ],
+)
+def test_without_a_cluster_one_line_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "config").write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with pytest.raises(InvalidConfig) as refused:
+        Cluster("ml")
+    assert message in str(refused.value)
+
+
+def test_an_api_server_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, "http://127.0.0.1:9")))
+    with pytest.raises(DeploymentFailed, match=r"the Kubernetes API at http://127\.0\.0\.1:9 does not answer: "):
+        Cluster("ml").get("Service", "flights")
