@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlflow_deploy_plugin.agent.control import audit_recorder, record_nothing
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.keys import api_key_fetcher, issuer_key_fetcher
@@ -129,9 +130,11 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
             ThreadPoolExecutor(_FETCH_THREADS, "fetch"),
             PollPolicy(settings.poll_seconds, follow, time.monotonic),
         )
-        following = _FollowThread(Follower(state_dir, resolver, time.time, lambda: shipper.state), stop)
-        following.start()
         server = load_specs((state_dir / SPEC).read_text())[0].server
+        has_store = settings.keys_file is None  # which is for servers without one
+        record = audit_recorder(settings.store_url) if server.authenticates and has_store else record_nothing
+        following = _FollowThread(Follower(state_dir, resolver, time.time, lambda: shipper.state, record), stop)
+        following.start()
         if server.api_keys:
             api_key_fetcher(state_dir, settings.keys_file or settings.store_url, settings.poll_seconds, stop).start()
         if server.jwt_issuer:

@@ -9,6 +9,7 @@ everything as it was.
 """
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +32,39 @@ _log = logging.getLogger(__name__)
 MOST_ADDED = 1000
 """Endpoints added to those of the spec. A further one takes the place of the oldest that is unloaded."""
 
+Recorder = Callable[[Command, str], None]
+"""Writes a command and its error, empty if it succeeded, into the audit trail."""
+
 Outcome = Callable[[str], OnnxserveError | None]
 """Returns the error of loading or unloading the endpoint, or None; raises `Pending` while a worker works on it."""
 
 
+def record_nothing(command: Command, error: str) -> None:
+    """Write nothing."""
+
+
 class Pending(Exception):
     """The outcome is not known yet."""
+
+
+def audit_recorder(store_url: str) -> Recorder:
+    """Return what writes commands into the audit trail of a store, in threads: a slow store delays no command."""
+
+    def write(command: Command, error: str) -> None:
+        actor, action = f"key {command.actor}", command.action
+        try:
+            from mlflow_deploy_plugin import store  # SQLAlchemy takes memory, and some images do not have it
+
+            opened = store.open_store(store_url)
+            try:
+                done = "failed" if error else f"{action}ed"
+                opened.record(action, endpoint=command.endpoint, after=done, why=error, actor=actor)
+            finally:
+                opened.close()
+        except (OnnxserveError, ImportError) as failure:
+            _log.error("the audit trail lacks that %s was to %s %s: %s", actor, action, command.endpoint, failure)
+
+    return lambda command, error: threading.Thread(target=write, args=(command, error), daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,7 @@ class EndpointControl:
 
     state_dir: Path
     clock: Callable[[], float] = time.monotonic
+    record: Recorder = record_nothing
     _running: dict[str, _RunningCommand] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -118,7 +147,10 @@ class EndpointControl:
                         del added[forgotten]
                 self._save(unloaded, added)
             self._answer(running.file, error)
-            _log.info("%s %s: %s", running.command.action, name, error.message if error else "done")
+            command, outcome_text = running.command, error.message if error else ""
+            by = f" by key {command.actor}" if command.actor else ""
+            _log.info("%s %s%s: %s", command.action, name, by, outcome_text or "done")
+            self.record(command, outcome_text)
 
     def _all_endpoints(self, specs: Sequence[EndpointSpec]) -> dict[str, EndpointSpec]:
         """Return every endpoint by name, first those of the spec in its order."""

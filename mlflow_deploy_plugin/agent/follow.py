@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
+from mlflow_deploy_plugin.agent.control import EndpointControl, Pending, Recorder, record_nothing
 from mlflow_deploy_plugin.agent.followed import FollowedModel, carry_over, checkpoint, model_ref, restore_checkpoint
 from mlflow_deploy_plugin.agent.resolver import VersionResolver, pyfunc_policy
 from mlflow_deploy_plugin.errors import OnnxserveError
@@ -57,19 +57,21 @@ class Follower:
     Attributes:
         wall_clock: seconds since 1970, for agent.json.
         shipping: returns the state of shipping, which agent.json holds too.
+        record: writes commands into the audit trail.
     """
 
     state_dir: Path
     resolver: VersionResolver
     wall_clock: Callable[[], float]
     shipping: Callable[[], ShippingState] = ShippingState
+    record: Recorder = record_nothing
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
         # the versions served before a restart are served on, whatever the registry says or does not say
         self._restored = restore_checkpoint(self.state_dir)
         self._followed = Followed()
-        self._control = EndpointControl(self.state_dir)
+        self._control = EndpointControl(self.state_dir, record=self.record)
         self._own_specs: list[EndpointSpec] = []
         self._specs: list[EndpointSpec] = []
         self._is_forced = False

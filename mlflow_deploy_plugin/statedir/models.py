@@ -62,12 +62,14 @@ class Command(State):
     Attributes:
         endpoint: its name.
         added: the endpoint itself, if the spec does not have it.
+        actor: the name of the caller's key; empty if callers are not asked for one.
         created_at: seconds of the machine's monotonic clock.
     """
 
     action: Literal["load", "unload"]
     endpoint: str
     added: EndpointSpec | None = None
+    actor: str = ""
     created_at: float
 
 

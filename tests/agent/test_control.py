@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.statedir import (
     read_state,
     write_state,
 )
+from tests.support.waiting import wait_until
 
 NOW = 1000.0
 _numbers = itertools.count(1)
@@ -90,6 +91,25 @@ def test_an_unload_holds_at_once_and_is_answered_when_every_worker_knows(case: C
     case.settle()
     assert case.answer(name) == CommandAnswer()
     assert not case.control.has_work()
+
+
+def test_who_asked_is_recorded_with_the_outcome(case: Case) -> None:
+    recorded: list[tuple[str, str, str]] = []
+    case.control.record = lambda command, error: recorded.append((command.actor, command.action, error))
+    command = Command(action="load", endpoint="a", actor="ops", created_at=NOW)
+    write_state(case.state_dir / COMMANDS / "1.json", command)
+    case.control.take(case.specs)
+    case.settle(lambda endpoint: ModelError("it is broken"))
+    assert recorded == [("ops", "load", "it is broken")]
+
+
+def test_a_command_goes_on_though_the_audit_trail_cannot_be_written(
+    case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case.control.record = module.audit_recorder(f"sqlite:///{tmp_path}/no/folder/store.db")
+    (tmp_path / "no").write_text("")
+    assert case.do("load", "a") == CommandAnswer()
+    wait_until(lambda: "the audit trail lacks that key  was to load a" in caplog.text, what="the line")
 
 
 def test_a_load_is_kept_once_it_went_well_and_found_again_by_the_next_agent(case: Case) -> None:

@@ -7,10 +7,11 @@ import pytest
 import requests
 from click.testing import CliRunner
 from mlflow.deployments import BaseDeploymentClient
+from tritonclient.grpc import InferenceServerClient
 
 from mlflow_deploy_plugin.cli import main
 from tests.support.deployments import empty_home, save_models
-from tests.support.waiting import wait_until
+from tests.support.waiting import free_port, wait_until
 
 ROW = {"inputs": [[1.0, 2.0]]}
 
@@ -42,3 +43,30 @@ def test_a_key_holds_from_its_creation_to_its_revocation(client: BaseDeploymentC
     log = next(tmp_path.rglob("server.log")).read_text()
     assert key not in log
     assert "Traceback" not in log
+
+
+def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(
+    client: BaseDeploymentClient, tmp_path: Path
+) -> None:
+    model = save_models(tmp_path / "models").once
+    ops = CliRunner().invoke(main, ["keys", "create", "ops", "--scope", "admin", "--limit", "1/day"]).stdout.strip()
+    grpc_port = free_port()
+    config = {"server.api_keys": "true", "server.model_control_mode": "explicit", "server.grpc_port": str(grpc_port)}
+    url = client.create_deployment("sum", model, config=config)["url"]
+
+    def ask(path: str) -> int:
+        return requests.post(
+            f"{url}/v2/repository/models/{path}", headers={"Authorization": f"Bearer {ops}"}
+        ).status_code
+
+    wait_until(lambda: ask("sum/unload") == 200, 20, "the key is known, and the endpoint unloaded")
+    with InferenceServerClient(f"127.0.0.1:{grpc_port}") as over_grpc:
+        over_grpc.load_model("sum", headers={"authorization": f"Bearer {ops}"})  # limits are about predictions
+    assert ask("nowhere/load") == 404
+
+    def told() -> list[str]:
+        lines = CliRunner().invoke(main, ["history", "sum"]).output.splitlines()
+        return [line.partition("Z  ")[2] for line in lines if "key ops" in line]
+
+    wait_until(lambda: len(told()) == 2, 20, "both events")
+    assert sorted(told()) == ["key ops  load  sum: – → loaded", "key ops  unload  sum: – → unloaded"]

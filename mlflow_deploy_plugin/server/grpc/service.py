@@ -176,8 +176,9 @@ _ADMIN_METHODS = ("RepositoryModelLoad", "RepositoryModelUnload")
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
-ManagementMethod = Callable[[Server, Any], dict[str, Any]]
-"""Answers a method, given the server and its message: returns the fields of the response."""
+ManagementMethod = Callable[..., dict[str, Any]]
+"""Answers a method, given the server, its message and, if it changes something, the caller: returns the fields of the
+response."""
 
 
 def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
@@ -220,7 +221,8 @@ def _management_call(
         if server.auth.is_required and name not in _PUBLIC_METHODS:
             endpoint = getattr(message, "name", "") or getattr(message, "model_name", "")
             server.auth.identify(request, "admin" if name in _ADMIN_METHODS else "read", endpoint or None)
-        document = orjson.loads(dump_json(method(server, message)))
+        caller = (request.caller,) if name in _ADMIN_METHODS else ()
+        document = orjson.loads(dump_json(method(server, message, *caller)))
         response = json_format.ParseDict(document, response_type(), ignore_unknown_fields=True)
         return Reply({}, response.SerializeToString())
 
@@ -372,16 +374,16 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
         return {"ready": False}
 
 
-def _control(change: Callable[[Server, str, Mapping[str, Any]], None]) -> ManagementMethod:
+def _control(change: Callable[[Server, str, Mapping[str, Any], str], None]) -> ManagementMethod:
     """Return the method of a load or an unload; parameters that are bytes (files) come in base64, as over REST."""
 
-    def method(server: Server, message: Any) -> dict[str, Any]:
+    def method(server: Server, message: Any, actor: str) -> dict[str, Any]:
         parameters: dict[str, Any] = {}
         for name, parameter in message.parameters.items():
             kind = parameter.WhichOneof("parameter_choice")
             value = getattr(parameter, kind) if kind else None
             parameters[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
-        change(server, message.model_name, parameters)
+        change(server, message.model_name, parameters, actor)
         return {}
 
     return method

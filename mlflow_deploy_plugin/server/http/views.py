@@ -115,12 +115,12 @@ def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
     return RawResponse(200, dump_json(v2_extensions.repository_index(server.repository, only_ready)))
 
 
-def v2_control(change: Callable[[Server, str, Mapping[str, Any]], None]) -> Callable[..., RawResponse]:
+def v2_control(change: Callable[[Server, str, Mapping[str, Any], str], None]) -> Callable[..., RawResponse]:
     """Return the view of a load or an unload, for no page of another site. No browser speaks gRPC."""
 
     def view(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
         check_same_site(request, server.spec)
-        change(server, endpoint, v2_extensions.decode_parameters(request.body))
+        change(server, endpoint, v2_extensions.decode_parameters(request.body), request.caller)
         return RawResponse(200, b"")
 
     return view

@@ -41,22 +41,22 @@ def model_statistics(server: Server, endpoint: str | None = None, version: str |
     return v2_extensions.statistics(server.repository, server.metrics.statistics(), endpoint, version)
 
 
-def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any]) -> None:
-    """Return once every worker serves the endpoint. The thread is held until then.
+def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
+    """Return once every worker serves the endpoint, by order of this caller. The thread is held until then.
 
     Raises:
         InvalidRequest, InvalidConfig: see `v2_extensions.endpoint_to_load`.
         NotFound, ModelError, RegistryUnavailable: see `ModelControl.load`.
     """
-    server.model_control.load(endpoint, v2_extensions.endpoint_to_load(endpoint, parameters))
+    server.model_control.load(endpoint, v2_extensions.endpoint_to_load(endpoint, parameters), actor)
 
 
-def unload_model(server: Server, endpoint: str, parameters: Mapping[str, Any]) -> None:
-    """Return once no worker serves the endpoint any more. The thread is held until then.
+def unload_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
+    """Return once no worker serves the endpoint any more, by order of this caller. The thread is held until then.
 
     Raises:
         InvalidRequest: see `v2_extensions.check_unload_parameters`.
         NotFound: see `ModelControl.unload`.
     """
     v2_extensions.check_unload_parameters(parameters)
-    server.model_control.unload(endpoint)
+    server.model_control.unload(endpoint, actor)

@@ -78,11 +78,12 @@ class ModelControl:
         self._agent_seconds = agent_seconds
         self._clock = clock
 
-    def load(self, endpoint: str, added: EndpointSpec | None = None) -> None:
+    def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
         """Load the endpoint into every worker; resolve its versions again if it is loaded.
 
         Args:
             added: the endpoint, if the server's spec does not have it.
+            actor: the name of the caller's key.
 
         Raises:
             InvalidConfig: model control is off, or the spec has an endpoint of the name of `added`.
@@ -92,15 +93,15 @@ class ModelControl:
             TooManyRequests: too many commands are under way.
             DeadlineExceeded: it takes longer than a request can wait, and goes on.
         """
-        self._run(Command(action="load", endpoint=endpoint, added=added, created_at=self._clock()))
+        self._run(Command(action="load", endpoint=endpoint, added=added, actor=actor, created_at=self._clock()))
 
-    def unload(self, endpoint: str) -> None:
+    def unload(self, endpoint: str, actor: str = "") -> None:
         """Unload the endpoint from every worker.
 
         Raises:
             InvalidConfig, NotFound, NotReady, TooManyRequests, DeadlineExceeded: as `load`.
         """
-        self._run(Command(action="unload", endpoint=endpoint, created_at=self._clock()))
+        self._run(Command(action="unload", endpoint=endpoint, actor=actor, created_at=self._clock()))
 
     def _run(self, command: Command) -> None:
         if self._mode != "explicit":
