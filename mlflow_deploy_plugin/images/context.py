@@ -27,6 +27,7 @@ PROJECT_FILES = (
     DOCKERFILE,
     "docker/constraints-gpu.txt",
     "docker/requirements.py",
+    "docker/slim.py",
     "constraints.txt",
     "pyproject.toml",
     "setup.cfg",

@@ -7,12 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import grpc
 import mlflow
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
+from mlflow_deploy_plugin.images import image_sbom
 from tests.support.tracking import DEFAULT_EXPERIMENT
 from tests.support.waiting import wait_until
 
@@ -136,3 +141,41 @@ def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, track
             time.sleep(0.05)
         assert answer.headers["X-Model-Version"] == second
         assert answer.status == 200
+
+
+def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(image: str, docker: Any) -> None:
+    assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 350e6
+    look = "find / -xdev -perm /6000 -type f; command -v apt apt-get perl pip su; dpkg --audit; true"
+    assert docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", look).stdout == ""
+
+
+def test_its_bill_of_materials_names_python_and_debian_packages(image: str) -> None:
+    listed = {component["purl"].partition("@")[0] for component in json.loads(image_sbom(image))["components"]}
+    assert {"pkg:pypi/numpy", "pkg:pypi/onnxruntime", "pkg:pypi/mlflow-onnxserve", "pkg:deb/debian/libc6"} <= listed
+    assert not {"pkg:deb/debian/perl-base", "pkg:deb/debian/apt", "pkg:pypi/pip"} & listed
+
+
+def test_what_was_taken_out_is_missed_by_no_protocol(image: str, start: Any, docker: Any, model_folder: Path) -> None:
+    """Arrow, Parquet and gRPC answer, and what a token, a trace and a shared limit need is imported."""
+    options = ["-v", f"{model_folder}:/model:ro", "-p", "127.0.0.1::8081"]
+    with start(image, *options, command=["serve", "-m", "/model", "--insecure", "-C", "server.grpc_port=8081"]) as run:
+        run.wait_healthy()
+        http, rpc = (docker("port", run.name, f"{port}/tcp").stdout.split()[0] for port in (8080, 8081))
+        table = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0], pa.float32()), 2)})
+        stream, parquet = pa.BufferOutputStream(), pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, table.schema) as writer:
+            writer.write_table(table)
+        pq.write_table(table, parquet)
+        for kind, body in (("arrow.stream", stream), ("parquet", parquet)):
+            headers = {"Content-Type": f"application/vnd.apache.{kind}"}
+            answer = requests.post(
+                f"http://{http}/invocations", body.getvalue().to_pybytes(), headers=headers, timeout=30
+            )
+            assert answer.status_code == 200, answer.text
+        with grpc.insecure_channel(rpc) as channel:
+            ready = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+            assert ready(b"", timeout=30) == b"\x08\x01"
+        run.run("python", "-c", "import jwt, cryptography.hazmat.primitives.asymmetric.rsa, redis, pyarrow.dataset")
+        run.run(
+            "python", "-c", "import opentelemetry.exporter.otlp.proto.http.trace_exporter, boto3; boto3.client('s3')"
+        )
