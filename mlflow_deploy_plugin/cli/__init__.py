@@ -42,7 +42,7 @@ _COMMANDS = {
     "batch": ("mlflow_deploy_plugin.cli.predict", "Predict files of any size by a model, without a server."),
     "export": ("mlflow_deploy_plugin.cli.export", "Export a version as files that do without onnxserve."),
     "build-docker": ("mlflow_deploy_plugin.cli.export", "Build an image that serves a model."),
-    "render": ("mlflow_deploy_plugin.cli.render", "Show an endpoint as manifests, for GitOps."),
+    "render": ("mlflow_deploy_plugin.cli.export", "Show an endpoint as manifests, for GitOps."),
     "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
     "feedback": ("mlflow_deploy_plugin.cli.predict", "Bring labels of earlier predictions from a file."),
     "drift": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic against the model's reference."),

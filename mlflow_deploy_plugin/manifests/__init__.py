@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from mlflow_deploy_plugin.manifests import compose, helm, kubernetes, systemd
+from mlflow_deploy_plugin.manifests import compose, helm, kserve, kubernetes, seldon, systemd
 from mlflow_deploy_plugin.manifests.helm import values_schema
 from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import STATE_FOLDER, Document, Place, dump_documents, http_port
@@ -11,6 +11,8 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
     "kubernetes": kubernetes.render,
     "helm": helm.render,
+    "kserve": kserve.render,
+    "seldon": seldon.render,
     "compose": compose.render,
     "systemd": systemd.render,
 }

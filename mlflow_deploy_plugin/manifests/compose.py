@@ -48,6 +48,10 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     environment = {**place.environment, **container.environment}
     if container.secrets:
         environment["ONNXSERVE_SECRETS"] = SECRETS
+    mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}  # each by its own path
+    connection = f"HTTPConnection('127.0.0.1', {http_port(spec)}, timeout=4)"
+    if server.certfile is not None:  # any certificate is trusted: the socket is our own
+        connection = f"HTTPS{connection[4:-1]}, context=ssl._create_unverified_context())"
     service: Document = {
         "image": container.image_for(server.device),
         "command": SERVE,
@@ -59,9 +63,15 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "tmpfs": ["/tmp"],
-        "volumes": _volumes(spec),
+        "volumes": [
+            *(
+                {"type": "bind", "source": source, "target": target, "read_only": True}
+                for source, target in mounts.items()
+            ),
+            {"type": "volume", "source": "state", "target": HOME},
+        ],
         "healthcheck": {
-            "test": ["CMD", "python", "-c", _health(spec)],
+            "test": ["CMD", "python", "-c", _HEALTH.format(connection=connection)],
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
@@ -83,22 +93,6 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         document["networks"] = {container.network: {"external": True}}
     served = served_spec(spec, server.host) if container.network == "host" else served_spec(spec)
     return {"compose.yaml": dump_documents([document]), f"{spec.name}/{SPEC_FILE}": dump_spec(served)}
-
-
-def _volumes(spec: EndpointSpec) -> list[Document]:
-    """Return the mounts: the spec, the state, and the files of this machine that the spec names, by their own paths."""
-    mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
-    return [
-        *({"type": "bind", "source": source, "target": target, "read_only": True} for source, target in mounts.items()),
-        {"type": "volume", "source": "state", "target": HOME},
-    ]
-
-
-def _health(spec: EndpointSpec) -> str:
-    port = http_port(spec)
-    plain, context = f"HTTPConnection('127.0.0.1', {port}, timeout=4", "context=ssl._create_unverified_context()"
-    is_tls = spec.server.certfile is not None  # any certificate is trusted: the socket is our own
-    return _HEALTH.format(connection=f"HTTPS{plain[4:]}, {context})" if is_tls else f"{plain})")
 
 
 def _resources(spec: EndpointSpec) -> Document:

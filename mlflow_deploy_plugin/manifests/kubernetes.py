@@ -71,7 +71,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
                 "selector": {"matchLabels": selector},
                 "template": {
                     "metadata": {"labels": labels, "annotations": {"onnxserve/server": _server_digest(spec)}},
-                    "spec": _pod(spec, place, selector),
+                    "spec": pod_of(spec, place),
                 },
             },
         ),
@@ -108,13 +108,18 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     return documents
 
 
-def _check(spec: EndpointSpec) -> None:
-    kubernetes, container = spec.kubernetes, spec.container
+def check_name(spec: EndpointSpec) -> None:
+    """Raise InvalidConfig if the endpoint's name cannot be a Service's."""
     if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
             f"{spec.name!r} cannot name a Service of Kubernetes: small letters, digits and - are expected, at most 63, "
             "the first a letter"
         )
+
+
+def _check(spec: EndpointSpec) -> None:
+    kubernetes, container = spec.kubernetes, spec.container
+    check_name(spec)
     if kubernetes.max_replicas is not None and container.cpus is None:
         raise InvalidConfig("kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod")
     if kubernetes.host is not None and not (spec.server.authenticates or spec.server.insecure):
@@ -140,7 +145,8 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
     return ports
 
 
-def _pod(spec: EndpointSpec, place: Place, selector: Mapping[str, str]) -> Document:
+def pod_of(spec: EndpointSpec, place: Place) -> Document:
+    """Return the pod that serves the spec of the ConfigMap with the endpoint's name."""
     kubernetes = spec.kubernetes
     writable = {"home": HOME, "tmp": "/tmp"}
     pod: Document = {
@@ -160,7 +166,7 @@ def _pod(spec: EndpointSpec, place: Place, selector: Mapping[str, str]) -> Docum
                 "maxSkew": 1,
                 "topologyKey": key,
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": dict(selector)},
+                "labelSelector": {"matchLabels": {LABEL: spec.name}},
             }
             for key in ("kubernetes.io/hostname", "topology.kubernetes.io/zone")
         ],

@@ -1,0 +1,104 @@
+"""An endpoint for KServe: a ServingRuntime with our image and an InferenceService that uses it, by protocol V2.
+
+KServe brings a variant at the address of a store (s3://…, pvc://…) into the pod. Everything else, as a stage that is
+followed, is in the spec that the server follows itself: a ConfigMap, whose change needs no new pods.
+https://kserve.github.io/website/docs/concepts/resources has what its objects mean.
+"""
+
+from collections.abc import Mapping
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of
+from mlflow_deploy_plugin.manifests.served import SPEC_FILE, Document, Place, dump_documents, http_port, served_spec
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+
+MODEL_FOLDER = "/mnt/models"
+_SCHEMES = ("gs://", "s3://", "pvc://", "hdfs://", "webhdfs://", "hf://", "oci://")
+"""Addresses that KServe's storage initializer takes, and MLflow's own artifact stores do not all know."""
+_FORMAT = "onnxserve"
+_NOT_TAKEN = ("name", "startupProbe", "livenessProbe", "lifecycle", "ports")
+"""Fields of a container that Knative Serving refuses, or that are said otherwise for it."""
+
+
+def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return a file with the ConfigMap of the spec, the ServingRuntime and the InferenceService.
+
+    Without auth, the InferenceService is reached from within the cluster alone.
+
+    Raises:
+        InvalidConfig: it asks for what KServe makes itself, or its name cannot be a Service's.
+    """
+    check_name(spec)
+    if spec.kubernetes.host is not None:
+        raise InvalidConfig("kubernetes.host: KServe makes host names and gateways itself; leave it out")
+    served, storage = _stored_by_kserve(spec)
+    is_open = spec.server.authenticates or spec.server.insecure
+    visibility = {} if is_open else {"networking.kserve.io/visibility": "cluster-local"}
+
+    def document(api_version: str, kind: str, labels: Mapping[str, str], **content: Document) -> Document:
+        metadata = {"name": spec.name, "namespace": place.namespace, **({"labels": labels} if labels else {})}
+        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
+
+    documents = [
+        document("v1", "ConfigMap", {}, data={SPEC_FILE: dump_spec(served_spec(served))}),
+        document("serving.kserve.io/v1alpha1", "ServingRuntime", {}, spec=_runtime(spec, place)),
+        document(
+            "serving.kserve.io/v1beta1", "InferenceService", visibility, spec={"predictor": _predictor(spec, storage)}
+        ),
+    ]
+    return {f"{spec.name}.kserve.yaml": dump_documents(documents)}
+
+
+def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document]:
+    """Return the spec as the server reads it, and the fields of a predictor that name the model.
+
+    Of two variants in stores, the one with the smaller share is the canary: KServe keeps the one before it, which was
+    rolled out when the spec had it alone.
+    """
+    variants = list(spec.variants.values())
+    in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)
+    if not in_stores or any(variant.shadow for variant in variants) or spec.sticky is not None or len(variants) > 2:
+        return spec, {}
+    newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
+    fields: Document = {"storageUri": newest[1].model}
+    if len(variants) == 2:
+        total = sum(variant.weight for variant in variants)
+        fields["canaryTrafficPercent"] = round(100 * newest[1].weight / total)
+    in_pod = newest[1].model_copy(update={"model": MODEL_FOLDER, "weight": 100})
+    return spec.model_copy(update={"variants": {newest[0]: in_pod}}), fields
+
+
+def _runtime(spec: EndpointSpec, place: Place) -> Document:
+    pod, port = pod_of(spec, place), http_port(spec)
+    (container,) = pod["containers"]
+    readiness = container["readinessProbe"]
+    return {
+        "annotations": {"prometheus.kserve.io/port": str(port), "prometheus.kserve.io/path": "/metrics"},
+        "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],
+        "protocolVersions": ["v2"],
+        "containers": [
+            {
+                "name": "kserve-container",
+                **{name: value for name, value in container.items() if name not in _NOT_TAKEN},
+                "ports": [{"containerPort": port, "protocol": "TCP"}],
+                "readinessProbe": {**readiness, "httpGet": {**readiness["httpGet"], "port": port}},
+            }
+        ],
+        **{name: pod[name] for name in ("volumes", "imagePullSecrets", "nodeSelector", "tolerations") if name in pod},
+    }
+
+
+def _predictor(spec: EndpointSpec, storage: Document) -> Document:
+    kubernetes = spec.kubernetes
+    model: Document = {"modelFormat": {"name": _FORMAT}, "runtime": spec.name, "protocolVersion": "v2"}
+    if "storageUri" in storage:
+        model["storageUri"] = storage["storageUri"]
+    predictor: Document = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas, "model": model}
+    if kubernetes.max_replicas is not None:
+        scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
+        predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
+    if "canaryTrafficPercent" in storage:
+        predictor["canaryTrafficPercent"] = storage["canaryTrafficPercent"]
+    if kubernetes.service_account is not None:
+        predictor["serviceAccountName"] = kubernetes.service_account
+    return predictor

@@ -1,0 +1,108 @@
+"""An endpoint for Seldon Core 1: a SeldonDeployment with one predictor a variant, by protocol V2.
+
+Seldon shares the traffic out among the predictors, so that its own tools see champion, canary and shadow. Each runs our
+image on its variant alone. Seldon Core 2 starts no image of a model server that it does not know
+(`Server.spec.serverConfig` names MLServer or Triton), so that there is nothing to render for it.
+https://docs.seldon.io/projects/seldon-core/en/latest/reference/seldon-deployment.html
+"""
+
+import re
+from collections.abc import Mapping
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of
+from mlflow_deploy_plugin.manifests.served import SPEC_FILE, Document, Place, dump_documents, served_spec
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+
+_PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+_NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
+"""Fields of a pod that name what Seldon does not make: an account and labels of ours."""
+
+
+def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
+    """Return a file with a ConfigMap for each variant and the SeldonDeployment.
+
+    Raises:
+        InvalidConfig: Seldon cannot do what the spec says, or everybody could use the endpoint.
+    """
+    check_name(spec)
+    _check(spec)
+    documents: list[Document] = []
+    predictors: list[Document] = []
+    shares = _shares(spec)
+    for name, variant in spec.variants.items():
+        configured = f"{spec.name}-{name}"
+        alone = variant.model_copy(update={"weight": 100, "shadow": False})
+        served = spec.model_copy(update={"variants": {name: alone}})
+        metadata = {"name": configured, "namespace": place.namespace}
+        data = {SPEC_FILE: dump_spec(served_spec(served))}
+        documents.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+        predictor: Document = {
+            "name": name,
+            "annotations": {"seldon.io/no-engine": "true"},  # the server answers itself: V2, metrics, capture
+            "graph": {"name": spec.name, "type": "MODEL", "children": []},
+            "componentSpecs": [_component(spec, place, configured)],
+            "replicas": spec.kubernetes.replicas,
+            "traffic": shares[name],
+        }
+        if variant.shadow:
+            predictor["shadow"] = True
+        predictors.append(predictor)
+    documents.append(
+        {
+            "apiVersion": "machinelearning.seldon.io/v1",
+            "kind": "SeldonDeployment",
+            "metadata": {"name": spec.name, "namespace": place.namespace},
+            "spec": {"name": spec.name, "protocol": "v2", "transport": "rest", "predictors": predictors},
+        }
+    )
+    return {f"{spec.name}.seldon.yaml": dump_documents(documents)}
+
+
+def _check(spec: EndpointSpec) -> None:
+    if not (spec.server.authenticates or spec.server.insecure):
+        raise InvalidConfig(
+            "Seldon puts the endpoint behind its gateway, and everybody could use it: say -C server.api_keys=true or "
+            "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates"
+        )
+    if spec.kubernetes.host is not None:
+        raise InvalidConfig("kubernetes.host: Seldon makes its routes itself; leave it out")
+    shadows = [name for name, variant in spec.variants.items() if variant.shadow]
+    if len(shadows) > 1:
+        raise InvalidConfig(f"variants.{shadows[1]}.shadow: Seldon has one shadow at most, and {shadows[0]} is one")
+    if spec.sticky is not None and len(spec.variants) - len(shadows) > 1:
+        raise InvalidConfig("sticky: Seldon shares requests out by weight alone; render it for kubernetes or kserve")
+    if wrong := [name for name in spec.variants if not _PREDICTOR.fullmatch(name)]:
+        raise InvalidConfig(
+            f"variants.{wrong[0]}: for the name of a predictor small letters, digits and - are expected, at most 32"
+        )
+
+
+def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
+    pod = {name: value for name, value in pod_of(spec, place).items() if name not in _NOT_OF_PODS}
+    (container,) = pod["containers"]
+    pod["containers"] = [{**container, "name": spec.name}]  # as the node of the graph
+    pod["volumes"] = [{"name": "spec", "configMap": {"name": configured}}, *pod["volumes"][1:]]
+    if spec.kubernetes.service_account is not None:
+        pod["serviceAccountName"] = spec.kubernetes.service_account
+    component: Document = {"spec": pod, "pdbSpec": {"maxUnavailable": 1}}
+    kubernetes = spec.kubernetes
+    if kubernetes.max_replicas is not None:
+        cpu = {"name": "cpu", "targetAverageUtilization": kubernetes.target_cpu_percent}  # the form of every Seldon 1
+        component["hpaSpec"] = {
+            "minReplicas": kubernetes.replicas,
+            "maxReplicas": kubernetes.max_replicas,
+            "metrics": [{"type": "Resource", "resource": cpu}],
+        }
+    return component
+
+
+def _shares(spec: EndpointSpec) -> dict[str, int]:
+    """Return the traffic of each variant in percent: those that answer have 100 together, by largest remainders."""
+    weights = {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
+    total = sum(weights.values())
+    shares = {name: 100 * weight // total for name, weight in weights.items()}
+    by_rest = sorted(weights, key=lambda name: -(100 * weights[name] % total))
+    for name in by_rest[: 100 - sum(shares.values())]:
+        shares[name] += 1
+    return {name: shares.get(name, 100) for name in spec.variants}

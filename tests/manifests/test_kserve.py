@@ -1,0 +1,124 @@
+"""Specs for KServe: the fields that its objects have, models that it brings itself, and pods that Knative takes."""
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import given, settings
+
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.manifests import FORMATS, Document, Place
+from mlflow_deploy_plugin.spec import EndpointSpec, load_specs, new_endpoint
+from tests.manifests.test_kubernetes import SPECS
+
+# The names of fields in config/crd/full of KServe (2026-08-21), of those that we write. The whole of what is rendered
+# was valid by these schemas, closed for further names, when this was written.
+RUNTIME = {
+    "annotations",
+    "supportedModelFormats",
+    "protocolVersions",
+    "containers",
+    "volumes",
+    "imagePullSecrets",
+    "nodeSelector",
+    "tolerations",
+}
+PREDICTOR = {
+    "minReplicas",
+    "maxReplicas",
+    "scaleMetric",
+    "scaleTarget",
+    "canaryTrafficPercent",
+    "serviceAccountName",
+    "model",
+}
+MODEL = {"modelFormat", "runtime", "protocolVersion", "storageUri"}
+REFUSED_BY_KNATIVE = {"lifecycle", "startupProbe"}
+
+
+def rendered(endpoint: EndpointSpec) -> tuple[Document, Document, Document]:
+    """Return ConfigMap, ServingRuntime and InferenceService."""
+    (text,) = FORMATS["kserve"](endpoint, Place("ml")).values()
+    config, runtime, service = yaml.safe_load_all(text)
+    assert [one["kind"] for one in (config, runtime, service)] == ["ConfigMap", "ServingRuntime", "InferenceService"]
+    return config, runtime, service
+
+
+def spec(variants: dict[str, Any], **parts: Any) -> EndpointSpec:
+    return EndpointSpec.model_validate({"name": "flights", "variants": variants, **parts})
+
+
+@settings(deadline=None, max_examples=30)
+@given(SPECS)
+def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint: EndpointSpec) -> None:
+    if endpoint.kubernetes.host is not None:
+        with pytest.raises(InvalidConfig, match=r"kubernetes\.host: KServe makes host names"):
+            rendered(endpoint)
+        return
+    config, runtime, service = rendered(endpoint)
+    assert runtime["spec"].keys() <= RUNTIME
+    predictor = service["spec"]["predictor"]
+    assert predictor.keys() <= PREDICTOR
+    assert predictor["model"].keys() <= MODEL
+    assert predictor["model"]["runtime"] == runtime["metadata"]["name"]
+    assert predictor["model"]["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+    (container,) = runtime["spec"]["containers"]
+    assert container["name"] == "kserve-container"
+    assert not container.keys() & REFUSED_BY_KNATIVE
+    assert [port.keys() for port in container["ports"]] == [{"containerPort", "protocol"}]  # one, without a name
+    pod = {name: runtime["spec"][name] for name in ("containers", "volumes")}
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.32", strict=True
+    )
+    kubernetes_validate.validate(config, "1.32", strict=True)
+
+
+def test_a_followed_stage_is_in_the_spec_that_the_server_follows() -> None:
+    endpoint = new_endpoint("flights", "models:/flight-delay/Production", {"kubernetes.replicas": "2"})
+    config, runtime, service = rendered(endpoint)
+    (served,) = load_specs(config["data"]["spec.yaml"])
+    assert served.variants == endpoint.variants
+    assert "--spec" in runtime["spec"]["containers"][0]["args"]
+    predictor = service["spec"]["predictor"]
+    assert (predictor["minReplicas"], predictor["maxReplicas"]) == (2, 2)
+    assert "storageUri" not in predictor["model"]
+
+
+def test_a_model_in_a_store_is_brought_by_kserve_and_a_second_one_is_its_canary() -> None:
+    champion = {"model": "s3://b/flights/3", "weight": 90}
+    config, _, service = rendered(spec({"champion": champion}))
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/3"
+    assert "canaryTrafficPercent" not in service["spec"]["predictor"]
+    (served,) = load_specs(config["data"]["spec.yaml"])
+    assert served.variants["champion"].model == "/mnt/models"
+
+    both = {"champion": champion, "candidate": {"model": "s3://b/flights/4", "weight": 10}}
+    config, _, service = rendered(spec(both))
+    assert service["spec"]["predictor"]["canaryTrafficPercent"] == 10
+    assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://b/flights/4"
+    (served,) = load_specs(config["data"]["spec.yaml"])
+    assert served.variants.keys() == {"candidate"}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2", "shadow": True}}},
+        {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "models:/x/2"}}},
+        {"variants": {"a": {"model": "s3://b/1"}, "b": {"model": "s3://b/2"}}, "sticky": {"header": "x-user"}},
+    ],
+)
+def test_what_kserve_cannot_share_out_the_server_does(parts: dict[str, Any]) -> None:
+    endpoint = spec(**parts)
+    config, _, service = rendered(endpoint)
+    (served,) = load_specs(config["data"]["spec.yaml"])
+    assert served.variants == endpoint.variants
+    assert "storageUri" not in service["spec"]["predictor"]["model"]
+
+
+def test_without_auth_it_is_reached_from_within_the_cluster_alone() -> None:
+    _, _, service = rendered(new_endpoint("flights", "models:/x/1"))
+    assert service["metadata"]["labels"] == {"networking.kserve.io/visibility": "cluster-local"}
+    _, _, service = rendered(new_endpoint("flights", "models:/x/1", {"server.api_keys": "true"}))
+    assert "labels" not in service["metadata"]
