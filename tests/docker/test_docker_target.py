@@ -261,9 +261,10 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     assert predictions(client, name) == [{"y": 3.0}]
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
-    client.update_deployment(name, config={"server.threads": 5})
+    client.update_deployment(name, config={"container.network": "", "server.grpc_port": ""})  # and back to a port
 
     assert predictions(client, name) == [{"y": 3.0}]
+    assert f"{name}-listener" in ours(home)
 
 
 @pytest.mark.parametrize(

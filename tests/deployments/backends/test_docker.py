@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.docker import DockerBackend, check_registry
+from mlflow_deploy_plugin.deployments.backends.containers import check_registry
+from mlflow_deploy_plugin.deployments.backends.docker import DockerBackend
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint

@@ -1,0 +1,243 @@
+"""How the containers of an endpoint are made, how one has ended, and our errors for Docker's.
+
+Both run the image without rights: as the user who deploys (for root: as the image's own), on a read-only file system,
+without capabilities. A digest of all that needs another container is one of the server's labels.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from docker.errors import APIError, DockerException
+from docker.types import DeviceRequest, Mount
+
+from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, server_environment
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec
+
+ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
+DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
+"""Labels of the containers."""
+NETWORK = "onnxserve"
+"""The network of the listeners, on which containers do not reach one another."""
+_USER_ID = 10001
+"""The user of root's containers, the image's own. It shares root's group, as it does on OpenShift."""
+_SHARED = "/var/lib/onnxserve"
+"""The folder of the image that every user may write: the volume with the socket takes its place."""
+_PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
+_NOT_PASSED_ON = ("ONNXSERVE_STORE_URI", "ONNXSERVE_KEYS_FILE", "ONNXSERVE_LISTENER")
+_LISTENER_MEMORY = 64 * 1024**2
+_LAST_LINES = 100
+
+
+def server_name(endpoint: str) -> str:
+    return endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"  # Docker wants two characters
+
+
+def listener_name(endpoint: str) -> str:
+    return f"{endpoint}-listener"
+
+
+def volume_name(endpoint: str) -> str:
+    return f"onnxserve-{endpoint}"
+
+
+def home_folder(endpoint: str, settings: Settings) -> Path:
+    """Return the folder of an endpoint's servers, which their containers see at the same path."""
+    return settings.home_path / "docker" / endpoint
+
+
+def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dict[str, Any]:
+    """Return the arguments of `docker.containers.create` for a server, but for its name, its slot and its command.
+
+    Raises:
+        InvalidConfig: it would not reach the registry, or not read a file that it needs.
+    """
+    wanted, is_host = spec.container, spec.container.network == "host"
+    if spec.server.grpc_port is not None and not is_host:
+        raise InvalidConfig("server.grpc_port of a container needs -C container.network=host")
+    own = {**wanted.environment, **{name: _secret(name, path) for name, path in wanted.secrets.items()}}
+    mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]
+    options: dict[str, Any] = {
+        "image": wanted.image_for(spec.server.device),
+        "entrypoint": ["onnxserve"],
+        "network": wanted.network or "bridge",
+        "mounts": mounts if is_host else [*mounts, Mount(_SHARED, volume_name(spec.name))],
+        "pids_limit": wanted.pids,
+        **_hardened(),
+    }
+    if wanted.cpus is not None:
+        options["nano_cpus"] = int(wanted.cpus * 1e9)
+    if wanted.memory_bytes is not None:
+        options |= {"mem_limit": wanted.memory_bytes, "memswap_limit": wanted.memory_bytes}
+    if spec.server.device != "cpu":
+        options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
+    if spec.server.certfile is not None:
+        options["healthcheck"] = {"test": ["NONE"]}  # the image's own speaks http
+    parts = [image_id, options, own, spec.server.model_dump(mode="json"), wanted.restart]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    environment = {**_environment(spec, settings), **own}
+    return {**options, "environment": environment, "labels": {**_labels(spec, settings), DIGEST: digest}}
+
+
+def listener_options(spec: EndpointSpec, settings: Settings) -> dict[str, Any]:
+    """Return the arguments of `docker.containers.create` for the container that has the published port."""
+    host, port = spec.server.host.strip("[]"), spec.server.port
+    return {
+        "image": spec.container.image_for(spec.server.device),
+        "entrypoint": ["python", "-m", "mlflow_deploy_plugin.server.listener"],
+        "command": [f"{_SHARED}/listener", str(port)],
+        "name": listener_name(spec.name),
+        "labels": _labels(spec, settings),
+        "network": spec.container.network or NETWORK,
+        "ports": {f"{port}/tcp": ("127.0.0.1" if host == "localhost" else host, port)},
+        "mounts": [Mount(_SHARED, volume_name(spec.name))],
+        "healthcheck": {"test": ["NONE"]},
+        "mem_limit": _LISTENER_MEMORY,
+        "pids_limit": 32,
+        "restart_policy": {"Name": "unless-stopped"},
+        **_hardened(),
+    }
+
+
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder that this user's containers may write."""
+    folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    share(folder)
+
+
+def share(path: Path) -> None:
+    """Let root's containers, which have his group, do with a file or folder what he may."""
+    mode = path.stat().st_mode
+    if os.getuid() == 0 and mode & 0o070 != (mode & 0o700) >> 3:
+        path.chmod(mode | (mode & 0o700) >> 3)
+
+
+def check_registry(uri: str, is_host: bool) -> None:
+    """Raise InvalidConfig if a container cannot reach the registry of this URI.
+
+    Args:
+        is_host: it has this machine's network.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
+        raise InvalidConfig(
+            f"the registry {parts.scheme or 'file'}:… is a file of this machine, and no container reads it: start "
+            "`mlflow server` on it, and name that by MLFLOW_TRACKING_URI"
+        )
+    if not is_host and re.fullmatch(r"localhost|127\..*|::1", parts.hostname or ""):
+        raise InvalidConfig(
+            f"no container reaches {uri}, this machine's loopback: say -C container.network=host; or let "
+            "`mlflow server --host` listen on docker0's address (172.17.0.1), and name that by MLFLOW_TRACKING_URI"
+        )
+
+
+def end_of(container: Any) -> str:
+    """Return how a container has ended, with its last words."""
+    state, limit = container.attrs["State"], container.attrs["HostConfig"]["Memory"]
+    if state["OOMKilled"]:
+        return f"is out of memory: -C container.memory_bytes=… is to be more than {limit:,} bytes"
+    if state["ExitCode"] in (126, 127):
+        return "has no command `onnxserve`: -C container.image=… is to be one of onnxserve's images"
+    lines = [line.strip() for line in container.logs(tail=_LAST_LINES).decode(errors="replace").splitlines()]
+    words = error_line([line for line in lines if line]) or state["Error"]
+    again = " and is started again and again" if state["Restarting"] else ""
+    return f"has ended with exit status {state['ExitCode']}{again}" + (f": {words}" if words else "")
+
+
+@contextmanager
+def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
+    """Raise our errors for Docker's."""
+    try:
+        yield
+    except APIError as error:
+        said = explanation(error)
+        if spec is not None and re.search(r"port is already allocated|address already in use", said):
+            raise InvalidConfig(
+                f"port {spec.server.port} on {spec.server.host} is in use: choose another by -C server.port=…"
+            ) from None
+        if "is already in use by container" in said:
+            raise AlreadyExists(f"another container has the name: {said}") from None
+        if missing := re.search(r"network (\S+) not found", said):
+            raise InvalidConfig(f"container.network: there is no Docker network {missing[1]}") from None
+        if "bind source path does not exist" in said:
+            raise InvalidConfig(f"the Docker engine does not see a folder of this machine: {said}") from None
+        raise DeploymentFailed(f"Docker says: {said}") from None
+    except (DockerException, requests.RequestException) as error:
+        raise DeploymentFailed(f"Docker does not answer: {error}") from None
+
+
+def explanation(error: APIError) -> str:
+    """Return the engine's message as one line."""
+    return " ".join(str(error.explanation or error).split())
+
+
+def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
+    address = f"{spec.server.host}:{spec.server.port}@{spec.container.network or NETWORK}"
+    return {ENDPOINT: spec.name, HOME: str(settings.home_path), ADDRESS: address}
+
+
+def _local_models(spec: EndpointSpec) -> list[str]:
+    paths = [variant.model.removeprefix("file://") for variant in spec.variants.values()]
+    return [path for path in paths if path.startswith("/")]
+
+
+def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
+    """Return the paths of this machine that the server needs, and whether it only reads them."""
+    files = [*_local_models(spec), spec.server.certfile, spec.server.keyfile]
+    if spec.server.api_keys:
+        if settings.keys_file is None:
+            raise InvalidConfig(
+                "server.api_keys of a container takes the keys from a file: `onnxserve keys export > keys.json`, "
+                "and ONNXSERVE_KEYS_FILE=keys.json for this command"
+            )
+        files.append(str(settings.keys_file))
+    mounts = {str(Path(path).absolute()): True for path in files if path is not None}
+    if ":" not in (log := settings.inference_log):
+        for folder in (Path(log), *Path(log).glob("_*")):
+            make_folder(folder, 0o755)
+        mounts[log] = False
+    return {**mounts, str(home_folder(spec.name, settings)): False}
+
+
+def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
+    """Return what the server takes from the environment of this process, and what is its own."""
+    folder, is_host = home_folder(spec.name, settings), spec.container.network == "host"
+    found = server_environment(folder, settings)
+    if len(_local_models(spec)) < len(spec.variants):
+        check_registry(found["MLFLOW_REGISTRY_URI"], is_host)
+    own = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
+    if settings.keys_file is not None:
+        own["KEYS_FILE"] = str(settings.keys_file.absolute())
+    if not is_host:
+        own["LISTENER"] = f"{_SHARED}/listener"
+    passed_on = {key: value for key, value in found.items() if key.startswith(_PASSED_ON)}
+    passed_on = {key: value for key, value in passed_on.items() if key not in _NOT_PASSED_ON}
+    return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in own.items()}}
+
+
+def _secret(name: str, path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text().rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise InvalidConfig(f"container.secrets.{name}: the file {path} cannot be read: {why}") from None
+
+
+def _hardened() -> dict[str, Any]:
+    return {
+        "user": f"{os.getuid() or _USER_ID}:{os.getgid()}",
+        "read_only": True,
+        "tmpfs": {"/tmp": ""},
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "init": True,
+    }
