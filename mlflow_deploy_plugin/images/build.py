@@ -23,11 +23,11 @@ Device = Literal["cpu", "gpu"]
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """What is to be built.
+    """The images to build, one upon the other.
 
     Attributes:
         server_image: the image to build on.
-        server: what it is built from if it is not here; None for one that was named.
+        server: its context, from which it is built if it is not here; None for one that was named.
         options: of that build.
         model: the context of the model's image.
         resolved: the version that is baked in, or the one that is followed now.
@@ -95,7 +95,15 @@ def planned_image(
         if follow:
             environment["ONNXSERVE_MODEL_URI"] = model_uri
         else:
-            folder = _fetched(resolved, Path(temporary))
+            folder = download(resolved.source, Path(temporary))
+            if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
+                raise ModelError(
+                    f"{model_uri} has no ONNX form, and the image holds no library to run its code: wrap it (onnxserve "
+                    "wrap), or let MLflow build an image of its environment (mlflow models build-docker)"
+                )
+            if model_uri.startswith("models:"):
+                note = {"model_name": resolved.name, "model_version": resolved.version}
+                (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
         context = model_context(server_image, folder, labels, environment)
         yield ImagePlan(server_image, server, options, context, resolved)
 
@@ -116,20 +124,6 @@ def build_image(plan: ImagePlan, name: str, report: Report, pull: bool = False) 
     build(plan.model, name, report)
     fields = image_fields(name) or {}
     return BuiltImage(name, fields["Id"], fields["Size"], fields["Config"]["Labels"])
-
-
-def _fetched(resolved: ResolvedModel, folder: Path) -> Path:
-    """Return the folder of the model's files, with MLflow's own note of the version that they are."""
-    files = download(resolved.source, folder)
-    if read_served_artifact(files).flavor == PYTHON_FUNCTION:
-        raise ModelError(
-            f"{resolved.model_uri} has no ONNX form, and the image holds no library to run its code: wrap it "
-            "(onnxserve wrap), or let MLflow build an image of its environment (mlflow models build-docker)"
-        )
-    if resolved.model_uri.startswith("models:"):
-        note = {"model_name": resolved.name, "model_version": resolved.version}
-        (files / REGISTERED_META).write_text(yaml.safe_dump(note))
-    return files
 
 
 def _labels(resolved: ResolvedModel) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import IO
 from mlflow_deploy_plugin.errors import NotInstalled
 
 MODEL_PATH = "/opt/ml/model"
-"""Where SageMaker and MLflow's own images have their model; `serve` looks there by itself."""
+"""The folder where SageMaker and MLflow's own images have their model; `serve` looks there by itself."""
 DOCKERFILE = "docker/Dockerfile"
 PROJECT_FILES = (
     DOCKERFILE,
@@ -32,7 +32,7 @@ PROJECT_FILES = (
     "pyproject.toml",
     "setup.cfg",
 )
-"""What the Dockerfile copies beside the package. A wheel brings them in share/onnxserve (`data_files` in setup.cfg)."""
+"""The files that the Dockerfile copies beside the package; a wheel brings them in share/onnxserve (setup.cfg)."""
 _PACKAGE = Path(__file__).parents[1]
 _ROOT = "rootfs"
 """Copied onto / whole: both of Docker's builders then keep the folders' times too, and make one and the same layer."""

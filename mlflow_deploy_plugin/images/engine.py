@@ -57,7 +57,7 @@ def push_image(name: str, report: Report) -> str:
     """
     host, _, repository = name.partition("/")
     if ecr := _ECR.fullmatch(host):
-        user, password = _ecr_login(ecr["account"], ecr["region"], repository.partition("@")[0].rpartition(":")[0])
+        user, password = _ecr_login(ecr["account"], ecr["region"], re.sub("[:@].*", "", repository))
         login = ("login", "--username", user, "--password-stdin", host)
         _docker(*login, text=password, what=f"{host} was not logged in to")
     pushed = _docker("push", name, report=report, what=f"the image {name} was not pushed")
@@ -130,7 +130,7 @@ def _docker(*arguments: str, what: str, stdin: Any = None, text: str = "", repor
         output = "".join(lines)
     if process.returncode:
         words = [clean for line in lines if (clean := _NOISE.sub("", line).strip())]
-        causes = [line for line in words[:-1] if _CAUSE.search(line)][-1:]
-        said = "; ".join(dict.fromkeys([*causes, *words[-1:]])) or f"docker ended with status {process.returncode}"
+        causes = [line for line in words[:-1] if _CAUSE.search(line) and line.partition(": ")[2] not in words[-1]]
+        said = "; ".join([*causes[-1:], *words[-1:]]) or f"docker ended with status {process.returncode}"
         raise BuildFailed(f"{what}: {said}")
     return output

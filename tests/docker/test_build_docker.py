@@ -1,0 +1,153 @@
+"""`onnxserve build-docker` on a real engine: equal layers, a followed model, a push, and what fails."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+
+from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.images import planned_image
+from mlflow_deploy_plugin.images.engine import build, image_fields
+from tests.docker.conftest import HARDENED, send
+from tests.docker.test_image import ROWS, log_version
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.docker, pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning")]
+
+
+@pytest.fixture
+def tag(image: str, docker: Any) -> Iterator[str]:
+    """The name of an image that is removed with the test."""
+    yield (name := f"{image}-built")
+    docker("rmi", "-f", name, check=False)
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["build-docker", *map(str, arguments)])
+
+
+def test_an_image_says_what_it_holds(image: str, tag: str, model_folder: Path, tmp_path: Path) -> None:
+    sbom = tmp_path / "sbom.json"
+    done = invoke("-m", model_folder, "-n", tag, "--server-image", image, "--sbom", sbom)
+    assert done.exit_code == 0, done.output
+    fields = image_fields(tag)
+    assert fields is not None
+    assert done.stdout.startswith(f"{tag}: model, ")
+    assert f"{fields['Id']} on {image}\n" in done.stdout
+    assert fields["Config"]["Labels"]["onnxserve.model"] == str(model_folder)
+    assert fields["Config"]["User"] == "10001"
+    assert json.loads(sbom.read_bytes())["bomFormat"] == "CycloneDX"
+
+
+def test_equal_inputs_give_an_equal_layer_by_either_builder(
+    image: str, tag: str, model_folder: Path, tmp_path: Path, docker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = set()
+    for turn, builder in enumerate("0011"):
+        copied = shutil.copytree(model_folder, tmp_path / str(turn) / "model")
+        os.utime(copied / "MLmodel", (turn, turn))
+        if builder == "1" and docker("buildx", "version", check=False).returncode:
+            break  # a machine with the first builder alone
+        monkeypatch.setenv("DOCKER_BUILDKIT", builder)
+        with planned_image(str(copied), server_image=image) as plan:
+            build(plan.model, tag, print, ("--no-cache",))
+        fields = image_fields(tag)
+        assert fields is not None
+        layers.add(fields["RootFS"]["Layers"][-1])
+    assert len(layers) == 1
+
+
+def test_a_followed_model_is_the_registrys(image: str, tag: str, start: Any, tracking_uri: str, times: Any) -> None:
+    first, second = log_version(times, 2), log_version(times, 3)
+    registry = MlflowClient(tracking_uri)
+    registry.transition_model_version_stage("times", first, "Production", archive_existing_versions=True)
+    done = invoke("-m", "models:/times/Production", "-n", tag, "--follow", "--server-image", image)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith(f"{tag}: follows models:/times/Production, ")
+    home = ["--tmpfs", "/var/lib/onnxserve", "-e", f"MLFLOW_TRACKING_URI={tracking_uri}"]
+    with start(tag, *HARDENED, *home, "-e", "ONNXSERVE_INSECURE=true", command=[]) as container:
+        container.wait_healthy()
+        assert container.ask(ROWS).headers["X-Model-Version"] == first
+        registry.transition_model_version_stage("times", second, "Production", archive_existing_versions=True)
+        wait_until(lambda: container.ask(ROWS).headers["X-Model-Version"] == second, 10, "the promotion is served")
+
+
+def test_a_followed_model_needs_a_word_about_its_callers(image: str, docker: Any) -> None:
+    ended = docker("run", "--rm", "-e", "ONNXSERVE_MODEL_URI=models:/x@y", image, check=False)
+    assert ended.returncode == 1
+    assert "0.0.0.0 is reached from other machines, and no caller would need a key" in ended.stderr
+
+
+@pytest.fixture
+def registry(tmp_path: Path, free_port: int) -> Iterator[str]:
+    """A registry of images on this machine, by Debian's package."""
+    program = shutil.which("docker-registry")
+    if program is None:
+        pytest.skip("no registry is installed (apt-get install docker-registry)")
+    config = {"version": "0.1", "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}}
+    (tmp_path / "config.yml").write_text(json.dumps(config | {"http": {"addr": f"127.0.0.1:{free_port}"}}))
+    with (tmp_path / "registry.log").open("w") as log:
+        process = subprocess.Popen([program, "serve", tmp_path / "config.yml"], stdout=log, stderr=log)
+    try:
+        wait_until(lambda: _answers(f"http://127.0.0.1:{free_port}/v2/"), 20, "the registry answers")
+        yield f"127.0.0.1:{free_port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return send(url).status == 200
+    except OSError:
+        return False
+
+
+def test_what_is_pushed_is_in_the_registry(image: str, registry: str, model_folder: Path, docker: Any) -> None:
+    name = f"{registry}/ml/times:3"
+    try:
+        done = invoke("-m", model_folder, "-n", name, "--server-image", image, "--push")
+    finally:
+        docker("rmi", "-f", name, check=False)
+    assert done.exit_code == 0, done.output
+    digest = done.stdout.splitlines()[-1].removeprefix(f"{name}: pushed, ")
+    request = urllib.request.Request(
+        f"http://{registry}/v2/ml/times/manifests/3",
+        headers={"Accept": "application/vnd.docker.distribution.manifest.v2+json"},
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert answer.headers["Docker-Content-Digest"] == digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--base-image", "127.0.0.1:9/python:3.11"], "the image onnxserve:cpu-.* was not built: .*127.0.0.1:9"),
+        (["--server-image", "127.0.0.1:9/onnxserve:cpu"], "was not built: .*127.0.0.1:9"),
+        (
+            ["--server-image", "python:3.11-slim-bookworm", "--sbom", "x"],
+            "the packages of .* cannot be listed: .*mlflow",
+        ),
+        (["--push"], "the image 127.0.0.1:9/x:1 was not pushed: .*127.0.0.1:9"),
+    ],
+)
+def test_what_fails_is_one_line(
+    arguments: list[str], message: str, image: str, model_folder: Path, docker: Any, tmp_path: Path
+) -> None:
+    given = arguments if "image" in arguments[0] else [*arguments, "--server-image", image]
+    name = "127.0.0.1:9/x:1"
+    done = invoke("-m", model_folder, "-n", name, *(str(tmp_path / one) if one == "x" else one for one in given))
+    docker("rmi", "-f", name, check=False)
+    assert done.exit_code == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert re.search(message, last), last
