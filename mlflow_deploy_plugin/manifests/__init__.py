@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from mlflow_deploy_plugin.manifests import compose, helm, kserve, kubernetes, seldon, systemd
 from mlflow_deploy_plugin.manifests.helm import values_schema
-from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, kubernetes_documents
+from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, OWNER, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import STATE_FOLDER, Document, Place, dump_documents, http_port
 from mlflow_deploy_plugin.spec import EndpointSpec
 
@@ -22,6 +22,7 @@ __all__ = [
     "CONTAINER",
     "FORMATS",
     "LABEL",
+    "OWNER",
     "STATE_FOLDER",
     "Document",
     "Place",

@@ -26,6 +26,8 @@ from mlflow_deploy_plugin.manifests.served import (
 )
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, spec_document
 
+OWNER = "onnxserve/owner"
+"""The annotation that names the store whose endpoint an object belongs to."""
 LABEL = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
 CONTAINER = "onnxserve"
@@ -53,7 +55,9 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     selector = {LABEL: spec.name}
 
     def document(api_version: str, kind: str, **content: Any) -> Document:
-        metadata = {"name": spec.name, "namespace": place.namespace, "labels": labels}
+        metadata: Document = {"name": spec.name, "namespace": place.namespace, "labels": labels}
+        if place.owner:
+            metadata["annotations"] = {OWNER: place.owner}
         return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
 
     kubernetes = spec.kubernetes

@@ -32,10 +32,12 @@ class Place:
     Attributes:
         namespace: the Kubernetes namespace.
         environment: variables that the server gets besides those of the spec, which win.
+        owner: the store that the objects belong to; empty for files that others apply.
     """
 
     namespace: str = "default"
     environment: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""
 
 
 _BOOLEANS = ("y", "Y", "n", "N")

@@ -8,15 +8,19 @@ The state is polled, not watched: a poll that fails is made again, and there is 
 import hashlib
 import json
 import queue
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import urlsplit
 
+from sqlalchemy import make_url
+
 from mlflow_deploy_plugin.deployments.backends import Observation
-from mlflow_deploy_plugin.deployments.backends.kubernetes_api import MANAGER, Cluster
+from mlflow_deploy_plugin.deployments.backends.kubernetes_api import Cluster
 from mlflow_deploy_plugin.deployments.backends.local import PreviousState, compare_applied, served_failure
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
@@ -24,6 +28,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, Invalid
 from mlflow_deploy_plugin.manifests import (
     CONTAINER,
     LABEL,
+    OWNER,
     STATE_FOLDER,
     Document,
     Place,
@@ -110,12 +115,14 @@ class KubernetesBackend:
             AlreadyExists: objects of its name are somebody else's.
         """
         begun = time.monotonic()
-        documents = kubernetes_documents(spec, Place(self.namespace, pod_environment(spec)))
+        documents = kubernetes_documents(spec, Place(self.namespace, pod_environment(spec), self._owner))
         running = self._cluster.get("Deployment", spec.name)
-        if running is not None and not _is_ours(running):
-            managers = {str(one["manager"]) for one in running["metadata"].get("managedFields", ())}
+        if running is not None and not (self._is_ours(running) or spec.kubernetes.force_conflicts):
+            owner = running["metadata"].get("annotations", {}).get(OWNER)
             raise AlreadyExists(
-                f"a Deployment {spec.name!r} is in namespace {self.namespace} already, made by {', '.join(managers)}"
+                f"a Deployment {spec.name!r} is in namespace {self.namespace} already, which "
+                f"{f'belongs to the store {owner}' if owner else 'onnxserve has not made'}; "
+                "kubernetes.force_conflicts=true takes it over"
             )
         pods = self._living_pods(spec.name) if running is not None else []
         before = {pod["metadata"]["name"]: state for pod in pods if (state := self._read_pod(pod)) is not None}
@@ -177,7 +184,7 @@ class KubernetesBackend:
     def stop(self, name: str) -> None:
         """Scale to no pod, and wait until the pods have finished their requests."""
         deployment = self._cluster.get("Deployment", name)
-        if deployment is not None and _is_ours(deployment):
+        if deployment is not None and self._is_ours(deployment):
             self._cluster.merge("Deployment", name, {"spec": {"replicas": 0}})
             self._wait_until_gone(name, deployment)
 
@@ -186,13 +193,13 @@ class KubernetesBackend:
         deployment = self._cluster.get("Deployment", name)
         for kind in _KINDS:
             self._delete(kind, name)
-        if deployment is not None and _is_ours(deployment):
+        if deployment is not None and self._is_ours(deployment):
             self._wait_until_gone(name, deployment)
 
     def is_running(self, name: str) -> bool:
         """Return True if the endpoint has a Deployment that is to have pods."""
         deployment = self._cluster.get("Deployment", name)
-        return deployment is not None and _is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
+        return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
 
     def poll_registry(self, name: str) -> None:
         """Make the agents of all pods ask the registry at once."""
@@ -252,11 +259,21 @@ class KubernetesBackend:
         scheme = "https" if spec.server.certfile else "http"
         return f"{scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
 
+    @cached_property
+    def _owner(self) -> str:
+        """The store of this process, by which two of them do not change each other's endpoints."""
+        url = make_url(self.settings.store_url)
+        where = f" on {socket.gethostname()}" if url.drivername.startswith("sqlite") else ""
+        return f"{url.render_as_string(hide_password=True)}{where}"
+
+    def _is_ours(self, document: Document) -> bool:
+        return bool(document["metadata"].get("annotations", {}).get(OWNER) == self._owner)
+
     def _delete(self, kind: str, name: str) -> None:
         """Delete an object if it is ours."""
         if self._cluster.serves(kind):
             found = self._cluster.get(kind, name)
-            if found is not None and _is_ours(found):
+            if found is not None and self._is_ours(found):
                 self._cluster.delete(kind, name)
 
     def _living_pods(self, name: str) -> list[Document]:
@@ -429,12 +446,12 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
         limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "no limit")
         killed = f"pod {name} was killed for want of memory (OOMKilled), container.memory_bytes is {limit}"
         return PodTrouble(killed, not _is_ready(pod))
-    reason, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
-    if reason in _PENDING_IMAGE:
-        return PodTrouble(f"pod {name}: {reason}: {said}", True)
-    if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
+    code, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
+    if code in _PENDING_IMAGE:
+        return PodTrouble(f"pod {name}: {code}: {said}", True)
+    if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
         return PodTrouble(f"pod {name} cannot start: {said}", True)
-    if ended and (reason == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not _is_ready(pod):
+    if ended and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not _is_ready(pod):
         how = f"exit status {ended.get('exitCode')}"
         return PodTrouble(f"pod {name} ends again and again ({how})", True, wrote=True)
     return None
@@ -448,11 +465,6 @@ def _container_status(pod: Document) -> Document:
 
 def _is_ready(pod: Document) -> bool:
     return bool(_container_status(pod).get("ready"))
-
-
-def _is_ours(document: Document) -> bool:
-    """Return True if we have applied an object: others may have made it from `onnxserve render`."""
-    return any(one.get("manager") == MANAGER for one in document["metadata"].get("managedFields", ()))
 
 
 def _scaled_replicas(running: Document | None, spec: EndpointSpec) -> int:

@@ -298,11 +298,12 @@ class Cluster:
 
 def _refusal(response: requests.Response, namespace: str, host: str) -> OnnxserveError:
     try:
-        message = str(response.json().get("message") or response.reason)
-    except ValueError:
-        message = response.text[:300] or response.reason
-    message = " ".join(message.split())
-    if response.status_code == 404 and f'namespaces "{namespace}" not found' in message:
+        document = response.json()
+        message, missing = document.get("message") or response.reason, document.get("details", {}).get("kind")
+    except (ValueError, AttributeError):
+        message, missing = response.text[:300] or response.reason, None
+    message = " ".join(str(message).split())
+    if response.status_code == 404 and missing == "namespaces":
         return InvalidConfig(
             f"there is no namespace {namespace!r} in the cluster: kubectl create namespace {namespace}"
         )

@@ -119,7 +119,7 @@ def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> 
     ("answer", "kind", "message"),
     [
         (
-            (404, {"message": 'namespaces "ml" not found'}),
+            (404, {"message": 'namespaces "ml" not found', "details": {"name": "ml", "kind": "namespaces"}}),
             InvalidConfig,
             "there is no namespace 'ml' in the cluster: kubectl create namespace ml",
         ),

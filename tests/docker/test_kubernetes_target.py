@@ -1,0 +1,422 @@
+"""`-t onnxserve:/kubernetes/NAMESPACE` on a real cluster (KUBECONFIG), with images of this machine's Docker engine.
+
+Pods follow an MLflow server on docker0's address.
+"""
+
+import base64
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.onnx
+import pytest
+import requests
+import yaml
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client
+from mlflow.exceptions import MlflowException
+
+from mlflow_deploy_plugin.cli import main
+from tests.docker.conftest import ROOT
+from tests.support.models import adder
+from tests.support.services.cluster import Cluster, own_namespace
+from tests.support.services.faulty_api import faulty_api
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(900)]
+ROW = {"inputs": [[1.0]]}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with own_namespace() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def registry(gateway: str, new_database: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """An MLflow server that pods reach, with the model `adder`: version N adds N."""
+    server = MlflowServer(tmp_path_factory.mktemp("registry"), gateway)
+    new_database(server.folder)
+    try:
+        server.start()
+        with tracking_at(server.url):
+            for number in (1, 2):
+                with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
+                    named = {"name": "adder", "registered_model_name": "adder"}
+                    mlflow.onnx.log_model(adder(number), pip_requirements=["onnxruntime"], **named)
+            MlflowClient().set_registered_model_alias("adder", "live", "1")
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings(registry: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A store of this module's own, and the registry as a user has it set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONNXSERVE_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("MLFLOW_TRACKING_URI", registry.url)
+        patch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "180")
+        patch.setenv("ONNXSERVE_POLL_SECONDS", "0.5")
+        mlflow.set_tracking_uri(None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> BaseDeploymentClient:
+    return get_deploy_client(f"onnxserve:/kubernetes/{cluster.namespace}")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An endpoint of two pods, and its Service's address, which this machine reaches."""
+
+    name: str
+    client: BaseDeploymentClient
+    cluster: Cluster
+    url: str
+
+    def predict(self) -> float:
+        answer = requests.post(f"{self.url}/invocations", json=ROW, timeout=10)
+        assert answer.ok, answer.text
+        return float(answer.json()["predictions"]["y"][0][0])
+
+    def pods(self) -> set[str]:
+        found = self.cluster.items("pod", "-l", f"app.kubernetes.io/instance={self.name}")
+        return {one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]}
+
+    def ready_pods(self) -> int:
+        (found,) = self.cluster.items("deployment", f"--field-selector=metadata.name={self.name}")
+        return int(found["status"].get("readyReplicas", 0))
+
+    def update(self, **fields: Any) -> None:
+        config = {name.replace("__", "."): value for name, value in fields.items()}
+        self.client.update_deployment(self.name, config=config)
+
+    def refused(self, **fields: Any) -> str:
+        """Return the one line of an update that fails; what was served is served on by the pods that served it."""
+        before = self.pods()
+        with pytest.raises(MlflowException) as error:
+            self.update(**fields)
+        assert self.predict() == 2.0
+        assert self.pods() & before == before
+        wait_until(lambda: self.pods() == before, 60, "the pods of the failed update are gone")
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def create(client: BaseDeploymentClient, cluster: Cluster, image: str) -> Iterator[Callable[..., Endpoint]]:
+    made = []
+
+    def make(**config: Any) -> Endpoint:
+        name = f"f{next(_numbers)}"
+        fields = {"container.image": image, "kubernetes.replicas": 2, "container.cpus": 0.5, **config}
+        client.create_deployment(name, "models:/adder@live", config=fields)
+        made.append(name)
+        (service,) = cluster.items("service", f"--field-selector=metadata.name={name}")
+        return Endpoint(name, client, cluster, f"http://{service['spec']['clusterIP']}:8080")
+
+    yield make
+    for name in made:
+        client.delete_endpoint(name)
+
+
+@pytest.fixture(scope="module")
+def endpoint(create: Callable[..., Endpoint]) -> Endpoint:
+    return create()
+
+
+@dataclass
+class Load:
+    """Requests that are sent as fast as they are answered, each on a connection of its own."""
+
+    answered: int = 0
+    failed: list[str] = field(default_factory=list)
+    values: set[float] = field(default_factory=set)
+
+
+@contextmanager
+def under_load(endpoint: Endpoint, threads: int = 4) -> Iterator[Load]:
+    load, stop = Load(), threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                load.values.add(endpoint.predict())
+                load.answered += 1
+            except (AssertionError, requests.RequestException) as error:
+                load.failed.append(f"{time.strftime('%T')} {error}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        asking = [pool.submit(ask) for _ in range(threads)]
+        try:
+            wait_until(lambda: load.answered > 20, 30, "the first answers")
+            yield load
+        finally:
+            stop.set()
+    for one in asking:
+        one.result()
+
+
+def test_it_is_created_listed_asked_and_its_logs_are_read(
+    endpoint: Endpoint, client: BaseDeploymentClient, cluster: Cluster
+) -> None:
+    assert endpoint.predict() == 2.0
+    assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}  # by port-forward
+    found = client.get_deployment(endpoint.name)
+    assert (found["state"], found["version"], len(found["workers"])) == ("running", "1", 2)
+    assert found["url"] == f"http://{endpoint.name}.{cluster.namespace}.svc:8080"
+    assert [one["name"] for one in client.list_deployments()] == [endpoint.name]
+    lines = CliRunner().invoke(main, ["logs", endpoint.name]).output
+    assert all(f"{pod}: " in lines for pod in endpoint.pods())
+
+
+def test_other_traffic_and_another_model_need_no_new_pods(endpoint: Endpoint, client: BaseDeploymentClient) -> None:
+    pods = endpoint.pods()
+    client.create_deployment("challenger", "models:/adder/2", endpoint=endpoint.name)
+    begun = time.monotonic()
+    client.update_endpoint(endpoint.name, {"traffic": {endpoint.name: 50, "challenger": 50}})
+    seconds = time.monotonic() - begun
+    assert {endpoint.predict() for _ in range(40)} == {2.0, 3.0}
+    assert endpoint.pods() == pods
+    assert seconds < 30  # kubelet alone takes up to 90
+
+    with pytest.raises(MlflowException, match="model adder has no version 9"):
+        client.update_deployment("challenger", "models:/adder/9", endpoint=endpoint.name)
+    assert {endpoint.predict() for _ in range(40)} == {2.0, 3.0}
+    client.update_endpoint(endpoint.name, {"traffic": {endpoint.name: 100, "challenger": 0}})
+    client.delete_deployment("challenger", endpoint=endpoint.name)
+    assert endpoint.pods() == pods
+
+
+def test_what_the_registry_says_is_followed(endpoint: Endpoint, registry: MlflowServer) -> None:
+    versions = MlflowClient(registry.url)
+    versions.set_registered_model_alias("adder", "live", "2")
+    wait_until(lambda: {endpoint.predict() for _ in range(10)} == {3.0}, 30, "every pod serves version 2")
+    versions.set_registered_model_alias("adder", "live", "1")
+    wait_until(lambda: {endpoint.predict() for _ in range(10)} == {2.0}, 30, "every pod serves version 1")
+
+
+def test_a_rolling_update_under_load_fails_no_request(
+    endpoint: Endpoint, record_property: Callable[[str, object], None]
+) -> None:
+    before = endpoint.pods()
+    with under_load(endpoint) as load:
+        endpoint.update(server__threads=5)
+    record_property("requests answered while rolling", load.answered)
+    assert not before & endpoint.pods()
+    assert load.failed == []
+    assert load.values == {2.0}
+
+
+def test_a_killed_pod_is_replaced_while_the_other_answers(
+    endpoint: Endpoint, cluster: Cluster, record_property: Callable[[str, object], None]
+) -> None:
+    first, *_ = endpoint.pods()
+    with under_load(endpoint) as load:
+        cluster.kubectl("delete", "pod", first, "--grace-period=0", "--force")
+        wait_until(lambda: endpoint.ready_pods() == 2 and first not in endpoint.pods(), 120, "another pod is ready")
+        count = len(load.failed)
+    record_property("requests answered", load.answered)
+    record_property("requests of the killed pod that failed", count)
+    assert count < 20
+    assert load.values == {2.0}
+
+
+def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(endpoint: Endpoint, cluster: Cluster) -> None:
+    first, second = sorted(endpoint.pods())
+    (node,) = cluster.items("node")
+
+    def evict(pod: str) -> str:
+        eviction = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": pod}}
+        path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}/eviction"
+        try:
+            return cluster.kubectl("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
+        except AssertionError as error:
+            return str(error)
+
+    cluster.kubectl("cordon", node["metadata"]["name"])
+    try:
+        with under_load(endpoint) as load:
+            assert "Success" in evict(first)
+            wait_until(lambda: endpoint.ready_pods() == 1, 60, "one pod is left")
+            assert "Cannot evict pod as it would violate the pod's disruption budget" in evict(second)
+            cluster.kubectl("uncordon", node["metadata"]["name"])
+            wait_until(lambda: endpoint.ready_pods() == 2, 120, "another pod is ready")
+            assert "Success" in evict(second)
+            wait_until(lambda: endpoint.ready_pods() == 2 and second not in endpoint.pods(), 120, "both are new")
+        assert load.failed == []
+    finally:
+        cluster.kubectl("uncordon", node["metadata"]["name"])
+
+
+def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
+    endpoint: Endpoint, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 'ImagePullBackOff: Back-off pulling image "nowhere:1"' in endpoint.refused(container__image="nowhere:1")
+    said = endpoint.refused(container__memory_bytes=70_000_000)
+    assert "was killed for want of memory (OOMKilled), container.memory_bytes is 70M" in said
+    said = endpoint.refused(server__certfile="/missing.pem", server__keyfile="/missing.key")
+    assert "ends again and again (exit status 1): " in said
+    assert 'secret "missing" not found' in endpoint.refused(container__secrets__A="missing/key")
+    monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "15")
+    said = endpoint.refused(container__cpus=900)
+    assert (
+        "is unschedulable: 0/1 nodes are available: 1 Insufficient cpu. (ONNXSERVE_READY_TIMEOUT_SECONDS sets" in said
+    )
+
+
+def test_a_quota_that_is_full_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
+    cluster.apply(
+        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": {"pods": "2"}}}
+    )
+    try:
+        wait_until(lambda: cluster.items("resourcequota")[0].get("status", {}).get("used"), 30, "the quota is counted")
+        said = endpoint.refused(server__threads=6)
+    finally:
+        cluster.kubectl("delete", "resourcequota", "few")
+    assert "the cluster refuses a pod: pods " in said
+    assert "exceeded quota: few" in said
+
+
+def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
+    cluster.kubectl("scale", f"deployment/{endpoint.name}", "--replicas=1")
+    with pytest.raises(MlflowException, match=r"Deployment f\d+ has fields that kubectl has set: .*\.spec\.replicas"):
+        endpoint.update(server__threads=6)
+    endpoint.update(server__threads=6, kubernetes__force_conflicts=True)
+    assert endpoint.ready_pods() == 2
+
+
+def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymentClient, cluster: Cluster) -> None:
+    rendered = [
+        "render",
+        "--for",
+        "kubernetes",
+        "-n",
+        "gitops",
+        "-m",
+        "models:/adder/1",
+        "--namespace",
+        cluster.namespace,
+    ]
+    documents = CliRunner().invoke(main, rendered).output
+    old = documents.replace("policy/v1\n", "policy/v1beta1\n")
+    cluster.kubectl("apply", "-f", "-", given=old)
+    with pytest.raises(
+        MlflowException, match=r"a Deployment .gitops. is in namespace .* already, which onnxserve has not made"
+    ):
+        client.create_deployment("gitops", "models:/adder/1")
+    kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
+    assert len(cluster.items(kinds, "-l", "app.kubernetes.io/instance=gitops")) == 6
+    cluster.kubectl("delete", "-f", "-", given=old)
+
+
+def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = os.environ["ONNXSERVE_HOME"]
+    monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
+    with pytest.raises(
+        MlflowException, match=f"already, which belongs to the store sqlite:///{owner}/onnxserve.db on "
+    ):
+        endpoint.client.create_deployment(endpoint.name, "models:/adder/2")
+    assert endpoint.predict() == 2.0
+
+
+def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is_deleted(
+    create: Callable[..., Endpoint], client: BaseDeploymentClient, cluster: Cluster
+) -> None:
+    scaled = create(**{"kubernetes.replicas": 1, "kubernetes.max_replicas": 3})
+    label = ["-l", f"app.kubernetes.io/instance={scaled.name}"]
+    (autoscaler,) = cluster.items("hpa", *label)
+    assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 3)
+    scaled.update(kubernetes__max_replicas="")
+    assert cluster.items("hpa", *label) == []
+
+    runner = CliRunner()
+    assert runner.invoke(main, ["stop", scaled.name]).exit_code == 0
+    assert scaled.pods() == set()
+    assert client.get_deployment(scaled.name)["state"] == "stopped"
+    assert runner.invoke(main, ["start", scaled.name]).exit_code == 0
+    assert scaled.predict() == 2.0
+
+    client.delete_deployment(scaled.name)
+    kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb,hpa,replicaset,pod"
+    wait_until(lambda: cluster.items(kinds, *label) == [], 60, "nothing is left")
+
+
+def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_forbidden(
+    create: Callable[..., Endpoint], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = (ROOT / "docs" / "kubernetes.md").read_text().split("```yaml\n")[1].split("```")[0]
+    role = yaml.safe_load(block)
+    annotations = {"kubernetes.io/service-account.name": "deployer"}
+    kind = "kubernetes.io/service-account-token"
+    cluster.kubectl("create", "serviceaccount", "deployer")
+    metadata = {"name": "deployer", "annotations": annotations}
+    cluster.apply({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": metadata})
+    secret = ["get", "secret", "deployer", "-o", "jsonpath={.data.token}"]
+    token = wait_until(lambda: cluster.kubectl(*secret), 30, "the token")
+    config = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    config["users"][0]["user"] = {"token": base64.b64decode(token).decode()}
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with pytest.raises(MlflowException, match=r'forbids it: deployments\.apps "f\d+" is forbidden: User "system:'):
+        create()
+
+    monkeypatch.undo()
+    cluster.apply(role)
+    subject = f"--serviceaccount={cluster.namespace}:deployer"
+    cluster.kubectl("create", "rolebinding", "deployer", f"--role={role['metadata']['name']}", subject)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    made = create(**{"kubernetes.replicas": 1})
+    assert made.client.predict(made.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}
+    assert made.client.get_deployment(made.name)["version"] == "1"
+
+    rights = [rule for rule in role["rules"] if "pods/exec" not in rule["resources"]]
+    monkeypatch.undo()
+    cluster.apply({**role, "rules": rights})
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    made.update(server__threads=5)  # readiness alone says that it is served
+    found = made.client.get_deployment(made.name)
+    assert (found["state"], found["version"]) == ("running", "")
+
+
+def test_a_bad_day_of_the_api_server_changes_nothing(
+    create: Callable[..., Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with faulty_api(Path(os.environ["KUBECONFIG"]), tmp_path) as (proxy, kubeconfig):
+        with monkeypatch.context() as patch:
+            patch.setenv("KUBECONFIG", str(kubeconfig))
+            made = create()
+            made.client.update_endpoint(made.name, {"capture.fraction": 0.5})
+            assert made.client.predict(made.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}
+            seen: list[str] = []
+            # a stream that is cut goes on where it was
+            from mlflow_deploy_plugin.deployments import open_deployments
+
+            with open_deployments(lambda line: None) as deployments:
+                lines = deployments.logs(made.name, 1, True)
+                reading = threading.Thread(target=lambda: seen.extend(itertools.islice(lines, 8)), daemon=True)
+                reading.start()
+                made.client.update_endpoint(made.name, {"variants.more.model": "models:/adder/2"})
+                wait_until(lambda: any("adder 2" in line for line in seen), 60, f"the log goes on: {seen}")
+        assert made.predict() == 2.0
+        assert all(proxy.met[fault] for fault in ("409", "429", "500", "cut")), proxy.met
