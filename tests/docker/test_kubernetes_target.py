@@ -36,6 +36,7 @@ from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(900)]
+KUBECONFIG = os.environ.get("KUBECONFIG", "")
 ROW = {"inputs": [[1.0]]}
 
 
@@ -130,7 +131,7 @@ def create(client: BaseDeploymentClient, cluster: Cluster, image: str) -> Iterat
         fields = {"container.image": image, "kubernetes.replicas": 2, "container.cpus": 0.5, **config}
         client.create_deployment(name, "models:/adder@live", config=fields)
         made.append(name)
-        (service,) = cluster.items("service", f"--field-selector=metadata.name={name}")
+        (service,) = cluster.items("service", f"--field-selector=metadata.name={name}", f"--kubeconfig={KUBECONFIG}")
         return Endpoint(name, client, cluster, f"http://{service['spec']['clusterIP']}:8080")
 
     yield make
@@ -297,8 +298,10 @@ def test_a_quota_that_is_full_is_said(endpoint: Endpoint, cluster: Cluster) -> N
 
 
 def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
-    cluster.kubectl("scale", f"deployment/{endpoint.name}", "--replicas=1")
-    with pytest.raises(MlflowException, match=r"Deployment f\d+ has fields that kubectl has set: .*\.spec\.replicas"):
+    cluster.kubectl("patch", "deployment", endpoint.name, "-p", '{"spec": {"replicas": 1}}')
+    with pytest.raises(
+        MlflowException, match=r"Deployment f\d+ has fields that kubectl-patch has set: .*spec\.replicas"
+    ):
         endpoint.update(server__threads=6)
     endpoint.update(server__threads=6, kubernetes__force_conflicts=True)
     assert endpoint.ready_pods() == 2
@@ -374,7 +377,7 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
     cluster.apply({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": metadata})
     secret = ["get", "secret", "deployer", "-o", "jsonpath={.data.token}"]
     token = wait_until(lambda: cluster.kubectl(*secret), 30, "the token")
-    config = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    config = yaml.safe_load(Path(KUBECONFIG).read_text())
     config["users"][0]["user"] = {"token": base64.b64decode(token).decode()}
     (tmp_path / "config").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
@@ -402,7 +405,7 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
 def test_a_bad_day_of_the_api_server_changes_nothing(
     create: Callable[..., Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with faulty_api(Path(os.environ["KUBECONFIG"]), tmp_path) as (proxy, kubeconfig):
+    with faulty_api(Path(KUBECONFIG), tmp_path) as (proxy, kubeconfig):
         with monkeypatch.context() as patch:
             patch.setenv("KUBECONFIG", str(kubeconfig))
             made = create()
