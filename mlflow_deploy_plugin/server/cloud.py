@@ -6,7 +6,7 @@
 | Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness `/` or as the deployment has it | in that folder |
 | Cloud Run, Knative | `K_SERVICE` | `PORT` (8080) | all | in the image |
 | SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as given (8080) | `/ping`, `/invocations` | /opt/ml/model |
-| KServe | the model | 8080 | V2 | /mnt/models |
+| KServe | `KUBERNETES_SERVICE_HOST` and the model | 8080 | V2 | /mnt/models |
 
 A model that an image brings lies in /opt/ml/model, too, and is served where the platform names no other. Each of them
 authenticates the callers of its containers itself, or leaves that to what stands before them.
@@ -66,7 +66,10 @@ def read_cloud(
     Raises:
         InvalidConfig: a port or a route is malformed; the message names the variable.
     """
-    here = next((str(folder) for folder in folders if (folder / _MLMODEL).exists()), "")
+    sagemaker, kserve = folders
+    here = str(sagemaker) if (sagemaker / _MLMODEL).exists() else ""
+    if "KUBERNETES_SERVICE_HOST" in environment and (kserve / _MLMODEL).exists():
+        here = str(kserve)
     if "AIP_HTTP_PORT" in environment or "AIP_PREDICT_ROUTE" in environment:
         return Cloud(
             _port(environment, "AIP_HTTP_PORT"),
@@ -84,7 +87,7 @@ def read_cloud(
         return Cloud(_port(environment, "PORT"), here)
     if here or "SAGEMAKER_BIND_TO_PORT" in environment:
         named = "SAGEMAKER_BIND_TO_PORT" if "SAGEMAKER_BIND_TO_PORT" in environment else "ONNXSERVE_PORT"
-        return Cloud(_port(environment, named), here or str(folders[0]))
+        return Cloud(_port(environment, named), here or str(sagemaker))
     return Cloud()
 
 

@@ -111,7 +111,8 @@ def test_azure_ml(image: str, registered: Path, run: Any) -> None:
 def test_kserve(image: str, registered: Path, run: Any) -> None:
     """The storage initializer has put the files of `storageUri` into /mnt/models; V2 by the service's name on 8080."""
     mount = f"{registered}:/mnt/models:ro"
-    _, url = run(image, "-v", mount, command=["serve", "--name", "flights"])
+    pod = ["-e", "KUBERNETES_SERVICE_HOST=10.0.0.1", "-e", "KUBERNETES_SERVICE_PORT=443"]
+    _, url = run(image, *pod, "-v", mount, command=["serve", "--name", "flights"])
     assert send(f"{url}/v2/health/ready").status == 200
     assert send(f"{url}/v2/models/flights/ready").status == 200
     tensor = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4]}

@@ -60,8 +60,12 @@ def test_azure_names_a_folder_around_the_model(folders: tuple[Path, Path], tmp_p
 
 
 def test_kserve_has_fetched_the_model(folders: tuple[Path, Path]) -> None:
-    (folders[1] / "MLmodel").touch()
-    assert read_cloud({}, folders) == Cloud(8080, str(folders[1]))
+    in_a_pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    assert read_cloud(in_a_pod, folders) == Cloud()
+    for folder in folders:
+        (folder / "MLmodel").touch()
+    assert read_cloud(in_a_pod, folders) == Cloud(8080, str(folders[1]))
+    assert read_cloud({**in_a_pod, "K_SERVICE": "flights", "PORT": "9000"}, folders) == Cloud(9000, str(folders[1]))
 
 
 def test_cloud_run_names_a_port(folders: tuple[Path, Path]) -> None:

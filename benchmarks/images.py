@@ -1,0 +1,140 @@
+"""What an image of one model weighs, and when it answers: `onnxserve build-docker` beside `mlflow models build-docker`.
+
+    python benchmarks/images.py
+    python benchmarks/images.py --libraries sklearn
+
+A hundred trees, once saved by MLflow's own flavor and once wrapped here. MLflow's image is built from the
+Dockerfile that `mlflow models generate-dockerfile` writes, word by word but for its base: both images stand on the base
+that `--base-image` names. Neither layer comes out of Docker's cache (`--no-cache`), so the seconds are those of a first
+build with this machine's package index. Needs Docker and a package index; the images are removed at the end.
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow.sklearn
+import mlflow.xgboost
+from sklearn.datasets import load_iris
+from sklearn.ensemble import RandomForestClassifier
+from xgboost import XGBClassifier
+
+from mlflow_deploy_plugin import save_model
+from mlflow_deploy_plugin.images import planned_image
+from mlflow_deploy_plugin.images.build import BASE_IMAGE
+from mlflow_deploy_plugin.images.engine import build, image_fields
+
+ROWS = b'{"dataframe_split": {"columns": ["a", "b", "c", "d"], "data": [[5.1, 3.5, 1.4, 0.2]]}}'
+
+
+def docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"docker {' '.join(arguments)}: {done.stderr[-2000:]}")
+    return done.stdout.strip()
+
+
+def save_both(library: str, folder: Path) -> tuple[Path, Path]:
+    """Save one model of 100 trees by MLflow's flavor of the library and by ours."""
+    rows, labels = load_iris(return_X_y=True, as_frame=True)
+    rows.columns = list("abcd")
+    theirs, ours = folder / f"mlflow-{library}", folder / f"onnxserve-{library}"
+    if library == "sklearn":
+        trees = RandomForestClassifier(100, random_state=0).fit(rows, labels)
+        mlflow.sklearn.save_model(trees, theirs, input_example=rows.head(), serialization_format="cloudpickle")
+    else:
+        trees = XGBClassifier(n_estimators=100, random_state=0).fit(rows, labels)
+        mlflow.xgboost.save_model(trees, theirs, input_example=rows.head())
+    save_model(trees, ours, input_example=rows.head())
+    return theirs, ours
+
+
+def build_mlflows(model: Path, folder: Path, base: str, tag: str) -> None:
+    mlflow_command = Path(sys.executable).with_name("mlflow")
+    subprocess.run([mlflow_command, "models", "generate-dockerfile", "-m", model, "-d", folder], check=True,
+                   capture_output=True)  # fmt: skip
+    dockerfile = folder / "Dockerfile"
+    dockerfile.write_text(re.sub(r"^FROM .*", f"FROM {base}", dockerfile.read_text(), flags=re.M))
+    docker("build", "--no-cache", "-q", "-t", tag, str(folder))
+
+
+def build_ours(model: Path, base: str, tag: str) -> None:
+    with planned_image(str(model), base_image=base) as plan:
+        assert plan.server is not None
+        build(plan.server, plan.server_image, lambda line: None, (*plan.options, "--no-cache"))
+        build(plan.model, tag, lambda line: None)
+
+
+def image_size(tag: str) -> float:
+    """Return megabytes of a local image, all its layers together."""
+    fields = image_fields(tag)
+    return fields["Size"] / 1e6 if fields else sys.exit(f"{tag} is not here: docker pull {tag}")
+
+
+@contextmanager
+def container(tag: str) -> Iterator[str]:
+    name = docker("run", "-d", "-p", "127.0.0.1::8080", tag)
+    try:
+        yield f"http://{docker('port', name, '8080/tcp').splitlines()[0]}"
+    finally:
+        docker("rm", "-f", "-v", name)
+
+
+def seconds_to_answer(tag: str) -> float:
+    """Return the seconds from `docker run` to the first prediction."""
+    began = time.monotonic()
+    with container(tag) as url:
+        while time.monotonic() - began < 300:
+            request = urllib.request.Request(f"{url}/invocations", ROWS, {"Content-Type": "application/json"})
+            try:
+                with urllib.request.urlopen(request, timeout=10):
+                    return time.monotonic() - began
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    sys.exit(f"{tag}: {error.read()!r}")
+            except OSError:
+                pass
+            time.sleep(0.02)
+    sys.exit(f"{tag} does not answer")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-image", default=BASE_IMAGE)
+    parser.add_argument("--libraries", nargs="*", default=["sklearn", "xgboost"])
+    parser.add_argument("--starts", type=int, default=3, help="of each image, in turns; the median is printed")
+    asked = parser.parse_args()
+    base = asked.base_image
+    print(f"base image {base}: {image_size(base):,.0f} MB")
+    print(f"{'image':<40}      MB  of MLflow's  first build, s  run to first answer, s")
+    for library in asked.libraries:
+        tags = f"onnxserve-benchmark:mlflow-{library}", f"onnxserve-benchmark:{library}"
+        with tempfile.TemporaryDirectory() as temporary:
+            theirs, ours = save_both(library, Path(temporary))
+            try:
+                began = time.monotonic()
+                build_mlflows(theirs, Path(temporary, "context"), base, tags[0])
+                between = time.monotonic()
+                build_ours(ours, base, tags[1])
+                seconds = between - began, time.monotonic() - between
+                starts = [[seconds_to_answer(tag) for tag in tags] for _ in range(asked.starts)]
+                sizes = [image_size(tag) for tag in tags]
+            finally:
+                docker("rmi", "-f", *tags)
+        for turn, name in enumerate(("mlflow models build-docker", "onnxserve build-docker")):
+            start = statistics.median(one[turn] for one in starts)
+            share = f"{sizes[turn] / sizes[0]:.0%}"
+            print(f"{f'{name}, {library}':<40} {sizes[turn]:>7,.0f} {share:>12} {seconds[turn]:>15.0f} {start:>23.1f}")
+
+
+if __name__ == "__main__":
+    main()
