@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow_deploy_plugin.agent.control import audit_recorder, record_nothing
+from mlflow_deploy_plugin.agent.control import Recorder, audit_recorder, record_nothing
 from mlflow_deploy_plugin.agent.fetch import MlflowRegistry, ModelCache
 from mlflow_deploy_plugin.agent.follow import Follower
 from mlflow_deploy_plugin.agent.keys import api_key_fetcher, issuer_key_fetcher
@@ -131,8 +131,9 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
             PollPolicy(settings.poll_seconds, follow, time.monotonic),
         )
         server = load_specs((state_dir / SPEC).read_text())[0].server
-        has_store = settings.keys_file is None  # which is for servers without one
-        record = audit_recorder(settings.store_url) if server.authenticates and has_store else record_nothing
+        record: Recorder = record_nothing
+        if server.authenticates and settings.keys_file is None:  # which is for servers without a store
+            record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
         following = _FollowThread(Follower(state_dir, resolver, time.time, lambda: shipper.state, record), stop)
         following.start()
         if server.api_keys:

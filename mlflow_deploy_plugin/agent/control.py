@@ -47,11 +47,15 @@ class Pending(Exception):
     """The outcome is not known yet."""
 
 
-def audit_recorder(store_url: str) -> Recorder:
-    """Return what writes commands into the audit trail of a store, in threads: a slow store delays no command."""
+def audit_recorder(store_url: str, kind: str) -> Recorder:
+    """Return a function that writes commands into the audit trail of a store, in threads: none waits for a slow store.
+
+    Args:
+        kind: of the names of callers: key or certificate.
+    """
 
     def write(command: Command, error: str) -> None:
-        actor, action = f"key {command.actor}", command.action
+        actor, action = f"{kind} {command.actor}", command.action
         try:
             from mlflow_deploy_plugin import store  # SQLAlchemy takes memory, and some images do not have it
 
@@ -148,7 +152,7 @@ class EndpointControl:
                 self._save(unloaded, added)
             self._answer(running.file, error)
             command, outcome_text = running.command, error.message if error else ""
-            by = f" by key {command.actor}" if command.actor else ""
+            by = f" by {command.actor}" if command.actor else ""
             _log.info("%s %s%s: %s", command.action, name, by, outcome_text or "done")
             self.record(command, outcome_text)
 

@@ -95,7 +95,9 @@ def local_files(spec: EndpointSpec) -> list[str]:
     """
     models = {f"variants.{name}.model": parse_model_uri(variant.model) for name, variant in spec.variants.items()}
     paths = {name: uri.name for name, uri in models.items() if uri.kind == "path"}
-    paths |= {f"server.{name}": path for name in ("certfile", "keyfile") if (path := getattr(spec.server, name))}
+    paths |= {
+        f"server.{name}": path for name in ("certfile", "keyfile", "ca_certs") if (path := getattr(spec.server, name))
+    }
     if relative := [name for name, path in paths.items() if not path.startswith("/")]:
         raise InvalidConfig(f"{relative[0]}: an absolute path is expected, not {paths[relative[0]]!r}")
     return list(paths.values())

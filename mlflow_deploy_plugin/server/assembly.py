@@ -111,7 +111,15 @@ def open_server(state_dir: Path) -> Server:
         ModelControl(state_dir, spec.model_control_mode, max(1, spec.threads // 2)),
         spec,
         ExplainerClient(float(spec.request_timeout_seconds), max(1, spec.threads // 2)),
-        Authenticator(state_dir, spec.authenticates, spec.jwt_issuer, spec.jwt_audience, count=metrics.count_key),
+        Authenticator(
+            state_dir,
+            spec.authenticates,
+            spec.jwt_issuer,
+            spec.jwt_audience,
+            needs_certificate=spec.ca_certs is not None,
+            takes_keys=spec.takes_keys,
+            count=metrics.count_key,
+        ),
         open_tracer(),
         settings.log_requests,
         RequestLimits(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import shutil
+import ssl
 import sys
 import tempfile
 import time
@@ -56,6 +57,8 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, *listeners:
         options["--worker-tmp-dir"] = str(memory)  # the heartbeat must not wait for a disk
     if server.certfile and server.keyfile:
         options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
+    if server.ca_certs:  # the requests without a certificate are refused later: health checks have none
+        options |= {"--ca-certs": server.ca_certs, "--cert-reqs": int(ssl.CERT_OPTIONAL)}
     command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
     for address in [f"fd://{one}" for one in listeners] or [f"{host}:{port}"]:
         command += ["--bind", address]

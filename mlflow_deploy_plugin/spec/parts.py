@@ -114,6 +114,11 @@ class ServerSpec(SpecPart):
         default=None, min_length=1, description="Certificate chain in PEM; with keyfile, the server speaks https only."
     )
     keyfile: str | None = Field(default=None, min_length=1, description="Private key of certfile in PEM.")
+    ca_certs: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Authorities in PEM. Callers need a client certificate of one of them (mutual TLS); with certfile.",
+    )
     device: Device = Field(default="cpu", description="Where ONNX Runtime runs; cuda and tensorrt refuse to fall back.")
     device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
         default=(),
@@ -215,6 +220,11 @@ class ServerSpec(SpecPart):
 
     @property
     def authenticates(self) -> bool:
+        """True if callers need a key, a token or a certificate."""
+        return self.takes_keys or self.ca_certs is not None
+
+    @property
+    def takes_keys(self) -> bool:
         """True if callers need a key or a token."""
         return self.api_keys or self.jwt_issuer is not None
 
@@ -222,6 +232,8 @@ class ServerSpec(SpecPart):
     def _go_together(self) -> "ServerSpec":
         if (self.certfile is None) != (self.keyfile is None):
             raise ValueError("certfile and keyfile belong together: say both, or neither")
+        if self.ca_certs is not None and self.certfile is None:
+            raise ValueError("ca_certs is about https: certfile and keyfile are expected with it")
         if (self.jwt_issuer is None) != (self.jwt_audience is None):
             raise ValueError("jwt_issuer and jwt_audience belong together: say both, or neither")
         if self.grpc_port is not None and self.grpc_port == self.port:

@@ -98,7 +98,7 @@ class KeyEntry(State):
         endpoints: the endpoints that it holds for; empty: all.
         expires_at: seconds since 1970; None: never.
         limits: rates of its predictions in the words of `server.rate_limit`, the shortest period first.
-        is_token: it is the token of an issuer, which may call its callers as it likes.
+        counted_as: its name in metrics; empty: its own. Issuers have callers without number.
     """
 
     name: str
@@ -106,7 +106,7 @@ class KeyEntry(State):
     endpoints: tuple[str, ...] = ()
     expires_at: float | None = None
     limits: tuple[str, ...] = ()
-    is_token: bool = False
+    counted_as: str = ""
 
 
 class ValidKeys(State):

@@ -106,7 +106,7 @@ def test_who_asked_is_recorded_with_the_outcome(case: Case) -> None:
 def test_a_command_goes_on_though_the_audit_trail_cannot_be_written(
     case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    case.control.record = module.audit_recorder(f"sqlite:///{tmp_path}/no/folder/store.db")
+    case.control.record = module.audit_recorder(f"sqlite:///{tmp_path}/no/folder/store.db", "key")
     (tmp_path / "no").write_text("")
     assert case.do("load", "a") == CommandAnswer()
     wait_until(lambda: "the audit trail lacks that key  was to load a" in caplog.text, what="the line")

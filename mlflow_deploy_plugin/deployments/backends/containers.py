@@ -192,7 +192,7 @@ def _local_models(spec: EndpointSpec) -> list[str]:
 
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
     """Return the paths of this machine that the server needs, and whether it only reads them."""
-    files = [*_local_models(spec), spec.server.certfile, spec.server.keyfile]
+    files = [*_local_models(spec), spec.server.certfile, spec.server.keyfile, spec.server.ca_certs]
     if spec.server.api_keys:
         if settings.keys_file is None:
             raise InvalidConfig(

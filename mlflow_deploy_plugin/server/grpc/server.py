@@ -94,7 +94,9 @@ class GrpcServer:
         try:
             if spec.certfile is not None and spec.keyfile is not None:
                 pair = Path(spec.keyfile).read_bytes(), Path(spec.certfile).read_bytes()
-                self._grpc.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+                authorities = Path(spec.ca_certs).read_bytes() if spec.ca_certs is not None else None
+                credentials = grpc.ssl_server_credentials([pair], authorities, authorities is not None)
+                self._grpc.add_secure_port(address, credentials)
             else:
                 self._grpc.add_insecure_port(address)
         except (OSError, RuntimeError) as error:

@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.inference import management as documents
+from mlflow_deploy_plugin.server.inference.auth import UNNAMED
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure, infer
@@ -227,14 +228,14 @@ def _management_call(
         return Reply({}, response.SerializeToString())
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
-        request = _raw_request(name, body, context)
+        request = _raw_request(server, name, body, context)
         return _finish(context, _guard(request, respond))
 
     return answer
 
 
 def _model_infer(server: Server, body: bytes, context: grpc.ServicerContext) -> bytes:
-    return _finish(context, _infer(server, _raw_request("ModelInfer", body, context), context.time_remaining()))
+    return _finish(context, _infer(server, _raw_request(server, "ModelInfer", body, context), context.time_remaining()))
 
 
 def _model_stream_infer(
@@ -246,7 +247,7 @@ def _model_stream_infer(
     """
     with calls.stream(context):
         for body in calls.receive_each(context, bodies):
-            reply = _infer(server, _raw_request("ModelStreamInfer", body, context), context.time_remaining())
+            reply = _infer(server, _raw_request(server, "ModelStreamInfer", body, context), context.time_remaining())
             if reply.error is None:
                 message = messages.ModelInferResponse.FromString(reply.body)
             else:
@@ -307,9 +308,13 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
     return reply.body
 
 
-def _raw_request(method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
+def _raw_request(server: Server, method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
-    return RawRequest("POST", f"/{INFERENCE}/{method}", headers, body, address_of(context.peer()))
+    caller = ""
+    if server.auth.needs_certificate:  # without one TLS has refused the connection
+        (name, *_) = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
+        caller = name.decode("utf-8", "replace")[:100]
+    return RawRequest("POST", f"/{INFERENCE}/{method}", headers, body, address_of(context.peer()), "", caller)
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:

@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import re
+import ssl
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from functools import partial
@@ -31,6 +32,7 @@ from mlflow_deploy_plugin.server.http.routes import (
     not_found,
 )
 from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predictions
+from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
@@ -93,14 +95,15 @@ class ServerApp(Flask):
             path = decode_path(request.environ["RAW_URI"])
             headers = _headers()
             if _may_stream(path, headers, self.server.max_body_bytes):
-                return _stream(self.server, RawRequest(request.method, path, headers, b"", request.remote_addr or ""))
+                raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", _caller())
+                return _stream(self.server, raw)
             body = _read_body(stream, request.content_length, self.server.max_body_bytes)
         except OnnxserveError as error:
             _close_unless_whole(stream)
             return flask_response(exception_response(path, error))
         # it has arrived by now
         query = request.environ.get("QUERY_STRING", "")
-        raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query)
+        raw = RawRequest(request.method, path, headers, body, request.remote_addr or "", query, _caller())
         return flask_response(self.handle(raw))
 
     def _answer_error(self, error: Exception) -> Any:
@@ -154,6 +157,12 @@ def _headers() -> dict[str, str]:
         raise InvalidRequest(MISSING_HOST)
     check_host(headers.get("host", ""))
     return headers
+
+
+def _caller() -> str:
+    """Return the name in the client's certificate, over TLS and gunicorn."""
+    sent = request.environ.get("gunicorn.socket")
+    return certificate_name(sent.getpeercert()) if isinstance(sent, ssl.SSLSocket) else ""
 
 
 def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> bytes:

@@ -104,7 +104,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         received = time_ns() // 1000
         try:
             if require is not None:
-                key = require(headers, "infer", endpoint)
+                key = require(headers, "infer", endpoint, request.caller)
                 if key.limits:
                     return None
             feeds, encode, body_id = decode(headers, body)

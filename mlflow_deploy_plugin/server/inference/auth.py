@@ -10,6 +10,9 @@ A token is a JWT (RFC 7519) that an OpenID Connect issuer has signed. Its claim 
 read and admin among others, its claim `onnxserve_endpoints`, if there is one, the endpoints that it holds for. The
 agent brings the issuer's public keys (`jwks.json`); no worker waits for the issuer. The signature of a token, which
 takes 100 µs, is verified once.
+
+With `server.ca_certs`, TLS verifies the client's certificate, if it sends one. Health checks do without. All else needs
+one beside the key, or, on a server without keys, in its place; the commands of this machine have their local key.
 """
 
 import base64
@@ -20,6 +23,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,9 +34,11 @@ from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope
 _LOOK_SECONDS = 1.0
 _LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
 _MAX_TOKENS = 10_000
+UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
 """Signatures by a public key; `none` and the symmetric algorithms would let callers sign for themselves."""
+_NO_CERTIFICATE = "this server answers callers with a client certificate of one of its authorities only"
 _HOW = "send Authorization: Bearer KEY; `onnxserve keys create` makes a key"
 
 
@@ -43,6 +49,8 @@ class Authenticator:
     Attributes:
         is_required: False: everybody may do everything, and `require` is not to be called.
         issuer / audience: of tokens; None: there are none.
+        needs_certificate: callers need a client certificate.
+        takes_keys: callers need a key or a token.
         count: counts a request of this key.
     """
 
@@ -51,6 +59,8 @@ class Authenticator:
     issuer: str | None = None
     audience: str | None = None
     clock: Callable[[], float] = time.time
+    needs_certificate: bool = False
+    takes_keys: bool = True
     count: Callable[[KeyEntry], None] = lambda key: None
 
     def __post_init__(self) -> None:
@@ -62,23 +72,31 @@ class Authenticator:
 
     def identify(self, request: RawRequest, scope: Scope, endpoint: str | None = None) -> KeyEntry:
         """Return the caller's key if it allows this, count the request, and name its caller. Raises as `require`."""
-        key = self.require(request.headers, scope, endpoint)
+        key = self.require(request.headers, scope, endpoint, request.caller)
         request.caller = key.name
         self.count(key)
         return key
 
-    def require(self, headers: Mapping[str, str], scope: Scope, endpoint: str | None = None) -> KeyEntry:
+    def require(
+        self, headers: Mapping[str, str], scope: Scope, endpoint: str | None = None, certificate: str = ""
+    ) -> KeyEntry:
         """Return the caller's key if it allows this.
 
         Args:
             headers: names in lower case; gRPC's metadata.
             endpoint: None: not about one endpoint.
+            certificate: the name in the client's verified certificate; empty without one.
 
         Raises:
             Unauthenticated: there is no key, or it does not hold (any more).
             ScopeMissing: it holds for something else.
         """
-        key = _sent_key(headers.get("authorization", ""))
+        if certificate and not self.takes_keys:
+            return _of_certificate(certificate)
+        authorization = headers.get("authorization", "")
+        if self.needs_certificate and not (certificate or authorization):
+            raise Unauthenticated(_NO_CERTIFICATE)
+        key = _sent_key(authorization)
         now = self.clock()
         if now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
@@ -89,6 +107,8 @@ class Authenticator:
             entry = self._tokens[digest] = self._verify(key)
             while len(self._tokens) > _MAX_TOKENS:
                 self._tokens.popitem(last=False)
+        if self.needs_certificate and not certificate and entry is not _LOCAL:
+            raise Unauthenticated(_NO_CERTIFICATE)
         if entry is None:
             raise Unauthenticated(f"the key in Authorization is not known here, or was revoked; {_HOW}")
         if entry.expires_at is not None and entry.expires_at <= now:
@@ -155,8 +175,23 @@ class Authenticator:
             scopes=tuple(scope for scope in _LOCAL.scopes if scope in words),
             endpoints=tuple(map(str, endpoints)),
             expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
-            is_token=True,
+            counted_as="a token",
         )
+
+
+@lru_cache(1000)
+def _of_certificate(name: str) -> KeyEntry:
+    return KeyEntry(name=name, scopes=_LOCAL.scopes, counted_as="a certificate")
+
+
+def certificate_name(certificate: Mapping[str, Any] | None) -> str:
+    """Return the name in a verified certificate, as `ssl.SSLSocket.getpeercert` has it: its common name, else the first
+    alternative one. Empty without a certificate."""
+    if not certificate:
+        return ""
+    names = {kind: value for part in certificate.get("subject", ()) for kind, value in part}
+    others = [value for _, value in certificate.get("subjectAltName", ())]
+    return str(names.get("commonName") or next(iter(others), "") or UNNAMED)[:100]
 
 
 def _sent_key(authorization: str) -> bytes:

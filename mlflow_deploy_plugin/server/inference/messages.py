@@ -34,7 +34,7 @@ class RawRequest:
     Attributes:
         client: the address that it came from.
         query: the part of the target after the question mark, as it was sent.
-        caller: the name of its key; empty until it is known.
+        caller: the name in its client certificate, once it is authenticated that of its key; empty without.
         arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
     """
 

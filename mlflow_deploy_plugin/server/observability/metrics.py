@@ -267,8 +267,8 @@ class Metrics:
             self._counters.cells[slot] += 1
 
     def count_key(self, key: KeyEntry) -> None:
-        """Count one request that this key has let in. The tokens of an issuer, which has names without end, are one."""
-        name = "a token" if key.is_token else key.name
+        """Count one request that this key has let in."""
+        name = key.counted_as or key.name
         with self._lock:
             slot = self._of_keys.get(name)
             if slot is None:

@@ -14,7 +14,7 @@ from jwt.algorithms import ECAlgorithm
 
 from mlflow_deploy_plugin.errors import OnnxserveError, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
-from mlflow_deploy_plugin.statedir import JWKS, KeyEntry, make_local_key
+from mlflow_deploy_plugin.statedir import JWKS, LOCAL_KEY, KeyEntry, make_local_key
 from tests.support.keys import write_keys
 
 NOON = 1_800_000_000.0
@@ -95,6 +95,21 @@ def holds(auth: Authenticator, key: str, endpoint: str | None = "flights") -> bo
     except OnnxserveError:
         return False
     return True
+
+
+def test_a_certificate_stands_beside_the_key_or_in_its_place(tmp_path: Path) -> None:
+    write_keys(tmp_path, {"shop": KeyEntry(name="shop", scopes=("infer",))})
+    make_local_key(tmp_path)
+    both = Authenticator(tmp_path, True, needs_certificate=True)
+    assert both.require(bearer("shop"), "infer", certificate="laptop").name == "shop"
+    for headers, certificate in ((bearer("shop"), ""), ({}, "laptop"), ({}, "")):
+        with pytest.raises(Unauthenticated, match="key only" if certificate else "with a client certificate"):
+            both.require(headers, "infer", certificate=certificate)
+    assert both.require(bearer((tmp_path / LOCAL_KEY).read_text()), "admin").name == "this machine"
+
+    alone = Authenticator(tmp_path, True, needs_certificate=True, takes_keys=False)
+    assert alone.require({}, "admin", certificate="laptop").name == "laptop"
+    assert alone.require({}, "infer", certificate="laptop").counted_as == "a certificate"
 
 
 def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock) -> None:

@@ -43,6 +43,7 @@ from mlflow_deploy_plugin.server.http.parser import (
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
 from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
+from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 
 _PIPELINED_BYTES = 64 * 1024
@@ -69,6 +70,7 @@ class HttpConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._client = ""
+        self._caller = ""
         self._known_head: RequestHead | None = None  # of the last request that was answered at once, and its bytes
         self._known_bytes = b""
         self._buffer = b""
@@ -96,6 +98,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=1, low=0)  # reports all that is unsent; 0 would block TLS
         peer = transport.get_extra_info("peername")
         self._client = str(peer[0]) if isinstance(peer, tuple) else ""
+        self._caller = certificate_name(transport.get_extra_info("peercert"))
         self._connections.add(self)
         self._deadline = self._loop.time() + self._limits.request_seconds
         if len(self._connections) > self._limits.connections and not self._evict_idle_connection():
@@ -250,7 +253,7 @@ class HttpConnection(asyncio.Protocol):
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
             return False
-        request = RawRequest(head.method, head.path, head.headers, body, self._client)
+        request = RawRequest(head.method, head.path, head.headers, body, self._client, "", self._caller)
         response = app.answer_inline(request)
         if response is None:
             return False
@@ -333,7 +336,7 @@ class HttpConnection(asyncio.Protocol):
     def _answer(self, head: RequestHead, pieces: Sequence[bytes | bytearray]) -> None:
         request = None
         if len(pieces) == 1 and len(pieces[0]) <= _LARGE_BYTES:
-            request = RawRequest(head.method, head.path, head.headers, bytes(pieces[0]), self._client)
+            request = RawRequest(head.method, head.path, head.headers, bytes(pieces[0]), self._client, "", self._caller)
             if (response := self._app.answer_inline(request)) is not None:
                 self._send(head, response)
                 return
@@ -347,7 +350,13 @@ class HttpConnection(asyncio.Protocol):
 
         def answer_in_thread() -> None:
             request = RawRequest(
-                head.method, head.path, head.headers, b"".join(pieces), self._client, head.target.partition("?")[2]
+                head.method,
+                head.path,
+                head.headers,
+                b"".join(pieces),
+                self._client,
+                head.target.partition("?")[2],
+                self._caller,
             )
             self._loop.call_soon_threadsafe(self._send, head, self._app.handle(request))
 
@@ -420,7 +429,7 @@ class HttpConnection(asyncio.Protocol):
         if head.expects_continue and not self._buffer:
             self._transport.write(CONTINUE)
         self._feed_stream()
-        request = RawRequest(head.method, head.path, head.headers, b"", self._client)
+        request = RawRequest(head.method, head.path, head.headers, b"", self._client, "", self._caller)
         threading.Thread(target=exchange.run, args=(app.server, request), name="onnxserve-stream", daemon=True).start()
         app.streams += 1
 

@@ -1,0 +1,192 @@
+"""Callers with and without a client certificate, over both workers and gRPC, by authorities that are made here."""
+
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from mlflow_deploy_plugin.server.grpc.server import GrpcServer
+from mlflow_deploy_plugin.server.inference.auth import certificate_name
+from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import LOCAL_KEY, SPEC, make_local_key
+from tests.support.serving import Served
+from tests.support.waiting import free_port
+
+ROW = b'{"inputs": [[1, 2, 3]]}'
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass
+class Authority:
+    """Signs certificates, each of which lies with its key in `folder` as NAME.pem and NAME.key."""
+
+    folder: Path
+    name: str
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir()
+        self._key = generate_private_key(SECP256R1())
+        self.certificate = ""
+        self.certificate = self._write("ca", self._key, self._built(self.name, self._key, is_authority=True))
+
+    def issue(self, name: str) -> tuple[str, str]:
+        """Return the files of a certificate of `name`, for 127.0.0.1 too, with its authority's, and of its key."""
+        key = generate_private_key(SECP256R1())
+        certificate = self._write(name, key, self._built(name, key, is_authority=False))
+        return certificate, str(self.folder / f"{name}.key")
+
+    def _built(self, name: str, key: EllipticCurvePrivateKey, is_authority: bool) -> x509.Certificate:
+        def named(common: str) -> x509.Name:
+            return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+        now = datetime.now(UTC)
+        own = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        builder = x509.CertificateBuilder(named(self.name), named(name), key.public_key(), x509.random_serial_number())
+        builder = builder.not_valid_before(now - timedelta(minutes=1)).not_valid_after(now + timedelta(days=1))
+        builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
+        return builder.add_extension(x509.SubjectAlternativeName(own), critical=False).sign(self._key, hashes.SHA256())
+
+    def _write(self, name: str, key: EllipticCurvePrivateKey, certificate: x509.Certificate) -> str:
+        file = self.folder / f"{name}.pem"
+        chain = Path(self.certificate).read_bytes() if self.certificate else b""
+        file.write_bytes(certificate.public_bytes(Encoding.PEM) + chain)
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        file.with_suffix(".key").write_bytes(private)
+        return str(file)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "ours", "our authority")
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "foreign", "another authority")
+
+
+@pytest.fixture
+def settings(ours: Authority) -> dict[str, str]:
+    certfile, keyfile = ours.issue("server")
+    return {"certfile": certfile, "keyfile": keyfile, "ca_certs": ours.certificate}
+
+
+@dataclass
+class Client:
+    """A caller of one server."""
+
+    url: str
+    authority: Authority
+
+    def post(self, body: Any = ROW, certificate: tuple[str, str] | None = None, **headers: str) -> requests.Response:
+        return requests.post(
+            f"{self.url}/invocations",
+            body,
+            headers=JSON | {name.replace("_", "-"): value for name, value in headers.items()},
+            cert=certificate,
+            verify=self.authority.certificate,
+            timeout=20,
+        )
+
+
+@pytest.fixture(params=["fast", "gthread"])
+def client(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    bias_folders: dict[str, Path],
+    tools: Any,
+    ours: Authority,
+    settings: dict[str, str],
+) -> Iterator[Client]:
+    tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
+    spec = ServerSpec.model_validate({"worker_class": request.param, **settings})
+    (tmp_path / SPEC).write_text(f"{{name: e, variants: {{e: {{model: m}}}}, server: {spec.model_dump_json()}}}")
+    make_local_key(tmp_path)
+    with tools.gunicorn(tmp_path, spec) as running:
+        yield Client(running.url, ours)
+
+
+def test_a_caller_needs_a_certificate_of_the_named_authority(
+    client: Client, ours: Authority, foreign: Authority, tmp_path: Path
+) -> None:
+    refused = client.post()
+    assert refused.status_code == 401
+    assert refused.json()["message"] == (
+        "this server answers callers with a client certificate of one of its authorities only"
+    )
+    lines: dict[str, Any] = {"content_type": "application/jsonl"}
+    assert client.post(iter([b"[1, 2, 3]\n"]), **lines).status_code == 401
+    assert client.post(authorization="Bearer wrong").status_code == 401
+
+    shop = ours.issue("shop")
+    assert [client.post(certificate=shop).status_code for _ in range(3)] == [200, 200, 200]
+    assert client.post(iter([b"[1, 2, 3]\n"]), shop, **lines).status_code == 200  # streamed
+    with pytest.raises(requests.RequestException):  # TLS ends it
+        client.post(certificate=foreign.issue("shop"))
+
+    page = requests.get(f"{client.url}/metrics", cert=shop, verify=ours.certificate, timeout=20).text
+    assert dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page)) == {"a certificate": "5"}
+    local = (tmp_path / LOCAL_KEY).read_text()
+    assert client.post(authorization=f"Bearer {local}").status_code == 200  # the commands of this machine
+
+
+def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
+    serve: Callable[..., Served], bias_folders: dict[str, Path], ours: Authority, settings: dict[str, str]
+) -> None:
+    options = [part for name, value in settings.items() for part in ("-C", f"server.{name}={value}")]
+    served = serve("-m", str(bias_folders["1"]), "--name", "e", "-h", "127.0.0.1", *options).wait_ready()
+    assert requests.get(f"{served.url}/ping", verify=ours.certificate, timeout=20).status_code == 200
+
+
+def test_grpc_needs_one_too(
+    serve_here: Callable[..., Any], bias_folders: dict[str, Path], tools: Any, ours: Authority, settings: dict[str, str]
+) -> None:
+    server = serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}, settings)
+    spec = ServerSpec.model_validate({"host": "localhost", "grpc_port": free_port(), **settings})
+    listener = GrpcServer(server, spec)
+    root, (certificate, key) = Path(ours.certificate).read_bytes(), ours.issue("shop")
+    mutual = grpc.ssl_channel_credentials(root, Path(key).read_bytes(), Path(certificate).read_bytes())
+    index = service_pb2.RepositoryIndexRequest()
+    with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:
+        answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=20)
+        assert [model.name for model in answer.models] == ["e"]
+    with grpc.secure_channel(f"localhost:{spec.grpc_port}", grpc.ssl_channel_credentials(root)) as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=5)
+        assert refused.value.code().name == "UNAVAILABLE"
+    listener.drain()
+    listener.wait()
+
+
+@pytest.mark.parametrize(
+    ("certificate", "name"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"subject": ((("countryName", "CH"),), (("commonName", "shop"),))}, "shop"),
+        ({"subject": (), "subjectAltName": (("URI", "spiffe://x/shop"),)}, "spiffe://x/shop"),
+        ({"subject": (), "notAfter": "soon"}, "a certificate without a name"),
+        ({"subject": ((("commonName", 200 * "n"),),)}, 100 * "n"),
+    ],
+)
+def test_a_caller_has_the_name_of_its_certificate(certificate: Any, name: str) -> None:
+    assert certificate_name(certificate) == name
+
+
+def test_client_certificates_are_about_https() -> None:
+    with pytest.raises(ValueError, match="ca_certs is about https: certfile and keyfile are expected with it"):
+        ServerSpec(ca_certs=ssl.get_default_verify_paths().openssl_cafile)
