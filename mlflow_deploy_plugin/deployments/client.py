@@ -48,9 +48,11 @@ COMMANDS
   mlflow deployments delete  -t onnxserve --name flights
   mlflow deployments run-local -t onnxserve --name flights -m models:/flight-delay/7
                              serves in the foreground until Ctrl-C, and keeps nothing
-  onnxserve list             shows all of them in one table: model, version, state, URL, monitors
+  mlflow deployments create  -t onnxserve:/docker --name flights -m models:/flight-delay/Production -C container.cpus=2
+  onnxserve list             shows all of them in one table, of every target: model, version, state, URL, monitors
   onnxserve stop flights     stops the server and keeps the deployment
   onnxserve start flights    brings it back, on the same port
+  onnxserve logs flights     shows what the server has logged
   onnxserve predict -n flights -i rows.csv -o predictions.csv
 
 ENDPOINTS
@@ -62,7 +64,8 @@ ENDPOINTS
   onnxserve endpoint traffic E champion=95 challenger=5
   mlflow deployments predict -t onnxserve --endpoint E -I rows.json
   The first deployment of an endpoint gets all of its traffic, the others none before they are given a share. All
-  of this is changed while the server answers; only a change of server.… restarts it.
+  of this is changed while the server answers; only a change of server.… restarts it. In containers a change of
+  server.… or container.… starts another server, which takes over.
   list-endpoints, get-endpoint, update-endpoint and delete-endpoint of `mlflow deployments` work too; create-endpoint
   fails in MLflow itself.
 

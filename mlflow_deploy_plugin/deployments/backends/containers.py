@@ -1,4 +1,4 @@
-"""How the containers of an endpoint are made, how one has ended, and our errors for Docker's.
+"""Make the containers of an endpoint, tell how one has ended, and raise our errors for Docker's.
 
 Both run the image without rights: as the user who deploys (for root: as the image's own), on a read-only file system,
 without capabilities. A digest of all that needs another container is one of the server's labels.
