@@ -98,6 +98,7 @@ def line_chart(
     *,
     least_top: float = 1.0,
     limit: float | None = None,
+    is_growing: bool = False,
     empty: str = "",
 ) -> LineChart:
     """Return the chart of these series, whose first value stands at the left end and whose last at the right one.
@@ -105,6 +106,7 @@ def line_chart(
     Args:
         least_top: the value axis ends no lower, so that noise about nothing does not fill the picture.
         limit: a value that is marked.
+        is_growing: the right end is still to come: what is known last is now.
         empty: what to say if no series has a value.
     """
     drawn = [[_figure(value) for value in one.values] for one in series]
@@ -113,7 +115,7 @@ def line_chart(
     lines, said = [], []
     for one, values in zip(series, drawn, strict=True):
         found = [value for value in values if value is not None]
-        last = shown(values[-1], unit) if values and values[-1] is not None else "–"
+        last = shown(next(reversed(found if is_growing else values), None), unit)
         lines.append(Line(one.name, _path(values, top), last, one.colour % COLOURS, one.is_thin))
         if found:
             said.append(f"{one.name}: now {last}, highest {shown(max(found), unit)}")

@@ -232,6 +232,7 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
         axis,
         _evidence(figures.get("trace", ()), [*criteria], until, (axis.end - axis.begin).total_seconds()),
         limit=100.0,
+        is_growing=True,
         empty="nothing was judged yet",
     )
     answered, needed = figures.get("candidate", {}).get("requests", 0), spec.get("min_requests", 0)

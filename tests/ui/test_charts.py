@@ -31,9 +31,9 @@ TEMPLATES = Environment(
 ).get_template("onnxserve_pictures.html")
 
 
-def chart(*values: list[float | None], **more: float) -> LineChart:
+def chart(*values: list[float | None], limit: float | None = None) -> LineChart:
     series = [Series(f"version {number}", one, number) for number, one in enumerate(values)]
-    return line_chart("f-requests", "Requests", "/s", ago_axis(NOON, 3600), series, empty="no requests", **more)
+    return line_chart("f-requests", "Requests", "/s", ago_axis(NOON, 3600), series, limit=limit, empty="no requests")
 
 
 def drawn(chart: LineChart) -> ElementTree.Element:

@@ -1,0 +1,230 @@
+"""The pictures of the console in a real browser: on MLflow's server, of a real endpoint with traffic and a rollout.
+
+One journey, whose tests stand in its order: the last one ends MLflow.
+"""
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+from mlflow import MlflowClient
+from mlflow.deployments import get_deploy_client
+from playwright.sync_api import Page, expect, sync_playwright
+
+from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
+from mlflow_deploy_plugin.deployments import open_deployments
+from tests.support.models import adder, parse_graph
+from tests.support.services.mlflow_server import MlflowServer
+from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.waiting import wait_until
+
+CHROMIUM = shutil.which("chromium")
+MODEL, ENDPOINT = "shown", "shown"
+FAILING = """fails (float[N,1] x) => (float[N,1] y) <float[4] table = {1, 1, 1, 1}, float[1] one = {1}> {
+  place = Cast<to = 7>(x)
+  found = Gather(table, place)
+  nothing = Sub(found, found)
+  more = Add(x, one)
+  y = Add(more, nothing)
+}"""
+"""Adds 1, and fails for an x of 4 or more."""
+CONTRAST = """selectors => {
+  const light = color => {
+    const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = light(getComputedStyle(document.querySelector(".card")).backgroundColor);
+  return Object.fromEntries(selectors.map(([selector, property]) => {
+    const found = light(getComputedStyle(document.querySelector(selector))[property]);
+    return [selector, (Math.max(found, ground) + 0.05) / (Math.min(found, ground) + 0.05)];
+  }));
+}"""
+"""The contrast of elements against their card, as WCAG 2 defines it."""
+pytestmark = [
+    pytest.mark.chromium,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
+]
+
+
+class Traffic(threading.Thread):
+    """Asks with x = 0 … 4 in turn."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self._url, self.ended = f"{url}/invocations", threading.Event()
+
+    def run(self) -> None:
+        session, asked = requests.Session(), 0
+        while not self.ended.wait(0.01):
+            session.post(self._url, json={"inputs": [[float(asked % 5)]]}, timeout=30)
+            asked += 1
+
+
+@dataclass(frozen=True)
+class Console:
+    """A browser before the console, and the endpoint that it shows."""
+
+    mlflow: MlflowServer
+    url: str
+    page: Page
+
+    def open(self, path: str = f"?endpoint={ENDPOINT}", width: int = 1100) -> Page:
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.goto(f"{self.mlflow.url}/onnxserve{path}")
+        return self.page
+
+    def picture(self, name: str) -> None:
+        """Keeps what is shown, for a person to look at."""
+        if folder := os.environ.get("KEEP_PICTURES"):
+            self.page.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+@pytest.fixture(scope="module")
+def console(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Console]:
+    folder = tmp_path_factory.mktemp("console")
+    new_database(folder)
+    server = MlflowServer(folder, app="onnxserve")
+    with pytest.MonkeyPatch.context() as patch, tracking_at(server.url):
+        patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
+        client = get_deploy_client("onnxserve")
+        try:
+            server.start()
+            for graph in (adder(1.0), parse_graph(FAILING)):
+                with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
+                    mlflow.onnx.log_model(
+                        graph, name="model", registered_model_name=MODEL, pip_requirements=["onnxruntime"]
+                    )
+            url = client.create_deployment(ENDPOINT, f"models:/{MODEL}/1")["url"]
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+                page = browser.new_page()
+                page.set_default_timeout(60_000)
+                yield Console(server, url, page)
+                browser.close()
+        finally:
+            client.delete_endpoint(ENDPOINT)
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def traffic(console: Console) -> Iterator[Traffic]:
+    thread = Traffic(console.url)
+    thread.start()
+    yield thread
+    thread.ended.set()
+    thread.join()
+
+
+def test_without_traffic_the_picture_says_so(console: Console) -> None:
+    expect(console.open().get_by_text("no requests in the last hour").first).to_be_visible()
+
+
+def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(
+    console: Console, request: pytest.FixtureRequest
+) -> None:
+    page = console.open()
+    page.evaluate("window.notLoadedAgain = true")
+    request.getfixturevalue("traffic")
+
+    line = page.locator(f"#{ENDPOINT}-requests path[data-name='version 1']")
+    expect(line).to_be_attached(timeout=30_000)
+    first = line.get_attribute("d") or ""
+    expect(line).not_to_have_attribute("d", first, timeout=30_000)
+    assert page.evaluate("window.notLoadedAgain")
+    expect(page.locator(f"#{ENDPOINT}-requests svg[role=img]")).to_have_attribute(
+        "aria-label", re.compile(r"version 1: now \d")
+    )
+
+
+def test_the_arrow_keys_and_the_pointer_read_a_value_off(console: Console, traffic: Traffic) -> None:
+    figure = console.open().locator(f"#{ENDPOINT}-requests")
+    figure.focus()
+    figure.press("End")
+    expect(figure.get_by_role("status")).to_contain_text(re.compile(r"version 1 [\d.]+ /s"))
+    figure.press("Escape")
+    expect(figure.get_by_role("status")).to_have_count(0)
+    box = figure.locator(".plot svg").bounding_box()
+    assert box is not None
+    console.page.mouse.move(box["x"] + box["width"] - 1, box["y"] + 5)
+    expect(figure.get_by_role("status")).to_contain_text("version 1")
+
+
+def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traffic) -> None:
+    ended = threading.Event()
+    with open_deployments(lambda line: None) as deployments:
+        actions = RolloutActions(deployments, "controller", lambda line: None)
+        controller = RolloutController(deployments.store, actions, "here")
+        working = threading.Thread(target=controller.run, args=(ended,))
+        working.start()
+        try:
+            wanted = RolloutRequest(f"models:/{MODEL}/2", "50,100", "60s", "error_rate>1%", min_requests=1_000_000)
+            start_rollout(deployments, ENDPOINT, wanted)
+            page = console.open()
+            page.evaluate("window.notLoadedAgain = true")
+            found = page.locator(f"#{ENDPOINT}-evidence .legend b")
+
+            expect(page.get_by_role("heading", name="Rollout from version 1 to 2")).to_be_visible(timeout=30_000)
+            expect(page.locator("li[aria-current=step]")).to_have_text(re.compile("50 %"), timeout=30_000)
+            expect(found).to_have_text(re.compile(r"^[1-9].* %$"), timeout=30_000)
+            first = found.inner_text()
+            expect(found).not_to_have_text(first, timeout=30_000)
+            assert page.evaluate("window.notLoadedAgain")
+            expect(page.get_by_text("requests to version 2 failed")).to_be_visible()
+            expect(page.locator(f"#{ENDPOINT}-errors path[data-name='version 2']")).to_be_attached(timeout=30_000)
+            console.picture("rollout")
+        finally:
+            ended.set()
+            working.join()
+
+
+def test_a_window_opens_its_report_by_the_keyboard(console: Console) -> None:
+    client = MlflowClient()
+    experiment = client.create_experiment(f"onnxserve/{ENDPOINT}")
+    tags = {"monitor": "drift", "verdict": "drift", "reason": "temp: out of range"}
+    times = {"window.start": "2026-11-19T00:00:00+00:00", "window.end": "2026-11-20T00:00:00+00:00"}
+    run = client.create_run(experiment, tags={f"onnxserve.{key}": tag for key, tag in {**tags, **times}.items()})
+    client.log_text(run.info.run_id, "<h1>drift of the 19th</h1>", "report.html")
+
+    page = console.open()
+    window = page.get_by_role("link", name="drift, 2026-11-19: drift. temp: out of range")
+    window.focus()
+    page.wait_for_timeout(6000)  # the pictures are drawn anew meanwhile
+    expect(window).to_be_focused()
+    console.picture("windows")
+    page.keyboard.press("Enter")
+
+    expect(page.frame_locator("iframe").first.get_by_role("heading", name="drift of the 19th")).to_be_visible()
+    assert page.url.endswith(f"/#/experiments/{experiment}/runs/{run.info.run_id}/artifacts/report.html")
+
+
+@pytest.mark.parametrize("path", ["", f"?endpoint={ENDPOINT}"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable_on_a_phone_by_day_and_by_night(console: Console, scheme: str, path: str) -> None:
+    console.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page = console.open(path, width=360)
+    expect(page.locator("path.line").first).to_be_attached()
+    console.picture(f"phone-{scheme}-{'whole' if path else 'all'}")
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    texts = {".legend b": "color", ".legend li": "color", ".chart figcaption .muted": "color", ".card .reason": "color"}
+    contrast = page.evaluate(CONTRAST, [*texts.items(), ("path.c0", "stroke")])
+    assert min(contrast[text] for text in texts) >= 4.5
+    assert contrast["path.c0"] >= 3
+    console.page.emulate_media(color_scheme="light")
+
+
+def test_when_mlflow_is_gone_the_page_says_since_when_it_is_out_of_date(console: Console) -> None:
+    page = console.open()
+    console.mlflow.kill()
+    said = page.get_by_role("status").filter(has_text="MLflow does not answer")
+    expect(said).to_have_text(re.compile("^Not up to date since .*"), timeout=30_000)
+    wait_until(lambda: page.locator("path.line").count(), 5, "what was drawn stays")
