@@ -237,6 +237,7 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
     )
     answered, needed = figures.get("candidate", {}).get("requests", 0), spec.get("min_requests", 0)
     counts = [f"The candidate has answered {answered:,.0f} requests in this step, {needed:,} are needed"]
+    counts = [] if rollout.reason else counts  # which may be just that
     counts += [f"{text}: {one.get('figures', '')}" for text, one in criteria.items()]
     title = f"Rollout from version {spec.get('before_version', '?')} to {spec.get('version', '?')}"
     return RolloutPicture(title, rollout.state, rollout.reason, steps, chart, tuple(counts))

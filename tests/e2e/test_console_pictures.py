@@ -158,6 +158,18 @@ def test_the_arrow_keys_and_the_pointer_read_a_value_off(console: Console, traff
     expect(figure.get_by_role("status")).to_contain_text("version 1")
 
 
+def test_what_a_person_types_stays(console: Console, traffic: Traffic) -> None:
+    page = console.open()
+    requests_answered = page.locator(".variants td.number").first
+    before = requests_answered.inner_text()
+    page.get_by_label("Why").first.fill("they asked for it")
+    page.evaluate("document.activeElement.blur()")
+
+    expect(requests_answered).not_to_have_text(before, timeout=30_000)
+
+    expect(page.get_by_label("Why").first).to_have_value("they asked for it")
+
+
 def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traffic) -> None:
     ended = threading.Event()
     with open_deployments(lambda line: None) as deployments:
@@ -179,6 +191,8 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
             expect(found).not_to_have_text(first, timeout=30_000)
             assert page.evaluate("window.notLoadedAgain")
             expect(page.get_by_text("requests to version 2 failed")).to_be_visible()
+            expect(page.locator(".variants").get_by_text("candidate")).to_be_visible()  # what is no picture comes along
+            expect(page.locator(".rollouts").get_by_text("stepping")).to_be_visible(timeout=30_000)
             expect(page.locator(f"#{ENDPOINT}-errors path[data-name='version 2']")).to_be_attached(timeout=30_000)
             console.picture("rollout")
         finally:

@@ -1,8 +1,9 @@
-// Keeps the pictures in sight up to date, and reads values off a line under the pointer or by the arrow keys.
-// Nothing moves by itself: new pictures take the place of old ones.
+// Keeps the pictures in sight and the figures up to date, and reads values off a line under the pointer or by the arrow
+// keys. Nothing moves by itself: what is new takes the place of what is old.
 "use strict";
 
 const EVERY_MS = 5000, PATIENCE_MS = 15000, POINTS = 100;
+const SHARE = 0.05; // of the time MLflow may be busy with the page of one reader
 
 class Live {
   constructor(place) {
@@ -38,6 +39,37 @@ class Live {
 
   say(text) {
     if (this.state && this.state.textContent !== text) this.state.textContent = text;
+  }
+}
+
+// Looks at the whole page now and then, and takes over the parts that have changed and that nobody is using.
+class Page {
+  dueAt = performance.now() + EVERY_MS;
+
+  async refresh() {
+    if (document.hidden || this.isBusy || performance.now() < this.dueAt || document.querySelector("meta[http-equiv]")) return;
+    this.isBusy = true;
+    const begun = performance.now();
+    try {
+      const url = new URL(location.href);
+      url.searchParams.delete("job");
+      const answer = await fetch(url, { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "error" });
+      if (answer.ok) this.takeOver(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    } catch {
+      // the pictures say so
+    } finally {
+      this.isBusy = false;
+      this.dueAt = performance.now() + Math.max(EVERY_MS, (performance.now() - begun) / SHARE);
+    }
+  }
+
+  takeOver(fresh) {
+    const html = (part) => part.outerHTML.replace(/name="csrf_token" value="[^"]*"/g, "");
+    for (const part of document.querySelectorAll("[data-part]")) {
+      const now = fresh.getElementById(part.id);
+      const isUsed = part.contains(document.activeElement) || [...part.querySelectorAll("input")].some((one) => one.value !== one.defaultValue);
+      if (now && !isUsed && html(now) !== html(part)) part.replaceWith(document.adoptNode(now));
+    }
   }
 }
 
@@ -108,7 +140,11 @@ const watcher = new IntersectionObserver(
   },
   { rootMargin: "200px" },
 );
-const refreshAll = () => places.forEach((live) => live.refresh());
+const page = new Page();
+const refreshAll = () => {
+  places.forEach((live) => live.refresh());
+  page.refresh();
+};
 places.forEach((_, place) => watcher.observe(place));
 document.addEventListener("visibilitychange", refreshAll);
 setInterval(refreshAll, 1000);
