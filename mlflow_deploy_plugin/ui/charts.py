@@ -23,6 +23,7 @@ _LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 1728
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 Unit = Literal["/s", "/min", "ms", "%"]
+Values = Sequence[float | None]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Series:
     """
 
     name: str
-    values: Sequence[float | None]
+    values: Values
     colour: int = 0
     is_thin: bool = False
 
@@ -116,7 +117,7 @@ def line_chart(
     for one, values in zip(series, drawn, strict=True):
         found = [value for value in values if value is not None]
         last = shown(next(reversed(found if is_growing else values), None), unit)
-        lines.append(Line(one.name, _path(values, top), last, one.colour % COLOURS, one.is_thin))
+        lines.append(Line(one.name, " ".join(_path(values, top)), last, one.colour % COLOURS, one.is_thin))
         if found:
             said.append(f"{one.name}: now {last}, highest {shown(max(found), unit)}")
     span = f"{title}, from {axis.begin:%Y-%m-%d %H:%M} to {axis.end:%H:%M} UTC"
@@ -167,10 +168,10 @@ def duration(seconds: float) -> str:
 
 def _number(value: float) -> str:
     """Return three digits at most, and whole numbers with their thousands: `0.05`, `12.3`, `1,234`."""
-    for size, letter in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if size == 1e4 else size):.3g}{letter}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" if abs(value) >= 0.001 else "0"
+    for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else "0"
 
 
 def _figure(value: float | None) -> float | None:
@@ -180,12 +181,8 @@ def _figure(value: float | None) -> float | None:
     return max(value, 0.0)
 
 
-def _path(values: Sequence[float | None], top: float) -> str:
-    return " ".join(_pieces(values, top))
-
-
-def _pieces(values: Sequence[float | None], top: float) -> Iterator[str]:
-    """Yield the pieces between gaps; a value alone is a dot, which a stroke with round ends shows."""
+def _path(values: Values, top: float) -> Iterator[str]:
+    """Yield the pieces of a path; a value alone between gaps is a dot, which a stroke with round ends shows."""
     is_down = False
     for index, value in enumerate(values):
         if value is None:

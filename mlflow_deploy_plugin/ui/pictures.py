@@ -139,19 +139,20 @@ def traffic_charts(
         if late < -_CLOCK_SECONDS:
             notice = f"The server's clock is {duration(-late)} ahead of this one"
     age = end.timestamp() - min((one.at - one.seconds for one in intervals), default=-math.inf)
-    seconds = next((length for length in _LENGTHS[span] if length >= age), _LENGTHS[span][-1])
-    slots = _Slots(endpoint, intervals, end.timestamp(), seconds, max(_INTERVAL[span], seconds // _POINTS))
+    length = next((one for one in _LENGTHS[span] if one >= age), _LENGTHS[span][-1])
+    slots = _Slots(endpoint, intervals, end.timestamp(), length, max(_INTERVAL[span], length // _POINTS))
     rates, latencies, errors = [], [], []
     for colour, (name, found) in enumerate(slots.versions().items()):
         rates.append(Series(name, slots.rates(lambda one: one.requests if one else 0.0, found), colour))
         for quantile, share in _QUANTILES.items():
-            values = [_milliseconds(one.quantile(share)) if one else None for one in found]
+            seconds = (one.quantile(share) if one else None for one in found)
+            values = [None if one is None else 1000 * one for one in seconds]
             latencies.append(Series(f"{name} {quantile}", values, colour, is_thin=quantile == "median"))
         shares = [100 * one.errors / one.requests if one and one.requests else None for one in found]
         errors.append(Series(name, shares, colour))
     rows = slots.rates(lambda found: 60 * sum(one.rows.get(endpoint, 0.0) for one in found), slots.intervals)
     labels = slots.rates(lambda found: 60 * sum(one.labels for one in found), slots.intervals)
-    axis, empty = ago_axis(end, seconds), f"no requests in the {SPANS[span]}"
+    axis, empty = ago_axis(end, length), f"no requests in the {SPANS[span]}" if intervals else "no figures yet"
     charts = (
         line_chart(f"{endpoint}-requests", "Requests", "/s", axis, rates, empty=empty),
         line_chart(f"{endpoint}-latency", "Latency", "ms", axis, latencies, empty=empty),
@@ -208,10 +209,6 @@ class _Slots:
         """Return the number of each slot by the second; None where nobody has counted."""
         covered = (sum(one.seconds for one in found) for found in self.intervals)
         return [number(slot) / seconds if seconds > 0 else None for slot, seconds in zip(slots, covered, strict=True)]
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else 1000 * seconds
 
 
 def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:

@@ -125,7 +125,7 @@ def traffic(console: Console) -> Iterator[Traffic]:
 
 
 def test_without_traffic_the_picture_says_so(console: Console) -> None:
-    expect(console.open().get_by_text("no requests in the last hour").first).to_be_visible()
+    expect(console.open().get_by_text("no requests in the last hour").first).to_be_visible(timeout=30_000)
 
 
 def test_traffic_is_a_line_within_seconds_that_grows_without_a_reload(

@@ -168,3 +168,13 @@ def test_an_endpoint_that_one_may_not_see_is_not_there(accounts: Accounts) -> No
     assert accounts.press("carol", {"action": "traffic", "endpoint": "x"})[0] == 404
     assert accounts.press("carol", {"action": "traffic", "endpoint": "nothing"})[0] == 404
     assert accounts.press("carol", {"action": "traffic", "endpoint": "z"})[0] == 400  # the weight is missing
+
+
+@pytest.mark.parametrize("path", ["/pictures?endpoint=x", "/pictures?endpoint=x&whole=1", "?endpoint=x"])
+def test_of_an_endpoint_that_one_may_not_see_there_are_no_figures(accounts: Accounts, path: str) -> None:
+    url = f"{accounts.server.url}/onnxserve{path}"
+    assert "Latency" in accounts.browser("bob").get(url, timeout=60).text
+    refused = accounts.browser("carol").get(url, timeout=60)
+    assert refused.status_code == 404
+    assert "there is no endpoint" in refused.text
+    assert "Latency" not in refused.text

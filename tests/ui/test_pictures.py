@@ -103,8 +103,10 @@ def test_a_server_that_is_silent_and_a_clock_that_is_wrong_are_said(late: float,
 def test_without_figures_the_picture_says_why() -> None:
     found, notice = traffic_charts("f", Refused("nothing answers there"), "hour", NOW)
     assert notice == "No figures: nothing answers there"
-    assert {chart.empty for chart in found} == {"no requests in the last hour"}
-    assert {chart.empty for chart in traffic_charts("f", [], "day", NOW)[0]} == {"no requests in the last day"}
+    assert {chart.empty for chart in found} == {"no figures yet"}
+    assert {chart.empty for chart in traffic_charts("f", [], "day", NOW)[0]} == {"no figures yet"}
+    idle = traffic_charts("f", [interval(HOUR[-1])], "day", NOW)[0]
+    assert [chart.empty for chart in idle] == [*["no requests in the last day"] * 3, ""]
 
 
 def test_versions_of_several_models_have_their_names_and_of_many_the_busiest_are_shown() -> None:
@@ -221,7 +223,7 @@ def test_the_script_gets_the_pictures_alone(mlflow_app: Any, drawn: str) -> None
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
     html = answer.get_data(as_text=True)
     assert "<html" not in html
-    assert "no requests in the last day" in html
+    assert "no figures yet" in html
 
 
 @pytest.mark.parametrize("path", [f"{PAGE}/pictures?endpoint=nobody", f"{PAGE}?endpoint=nobody", f"{PAGE}/pictures"])
