@@ -2,7 +2,7 @@
 
 make demo && python docs/make_pictures.py --console http://127.0.0.1:PORT/onnxserve && make demo-stop
 
-So that the console has something to draw, callers ask meanwhile, labels come in, and a rollout goes to version 1.
+So that the console has something to draw, callers ask meanwhile, labels come in, and a rollout goes to another version.
 """
 
 import argparse
@@ -22,7 +22,7 @@ PICTURES = Path(__file__).parent / "pictures"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 _BEFORE_SECONDS, _ROLLOUT_SECONDS = 240, 160
-_ROLLOUT = "rollout flights --to models:/flight-delay/1 --steps 10,50,100 --every 60s --why compared-again"
+_ROLLOUT = "rollout flights --to models:/flight-delay/{} --steps 10,50,100 --every 60s"
 
 
 def take(page: Page, url: str, name: str, height: int, *, width: int = 1100, example: bool = False) -> None:
@@ -55,7 +55,7 @@ def ask(server: str, ended: threading.Event) -> None:
 
 
 @contextmanager
-def at_work(console: str, server: str) -> Iterator[None]:
+def at_work(console: str, server: str, version: str) -> Iterator[None]:
     """A server with callers and a rollout in its second step."""
     from projects.demo.workspace import DEFAULT_HOME, Workspace
 
@@ -66,7 +66,7 @@ def at_work(console: str, server: str) -> Iterator[None]:
     controller = subprocess.Popen([*command, "controller"])
     try:
         time.sleep(_BEFORE_SECONDS)
-        subprocess.run([*command, *_ROLLOUT.split()], check=True)
+        subprocess.run([*command, *_ROLLOUT.format(version).split()], check=True)
         time.sleep(_ROLLOUT_SECONDS)
         yield
     finally:
@@ -78,11 +78,12 @@ def at_work(console: str, server: str) -> Iterator[None]:
 
 def take_console(browser: Browser, console: str) -> None:
     whole = f"{console}?endpoint=flights"
-    take(browser.new_page(device_scale_factor=1.5), whole, "console", 1340)
-    take(browser.new_page(device_scale_factor=1.5), console, "console-overview", 640)
-    phone = browser.new_page(device_scale_factor=2, color_scheme="dark")
+    page = browser.new_page(device_scale_factor=1.5)
+    take(page, whole, "console", 1340)
+    page.locator(".monitors").screenshot(path=PICTURES / "console-windows.png")
+    take(page, console, "console-overview", 640)
+    phone = browser.new_page(device_scale_factor=1.5, color_scheme="dark")
     take(phone, whole, "console-phone", 780, width=375)
-    phone.locator("#flights-requests").scroll_into_view_if_needed()
     phone.evaluate("document.querySelector('.spans').scrollIntoView()")
     phone.screenshot(path=PICTURES / "console-phone.png")
 
@@ -91,12 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--console", required=True, help="address of the console, which the demo prints")
     parser.add_argument("--server", default="http://127.0.0.1:8080", help="address of the model's server")
+    parser.add_argument("--rollout-to", default="1", help="version that is not in Production")
     parser.add_argument("--only-console", action="store_true", help="leave the other pictures as they are")
     asked = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
     with sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        with at_work(asked.console, asked.server):
+        with at_work(asked.console, asked.server, asked.rollout_to):
             take_console(browser, asked.console)
         page = browser.new_page()
         if not asked.only_console:

@@ -32,13 +32,15 @@ class Series:
 
     Attributes:
         colour: which of the colours; those of one version are the same in all pictures.
-        is_thin: a second line of the same colour.
+        is_thin: a second line of the same colour, which stands in the legend behind the one before it.
+        label: its name there; empty: the same.
     """
 
     name: str
     values: Values
     colour: int = 0
     is_thin: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Line:
     """
 
     name: str
+    label: str
     path: str
     last: str
     colour: int
@@ -117,7 +120,9 @@ def line_chart(
     for one, values in zip(series, drawn, strict=True):
         found = [value for value in values if value is not None]
         last = shown(next(reversed(found if is_growing else values), None), unit)
-        lines.append(Line(one.name, " ".join(_path(values, top)), last, one.colour % COLOURS, one.is_thin))
+        lines.append(
+            Line(one.name, one.label or one.name, " ".join(_path(values, top)), last, one.colour % COLOURS, one.is_thin)
+        )
         if found:
             said.append(f"{one.name}: now {last}, highest {shown(max(found), unit)}")
     span = f"{title}, from {axis.begin:%Y-%m-%d %H:%M} to {axis.end:%H:%M} UTC"

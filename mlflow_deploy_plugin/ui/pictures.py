@@ -147,7 +147,8 @@ def traffic_charts(
         for quantile, share in _QUANTILES.items():
             seconds = (one.quantile(share) if one else None for one in found)
             values = [None if one is None else 1000 * one for one in seconds]
-            latencies.append(Series(f"{name} {quantile}", values, colour, is_thin=quantile == "median"))
+            is_thin, label = (True, "median") if quantile == "median" else (False, "")
+            latencies.append(Series(f"{name} {quantile}", values, colour, is_thin, label))
         shares = [100 * one.errors / one.requests if one and one.requests else None for one in found]
         errors.append(Series(name, shares, colour))
     rows = slots.rates(lambda found: 60 * sum(one.rows.get(endpoint, 0.0) for one in found), slots.intervals)
