@@ -94,7 +94,7 @@ class OnnxTable:
 
     def _run(self, table: pa.Table) -> pa.Table:
         for place, field in enumerate(table.schema):
-            if field.type == pa.string():  # a text that repeats is made into one of Python's once
+            if field.type in (pa.string(), pa.large_string()):  # a text that repeats is made into one of Python's once
                 table = table.set_column(place, field.name, table.column(place).dictionary_encode())
         feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
         outputs = self._model.run(feeds, self._model.artifact.prediction)

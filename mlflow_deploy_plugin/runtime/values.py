@@ -71,6 +71,9 @@ def convert_column(column: Column, values: Sequence[Any] | Array, missing: str |
     if dtype.kind != "O":
         return _convert_numbers(column, listed, dtype)
     strings = np.empty(len(listed), dtype=object)
+    if set(map(type, listed)) == {str}:  # nearly always, and ten times as fast
+        strings[:] = listed
+        return strings
     for row, value in enumerate(listed):
         if isinstance(value, str):
             strings[row] = value

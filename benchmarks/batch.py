@@ -1,0 +1,211 @@
+"""Rows a second of `onnxserve batch` beside `mlflow.pyfunc.spark_udf` and `mlflow models predict`, and by cores.
+
+    .venv/bin/python benchmarks/batch.py [--rows 4000000] [--rounds 3]
+
+Three models: a logistic regression of 12 numbers, where reading and writing cost most, one of 12 numbers and two texts,
+and 100 boosted trees of these, with a quarter of the rows. Each is logged once by `log_model`; every way loads that
+version. In a Spark session of 1, 2 or 4 cores `spark_udf` (env_manager local), also for the scikit-learn original,
+`predict_frame` and `onnxserve batch --engine spark` take turns, from the same Parquet files to Parquet. Without Spark
+the files, several times, are predicted by processes, and a CSV file of a quarter of the rows by `mlflow models predict`
+and by `onnxserve batch`, both as commands. Printed are medians over rounds, in which all take turns, after one that does
+not count: rows by second, and by second of CPU of all processes, which counts on a machine that others use.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.update(PYSPARK_PYTHON=sys.executable, SPARK_LOCAL_IP="127.0.0.1")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+
+import mlflow
+import numpy as np
+import pandas as pd
+import psutil
+from mlflow.models import infer_signature
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.batch import BatchPlan, predict_frame, run_batch
+from mlflow_deploy_plugin.processes import spark_session
+
+NUMBERS = [f"x{number}" for number in range(12)]
+MODELS = {"numbers": NUMBERS, "texts": [*NUMBERS, "carrier", "origin"], "trees": [*NUMBERS, "carrier", "origin"]}
+PARTS = 8
+COPIES = 4
+CORES = (1, 2, 4)
+
+
+def table(rows: int, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame(rng.normal(size=(rows, len(NUMBERS))), columns=NUMBERS)
+    frame["carrier"] = rng.choice(["AA", "UA", "DL", "B6"], rows)
+    frame["origin"] = rng.choice(["JFK", "EWR", "LGA"], rows)
+    return frame
+
+
+def log_models(names: list[str]) -> dict[str, tuple[str, str]]:
+    """Return the URIs of each of these models as ONNX and as MLflow's sklearn flavor."""
+    frame = table(20_000, 0)
+    label = (frame["x0"] + (frame["carrier"] == "AA") + np.sin(frame["x1"] * 3) > 0.5).astype(int)
+    columns = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), ["carrier", "origin"]),
+        (StandardScaler(), NUMBERS),
+    )
+    uris = {}
+    boosted = HistGradientBoostingClassifier(max_iter=100, early_stopping=False)
+    for name, model, taken in (
+        ("numbers", make_pipeline(StandardScaler(), LogisticRegression()), NUMBERS),
+        ("texts", make_pipeline(columns, LogisticRegression(max_iter=300)), MODELS["texts"]),
+        ("trees", make_pipeline(columns, boosted), MODELS["trees"]),
+    ):
+        if name not in names:
+            continue
+        rows = frame[taken]
+        fitted = model.fit(rows, label)
+        with mlflow.start_run():
+            ours = onnxserve.log_model(fitted, "onnx", input_example=rows.head(500), fallback="error")
+            signature = infer_signature(rows, fitted.predict(rows.head()))
+            theirs = mlflow.sklearn.log_model(
+                fitted, name="sklearn", signature=signature, pip_requirements=[], serialization_format="cloudpickle"
+            )
+        uris[name] = (ours.model_uri, theirs.model_uri)
+    return uris
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and all below it, Spark's Java too, also of those that have ended."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
+def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, rows: int) -> dict[str, tuple[float, float]]:
+    """Return the median rows of each way, by second and by second of CPU."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for count in range(rounds + 1):
+        for name, way in ways.items():
+            begun, cpu = time.perf_counter(), cpu_seconds()
+            way()
+            if count:
+                taken[name].append((time.perf_counter() - begun, cpu_seconds() - cpu))
+    return {
+        name: (rows / median(wall for wall, _ in times), rows / median(cpu for _, cpu in times))
+        for name, times in taken.items()
+    }
+
+
+def show(rates: dict[str, tuple[float, float]], base: str) -> None:
+    """Print a line for each way, with what it is of the base."""
+    for name, (wall, cpu) in rates.items():
+        ratios = f"{wall / rates[base][0]:.1f} x, by CPU {cpu / rates[base][1]:.1f} x"
+        print(f"    {name:32} {wall:>11,.0f} rows/s {cpu:>11,.0f} rows/CPU s   {ratios}", flush=True)
+
+
+def in_spark(uris: tuple[str, str], source: Path, rows: int, rounds: int, folder: Path) -> None:
+    ours, original = uris
+    for cores in CORES:
+        session = spark_session(f"local[{cores}]")
+        session.sparkContext.setLogLevel("OFF")
+        frame = session.read.parquet(str(source))
+
+        def written(made: Any) -> Callable[[], Any]:
+            return lambda: made.select("prediction").write.mode("overwrite").parquet(str(folder / "frame"))
+
+        def by_udf(uri: str, frame: Any = frame, session: Any = session) -> Any:
+            predict = mlflow.pyfunc.spark_udf(session, uri, result_type="double", env_manager="local")
+            return frame.withColumn("prediction", predict(*frame.columns))
+
+        ways = {
+            "spark_udf, the original": written(by_udf(original)),
+            "spark_udf, the same version": written(by_udf(ours)),
+            "predict_frame": written(predict_frame(frame, ours)),
+            "onnxserve batch --engine spark": lambda: run_batch(
+                BatchPlan(ours, str(source), str(folder / "spark"), engine="spark", restart=True)
+            ),
+        }
+        print(f"  Spark local[{cores}]", flush=True)
+        show(take_turns(ways, rounds, rows), "spark_udf, the same version")
+        session.stop()
+
+
+def on_this_machine(ours: str, source: Path, rows: int, rounds: int, folder: Path) -> None:
+    many = folder / "many"
+    shutil.rmtree(many, ignore_errors=True)
+    for copy in range(COPIES):
+        (many / str(copy)).mkdir(parents=True)
+        for file in source.iterdir():
+            (many / str(copy) / file.name).hardlink_to(file)
+
+    def batch(cores: int) -> Callable[[], Any]:
+        return lambda: run_batch(BatchPlan(ours, str(many), str(folder / "out"), workers=cores, restart=True))
+
+    print(f"  onnxserve batch, {COPIES} times the files", flush=True)
+    show(take_turns({f"{cores} cores": batch(cores) for cores in CORES}, rounds, rows * COPIES), "1 cores")
+
+
+def as_commands(ours: str, file: Path, rows: int, rounds: int, folder: Path) -> None:
+    def call(*command: str) -> Callable[[], Any]:
+        def run() -> None:
+            shutil.rmtree(folder / "command", ignore_errors=True)
+            done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+
+        return run
+
+    theirs = ["models", "predict", "-m", ours, "-i", str(file), "-t", "csv", "-o", str(folder / "made.json")]
+    mine = ["batch", "-m", ours, "-i", str(file), "-o", str(folder / "command"), "--workers", "1"]
+    ways = {
+        "mlflow models predict": call("mlflow", *theirs, "--env-manager", "local"),
+        "onnxserve batch": call("mlflow_deploy_plugin.cli", *mine),
+    }
+    print(f"  commands, start included, {rows:,} rows of CSV", flush=True)
+    show(take_turns(ways, rounds, rows), "mlflow models predict")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
+    arguments = parser.parse_args()
+    with TemporaryDirectory(prefix="batch-") as temporary:
+        folder = Path(temporary)
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        os.environ["MLFLOW_TRACKING_URI"] = mlflow.get_tracking_uri()
+        mlflow.create_experiment("batch", artifact_location=str(folder / "artifacts"))
+        mlflow.set_experiment("batch")
+        uris = log_models(arguments.models)
+        for name, both in uris.items():
+            rows = arguments.rows // (4 if name == "trees" else 1)
+            source = folder / name
+            source.mkdir()
+            for part in range(PARTS):
+                table(rows // PARTS, part)[MODELS[name]].to_parquet(source / f"{part}.parquet")
+            table(rows // 4, 99)[MODELS[name]].to_csv(folder / "rows.csv", index=False)
+            print(f"{name}: {rows:,} rows of {len(MODELS[name])} columns, {PARTS} Parquet files", flush=True)
+            in_spark(both, source, rows, arguments.rounds, folder)
+            on_this_machine(both[0], source, rows, arguments.rounds, folder)
+            as_commands(both[0], folder / "rows.csv", rows // 4, arguments.rounds, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,362 @@
+"""Three servers behind nginx, one of them killed, with shared limits; and what grows with endpoints, servers and rows.
+
+    eval "$(shared/machine/s3.sh env)"; .venv/bin/python -m benchmarks.scale [servers limits store registry redis log]
+
+The stack is that of docker/compose.yaml as tests/stack runs it without Docker, with a third server: a real nginx with
+docker/stack/nginx.conf, Redis, PostgreSQL for the store and MLflow, and S3 for artifacts and the inference log.
+
+servers    clients ask through nginx while a server is killed (SIGKILL) and started again, with nginx's retries and
+           without: failed requests, latency, CPU seconds for a million predictions
+limits     the three servers admit together what one rate allows
+store      10,000 endpoints in PostgreSQL: to add, read and list them
+registry   calls a second that an MLflow server answers of those that agents make
+redis      counts a second of one worker's rate limiter
+log        bytes a row, and the time to read one hour of them
+"""
+
+import argparse
+import http.client
+import json
+import os
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import boto3
+import numpy as np
+import psutil
+
+from tests.stack.native import COMPOSE, NativeStack
+from tests.support.services.postgresql import postgresql_server
+from tests.support.services.redis_server import redis_server
+from tests.support.waiting import answers
+
+SERVERS = ("server-a", "server-b", "server-c")
+BODY = json.dumps({"inputs": [[1.0, 2.0]]}).encode()
+RATE = 1200
+
+
+@dataclass
+class Asked:
+    """What clients have got: the number of each status (0: no answer), and the seconds of each answer."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        return sum(count for status, count in self.statuses.items() if status == 0 or status >= 500)
+
+
+@contextmanager
+def three_servers(folder: Path, **changed: str) -> Iterator[NativeStack]:
+    """Run the core of the stack with a third server; `changed` replaces texts of its files."""
+    bucket = f"onnxserve-{uuid.uuid4().hex[:12]}"
+    lines = [f"    server server-b:{port} max_fails=1 fail_timeout=2s;" for port in (8080, 8081)]
+    more = {line: line + line.replace("-b", "-c") for line in lines}
+    stack = NativeStack(
+        folder,
+        outside={"http://minio:9000": os.environ["AWS_ENDPOINT_URL"]},
+        changed={"s3://onnxserve/": f"s3://{bucket}/", **more, **changed},
+    )
+    stack.services["server-c"] = stack.services["server-b"]
+    stack.addresses["server-c"] = f"{stack.addresses['server-b'].rpartition('.')[0]}.99"
+    stack.secrets.mkdir()
+    (stack.secrets / "s3_user").write_text(os.environ["AWS_ACCESS_KEY_ID"])
+    (stack.secrets / "s3_password").write_text(os.environ["AWS_SECRET_ACCESS_KEY"])
+    make = [sys.executable, str(COMPOSE.parent / "stack" / "make_secrets.py"), "--folder", str(stack.secrets)]
+    subprocess.run([*make, "--host", stack.addresses["nginx"]], check=True)
+    password = (stack.secrets / "postgres_password").read_text()
+    with postgresql_server(stack.addresses["postgres"], 5432, "onnxserve", password) as url:
+        script = "CREATE DATABASE onnxserve;\n" + (COMPOSE.parent / "stack" / "databases.sql").read_text()
+        fill = ["psql", "-qX", url.replace("+psycopg", ""), "-v", "ON_ERROR_STOP=1"]
+        subprocess.run(fill, input=script, text=True, check=True)
+        try:
+            stack.start("redis")
+            stack.start("mlflow")
+            stack.wait_for("mlflow", lambda: answers(stack.url("mlflow", 5000, "/health")))
+            stack.run("setup")
+            for name in SERVERS:
+                stack.start(name)
+            for name in SERVERS:
+                wait_ready(stack, name)
+            start_nginx(stack)
+            yield stack
+        finally:
+            stack.end()
+            made = boto3.resource("s3").Bucket(bucket)
+            if made.creation_date:
+                made.objects.all().delete()
+                made.delete()
+
+
+def wait_ready(stack: NativeStack, name: str) -> None:
+    stack.wait_for(name, lambda: answers(stack.url(name, 8080, "/ping")))
+
+
+def start_nginx(stack: NativeStack) -> None:
+    stack.start("nginx")
+    stack.wait_for("nginx", lambda: ask_once(stack).failed == 0)
+
+
+def ask_once(stack: NativeStack) -> Asked:
+    asked = Asked()
+    client(stack, time.monotonic(), asked, threading.Lock())
+    return asked
+
+
+def client(stack: NativeStack, until: float, asked: Asked, lock: threading.Lock, server: str = "") -> None:
+    """Ask through nginx, or a server itself, one request after the other on one connection; never ask again."""
+    key = (stack.secrets / "shop_key").read_text()
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    trusted = ssl.create_default_context(cafile=str(stack.secrets / "tls.crt"))
+
+    def connect() -> http.client.HTTPConnection:
+        if server:
+            return http.client.HTTPConnection(stack.addresses[server], 8080, timeout=30)
+        return http.client.HTTPSConnection(stack.addresses["nginx"], 8443, timeout=30, context=trusted)
+
+    connection, first = connect(), True
+    while first or time.monotonic() < until:
+        first, begun = False, time.perf_counter()
+        try:
+            connection.request("POST", "/invocations", BODY, headers)
+            answer = connection.getresponse()
+            answer.read()
+            status = answer.status
+        except (OSError, http.client.HTTPException):
+            status = 0
+            connection.close()
+            connection = connect()
+            time.sleep(0.01)
+        with lock:
+            asked.statuses[status] += 1
+            asked.seconds.append(time.perf_counter() - begun)
+    connection.close()
+
+
+def ask(stack: NativeStack, seconds: float, clients: int = 8, server: str = "") -> Asked:
+    asked, lock, until = Asked(), threading.Lock(), time.monotonic() + seconds
+    with ThreadPoolExecutor(clients) as pool:
+        for _ in range(clients):
+            pool.submit(client, stack, until, asked, lock, server)
+    return asked
+
+
+def kill_under_load(stack: NativeStack, seconds: float) -> Asked:
+    """Kill the second server after a third of the time, and start it again after two thirds."""
+
+    def drill() -> None:
+        time.sleep(seconds / 3)
+        stack.kill("server-b")
+        time.sleep(seconds / 3)
+        stack.start("server-b")
+
+    thread = threading.Thread(target=drill)
+    thread.start()
+    asked = ask(stack, seconds)
+    thread.join()
+    wait_ready(stack, "server-b")
+    return asked
+
+
+def cpu_seconds(stack: NativeStack, names: tuple[str, ...]) -> float:
+    found = 0.0
+    for name in names:
+        top = psutil.Process(stack.processes[name].pid)
+        found += sum(sum(one.cpu_times()[:2]) for one in [top, *top.children(recursive=True)])
+    return found
+
+
+def servers(seconds: float) -> Asked:
+    """Return what clients have got while a server was killed, with nginx's retries."""
+    unlimited = {"rate_limit: 20000/minute": "rate_limit: 10000000/minute"}
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder), **unlimited) as stack:
+        ask(stack, 2)
+        before = {name: cpu_seconds(stack, names) for name, names in _COSTS.items()}
+        quiet = ask(stack, seconds)
+        million = 1e6 / len(quiet.seconds)
+        spent = {name: (cpu_seconds(stack, names) - before[name]) * million for name, names in _COSTS.items()}
+        told = ", ".join(f"{name} {value:,.0f} s" for name, value in spent.items())
+        print(f"three servers, nobody killed: {shown(quiet, seconds)}")
+        print(f"  CPU for a million one-row requests: {told}")
+        retried = kill_under_load(stack, 3 * seconds)
+        print(f"one server killed, nginx asks another: {shown(retried, 3 * seconds)}")
+        stack.kill("nginx")
+        stack.changed |= {"proxy_next_upstream error timeout http_503": "proxy_next_upstream off; #"}
+        start_nginx(stack)
+        plain = kill_under_load(stack, 3 * seconds)
+        print(f"one server killed, nginx asks no other: {shown(plain, 3 * seconds)}", flush=True)
+    return retried
+
+
+_COSTS = {"servers": SERVERS, "nginx": ("nginx",), "redis": ("redis",)}
+
+
+def shown(asked: Asked, seconds: float) -> str:
+    middle, late, last = np.percentile(asked.seconds, [50, 99, 100]) * 1000
+    return (
+        f"{asked.failed} of {len(asked.seconds):,} requests failed, {len(asked.seconds) / seconds:,.0f}/s, "
+        f"p50 {middle:.1f} ms, p99 {late:.1f} ms, longest {last:,.0f} ms"
+    )
+
+
+def limits() -> int:
+    """Return the requests that three servers have admitted together within less than a period of the rate."""
+    limited = {"rate_limit: 20000/minute": f"rate_limit: {RATE}/minute"}
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder), **limited) as stack:
+        begun, total = time.monotonic(), Counter[int]()
+        while sum(total.values()) < 2 * RATE and time.monotonic() - begun < 30:
+            for name in SERVERS:
+                total += ask(stack, 0.5, 2, name).statuses
+        print(
+            f"{RATE} requests a minute for one key, {sum(total.values()):,} sent to three servers in "
+            f"{time.monotonic() - begun:.0f} s: {total[200]:,} admitted, {total[429]:,} refused",
+            flush=True,
+        )
+        return total[200]
+
+
+def store(count: int = 10_000) -> None:
+    from mlflow_deploy_plugin.spec import load_specs
+    from mlflow_deploy_plugin.store import open_store
+
+    (spec,) = load_specs("name: e\nvariants: {v: {model: models:/flights@champion}}\n")
+    with postgresql_server() as url, closing(open_store(url)) as opened:
+        begun = time.perf_counter()
+        for number in range(count):
+            opened.add_endpoint("onnxserve", spec.model_copy(update={"name": f"e{number}"}))
+        added = time.perf_counter() - begun
+        begun = time.perf_counter()
+        for number in range(0, count, count // 200):
+            opened.endpoint(f"e{number}")
+        one = (time.perf_counter() - begun) / 200
+        begun = time.perf_counter()
+        found = len(opened.endpoints())
+        listed = time.perf_counter() - begun
+        print(
+            f"store in PostgreSQL with {found:,} endpoints: {added / count * 1000:.1f} ms to add one, "
+            f"{one * 1000:.1f} ms to read one, {listed:.2f} s to read all",
+            flush=True,
+        )
+
+
+def registry(seconds: float) -> None:
+    """Ask as an agent does for what it follows: one call a model and look."""
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder)) as stack:
+        password = (stack.secrets / "admin_password").read_text()
+        url = stack.url("mlflow", 5000, "/api/2.0/mlflow/registered-models/alias?name=flights&alias=champion")
+        import requests
+
+        def poll(until: float) -> int:
+            session, count = requests.Session(), 0
+            session.auth = ("admin", password)
+            while time.monotonic() < until:
+                session.get(url, timeout=30).raise_for_status()
+                count += 1
+            return count
+
+        until = time.monotonic() + seconds
+        with ThreadPoolExecutor(8) as pool:
+            rate = sum(pool.map(poll, [until] * 8)) / seconds
+        print(
+            f"MLflow with one worker answers {rate:,.0f} looks a second: at one look each 2 s, {rate * 2:,.0f} "
+            f"followed models times servers; at one each 30 s, {rate * 30:,.0f}",
+            flush=True,
+        )
+
+
+def redis(seconds: float) -> None:
+    from mlflow_deploy_plugin.server.inference.limits import open_rate_limiter
+
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder, redis_server(Path(folder)) as url:
+        limiter = open_rate_limiter("1000000/second", url)
+        count, until = 0, time.monotonic() + seconds
+        while time.monotonic() < until:
+            limiter(b"client")
+            count += 1
+        print(f"Redis counts {count / seconds:,.0f} requests a second for one thread of one worker", flush=True)
+
+
+def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
+    """Rows of 14 columns, as an agent writes them: a file each ten minutes of two workers."""
+    import pyarrow as pa
+
+    from mlflow_deploy_plugin.inference_log import encode_parquet, open_log, parse_window
+
+    rng = np.random.default_rng(0)
+    per_file, start = 25_000, datetime(2026, 1, 1, tzinfo=UTC)
+    for rows in sizes:
+        with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+            size = 0
+            for number in range(rows // per_file):
+                moment = start + timedelta(minutes=30 * number)
+                times = moment + np.arange(per_file) * timedelta(microseconds=1_800_000_000 // per_file)
+                columns = {f"x{column}": rng.normal(size=per_file) for column in range(12)}
+                table = pa.table(
+                    {
+                        **columns,
+                        "carrier": rng.choice(["AA", "UA", "DL"], per_file),
+                        "origin": rng.choice(["JFK", "EWR"], per_file),
+                        "prediction": rng.integers(0, 2, per_file),
+                        "_event_time": pa.array(times, pa.timestamp("us", "UTC")),
+                        "_received_time": pa.array(times, pa.timestamp("us", "UTC")),
+                        "_prediction_id": [f"{number:08x}{row:08x}" for row in range(per_file)],
+                        "_row": pa.array(np.zeros(per_file), pa.int32()),
+                        "_model": ["flights"] * per_file,
+                        "_version": ["3"] * per_file,
+                        "_variant": ["champion"] * per_file,
+                        "_shadow": [False] * per_file,
+                        "_segment": [f"s{number}"] * per_file,
+                        "_offset": np.arange(per_file),
+                    }
+                )
+                path = Path(folder, "endpoint=e", f"date={moment:%Y-%m-%d}", f"hour={moment:%H}", f"{number}.parquet")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content = encode_parquet(table)
+                path.write_bytes(content)
+                size += content.size
+            opened = open_log(folder)
+            seconds = []
+            for _ in range(5):
+                begun = time.perf_counter()
+                hour = opened.read("e", parse_window("2026-01-01T03:00/1h"))
+                seconds.append(time.perf_counter() - begun)
+            assert hour is not None
+            print(
+                f"log of {rows:,} rows: {size / rows:.0f} bytes a row, one hour of {hour.table.num_rows:,} rows read "
+                f"in {np.median(seconds) * 1000:.0f} ms",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {
+        "servers": lambda: servers(options.seconds),
+        "limits": limits,
+        "store": store,
+        "registry": lambda: registry(options.seconds),
+        "redis": lambda: redis(options.seconds / 2),
+        "log": log,
+    }
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    parser.add_argument("--seconds", type=float, default=8)
+    options = parser.parse_args()
+    for name in options.parts or parts:
+        parts[name]()
+
+
+if __name__ == "__main__":
+    main()
