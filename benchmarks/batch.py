@@ -7,8 +7,8 @@ and 100 boosted trees of these, with a quarter of the rows. Each is logged once 
 version. In a Spark session of 1, 2 or 4 cores `spark_udf` (env_manager local), also for the scikit-learn original,
 `predict_frame` and `onnxserve batch --engine spark` take turns, from the same Parquet files to Parquet. Without Spark
 the files, several times, are predicted by processes, and a CSV file of a quarter of the rows by `mlflow models predict`
-and by `onnxserve batch`, both as commands. Printed are medians over rounds, in which all take turns, after one that does
-not count: rows by second, and by second of CPU of all processes, which counts on a machine that others use.
+and by `onnxserve batch`, both as commands. Printed are medians over rounds, in which all take turns, after one that
+does not count: rows by second, and by second of CPU of all processes, which counts on a machine that others use.
 """
 
 import argparse
@@ -49,7 +49,6 @@ NUMBERS = [f"x{number}" for number in range(12)]
 MODELS = {"numbers": NUMBERS, "texts": [*NUMBERS, "carrier", "origin"], "trees": [*NUMBERS, "carrier", "origin"]}
 PARTS = 8
 COPIES = 4
-CORES = (1, 2, 4)
 
 
 def table(rows: int, seed: int) -> pd.DataFrame:
@@ -120,10 +119,10 @@ def show(rates: dict[str, tuple[float, float]], base: str) -> None:
         print(f"    {name:32} {wall:>11,.0f} rows/s {cpu:>11,.0f} rows/CPU s   {ratios}", flush=True)
 
 
-def in_spark(uris: tuple[str, str], source: Path, rows: int, rounds: int, folder: Path) -> None:
+def in_spark(uris: tuple[str, str], source: Path, rows: int, cores: list[int], rounds: int, folder: Path) -> None:
     ours, original = uris
-    for cores in CORES:
-        session = spark_session(f"local[{cores}]")
+    for count in cores:
+        session = spark_session(f"local[{count}]")
         session.sparkContext.setLogLevel("OFF")
         frame = session.read.parquet(str(source))
 
@@ -142,12 +141,12 @@ def in_spark(uris: tuple[str, str], source: Path, rows: int, rounds: int, folder
                 BatchPlan(ours, str(source), str(folder / "spark"), engine="spark", restart=True)
             ),
         }
-        print(f"  Spark local[{cores}]", flush=True)
+        print(f"  Spark local[{count}]", flush=True)
         show(take_turns(ways, rounds, rows), "spark_udf, the same version")
         session.stop()
 
 
-def on_this_machine(ours: str, source: Path, rows: int, rounds: int, folder: Path) -> None:
+def on_this_machine(ours: str, source: Path, rows: int, cores: list[int], rounds: int, folder: Path) -> None:
     many = folder / "many"
     shutil.rmtree(many, ignore_errors=True)
     for copy in range(COPIES):
@@ -155,11 +154,12 @@ def on_this_machine(ours: str, source: Path, rows: int, rounds: int, folder: Pat
         for file in source.iterdir():
             (many / str(copy) / file.name).hardlink_to(file)
 
-    def batch(cores: int) -> Callable[[], Any]:
-        return lambda: run_batch(BatchPlan(ours, str(many), str(folder / "out"), workers=cores, restart=True))
+    def batch(count: int) -> Callable[[], Any]:
+        return lambda: run_batch(BatchPlan(ours, str(many), str(folder / "out"), workers=count, restart=True))
 
     print(f"  onnxserve batch, {COPIES} times the files", flush=True)
-    show(take_turns({f"{cores} cores": batch(cores) for cores in CORES}, rounds, rows * COPIES), "1 cores")
+    ways = {f"{count} cores": batch(count) for count in cores}
+    show(take_turns(ways, rounds, rows * COPIES), next(iter(ways)))
 
 
 def as_commands(ours: str, file: Path, rows: int, rounds: int, folder: Path) -> None:
@@ -185,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=4_000_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", nargs="*", type=int, default=[1, 2, 4])
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
     arguments = parser.parse_args()
     with TemporaryDirectory(prefix="batch-") as temporary:
@@ -202,8 +203,8 @@ def main() -> None:
                 table(rows // PARTS, part)[MODELS[name]].to_parquet(source / f"{part}.parquet")
             table(rows // 4, 99)[MODELS[name]].to_csv(folder / "rows.csv", index=False)
             print(f"{name}: {rows:,} rows of {len(MODELS[name])} columns, {PARTS} Parquet files", flush=True)
-            in_spark(both, source, rows, arguments.rounds, folder)
-            on_this_machine(both[0], source, rows, arguments.rounds, folder)
+            in_spark(both, source, rows, arguments.cores, arguments.rounds, folder)
+            on_this_machine(both[0], source, rows, arguments.cores, arguments.rounds, folder)
             as_commands(both[0], folder / "rows.csv", rows // 4, arguments.rounds, folder)
 
 

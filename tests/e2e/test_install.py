@@ -49,7 +49,7 @@ ROOMS = {
     "import_redis('redis://host:6379/0')",
     "kubernetes": "import mlflow_deploy_plugin.deployments.backends.kubernetes",
     "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
-    "spark": "import pyspark.sql, mlflow_deploy_plugin.monitoring.drift.sketches.hourly",
+    "spark": "import pyspark.sql, mlflow_deploy_plugin.batch.spark",
     "otel": "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'otlp'; "
     "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }

@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+
+from tests.support.models import columns, write_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,3 +41,27 @@ def test_the_flight_model_is_trained_proven_and_registered(arguments: list[str],
     assert result.returncode == 0, result.stdout + result.stderr
     version = MlflowClient(store).get_model_version("flight-delay", "1")
     assert version.tags["onnxserve.parity"] == "proven"
+
+
+@pytest.mark.timeout(120)
+def test_a_batch_is_an_entry_point_and_logs_to_the_run_of_the_project(
+    new_database: Callable[[Path], str], tmp_path: Path
+) -> None:
+    store = new_database(tmp_path)
+    model = write_model(tmp_path / "same", signature=columns(x="float"))
+    (tmp_path / "rows.csv").write_text("id,x\na,1\nb,2\n")
+    given = {"model": model, "input": tmp_path / "rows.csv", "output": tmp_path / "out", "keep": "id"}
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "batch", "--env-manager", "local"]
+    command += [part for name, value in given.items() for part in ("-P", f"{name}={value}")]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": store,
+    }
+
+    result = subprocess.run(command, check=False, env=environment, cwd=tmp_path, capture_output=True, text=True)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "out" / "rows.csv").read_text() == '"id","y"\n"a",1\n"b",2\n'
+    (run,) = MlflowClient(store).search_runs(["0"])
+    assert run.data.metrics["rows"] == 2
+    assert run.inputs.dataset_inputs[0].dataset.name == "rows.csv"

@@ -22,7 +22,7 @@ def test_the_project_has_its_entry_points_and_one_environment() -> None:
     project = load_project(str(ROOT))
     assert project.env_config_path == str(ROOT / "python_env.yaml")
     folders = {path.parent.name for path in ROOT.glob("projects/*/README.md")}
-    assert folders | {"train", "train_digits", "evaluate", "deploy", "drift", "replay"} == set(ENTRY_POINTS)
+    assert folders | {"train", "train_digits", "evaluate", "deploy", "drift", "replay", "batch"} == set(ENTRY_POINTS)
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
@@ -38,6 +38,7 @@ def test_every_parameter_of_an_entry_point_has_a_type_a_default_and_a_descriptio
 def test_an_entry_point_makes_its_command_from_the_defaults(name: str) -> None:
     command = load_project(str(ROOT)).get_entry_point(name).compute_command({}, storage_dir=None)
     module = command.split()[2]
-    assert command.startswith("python -m projects.")
-    assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+    assert command.startswith(("python -m projects.", "python -m mlflow_deploy_plugin.cli batch "))
+    path = ROOT / module.replace(".", "/")
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
     assert "{" not in command
