@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, Part, input_digest, list_parts, model_digest
-from mlflow_deploy_plugin.batch.part import OnError, PartJob, PartResult, predict_part, read_progress
+from mlflow_deploy_plugin.batch.part import OnError, PartJob, PartResult, predict_part, read_progress, write_progress
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.registry import LoggedRun, ResolvedModel, download, get_or_create_experiment, log_run, resolve
@@ -177,6 +177,7 @@ def _predict_locally(
         except ProcessCrashed as error:
             raise OnnxserveError(f"{job.shown}: {error.message}") from None
         finally:
+            write_progress(job.progress, slot, 0, 0)  # from here on its result counts
             slots.append(slot)
         return result
 
