@@ -99,8 +99,8 @@ class Authenticator:
         key = _sent_key(authorization)
         now = self.clock()
         if now >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
             self._read_keys()
+            self._look_at = now + _LOOK_SECONDS  # not before: another thread would find no key yet
         digest = hashlib.sha256(key).hexdigest()
         entry = self._keys.get(digest) or self._tokens.get(digest)
         if entry is None and self.issuer is not None and key.count(b".") == 2:

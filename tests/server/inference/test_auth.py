@@ -3,7 +3,9 @@
 import base64
 import json
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,24 @@ def auth(tmp_path: Path, clock: Clock) -> Authenticator:
     shop = KeyEntry(name="shop", scopes=("infer",), endpoints=("flights",), expires_at=NOON + 60)
     write_keys(tmp_path, {"shop": shop, "ops": KeyEntry(name="ops", scopes=("admin", "read"))})
     return Authenticator(tmp_path, True, clock=clock)
+
+
+def test_the_first_requests_of_two_threads_both_know_the_keys(
+    auth: Authenticator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked, go_on = auth._read_keys, threading.Barrier(3), threading.Event()
+
+    def slow() -> None:
+        asked.wait(10)
+        go_on.wait(10)
+        read()
+
+    monkeypatch.setattr(auth, "_read_keys", slow)
+    with ThreadPoolExecutor(2) as threads:
+        callers = [threads.submit(auth.require, bearer("ops"), "read") for _ in range(2)]
+        asked.wait(10)
+        go_on.set()
+        assert [caller.result().name for caller in callers] == ["ops", "ops"]
 
 
 def bearer(key: str) -> dict[str, str]:
