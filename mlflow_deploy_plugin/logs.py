@@ -12,6 +12,8 @@ from typing import ClassVar
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.version import __version__
 
+_ECS_VERSION = "8.11.0"
+
 
 def configure_logging(settings: Settings, process: str) -> None:
     """Send everything that this process logs, gunicorn's own lines included, to stderr.
@@ -27,7 +29,10 @@ def configure_logging(settings: Settings, process: str) -> None:
         import ecs_logging  # only needed for this format
 
         service = {"name": "onnxserve", "version": __version__, "node": {"role": process}}
-        handler.setFormatter(ecs_logging.StdlibFormatter(extra={"service": service}))
+        # the formatter's own version, 1.6, has no http.request.id, and its log.original, the message again, has gone
+        extra = {"service": service, "ecs": {"version": _ECS_VERSION}}
+        exclude = ["ecs.version", "log.original"]
+        handler.setFormatter(ecs_logging.StdlibFormatter(extra=extra, exclude_fields=exclude))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
     gunicorn = logging.getLogger("gunicorn.error")

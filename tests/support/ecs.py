@@ -1,0 +1,86 @@
+"""The fields of the Elastic Common Schema 8.11 that our lines have, with their types.
+
+Names and types are those of elastic/ecs, `generated/csv/fields.csv` at v8.11.0.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from ipaddress import ip_address
+from typing import Any
+
+_TEXT, _NUMBER = "keyword", "long"
+FIELDS = {
+    "@timestamp": "date",
+    "client.address": _TEXT,
+    "client.ip": "ip",
+    "ecs.version": _TEXT,
+    "error.message": _TEXT,
+    "error.stack_trace": _TEXT,
+    "error.type": _TEXT,
+    "event.category": _TEXT,
+    "event.dataset": _TEXT,
+    "event.duration": _NUMBER,
+    "http.request.body.bytes": _NUMBER,
+    "http.request.id": _TEXT,
+    "http.request.method": _TEXT,
+    "http.response.body.bytes": _NUMBER,
+    "http.response.status_code": _NUMBER,
+    "log.level": _TEXT,
+    "log.logger": _TEXT,
+    "log.origin.file.line": _NUMBER,
+    "log.origin.file.name": _TEXT,
+    "log.origin.function": _TEXT,
+    "message": _TEXT,
+    "process.name": _TEXT,
+    "process.pid": _NUMBER,
+    "process.thread.id": _NUMBER,
+    "process.thread.name": _TEXT,
+    "server.address": _TEXT,
+    "service.name": _TEXT,
+    "service.node.role": _TEXT,
+    "service.version": _TEXT,
+    "span.id": _TEXT,
+    "trace.id": _TEXT,
+    "url.path": _TEXT,
+    "user.name": _TEXT,
+}
+OWN = ("onnxserve.", "labels.")
+"""Fields of our own, in a namespace that the schema will not take; labels are for everybody's."""
+
+
+def read_line(line: str) -> dict[str, Any]:
+    """Return the fields of a line by their dotted names.
+
+    Raises:
+        AssertionError: a field is none of the schema's, or not of its type.
+    """
+    fields = dict(_flat(json.loads(line)))
+    assert {"@timestamp", "log.level", "message", "ecs.version"} <= fields.keys(), line
+    assert fields["ecs.version"] == "8.11.0"
+    for name, value in fields.items():
+        if name.startswith(OWN):
+            continue
+        assert name in FIELDS, f"{name}: no field of the schema; {line}"
+        for one in value if isinstance(value, list) else [value]:
+            _check(FIELDS[name], one)
+    return fields
+
+
+def _check(kind: str, value: Any) -> None:
+    if kind == "long":
+        assert isinstance(value, int), value
+        return
+    assert isinstance(value, str), value
+    if kind == "date":
+        assert datetime.fromisoformat(value).tzinfo is not None
+    if kind == "ip":
+        ip_address(value)
+
+
+def _flat(document: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in document.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
