@@ -36,6 +36,7 @@ Key = tuple[str, str]
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {
     "onnxserve_drift_share": ("Share of columns that the last judged window found drifted.", _MONITOR),
+    "onnxserve_monitor_metric": ("A metric of the last judged window.", (*_MONITOR, "metric")),
     "onnxserve_monitor_state": ("1 for the state that a monitor is in.", (*_MONITOR, "state")),
     "onnxserve_monitor_judged_until_timestamp_seconds": ("End of the newest judged window, in event time.", _MONITOR),
     "onnxserve_monitor_last_success_timestamp_seconds": ("When a window was last judged.", _MONITOR),
@@ -140,6 +141,9 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
             families["onnxserve_monitor_state"].add_metric([*key, possible], float(possible == state))
         if judged:
             families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged[0].end.timestamp())
+            for metric, value in judged[0].figures.items():
+                if "/" not in metric and value is not None:  # those of columns and variants are in the report
+                    families["onnxserve_monitor_metric"].add_metric([*key, metric], value)
         shares = [window.figures[_SHARE] for window in judged if window.figures.get(_SHARE) is not None]
         if shares:
             families["onnxserve_drift_share"].add_metric(key, shares[0])

@@ -72,7 +72,7 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
     monitors = Monitors(store)
     for day, (verdict, share) in enumerate([("no drift", 0.0), ("drift", 0.4)]):
         window = monitors.add("flights", "daily", FIRST + day * DAY, FIRST + (day + 1) * DAY)
-        figures = {"share_of_drifted_columns": share}
+        figures = {"share_of_drifted_columns": share, "rows": 75.0, "drift_score/x": 3.0}
         monitors.update(replace(window, state="judged", verdict=verdict, figures=figures))
     window = monitors.add("flights", "hourly", FIRST, FIRST + DAY)
     monitors.update(replace(window, state="judged", verdict="not judged", reason="3 rows"))
@@ -96,6 +96,9 @@ def test_monitors_windows_alerts_are_told_as_they_stand_in_the_store(store: Stor
         ("off", "paused"),
         ("broken", "failing"),
     }
+    metrics = {labels[1] for labels in told if labels[0] == "onnxserve_monitor_metric" and labels[2] == "daily"}
+    assert metrics == {"share_of_drifted_columns", "rows"}
+    assert told["onnxserve_monitor_metric", "rows", "daily"] == 75
     assert told["onnxserve_monitor_state", "daily", "ok"] == 0
     assert told["onnxserve_monitor_last_success_timestamp_seconds", "daily"] == NOW.timestamp()
     assert told["onnxserve_monitor_judged_until_timestamp_seconds", "daily"] == (FIRST + 2 * DAY).timestamp()
