@@ -4,9 +4,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+
+from tests.support.metrics_page import undeclared_metrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "docker" / "prometheus" / "onnxserve.rules.yaml"
@@ -23,17 +26,28 @@ def test_promtool_reads_the_rules_and_each_fires_when_it_should(job: str, file: 
 
 
 def test_each_rule_is_tried_firing_and_not() -> None:
-    rules = {rule["alert"] for rule in _rules()}
+    rules = {rule["alert"] for rule in _alerts()}
     tests = yaml.safe_load(CASES.read_text())["tests"]
     tried = {(case["alertname"], "exp_alerts" in case) for test in tests for case in test["alert_rule_test"]}
     assert tried == {(rule, fires) for rule in rules for fires in (True, False)}
 
 
 def test_the_rules_ask_for_metrics_that_the_package_has() -> None:
-    asked = set(re.findall(r"onnxserve_\w+", " ".join(rule["expr"] for rule in _rules())))
-    package = "\n".join(file.read_text() for file in (ROOT / "mlflow_deploy_plugin").rglob("*.py"))
-    assert {name for name in asked if f'"{name.removesuffix("_total")}"' not in package} == set()
+    assert undeclared_metrics(" ".join(rule["expr"] for rule in _rules())) == set()
 
 
-def _rules() -> list[dict[str, str]]:
+def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
+    alerts = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in _alerts()}
+    assert alerts == {alert: f"docs/runbook.md#{alert.lower()}" for alert in alerts}
+    entries = (ROOT / "docs" / "runbook.md").read_text().split("\n### ")[1:]
+    assert [entry.partition("\n")[0] for entry in entries] == list(alerts)
+    for entry in entries:
+        assert re.findall(r"^\| (meaning|look|do) \| \S", entry, re.MULTILINE) == ["meaning", "look", "do"], entry
+
+
+def _rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def _alerts() -> list[dict[str, Any]]:
+    return [rule for rule in _rules() if "alert" in rule]

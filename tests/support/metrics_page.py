@@ -1,9 +1,13 @@
 """A server's page `/metrics`, served by a thread."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
+
+PACKAGE = Path(__file__).parents[2] / "mlflow_deploy_plugin"
 
 PAGE = """# TYPE onnxserve_requests_total counter
 onnxserve_requests_total{endpoint="f",variant="main",model="X",version="6",protocol="mlflow",status="200"} 90
@@ -55,3 +59,11 @@ def serving(pages: dict[str, str], wrap: Callable[[HTTPServer], str] = lambda se
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+def undeclared_metrics(expressions: str) -> set[str]:
+    """Return the metrics of PromQL expressions that the package declares nowhere."""
+    asked = set(re.findall(r"\b(?:onnxserve|ml)_\w+", expressions))
+    package = "\n".join(file.read_text() for file in PACKAGE.rglob("*.py"))
+    names = {name: re.sub("_(total|bucket|sum|count)$", "", name) for name in asked}
+    return {name for name, family in names.items() if f'"{family}"' not in package}
