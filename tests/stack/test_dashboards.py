@@ -1,0 +1,48 @@
+"""Grafana's dashboards are what their description makes, for Grafana 11, and of metrics that there are."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.metrics_page import undeclared_metrics
+
+GRAFANA = Path(__file__).parents[2] / "docker" / "stack" / "grafana"
+DASHBOARDS = sorted((GRAFANA / "dashboards").glob("*.json"))
+
+
+def targets(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return every query of a dashboard, with the title of its panel."""
+    panels = json.loads(file.read_text())["panels"]
+    return [(panel["title"], target) for panel in panels for target in panel["targets"]]
+
+
+def test_the_files_are_what_the_description_makes() -> None:
+    source = importlib.util.spec_from_file_location("make_dashboards", GRAFANA / "make_dashboards.py")
+    assert source is not None
+    assert source.loader is not None
+    module = importlib.util.module_from_spec(source)
+    source.loader.exec_module(module)
+    assert {file.stem: file.read_text() for file in DASHBOARDS} == {
+        name: module.text(name) for name in module.DASHBOARDS
+    }
+
+
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
+def test_a_dashboard_is_one_of_grafana_11_and_asks_for_metrics_that_the_package_has(file: Path) -> None:
+    made = json.loads(file.read_text())
+    assert made["schemaVersion"] == 39
+    assert made["uid"] == f"onnxserve-{file.stem}"
+    assert made["templating"]["list"][0] | {"label": ""} == {
+        "name": "datasource",
+        "type": "datasource",
+        "query": "prometheus",
+        "label": "",
+    }
+    assert len({panel["id"] for panel in made["panels"]}) == len(made["panels"])
+    known = {variable["name"] for variable in made["templating"]["list"]} | {"__rate_interval"}
+    assert set(re.findall(r"\$\{?(\w+)", json.dumps(made["panels"]))) <= known
+    assert undeclared_metrics(" ".join(target["expr"] for _, target in targets(file))) == set()
