@@ -54,6 +54,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, alerts: Receiver, traces: Co
         },
         settings={"ONNXSERVE_LOG_REQUESTS": "true", "OTEL_SDK_DISABLED": "false"},
     )
+    stack.settings["MLFLOW_HOST"] = f"{stack.addresses['nginx']}:5443"
     stack.secrets.mkdir()
     (stack.secrets / "s3_user").write_text(os.environ["AWS_ACCESS_KEY_ID"])
     (stack.secrets / "s3_password").write_text(os.environ["AWS_SECRET_ACCESS_KEY"])

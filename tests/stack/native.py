@@ -63,39 +63,58 @@ class NativeStack:
     def url(self, name: str, port: int, path: str = "") -> str:
         return f"http://{self.addresses[name]}:{port}{path}"
 
-    def predict(self, rows: list[list[float]], key: str = "", **headers: str) -> requests.Response:
+    @property
+    def key(self) -> str:
+        return (self.secrets / "shop_key").read_text()
+
+    def predict(
+        self, rows: list[list[float]], key: str = "", session: requests.Session | None = None, **headers: str
+    ) -> requests.Response:
         """Ask through nginx, with the key `shop` where no other is given."""
+        return self.post("/invocations", {"inputs": rows}, key, session, **headers)
+
+    def post(
+        self, path: str, document: Any, key: str = "", session: requests.Session | None = None, **headers: str
+    ) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        named["Authorization"] = f"Bearer {key or (self.secrets / 'shop_key').read_text()}"
-        url, certificate = f"{self.door}/invocations", self.secrets / "tls.crt"
-        return requests.post(url, json={"inputs": rows}, headers=named, verify=str(certificate), timeout=30)
+        named["Authorization"] = f"Bearer {key or self.key}"
+        ask, certificate = (session or requests).post, str(self.secrets / "tls.crt")
+        return ask(self.door + path, json=document, headers=named, verify=certificate, timeout=30)
 
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """Start a service, whether or not it ran before."""
-        service = self.services[name]
+        command, environment = self._prepare(name, self._command(name))
+        with self.log(name).open("ab") as output:
+            self.processes[name] = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, cwd=self.folder / name, start_new_session=True
+            )
+        return self.processes[name]
+
+    def execute(self, name: str, *command: str) -> str:
+        """Run `docker compose exec NAME COMMAND`, and return what it prints, also to stderr."""
+        prepared, environment = self._prepare(name, self._program(list(command)))
+        output = subprocess.PIPE, subprocess.STDOUT
+        return subprocess.run(
+            prepared, env=environment, stdout=output[0], stderr=output[1], text=True, timeout=120, check=False
+        ).stdout
+
+    def _prepare(self, name: str, command: list[str]) -> tuple[list[str], dict[str, str]]:
+        """Return the command and the environment of a process of a service, whose files are written."""
         home = self.folder / name
         home.mkdir(exist_ok=True)
         mounts = self._mounts(name, home)
-        command = [self._native(part, name, mounts) for part in self._command(name, service)]
-        environment = {
-            key: self._native(str(value), name, mounts) for key, value in service.get("environment", {}).items()
-        }
-        inherited = {
-            key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "ONNXSERVE_", "MLFLOW_T"))
-        }
-        with self.log(name).open("ab") as output:
-            self.processes[name] = subprocess.Popen(
-                command,
-                env={**inherited, **environment},
-                stdout=output,
-                stderr=output,
-                cwd=home,
-                start_new_session=True,
-            )
-        return self.processes[name]
+        asked = self.services[name].get("environment", {})
+        own = {key: self._native(str(value), name, mounts) for key, value in asked.items()}
+        names = ("AWS_", "ONNXSERVE_", "MLFLOW_T")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(names)}
+        return [self._native(part, name, mounts) for part in command], {**inherited, **own}
+
+    def mounted(self, name: str, path: str) -> Path:
+        """Return the file here that a service has at `path`."""
+        return self.folder / name / path.strip("/")
 
     def run(self, name: str, seconds: float = 180) -> None:
         """Run a service that ends by itself."""
@@ -132,7 +151,8 @@ class NativeStack:
         """Return a text of compose.yaml with its variables."""
         return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: self.settings.get(found[1], found[2]), text)
 
-    def _command(self, name: str, service: dict[str, Any]) -> list[str]:
+    def _command(self, name: str) -> list[str]:
+        service = self.services[name]
         command = [self._set(part) for part in service.get("command", [])]
         image = re.split(r"[/:]", service["image"])
         for part, program in PROGRAMS.items():
@@ -140,12 +160,17 @@ class NativeStack:
                 command = [program, *command]
         if name == "nginx":
             command += ["-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]  # as the image's own command
-        own = {"python": [sys.executable], "onnxserve": [sys.executable, "-m", "mlflow_deploy_plugin.cli"]}
-        own["mlflow"] = [str(Path(sys.executable).with_name("mlflow"))]
-        first = own.get(command[0])
-        if first is None and shutil.which(command[0]) is None:
-            pytest.skip(f"{command[0]} is not installed: Debian's package {command[0]} has it")
-        return [*(first or command[:1]), *command[1:]]
+        return self._program(command)
+
+    def _program(self, command: list[str]) -> list[str]:
+        ours = {
+            "python": [sys.executable],
+            "onnxserve": [sys.executable, "-m", "mlflow_deploy_plugin.cli"],
+            "mlflow": [str(Path(sys.executable).with_name("mlflow"))],
+        }
+        if command[0] not in ours and shutil.which(command[0]) is None:
+            pytest.skip(f"{command[0]} is not installed: Debian's package of that name has it")
+        return [*ours.get(command[0], command[:1]), *command[1:]]
 
     def _mounts(self, name: str, home: Path) -> dict[str, str]:
         """Return the path here of each path in the container; mounted files are rendered to `home`."""

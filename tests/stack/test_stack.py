@@ -1,13 +1,226 @@
-"""The stack of docker/compose.yaml at work: TLS, gRPC, a server killed, the loop, alerts, traces, logs, dashboards."""
+"""The stack of docker/compose.yaml at work: TLS, gRPC, a server killed, the loop, alerts, traces, logs, dashboards.
 
+The tests go on from each other, in this order.
+"""
+
+import math
+import re
+import secrets
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
 import pytest
+import requests
+from mlflow import MlflowClient
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.stack.native import NativeStack
+from tests.stack.test_dashboards import DASHBOARDS, targets
+from tests.support.ecs import read_line
+from tests.support.services.alert_receiver import Receiver
+from tests.support.services.collector import Collector, attributes
+from tests.support.tracking import tracking_at
+from tests.support.waiting import answers, wait_until
 
 pytestmark = [pytest.mark.long, pytest.mark.stack, pytest.mark.timeout(900)]
 
+MOVED = 3.0
+"""How far the world moves: columns that have a mean of 0 in the reference."""
 
-def test_strangers_are_refused(stack: NativeStack) -> None:
-    answer = stack.predict([[1.0, 2.0]], key="onnxserve_nobody")
-    assert answer.status_code == 401
-    assert stack.predict([[1.0, 2.0]]).json()["predictions"]["label"] == [1]
+
+@dataclass
+class Traffic:
+    """Callers who ask through nginx, and say afterwards what has turned out to be true."""
+
+    stack: NativeStack
+    mean: float = 0.0
+    ended: threading.Event = field(default_factory=threading.Event)
+    answers: Counter[int] = field(default_factory=Counter)
+    versions: Counter[str] = field(default_factory=Counter)
+
+    def ask(self) -> None:
+        """Ask some twenty times a second: in a world that has moved, late is what is more than its mean."""
+        rng = np.random.default_rng(1)
+        with requests.Session() as session:
+            while not self.ended.wait(0.05):
+                rows = rng.normal(self.mean, 1, (5, 2)).astype(np.float32)
+                answer = self.stack.predict(rows.tolist(), session=session)
+                self.answers[answer.status_code] += 1
+                if not answer.ok:
+                    continue
+                self.versions[answer.headers["X-Model-Version"]] += 1
+                named, truth = answer.headers["X-Prediction-Id"], rows.sum(axis=1) > 2 * self.mean
+                labels = [{"prediction_id": named, "row": row, "label": int(late)} for row, late in enumerate(truth)]
+                answer = self.stack.post("/feedback", {"feedback": labels}, session=session)
+                assert answer.status_code == 202, answer.text
+
+
+@pytest.fixture(scope="module")
+def traffic(stack: NativeStack) -> Iterator[Traffic]:
+    callers = Traffic(stack)
+    thread = threading.Thread(target=callers.ask)
+    thread.start()
+    yield callers
+    callers.ended.set()
+    thread.join()
+
+
+def test_strangers_are_refused_and_everybody_else_is_answered_by_tls(stack: NativeStack, traffic: Traffic) -> None:
+    assert stack.predict([[1.0, 2.0]], key="onnxserve_nobody").status_code == 401
+    answered = stack.predict([[1.0, 2.0]])
+    assert answered.json()["predictions"] == [1]
+    certificate = str(stack.secrets / "tls.crt")
+    assert requests.get(f"{stack.door}/metrics", verify=certificate, timeout=10).status_code == 404
+    console = f"https://{stack.addresses['nginx']}:5443/onnxserve"
+    assert requests.get(console, verify=certificate, timeout=10).status_code == 401
+    account = ("admin", (stack.secrets / "admin_password").read_text())
+    assert "flights" in requests.get(console, auth=account, verify=certificate, timeout=30).text
+
+
+def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> None:
+    credentials = grpc.ssl_channel_credentials((stack.secrets / "tls.crt").read_bytes())
+    request = service_pb2.ModelInferRequest(model_name="flights")
+    request.inputs.add(name="X", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([1.0, 2.0])
+    key = [("authorization", f"Bearer {stack.key}")]
+    with grpc.secure_channel(stack.door.removeprefix("https://"), credentials) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ServerReady(service_pb2.ServerReadyRequest(), metadata=key, timeout=10).ready
+        answer = stub.ModelInfer(request, metadata=key, timeout=10)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(request, timeout=10)
+    assert [output.name for output in answer.outputs] == ["label", "probabilities"]
+    assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_server_that_is_killed_and_comes_back_costs_no_request(stack: NativeStack, traffic: Traffic) -> None:
+    statuses: Counter[int] = Counter()
+    ended = threading.Event()
+
+    def ask() -> None:
+        with requests.Session() as session:
+            while not ended.is_set():
+                statuses[stack.predict([[1.0, 2.0]], session=session).status_code] += 1
+
+    def wait_for_more(what: str) -> None:
+        enough = statuses.total() + 300
+        wait_until(lambda: statuses.total() > enough, what=what)
+
+    with ThreadPoolExecutor(4) as callers:
+        asking = [callers.submit(ask) for _ in range(4)]
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            wait_for_more("requests of both servers")
+            stack.kill("server-b", number)
+            wait_for_more("requests of one server")
+            stack.start("server-b")
+            stack.wait_for("server-b", lambda: answers(stack.url("server-b", 8080, "/ping")))
+        wait_for_more("requests of both servers again")
+        ended.set()
+    assert [one.result() for one in asking] == [None] * 4
+    assert statuses.keys() == {200}
+    print(f"{statuses.total()} requests by four callers, of which 0 failed")  # noqa: T201
+
+
+def test_a_trace_is_found_by_its_id(stack: NativeStack, traffic: Traffic, traces: Collector) -> None:
+    trace = secrets.token_hex(16)
+    answer = stack.predict([[1.0, 2.0]], traceparent=f"00-{trace}-{secrets.token_hex(8)}-01")
+    assert answer.headers["traceparent"].split("-")[1] == trace
+
+    def versions() -> list[str | int]:
+        spans = [attributes(span) for span in list(traces.spans) if span.trace_id.hex() == trace]
+        return [span["onnxserve.version"] for span in spans if "onnxserve.version" in span]
+
+    assert wait_until(versions, 60, "the trace has come") == ["1"]
+    assert traces.services == {"onnxserve"}
+
+
+def test_every_line_of_servers_and_nginx_is_ecs(stack: NativeStack, traffic: Traffic) -> None:
+    answer = stack.predict([[1.0, 2.0]], X_Request_Id="this-one")
+    assert answer.ok
+    for name in ("server-a", "server-b", "nginx"):
+        lines = stack.log(name).read_text().splitlines()
+        other = r"onnxserve: |\d{4}/\d\d/\d\d .* \[(error|warn)\] "  # what is served; nginx's own error log
+        fields = [read_line(line) for line in lines[:-1] if not re.match(other, line)]
+        assert {one["service.name"] for one in fields} == {"nginx" if name == "nginx" else "onnxserve"}
+        durations = [one["event.duration"] for one in fields if one.get("http.response.status_code") == 200]
+        assert all(0 <= duration < 60e9 for duration in durations), name
+        assert len(durations) > 100
+
+
+def test_the_world_moves_and_both_the_controller_and_prometheus_tell(
+    stack: NativeStack, traffic: Traffic, alerts: Receiver
+) -> None:
+    traffic.mean = MOVED
+    wait_until(lambda: alerts.titles("controller"), 300, f"the controller tells; {_last(stack, 'controller')}")
+    assert alerts.titles("controller")[0].startswith("onnxserve: flights: Alarm: monitor ")
+
+    def fired() -> list[dict[str, Any]]:
+        told = [alert for message in alerts.got.get("/alerts", ()) for alert in message["alerts"]]
+        return [alert for alert in told if alert["labels"]["alertname"] == "MonitorAlarm"]
+
+    alert = wait_until(fired, 120, f"Alertmanager tells; {_last(stack, 'prometheus')}")[0]
+    assert (alert["labels"]["endpoint"], alert["labels"]["severity"]) == ("flights", "warning")
+    assert alert["annotations"]["runbook_url"] == "docs/runbook.md#monitoralarm"
+
+
+def test_what_was_retrained_is_gated_promoted_and_answers(
+    stack: NativeStack, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", (stack.secrets / "admin_password").read_text())
+    with tracking_at(stack.url("mlflow", 5000)):
+        client = MlflowClient()
+        try:
+            wait_until(lambda: "onnxserve.gate" in _tags(client, "2"), 240, "version 2 is gated")
+        except AssertionError:
+            pytest.fail(stack.execute("controller", "onnxserve", "history", "flights"))
+        client.set_registered_model_alias("flights", "challenger", "2")
+        for name in ("server-a", "server-b"):  # as a person who edits docker/stack/endpoints.yaml
+            spec = stack.mounted(name, "/etc/onnxserve/endpoints.yaml")
+            spec.write_text(spec.read_text().replace("weight: 100", "weight: 80").replace("weight: 0", "weight: 20"))
+        wait_until(lambda: traffic.versions["2"] > 20, 60, "the challenger answers")
+        time.sleep(5)  # Prometheus scrapes both
+        client.set_registered_model_alias("flights", "champion", "2")
+        begin = traffic.versions["2"]
+        wait_until(lambda: traffic.versions["2"] > begin + 200, 60, "it has answered for a while")
+        before = traffic.versions["1"]
+        wait_until(lambda: traffic.versions["2"] > begin + 400, 60, "the champion answers")
+        assert traffic.versions["1"] == before
+    assert set(traffic.answers) == {200}
+    score = 2 * MOVED + 1.0  # above the new bound and the old one
+    assert stack.predict([[score / 2, score / 2]]).headers["X-Model-Version"] == "2"
+    assert stack.predict([[0.5, 0.5]]).json()["predictions"] == [0]
+
+
+@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
+def test_prometheus_answers_every_query_of_a_dashboard(file: Path, stack: NativeStack, traffic: Traffic) -> None:
+    for title, target in targets(file):
+        query = target["expr"].replace("$endpoint", ".+").replace("$__rate_interval", "1m")
+        answer = requests.get(stack.url("prometheus", 9090, "/api/v1/query"), {"query": query}, timeout=30).json()
+        assert answer["status"] == "success", (title, answer)
+        series = answer["data"]["result"]
+        if file.stem == "gpu" and not series:  # a machine without one
+            continue
+        values = [float(one["value"][1]) for one in series]
+        assert values, (title, query)
+        assert any(math.isfinite(value) for value in values), (title, query, series)
+        if "vector(0)" not in query:
+            named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            assert named <= series[0]["metric"].keys(), (title, series[0])
+
+
+def _tags(client: MlflowClient, version: str) -> dict[str, str]:
+    found = [one for one in client.search_model_versions("name = 'flights'") if one.version == version]
+    return found[0].tags if found else {}
+
+
+def _last(stack: NativeStack, name: str) -> str:
+    return stack.log(name).read_text()[-2000:]

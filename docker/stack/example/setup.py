@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 import mlflow
 from mlflow.exceptions import MlflowException
-from train import calm_rows, register
+from train import register_first
 
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import duration_seconds, load_specs
@@ -35,8 +35,7 @@ def main(path: str) -> None:
             versions = [int(one.version) for one in client.search_model_versions(f"name = '{model}'")]
             window = timedelta(seconds=duration_seconds(spec.monitors["drift"].every))
             if not versions:
-                with mlflow.start_run():
-                    versions = [int(register(0.0, calm_rows(window), model, "at"))]
+                versions = [int(register_first(window, model))]
             client.set_registered_model_alias(model, alias, str(max(versions)))
 
     store = open_store(settings.store_url)
