@@ -92,6 +92,11 @@ class Settings(BaseModel):
         default=120.0, gt=0, description="Seconds `mlflow deployments create` waits for the server to be ready."
     )
 
+    kube_context: str | None = Field(
+        default=None,
+        description="Context of KUBECONFIG that deployments on Kubernetes use. Default: its current one; in a pod "
+        "without a configuration, the cluster that it runs in.",
+    )
     alert_config: Path | None = Field(
         default=None,
         description="File of the channels that alerts go to, in Apprise's YAML or text format; tags choose among them. "

@@ -78,7 +78,7 @@ class Deployments:
         if stored is None:
             model_uri = absolute_model_uri(model_uri)
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
-            is_in_image = parse_model_uri(model_uri).kind == "path" and not (self.target or LOCAL).sees_local_folders
+            is_in_image = parse_model_uri(model_uri).kind == "path" and not (self.target or LOCAL).is_on_this_machine
             if not is_in_image:
                 resolve(model_uri)  # a model that the registry does not have is refused before anything is started
             spec = self._configured(spec, config)

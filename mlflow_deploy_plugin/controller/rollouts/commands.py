@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     with_progress,
 )
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
-from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments import Deployments, parse_target
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
 from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, read_gate_status, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
@@ -76,6 +76,11 @@ def start_rollout(
         AlreadyExists: the endpoint has a live rollout.
     """
     observed = deployments.get_endpoint(endpoint)
+    if not parse_target(observed.endpoint.target).is_on_this_machine:
+        raise InvalidConfig(
+            f"a rollout runs beside its server, and {endpoint!r} is at {observed.endpoint.target}: give the version a "
+            f"share by `onnxserve endpoint traffic {endpoint}`, or move the stage or alias that it follows"
+        )
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
     if snapshot.state != "running" or (before := snapshot.versions.get(main)) is None:

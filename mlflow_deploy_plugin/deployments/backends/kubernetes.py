@@ -105,7 +105,7 @@ class KubernetesBackend:
     _cluster: Cluster = field(init=False)
 
     def __post_init__(self) -> None:
-        self._cluster = Cluster(self.namespace)
+        self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> None:
         """Serve `spec`, and wait until every pod does; after a failure pods that were ready go on.
@@ -214,29 +214,34 @@ class KubernetesBackend:
             yield from (f"{pod}: {line}" for line in self._cluster.pod_log(pod, CONTAINER, lines))
         if not follow:
             return
-        written: queue.Queue[str | None] = queue.Queue(_LOG_QUEUE)
+        written: queue.Queue[str | DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
 
         def read(pod: str) -> None:
             last, since = "", 1
-            while self._cluster.get("Pod", pod) is not None:
-                begun = time.monotonic()
-                with suppress(DeploymentFailed):
+            try:
+                while self._cluster.get("Pod", pod) is not None:
+                    begun = time.monotonic()
                     for line in self._cluster.follow_log(pod, CONTAINER, since):
                         stamp, _, text = line.partition(" ")
                         if stamp > last:  # after a cut the last lines come again
                             last = stamp
                             written.put(f"{pod}: {text}")
-                since = int(time.monotonic() - begun) + 5
-                time.sleep(_POLL_SECONDS)
-            written.put(None)
+                    since = int(time.monotonic() - begun) + 5
+                    time.sleep(_POLL_SECONDS)
+                written.put(None)
+            except DeploymentFailed as error:
+                written.put(error)
 
         for pod in names:
             threading.Thread(target=read, args=(pod,), daemon=True).start()
         living = len(names)
         while living:
             line = written.get()
-            living -= line is None
-            if line is not None:
+            if isinstance(line, DeploymentFailed):
+                raise line
+            if line is None:
+                living -= 1
+            else:
                 yield line
 
     @contextmanager

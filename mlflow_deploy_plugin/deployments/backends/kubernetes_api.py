@@ -69,20 +69,23 @@ class ApiRefused(DeploymentFailed):
 
 @dataclass
 class Cluster:
-    """The cluster of the current context (KUBECONFIG), or the one that this process runs in as a pod."""
+    """The cluster of a context of KUBECONFIG (None: the current one), or the one that this process runs in as a pod."""
 
     namespace: str
+    context: str | None = None
     _session: requests.Session = field(init=False)
 
     def __post_init__(self) -> None:
+        file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
         try:
-            # the client itself would read the variable once, when it is imported
-            self._client = kubernetes.config.new_client_from_config(os.environ.get("KUBECONFIG"))
+            self._client = kubernetes.config.new_client_from_config(file, self.context)
         except (ConfigException, TypeError) as missing:
             configuration = kubernetes.client.Configuration()
             try:
+                if file or self.context:
+                    raise missing  # another cluster than the one that is named would be a surprise
                 kubernetes.config.load_incluster_config(configuration)
-            except ConfigException:
+            except (ConfigException, TypeError):
                 why = " ".join(str(missing).split())
                 raise InvalidConfig(
                     f"no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config ({why})"
@@ -174,7 +177,10 @@ class Cluster:
         """Yield the lines that a container writes, until it ends or the connection is cut."""
         query = {"container": container, "follow": "true", "sinceSeconds": str(since_seconds), "timestamps": "true"}
         path = f"{self._path('Pod')}/{pod}/log"
-        with self._send("GET", path, query, stream=True, timeout=None) as response, suppress(requests.RequestException):
+        with (
+            suppress(ApiRefused, requests.RequestException),
+            self._send("GET", path, query, stream=True, timeout=None) as response,
+        ):
             for line in response.iter_lines():
                 yield line.decode(errors="replace")
 

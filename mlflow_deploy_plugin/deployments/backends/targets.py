@@ -85,8 +85,8 @@ class Target:
         return self.kind != "kubernetes"
 
     @property
-    def sees_local_folders(self) -> bool:
-        """True if its servers can be given folders of this machine."""
+    def is_on_this_machine(self) -> bool:
+        """True if its servers can be given folders of this machine, and have their state in one."""
         return self.kind != "kubernetes"
 
     def backend(self, settings: Settings) -> Backend:

@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
-from mlflow_deploy_plugin.controller.rollouts.commands import describe_rollout, require_controller, stall_reason
+from mlflow_deploy_plugin.controller.rollouts.commands import (
+    RolloutRequest,
+    describe_rollout,
+    require_controller,
+    stall_reason,
+    start_rollout,
+)
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import NotReady
+from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
 from tests.support.rollouts import PLAN
 
@@ -48,6 +55,16 @@ def test_of_a_rollout_that_stands_still_it_is_said_why(store: Store, tmp_path: P
 
     assert store.acquire_lease(rollouts_lease_name(settings), "beside", 60)
     assert stall_reason(deployments, "flights") == ""
+
+
+def test_an_endpoint_of_a_cluster_has_no_rollout(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/flight-delay/1"))
+    deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
+    with pytest.raises(
+        InvalidConfig, match="a rollout runs beside its server, and 'flights' is at onnxserve:/kubernetes"
+    ):
+        start_rollout(deployments, "flights", RolloutRequest(to="2"))
 
 
 def test_no_more_than_all_the_evidence_is_shown(store: Store) -> None:
