@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/request_path.py              # about a minute
     .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout now=. py313=.:/path/to/python3.13
-    .venv/bin/python benchmarks/request_path.py --beside open=. keys=.      # with API keys asked for (any keys…)
+    .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.      # with API keys asked for
 
 Two models: a logistic regression of 30 floats, and a pipeline of the flights' 15 columns (strings, integers, doubles,
 booleans). A row of the table is one form of body; its columns are medians in microseconds: of decoding, the graph's
@@ -16,6 +16,7 @@ nor pandas is in the one that is measured.
 
 import asyncio
 import gc
+import hashlib
 import json
 import math
 import os
@@ -84,21 +85,36 @@ def make_models(root: Path) -> None:
     mlflow_deploy_plugin.save_model(pipeline, root / "flights", input_example=flights.head(5))
 
 
-def open_servers(root: Path, with_keys: bool = False) -> dict[str, Any]:
-    """By model: a server in this process, its metrics in shared memory, once it is ready; its key is KEY."""
+def open_servers(root: Path, keys: str = "") -> dict[str, Any]:
+    """By model: a server in this process, its metrics in shared memory, once it is ready.
+
+    Args:
+        keys: if not empty its key is KEY, which has a limit of its own if the word says `limited`.
+    """
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir="/dev/shm")
     from mlflow_deploy_plugin.server.assembly import open_server
-    from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, write_atomically, write_state
+    from mlflow_deploy_plugin.statedir import (
+        KEYS,
+        SPEC,
+        WANTED,
+        KeyEntry,
+        ValidKeys,
+        Wanted,
+        write_atomically,
+        write_state,
+    )
 
     servers = {}
     for name in ("numbers", "flights"):
         variant = {"model_uri": "models:/m/1", "model": "m", "version": "1", "folder": str(MODELS / name)}
         wanted = {"generation": 1, "endpoints": {name: {"variants": {"v": variant}, "capture": {"fraction": 1.0}}}}
         write_state(root / name / WANTED, Wanted.model_validate(wanted))
-        if with_keys:
+        if keys:
             spec = f"{{name: {name}, variants: {{v: {{model: models:/m/1}}}}, server: {{api_keys: true}}}}"
             write_atomically(root / name / SPEC, spec.encode())
-            write_atomically(root / name / "local.key", KEY.encode())
+            limits = ("999999999/day",) if "limited" in keys else ()
+            entry = KeyEntry(name="caller", scopes=("infer",), limits=limits)
+            write_state(root / name / KEYS, ValidKeys(keys={hashlib.sha256(KEY.encode()).hexdigest(): entry}))
         servers[name] = open_server(root / name)
     for server in servers.values():
         while server.repository.not_ready_reason():
@@ -233,15 +249,15 @@ class NoSocket:
         pass
 
 
-async def answer_by_name(with_keys: bool) -> None:
+async def answer_by_name(keys: str) -> None:
     """Print the names of the requests; then, for each name that is read, the microseconds of that request."""
     from mlflow_deploy_plugin.server.http.workers import worker_app
     from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 
     worker_app.INLINE_SECONDS = math.inf  # a busy machine takes no request off the loop
     root = Path(tempfile.mkdtemp(prefix="request-path-"))
-    servers = open_servers(root, with_keys)
-    key = f"Authorization: Bearer {KEY}\r\n" if with_keys else ""
+    servers = open_servers(root, keys)
+    key = f"Authorization: Bearer {KEY}\r\n" if keys else ""
     apps = {name: worker_app.WorkerApp(server, True, 1) for name, server in servers.items()}
     requests: dict[str, Callable[[], Any]] = {}
     for shown, model, path, content_type, body in bodies():
@@ -279,7 +295,7 @@ def compare(arguments: list[str]) -> None:
         label, _, where = argument.partition("=")
         checkout, _, python = where.partition(":")
         children[label] = subprocess.Popen(
-            [python or sys.executable, __file__, "--answer", *(["--keys"] if label.startswith("keys") else [])],
+            [python or sys.executable, __file__, "--answer", *([label] if label.startswith("keys") else [])],
             cwd=checkout,
             env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
@@ -317,7 +333,7 @@ def main() -> None:
     if sys.argv[1:] == ["--make-models"]:
         return make_models(MODELS)
     if sys.argv[1:2] == ["--answer"]:
-        return asyncio.run(answer_by_name("--keys" in sys.argv))
+        return asyncio.run(answer_by_name(sys.argv[2] if len(sys.argv) > 2 else ""))
     if not (MODELS / "flights").is_dir():
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
     if sys.argv[1:2] == ["--beside"]:

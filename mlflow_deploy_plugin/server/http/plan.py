@@ -94,6 +94,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     decode, append = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.append
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
+    refusal_by_key = server.limits.refusal_by_key
     require, count_key = server.auth.require if server.auth.is_required else None, server.auth.count
     perf_counter, time_ns = time.perf_counter, time.time_ns
 
@@ -105,10 +106,10 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         try:
             if require is not None:
                 key = require(headers, "infer", endpoint, request.caller)
-                if key.limits:
-                    return None
             feeds, encode, body_id = decode(headers, body)
             if not feeds:
+                return None
+            if require is not None and key.limits and refusal_by_key(key.name, key.limits):
                 return None
             began = perf_counter()
             outputs = run(feeds)

@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope
 
 _LOOK_SECONDS = 1.0
 _LOCAL = KeyEntry(name="this machine", scopes=get_args(Scope))
-_MAX_TOKENS = 10_000
+_MAX_KNOWN = 10_000
 UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
@@ -65,7 +65,7 @@ class Authenticator:
 
     def __post_init__(self) -> None:
         self._keys: Mapping[str, KeyEntry] = {}
-        self._tokens: OrderedDict[str, KeyEntry] = OrderedDict()
+        self._known: OrderedDict[str, KeyEntry] = OrderedDict()  # by the header's text, until the keys change
         self._jwks: Any = None
         self._files: tuple[float, ...] = ()
         self._look_at = 0.0
@@ -96,21 +96,18 @@ class Authenticator:
         authorization = headers.get("authorization", "")
         if self.needs_certificate and not (certificate or authorization):
             raise Unauthenticated(_NO_CERTIFICATE)
-        key = _sent_key(authorization)
         now = self.clock()
         if now >= self._look_at:
             self._read_keys()
             self._look_at = now + _LOOK_SECONDS  # not before: another thread would find no key yet
-        digest = hashlib.sha256(key).hexdigest()
-        entry = self._keys.get(digest) or self._tokens.get(digest)
-        if entry is None and self.issuer is not None and key.count(b".") == 2:
-            entry = self._tokens[digest] = self._verify(key)
-            while len(self._tokens) > _MAX_TOKENS:
-                self._tokens.popitem(last=False)
+        known = self._known
+        entry = known.get(authorization)
+        if entry is None:
+            entry = known[authorization] = self._find(authorization)
+            while len(known) > _MAX_KNOWN:
+                known.popitem(last=False)
         if self.needs_certificate and not certificate and entry is not _LOCAL:
             raise Unauthenticated(_NO_CERTIFICATE)
-        if entry is None:
-            raise Unauthenticated(f"the key in Authorization is not known here, or was revoked; {_HOW}")
         if entry.expires_at is not None and entry.expires_at <= now:
             raise Unauthenticated(f"the key {entry.name!r} has expired; {_HOW}")
         if scope not in entry.scopes:
@@ -119,6 +116,16 @@ class Authenticator:
         if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
             asked = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
             raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {asked}")
+        return entry
+
+    def _find(self, authorization: str) -> KeyEntry:
+        """Return the key in the header, or raise Unauthenticated."""
+        key = _sent_key(authorization)
+        entry = self._keys.get(hashlib.sha256(key).hexdigest())
+        if entry is None and self.issuer is not None and key.count(b".") == 2:
+            return self._verify(key)
+        if entry is None:
+            raise Unauthenticated(f"the key in Authorization is not known here, or was revoked; {_HOW}")
         return entry
 
     def _read_keys(self) -> None:
@@ -135,8 +142,8 @@ class Authenticator:
             from jwt import PyJWKSet
 
             self._jwks = PyJWKSet.from_json(paths[2].read_text())  # what the agent has read already
-            self._tokens.clear()
         self._keys, self._files = keys, files
+        self._known = OrderedDict()  # another: a thread may be about to add a key to the old one
 
     def _verify(self, token: bytes) -> KeyEntry:
         """Return what the token allows.

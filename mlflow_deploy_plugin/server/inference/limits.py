@@ -44,7 +44,7 @@ class RequestLimits:
         rate_text: the rate as the spec has it, for the message.
         rate_header: the header (lower case) that identifies the client; without it, its address does.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
-        open_rate: opens the limits of keys; there is one for each rate, in which each key has a count of its own.
+        open_rate: opens a limit of a key; they are as many as the store's keys have.
 
     Attributes:
         is_active: if false there is no limit but those of keys, without which `acquire` and `release` need not be
@@ -69,7 +69,7 @@ class RequestLimits:
         self._rate_header = rate_header
         self._count_refused = count_refused
         self._open_rate = open_rate
-        self._of_keys: dict[str, RateLimiter] = {}
+        self._of_keys: dict[tuple[str, str], tuple[RateLimiter, bytes]] = {}
         self._lock = threading.Lock()
         self._in_flight = 0
 
@@ -84,14 +84,10 @@ class RequestLimits:
         Raises:
             TooManyRequests: with the seconds after which to try again.
         """
-        for rate in own:
-            if (limiter := self._of_keys.get(rate)) is None:
-                limiter = self._of_keys.setdefault(rate, self._open_rate(rate))
-                self.may_block |= isinstance(limiter, RedisRateLimiter)
-            if (seconds := limiter(_digest(f"limit {rate} of {client}"))) is not None:
-                self._count_refused("key")
-                message = f"the key {client!r} may ask for {rate}; ask again later"
-                raise TooManyRequests(message, max(1, ceil(seconds)))
+        if own and (refusal := self.refusal_by_key(client, own)) is not None:
+            self._count_refused("key")
+            message = f"the key {client!r} may ask for {refusal[0]}; ask again later"
+            raise TooManyRequests(message, max(1, ceil(refusal[1])))
         if self._rate is not None:
             named = headers.get(self._rate_header) if self._rate_header else None
             seconds = self._rate(_digest(f"address {client}" if named is None else f"key {named}"))
@@ -110,6 +106,18 @@ class RequestLimits:
                 raise TooManyRequests(
                     f"{self._allowed} requests are being answered here already; ask again later", _BUSY_RETRY_SECONDS
                 )
+
+    def refusal_by_key(self, key: str, own: Sequence[str]) -> tuple[str, float] | None:
+        """Count a request of this key by its own rates. Return the rate that refuses it, and the seconds until another
+        one may pass; None if none does."""
+        for rate in own:
+            if (opened := self._of_keys.get((key, rate))) is None:
+                limiter = self._open_rate(rate)
+                opened = self._of_keys.setdefault((key, rate), (limiter, _digest(f"limit {rate} of {key}")))
+                self.may_block |= isinstance(limiter, RedisRateLimiter)
+            if (seconds := opened[0](opened[1])) is not None:
+                return rate, seconds
+        return None
 
     def release(self) -> None:
         if self._allowed is not None:
