@@ -168,12 +168,16 @@ class BatchOutput:
         manifest = orjson.loads(orjson.dumps(manifest))
         try:
             files = self._files()
-            known = orjson.loads(self._read(MANIFEST)) if MANIFEST in files else None
+            known = None
+            if MANIFEST in files:
+                with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
+                    known = orjson.loads(file.read())
             if known is not None and restart:
                 own = {MANIFEST, SUCCESS, *(part["output"] for part in known["parts"].values())}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
                 files, known = self._files(), None
-            if known is None and (strange := {name for name in files if not _is_unfinished(name)}):
+            # a name with a dot: the lock, and what a killed writer has left behind
+            if known is None and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
                 raise AlreadyExists(
                     f"--output {self.uri} holds {min(strange)}, which no batch has written: name another folder"
                 )
@@ -205,11 +209,6 @@ class BatchOutput:
         entries = self._location.filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
         return {entry.path.removeprefix(root).lstrip("/") for entry in entries if entry.type == fs.FileType.File}
 
-    def _read(self, name: str) -> bytes:
-        with self._location.filesystem.open_input_file(f"{self._location.root}/{name}") as file:
-            content: bytes = file.read()
-        return content
-
     def _remove(self, names: set[str]) -> None:
         # the manifest last: without it nobody knows whose the other files are
         for name in sorted(names, key=lambda name: name == MANIFEST):
@@ -233,8 +232,3 @@ def _difference(known: dict[str, Any], manifest: dict[str, Any]) -> str:
         how = "is new" if names[0] not in before else "is gone" if names[0] not in now else "has changed"
         return f"other files of {known['input']}: {names[0]} {how}"
     return ""
-
-
-def _is_unfinished(name: str) -> bool:
-    """Return True for the lock, and for what a killed writer has left behind."""
-    return name.rpartition("/")[2].startswith(".")

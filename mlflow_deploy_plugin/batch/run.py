@@ -148,7 +148,9 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
             failed, rejected = tally.follow(finishing, plan.on_error)
         result = BatchResult(resolved, tally.now(), rejected, failed)
         if not failed:
-            output.finish(_summary(result, manifest))
+            last = {"parts": result.progress.parts, "rows": result.progress.rows, "rejected": rejected}
+            both = {name: manifest[name] for name in ("model", "input_digest")}
+            output.finish({**both, "parts": len(parts), "last_call": last})
         return replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
 
 
@@ -272,16 +274,6 @@ def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, d
         "format": plan.output_format,
         "input_format": plan.input_format,
         "parts": {part.name: {"output": part.output, "state": part.state} for part in parts},
-    }
-
-
-def _summary(result: BatchResult, manifest: dict[str, Any]) -> dict[str, Any]:
-    progress = result.progress
-    return {
-        "model": manifest["model"],
-        "input_digest": manifest["input_digest"],
-        "parts": progress.parts + progress.finished_before,
-        "last_call": {"parts": progress.parts, "rows": progress.rows, "rejected": result.rejected},
     }
 
 

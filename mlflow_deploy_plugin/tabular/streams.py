@@ -81,7 +81,11 @@ class RowStream:
         try:
             if self._kind == "parquet":
                 return self._parquet.schema_arrow
-            return self._csv_schema() if self._kind == "csv" else self._json_schema()
+            if self._kind == "jsonl":
+                return self._json_schema()
+            self._file.seek(0)
+            record = next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
+            return pa.schema([(name, pa.string()) for name in (record.fields if record else [])])
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(f"it is not a file of the format {self._kind}: {first_line(error)}") from None
 
@@ -95,11 +99,6 @@ class RowStream:
                 yield block
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(f"what follows row {row} cannot be read: {first_line(error)}") from None
-
-    def _csv_schema(self) -> pa.Schema:
-        self._file.seek(0)
-        record = next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
-        return pa.schema([(name, pa.string()) for name in (record.fields if record else [])])
 
     def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
         if not schema.names:
