@@ -1,12 +1,14 @@
 """Three servers behind nginx, one of them killed, with shared limits; and what grows with endpoints, servers and rows.
 
-    eval "$(shared/machine/s3.sh env)"; .venv/bin/python -m benchmarks.scale [servers limits store registry redis log]
+    eval "$(shared/machine/s3.sh env)"
+    .venv/bin/python -m benchmarks.scale [servers unlimited limits store registry redis log]
 
 The stack is that of docker/compose.yaml as tests/stack runs it without Docker, with a third server: a real nginx with
 docker/stack/nginx.conf, Redis, PostgreSQL for the store and MLflow, and S3 for artifacts and the inference log.
 
 servers    clients ask through nginx while a server is killed (SIGKILL) and started again, with nginx's retries and
            without: failed requests, latency, CPU seconds for a million predictions
+unlimited  the CPU seconds without a rate limit, for which each request asks Redis
 limits     the three servers admit together what one rate allows
 store      10,000 endpoints in PostgreSQL: to add, read and list them
 registry   calls a second that an MLflow server answers of those that agents make
@@ -183,14 +185,7 @@ def servers(seconds: float) -> Asked:
     """Return what clients have got while a server was killed, with nginx's retries."""
     unlimited = {"rate_limit: 20000/minute": "rate_limit: 10000000/minute"}
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder), **unlimited) as stack:
-        ask(stack, 2)
-        before = {name: cpu_seconds(stack, names) for name, names in _COSTS.items()}
-        quiet = ask(stack, seconds)
-        million = 1e6 / len(quiet.seconds)
-        spent = {name: (cpu_seconds(stack, names) - before[name]) * million for name, names in _COSTS.items()}
-        told = ", ".join(f"{name} {value:,.0f} s" for name, value in spent.items())
-        print(f"three servers, nobody killed: {shown(quiet, seconds)}")
-        print(f"  CPU for a million one-row requests: {told}")
+        print(f"three servers, nobody killed: {cost(stack, seconds)}")
         retried = kill_under_load(stack, 3 * seconds)
         print(f"one server killed, nginx asks another: {shown(retried, 3 * seconds)}")
         stack.kill("nginx")
@@ -199,6 +194,24 @@ def servers(seconds: float) -> Asked:
         plain = kill_under_load(stack, 3 * seconds)
         print(f"one server killed, nginx asks no other: {shown(plain, 3 * seconds)}", flush=True)
     return retried
+
+
+def unlimited(seconds: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        changed = {"  rate_limit: 20000/minute\n": ""}
+        with three_servers(Path(folder), **changed) as stack:
+            print(f"the same without a rate limit: {cost(stack, seconds)}", flush=True)
+
+
+def cost(stack: NativeStack, seconds: float) -> str:
+    """Return what clients have got while nobody was killed, and the CPU that a million such requests take."""
+    ask(stack, 2)
+    before = {name: cpu_seconds(stack, names) for name, names in _COSTS.items()}
+    quiet = ask(stack, seconds)
+    million = 1e6 / len(quiet.seconds)
+    spent = {name: (cpu_seconds(stack, names) - before[name]) * million for name, names in _COSTS.items()}
+    told = ", ".join(f"{name} {value:,.0f} s" for name, value in spent.items())
+    return f"{shown(quiet, seconds)}; CPU for a million one-row requests: {told}"
 
 
 _COSTS = {"servers": SERVERS, "nginx": ("nginx",), "redis": ("redis",)}
@@ -345,6 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {
         "servers": lambda: servers(options.seconds),
+        "unlimited": lambda: unlimited(options.seconds),
         "limits": limits,
         "store": store,
         "registry": lambda: registry(options.seconds),
