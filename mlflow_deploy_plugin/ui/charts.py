@@ -113,7 +113,10 @@ def line_chart(
         is_growing: the right end is still to come: what is known last is now.
         empty: what to say if no series has a value.
     """
-    drawn = [[_figure(value) for value in one.values] for one in series]
+    drawn = [
+        [None if value is None or math.isnan(value) or value > _LARGEST else max(value, 0.0) for value in one.values]
+        for one in series
+    ]
     known = [value for values in drawn for value in values if value is not None]
     top = nice_top(max([least_top, *known, *([limit] if limit is not None else [])]))
     lines, said = [], []
@@ -177,13 +180,6 @@ def _number(value: float) -> str:
         if value >= least:
             return f"{value / size:.3g} {letter}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else "0"
-
-
-def _figure(value: float | None) -> float | None:
-    """Return what can be drawn of a value; None for a gap."""
-    if value is None or not math.isfinite(value) or value > _LARGEST:
-        return None
-    return max(value, 0.0)
 
 
 def _path(values: Values, top: float) -> Iterator[str]:

@@ -112,22 +112,23 @@ class MlflowPages:
             return []
         created = created_at.isoformat()
         own = [run for run in runs if run.data.tags.get("onnxserve.endpoint.created", created) == created]
-        return [self._verdict(run) for run in own]
-
-    def _verdict(self, run: Any) -> MonitorVerdict:
-        tags, state = run.data.tags, run.data.tags.get("onnxserve.verdict", "")
-        return MonitorVerdict(
-            monitor=tags.get("onnxserve.monitor", ""),
-            start=_moment(tags.get("onnxserve.window.start", "")),
-            end=_moment(tags.get("onnxserve.window.end", "")),
-            state=state,
-            mark="alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine",
-            reason=tags.get("onnxserve.reason", ""),
-            version=tags.get("onnxserve.version", ""),
-            run=self.run(run.info.experiment_id, run.info.run_id),
-            report=self.artifact(run.info.experiment_id, run.info.run_id, "report.html"),
-            labelled_share=run.data.metrics.get("labelled_share"),
-        )
+        verdicts = []
+        for run in own:
+            tags, state = run.data.tags, run.data.tags.get("onnxserve.verdict", "")
+            found = MonitorVerdict(
+                monitor=tags.get("onnxserve.monitor", ""),
+                start=_moment(tags.get("onnxserve.window.start", "")),
+                end=_moment(tags.get("onnxserve.window.end", "")),
+                state=state,
+                mark="alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine",
+                reason=tags.get("onnxserve.reason", ""),
+                version=tags.get("onnxserve.version", ""),
+                run=self.run(run.info.experiment_id, run.info.run_id),
+                report=self.artifact(run.info.experiment_id, run.info.run_id, "report.html"),
+                labelled_share=run.data.metrics.get("labelled_share"),
+            )
+            verdicts.append(found)
+        return verdicts
 
 
 def _moment(tag: str) -> datetime | None:

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, ago_axis,
 from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdict
 
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
-_LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (600, 1200, 1800, 3600), "day": (10800, 21600, 43200, 86400)}
+_LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (480, 1200, 2400, 3600), "day": (14400, 28800, 43200, 86400)}
 """Seconds from left to right: the shortest that holds all there is, since the last is nearly empty at first."""
 _INTERVAL: Mapping[Span, int] = {"hour": 10, "day": 300}
 """The seconds of an interval of the history."""

@@ -61,7 +61,7 @@ def test_whatever_the_values_are_the_picture_is_well_formed_and_within_its_box(
 
     for line, one in zip(made.lines, values, strict=True):
         found = points(line.path)
-        assert len(found) == sum(v is not None and math.isfinite(v) and v <= 1e12 for v in one)
+        assert len(found) == sum(v is not None and v <= 1e12 for v in one)
         assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in found)
         assert line.colour < COLOURS
     assert made.limit is None or 0 <= made.limit <= HEIGHT

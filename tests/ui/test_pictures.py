@@ -74,7 +74,7 @@ def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero(
 def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> None:
     found, _ = charts(*(interval(at, seconds=40 if at == HOUR[-2] else 10, v1=1) for at in (*HOUR[-9:-5], *HOUR[-2:])))
 
-    assert found["Requests"].axis.ticks == ("10 min ago", "7.5 min", "5 min", "2.5 min", "now")
+    assert found["Requests"].axis.ticks == ("8 min ago", "6 min", "4 min", "2 min", "now")
     (line,) = found["Requests"].lines
     assert line.path.count("M") == 1
 
