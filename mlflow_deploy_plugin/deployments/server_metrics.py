@@ -28,6 +28,8 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.server import HISTORY, read_history
 
 _PAGE_SECONDS = 5.0
+_LATEST = 4e9
+"""Seconds since 1970, in 2096: no clock is so wrong."""
 Span = Literal["hour", "day"]
 ParsedT = TypeVar("ParsedT")
 _CALLER_LEFT = ("499", "CANCELLED")
@@ -262,9 +264,10 @@ def _interval(document: Mapping[str, Any], bounds: Sequence[float]) -> CountedIn
         summed = accumulate(own.get(bound, 0.0) for bound in bounds)
         timed[endpoint, variant, model, version] = dict(zip(bounds, summed, strict=True))
     counters = {key: VersionCounters(**sums[key], timed=timed.get(key, {})) for key in {*sums, *timed}}
-    return CountedInterval(
-        float(document["at"]), float(document["seconds"]), counters, document["rows"], float(document["labels"])
-    )
+    at, seconds = float(document["at"]), float(document["seconds"])
+    if not (0 < at < _LATEST and seconds > 0):
+        raise ValueError(f"an interval of the history ends at {at} after {seconds} s")
+    return CountedInterval(at, seconds, counters, document["rows"], float(document["labels"]))
 
 
 def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:

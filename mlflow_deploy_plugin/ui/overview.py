@@ -196,11 +196,12 @@ def build_overview(
     with ThreadPoolExecutor(max_workers=_ASKED_AT_ONCE) as pool:
         asked = pool.map(partial(fetch_server_metrics, timeout_seconds=_METRICS_SECONDS), urls.values())
         metrics = dict(zip(urls, asked, strict=True))
+        draw = partial(endpoint_pictures, store=store, settings=settings, pages=pages, span=span, only_traffic=not only)
+        drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
     has_account = bool(caller().user)
     models = model_cards(registry, [one.endpoint.spec for one in readable], pages.report, has_account)
     cards = [_endpoint_card(one, metrics.get(one.endpoint.name), pages, store, registry) for one in readable]
-    for index, one in enumerate(readable[:_DRAWN]):
-        pictures = endpoint_pictures(one, store, settings, pages, span, only_traffic=not only)
+    for index, pictures in enumerate(drawn):
         cards[index] = replace(cards[index], pictures=pictures)
     if is_administrator():  # nobody knows their models
         cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False, live=False) for one in unreadable]

@@ -105,7 +105,7 @@ def endpoint_pictures(
     charts, notice = traffic_charts(name, history, span, now)
     if only_traffic:
         return Pictures(name, span, charts[:3], notice)
-    rollouts = store.rollouts(name)
+    rollouts = [found for found in store.rollouts(name) if found.created_at >= one.endpoint.created_at]
     return Pictures(
         endpoint=name,
         span=span,

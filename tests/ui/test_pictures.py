@@ -235,6 +235,14 @@ def test_of_an_endpoint_that_is_not_there_nothing_is_shown_nor_named(mlflow_app:
     assert "flights" not in html
 
 
+def test_a_rollout_of_an_earlier_endpoint_of_the_name_is_not_shown(mlflow_app: Any, drawn: str) -> None:
+    mlflow_app.store.add_rollout("f", {"steps": [100], "version": "4", "before_version": "3"}, "stepping")
+    spec = mlflow_app.store.require_endpoint("f").spec
+    mlflow_app.store.remove_endpoint("f")
+    mlflow_app.store.add_endpoint("onnxserve", spec)
+    assert "Rollout from" not in mlflow_app.client.get(f"{PAGE}?endpoint=f").get_data(as_text=True)
+
+
 def test_a_history_that_cannot_be_read_is_said(mlflow_app: Any, drawn: str) -> None:
     file = state_dir("f", load_settings()) / "history" / "hour.jsonl"
     file.write_bytes(b'{"labels":{}}')

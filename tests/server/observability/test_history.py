@@ -150,7 +150,20 @@ def test_of_a_clock_that_was_set_back_the_newer_lines_stay() -> None:
     assert [(one.at, one.labels) for one in found] == [(10, 0), (15, 3), (25, 4)]
 
 
-@pytest.mark.parametrize("page", [b"<html>", b"[]", b'{"at": 1}', b'{"at": null, "seconds": 1, "requests": 3}'])
+EMPTY = b'"requests": [], "durations": [], "rows": {}, "labels": 0}'
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"<html>",
+        b"[]",
+        b'{"at": 1}',
+        b'{"at": null, "seconds": 1, "requests": 3}',
+        b'{"at": 1e20, "seconds": 10, ' + EMPTY,
+        b'{"at": 1.7e9, "seconds": 0, ' + EMPTY,
+    ],
+)
 def test_what_is_no_history_is_refused(page: bytes) -> None:
-    with pytest.raises(ValueError, match="line"):
+    with pytest.raises(ValueError, match=r"line|interval"):
         parse_server_history(page)
