@@ -17,9 +17,10 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.images import planned_image
 from mlflow_deploy_plugin.images.engine import build, image_fields
-from tests.docker.conftest import HARDENED, send
+from tests.docker.conftest import HARDENED, ROOT, send
 from tests.docker.test_image import ROWS, log_version
 from tests.support.waiting import wait_until
+from tests.support.workflows import Workflow
 
 pytestmark = [pytest.mark.docker, pytest.mark.filterwarnings("ignore:.*transition_model_version_stage.*:FutureWarning")]
 
@@ -126,6 +127,22 @@ def test_what_is_pushed_is_in_the_registry(image: str, registry: str, model_fold
     )
     with urllib.request.urlopen(request, timeout=20) as answer:
         assert answer.headers["Docker-Content-Digest"] == digest
+
+
+def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
+    image: str, registry: str, tracking_uri: str, times: Any, docker: Any, tmp_path: Path
+) -> None:
+    version, name = log_version(times, 2), f"{registry}/ml/times"
+    inputs = {"model": "times", "mlflow-tracking-uri": tracking_uri, "image": name, "server-image": image}
+    (tmp_path / "requirements.txt").write_text("mlflow-onnxserve[cpu]\n")
+    workflow = Workflow(ROOT / ".github/workflows/model.yaml", tmp_path, inputs)
+    workflow.assume("version", version=version)
+    try:
+        installed, pushed = workflow.run("image")
+    finally:
+        docker("rmi", "-f", f"{name}:{version}", check=False)
+    assert (installed.status, pushed.status) == (0, 0), pushed.output
+    assert send(f"http://{registry}/v2/ml/times/tags/list").body == {"name": "ml/times", "tags": [version]}
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,10 @@ class Workflow:
         needs[job] = {"result": "failure" if any(one.status for one in results) else "success", "outputs": outputs}
         return results
 
+    def assume(self, job: str, **outputs: str) -> None:
+        """Let this job have succeeded with these outputs."""
+        self._context["needs"][job] = {"result": "success", "outputs": outputs}
+
     def _step(self, step: Mapping[str, Any], variables: Mapping[str, str]) -> StepResult:
         output = self.folder / ".output"
         output.write_text("")
