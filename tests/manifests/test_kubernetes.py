@@ -1,5 +1,10 @@
 """Specs as Kubernetes objects: valid by the strict schemas of a new Kubernetes, and safe by default."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -10,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Document, Place, kubernetes_documents
-from mlflow_deploy_plugin.spec import EndpointSpec, load_specs, new_endpoint
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs, new_endpoint
 
 PLACE = Place("ml")
 MODEL = "models:/flight-delay/Production"
@@ -171,6 +176,22 @@ def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins
         {"name": "C", "value": "c"},
         {"name": "B", "valueFrom": {"secretKeyRef": {"name": "store", "key": "uri"}}},
     ]
+
+
+def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
+    guide = (Path(__file__).parents[2] / "docs" / "render.md").read_text().partition("## Kustomize")[2]
+    script = guide.partition("```sh\n")[2].partition("kubectl kustomize")[0]
+    (tmp_path / "flights.spec.yaml").write_text(dump_spec(new_endpoint("flights", MODEL)))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
+    build = ["kubectl", "kustomize", str(tmp_path / "flights" / "staging")]
+    built = subprocess.run(build, capture_output=True, text=True, check=True).stdout
+    documents = {one["kind"]: one for one in yaml.safe_load_all(built)}
+    assert {one["metadata"]["namespace"] for one in documents.values()} == {"staging"}
+    assert documents["Deployment"]["spec"]["replicas"] == 1
+    assert container_of(documents)["image"] == "registry.example/onnxserve:cpu-0.1.0"
 
 
 @pytest.mark.parametrize(
