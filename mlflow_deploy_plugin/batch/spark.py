@@ -43,8 +43,8 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
     """
     session = spark_session()
     archive = _ship(session, model)
-    jobs = [replace(job, progress="") for job in jobs]
     tracker = session.sparkContext.statusTracker()
+    jobs = [replace(job, progress="") for job in jobs]
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -138,7 +138,13 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
 
 
 def _ship(session: Any, model: Path) -> str:
-    """Send a model to the machines of a session; return its name there."""
+    """Send a model to the machines of a session; return its name there.
+
+    Raises:
+        InvalidConfig: the session is one of Spark Connect, which has no context.
+    """
+    if getattr(session, "sparkContext", None) is None:
+        raise InvalidConfig("a batch needs Spark's own session, not Spark Connect: name a master, as spark://host:7077")
     folder = Path(tempfile.mkdtemp(prefix="onnxserve-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)  # machines that join later fetch it, too
     archive = shutil.make_archive(str(folder / folder.name), "zip", model)

@@ -2,16 +2,19 @@
 
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
 import mlflow
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
@@ -220,6 +223,34 @@ def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database: Callable[[Pa
     assert run.data.params["model"] == "models:/days/1"
     assert run.data.tags["onnxserve.batch.version"] == "1"
     assert run.inputs.dataset_inputs[0].dataset.source == json.dumps({"uri": str(tmp_path / "rows.csv")})
+
+
+@pytest.mark.long
+def test_however_often_it_is_killed_each_part_comes_once_and_whole(model: Path, tmp_path: Path) -> None:
+    source, out, clock = fill(tmp_path / "in", 30, rows=60_000), tmp_path / "out", random.Random(0)
+    command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "3", "--keep", "id"]
+
+    def done() -> list[Path]:
+        return [path for path in out.rglob("*.parquet") if not path.name.startswith(".")]
+
+    kills = 0
+    while not (out / "_SUCCESS").exists():
+        before = len(done())
+        running = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        wait_until(lambda: len(done()) > before or running.poll() is not None, what="another part")  # noqa: B023
+        time.sleep(clock.uniform(0, 0.1))
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+            kills += 1
+        running.wait()
+        assert {pq.read_metadata(path).num_rows for path in done()} == {60_000}
+    wait_until(lambda: not [one for one in psutil.process_iter(["cmdline"]) if str(out) in str(one.info["cmdline"])])
+
+    assert kills >= 3
+    assert sorted(set(files(out)) - {"_SUCCESS", "_batch.json"}) == files(source)
+    assert sorted(pq.read_table(out)["id"].to_pylist()) == sorted(
+        number for part in range(30) for number in range(part * 1_000_000, part * 1_000_000 + 60_000)
+    )
 
 
 @pytest.mark.long

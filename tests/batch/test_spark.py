@@ -18,7 +18,14 @@ from tests.support.waiting import free_port, wait_until
 
 from .conftest import flights, labels, write
 
-pytestmark = pytest.mark.long
+
+def test_spark_connect_is_refused_in_one_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(flights(10), tmp_path / "in" / "a.parquet")
+    # as a session of Spark Connect, an object has no context
+    monkeypatch.setattr("mlflow_deploy_plugin.batch.spark.spark_session", object)
+
+    with pytest.raises(InvalidConfig, match="not Spark Connect: name a master, as spark://host:7077"):
+        run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
 
 
 @pytest.fixture(scope="module", params=["local[4]", "standalone"])
@@ -57,6 +64,7 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 process.wait()
 
 
+@pytest.mark.long
 def test_a_batch_is_the_one_of_this_machine_to_the_byte(session: Any, model: Path, tmp_path: Path) -> None:
     for number, name in enumerate(("a.csv", "day=1/b.parquet", "day=2/c.jsonl", "day=2/d.parquet")):
         write(flights(3000, number), tmp_path / "in" / name)
@@ -75,6 +83,7 @@ def test_a_batch_is_the_one_of_this_machine_to_the_byte(session: Any, model: Pat
     assert (again.progress.parts, again.progress.finished_before) == (0, 4)
 
 
+@pytest.mark.long
 def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_path: Path) -> None:
     write(flights(10), tmp_path / "in" / "a.parquet")
     (tmp_path / "in" / "b.csv").write_text("id,carrier,distance,hour,late\n0,AA,far,1,true\n")
@@ -83,6 +92,7 @@ def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_pa
         run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
 
 
+@pytest.mark.long
 def test_the_rows_of_a_frame_get_their_predictions(session: Any, model: Path, tmp_path: Path) -> None:
     rows = flights(5000)
     frame = session.read.parquet(str(write(rows, tmp_path / "a.parquet"))).repartition(4)
@@ -95,6 +105,7 @@ def test_the_rows_of_a_frame_get_their_predictions(session: Any, model: Path, tm
     assert predict_frame(frame, str(model)).columns == [*rows.column_names, "prediction"]
 
 
+@pytest.mark.long
 def test_outputs_of_a_frame_may_be_arrays(session: Any, tmp_path: Path) -> None:
     frame = session.createDataFrame([(1, [1.0, 2.0, 3.0, 4.0])], "id long, image array<float>")
 
@@ -103,6 +114,7 @@ def test_outputs_of_a_frame_may_be_arrays(session: Any, tmp_path: Path) -> None:
     assert row.asDict() == {"id": 1, "doubled": [[2.0, 4.0], [6.0, 8.0]], "total": 10.0}
 
 
+@pytest.mark.long
 def test_a_frame_that_does_not_fit_is_refused_before_spark_works(session: Any, model: Path) -> None:
     frame = session.createDataFrame([(1, "AA")], "id long, carrier string")
 

@@ -1,10 +1,14 @@
 """Files of any size, block by block: numbers of rows, types, bad rows."""
 
+import csv
+import io
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
@@ -31,6 +35,26 @@ def test_rows_of_a_csv_file_keep_their_numbers_past_bad_ones(bad: tuple[int, ...
     assert numbers == [row for row in range(400_000) if row not in bad]
     assert [int(value) for block in blocks for value in block.table["a"].to_pylist()] == numbers
     assert blocks[-1].position == 4 + sum(map(len, lines)) + len(lines)
+
+
+FIELDS = st.text(st.sampled_from('ab "\n,\u00e9'), max_size=6)
+
+
+@given(st.lists(st.lists(FIELDS, min_size=1, max_size=4), max_size=30))
+def test_csv_is_read_as_the_csv_module_reads_it(rows: list[list[str]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+    writer.writerow(["x", "y"])
+    writer.writerows(rows)
+
+    blocks = list(stream(text.getvalue().encode(), "csv").blocks(["x", "y"]))
+
+    whole = {number: row for number, row in enumerate(rows) if len(row) == 2}
+    numbers, bad = joined(blocks)
+    assert numbers == list(whole)
+    assert bad == [number for number in range(len(rows)) if number not in whole]
+    read = [(one["x"] or "", one["y"] or "") for block in blocks for one in block.table.to_pylist()]
+    assert read == [tuple(row) for row in whole.values()]
 
 
 def test_a_csv_file_may_have_a_byte_order_mark_quotes_and_empty_fields() -> None:
