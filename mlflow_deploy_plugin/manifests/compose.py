@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.manifests.served import (
     Document,
     Place,
     dump_documents,
+    environment_of,
     http_port,
     local_files,
     served_spec,
@@ -45,7 +46,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             f"server.host: everybody who reaches {server.host} could use the endpoint: say -C server.api_keys=true or "
             "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates"
         )
-    environment = {**place.environment, **container.environment}
+    environment = environment_of(spec, place)
     if container.secrets:
         environment["ONNXSERVE_SECRETS"] = SECRETS
     mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}  # each by its own path
@@ -55,7 +56,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     service: Document = {
         "image": container.image_for(server.device),
         "command": SERVE,
-        "environment": {name: value.replace("$", "$$") for name, value in environment.items()},
+        "environment": environment,
         "secrets": list(container.secrets),
         "user": f"{USER}:{USER}",
         "init": True,
@@ -91,8 +92,12 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         document["secrets"] = {name: {"file": path} for name, path in container.secrets.items()}
     if container.network not in (None, "host"):
         document["networks"] = {container.network: {"external": True}}
+    # "$$" is a "$" for Compose, which would put variables of the shell in
     served = served_spec(spec, server.host) if container.network == "host" else served_spec(spec)
-    return {"compose.yaml": dump_documents([document]), f"{spec.name}/{SPEC_FILE}": dump_spec(served)}
+    return {
+        "compose.yaml": dump_documents([document]).replace("$", "$$"),
+        f"{spec.name}/{SPEC_FILE}": dump_spec(served),
+    }
 
 
 def _resources(spec: EndpointSpec) -> Document:

@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.manifests.served import (
     Document,
     Place,
     dump_documents,
+    environment_of,
     http_port,
     served_spec,
 )
@@ -227,8 +228,7 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 
 def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
-    values = {**place.environment, **container.environment}
-    plain = [{"name": name, "value": values[name]} for name in sorted(values) if name not in container.secrets]
+    plain = [{"name": name, "value": value} for name, value in environment_of(spec, place).items()]
     secret = []
     for name, said in sorted(container.secrets.items()):
         found = _SECRET.fullmatch(said)

@@ -87,6 +87,12 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
     return spec.model_copy(update={**left_out, "server": spec.server.model_copy(update=update)})
 
 
+def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
+    """Return the variables whose values stand in the spec or come from the place, but for those that are secrets."""
+    found = {**place.environment, **spec.container.environment}
+    return {name: found[name] for name in sorted(found) if name not in spec.container.secrets}
+
+
 def local_files(spec: EndpointSpec) -> list[str]:
     """Return the paths of this machine that the spec names: folders of models, certificate and key.
 

@@ -8,7 +8,14 @@ import re
 from collections.abc import Mapping
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.manifests.served import END_SECONDS, Place, http_port, local_files, served_spec
+from mlflow_deploy_plugin.manifests.served import (
+    END_SECONDS,
+    Place,
+    environment_of,
+    http_port,
+    local_files,
+    served_spec,
+)
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
@@ -89,7 +96,6 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         shown = {"keyfile": f"/run/credentials/{unit}.service/{_KEY}"}
         served = served.model_copy(update={"server": served.server.model_copy(update=shown)})
     home = f"%S/{unit}"
-    environment = {**place.environment, **container.environment}
     lines = {
         "limits": [
             *([f"CPUQuota={round(container.cpus * 100)}%"] if container.cpus is not None else []),
@@ -98,7 +104,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         ],
         "environment": [
             f"Environment=HOME={home} ONNXSERVE_HOME={home}",
-            *(f"Environment={_quoted(f'{name}={value}')}" for name, value in environment.items()),
+            *(f"Environment={_quoted(f'{name}={value}')}" for name, value in environment_of(spec, place).items()),
             *(["Environment=ONNXSERVE_SECRETS=%d"] if container.secrets else []),
             *(f"LoadCredential={name}:{path}" for name, path in credentials.items()),
         ],

@@ -36,6 +36,7 @@ FULL = {
     "container.cpus": "1.5",
     "container.memory_bytes": str(1024**3),
     "container.environment.A": "costs $5 or ${HOME}: 'a' \"b\" #c",
+    "container.environment.AWS_SECRET_ACCESS_KEY": "of the spec",
     "container.secrets.AWS_SECRET_ACCESS_KEY": "/etc/onnxserve/secrets/aws",
     "container.network": "front",
     "server.certfile": "/etc/ssl/flights.pem",
@@ -55,6 +56,7 @@ def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
     project = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
     service = project["services"]["flights"]
     assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
+    assert "AWS_SECRET_ACCESS_KEY" not in service["environment"]  # the secret wins
     assert service["deploy"]["resources"]["limits"] == {"cpus": 1.5, "memory": str(1024**3), "pids": 1024}
     assert [(port["target"], port["published"], port["host_ip"]) for port in service["ports"]] == [
         (8443, "8443", "0.0.0.0"),

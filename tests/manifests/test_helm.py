@@ -77,6 +77,26 @@ def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpe
     assert found == [with_parsed_spec(document) for document in sorted(wanted, key=_identity)]
 
 
+TLS = {"server.certfile": "/tls/tls.crt", "server.keyfile": "/tls/tls.key", "server.ca_certs": "/tls/ca.crt"}
+
+
+@NEEDS_HELM
+@pytest.mark.parametrize(
+    "config",
+    [
+        {**TLS, "kubernetes.host": "f.example", "kubernetes.service_monitor": "true"},
+        {"server.host": "10.0.0.1", "server.insecure": "true", "capture.fraction": "0.25", "sticky.header": "x-user"},
+        {"server.jwt_issuer": "https://i.example/?a=1&b=<c>", "server.jwt_audience": "ä", "kubernetes.gpus": "0"},
+        {"server.device": "cuda", "server.device_ids": "0,1", "server.workers": "2", "server.rate_limit": "10/minute"},
+    ],
+)
+def test_so_it_does_for_every_way_to_ask_who_calls_and_for_gpus(config: dict[str, str]) -> None:
+    spec = new_endpoint("flights", "models:/x/Production", config)
+    (values,) = FORMATS["helm"](spec, PLACE).values()
+    wanted = sorted(kubernetes_documents(spec, PLACE), key=_identity)
+    assert [with_parsed_spec(one) for one in template(values)] == [with_parsed_spec(one) for one in wanted]
+
+
 @NEEDS_HELM
 def test_defaults_hold_for_every_endpoint_that_does_not_say_otherwise() -> None:
     model = {"variants": {"champion": {"model": "models:/x/1"}}}
