@@ -1,6 +1,7 @@
 """Spark predicts the parts of a batch, and DataFrames, as this machine does, also on a standalone cluster."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ def test_spark_connect_is_refused_in_one_line(model: Path, tmp_path: Path, monke
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A session in this process alone, and one of a master with two workers of two cores."""
     pyspark = pytest.importorskip("pyspark")
+    if not shutil.which("java"):
+        pytest.skip("Spark needs Java 17")
     started: list[subprocess.Popen[bytes]] = []
     master = request.param
     if master == "standalone":
