@@ -202,11 +202,12 @@ def list_(output: str) -> None:
     if not found:
         click.echo(f"there are no deployments: `{_CREATE}` makes one")
         return
-    show_lines(
-        align_columns(
-            [_DEPLOYMENT_HEAD, *(row for one in found for row in _deployment_rows(one, of_endpoint[one["name"]]))]
-        )
-    )
+    rows = [(one["target"], row) for one in found for row in _deployment_rows(one, of_endpoint[one["name"]])]
+    table = [("TARGET", _DEPLOYMENT_HEAD), *rows]
+    if {target for target, _ in rows} == {"onnxserve"}:
+        show_lines(align_columns([row for _, row in table]))
+    else:
+        show_lines(align_columns([(*row[:1], target, *row[1:]) for target, row in table]))
     for one in found:
         for name, deployment in one["deployments"].items():
             if why := deployment["reason"] or deployment["error"]:

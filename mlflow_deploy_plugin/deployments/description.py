@@ -70,8 +70,9 @@ def describe_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
     """Return everything that is known of each endpoint, by name; of an unreadable one, its name and the reason."""
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
     for one in deployments.store.unreadable():
-        unreadable = {"name": one.name, "state": "unreadable", "reason": one.reason, "url": "", "restarts": ""}
-        described.append({**unreadable, "traffic": {}, "shadows": [], "deployments": {}, "workers": {}})
+        unreadable = {"name": one.name, "target": one.target, "state": "unreadable", "reason": one.reason, "url": ""}
+        nothing = {"restarts": "", "traffic": {}, "shadows": [], "deployments": {}, "workers": {}}
+        described.append({**unreadable, **nothing})
     return sorted(described, key=lambda one: str(one["name"]))
 
 

@@ -18,9 +18,11 @@ from typing import Any
 import mlflow
 import onnx
 import pytest
+from click.testing import CliRunner
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
+from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.deployments.backends import local
 from tests.docker.conftest import run_docker
@@ -157,6 +159,9 @@ def test_every_command_knows_the_target_and_a_client_only_its_own(client: BaseDe
     assert get_deploy_client("onnxserve").list_deployments() == []
     with pytest.raises(MlflowException, match="it is at `-t onnxserve:/docker`"):
         get_deploy_client("onnxserve").get_deployment(flights)
+    head, row = CliRunner().invoke(main, ["list"]).output.splitlines()
+    assert head.split()[:2] == ["NAME", "TARGET"]
+    assert row.split()[:2] == [flights, "onnxserve:/docker"]
     with open_deployments(print) as deployments:
         assert flights in [one.name for one in deployments.list()]
         assert any("is wanted" in line for line in deployments.logs(flights, 50, follow=False))
@@ -277,6 +282,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
         ({"container.secrets.TOKEN": "/of/nobody"}, "container.secrets.TOKEN: the file /of/nobody cannot be read"),
         ({"server.api_keys": True}, "onnxserve keys export > keys.json"),
         ({"server.host": "0.0.0.0"}, "0.0.0.0 is reached from other machines, and no caller would need a key"),
+        ({"server.device": "cuda"}, "this engine has not NVIDIA's container toolkit"),
         ({"server.grpc_port": 8999}, "container.network=host"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -89,7 +89,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dic
 
 
 def listener_options(spec: EndpointSpec, settings: Settings) -> dict[str, Any]:
-    """Return the arguments of `docker.containers.create` for the container that has the published port."""
+    """Return the arguments of `containers.create` for the one with the published port, but for its network."""
     host, port = spec.server.host.strip("[]"), spec.server.port
     return {
         "image": spec.container.image_for(spec.server.device),
@@ -97,7 +97,6 @@ def listener_options(spec: EndpointSpec, settings: Settings) -> dict[str, Any]:
         "command": [f"{_SHARED}/listener", str(port)],
         "name": listener_name(spec.name),
         "labels": _labels(spec, settings),
-        "network": spec.container.network or NETWORK,
         "ports": {f"{port}/tcp": ("127.0.0.1" if host == "localhost" else host, port)},
         "mounts": [Mount(_SHARED, volume_name(spec.name))],
         "healthcheck": {"test": ["NONE"]},
@@ -168,6 +167,10 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
             raise AlreadyExists(f"another container has the name: {said}") from None
         if missing := re.search(r"network (\S+) not found", said):
             raise InvalidConfig(f"container.network: there is no Docker network {missing[1]}") from None
+        if "could not select device driver" in said:
+            raise InvalidConfig(
+                "server.device is a GPU's, and this engine has not NVIDIA's container toolkit"
+            ) from None
         if "bind source path does not exist" in said:
             raise InvalidConfig(f"the Docker engine does not see a folder of this machine: {said}") from None
         raise DeploymentFailed(f"Docker says: {said}") from None

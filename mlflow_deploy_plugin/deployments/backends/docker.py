@@ -184,8 +184,6 @@ class DockerBackend:
                 listener.remove(v=True, force=True)
             with suppress(NotFound):
                 self._engine.volumes.get(volume_name(name)).remove()
-            with suppress(APIError):  # others are on it, or there is none
-                self._engine.networks.get(NETWORK).remove()
         state_dir(name, self.settings).unlink(missing_ok=True)
         shutil.rmtree(home_folder(name, self.settings), ignore_errors=True)
 
@@ -253,10 +251,10 @@ class DockerBackend:
         except NotFound:
             return None
         if found.labels.get(HOME) != str(self.settings.home_path):
-            whose = f"of ONNXSERVE_HOME={found.labels[HOME]}" if HOME in found.labels else "and not ours"
-            raise AlreadyExists(
-                f"a container {container!r} is there already, {whose}: choose another name, or `docker rm {container}`"
-            )
+            others = found.labels.get(HOME)
+            whose = f"of ONNXSERVE_HOME={others}" if others else "and not ours"
+            hint = "" if others else f", or `docker rm {container}`"
+            raise AlreadyExists(f"a container {container!r} is there already, {whose}: choose another name{hint}")
         return found
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Any:
@@ -286,9 +284,8 @@ class DockerBackend:
         self._get(server_name(name))  # a stranger's container is no reason to stop ours
         listener = self._get(listener_name(name))
         running = [one for one in (server, listener) if one is not None and one.status == "running"]
-        if labels[ADDRESS].rpartition("@")[0] not in {
-            one.labels.get(ADDRESS, "").rpartition("@")[0] for one in running
-        }:
+        held = {one.labels.get(ADDRESS, "").partition("@")[0] for one in running}
+        if labels[ADDRESS].partition("@")[0] not in held:
             check_port(spec.server.host, spec.server.port or 0)  # an error is raised before anything is stopped
         earlier = self._slot(name)
         slot = earlier or "1"
@@ -320,6 +317,7 @@ class DockerBackend:
             self._wait(spec, folder, new, PreviousState(None, None), progress)
             new.update(restart_policy={"Name": spec.container.restart})  # until now a crash was to be seen
         except BaseException:
+            self._stop(new)  # it may have answered by now
             new.remove(v=True, force=True)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -362,11 +360,7 @@ class DockerBackend:
         if network == "host":
             return
         if listener is None:
-            if network is None and not self._engine.networks.list(names=[f"^{NETWORK}$"]):
-                with suppress(APIError):  # another process has just made it
-                    between = {"com.docker.network.bridge.enable_icc": "false"}
-                    self._engine.networks.create(NETWORK, driver="bridge", options=between, check_duplicate=True)
-            listener = self._engine.containers.create(**options)
+            listener = self._engine.containers.create(**options, network=network or self._network())
             if network is not None:  # where others reach it by the endpoint's name
                 joined = self._engine.networks.get(network)
                 joined.disconnect(listener)
@@ -377,15 +371,22 @@ class DockerBackend:
             listener.remove(v=True, force=True)
             raise
 
+    def _network(self) -> str:
+        """Return the id of the listeners' network, which stays; of two that were made at the same time, the first."""
+        if not (found := self._engine.networks.list(names=[f"^{NETWORK}$"])):
+            between = {"com.docker.network.bridge.enable_icc": "false"}
+            self._engine.networks.create(NETWORK, driver="bridge", options=between)
+            found = self._engine.networks.list(names=[f"^{NETWORK}$"])
+        return str(min(found, key=lambda one: one.attrs["Created"]).id)
+
     def _wait(self, spec: EndpointSpec, folder: Path, server: Any, before: PreviousState, progress: Progress) -> None:
         is_new = before.spec is None
 
         def why_ended() -> str:
             server.reload()
             is_killed = is_new and server.attrs["State"]["OOMKilled"]  # else it may be long ago, and of one worker
-            return (
-                "" if server.status in ("created", "running") and not is_killed else f"its container {end_of(server)}"
-            )
+            lives = server.status in ("created", "running") and not is_killed
+            return "" if lives else f"its container {end_of(server)}"
 
         wait_until_served(spec, folder, before, why_ended, self.settings.ready_timeout_seconds, progress, _all_live)
 
