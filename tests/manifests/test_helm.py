@@ -167,7 +167,8 @@ def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, messa
 
 
 def test_the_chart_is_of_this_version() -> None:
-    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == __version__
 
 
 def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
