@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.deployments import (
     ObservedEndpoint,
     Span,
     VersionCounters,
+    parse_target,
     read_server_history,
     state_dir,
 )
@@ -103,6 +104,10 @@ def endpoint_pictures(
     name, now = one.endpoint.name, store.now()
     history = read_server_history(state_dir(name, settings), one.observation.url, span, _HISTORY_SECONDS)
     charts, notice = traffic_charts(name, history, span, now)
+    if not notice and not parse_target(one.endpoint.target).is_on_this_machine:
+        pods = one.endpoint.spec.kubernetes
+        if (pods.max_replicas or pods.replicas) > 1:
+            notice = "Figures of the one pod that has answered; Prometheus adds all of them up"
     if only_traffic:
         return Pictures(name, span, charts[:3], notice)
     rollouts = [found for found in store.rollouts(name) if found.created_at >= one.endpoint.created_at]

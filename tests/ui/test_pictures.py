@@ -12,17 +12,18 @@ import mlflow
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.deployments import CountedInterval, VersionCounters, state_dir
+from mlflow_deploy_plugin.deployments import CountedInterval, Observation, ObservedEndpoint, VersionCounters, state_dir
 from mlflow_deploy_plugin.deployments.server_metrics import parse_server_history
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Monitors, Rollout
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.store import Endpoint, Monitors, Rollout
 from mlflow_deploy_plugin.ui import overview
 from mlflow_deploy_plugin.ui.charts import LineChart
-from mlflow_deploy_plugin.ui.mlflow_pages import MonitorVerdict
-from mlflow_deploy_plugin.ui.pictures import rollout_picture, timelines, traffic_charts
+from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
+from mlflow_deploy_plugin.ui.pictures import endpoint_pictures, rollout_picture, timelines, traffic_charts
 from tests.support.console import PAGE
+from tests.support.metrics_page import serving
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 HOUR = [NOW.timestamp() - 10 * left for left in reversed(range(360))]
@@ -180,6 +181,23 @@ def history_line(at: float, **requests: int) -> bytes:
     return orjson.dumps({"at": at, "seconds": 10, "requests": counted, "durations": [], "rows": {}, "labels": 0})
 
 
+@pytest.mark.parametrize(("replicas", "said"), [(3, "Figures of the one pod that has answered"), (1, "")])
+def test_another_machine_s_server_is_asked_and_of_several_pods_one_answers(
+    mlflow_app: Any, replicas: int, said: str
+) -> None:
+    spec = apply_config(new_endpoint("far", "models:/m/1"), {"kubernetes.replicas": replicas})
+    stored = Endpoint("far", "onnxserve:/kubernetes/ml", spec, NOW, NOW)
+    line = history_line(time.time(), v3=70).replace(b'"f"', b'"far"').decode()
+    with serving({"/metrics/history?span=hour": line}) as url:
+        one = ObservedEndpoint(stored, Observation("running", url=url))
+        pages = MlflowPages(None, "")
+        found = endpoint_pictures(one, mlflow_app.store, load_settings(), pages, "hour", only_traffic=True)
+
+    assert last(found.charts[0]) == {"version 3": "7 /s"}
+    assert found.notice.startswith(said)
+    assert bool(found.notice) is bool(said)
+
+
 @pytest.fixture
 def drawn(mlflow_app: Any) -> Iterator[str]:
     """An endpoint `f` whose server has just ended, after an hour of requests."""
@@ -258,6 +276,7 @@ def test_a_store_that_does_not_answer_is_said(mlflow_app: Any, monkeypatch: pyte
     assert "the store at sqlite:////proc/nobody" in answer.get_data(as_text=True)
 
 
+@pytest.mark.long
 def test_fifty_endpoints_with_pictures_take_hardly_longer_than_without(
     mlflow_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -268,3 +269,19 @@ def test_what_is_written_down_is_all_that_is_needed_to_go_on(
     assert decide(plan, read, later, 1).progress.reason == decide(plan, looked.progress, later, 1).progress.reason
     assert decide(plan, read, later, 1).action == "roll_back"
     assert written["candidate"] == {"requests": 30, "errors": 1}
+
+
+def test_the_evidence_of_all_looks_is_kept_in_bounded_space(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
+    begun_at = datetime(2026, 11, 21, tzinfo=UTC)
+    row = Rollout(1, plan.endpoint, plan.to_json(), "stepping", 0, begun_at, {}, "", begun_at, begun_at)
+    looked = decide(plan, first_step, seen(10, counters=numbers(counted(1200, 2), counted(30, 1))), 5).progress
+    most = 0
+    for look in range(1, 2001):
+        row = with_progress(row, looked, begun_at + timedelta(seconds=2 * look))
+        most = max(most, len(row.figures["trace"]))
+
+    trace = row.figures["trace"]
+    assert most < 240
+    assert {tuple(shares) for _, _, shares in trace} == {("error_rate>1%", "disagreement>20%")}
+    assert (trace[0][0], trace[-1][0]) == (min(at for at, *_ in trace), 4000)
+    assert max(later[0] - earlier[0] for earlier, later in pairwise(trace)) < 4000 / 40
