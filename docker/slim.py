@@ -44,7 +44,7 @@ mlflow.MlflowClient("http://none")
 def slim(packages: Path) -> None:
     """Shrink one folder `site-packages`."""
     unused = {path for pattern in UNUSED for path in packages.glob(pattern)}
-    unused |= {path for path in packages.glob("botocore/data/*/") if path.name not in AWS}
+    unused |= {path for path in packages.glob("boto*/data/*/") if path.name not in AWS}
     for path in sorted(unused, reverse=True):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     # those in NAME.libs were patched by auditwheel: a stripped one is not page-aligned any more
