@@ -1,0 +1,101 @@
+"""How containers are made; on an engine they are tried in tests/docker/test_docker_target.py."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.deployments.backends.containers import (
+    DIGEST,
+    check_registry,
+    listener_options,
+    make_folder,
+    server_options,
+)
+from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec, new_endpoint
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    make_folder(tmp_path / "docker" / "flights")
+    return Settings(home=tmp_path, store_uri="postgresql+psycopg://ada:hidden@db/x")
+
+
+def flights(**config: Any) -> EndpointSpec:
+    said = {key.replace("__", "."): value for key, value in config.items()}
+    return new_endpoint("flights", "/models/flights", {"server.port": 8123, **said})
+
+
+def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_need(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("hidden\n")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://172.17.0.1:8080")
+    monkeypatch.setenv("ONNXSERVE_STORE_URI", settings.store_uri)
+    monkeypatch.setenv("EDITOR", "vi")
+
+    spec = flights(container__memory_bytes="536870912", container__cpus="1.5", container__environment__A="b")
+    made = server_options(spec, settings, "sha256:1")
+    assert (made["image"], made["mem_limit"], made["nano_cpus"]) == ("onnxserve:cpu", 536870912, 1_500_000_000)
+    assert {"A": "b", "AWS_ENDPOINT_URL": "http://172.17.0.1:8080"}.items() <= made["environment"].items()
+    assert made["environment"]["ONNXSERVE_PORT"] == "8123"
+    assert not {"EDITOR", "ONNXSERVE_STORE_URI"} & made["environment"].keys()
+    mounts = {mount["Target"]: mount["ReadOnly"] for mount in made["mounts"] if mount["Type"] == "bind"}
+    assert mounts == {
+        "/models/flights": True,
+        str(tmp_path / "docker" / "flights"): False,
+        str(tmp_path / "inference_log"): False,
+    }
+    secret = server_options(flights(container__secrets__TOKEN=str(tmp_path / "token")), settings, "sha256:1")
+    assert secret["environment"]["TOKEN"] == "hidden"
+    assert "hidden" not in str(secret["labels"])
+
+
+def test_the_listener_is_published_where_the_server_would_listen(settings: Settings) -> None:
+    assert listener_options(flights(), settings)["ports"] == {"8123/tcp": ("127.0.0.1", 8123)}
+    exposed = flights(server__host="0.0.0.0", server__insecure="true")
+    assert listener_options(exposed, settings)["ports"] == {"8123/tcp": ("0.0.0.0", 8123)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "image", "is_another"),
+    [
+        ({}, "sha256:1", False),
+        ({"capture__fraction": "0.5", "variants__flights__weight": "50"}, "sha256:1", False),
+        ({}, "sha256:2", True),
+        ({"server__threads": "8"}, "sha256:1", True),
+        ({"container__pids": "64"}, "sha256:1", True),
+        ({"container__restart": "no"}, "sha256:1", True),
+        ({"container__environment__A": "b"}, "sha256:1", True),
+    ],
+)
+def test_only_what_a_running_container_cannot_take_on_needs_another(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], image: str, is_another: bool
+) -> None:
+    before = server_options(flights(), settings, "sha256:1")["labels"][DIGEST]
+    monkeypatch.setenv("AWS_REGION", "that of another shell")
+    after = server_options(flights(**changed), settings, image)["labels"][DIGEST]
+    assert (after != before) is is_another
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("sqlite:////home/ada/mlflow.db", "the registry sqlite:… is a file of this machine, and no container reads it"),
+        ("/home/ada/mlruns", "the registry file:… is a file of this machine"),
+        ("http://127.0.0.1:5000", "say -C container.network=host; or let `mlflow server --host` listen on docker0's"),
+        ("http://localhost:5000", "no container reaches http://localhost:5000, this machine's loopback"),
+    ],
+)
+def test_a_registry_that_no_container_reaches_is_refused_with_what_would_do(uri: str, said: str) -> None:
+    with pytest.raises(InvalidConfig) as refused:
+        check_registry(uri, is_host=False)
+    assert said in refused.value.message
+
+
+def test_a_registry_within_reach_is_not() -> None:
+    check_registry("http://172.17.0.1:5000", is_host=False)
+    check_registry("http://127.0.0.1:5000", is_host=True)
+    check_registry("databricks-uc", is_host=False)
