@@ -49,6 +49,7 @@ class Workflow:
 
     def __post_init__(self) -> None:
         self._document = yaml.load(self.file.read_text(), yaml.BaseLoader)  # `on` is a word, not True
+        assert self._document["defaults"]["run"]["shell"] == "bash", "steps run here with pipefail"
         call = self._document["on"].get("workflow_call", {})
         declared = call.get("inputs", {})
         assert set(self.inputs) <= set(declared), "an input that the workflow does not have"
@@ -69,8 +70,9 @@ class Workflow:
             leave_out: names of steps that are not run.
         """
         described = self._document["jobs"][job]
-        needs = self._context["needs"]
-        if not self._holds(described.get("if", "true"), False):
+        needs, before = self._context["needs"], described.get("needs", [])
+        has_failed = any(needs[one]["result"] != "success" for one in ([before] if isinstance(before, str) else before))
+        if not self._holds(described.get("if", "true"), has_failed):
             needs[job] = {"result": "skipped"}
             return []
         self._context["steps"] = {}
