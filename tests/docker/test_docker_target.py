@@ -101,6 +101,13 @@ def other_image(image: str) -> Iterator[str]:
     run_docker("rmi", "-f", f"{image}-other")
 
 
+def register(name: str, models: Models) -> None:
+    """Register the models `once` and `twice` as versions 1 and 2."""
+    for folder in (models.once, models.twice):
+        graph = onnx.load(f"{folder}/model.onnx")
+        mlflow.onnx.log_model(graph, name="model", signature=SIGNATURE, registered_model_name=name)
+
+
 def predictions(client: BaseDeploymentClient, name: str) -> Any:
     answer = client.predict(name, {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}})
     return json.loads(answer.to_json())["predictions"]
@@ -336,9 +343,7 @@ def test_an_alias_is_followed_by_the_container(
     client: BaseDeploymentClient, name: str, models: Models, image: str, tracking_uri: str
 ) -> None:
     registry = mlflow.MlflowClient(tracking_uri)
-    for folder in (models.once, models.twice):
-        graph = onnx.load(f"{folder}/model.onnx")
-        mlflow.onnx.log_model(graph, name="model", signature=SIGNATURE, registered_model_name=name)
+    register(name, models)
     registry.set_registered_model_alias(name, "live", "1")
     client.create_deployment(name, f"models:/{name}@live", config={"container.image": image})
     assert predictions(client, name) == [{"y": 3.0}]
@@ -349,6 +354,25 @@ def test_an_alias_is_followed_by_the_container(
 
     wait_until(lambda: predictions(client, name) == [{"y": 6.0}], 30)
     assert client.get_deployment(name)["version"] == "2"
+
+
+@pytest.mark.long
+def test_a_rollout_brings_a_version_into_the_container(
+    client: BaseDeploymentClient, name: str, models: Models, image: str, tracking_uri: str
+) -> None:
+    register(name, models)
+    mlflow.MlflowClient(tracking_uri).set_registered_model_alias(name, "live", "1")
+    url = client.create_deployment(name, f"models:/{name}@live", config={"container.image": image})["url"]
+    before = container(name)["Id"]
+
+    with load(url) as answers:
+        options = ["--steps", "50,100", "--every", "2s", "--min-requests", "20", "--abort-on", "error_rate>1%"]
+        said = CliRunner().invoke(main, ["rollout", name, "--to", "2", *options, "--wait"])
+
+    assert said.exit_code == 0, said.output
+    assert predictions(client, name) == [{"y": 6.0}]
+    assert container(name)["Id"] == before
+    assert set(answers) == {str(f'{{"predictions":[{{"y":{y}}}]}}'.encode()) for y in (3.0, 6.0)}
 
 
 def test_a_deleted_deployment_leaves_nothing(
