@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.local import check_port, choose_port, is_port_free, read_applied_spec
+from mlflow_deploy_plugin.deployments.backends.local import (
+    LocalBackend,
+    check_port,
+    choose_port,
+    is_port_free,
+    read_applied_spec,
+)
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import (
     WANTED,
@@ -115,3 +122,8 @@ def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss
 
     assert report.errors == {"a": "broken", "b": "too"}
     assert report.missing == ("a",)
+
+
+def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="is for targets that run an image"):
+        LocalBackend(Settings(home=tmp_path)).apply(apply_config(SPEC, {"container.cpus": "2"}), print)
