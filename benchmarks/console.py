@@ -1,0 +1,104 @@
+"""What the console's pictures cost: the page with and without them, one picture, and what the agent does for them.
+
+python benchmarks/console.py
+
+One process with MLflow's Flask app on SQLite, and endpoints whose servers do not run, each with an hour of history of two
+versions. Milliseconds of CPU, the median of rounds in which the cases take turns.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+
+ENDPOINTS, ROUNDS = 50, 9
+BOUNDS = ("0.0005", "0.001", "0.0025", "0.005", "0.01")
+
+
+def prepare(home: Path) -> None:
+    """Point MLflow and onnxserve to a folder, with endpoints and their histories."""
+    os.environ |= {"ONNXSERVE_HOME": str(home), "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{home}/mlflow.db"}
+    os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(home / "artifacts")
+    from mlflow_deploy_plugin.deployments import state_dir
+    from mlflow_deploy_plugin.settings import load_settings
+    from mlflow_deploy_plugin.spec import new_endpoint
+    from mlflow_deploy_plugin.store import open_store
+
+    store = open_store(load_settings().store_url)
+    for number in range(ENDPOINTS):
+        name = f"e{number:02}"
+        store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/Production"))
+        folder = state_dir(name, load_settings()) / "history"
+        folder.mkdir(parents=True)
+        (folder / "hour.jsonl").write_bytes(b"\n".join(history_line(name, left) for left in reversed(range(360))))
+    store.close()
+
+
+def history_line(endpoint: str, left: int) -> bytes:
+    versions = [[endpoint, "main", "m", version] for version in ("1", "2")]
+    document = {
+        "at": time.time() - 10 * left,
+        "seconds": 10.0,
+        "requests": [[*one, status, 70] for one in versions for status in ("200", "400")],
+        "durations": [[*one, dict.fromkeys(BOUNDS, 14)] for one in versions],
+        "rows": {endpoint: 280},
+        "labels": 5,
+    }
+    return orjson.dumps(document)
+
+
+def agent_reading(endpoints: int) -> Callable[[], object]:
+    """Return what the agent does every ten seconds, for a server of so many endpoints."""
+    folder = tempfile.mkdtemp()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    from mlflow_deploy_plugin.server.observability.history import _read_counts
+    from mlflow_deploy_plugin.server.observability.metrics import Metrics
+
+    metrics = Metrics()
+    for number in range(endpoints):
+        for version in ("1", "2"):
+            for status in ("200", "400"):
+                metrics.count_request((f"e{number}", "main", "m", version, "v2", status), 0.003)
+    return lambda: _read_counts(Path(folder))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        from mlflow.server import app
+
+        from mlflow_deploy_plugin.ui import overview
+        from mlflow_deploy_plugin.ui.app import extend
+
+        extend(app)
+        client = app.test_client()
+
+        def page(drawn: int) -> None:
+            overview._DRAWN = drawn
+            client.get("/onnxserve")
+
+        cases: dict[str, Callable[[], object]] = {
+            **{
+                f"page of {ENDPOINTS} endpoints, {drawn} drawn": lambda drawn=drawn: page(drawn) for drawn in (0, 6, 50)
+            },
+            "the small pictures of one": lambda: client.get("/onnxserve/pictures?endpoint=e00"),
+            "all pictures of one": lambda: client.get("/onnxserve/pictures?endpoint=e00&whole=1"),
+            **{f"the agent's reading, {count} endpoints": agent_reading(count) for count in (1, 50)},
+        }
+        taken: defaultdict[str, list[float]] = defaultdict(list)
+        for _ in range(ROUNDS):
+            for name, run in cases.items():
+                begun = time.process_time()
+                run()
+                taken[name].append(1000 * (time.process_time() - begun))
+        for name, found in taken.items():
+            print(f"| {name} | {statistics.median(found):.1f} ms |")
+
+
+if __name__ == "__main__":
+    main()
