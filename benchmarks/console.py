@@ -2,8 +2,8 @@
 
 python benchmarks/console.py
 
-One process with MLflow's Flask app on SQLite, and endpoints whose servers do not run, each with an hour of history of two
-versions. Milliseconds of CPU, the median of rounds in which the cases take turns.
+One process with MLflow's Flask app on SQLite, and endpoints whose servers do not run, each with an hour of history of
+two versions. Milliseconds of CPU, the median of rounds in which the cases take turns.
 """
 
 import os
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -83,9 +84,7 @@ def main() -> None:
             client.get("/onnxserve")
 
         cases: dict[str, Callable[[], object]] = {
-            **{
-                f"page of {ENDPOINTS} endpoints, {drawn} drawn": lambda drawn=drawn: page(drawn) for drawn in (0, 6, 50)
-            },
+            **{f"page of {ENDPOINTS} endpoints, {drawn} drawn": partial(page, drawn) for drawn in (0, 6, 50)},
             "the small pictures of one": lambda: client.get("/onnxserve/pictures?endpoint=e00"),
             "all pictures of one": lambda: client.get("/onnxserve/pictures?endpoint=e00&whole=1"),
             **{f"the agent's reading, {count} endpoints": agent_reading(count) for count in (1, 50)},
