@@ -1,7 +1,10 @@
 """The workflow of a model repository, step by step: real trainings, a real MLflow server, an endpoint under traffic."""
 
+import os
 import runpy
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from tests.support.guides import ROOT
+from tests.support.guides import ROOT, blocks
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 from tests.support.workflows import StepResult, Workflow
@@ -94,6 +97,26 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         assert stages() == {"1": "Archived", "2": "Production", "3": "None", "4": "None"}
     finally:
         client.delete_deployment(MODEL)
+
+
+@pytest.mark.long
+def test_the_script_for_gitlab_trains_and_gates_a_version(repository: Repository) -> None:
+    (document,) = (block for block in blocks("yaml", (ROOT / "docs/ci.md").read_text()) if "stages:" in block)
+    gitlab = yaml.safe_load(document)
+    environment = {
+        **os.environ,
+        **gitlab["variables"],
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PIP_NO_INDEX": "1",
+        "MLFLOW_TRACKING_URI": MlflowClient().tracking_uri,
+    }
+    script = "\n".join(gitlab["version"]["script"])
+    ran = subprocess.run(
+        ["bash", "-ec", script], cwd=repository.folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{MODEL} version 1: passed" in ran.stdout
+    assert (repository.folder / "version.env").read_text() == "VERSION=1\n"
 
 
 def test_a_training_that_registers_nothing_stops_in_one_line(repository: Repository) -> None:
