@@ -14,6 +14,7 @@ import yaml
 from tests.support.waiting import wait_until
 
 Manifest = dict[str, Any]
+_OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 
 
 def _kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,8 @@ class Cluster:
         return done.stdout
 
     def apply(self, manifest: Manifest) -> None:
+        if self.is_old:
+            manifest = {**manifest, "apiVersion": _OLD.get(manifest["apiVersion"], manifest["apiVersion"])}
         if manifest["kind"] == "CronJob" and self.is_old:
             manifest = {**manifest, "apiVersion": "batch/v1beta1", "spec": dict(manifest["spec"])}
             del manifest["spec"]["timeZone"]

@@ -1,0 +1,66 @@
+"""The Helm chart on a real cluster: the store is migrated, controllers judge, endpoints answer and follow values."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docker.conftest import run_docker
+from tests.manifests.test_helm import NEEDS_HELM, template
+from tests.support.services.cluster import Cluster, Manifest, own_namespace
+from tests.support.services.postgresql import postgresql_server
+from tests.support.waiting import wait_until
+
+pytestmark = [NEEDS_HELM, pytest.mark.docker, pytest.mark.postgresql, pytest.mark.long, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture
+def model_image(image: str, model_folder: Path) -> Iterator[str]:
+    """An image with a model in it, so that no registry is asked."""
+    tag = f"{image}-model"
+    (model_folder.parent / "Dockerfile").write_text(f"FROM {image}\nCOPY model /model\n")
+    run_docker("build", "-q", "-t", tag, str(model_folder.parent))
+    yield tag
+    run_docker("rmi", "-f", tag, check=False)
+
+
+@pytest.fixture
+def cluster(gateway: str, model_image: str, controller_image: str) -> Iterator[Cluster]:
+    with postgresql_server(gateway) as store_url, own_namespace() as made:
+        made.secret("onnxserve", {"ONNXSERVE_STORE_URI": store_url})
+        yield made
+
+
+def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
+    cluster: Cluster, model_image: str, controller_image: str
+) -> None:
+    def documents(variants: dict[str, Any]) -> dict[str, Manifest]:
+        pod = {"image": model_image, "cpus": 0.5, "memory_bytes": 512 * 1024**2}
+        endpoint = {"variants": variants, "container": pod, "kubernetes": {"replicas": 2}}
+        values = {
+            "endpoints": {"flights": endpoint},
+            "controller": {"enabled": True, "image": controller_image, "resources": {}},
+        }
+        made = [one for one in template(values) if one["metadata"].pop("namespace")]  # it is the cluster's own here
+        return {f"{one['kind']}/{one['metadata']['name']}": one for one in made}
+
+    def ready(name: str) -> bool:
+        (found,) = cluster.items("deployment", f"--field-selector=metadata.name={name}")
+        return bool(found["status"].get("readyReplicas") == 2)
+
+    champion = {"model": "/model", "weight": 90}
+    whole = documents({"champion": champion})
+    cluster.apply(whole.pop("Job/shipped-migration"))  # Helm's hook, before everything else
+    assert cluster.end_of("shipped-migration") == "Complete", cluster.logs("shipped-migration")
+    for document in whole.values():
+        cluster.apply(document)
+    for name in ("flights", "shipped-controller"):
+        wait_until(partial(ready, name), 300, f"two pods of {name}")
+
+    pods = [pod["metadata"]["name"] for pod in cluster.items("pod", "-l=app.kubernetes.io/instance=flights")]
+    cluster.apply(documents({"champion": champion, "next": {"model": "/model", "weight": 10}})["ConfigMap/flights"])
+    wanted = ["exec", pods[0], "--", "cat", "/var/lib/onnxserve/server/wanted.json"]
+    wait_until(lambda: '"next"' in cluster.kubectl(*wanted), 180, "the kubelet's look at the ConfigMap")
+    assert pods == [pod["metadata"]["name"] for pod in cluster.items("pod", "-l=app.kubernetes.io/instance=flights")]
