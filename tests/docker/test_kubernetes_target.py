@@ -325,7 +325,7 @@ def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymen
     old = documents.replace("policy/v1\n", "policy/v1beta1\n")
     cluster.kubectl("apply", "-f", "-", given=old)
     with pytest.raises(
-        MlflowException, match=r"a Deployment .gitops. is in namespace .* already, which onnxserve has not made"
+        MlflowException, match=r"a ConfigMap .gitops. is in namespace .* already, which onnxserve has not made"
     ):
         client.create_deployment("gitops", "models:/adder/1")
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import make_url
 
 from mlflow_deploy_plugin.deployments.backends import Observation
-from mlflow_deploy_plugin.deployments.backends.kubernetes_api import Cluster
+from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from mlflow_deploy_plugin.deployments.backends.local import PreviousState, compare_applied, served_failure
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
@@ -54,6 +54,7 @@ _LOG_LINES = 50
 _STOP_MARGIN_SECONDS = 60
 _LOG_QUEUE = 10_000
 _PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+_MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _NO_MLFLOW = (
     "the pods do not reach MLflow at {uri}: say by -C container.environment.MLFLOW_TRACKING_URI=… where it is for "
     "them, or by -C container.secrets.MLFLOW_TRACKING_URI=SECRET/KEY"
@@ -103,6 +104,7 @@ class KubernetesBackend:
     settings: Settings
     namespace: str
     _cluster: Cluster = field(init=False)
+    _may_look: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
@@ -115,20 +117,17 @@ class KubernetesBackend:
             AlreadyExists: objects of its name are somebody else's.
         """
         begun = time.monotonic()
-        documents = kubernetes_documents(spec, Place(self.namespace, pod_environment(spec), self._owner))
         running = self._cluster.get("Deployment", spec.name)
-        if running is not None and not (self._is_ours(running) or spec.kubernetes.force_conflicts):
-            owner = running["metadata"].get("annotations", {}).get(OWNER)
-            raise AlreadyExists(
-                f"a Deployment {spec.name!r} is in namespace {self.namespace} already, which "
-                f"{f'belongs to the store {owner}' if owner else 'onnxserve has not made'}; "
-                "kubernetes.force_conflicts=true takes it over"
-            )
+        environment = kept_environment(running) or pod_environment(spec)
+        documents = kubernetes_documents(spec, Place(self.namespace, environment, self._owner))
+        if not spec.kubernetes.force_conflicts:
+            self._refuse_others(documents)
         pods = self._living_pods(spec.name) if running is not None else []
         before = {pod["metadata"]["name"]: state for pod in pods if (state := self._read_pod(pod)) is not None}
         for document in documents:
             if document["kind"] == "Deployment" and spec.kubernetes.max_replicas is not None:
-                document["spec"]["replicas"] = _scaled_replicas(running, spec)
+                now = 0 if running is None else running["spec"].get("replicas", 0)  # the autoscaler's, which we keep
+                document["spec"]["replicas"] = max(spec.kubernetes.replicas, min(now, spec.kubernetes.max_replicas))
             self._cluster.apply(document, spec.kubernetes.force_conflicts)
         wanted = {document["kind"] for document in documents}
         for kind in _OPTIONAL:
@@ -274,6 +273,19 @@ class KubernetesBackend:
     def _is_ours(self, document: Document) -> bool:
         return bool(document["metadata"].get("annotations", {}).get(OWNER) == self._owner)
 
+    def _refuse_others(self, documents: list[Document]) -> None:
+        """Raise AlreadyExists if an object is there that another has made: what is applied would be merged into it."""
+        for document in documents:
+            kind, name = document["kind"], document["metadata"]["name"]
+            found = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
+            if found is not None and not self._is_ours(found):
+                owner = found["metadata"].get("annotations", {}).get(OWNER)
+                raise AlreadyExists(
+                    f"a {kind} {name!r} is in namespace {self.namespace} already, which "
+                    f"{f'belongs to the store {owner}' if owner else 'onnxserve has not made'}; "
+                    "kubernetes.force_conflicts=true takes it over"
+                )
+
     def _delete(self, kind: str, name: str) -> None:
         """Delete an object if it is ours."""
         if self._cluster.serves(kind):
@@ -287,7 +299,7 @@ class KubernetesBackend:
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
     def _read_pod(self, pod: Document) -> PodState | None:
-        """Return the state files of a pod; None if it does not run, or may not be looked into."""
+        """Return the state files of a pod; None if they cannot be read now, or never, as `_may_look` says."""
         if "running" not in _container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
@@ -301,6 +313,9 @@ class KubernetesBackend:
                     WorkerState.model_validate_json(text) for name, text in files.items() if name.startswith("workers/")
                 ),
             )
+        except ApiRefused as error:
+            self._may_look = self._may_look and error.status != 403
+            return None
         except (OnnxserveError, ValueError):
             return None
 
@@ -327,7 +342,8 @@ class KubernetesBackend:
             if trouble is not None:
                 pending = f"{pending}: {trouble.text}"
             if time.monotonic() > deadline:
-                said = "" if trouble is not None else self._unready_words(pods)
+                unready = [pod for pod in pods if trouble is None and not _is_ready(pod)]
+                said = f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
                 raise DeploymentFailed(
                     f"{spec.name}: not ready after {seconds:g} s, still {pending}{said} "
                     "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
@@ -342,8 +358,10 @@ class KubernetesBackend:
         for pod in pods:
             name = pod["metadata"]["name"]
             state = self._read_pod(pod)
+            if state is None and self._may_look:
+                return f"the state of pod {name} cannot be read"
             if state is None:
-                continue  # we may not look; it is ready
+                continue  # it is ready, and no more can be known
             applied = compare_applied(spec, state.wanted, state.workers)
             earlier = before.get(name)
             previous = PreviousState(earlier.spec if earlier else None, earlier.agent if earlier else None)
@@ -368,20 +386,16 @@ class KubernetesBackend:
         found = [trouble for one in conditions if (trouble := quota_trouble(one)) is not None]
         for pod in pods:
             if (trouble := pod_trouble(pod)) is not None:
-                words = self._last_words(pod["metadata"]["name"]) if trouble.wrote else ""
+                words = self._last_words(pod) if trouble.wrote else ""
                 found.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
         return next((one for one in found if one.is_final), next(iter(found), None))
 
-    def _last_words(self, pod: str) -> str:
-        lines = self._cluster.pod_log(pod, CONTAINER, _LOG_LINES, previous=True)
-        line = error_line(lines or self._cluster.pod_log(pod, CONTAINER, _LOG_LINES))
+    def _last_words(self, pod: Document) -> str:
+        """Return the line of a pod's log that says best why it has ended or is not ready."""
+        name = pod["metadata"]["name"]
+        lines = self._cluster.pod_log(name, CONTAINER, _LOG_LINES, previous=True)
+        line = error_line(lines or self._cluster.pod_log(name, CONTAINER, _LOG_LINES))
         return f": {line}" if line else ""
-
-    def _unready_words(self, pods: list[Document]) -> str:
-        """Return the last line of a pod that runs and does not become ready."""
-        unready = [pod["metadata"]["name"] for pod in pods if not _is_ready(pod)]
-        lines = self._cluster.pod_log(unready[0], CONTAINER, _LOG_LINES) if unready else []
-        return f"; last in the log of pod {unready[0]}: {lines[-1]}" if lines else ""
 
     def _wait_until_gone(self, name: str, deployment: Document) -> None:
         """Wait until no pod is left, or their time is up."""
@@ -389,6 +403,13 @@ class KubernetesBackend:
         deadline = time.monotonic() + seconds + _STOP_MARGIN_SECONDS
         while self._cluster.find("Pod", {LABEL: name}) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+
+
+def kept_environment(deployment: Document | None) -> dict[str, str]:
+    """Return where the pods of a Deployment ask MLflow: a later command may be typed where another one is set."""
+    containers = [] if deployment is None else deployment["spec"]["template"]["spec"]["containers"]
+    variables = [variable for one in containers if one["name"] == CONTAINER for variable in one.get("env", ())]
+    return {one["name"]: one["value"] for one in variables if one["name"] in _MLFLOW and one.get("value")}
 
 
 def pod_environment(spec: EndpointSpec) -> dict[str, str]:
@@ -399,7 +420,7 @@ def pod_environment(spec: EndpointSpec) -> dict[str, str]:
     """
     import mlflow  # takes a second, which `list` should not wait for
 
-    uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
+    uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     found = {
         variable: str(uri)
         for variable, uri in uris.items()
@@ -470,9 +491,3 @@ def _container_status(pod: Document) -> Document:
 
 def _is_ready(pod: Document) -> bool:
     return bool(_container_status(pod).get("ready"))
-
-
-def _scaled_replicas(running: Document | None, spec: EndpointSpec) -> int:
-    """Return the pods of an endpoint that is scaled: as many as it has now, within the limits of the spec."""
-    now = 0 if running is None else running["spec"].get("replicas", 0)
-    return max(spec.kubernetes.replicas, min(now, spec.kubernetes.max_replicas or now))

@@ -62,7 +62,7 @@ _OUR_MANAGERS = (MANAGER, "before-first-apply")
 
 
 class ApiRefused(DeploymentFailed):
-    """The API server refused a request; `status` is the HTTP status."""
+    """The API server refused a request; `status` is the HTTP status, 0 if it is unknown."""
 
     status: int
 
@@ -188,7 +188,8 @@ class Cluster:
         """Run a command in a container and return what it prints.
 
         Raises:
-            DeploymentFailed: it cannot be run, or ends with an error.
+            ApiRefused: it cannot be run; with status 403, it may not.
+            DeploymentFailed: it ends with an error.
         """
         try:
             running = stream(
@@ -207,9 +208,10 @@ class Cluster:
             printed: str = running.read_stdout(timeout=0) or ""
             status = running.returncode
         except (ApiException, OSError, AttributeError, ValueError, KeyError, TypeError) as error:
-            raise DeploymentFailed(
-                f"no command can be run in pod {pod}: {' '.join(str(error).split())[:300]}"
-            ) from None
+            why = " ".join(str(error).split())[:300]
+            refused = ApiRefused(f"no command can be run in pod {pod}: {why}")
+            refused.status = getattr(error.__context__, "status_code", 0)  # of the answer that opens no web socket
+            raise refused from None
         if status != 0:
             raise DeploymentFailed(f"a command in pod {pod} has ended with status {status}")
         return printed

@@ -6,6 +6,7 @@ import pytest
 
 from mlflow_deploy_plugin.deployments.backends.kubernetes import (
     PodTrouble,
+    kept_environment,
     pending_rollout,
     pod_environment,
     pod_trouble,
@@ -108,6 +109,18 @@ def test_pods_are_told_of_the_mlflow_that_they_reach(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert set(pod_environment(new_endpoint("f", model, config))) == found
+
+
+def test_pods_keep_the_mlflow_of_the_first_command() -> None:
+    variables = [
+        {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"},
+        {"name": "MLFLOW_REGISTRY_URI", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+        {"name": "AWS_REGION", "value": "eu"},
+    ]
+    containers = [{"name": "onnxserve", "env": variables}, {"name": "injected", "env": []}]
+    deployment = {"spec": {"template": {"spec": {"containers": containers}}}}
+    assert kept_environment(deployment) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    assert kept_environment(None) == {}
 
 
 def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
