@@ -134,28 +134,34 @@ class Cluster:
         if not self.serves(kind):
             raise InvalidConfig(f"the cluster knows no {kind} ({_RESOURCES[kind][1]}), which the spec asks for")
         document = {**document, "apiVersion": self._version(kind)}
-        path = f"{self._path(kind)}/{name}"
-        for attempt in range(_CONFLICT_TRIES):
-            try:
-                query = {"fieldManager": MANAGER, "force": str(force).lower()}
-                self._request("PATCH", path, query, document, "application/apply-patch+yaml")
-                return
-            except ApiRefused as error:
-                if error.status != 409 or attempt == _CONFLICT_TRIES - 1:
-                    raise
-                if owners := dict.fromkeys(_CONFLICT.findall(error.message)):
-                    if not all(owner in _OUR_MANAGERS for owner in owners):
-                        raise DeploymentFailed(
-                            f"{kind} {name} has fields that {join_names(owners)} has set: {error.message}; "
-                            "kubernetes.force_conflicts=true takes them over"
-                        ) from None
-                    force = True
-                time.sleep(0.1 * 2**attempt)
+        try:
+            self._patch(kind, name, document, "application/apply-patch+yaml", force=str(force).lower())
+        except ApiRefused as error:
+            owners = dict.fromkeys(_CONFLICT.findall(error.message))
+            if not owners:
+                raise
+            if not all(owner in _OUR_MANAGERS for owner in owners):
+                raise DeploymentFailed(
+                    f"{kind} {name} has fields that {join_names(owners)} has set: {error.message}; "
+                    "kubernetes.force_conflicts=true takes them over"
+                ) from None
+            self._patch(kind, name, document, "application/apply-patch+yaml", force="true")
 
     def merge(self, kind: str, name: str, change: Document) -> None:
         """Change fields of an object. Raises DeploymentFailed as `apply`."""
-        content_type = "application/merge-patch+json"
-        self._request("PATCH", f"{self._path(kind)}/{name}", {"fieldManager": MANAGER}, change, content_type)
+        self._patch(kind, name, change, "application/merge-patch+json")
+
+    def _patch(self, kind: str, name: str, change: Document, content_type: str, **query: str) -> None:
+        """Change an object, again if it was changed at the same moment."""
+        path = f"{self._path(kind)}/{name}"
+        for attempt in range(_CONFLICT_TRIES):
+            try:
+                self._request("PATCH", path, {"fieldManager": MANAGER, **query}, change, content_type)
+                return
+            except ApiRefused as error:
+                if error.status != 409 or _CONFLICT.search(error.message) or attempt == _CONFLICT_TRIES - 1:
+                    raise
+                time.sleep(0.1 * 2**attempt)
 
     def delete(self, kind: str, name: str) -> None:
         """Delete an object with all that belongs to it; one that is gone is no error."""

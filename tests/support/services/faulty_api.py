@@ -30,14 +30,14 @@ class FaultyApi:
     Attributes:
         faults: the faults that each new request (method and path) meets, one after the other, before it is passed on:
             409 (for PATCH alone), 429, 500 or `cut`.
-        cut_after: bytes after which a stream of log lines is cut, the first time.
+        cut_after: bytes, with the head, after which a stream of log lines is cut, the first time.
         met: how often each fault was met.
     """
 
     server: str
     certificate: str
     faults: Sequence[Fault] = ("409", "429", "500", "cut")
-    cut_after: int = 500
+    cut_after: int = 300
     met: Counter[Fault] = field(default_factory=Counter)
     asked: Counter[str] = field(default_factory=Counter)
 
