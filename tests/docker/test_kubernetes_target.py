@@ -7,6 +7,7 @@ import base64
 import itertools
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed
-from tests.docker.conftest import ROOT
+from tests.docker.conftest import ROOT, run_docker
 from tests.support.models import adder
 from tests.support.services.cluster import Cluster, own_namespace
 from tests.support.services.faulty_api import faulty_api
@@ -130,7 +131,7 @@ def create(client: BaseDeploymentClient, cluster: Cluster, image: str) -> Iterat
 
     def make(**config: Any) -> Endpoint:
         name = f"f{next(_numbers)}"
-        fields = {"container.image": image, "kubernetes.replicas": 2, "container.cpus": 0.5, **config}
+        fields = {"container.image": image, "kubernetes.replicas": 2, **config}
         client.create_deployment(name, "models:/adder@live", config=fields)
         made.append(name)
         (service,) = cluster.items("service", f"--field-selector=metadata.name={name}", f"--kubeconfig={KUBECONFIG}")
@@ -348,7 +349,7 @@ def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
 def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is_deleted(
     create: Callable[..., Endpoint], client: BaseDeploymentClient, cluster: Cluster
 ) -> None:
-    scaled = create(**{"kubernetes.replicas": 1, "kubernetes.max_replicas": 3})
+    scaled = create(**{"kubernetes.replicas": 1, "kubernetes.max_replicas": 3, "container.cpus": 0.5})
     label = ["-l", f"app.kubernetes.io/instance={scaled.name}"]
     (autoscaler,) = cluster.items("hpa", *label)
     assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 3)
@@ -365,6 +366,22 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
     client.delete_deployment(scaled.name)
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb,hpa,replicaset,pod"
     wait_until(lambda: cluster.items(kinds, *label) == [], 60, "nothing is left")
+
+
+def test_a_model_in_the_image_needs_no_registry(
+    client: BaseDeploymentClient, image: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/nothing.db")
+    shutil.copytree(model_folder, tmp_path / "image" / "model")
+    (tmp_path / "image" / "Dockerfile").write_text(f"FROM {image}\nCOPY model /opt/ml/model\n")
+    tag = f"{image}-baked"
+    run_docker("build", "-q", "-t", tag, str(tmp_path / "image"))
+    try:
+        client.create_deployment("baked", "/opt/ml/model", config={"container.image": tag, "kubernetes.replicas": 1})
+        assert client.predict("baked", {"inputs": [[1.0, 2.0]]})["predictions"] == {"y": [[2.0, 4.0]]}
+    finally:
+        client.delete_deployment("baked")
+        run_docker("rmi", "-f", tag, check=False)
 
 
 def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_forbidden(
