@@ -47,6 +47,7 @@ ROOMS = {
     "grpc": "import mlflow_deploy_plugin.server.grpc.server, mlflow_deploy_plugin.server.grpc.service",
     "redis": "from mlflow_deploy_plugin.server.inference.circuit_breaker import import_redis; "
     "import_redis('redis://host:6379/0')",
+    "docker": "import mlflow_deploy_plugin.deployments.backends.docker, mlflow_deploy_plugin.images.engine",
     "kubernetes": "import mlflow_deploy_plugin.deployments.backends.kubernetes",
     "explain": "import mlflow_deploy_plugin.pyfunc.explainer",
     "spark": "import pyspark.sql, mlflow_deploy_plugin.batch.spark",
@@ -54,7 +55,19 @@ ROOMS = {
     "from mlflow_deploy_plugin.server.observability.tracing import open_tracer; assert open_tracer()",
 }
 NEEDS_AN_EXTRA = {
-    *("duckdb", "flask_wtf", "grpc", "keras", "kubernetes", "onnxruntime", "scipy", "shap", "skl2onnx", "statsmodels"),
+    *(
+        "docker",
+        "duckdb",
+        "flask_wtf",
+        "grpc",
+        "keras",
+        "kubernetes",
+        "onnxruntime",
+        "scipy",
+        "shap",
+        "skl2onnx",
+        "statsmodels",
+    ),
     *("tensorflow", "torch"),
 }
 """What a module of the package may lack in an environment without extras."""
