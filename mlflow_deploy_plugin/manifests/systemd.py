@@ -127,7 +127,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 def _quoted(text: str) -> str:
     """Return a text in the quotes of systemd.syntax(7), with `%` so that it is no specifier."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%")
+    special = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "%": "%%"}  # a \r ends a line, too
+    escaped = "".join(special.get(one, one) for one in text)
     return f'"{escaped}"'
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -93,14 +93,15 @@ def test_without_auth_it_listens_on_this_machine_alone_unless_the_spec_says_othe
     assert not served.server.insecure  # so that `serve` refuses
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0\r")))
+@settings(deadline=None)
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
 def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
     endpoint = new_endpoint("flights", "models:/x/1", {"container.environment.A": f"x{value}"})
     (quoted,) = [one for one in lines(FORMATS["systemd"](endpoint, Place())[UNIT], "Environment") if '"A=' in one]
-    inner = re.fullmatch(r'"A=((?:[^"\\%\n]|\\["\\n]|%%)*)"', quoted)
+    inner = re.fullmatch(r'"A=((?:[^"\\%\n\r]|\\["\\nr]|%%)*)"', quoted)
     assert inner is not None
-    unescape = {r"\"": '"', r"\\": "\\", r"\n": "\n", "%%": "%"}
-    assert re.sub(r'\\["\\n]|%%', lambda match: unescape[match[0]], inner[1]) == f"x{value}"
+    unescape = {r"\"": '"', r"\\": "\\", r"\n": "\n", r"\r": "\r", "%%": "%"}
+    assert re.sub(r'\\["\\nr]|%%', lambda match: unescape[match[0]], inner[1]) == f"x{value}"
 
 
 @pytest.mark.parametrize(
