@@ -30,7 +30,9 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
 ) -> None:
     browser, _, token = open_page(mlflow_app)
     begun = time.monotonic()
-    answer = browser.post(f"{PAGE}/act", data=form(endpoint, token), headers={"Origin": "http://localhost"})
+    pressed = form(endpoint, token, page=endpoint)  # on the endpoint's own page, to which it leads back
+    answer = browser.post(f"{PAGE}/act", data=pressed, headers={"Origin": "http://localhost"})
+    assert answer.headers["Location"].endswith(f"&endpoint={endpoint}")
     assert time.monotonic() - begun < 30  # the process goes on without the answer
     assert answer.status_code == 303
     html = wait_until(lambda: ended(browser, answer.headers["Location"]), 90, "the job has ended")

@@ -20,7 +20,7 @@ class Live {
       const answer = await fetch(this.place.dataset.live, { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "error" });
       const text = await answer.text();
       if (!answer.ok) throw new Error(answer.headers.get("content-type")?.startsWith("text/plain") ? text : `MLflow answers ${answer.status}`);
-      this.show(text);
+      if (reading !== this.place) this.show(text); // a reader may have begun to read meanwhile
       this.say("");
     } catch (error) {
       this.say(`Not up to date since ${this.shownAt ?? "the page was loaded"}: ${error.name === "TypeError" || error.name === "TimeoutError" ? "MLflow does not answer" : error.message}`);
