@@ -33,7 +33,7 @@ _USER_ID = 10001
 _SHARED = "/var/lib/onnxserve"
 """The folder of the image that every user may write: the volume with the socket takes its place."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
-_NOT_PASSED_ON = ("ONNXSERVE_STORE_URI", "ONNXSERVE_KEYS_FILE", "ONNXSERVE_LISTENER")
+_NOT_PASSED_ON = ("ONNXSERVE_STORE_URI", "ONNXSERVE_KEYS_FILE", "ONNXSERVE_LISTENER", "ONNXSERVE_SECRETS")
 _LISTENER_MEMORY = 64 * 1024**2
 _LAST_LINES = 100
 

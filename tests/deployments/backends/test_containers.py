@@ -34,6 +34,7 @@ def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_nee
     (tmp_path / "token").write_text("hidden\n")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://172.17.0.1:8080")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", settings.store_uri)
+    monkeypatch.setenv("ONNXSERVE_SECRETS", "/run/secrets")  # a folder of this machine
     monkeypatch.setenv("EDITOR", "vi")
 
     spec = flights(container__memory_bytes="536870912", container__cpus="1.5", container__environment__A="b")
@@ -41,7 +42,7 @@ def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_nee
     assert (made["image"], made["mem_limit"], made["nano_cpus"]) == ("onnxserve:cpu", 536870912, 1_500_000_000)
     assert {"A": "b", "AWS_ENDPOINT_URL": "http://172.17.0.1:8080"}.items() <= made["environment"].items()
     assert made["environment"]["ONNXSERVE_PORT"] == "8123"
-    assert not {"EDITOR", "ONNXSERVE_STORE_URI"} & made["environment"].keys()
+    assert not {"EDITOR", "ONNXSERVE_STORE_URI", "ONNXSERVE_SECRETS"} & made["environment"].keys()
     mounts = {mount["Target"]: mount["ReadOnly"] for mount in made["mounts"] if mount["Type"] == "bind"}
     assert mounts == {
         "/models/flights": True,
