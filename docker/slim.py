@@ -18,7 +18,7 @@ from pathlib import Path
 
 UNUSED = (
     *("**/tests", "**/*.pyi", "**/*.pyx", "**/*.pxd", "**/*.pxi", "**/*.h", "**/*.hpp", "**/*.cpp", "**/*.a"),
-    *("numpy/f2py", "numpy/distutils", "zstandard/_cffi*", "pyarrow/include", "pyarrow/src", "pyarrow/*flight*.so*"),
+    *("numpy/distutils", "zstandard/_cffi*", "pyarrow/include", "pyarrow/src", "pyarrow/*flight*.so*"),
     *("pyarrow/_pyarrow_cpp_tests*", "pyarrow/*encryption*.so*", "pyarrow/*orc*.so", "pyarrow/_substrait.*"),
     *("pyarrow/_azurefs.*", "pyarrow/_gcsfs.*", "pyarrow/_hdfs.*", "pyarrow/lib[ap]*.so", "pyarrow/lib*.so.*.*.*"),
     *("onnxruntime/capi/libonnxruntime.so.*", "onnxruntime/tools", "onnxruntime/transformers"),
