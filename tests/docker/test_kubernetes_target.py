@@ -93,8 +93,9 @@ class Endpoint:
     cluster: Cluster
     url: str
 
-    def predict(self) -> float:
-        answer = requests.post(f"{self.url}/invocations", json=ROW, timeout=10)
+    def predict(self, session: requests.Session | None = None) -> float:
+        """Ask on a connection of its own, or on those that a session keeps."""
+        answer = (session or requests).post(f"{self.url}/invocations", json=ROW, timeout=10)
         assert answer.ok, answer.text
         return float(answer.json()["predictions"]["y"][0][0])
 
@@ -149,7 +150,7 @@ def endpoint(create: Callable[..., Endpoint]) -> Endpoint:
 
 @dataclass
 class Load:
-    """Requests that are sent as fast as they are answered, each on a connection of its own."""
+    """Requests that are sent as fast as they are answered."""
 
     answered: int = 0
     failed: list[str] = field(default_factory=list)
@@ -157,19 +158,20 @@ class Load:
 
 
 @contextmanager
-def under_load(endpoint: Endpoint, threads: int = 4) -> Iterator[Load]:
+def under_load(endpoint: Endpoint, threads: int = 4, kept: int = 0) -> Iterator[Load]:
+    """Ask by several threads; `kept` of them keep their connections, the others open one for each request."""
     load, stop = Load(), threading.Event()
 
-    def ask() -> None:
+    def ask(session: requests.Session | None) -> None:
         while not stop.is_set():
             try:
-                load.values.add(endpoint.predict())
+                load.values.add(endpoint.predict(session))
                 load.answered += 1
             except (AssertionError, requests.RequestException) as error:
                 load.failed.append(f"{time.strftime('%T')} {error}")
 
     with ThreadPoolExecutor(threads) as pool:
-        asking = [pool.submit(ask) for _ in range(threads)]
+        asking = [pool.submit(ask, requests.Session() if number < kept else None) for number in range(threads)]
         try:
             wait_until(lambda: load.answered > 20, 30, "the first answers")
             yield load
@@ -222,7 +224,7 @@ def test_a_rolling_update_under_load_fails_no_request(
     endpoint: Endpoint, record_property: Callable[[str, object], None]
 ) -> None:
     before = endpoint.pods()
-    with under_load(endpoint) as load:
+    with under_load(endpoint, kept=2) as load:
         endpoint.update(server__threads=5)
     record_property("requests answered while rolling", load.answered)
     assert not before & endpoint.pods()
