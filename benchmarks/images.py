@@ -5,8 +5,9 @@
 
 A hundred trees, once saved by MLflow's own flavor and once wrapped here. MLflow's image is built from the
 Dockerfile that `mlflow models generate-dockerfile` writes, word by word but for its base: both images stand on the base
-that `--base-image` names. Neither layer comes out of Docker's cache (`--no-cache`), so the seconds are those of a first
-build with this machine's package index. Needs Docker and a package index; the images are removed at the end.
+that `--base-image` names. No layer comes out of Docker's cache (`--no-cache`), so the seconds are those of a first
+build with this machine's package index. Needs Docker and a package index. The images
+are removed at the end; some GB stay in Docker's build cache (`docker builder prune`).
 """
 
 import argparse
