@@ -1,9 +1,12 @@
 """docker/compose.yaml as Compose reads it: every profile, what of it strangers could reach, and what ours may do."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +22,10 @@ PROFILES = {
 }
 
 
-def read(*profiles: str, **variables: str) -> dict[str, Any]:
+def read(*profiles: str) -> dict[str, Any]:
     """Return the configuration that Compose makes of these profiles."""
     command = ["docker", "compose", "-f", str(COMPOSE), *(f"--profile={one}" for one in profiles), "config"]
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/root", **variables}
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}  # and none of the settings
     done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -83,13 +86,22 @@ def test_the_example_of_a_settings_file_has_the_defaults_and_nothing_that_is_unk
     assert {**asked, "COMPOSE_PROFILES": ""} == example
 
 
-def test_every_file_that_is_mounted_is_in_the_checkout_or_made_as_a_secret() -> None:
+def test_every_file_that_is_mounted_is_in_the_checkout() -> None:
     document = yaml.safe_load(COMPOSE.read_text())
     sources = [volume.split(":")[0] for one in document["services"].values() for volume in one.get("volumes", ())]
     missing = [source for source in sources if source.startswith(".") and not (COMPOSE.parent / source).exists()]
     assert missing == []
-    script = (COMPOSE.parent / "stack" / "make_secrets.py").read_text()
-    unmade = [
-        name for name in document["secrets"] if f'"{name}"' not in script.replace('f"{name}_key"', '"prometheus_key"')
-    ]
-    assert [name for name in unmade if name not in ("mlflow", "prometheus_key")] == []
+
+
+def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    make = [sys.executable, str(COMPOSE.parent / "stack" / "make_secrets.py"), "--folder", str(folder)]
+    subprocess.run([*make, "--host", "ml.example"], check=True)
+    made = {file.name: file.read_text() for file in folder.iterdir()}
+    wanted = {Path(one["file"]).name for one in yaml.safe_load(COMPOSE.read_text())["secrets"].values()}
+    assert wanted <= made.keys()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    certificate = ["openssl", "x509", "-in", str(folder / "tls.crt"), "-noout", "-ext", "subjectAltName"]
+    assert "DNS:ml.example" in subprocess.run(certificate, check=True, capture_output=True, text=True).stdout
+    subprocess.run(make, check=True)
+    assert {file.name: file.read_text() for file in folder.iterdir()} == made

@@ -8,7 +8,6 @@ import re
 import secrets
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -187,7 +186,8 @@ def test_what_was_retrained_is_gated_promoted_and_answers(
             spec = stack.mounted(name, "/etc/onnxserve/endpoints.yaml")
             spec.write_text(spec.read_text().replace("weight: 100", "weight: 80").replace("weight: 0", "weight: 20"))
         wait_until(lambda: traffic.versions["2"] > 20, 60, "the challenger answers")
-        time.sleep(5)  # Prometheus scrapes both
+        query = 'count(sum by (version) (rate(onnxserve_requests_total{endpoint="flights"}[30s])) > 0)'
+        wait_until(lambda: [one["value"][1] for one in _ask(stack, query)] == ["2"], 60, "Prometheus sees both")
         client.set_registered_model_alias("flights", "champion", "2")
         begin = traffic.versions["2"]
         wait_until(lambda: traffic.versions["2"] > begin + 200, 60, "it has answered for a while")
@@ -204,9 +204,7 @@ def test_what_was_retrained_is_gated_promoted_and_answers(
 def test_prometheus_answers_every_query_of_a_dashboard(file: Path, stack: NativeStack, traffic: Traffic) -> None:
     for title, target in targets(file):
         query = target["expr"].replace("$endpoint", ".+").replace("$__rate_interval", "1m")
-        answer = requests.get(stack.url("prometheus", 9090, "/api/v1/query"), {"query": query}, timeout=30).json()
-        assert answer["status"] == "success", (title, answer)
-        series = answer["data"]["result"]
+        series = _ask(stack, query)
         if file.stem == "gpu" and not series:  # a machine without one
             continue
         values = [float(one["value"][1]) for one in series]
@@ -215,6 +213,12 @@ def test_prometheus_answers_every_query_of_a_dashboard(file: Path, stack: Native
         if "vector(0)" not in query:
             named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
             assert named <= series[0]["metric"].keys(), (title, series[0])
+
+
+def _ask(stack: NativeStack, query: str) -> list[dict[str, Any]]:
+    answer = requests.get(stack.url("prometheus", 9090, "/api/v1/query"), {"query": query}, timeout=30).json()
+    assert answer["status"] == "success", answer
+    return answer["data"]["result"]
 
 
 def _tags(client: MlflowClient, version: str) -> dict[str, str]:
