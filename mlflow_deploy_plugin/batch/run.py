@@ -4,6 +4,7 @@ The parts are predicted by processes of this machine, each with some threads, or
 part whatever predicts it, so that a batch that one engine began goes on with the other.
 """
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -301,7 +302,7 @@ def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: 
         )
         digest = manifest["input_digest"].removeprefix("sha256:")[:32]
         source_type = "s3" if plan.input.startswith("s3:") else "local"
-        source = f'{{"uri": "{plan.input}"}}'
+        source = json.dumps({"uri": plan.input})
         dataset = Dataset(Path(plan.input).name[:250], digest, source_type, source)
         models = [LoggedModelInput(model.aspects["model_id"])] if model.aspects.get("model_id") else None
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "batch")])], models)
