@@ -1,4 +1,4 @@
-"""Every error of onnxserve, in one tree; `Refused`, for what is no error; and the names that a message suggests.
+"""Every error of onnxserve, in one tree; `Refused`, for what is no error; and what messages are made of.
 
     OnnxserveError                  500 INTERNAL_ERROR
     ├── InvalidRequest              400 BAD_REQUEST              the body cannot be read
@@ -307,6 +307,12 @@ class Refused:
     """
 
     reason: str
+
+
+def one_line(text: object, most: int | None = None) -> str:
+    """Return a text, or an error's (without one, its class), in one line of at most `most` characters."""
+    line = " ".join(str(text).split())[:most]
+    return line or (type(text).__name__ if isinstance(text, BaseException) else "")
 
 
 def close_matches(name: str, known: Iterable[str], most: int) -> list[str]:

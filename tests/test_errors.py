@@ -37,3 +37,16 @@ def test_the_drawing_shows_the_tree_as_it_is() -> None:
         if status:
             error = getattr(errors, name)
             assert (error.http_status, error.error_code) == (int(status), code)
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "line"),
+    [
+        ("it\n  fails", None, "it fails"),
+        (ValueError("a\tlong\nmessage"), 6, "a long"),
+        (MemoryError(), 300, "MemoryError"),
+        ("", None, ""),
+    ],
+)
+def test_a_message_of_others_is_one_line(text: object, most: int | None, line: str) -> None:
+    assert errors.one_line(text, most) == line

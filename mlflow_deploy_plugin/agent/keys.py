@@ -8,7 +8,7 @@ from typing import Any
 
 import requests
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError, one_line
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, read_state, write_atomically, write_state
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class KeyFetcher(threading.Thread):
             except OnnxserveError as failure:
                 error = failure.message
             except (OSError, ValueError, KeyError, TypeError) as failure:
-                error = " ".join(str(failure).split())[:300] or type(failure).__name__
+                error = one_line(failure, 300)
             if error and error != before:
                 _log.warning("%s are those of before: %s", self._what, error)
             before = error

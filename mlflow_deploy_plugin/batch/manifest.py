@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from mlflow_deploy_plugin.batch.part import REJECTED
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.tabular import FileFormat, format_of
 
@@ -75,7 +75,7 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
                 if entry.type == fs.FileType.File and not any(one[:1] in "_." for one in name.split("/"))
             )
     except (OSError, pa.ArrowException) as error:
-        raise OnnxserveError(f"--input {input} cannot be reached: {' '.join(str(error).split())[:300]}") from None
+        raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
     if not found:
         raise InvalidConfig(f"--input {input}: the folder has no files")
     parts: dict[str, Part] = {}
@@ -191,7 +191,7 @@ class BatchOutput:
             if known is None:
                 write_file(self._location, MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         except (OSError, pa.ArrowException) as error:
-            shown = " ".join(str(error).split())[:300]
+            shown = one_line(error, 300)
             raise OnnxserveError(f"--output {self.uri} cannot be used: {shown}") from None
         except (ValueError, KeyError):
             raise OnnxserveError(f"--output {self.uri}: its {MANIFEST} is damaged; name another folder") from None

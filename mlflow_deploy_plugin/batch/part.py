@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.batch.table_model import (
     takes,
     with_kept,
 )
-from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import locate_log, upload_file
 from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
@@ -92,7 +92,7 @@ def predict_part(job: PartJob) -> PartResult:
     except OnnxserveError as error:
         raise type(error)(f"{job.shown}: {error.message}") from None
     except (OSError, pa.ArrowException) as error:
-        raise OnnxserveError(f"{job.shown}: {' '.join(str(error).split())[:300]}") from None
+        raise OnnxserveError(f"{job.shown}: {one_line(error, 300)}") from None
 
 
 def read_progress(path: Path) -> tuple[int, int]:
@@ -203,7 +203,7 @@ class _Writer:
             try:
                 table = table.cast(self._schema)
             except (pa.ArrowException, ValueError) as error:
-                raise OnnxserveError(f"the outputs change their type: {' '.join(str(error).split())[:200]}") from None
+                raise OnnxserveError(f"the outputs change their type: {one_line(error, 200)}") from None
         self._waiting.append(table)
         rows, size = (sum(getattr(one, name) for one in self._waiting) for name in ("num_rows", "nbytes"))
         if rows >= _WRITTEN_ROWS or size >= _WRITTEN_BYTES:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from mlflow_deploy_plugin.batch.part import PartJob, PartResult, predict_part
 from mlflow_deploy_plugin.batch.table_model import load_table_model, takes
-from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.processes import spark_session
 from mlflow_deploy_plugin.registry import download, resolve
 
@@ -75,7 +75,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
         try:
             rows = running.result()
         except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class
-            raise OnnxserveError(f"Spark gave up: {' '.join(str(error).split())[:300]}") from None
+            raise OnnxserveError(f"Spark gave up: {one_line(error, 300)}") from None
         for row in rows:
             failure = row["failure"]
             yield row["number"], OnnxserveError(failure) if failure else PartResult(row["rows"], row["rejected"])

@@ -108,12 +108,12 @@ class _PyfuncTable:
     is_parallel = False
 
     def __init__(self, artifact: Artifact) -> None:
-        from mlflow_deploy_plugin.pyfunc import Scorer, one_line  # here: mlflow.pyfunc takes a second
+        from mlflow_deploy_plugin.pyfunc import Scorer, error_summary  # here: mlflow.pyfunc takes a second
 
         try:
             self._scorer = Scorer.load(artifact.folder)
         except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
-            raise InvalidArtifact(f"MLflow cannot load the model: {one_line(error)}") from None
+            raise InvalidArtifact(f"MLflow cannot load the model: {error_summary(error)}") from None
         self._artifact = artifact
         self.schema = pyfunc_schema(artifact)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.errors import OnnxserveError, did_you_mean
+from mlflow_deploy_plugin.errors import OnnxserveError, did_you_mean, one_line
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.settings import load_secrets
 from mlflow_deploy_plugin.version import __version__
@@ -110,7 +110,7 @@ class _LazyCommands(click.Group):
             exceptions = sys.modules.get("mlflow.exceptions")  # mlflow is not imported to find out
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
-            _fail(" ".join(str(error).split()))
+            _fail(one_line(error))
 
 
 def _where_to_get(module: str) -> str:

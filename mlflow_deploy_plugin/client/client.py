@@ -31,7 +31,14 @@ from mlflow_deploy_plugin.client.rows import (
     encode_rows,
     encode_tensors,
 )
-from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidConfig, InvalidRequest, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import (
+    DeadlineExceeded,
+    InvalidConfig,
+    InvalidRequest,
+    NotReady,
+    OnnxserveError,
+    one_line,
+)
 from mlflow_deploy_plugin.version import __version__
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -311,7 +318,7 @@ class Client:
                 message = f"the server did not answer {url} within {self.timeout_seconds:g} s"
                 raise DeadlineExceeded(message) from None
             except HTTPError as broken:
-                reason = " ".join(str(broken).split())[:200]
+                reason = one_line(broken, 200)
                 raise NotReady(f"the connection to {url} broke off: {reason}") from None
             else:
                 if 200 <= response.status < 300:

@@ -279,13 +279,13 @@ def _onnx_predictor(folder: Path) -> Predictor:
 
 
 def _pyfunc_predictor(folder: Path) -> Predictor:
-    from mlflow_deploy_plugin.pyfunc import RequestRefused, Scorer, one_line  # here: mlflow.pyfunc takes a second
+    from mlflow_deploy_plugin.pyfunc import RequestRefused, Scorer, error_summary  # here: mlflow.pyfunc takes a second
 
     try:
         with redirect_stdout(sys.stderr):  # a model may print, and the predictions may go to stdout
             scorer = Scorer.load(folder)
     except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
-        raise OnnxserveError(f"MLflow cannot load the model: {one_line(error)}") from None
+        raise OnnxserveError(f"MLflow cannot load the model: {error_summary(error)}") from None
 
     def predict(content_type: str, body: bytes) -> Any:
         try:

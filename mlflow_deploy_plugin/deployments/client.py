@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.deployments.config import apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
 from mlflow_deploy_plugin.deployments.scoring import original_document, score, scoring_target
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
 from mlflow_deploy_plugin.spec import field_reference, new_endpoint
 
@@ -232,7 +232,7 @@ def _mlflow_errors() -> Iterator[None]:
     except DeploymentError:
         raise
     except (OnnxserveError, MlflowException) as error:
-        message = error.message if isinstance(error, OnnxserveError) else " ".join(str(error.message).split())
+        message = error.message if isinstance(error, OnnxserveError) else one_line(error.message)
         raise DeploymentError(message, ErrorCode.Value(error.error_code)) from error  # type: ignore[call-arg]  # mlflow is untyped here
 
 

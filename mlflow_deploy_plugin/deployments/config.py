@@ -14,7 +14,14 @@ from urllib.parse import urlparse
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable, did_you_mean, join_names
+from mlflow_deploy_plugin.errors import (
+    InvalidConfig,
+    OnnxserveError,
+    RegistryUnavailable,
+    did_you_mean,
+    join_names,
+    one_line,
+)
 from mlflow_deploy_plugin.registry import LoggedColumns, logged_columns, parse_model_uri, registry_errors, resolve
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, apply_config, load_time_zone
@@ -314,7 +321,7 @@ def _entry_points(folder: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error, 200)
         raise InvalidConfig(f"project: {folder / _MLPROJECT} cannot be read: {text}") from None
     entries = document.get("entry_points") if isinstance(document, dict) else None
     found: dict[str, dict[str, Any]] = {}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import OnnxserveError, Refused
+from mlflow_deploy_plugin.errors import OnnxserveError, Refused, one_line
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, count_rows, take_rows
 from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
@@ -151,7 +151,7 @@ def torch_gradient(
     try:
         gradient(rows, np.random.default_rng(0))
     except Exception as error:  # noqa: BLE001 - the model's own code
-        return Refused(f"the torch original cannot answer these rows: {' '.join(str(error).split())[:200]}")
+        return Refused(f"the torch original cannot answer these rows: {one_line(error, 200)}")
     return gradient
 
 
@@ -182,7 +182,7 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "") -> An
     except OnnxserveError as error:
         return Refused(f"the torch original {uri}: {error.message}")
     except Exception as error:  # noqa: BLE001 - MLflow's and the model's own code
-        return Refused(f"the torch original cannot be loaded: {' '.join(str(error).split())[:200]}")
+        return Refused(f"the torch original cannot be loaded: {one_line(error, 200)}")
 
 
 def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, one_line
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.registry import no_request_timeout, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
@@ -155,7 +155,7 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
     except FileNotFoundError:
         raise InvalidConfig(f"the dataset {shown} does not exist") from None
     except (OSError, pa.ArrowException) as error:
-        raise InvalidConfig(f"the dataset {shown} cannot be read: {' '.join(str(error).split())}") from None
+        raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     if not table.num_rows:
         raise InvalidConfig(f"the dataset {shown} has no rows")
     try:
@@ -196,7 +196,7 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
                 name: arrays[name].astype(object) if arrays[name].dtype.kind == "U" else arrays[name] for name in arrays
             }
     except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: objects, which only pickle could read
-        raise InvalidConfig(f"the dataset {shown} cannot be read: {' '.join(str(error).split())}") from None
+        raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
 
 
@@ -228,7 +228,7 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
         except OnnxserveError:
             raise
         except Exception as error:  # noqa: BLE001 - each kind of artifact store has its own classes
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise InvalidConfig(f"the dataset {dataset} cannot be fetched: {reason}") from None
         return read_rows(path, dataset)
 

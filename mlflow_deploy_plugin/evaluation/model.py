@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
+from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch, one_line
 from mlflow_deploy_plugin.registry import ResolvedModel, download
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OnnxModel, read_served_artifact
 
@@ -163,7 +163,7 @@ class _LoadedPyfunc:
         except InferenceError:
             raise
         except Exception as error:  # noqa: BLE001 - the model's own code
-            raise InferenceError(f"mlflow.pyfunc cannot load it: {_one_line(error)}") from None
+            raise InferenceError(f"mlflow.pyfunc cannot load it: {one_line(error, 200)}") from None
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
         import pandas as pd  # imported late, as above
@@ -192,7 +192,7 @@ class _LoadedPyfunc:
         except InferenceError:
             raise
         except Exception as error:  # noqa: BLE001 - the model's own code
-            raise InferenceError(f"the model cannot compute this input: {_one_line(error)}") from None
+            raise InferenceError(f"the model cannot compute this input: {one_line(error, 200)}") from None
 
     def _in_time(self, work: Callable[[], Any]) -> Any:
         """Run the model's code in a thread, which is left alone if it hangs. A model that hangs is not called again."""
@@ -216,7 +216,3 @@ class _LoadedPyfunc:
 def _flat(array: Array) -> Array:
     """Return [N, 1] as [N]."""
     return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

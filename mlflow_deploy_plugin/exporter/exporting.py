@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     ParityError,
     SchemaMismatch,
+    one_line,
 )
 from mlflow_deploy_plugin.evaluation import reference_rows
 from mlflow_deploy_plugin.exporter.bundle import write_bundle
@@ -191,7 +192,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     try:
         ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-        raise ConversionError(f"ONNX Runtime cannot write its format: {' '.join(str(error).split())[:300]}") from None
+        raise ConversionError(f"ONNX Runtime cannot write its format: {one_line(error, 300)}") from None
     return target
 
 

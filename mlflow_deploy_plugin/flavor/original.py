@@ -16,7 +16,7 @@ from typing import Any, get_args
 from mlflow.models import Model
 from packaging.requirements import InvalidRequirement, Requirement
 
-from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig
+from mlflow_deploy_plugin.errors import CodeRefused, ConversionError, InvalidArtifact, InvalidConfig, one_line
 from mlflow_deploy_plugin.flavor import convert
 from mlflow_deploy_plugin.flavor.wrap import PredictFunction
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION
@@ -61,7 +61,7 @@ def load_folder(folder: Path, shown: str) -> Original:
         flavors: dict[str, Any] = mlmodel.flavors
         names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
     except Exception as error:  # noqa: BLE001 - whatever the YAML holds
-        raise InvalidArtifact(f"{shown} is no model: its MLmodel file cannot be read: {_one_line(error)}") from None
+        raise InvalidArtifact(f"{shown} is no model: its MLmodel file cannot be read: {_described(error)}") from None
     if FLAVOR in flavors:
         raise InvalidConfig(f"{shown} is wrapped already: it is served as ONNX as it stands")
     pyfunc = flavors.get(PYTHON_FUNCTION, {})
@@ -86,7 +86,7 @@ def load_folder(folder: Path, shown: str) -> Original:
             model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
     except Exception as error:
         logged = f"; it was logged with {', '.join(differences)}" if differences else ""
-        raise ConversionError(f"{shown} cannot be loaded by mlflow.{names[0]}: {_one_line(error)}{logged}") from error
+        raise ConversionError(f"{shown} cannot be loaded by mlflow.{names[0]}: {_described(error)}{logged}") from error
     notes = [f"it was logged with {one}" for one in differences if one.split()[0] in _FRAMEWORKS]
     return Original(model, mlmodel, predict_fn, tuple(notes))
 
@@ -119,7 +119,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         try:
             model = joblib.load(path)
         except Exception as error:
-            raise InvalidArtifact(f"{path} cannot be loaded as a joblib or pickle file: {_one_line(error)}") from error
+            raise InvalidArtifact(f"{path} cannot be loaded as a joblib or pickle file: {_described(error)}") from error
     versions = {
         f"it was saved by scikit-learn {one.message.original_sklearn_version} "  # type: ignore[union-attr]
         f"({one.message.current_sklearn_version} is installed)"  # type: ignore[union-attr]
@@ -149,5 +149,5 @@ def _version_differences(requirements: Path) -> Iterator[str]:
             yield f"{requirement.name} {wanted} ({installed} is installed)"
 
 
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".rstrip(": ")
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(str(error), 300)}".rstrip(": ")

@@ -20,7 +20,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.errors import InvalidConfig, one_line
 from mlflow_deploy_plugin.evaluation import REFERENCE, MetricName, check_strengths
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG, StageOrAlias, registry_client, registry_errors
 
@@ -244,7 +244,7 @@ def parse_policy(text: str, where: str) -> GatePolicy:
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an invalid date, a number too long, nested too deep
-        raise InvalidConfig(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+        raise InvalidConfig(f"{where} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise InvalidConfig(f"{where} is not a mapping; its fields are {', '.join(GatePolicy.model_fields)}")
     try:

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from mlflow_deploy_plugin.errors import NotInstalled
+from mlflow_deploy_plugin.errors import NotInstalled, one_line
 
 MODEL_PATH = "/opt/ml/model"
 """The folder where SageMaker and MLflow's own images have their model; `serve` looks there by itself."""
@@ -128,7 +128,7 @@ def model_context(
 
 def _quoted(value: str) -> str:
     """Return a value as a Dockerfile takes it, with no variable of the builder put in."""
-    return json.dumps(" ".join(value.split()), ensure_ascii=False).replace("$", r"\$")
+    return json.dumps(one_line(value), ensure_ascii=False).replace("$", r"\$")
 
 
 def _opened(content: Path | bytes) -> io.BufferedReader | io.BytesIO:

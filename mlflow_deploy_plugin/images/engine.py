@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticated
+from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticated, one_line
 from mlflow_deploy_plugin.images.context import BuildContext
 
 _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?")
@@ -93,7 +93,7 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
         except client.exceptions.RepositoryNotFoundException:
             client.create_repository(registryId=account, repositoryName=repository)
     except (BotoCoreError, ClientError) as error:
-        raise Unauthenticated(f"ECR in {region} gave no login: {' '.join(str(error).split())}") from None
+        raise Unauthenticated(f"ECR in {region} gave no login: {one_line(error)}") from None
     user, _, password = base64.b64decode(token).decode().partition(":")
     return user, password
 

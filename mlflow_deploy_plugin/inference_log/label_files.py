@@ -14,7 +14,7 @@ from typing import IO, Any
 import orjson
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, one_line
 from mlflow_deploy_plugin.runtime import as_text
 from mlflow_deploy_plugin.server import Feedback, protocols
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, json_lines, open_parquet
@@ -191,7 +191,7 @@ def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator
                 yield _Row(number, f"row {number} (from 0)", plain, plain)
                 number += 1
     except (pa.ArrowException, OSError, OverflowError) as error:  # a time that is beyond Python's
-        shown = " ".join(str(error).split())
+        shown = one_line(error)
         raise InvalidConfig(f"{name} cannot be read as Parquet: {shown[:200]}") from None
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, list_files
 from mlflow_deploy_plugin.inference_log.tables import IDENTITY, Array, Deduplicator, hash_rows
 from mlflow_deploy_plugin.runtime import EVENT_TIME
@@ -139,7 +139,7 @@ def read_folder(
             except FileVanished:
                 continue
             except (pa.ArrowException, TypeError, ValueError) as error:  # its own columns hold other types
-                unreadable[file.path] = " ".join(str(error).split())
+                unreadable[file.path] = one_line(error)
 
 
 def prefetch(location: LogLocation, files: Iterable[LogFile]) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
@@ -252,6 +252,6 @@ def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> st
     except FileNotFoundError:
         raise FileVanished from None
     except OSError as outage:
-        shown = " ".join(str(outage).split())
+        shown = one_line(outage)
         raise OnnxserveError(f"the inference log {location.shown} cannot be read: {path}: {shown}") from None
-    return " ".join(str(error).split())
+    return one_line(error)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.settings import load_settings
@@ -162,7 +162,7 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        shown = " ".join(str(error).split())
+        shown = one_line(error)
         raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {shown}") from None
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any
 
-from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError, one_line
 
 _CONFIGURED = ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE", "MASTER")
 _ALONE = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1", "spark.ui.enabled": "false"}
@@ -36,4 +36,4 @@ def spark_session(master: str | None = None) -> Any:
     try:
         return builder.getOrCreate()
     except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class
-        raise OnnxserveError(f"Spark does not start: {' '.join(str(error).split())[:300]}") from None
+        raise OnnxserveError(f"Spark does not start: {one_line(error, 300)}") from None

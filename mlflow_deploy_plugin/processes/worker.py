@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from queue import Empty, LifoQueue
 from typing import Any
 
-from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError
+from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError, one_line
 from mlflow_deploy_plugin.processes.child import Child, Output, exit_reason, requests_of_parent
 
 _log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def _answer(request: bytes) -> bytes:
         return pickle.dumps((type(error), error.message))
     except Exception as error:  # noqa: BLE001 - the boundary: the log has it, and the parent gets it in one line
         _log.exception("a call of the parent failed")
-        text = " ".join(str(error).split())[:500] or "without a word"  # as a MemoryError
+        text = one_line(str(error), 500) or "without a word"  # as a MemoryError
         return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))
 
 

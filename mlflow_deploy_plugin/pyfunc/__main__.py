@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all, one_line
+from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all, error_summary
 from mlflow_deploy_plugin.server import READY_MESSAGE, SideMessage
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def load_scorer(folder: Path) -> "Scorer":
     try:
         return Scorer.load(folder)
     except ImportError as error:
-        needed = f"the Python package {error.name!r}" if error.name else one_line(error)
+        needed = f"the Python package {error.name!r}" if error.name else error_summary(error)
         _log.exception("the model cannot be loaded; what it needs is in %s", folder / "requirements.txt")
         raise CannotStart(
             f"the model needs {needed}, which is not installed here: "
@@ -75,7 +75,7 @@ def load_scorer(folder: Path) -> "Scorer":
         ) from None
     except Exception as error:  # noqa: BLE001 - loading runs the model's code
         _log.exception("the model cannot be loaded")
-        raise CannotStart(f"MLflow cannot load the model: {one_line(error)}") from None
+        raise CannotStart(f"MLflow cannot load the model: {error_summary(error)}") from None
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:

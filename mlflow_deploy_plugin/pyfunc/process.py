@@ -67,7 +67,7 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
             answered = _refusal(refusal.what, refusal.message)
         except Exception as error:  # noqa: BLE001 - the boundary: the log has it, and the next request is answered
             _log.exception("answering failed")
-            answered = _refusal("model", f"the model cannot answer: {one_line(error)}")
+            answered = _refusal("model", f"the model cannot answer: {error_summary(error)}")
         try:
             send_message(connection, answered)
         except ValueError as error:
@@ -78,7 +78,7 @@ def _refusal(what: RefusalKind, message: str) -> SideMessage:
     return SideMessage("refused", {"what": what, "message": message})
 
 
-def one_line(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """Return the class and the text of an exception in one line."""
     text = clean_message(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
 
-from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, one_line
+from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, error_summary
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     UNNAMED_OUTPUT,
@@ -258,8 +258,8 @@ class Scorer:
         except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over
             _log.info("a body could not be read", exc_info=True)
             if recorder.prediction is not None:
-                raise RequestRefused("model", f"the model's answer has no form as JSON: {one_line(error)}") from None
-            raise RequestRefused("request", f"the body cannot be read: {one_line(error)}") from None
+                raise RequestRefused("model", f"the answer has no form as JSON: {error_summary(error)}") from None
+            raise RequestRefused("request", f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
             raise RequestRefused("media type" if answer.status == 415 else "request", clean_message(answer.response))
         text = answer.response
@@ -286,7 +286,7 @@ class Scorer:
     def _refusal(self, recorder: _Recorder, error: Exception) -> RequestRefused:
         if recorder.error is not None:
             _log.error("the model refused a request", exc_info=recorder.error)
-            return RequestRefused("model", f"the model cannot compute this input: {one_line(recorder.error)}")
+            return RequestRefused("model", f"the model cannot compute this input: {error_summary(recorder.error)}")
         is_read = recorder.data is not None
         return RequestRefused("schema" if is_read else "request", clean_message(str(getattr(error, "message", error))))
 

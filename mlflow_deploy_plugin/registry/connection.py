@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,7 +112,7 @@ def registry_client() -> "MlflowClient":
     try:
         return MlflowClient()
     except MlflowException as error:
-        raise InvalidConfig(f"MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI: {_one_line(error)}") from None
+        raise InvalidConfig(f"MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
 
 
 def registry_address() -> str:
@@ -153,7 +153,7 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
             yield
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise NotFound(f"{what} does not exist: {_one_line(error)}") from None
+            raise NotFound(f"{what} does not exist: {_reason(error)}") from None
         raise RegistryUnavailable(unavailable_message(what, where, error)) from None
     except (RequestException, OSError) as error:
         raise RegistryUnavailable(unavailable_message(what, where, error)) from None
@@ -161,11 +161,11 @@ def registry_errors(what: str, where: str = "") -> Iterator[None]:
 
 def unavailable_message(what: str, where: str, error: Exception) -> str:
     """Return the message for a `RegistryUnavailable`, in one line and without credentials."""
-    return f"{what}: {where or f'MLflow at {registry_address()}'} does not answer as it should: {_one_line(error)}"
+    return f"{what}: {where or f'MLflow at {registry_address()}'} does not answer as it should: {_reason(error)}"
 
 
-def _one_line(error: Exception) -> str:
-    text = redact_credentials(" ".join(str(error).split()))
+def _reason(error: Exception) -> str:
+    text = redact_credentials(one_line(error))
     if "Max retries exceeded" in text or "Connection refused" in text:
         if "Connection refused" in text:
             return "connection refused"

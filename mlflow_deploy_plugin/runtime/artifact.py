@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidArtifact
+from mlflow_deploy_plugin.errors import InvalidArtifact, one_line
 
 MLMODEL = "MLmodel"
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
@@ -167,7 +167,7 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         raise InvalidArtifact(f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InvalidArtifact(f"the MLmodel file cannot be read: {' '.join(str(error).split())}") from None
+        raise InvalidArtifact(f"the MLmodel file cannot be read: {one_line(error)}") from None
     if not isinstance(document, Mapping):
         raise InvalidArtifact("the MLmodel file is not a mapping")
     for name in _IDENTIFIERS:

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
+from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing, one_line
 from mlflow_deploy_plugin.runtime.placement import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, Placement
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.statedir import FileCache
@@ -127,7 +127,7 @@ def arena_shrinking_options() -> Any:
 
 def describe_error(error: Exception) -> str:
     """Return ONNX Runtime's message in one line, without its prefix codes and the paths of its build."""
-    text = " ".join(str(error).split())
+    text = one_line(str(error))
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
     words = [word for word in text.split(" ") if not word.startswith("/")]
     return " ".join(words)[:500]

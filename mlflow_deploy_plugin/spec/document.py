@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, did_you_mean
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, did_you_mean, one_line
 from mlflow_deploy_plugin.spec.monitors import MonitorSpec, RetrainSpec
 from mlflow_deploy_plugin.spec.parts import (
     CaptureSpec,
@@ -60,7 +60,7 @@ def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99; RecursionError: brackets
-        raise InvalidConfig(f"the spec is not valid YAML: {' '.join(str(error).split())}") from None
+        raise InvalidConfig(f"the spec is not valid YAML: {one_line(error)}") from None
     specs = [validate_spec(document) for document in documents]
     if not specs:
         raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")

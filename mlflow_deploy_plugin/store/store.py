@@ -15,7 +15,7 @@ from sqlalchemy import URL, Engine, Select, delete, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable, did_you_mean
+from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, StoreUnavailable, did_you_mean, one_line
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, load_specs
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, describe_change, describe_traffic, write_event
 from mlflow_deploy_plugin.store.leases import Lease, LeaseView, Sighting, acquire, held_row
@@ -446,4 +446,4 @@ def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
     for secret in (url.password, url.query.get("password")):
         if secret:
             text = text.replace(str(secret), "***")
-    return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {' '.join(text.split())}")
+    return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {one_line(text)}")

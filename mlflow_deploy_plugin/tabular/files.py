@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import orjson
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, one_line
 
 FileFormat = Literal["csv", "json", "jsonl", "parquet"]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
@@ -262,7 +262,7 @@ def table_writer(kind: FileFormat, schema: "pa.Schema", file: IO[bytes]) -> Iter
             with pq.ParquetWriter(file, schema, compression="zstd") as parquet_writer:
                 yield parquet_writer.write_batch
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        shown = " ".join(str(error).split())
+        shown = one_line(error)
         raise InvalidConfig(
             f"the answer has no form in {kind}: {shown}; CAST(… AS VARCHAR) makes a text of it"
         ) from None

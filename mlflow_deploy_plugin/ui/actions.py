@@ -22,7 +22,7 @@ import requests
 
 from mlflow_deploy_plugin.controller import rollback_refusal
 from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint, rollout_traffic_refusal
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.registry import (
     StageOrAlias,
@@ -134,7 +134,7 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
             description = f"promote version {version} of {model} to {to}"
     else:
         raise InvalidConfig(f"there is no action {action!r}; there are {', '.join(_ACTIONS)}")
-    why = " ".join(form.get("why", "").split())
+    why = one_line(form.get("why", ""))
     if len(why) > _MAX_WHY_CHARACTERS:
         raise InvalidConfig(f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are kept")
     return FormAction(description, models, {"action": action, "why": why, **arguments})
@@ -183,7 +183,7 @@ def main(path: Path) -> int:
         # another exception goes to the log with its traceback, and the server shows the last line
         if not isinstance(error, MlflowException):
             raise
-        write_job(path, replace(job, state="failed", message=" ".join(str(error).split())))
+        write_job(path, replace(job, state="failed", message=one_line(error)))
         return 1
     write_job(path, replace(job, state="done", message=message))
     return 0

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.deployments import (
     VersionCounters,
     fetch_server_metrics,
 )
-from mlflow_deploy_plugin.errors import InvalidConfig, Refused, StoreUnavailable
+from mlflow_deploy_plugin.errors import InvalidConfig, Refused, StoreUnavailable, one_line
 from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.registry import (
     ROLLED_BACK_TAG,
@@ -294,7 +294,7 @@ def _model_card(registry: Any, name: str, followed: set[str], link: Any, has_acc
         quote = '"' if "'" in name else "'"
         found = list(registry.search_model_versions(f"name = {quote}{name}{quote}", max_results=200))
     except MlflowException as failure:
-        return ModelCard(name, error=" ".join(str(failure).split())[:300])
+        return ModelCard(name, error=one_line(failure, 300))
     found.sort(key=lambda one: int(one.version), reverse=True)
     error, policy = "", None
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mlflow_deploy_plugin.processes import Child
-from mlflow_deploy_plugin.pyfunc.process import clean_message, one_line
+from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary
 from mlflow_deploy_plugin.server.models.side_process import SideMessage, receive_message, send_message
 from tests.support.waiting import wait_until
 
@@ -79,8 +79,8 @@ def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socke
 
 
 def test_an_exception_is_named_in_one_line_without_paths() -> None:
-    assert one_line(KeyError("no such\nthing in /usr/lib/python3/thing.py")) == "KeyError: 'no such\\nthing in …'"
-    assert one_line(MemoryError()) == "MemoryError"
+    assert error_summary(KeyError("no such\nthing in /usr/lib/python3/thing.py")) == "KeyError: 'no such\\nthing in …'"
+    assert error_summary(MemoryError()) == "MemoryError"
 
 
 def test_what_mlflow_appends_is_left_out() -> None:

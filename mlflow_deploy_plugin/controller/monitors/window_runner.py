@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.controller.monitors.schedule import (
 )
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import OnnxserveError
+from mlflow_deploy_plugin.errors import OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, MonitorResult, record_failure, record_result
 from mlflow_deploy_plugin.processes import ProcessEnded
@@ -95,7 +95,7 @@ class WindowRunner:
         try:
             marks = read_watermarks(locate_log(self.deployments.settings.inference_log))
         except OSError as error:
-            raise OnnxserveError(f"the inference log cannot be read: {' '.join(str(error).split())}") from None
+            raise OnnxserveError(f"the inference log cannot be read: {one_line(error)}") from None
         ready = readiness(marks, name, now)
         window = oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
         if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:

@@ -25,7 +25,14 @@ from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, R
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
 from mlflow_deploy_plugin.controller.snapshot import ServedModelChanged, answering_version
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
-from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
+from mlflow_deploy_plugin.errors import (
+    AlreadyExists,
+    InvalidConfig,
+    NotReady,
+    OnnxserveError,
+    StoreUnavailable,
+    one_line,
+)
 from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, registered_version, resolve, tag_version
 from mlflow_deploy_plugin.store import Retraining, Retrainings, Rollout, WaitsFor
@@ -222,7 +229,7 @@ class RetrainingRunner:
         try:
             current = Retrainings(self._context.deployments.store).get(number)
             if current is not None and current.is_live:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                reason = f"{type(error).__name__}: {one_line(error, 300)}"
                 self._context.fail(current, reason)
         except OnnxserveError as failure:
             _log.warning("retraining %d: %s", number, failure.message)
@@ -253,14 +260,14 @@ def try_step(context: RetrainingContext, one: Retraining) -> bool:
         except ServedModelChanged as error:
             context.finish(one, "left", error.message)
     except (*TRANSIENT_ERRORS, NotReady) as error:
-        reason = " ".join(error.message.split())
+        reason = one_line(error.message)
         if one.reason != reason:
             _log.warning("retraining %d, %s: again every %g s: %s", one.id, one.state, _RETRY_SECONDS, error.message)
         if not isinstance(error, StoreUnavailable):
             context.wait(one, reason)
         return False
     except OnnxserveError as error:
-        context.fail(one, " ".join(error.message.split()))
+        context.fail(one, one_line(error.message))
     return True
 
 

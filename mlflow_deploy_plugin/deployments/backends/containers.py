@@ -19,7 +19,7 @@ from docker.errors import APIError, DockerException
 from docker.types import DeviceRequest, Mount
 
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, server_environment
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, one_line
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 
@@ -180,7 +180,7 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
 
 def explanation(error: APIError) -> str:
     """Return the engine's message as one line."""
-    return " ".join(str(error.explanation or error).split())
+    return one_line(error.explanation or error)
 
 
 def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:

@@ -24,7 +24,14 @@ from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused,
 from mlflow_deploy_plugin.deployments.backends.local import PreviousState, compare_applied, served_failure
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, NotReady, OnnxserveError
+from mlflow_deploy_plugin.errors import (
+    AlreadyExists,
+    DeploymentFailed,
+    InvalidConfig,
+    NotReady,
+    OnnxserveError,
+    one_line,
+)
 from mlflow_deploy_plugin.manifests import (
     CONTAINER,
     LABEL,
@@ -454,7 +461,7 @@ def pending_rollout(deployment: Document) -> str:
 def quota_trouble(condition: Document) -> PodTrouble | None:
     """Return why a Deployment may have no more pods, by its condition: a quota, or a policy of the cluster."""
     if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-        return PodTrouble(f"the cluster refuses a pod: {' '.join(condition.get('message', '').split())}", True)
+        return PodTrouble(f"the cluster refuses a pod: {one_line(condition.get('message', ''))}", True)
     return None
 
 
@@ -464,7 +471,7 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             # a cluster that adds nodes may help
-            return PodTrouble(f"pod {name} is unschedulable: {' '.join(condition.get('message', '').split())}", False)
+            return PodTrouble(f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}", False)
     status = _container_status(pod)
     state, last = status.get("state", {}), status.get("lastState", {})
     waiting, ended = state.get("waiting", {}), state.get("terminated") or last.get("terminated") or {}
@@ -472,7 +479,7 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
         limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "no limit")
         killed = f"pod {name} was killed for want of memory (OOMKilled), container.memory_bytes is {limit}"
         return PodTrouble(killed, not _is_ready(pod))
-    code, said = waiting.get("reason", ""), " ".join(waiting.get("message", "").split())
+    code, said = waiting.get("reason", ""), one_line(waiting.get("message", ""))
     if code in _PENDING_IMAGE:
         return PodTrouble(f"pod {name}: {code}: {said}", True)
     if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):

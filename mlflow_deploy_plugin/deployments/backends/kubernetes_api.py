@@ -25,7 +25,7 @@ from kubernetes.stream import portforward, stream
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
 
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError, join_names
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError, join_names, one_line
 from mlflow_deploy_plugin.manifests import Document
 
 MANAGER = "onnxserve"
@@ -86,7 +86,7 @@ class Cluster:
                     raise missing  # another cluster than the one that is named would be a surprise
                 kubernetes.config.load_incluster_config(configuration)
             except (ConfigException, TypeError):
-                why = " ".join(str(missing).split())
+                why = one_line(missing)
                 raise InvalidConfig(
                     f"no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config ({why})"
                 ) from None
@@ -214,7 +214,7 @@ class Cluster:
             printed: str = running.read_stdout(timeout=0) or ""
             status = running.returncode
         except (ApiException, OSError, AttributeError, ValueError, KeyError, TypeError) as error:
-            why = " ".join(str(error).split())[:300]
+            why = one_line(error, 300)
             refused = ApiRefused(f"no command can be run in pod {pod}: {why}")
             refused.status = getattr(error.__context__, "status_code", 0)  # of the answer that opens no web socket
             raise refused from None
@@ -303,7 +303,7 @@ class Cluster:
                 timeout=(_CONNECT_SECONDS, timeout),
             )
         except requests.RequestException as error:
-            why = " ".join(str(error).split())[:300]
+            why = one_line(error, 300)
             raise DeploymentFailed(f"the Kubernetes API at {self._configuration.host} does not answer: {why}") from None
         if response.ok:
             return response
@@ -316,7 +316,7 @@ def _refusal(response: requests.Response, namespace: str, host: str) -> Onnxserv
         message, missing = document.get("message") or response.reason, document.get("details", {}).get("kind")
     except (ValueError, AttributeError):
         message, missing = response.text[:300] or response.reason, None
-    message = " ".join(str(message).split())
+    message = one_line(message)
     if response.status_code == 404 and missing == "namespaces":
         return InvalidConfig(
             f"there is no namespace {namespace!r} in the cluster: kubectl create namespace {namespace}"

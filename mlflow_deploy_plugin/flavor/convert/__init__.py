@@ -22,7 +22,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlflow_deploy_plugin.errors import ConversionError, OnnxserveError
+from mlflow_deploy_plugin.errors import ConversionError, OnnxserveError, one_line
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
@@ -99,7 +99,7 @@ class _Registered:
             raise
         except Exception as error:
             raise ConversionError(
-                f"the converter {_described(self.entry)} failed: {type(error).__name__}: {_one_line(error)}"
+                f"the converter {_described(self.entry)} failed: {type(error).__name__}: {one_line(error, 300)}"
             ) from error
 
 
@@ -134,16 +134,12 @@ def _registered(model: Any) -> Iterator[_Registered]:
             if converter.matches(model):
                 yield _Registered(entry, converter)
         except Exception as error:  # noqa: BLE001 - the code of another distribution
-            reason = f"{type(error).__name__}: {_one_line(error)}"
+            reason = f"{type(error).__name__}: {one_line(error, 300)}"
             _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
 
 
 def _described(entry: EntryPoint) -> str:
     return f"{entry.name} = {entry.value}" + (f" ({entry.dist.name} {entry.dist.version})" if entry.dist else "")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 _LOADERS: dict[str, tuple[str, str]] = {
@@ -180,4 +176,4 @@ def load_file(model: Any) -> Any:
         extra = error.name if is_backend else framework
         raise ConversionError(f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{another}") from None
     except Exception as error:
-        raise ConversionError(f"{path} is not a model of {framework}: {_one_line(error)}") from error
+        raise ConversionError(f"{path} is not a model of {framework}: {one_line(error, 300)}") from error

@@ -9,7 +9,7 @@ import onnx
 import pandas as pd
 from onnx import TensorProto
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.runtime import Array, Input, Output
@@ -92,7 +92,7 @@ def bind_graph(
     try:
         check_graph(proto)
     except Exception as error:  # noqa: BLE001 - protobuf and the checker each raise their own
-        raise ConversionError(f"not a valid ONNX model: {' '.join(str(error).split())[:300]}") from None
+        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
     held = {initializer.name for initializer in proto.graph.initializer}
     inputs = [Input(value.name, *_described(value, original)) for value in proto.graph.input if value.name not in held]
     names = [entry.name for entry in inputs]
@@ -159,7 +159,7 @@ def call_original(original: OriginalModel, batch: Batch, argument: str = "input_
     except OnnxserveError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InvalidConfig(f"{argument}: the model itself refuses it: {type(error).__name__}: {reason}") from error
 
 

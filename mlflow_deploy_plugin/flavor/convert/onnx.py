@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, one_line
 from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
@@ -45,5 +45,5 @@ def _load(model: Any, batch: Batch | None) -> ConvertedModel:
             proto = onnx.ModelProto()
             proto.CopyFrom(model)
     except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
-        raise ConversionError(f"not a valid ONNX model: {' '.join(str(error).split())[:300]}") from None
+        raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
     return bind_graph(proto, batch, "onnx", onnx.__version__, None)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mlflow_deploy_plugin.errors import one_line
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult
 
@@ -218,4 +219,4 @@ def _register_method() -> None:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return f"{type(error).__name__}: {one_line(str(error))}"[:200]

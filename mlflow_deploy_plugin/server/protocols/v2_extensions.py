@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, one_line
 from mlflow_deploy_plugin.runtime import (
     PYTHON_FUNCTION,
     Input,
@@ -107,7 +107,7 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
         try:
             check_yaml(config, takes_aliases=False)
         except yaml.YAMLError as error:
-            raise InvalidConfig(f"config cannot be read: {' '.join(str(error).split())}") from None
+            raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
         specs = load_specs(config)
         if len(specs) != 1 or specs[0].name != name:
             names = ", ".join(repr(spec.name) for spec in specs[:3])

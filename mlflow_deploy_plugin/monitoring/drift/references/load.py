@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, one_line
 from mlflow_deploy_plugin.inference_log import (
     EPOCH,
     HOUR_US,
@@ -232,7 +232,7 @@ def _load_sample(log: InferenceLog, name: str) -> pa.Table | None:
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
-        _log.warning("the stored sample %s is made anew: %s", name, " ".join(str(error).split()))
+        _log.warning("the stored sample %s is made anew: %s", name, one_line(error))
         return None
 
 

@@ -21,7 +21,14 @@ import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
+from mlflow_deploy_plugin.errors import (
+    InvalidArtifact,
+    InvalidConfig,
+    NotFound,
+    OnnxserveError,
+    RegistryUnavailable,
+    one_line,
+)
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
 from mlflow_deploy_plugin.registry import download, redact_credentials, registry_address, registry_errors, resolve
@@ -233,14 +240,14 @@ def _dataset_path(uri: str) -> Iterator[Path]:
             except OnnxserveError:
                 raise
             except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, …) has its own classes
-                reason = redact_credentials(" ".join(str(error).split()))
+                reason = redact_credentials(one_line(error))
                 raise RegistryUnavailable(f"{shown} cannot be fetched: {reason}") from None
         try:
             yield path
         except FileNotFoundError:
             raise NotFound(f"{shown} does not exist") from None
         except (OSError, pa.ArrowException) as error:
-            raise InvalidConfig(f"{shown} cannot be read: {' '.join(str(error).split())}") from None
+            raise InvalidConfig(f"{shown} cannot be read: {one_line(error)}") from None
 
 
 def _is_csv(path: Path) -> bool:

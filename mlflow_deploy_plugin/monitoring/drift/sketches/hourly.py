@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import (
     DAY,
     EPOCH,
@@ -145,7 +145,7 @@ class StoredDay:
         except FileNotFoundError:
             return cls()
         except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
-            _log.warning("the stored sketches %s are made anew: %s", name, " ".join(str(error).split()))
+            _log.warning("the stored sketches %s are made anew: %s", name, one_line(error))
             return cls()
 
     def store(self, location: LogLocation, name: str) -> None:
@@ -298,7 +298,7 @@ def write_beside_log(location: LogLocation, name: str, content: pa.Buffer) -> No
     try:
         write_file(location, name, content)
     except (OSError, pa.ArrowException, NotInstalled) as error:
-        _log.debug("%s is not kept beside the log: %s", name, " ".join(str(error).split()))
+        _log.debug("%s is not kept beside the log: %s", name, one_line(error))
 
 
 def spark_window_profile(session: Any, sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
@@ -325,7 +325,7 @@ def spark_window_profile(session: Any, sketches: SketchStore, model: str, versio
                     profile = window_profile(store, model, version, days[number])
                     content, failure = profile_to_parquet(profile), None
                 except (OSError, pa.ArrowException, OnnxserveError) as error:
-                    content, failure = None, " ".join(str(error).split())
+                    content, failure = None, one_line(error)
                 yield pa.RecordBatch.from_pydict(
                     {
                         "number": pa.array([number], pa.int64()),
