@@ -178,15 +178,17 @@ class Endpoints:
         No other process chooses a port meanwhile, so the caller stores the spec before it leaves. A spec for another
         machine's ports stays as it is.
         """
-        if not target.takes_local_port:
+        if not target.is_on_this_machine:
             yield lambda spec: spec
             return
         with locked(self.settings.deployments_path / ".ports.lock"):
-            owners = {e.spec.server.port: e.name for e in self.store.endpoints() if _takes_local_port(e.target)}
+            owners = {
+                e.spec.server.port: e.name for e in self.store.endpoints() if parse_target(e.target).is_on_this_machine
+            }
             for unreadable in self.store.unreadable():  # its server may be stopped, or still run
                 # the errors are those of `load_specs`, or it has no port
                 with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
-                    if _takes_local_port(unreadable.target):
+                    if parse_target(unreadable.target).is_on_this_machine:
                         owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
 
             def with_port(spec: EndpointSpec) -> EndpointSpec:
@@ -202,10 +204,6 @@ class Endpoints:
                 return spec
 
             yield with_port
-
-
-def _takes_local_port(target: str) -> bool:
-    return parse_target(target).takes_local_port
 
 
 def _undo_reason(error: BaseException) -> str:

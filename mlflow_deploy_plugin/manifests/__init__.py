@@ -5,7 +5,15 @@ from collections.abc import Callable, Mapping
 from mlflow_deploy_plugin.manifests import compose, helm, kserve, kubernetes, seldon, systemd
 from mlflow_deploy_plugin.manifests.helm import values_schema
 from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, OWNER, kubernetes_documents
-from mlflow_deploy_plugin.manifests.served import STATE_FOLDER, Document, Place, dump_documents, http_port
+from mlflow_deploy_plugin.manifests.served import (
+    HOME_FOLDER,
+    STATE_FOLDER,
+    USER,
+    Document,
+    Place,
+    dump_documents,
+    http_port,
+)
 from mlflow_deploy_plugin.spec import EndpointSpec
 
 FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
@@ -21,9 +29,11 @@ FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
 __all__ = [
     "CONTAINER",
     "FORMATS",
+    "HOME_FOLDER",
     "LABEL",
     "OWNER",
     "STATE_FOLDER",
+    "USER",
     "Document",
     "Place",
     "dump_documents",

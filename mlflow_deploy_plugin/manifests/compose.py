@@ -6,10 +6,8 @@ for its `server` part; a mounted folder shows them, where a mounted file would g
 
 from collections.abc import Mapping
 
-from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests.served import (
-    END_SECONDS,
-    HOME,
+    HOME_FOLDER,
     SERVE,
     SPEC_FILE,
     SPEC_FOLDER,
@@ -20,12 +18,12 @@ from mlflow_deploy_plugin.manifests.served import (
     environment_of,
     http_port,
     local_files,
+    refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback
 
 SECRETS = "/run/secrets"
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HEALTH = (
     "import http.client, ssl; s = http.client.{connection}; s.request('GET', '/ping'); "
     "raise SystemExit(s.getresponse().status != 200)"
@@ -41,11 +39,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         InvalidConfig: it would be open to strangers.
     """
     server, container = spec.server, spec.container
-    if not (server.host in _LOOPBACK or server.authenticates or server.insecure):
-        raise InvalidConfig(
-            f"server.host: everybody who reaches {server.host} could use the endpoint: say -C server.api_keys=true or "
-            "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates"
-        )
+    if not is_loopback(server.host):
+        refuse_strangers(spec, f"server.host {server.host}")
     environment = environment_of(spec, place)
     if container.secrets:
         environment["ONNXSERVE_SECRETS"] = SECRETS
@@ -69,7 +64,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
                 {"type": "bind", "source": source, "target": target, "read_only": True}
                 for source, target in mounts.items()
             ),
-            {"type": "volume", "source": "state", "target": HOME},
+            {"type": "volume", "source": "state", "target": HOME_FOLDER},
         ],
         "healthcheck": {
             "test": ["CMD", "python", "-c", _HEALTH.format(connection=connection)],
@@ -79,7 +74,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             "start_period": "10m",  # for fetching and loading the models
         },
         "restart": container.restart,
-        "stop_grace_period": f"{server.graceful_timeout_seconds + END_SECONDS}s",
+        "stop_grace_period": f"{server.stop_seconds}s",
         "deploy": {"resources": _resources(spec)},
         **_network(spec),
     }

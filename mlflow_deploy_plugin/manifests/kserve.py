@@ -32,8 +32,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     if spec.kubernetes.host is not None:
         raise InvalidConfig("kubernetes.host: KServe makes host names and gateways itself; leave it out")
     served, storage = _stored_by_kserve(spec)
-    is_open = spec.server.authenticates or spec.server.insecure
-    visibility = {} if is_open else {"networking.kserve.io/visibility": "cluster-local"}
+    visibility = {"networking.kserve.io/visibility": "cluster-local"} if spec.server.is_open else {}
 
     def document(api_version: str, kind: str, labels: Mapping[str, str], **content: Document) -> Document:
         metadata = {"name": spec.name, "namespace": place.namespace, **({"labels": labels} if labels else {})}

@@ -12,8 +12,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests.served import (
-    END_SECONDS,
-    HOME,
+    HOME_FOLDER,
     SERVE,
     SPEC_FILE,
     SPEC_FOLDER,
@@ -23,6 +22,7 @@ from mlflow_deploy_plugin.manifests.served import (
     dump_documents,
     environment_of,
     http_port,
+    refuse_strangers,
     served_spec,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, spec_document
@@ -127,12 +127,8 @@ def _check(spec: EndpointSpec) -> None:
     check_name(spec)
     if kubernetes.max_replicas is not None and container.cpus is None:
         raise InvalidConfig("kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod")
-    if kubernetes.host is not None and not (spec.server.authenticates or spec.server.insecure):
-        raise InvalidConfig(
-            f"kubernetes.host: everybody who reaches {kubernetes.host} could use the endpoint: say "
-            "-C server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if something before it "
-            "authenticates"
-        )
+    if kubernetes.host is not None:
+        refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
 
 
 def _server_digest(spec: EndpointSpec) -> str:
@@ -153,12 +149,12 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
     """Return the pod that serves the spec of the ConfigMap with the endpoint's name."""
     kubernetes = spec.kubernetes
-    writable = {"home": HOME, "tmp": "/tmp"}
+    writable = {"home": HOME_FOLDER, "tmp": "/tmp"}
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # a Service "onnxserve" would set ONNXSERVE_PORT
-        "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.graceful_timeout_seconds + END_SECONDS,
+        "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.stop_seconds,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,

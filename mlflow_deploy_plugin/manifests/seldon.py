@@ -11,7 +11,14 @@ from collections.abc import Mapping
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of
-from mlflow_deploy_plugin.manifests.served import SPEC_FILE, Document, Place, dump_documents, served_spec
+from mlflow_deploy_plugin.manifests.served import (
+    SPEC_FILE,
+    Document,
+    Place,
+    dump_documents,
+    refuse_strangers,
+    served_spec,
+)
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 _PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -60,11 +67,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _check(spec: EndpointSpec) -> None:
-    if not (spec.server.authenticates or spec.server.insecure):
-        raise InvalidConfig(
-            "Seldon puts the endpoint behind its gateway, and everybody could use it: say -C server.api_keys=true or "
-            "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates"
-        )
+    refuse_strangers(spec, "Seldon's gateway")
     if spec.kubernetes.host is not None:
         raise InvalidConfig("kubernetes.host: Seldon makes its routes itself; leave it out")
     shadows = [name for name, variant in spec.variants.items() if variant.shadow]

@@ -13,15 +13,14 @@ from mlflow_deploy_plugin.spec import EndpointSpec
 Document = dict[str, Any]
 
 SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
-HOME = "/var/lib/onnxserve"
-STATE_FOLDER = f"{HOME}/server"
+HOME_FOLDER = "/var/lib/onnxserve"
+"""The folder of the image that every user may write: state, or the volume by which containers share a listener."""
+STATE_FOLDER = f"{HOME_FOLDER}/server"
 SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER]
 """The arguments of the image."""
 PORT = 8080
 USER = 10001
-"""The user of `docker/Dockerfile`."""
-END_SECONDS = 40
-"""The time that a server takes to end beyond the requests in flight: the agent ships the captured rows."""
+"""The user of `docker/Dockerfile`, who shares root's group, as it does on OpenShift."""
 _NOT_SERVED = ("monitors", "container", "kubernetes")
 
 
@@ -81,10 +80,19 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
     update = {
         "host": host or "0.0.0.0",
         "port": http_port(spec),
-        "insecure": spec.server.insecure or (host is None and not spec.server.authenticates),
+        "insecure": spec.server.insecure or (host is None and spec.server.is_open),
     }
     left_out = {name: EndpointSpec.model_fields[name].get_default(call_default_factory=True) for name in _NOT_SERVED}
     return spec.model_copy(update={**left_out, "server": spec.server.model_copy(update=update)})
+
+
+def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
+    """Raise InvalidConfig if the endpoint asks nobody for a key, and everybody who reaches `entrance` could use it."""
+    if spec.server.is_open:
+        raise InvalidConfig(
+            f"everybody who reaches {entrance} could use the endpoint: say -C server.api_keys=true or "
+            "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates"
+        )
 
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:

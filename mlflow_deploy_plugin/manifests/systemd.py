@@ -8,14 +8,7 @@ import re
 from collections.abc import Mapping
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.manifests.served import (
-    END_SECONDS,
-    Place,
-    environment_of,
-    http_port,
-    local_files,
-    served_spec,
-)
+from mlflow_deploy_plugin.manifests.served import Place, environment_of, http_port, local_files, served_spec
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
@@ -118,7 +111,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         name=spec.name,
         unit=unit,
         program=PROGRAM,
-        stop_seconds=server.graceful_timeout_seconds + END_SECONDS,
+        stop_seconds=server.stop_seconds,
         capabilities="CAP_NET_BIND_SERVICE" if is_low else "",
         **{name: "\n".join(found) for name, found in lines.items()},
     )

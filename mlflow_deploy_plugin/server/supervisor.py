@@ -12,7 +12,6 @@ The sockets of the server are opened before anything else starts.
 
 import errno
 import importlib.util
-import ipaddress
 import logging
 import math
 import os
@@ -32,7 +31,7 @@ from mlflow_deploy_plugin.processes import SupervisedChild, SupervisedChildren, 
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import ServerSpec, load_specs
+from mlflow_deploy_plugin.spec import ServerSpec, is_loopback, load_specs
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     SERVER,
@@ -125,9 +124,7 @@ class _Supervisor:
         if not follow:
             self._agent_command.append("--no-follow")
         self._port = int(listener.getsockname()[1])
-        self._url = reachable_url(
-            server.host if shared is None else "127.0.0.1", self._port, "https" if server.certfile else "http"
-        )
+        self._url = reachable_url(server.host if shared is None else "127.0.0.1", self._port, server.scheme)
         self._started_at = time.time()
         self._children = SupervisedChildren()
         self._signals = watched_signals()
@@ -338,7 +335,7 @@ def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
     Raises:
         InvalidConfig: it is not allowed.
     """
-    if server.authenticates or _is_loopback(server.host):
+    if server.authenticates or is_loopback(server.host):
         return
     if not server.insecure:
         raise InvalidConfig(
@@ -347,13 +344,6 @@ def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
             "(-C server.insecure=true) if something before it authenticates"
         )
     announce(f"insecure: everybody who reaches {server.host} may use this server")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def open_listener(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:

@@ -31,6 +31,7 @@ BatchSize = Annotated[int, Field(ge=1, le=65536)]
 Device = Literal["cpu", "cuda", "tensorrt"]
 ModelControlMode = Literal["none", "explicit"]
 WorkerClass = Literal["fast", "gthread"]
+_SHIP_SECONDS = 40
 
 
 class VariantSpec(SpecPart):
@@ -217,6 +218,21 @@ class ServerSpec(SpecPart):
         "answered and not captured.",
     )
     response_cache_seconds: int = Field(default=300, ge=1, le=86400, description="How long such an answer is kept.")
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """The scheme of its URLs."""
+        return "http" if self.certfile is None else "https"
+
+    @property
+    def stop_seconds(self) -> int:
+        """The seconds that its end may take: for the requests in flight, and for the agent to ship captured rows."""
+        return self.graceful_timeout_seconds + _SHIP_SECONDS
+
+    @property
+    def is_open(self) -> bool:
+        """True if whoever reaches it could use it, and nothing says that this is right."""
+        return not (self.authenticates or self.insecure)
 
     @property
     def authenticates(self) -> bool:

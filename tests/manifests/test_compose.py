@@ -110,7 +110,7 @@ def test_a_gpu_server_reserves_its_devices() -> None:
 @pytest.mark.parametrize(
     ("model", "config", "message"),
     [
-        (MODEL, {"server.host": "0.0.0.0"}, "everybody who reaches 0.0.0.0 could use the endpoint: say"),
+        (MODEL, {"server.host": "0.0.0.0"}, "everybody who reaches server.host 0.0.0.0 could use the endpoint: say"),
         ("models/flights", {}, "variants.flights.model: an absolute path is expected"),
     ],
 )

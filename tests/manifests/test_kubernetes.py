@@ -142,7 +142,7 @@ def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_
     documents = rendered()
     assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
     assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]  # the policy stands before it
-    with pytest.raises(InvalidConfig, match=r"everybody who reaches f\.example could use the endpoint"):
+    with pytest.raises(InvalidConfig, match=r"everybody who reaches kubernetes.host f\.example could use the endpoint"):
         rendered({"kubernetes.host": "f.example"})
     public = rendered({"kubernetes.host": "f.example", "server.api_keys": "true"})
     assert "insecure" not in public["ConfigMap"]["data"]["spec.yaml"]

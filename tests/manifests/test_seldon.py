@@ -79,7 +79,11 @@ SHADOW = {"model": "models:/x/2", "shadow": True}
 @pytest.mark.parametrize(
     ("variants", "parts", "message"),
     [
-        (ONE, {"server": {}}, "everybody could use it: say -C server.api_keys=true"),
+        (
+            ONE,
+            {"server": {}},
+            "everybody who reaches Seldon's gateway could use the endpoint: say -C server.api_keys=true",
+        ),
         (ONE, {"kubernetes": {"host": "f.example"}}, "kubernetes.host: Seldon makes its routes itself"),
         ({**ONE, "b": SHADOW, "c": SHADOW}, {}, "variants.c.shadow: Seldon has one shadow at most, and b is one"),
         ({**ONE, "b": ONE["a"]}, {"sticky": {"header": "x-user"}}, "sticky: Seldon shares requests out by weight"),

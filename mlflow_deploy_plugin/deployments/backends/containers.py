@@ -20,18 +20,15 @@ from docker.types import DeviceRequest, Mount
 
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, server_environment
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, one_line
+from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
 DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
 """Labels of the containers."""
 NETWORK = "onnxserve"
 """The network of the listeners, on which containers do not reach one another."""
-_USER_ID = 10001
-"""The user of root's containers, the image's own. It shares root's group, as it does on OpenShift."""
-_SHARED = "/var/lib/onnxserve"
-"""The folder of the image that every user may write: the volume with the socket takes its place."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
 _NOT_PASSED_ON = ("ONNXSERVE_STORE_URI", "ONNXSERVE_KEYS_FILE", "ONNXSERVE_LISTENER", "ONNXSERVE_SECRETS")
 _LISTENER_MEMORY = 64 * 1024**2
@@ -70,7 +67,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dic
         "image": wanted.image_for(spec.server.device),
         "entrypoint": ["onnxserve"],
         "network": wanted.network or "bridge",
-        "mounts": mounts if is_host else [*mounts, Mount(_SHARED, volume_name(spec.name))],
+        "mounts": mounts if is_host else [*mounts, Mount(HOME_FOLDER, volume_name(spec.name))],
         "pids_limit": wanted.pids,
         **_hardened(),
     }
@@ -94,11 +91,11 @@ def listener_options(spec: EndpointSpec, settings: Settings) -> dict[str, Any]:
     return {
         "image": spec.container.image_for(spec.server.device),
         "entrypoint": ["python", "-m", "mlflow_deploy_plugin.server.listener"],
-        "command": [f"{_SHARED}/listener", str(port)],
+        "command": [f"{HOME_FOLDER}/listener", str(port)],
         "name": listener_name(spec.name),
         "labels": _labels(spec, settings),
         "ports": {f"{port}/tcp": ("127.0.0.1" if host == "localhost" else host, port)},
-        "mounts": [Mount(_SHARED, volume_name(spec.name))],
+        "mounts": [Mount(HOME_FOLDER, volume_name(spec.name))],
         "healthcheck": {"test": ["NONE"]},
         "mem_limit": _LISTENER_MEMORY,
         "pids_limit": 32,
@@ -132,7 +129,7 @@ def check_registry(uri: str, is_host: bool) -> None:
             f"the registry {parts.scheme or 'file'}:… is a file of this machine, and no container reads it: start "
             "`mlflow server` on it, and name that by MLFLOW_TRACKING_URI"
         )
-    if not is_host and re.fullmatch(r"localhost|127\..*|::1", parts.hostname or ""):
+    if not is_host and is_loopback(parts.hostname or ""):
         raise InvalidConfig(
             f"no container reaches {uri}, this machine's loopback: say -C container.network=host; or let "
             "`mlflow server --host` listen on docker0's address (172.17.0.1), and name that by MLFLOW_TRACKING_URI"
@@ -221,7 +218,7 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
     if settings.keys_file is not None:
         own["KEYS_FILE"] = str(settings.keys_file.absolute())
     if not is_host:
-        own["LISTENER"] = f"{_SHARED}/listener"
+        own["LISTENER"] = f"{HOME_FOLDER}/listener"
     passed_on = {key: value for key, value in found.items() if key.startswith(_PASSED_ON)}
     passed_on = {key: value for key, value in passed_on.items() if key not in _NOT_PASSED_ON}
     return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in own.items()}}
@@ -237,7 +234,7 @@ def _secret(name: str, path: str) -> str:
 
 def _hardened() -> dict[str, Any]:
     return {
-        "user": f"{os.getuid() or _USER_ID}:{os.getgid()}",
+        "user": f"{os.getuid() or USER}:{os.getgid()}",
         "read_only": True,
         "tmpfs": {"/tmp": ""},
         "cap_drop": ["ALL"],

@@ -50,7 +50,6 @@ from mlflow_deploy_plugin.deployments.backends.containers import (
 from mlflow_deploy_plugin.deployments.backends.local import (
     EMPTY,
     STARTING,
-    STOP_MARGIN_SECONDS,
     STOPPED,
     PreviousState,
     check_port,
@@ -394,7 +393,7 @@ class DockerBackend:
         """Let a server finish its requests and ship its rows; kill it when its time is up."""
         spec = served_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         of_server = spec.server if spec is not None else ServerSpec()
-        server.stop(timeout=of_server.graceful_timeout_seconds + STOP_MARGIN_SECONDS)  # does nothing if it has ended
+        server.stop(timeout=of_server.stop_seconds)  # does nothing if it has ended
 
 
 def _all_live(_pid: int) -> bool:

@@ -44,7 +44,7 @@ from mlflow_deploy_plugin.manifests import (
 )
 from mlflow_deploy_plugin.registry import parse_model_uri
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
+from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
 from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, WANTED, AgentState, Wanted, WorkerState
 
 _KINDS = (
@@ -261,14 +261,13 @@ class KubernetesBackend:
         if not ready:
             raise NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
         with self._cluster.forwarded(ready[0]["metadata"]["name"], http_port(spec)) as address:
-            yield f"{'https' if spec.server.certfile else 'http'}://{address}"
+            yield f"{spec.server.scheme}://{address}"
 
     def _url(self, spec: EndpointSpec) -> str:
         """Return the address for callers: the public one, or that within the cluster."""
         if spec.kubernetes.host is not None:
             return f"{'https' if spec.kubernetes.tls_secret or spec.kubernetes.gateway else 'http'}://{spec.kubernetes.host}"
-        scheme = "https" if spec.server.certfile else "http"
-        return f"{scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
+        return f"{spec.server.scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
 
     @cached_property
     def _owner(self) -> str:
@@ -432,7 +431,7 @@ def pod_environment(spec: EndpointSpec) -> dict[str, str]:
         variable: str(uri)
         for variable, uri in uris.items()
         if (parts := urlsplit(str(uri))).scheme in ("http", "https")
-        and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+        and not is_loopback(parts.hostname or "")
         and parts.password is None  # which would stand in the Deployment
     }
     given = {*found, *spec.container.environment, *spec.container.secrets}

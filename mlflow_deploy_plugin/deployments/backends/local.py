@@ -50,7 +50,6 @@ from mlflow_deploy_plugin.statedir import (
 
 FIRST_PORT = 8080
 _PORTS_TRIED = 1000
-STOP_MARGIN_SECONDS = 40  # beyond the time for requests: the agent ships the captured rows
 STARTING = "the server is being started"
 EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
 STOPPED = "stopped"
@@ -300,7 +299,7 @@ def _address(spec: EndpointSpec) -> tuple[str, int]:
 
 
 def _end(folder: Path, pid: int, server: ServerSpec) -> None:
-    supervisor.stop(folder, pid, server.graceful_timeout_seconds + STOP_MARGIN_SECONDS)
+    supervisor.stop(folder, pid, server.stop_seconds)
     (folder / SERVER).unlink(missing_ok=True)  # a supervisor that was killed leaves it
 
 
@@ -342,7 +341,7 @@ def served_spec(state_dir: Path) -> EndpointSpec | None:
 def server_url(server: ServerSpec) -> str:
     """Return the address at which this machine reaches the server."""
     host = _ANY_ADDRESS.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
-    return f"{'https' if server.certfile else 'http'}://{host}:{server.port}"
+    return f"{server.scheme}://{host}:{server.port}"
 
 
 def read_applied_spec(

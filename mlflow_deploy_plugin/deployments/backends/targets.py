@@ -80,13 +80,8 @@ class Target:
         return f"onnxserve:/{self.kind}" + (f"/{self.namespace}" if self.namespace else "")
 
     @property
-    def takes_local_port(self) -> bool:
-        """True if its servers listen on ports of this machine."""
-        return self.kind != "kubernetes"
-
-    @property
     def is_on_this_machine(self) -> bool:
-        """True if its servers can be given folders of this machine, and have their state in one."""
+        """True if its servers listen on ports of this machine, can be given its folders, and have their state there."""
         return self.kind != "kubernetes"
 
     def backend(self, settings: Settings) -> Backend:
