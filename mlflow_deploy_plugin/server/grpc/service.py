@@ -309,7 +309,10 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
 
 
 def _raw_request(server: Server, method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
-    headers = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
+    headers: dict[str, str] = {}
+    for name, value in context.invocation_metadata():
+        if isinstance(value, str):  # one that comes twice is joined, as over HTTP: no proxy may have read another
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
     if server.auth.needs_certificate:  # without one TLS has refused the connection
         (name, *_) = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)

@@ -124,8 +124,10 @@ class Authenticator:
         entry = self._keys.get(hashlib.sha256(key).hexdigest())
         if entry is None and self.issuer is not None and key.count(b".") == 2:
             return self._verify(key)
+        if entry is None and not self.takes_keys:
+            raise Unauthenticated(_NO_CERTIFICATE)
         if entry is None:
-            raise Unauthenticated(f"the key in Authorization is not known here, or was revoked; {_HOW}")
+            raise Unauthenticated(f"the key in Authorization is not known here, has expired, or was revoked; {_HOW}")
         return entry
 
     def _read_keys(self) -> None:
@@ -174,13 +176,13 @@ class Authenticator:
             raise Unauthenticated(f"the token does not hold: {reason[:1].lower()}{reason[1:]}") from None
         granted = claims.get("scope") or claims.get("scp") or ""
         words = granted.split() if isinstance(granted, str) else granted
-        endpoints = claims.get("onnxserve_endpoints") or ()
-        if not all(isinstance(names, list | tuple) for names in (words, endpoints)):
+        endpoints = claims.get("onnxserve_endpoints")
+        if not (isinstance(words, list) and isinstance(endpoints, list | None)):
             raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
         return KeyEntry(
             name=str(claims.get("sub") or claims.get("client_id") or "a token")[:100],
-            scopes=tuple(scope for scope in _LOCAL.scopes if scope in words),
-            endpoints=tuple(map(str, endpoints)),
+            scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
+            endpoints=tuple(map(str, endpoints or ())),
             expires_at=float(claims["exp"]) + _LEEWAY_SECONDS,
             counted_as="a token",
         )
@@ -218,7 +220,7 @@ def _sent_key(authorization: str) -> bytes:
                 raise Unauthenticated(f"the password of Basic in Authorization cannot be read; {_HOW}") from None
         case "":
             raise Unauthenticated(f"this server answers callers with a key only; {_HOW}")
-    raise Unauthenticated(f"Authorization is of the kind {kind[:20]!r}; {_HOW}")
+    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # its first word may be the key
 
 
 def _identity(path: Path) -> tuple[float, ...]:

@@ -52,6 +52,9 @@ def test_each_method_needs_its_scope_and_health_needs_none(
         with served.stub() as stub:
             streamed = stub.ModelStreamInfer(iter([asking.message("tensor")]))
             assert "send Authorization: Bearer KEY" in next(streamed).error_message
+            twice = [("authorization", "Bearer wrong"), ("authorization", "Bearer read")]
+            with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                stub.RepositoryIndex(grpc_index(), timeout=10, metadata=twice)
             with pytest.raises(grpc.RpcError):
                 stub.RepositoryIndex(grpc_index(), timeout=10)
 

@@ -78,12 +78,13 @@ def test_a_key_comes_as_bearer_or_as_a_password(auth: Authenticator, headers: di
     ("headers", "message"),
     [
         ({}, "this server answers callers with a key only; send Authorization: Bearer KEY"),
-        (bearer("Ops"), "is not known here, or was revoked"),
-        (bearer(""), "is not known here, or was revoked"),
-        (bearer("\udcff"), "is not known here, or was revoked"),
-        (basic("ops"), "is not known here, or was revoked"),
+        (bearer("Ops"), "is not known here, has expired, or was revoked"),
+        (bearer(""), "is not known here, has expired, or was revoked"),
+        (bearer("\udcff"), "is not known here, has expired, or was revoked"),
+        (basic("ops"), "is not known here, has expired, or was revoked"),
         ({"authorization": "Basic ?"}, "the password of Basic in Authorization cannot be read"),
-        ({"authorization": "Digest ops"}, "Authorization is of the kind 'Digest'"),
+        ({"authorization": "Digest ops"}, "Authorization is neither Bearer nor Basic"),
+        ({"authorization": "onnxserve_ops"}, "Authorization is neither Bearer nor Basic"),
     ],
 )
 def test_who_has_no_key_is_told_how_to_send_one(auth: Authenticator, headers: dict[str, str], message: str) -> None:
@@ -91,6 +92,7 @@ def test_who_has_no_key_is_told_how_to_send_one(auth: Authenticator, headers: di
         auth.require(headers, "read")
     assert message in refused.value.message
     assert "onnxserve keys create" in refused.value.message
+    assert "ops" not in refused.value.message, "a part of what may be a key"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,8 @@ def test_a_certificate_stands_beside_the_key_or_in_its_place(tmp_path: Path) -> 
     alone = Authenticator(tmp_path, True, needs_certificate=True, takes_keys=False)
     assert alone.require({}, "admin", certificate="laptop").name == "laptop"
     assert alone.require({}, "infer", certificate="laptop").counted_as == "a certificate"
+    with pytest.raises(Unauthenticated, match="with a client certificate"):
+        alone.require(bearer("nobody"), "infer")
 
 
 def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock) -> None:
@@ -187,6 +191,8 @@ def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
         of_issuer.require(limited, "infer", "taxis")
     with pytest.raises(ScopeMissing, match="is for nothing here; this needs infer"):
         of_issuer.require(bearer(token(scope="openid")), "infer")
+    with pytest.raises(ScopeMissing, match="this needs infer"):
+        of_issuer.require(bearer(token(onnxserve_endpoints=[])), "infer", "flights")
 
 
 @pytest.mark.parametrize(
