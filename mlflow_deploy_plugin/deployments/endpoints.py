@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import yaml
 
 from mlflow_deploy_plugin.deployments.backends import Observation
-from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free, lock_path
+from mlflow_deploy_plugin.deployments.backends.local import choose_port, is_port_free
+from mlflow_deploy_plugin.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.deployments.backends.targets import Backend, Target, parse_target
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings

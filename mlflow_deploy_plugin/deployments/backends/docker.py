@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -47,19 +47,18 @@ from mlflow_deploy_plugin.deployments.backends.containers import (
     share,
     volume_name,
 )
-from mlflow_deploy_plugin.deployments.backends.local import (
+from mlflow_deploy_plugin.deployments.backends.local import check_port
+from mlflow_deploy_plugin.deployments.backends.served_state import (
     EMPTY,
     STARTING,
     STOPPED,
     PreviousState,
-    check_port,
-    lock_path,
-    read_applied_spec,
-    served_spec,
-    server_state,
+    observe_absent,
+    observe_server,
     server_url,
     state_dir,
     wait_until_served,
+    written_spec,
 )
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
@@ -76,7 +75,6 @@ from mlflow_deploy_plugin.statedir import (
     SPOOL,
     AgentState,
     ServerState,
-    is_locked,
     read_state,
     write_atomically,
 )
@@ -113,7 +111,7 @@ class DockerBackend:
             if is_running and server.labels.get(DIGEST) == options["labels"][DIGEST]:
                 self._start_listener(spec)
                 folder = state_dir(spec.name, self.settings)
-                before = PreviousState(served_spec(folder), read_state(folder / AGENT, AgentState))
+                before = PreviousState(written_spec(folder), read_state(folder / AGENT, AgentState))
                 write_atomically(folder / SPEC, dump_spec(spec).encode())
                 self._wait(spec, folder, server, before, progress)
             else:
@@ -132,36 +130,17 @@ class DockerBackend:
         name, folder = spec.name, state_dir(spec.name, self.settings)
         log = f"docker logs {server.name}" if server is not None else ""
         if not is_running:
-            if is_locked(lock_path(name, self.settings)):
-                return Observation("starting", STARTING, log=log)
-            if (folder / STOPPED).exists():
-                return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
-            ended = ended or "its container is gone"
-            return Observation("failed", f"{ended}; `onnxserve start {name}` brings it back", log=log)
+            return observe_absent(name, self.settings, ended or "its container is gone", log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
             reason = f"the container {listener_name(name)}, which has its port, does not run"
             return Observation("failed", f"{reason}; `onnxserve start {name}` brings it back", log=log)
-        written, agent = read_state(folder / SERVER, ServerState), read_state(folder / AGENT, AgentState)
+        written = read_state(folder / SERVER, ServerState)
         started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
         if written is None or written.started_at < started - 1:  # the file is of the run before
             return Observation("starting", STARTING, log=log)
-        applied = read_applied_spec(folder, spec, _all_live)
-        state, reason = server_state(written, applied)
-        return Observation(
-            state=state,
-            reason=reason,
-            url=server_url(spec.server),
-            pid=server.attrs["State"]["Pid"],
-            started_at=written.started_at,
-            restarts=written.restarts + server.attrs["RestartCount"],
-            wanted=applied.wanted,
-            workers=applied.workers,
-            errors=applied.errors,
-            refused=agent.refused if agent is not None else (),
-            registry_error=agent.error if agent is not None else "",
-            shipping_error=agent.shipping.error if agent is not None else "",
-            log=log,
-        )
+        found = observe_server(spec, folder, written, log, _all_live)
+        restarts = written.restarts + server.attrs["RestartCount"]
+        return replace(found, pid=server.attrs["State"]["Pid"], restarts=restarts)
 
     def stop(self, name: str) -> None:
         """Stop the containers; requests in flight are finished, or killed when their time is up."""
@@ -391,7 +370,7 @@ class DockerBackend:
 
     def _stop(self, server: Any) -> None:
         """Let a server finish its requests and ship its rows; kill it when its time is up."""
-        spec = served_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
+        spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         of_server = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=of_server.stop_seconds)  # does nothing if it has ended
 

@@ -21,7 +21,12 @@ from sqlalchemy import make_url
 
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
-from mlflow_deploy_plugin.deployments.backends.local import PreviousState, compare_applied, served_failure
+from mlflow_deploy_plugin.deployments.backends.served_state import (
+    PreviousState,
+    compare_applied,
+    served_failure,
+    wait_while_pending,
+)
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
 from mlflow_deploy_plugin.errors import (
@@ -331,33 +336,25 @@ class KubernetesBackend:
         Raises:
             DeploymentFailed: it cannot become ready, or has not in time; the message has the pod's last words.
         """
-        seconds = self.settings.ready_timeout_seconds
-        deadline, last = time.monotonic() + seconds, ""
-        while True:
+        unready: list[Document] = []
+
+        def pending() -> str:
             deployment = self._cluster.get("Deployment", spec.name)
             if deployment is None:
                 raise DeploymentFailed(f"{spec.name}: its Deployment was deleted meanwhile")
-            pending = pending_rollout(deployment)
-            pods = self._newest_pods(deployment) if pending != _UNSEEN else []
+            found = pending_rollout(deployment)
+            pods = self._newest_pods(deployment) if found != _UNSEEN else []
             trouble = self._trouble(deployment, pods)
             if trouble is not None and trouble.is_final:
                 raise DeploymentFailed(f"{spec.name}: {trouble.text}")
-            pending = pending or self._pending_spec(spec, pods, before)
-            if not pending:
-                return
-            if trouble is not None:
-                pending = f"{pending}: {trouble.text}"
-            if time.monotonic() > deadline:
-                unready = [pod for pod in pods if trouble is None and not _is_ready(pod)]
-                said = f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
-                raise DeploymentFailed(
-                    f"{spec.name}: not ready after {seconds:g} s, still {pending}{said} "
-                    "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
-                )
-            if pending != last:
-                progress(f"{spec.name}: {pending}")
-                last = pending
-            time.sleep(_POLL_SECONDS)
+            unready[:] = [pod for pod in pods if trouble is None and not _is_ready(pod)]
+            found = found or self._pending_spec(spec, pods, before)
+            return f"{found}: {trouble.text}" if found and trouble is not None else found
+
+        def last_words() -> str:
+            return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
+
+        wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
 
     def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, PodState]) -> str:
         """Return what pods that are ready still have to do; empty once all serve `spec`. Raises DeploymentFailed."""

@@ -1,8 +1,7 @@
 """Deployments on this machine: one detached supervisor an endpoint, in a state folder of its own.
 
 Declarative: `apply` compares the spec with what runs and does what is missing, so that the same call after a crash
-finishes the work. The caller holds the endpoint's lock (`lifecycle.py`). Whether a server serves its spec is known from
-the state files of its processes.
+finishes the work. The caller holds the endpoint's lock (`lifecycle.py`).
 """
 
 import errno
@@ -19,83 +18,39 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
-import requests
-
-from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation, supervisor
+from mlflow_deploy_plugin.deployments.backends import Observation, supervisor
+from mlflow_deploy_plugin.deployments.backends.served_state import (
+    EMPTY,
+    STARTING,
+    STOPPED,
+    PreviousState,
+    observe_absent,
+    observe_server,
+    server_url,
+    state_dir,
+    wait_until_served,
+    written_spec,
+)
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
-from mlflow_deploy_plugin.deployments.server_client import ServerSession
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import ContainerSpec, EndpointSpec, ServerSpec, apply_config, dump_spec, load_specs
+from mlflow_deploy_plugin.spec import ContainerSpec, EndpointSpec, ServerSpec, apply_config, dump_spec
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     LOG,
     LOOK,
     SERVER,
     SPEC,
-    WANTED,
     AgentState,
-    LoadedVariant,
     ServerState,
-    Wanted,
-    WantedEndpoint,
-    WorkerState,
-    is_locked,
     read_state,
-    read_workers,
     write_atomically,
 )
 
 FIRST_PORT = 8080
 _PORTS_TRIED = 1000
-STARTING = "the server is being started"
-EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
-STOPPED = "stopped"
-"""A file in the state folder: the server was stopped on purpose, so that it is not missed."""
 _POLL_SECONDS = 0.1
-_PING_SECONDS = 2.0
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
-
-
-@dataclass(frozen=True)
-class AppliedSpec:
-    """The progress of a server's processes in applying the spec of an endpoint.
-
-    Attributes:
-        is_resolved: the agent has versions for exactly what the spec says.
-        pending: what is still to be done; empty once every worker has applied the whole spec, or failed to.
-        errors: variant → why a worker could not load the wanted version.
-        missing: the variants with a share of the traffic that have no version in some worker.
-        wanted: the versions to be served; None before the agent has found the first.
-        workers: the state files of the living workers.
-    """
-
-    is_resolved: bool
-    pending: str
-    errors: dict[str, str]
-    missing: tuple[str, ...]
-    wanted: WantedEndpoint | None
-    workers: tuple[WorkerState, ...]
-
-
-@dataclass(frozen=True)
-class PreviousState:
-    """The content of the state folder before a spec is written there, to tell later what is new."""
-
-    spec: EndpointSpec | None
-    agent: AgentState | None
-
-
-def state_dir(name: str, settings: Settings) -> Path:
-    """Return the state folder of an endpoint's server."""
-    return settings.deployments_path / name
-
-
-def lock_path(name: str, settings: Settings) -> Path:
-    """Return the lock file of an endpoint; a process that changes the endpoint holds it."""
-    return settings.deployments_path / f".{name}.lock"
 
 
 @dataclass(frozen=True)
@@ -119,7 +74,7 @@ class LocalBackend:
             )
         folder = state_dir(spec.name, self.settings)
         begun = time.monotonic()
-        before = PreviousState(served_spec(folder), read_state(folder / AGENT, AgentState))
+        before = PreviousState(written_spec(folder), read_state(folder / AGENT, AgentState))
         pid = _running_pid(folder)
         if before.spec is None or before.spec.server != spec.server:
             pid = None  # workers read the server part when they start
@@ -153,37 +108,17 @@ class LocalBackend:
         log = str(folder / LOG)
         server = read_state(folder / SERVER, ServerState)
         if server is None or server.pid != _supervisor_pid(folder):
-            if is_locked(lock_path(spec.name, self.settings)) or supervisor.find(folder) is not None:
+            if supervisor.find(folder) is not None:
                 return Observation("starting", STARTING, log=log)
-            if (folder / STOPPED).exists():
-                return Observation("stopped", f"`onnxserve start {spec.name}` starts it", log=log)
-            last_line = f"; last in its log: {line}" if (line := final_error(folder)) else ""
-            gone = f"the server is gone; `onnxserve start {spec.name}` brings it back{last_line}"
-            return Observation("failed", gone, log=log)
-        applied = read_applied_spec(folder, spec)
-        agent = read_state(folder / AGENT, AgentState)
-        state, reason = server_state(server, applied)
-        return Observation(
-            state=state,
-            reason=reason,
-            url=server_url(spec.server),
-            pid=server.pid,
-            started_at=server.started_at,
-            restarts=server.restarts,
-            wanted=applied.wanted,
-            workers=applied.workers,
-            errors=applied.errors,
-            refused=agent.refused if agent is not None else (),
-            registry_error=agent.error if agent is not None else "",
-            shipping_error=agent.shipping.error if agent is not None else "",
-            log=log,
-        )
+            last_line = f" (last in its log: {line})" if (line := final_error(folder)) else ""
+            return observe_absent(spec.name, self.settings, f"the server is gone{last_line}", log)
+        return observe_server(spec, folder, server, log)
 
     def stop(self, name: str) -> None:
         """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""
         folder = state_dir(name, self.settings)
         server = read_state(folder / SERVER, ServerState)
-        spec = served_spec(folder)
+        spec = written_spec(folder)
         for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
             if pid is not None:
                 _end(folder, pid, spec.server if spec is not None else ServerSpec())
@@ -317,147 +252,7 @@ def _supervisor_pid(folder: Path) -> int | None:
     return supervisor.find(folder)
 
 
-def server_state(server: ServerState, applied: AppliedSpec) -> tuple[DeploymentState, str]:
-    """Return state and reason of a server whose supervisor lives; the reason is empty if all is well."""
-    if server.phase == "stopping":
-        return "stopped", "it finishes the requests in flight"
-    for name in applied.missing:
-        if name in applied.errors:
-            return "failed", applied.errors[name]
-    if server.phase == "starting" or not any(worker.endpoints for worker in applied.workers):
-        return "starting", applied.pending or STARTING
-    return "running", applied.pending  # a new version is being loaded while the one before answers
-
-
-def served_spec(state_dir: Path) -> EndpointSpec | None:
-    """Return the spec that was last written into the state folder."""
-    try:
-        (spec,) = load_specs((state_dir / SPEC).read_text())
-    except (OSError, OnnxserveError):
-        return None
-    return spec
-
-
-def server_url(server: ServerSpec) -> str:
-    """Return the address at which this machine reaches the server."""
-    host = _ANY_ADDRESS.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
-    return f"{server.scheme}://{host}:{server.port}"
-
-
-def read_applied_spec(
-    state_dir: Path, spec: EndpointSpec, lives: Callable[[int], bool] = psutil.pid_exists
-) -> AppliedSpec:
-    """Read what agent and workers have written about the endpoint of `spec`."""
-    workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
-    return compare_applied(spec, read_state(state_dir / WANTED, Wanted) or Wanted(), workers)
-
-
-def compare_applied(spec: EndpointSpec, wanted: Wanted, workers: tuple[WorkerState, ...]) -> AppliedSpec:
-    """Compare the endpoint of `spec` with what the agent and the living workers of its server say."""
-    endpoint = wanted.endpoints.get(spec.name)
-    found = endpoint or WantedEndpoint(variants={})
-    resolved = {name: (v.model_uri, v.weight, v.shadow) for name, v in found.variants.items()}
-    given = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
-    is_changed = (found.capture, found.sticky, resolved) != (spec.capture, spec.sticky, given)
-    if endpoint is None or is_changed:
-        new = sorted({model for model, _, _ in given.values()} - {model for model, _, _ in resolved.values()})
-        pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
-        return AppliedSpec(False, pending, {}, (), endpoint, workers)
-    informed = [w.endpoints.get(spec.name, {}) for w in workers if w.generation == wanted.generation]
-    errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
-    missing = tuple(
-        name
-        for name, variant in spec.variants.items()
-        if variant.weight > 0 and any(not variants.get(name, LoadedVariant()).version for variants in informed)
-    )
-    count = spec.server.workers
-    is_loaded = len(workers) >= count and all(  # so that only the traffic and its like are still to change
-        worker.endpoints.get(spec.name, {}).get(name, LoadedVariant()).version == variant.version
-        for worker in workers
-        for name, variant in endpoint.variants.items()
-    )
-    step = "applying the change" if is_loaded else "loading the model"
-    pending = "" if len(informed) >= count else f"{step}, {len(informed)} of {count} workers have it"
-    return AppliedSpec(True, pending, errors, missing, endpoint, workers)
-
-
-def wait_until_served(
-    spec: EndpointSpec,
-    state_dir: Path,
-    before: PreviousState,
-    why_ended: Callable[[], str],
-    seconds: float,
-    progress: Callable[[str], None],
-    lives: Callable[[int], bool] = psutil.pid_exists,
-) -> None:
-    """Return when every worker serves `spec` and the server says that it is ready.
-
-    A variant that `spec` changes must be loaded. An unchanged one may go on with the version it had.
-
-    Args:
-        why_ended: returns why the server has ended; empty while it lives.
-        lives: tells if the worker of a process id does.
-
-    Raises:
-        DeploymentFailed: it cannot become ready, or has not in `seconds`; the message says why.
-    """
-    deadline = time.monotonic() + seconds
-    last_line = ""
-    while True:
-        ended = why_ended()
-        applied = read_applied_spec(state_dir, spec, lives)
-        if failure := served_failure(applied, spec, before, read_state(state_dir / AGENT, AgentState)):
-            raise DeploymentFailed(f"{spec.name}: {failure}")
-        if ended:
-            raise DeploymentFailed(f"{spec.name}: {ended}")
-        pending = applied.pending or _pending_at_server(state_dir, server_url(spec.server))
-        if not pending:
-            return
-        if time.monotonic() > deadline:
-            raise DeploymentFailed(
-                f"{spec.name}: not ready after {seconds:g} s, still {pending} "
-                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
-            )
-        if pending != last_line:
-            progress(f"{spec.name}: {pending}")
-            last_line = pending
-        time.sleep(_POLL_SECONDS)
-
-
 def _why_ended(state_dir: Path, pid: int) -> str:
     if supervisor.is_alive(state_dir, pid):
         return ""
     return f"the server has ended: {last_error(state_dir) or 'it left no word in its log'}"
-
-
-def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
-    """Return what workers load for each variant: its model, without the excluded columns."""
-    return {name: (one.model, spec.capture.drop, spec.capture.mask) for name, one in spec.variants.items()}
-
-
-def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: PreviousState, agent: AgentState | None) -> str:
-    """Return why the server cannot become ready; empty while it may."""
-    earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
-    changed = {name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)}
-    for name, error in applied.errors.items():
-        if name in changed or name in applied.missing:
-            return error if name == spec.name else f"deployment {name}: {error}"
-    if agent is None or not agent.error or applied.is_resolved:
-        return ""
-    seen = before.agent
-    # the same error as before is about this spec only if the agent has looked since the spec was written
-    is_earlier = seen is not None and (seen.pid, seen.error) == (agent.pid, agent.error) and agent.looks <= seen.looks
-    return "" if is_earlier else agent.error
-
-
-def _pending_at_server(state_dir: Path, url: str) -> str:
-    """Return what the server still waits for; empty once its supervisor has seen the workers answer and it is ready."""
-    server = read_state(state_dir / SERVER, ServerState)
-    if server is None or server.phase != "serving":
-        return "waiting for the workers to answer"
-    try:
-        with ServerSession() as session:
-            response = session.get(f"{url}/ping", timeout=_PING_SECONDS)
-    except requests.RequestException:
-        return f"waiting for an answer at {url}"
-    return "" if response.ok else "waiting until the server says that it is ready"

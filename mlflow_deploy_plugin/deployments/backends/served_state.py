@@ -1,0 +1,274 @@
+"""The state folder of an endpoint's server, read to tell what it serves, and awaited until that is its spec.
+
+A server of this machine and one in a container keep such a folder on this machine; in a pod its files are read by
+`kubernetes.py`, and judged here.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import requests
+
+from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation
+from mlflow_deploy_plugin.deployments.server_client import ServerSession
+from mlflow_deploy_plugin.errors import DeploymentFailed, OnnxserveError
+from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
+from mlflow_deploy_plugin.statedir import (
+    AGENT,
+    SERVER,
+    SPEC,
+    WANTED,
+    AgentState,
+    LoadedVariant,
+    ServerState,
+    Wanted,
+    WantedEndpoint,
+    WorkerState,
+    is_locked,
+    read_state,
+    read_workers,
+)
+
+STARTING = "the server is being started"
+EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
+STOPPED = "stopped"
+"""A file in the state folder: the server was stopped on purpose, so that it is not missed."""
+_PING_SECONDS = 2.0
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
+
+
+@dataclass(frozen=True)
+class AppliedSpec:
+    """The progress of a server's processes in applying the spec of an endpoint.
+
+    Attributes:
+        is_resolved: the agent has versions for exactly what the spec says.
+        pending: what is still to be done; empty once every worker has applied the whole spec, or failed to.
+        errors: variant → why a worker could not load the wanted version.
+        missing: the variants with a share of the traffic that have no version in some worker.
+        wanted: the versions to be served; None before the agent has found the first.
+        workers: the state files of the living workers.
+    """
+
+    is_resolved: bool
+    pending: str
+    errors: dict[str, str]
+    missing: tuple[str, ...]
+    wanted: WantedEndpoint | None
+    workers: tuple[WorkerState, ...]
+
+
+@dataclass(frozen=True)
+class PreviousState:
+    """The content of the state folder before a spec is written there, to tell later what is new."""
+
+    spec: EndpointSpec | None
+    agent: AgentState | None
+
+
+def state_dir(name: str, settings: Settings) -> Path:
+    """Return the state folder of an endpoint's server."""
+    return settings.deployments_path / name
+
+
+def lock_path(name: str, settings: Settings) -> Path:
+    """Return the lock file of an endpoint; a process that changes the endpoint holds it."""
+    return settings.deployments_path / f".{name}.lock"
+
+
+def observe_absent(name: str, settings: Settings, gone: str, log: str) -> Observation:
+    """Return the observation of an endpoint whose server does not live; `gone` says so."""
+    if is_locked(lock_path(name, settings)):
+        return Observation("starting", STARTING, log=log)
+    if (state_dir(name, settings) / STOPPED).exists():
+        return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
+    return Observation("failed", f"{gone}; `onnxserve start {name}` brings it back", log=log)
+
+
+def observe_server(
+    spec: EndpointSpec, state_dir: Path, server: ServerState, log: str, lives: Callable[[int], bool] = psutil.pid_exists
+) -> Observation:
+    """Return the observation of a server whose supervisor lives, by its state folder.
+
+    Args:
+        lives: tells if the worker of a process id does.
+    """
+    applied, agent = read_applied_spec(state_dir, spec, lives), read_state(state_dir / AGENT, AgentState)
+    state, reason = _server_state(server, applied)
+    return Observation(
+        state=state,
+        reason=reason,
+        url=server_url(spec.server),
+        pid=server.pid,
+        started_at=server.started_at,
+        restarts=server.restarts,
+        wanted=applied.wanted,
+        workers=applied.workers,
+        errors=applied.errors,
+        refused=agent.refused if agent is not None else (),
+        registry_error=agent.error if agent is not None else "",
+        shipping_error=agent.shipping.error if agent is not None else "",
+        log=log,
+    )
+
+
+def _server_state(server: ServerState, applied: AppliedSpec) -> tuple[DeploymentState, str]:
+    """Return state and reason of a server whose supervisor lives; the reason is empty if all is well."""
+    if server.phase == "stopping":
+        return "stopped", "it finishes the requests in flight"
+    for name in applied.missing:
+        if name in applied.errors:
+            return "failed", applied.errors[name]
+    if server.phase == "starting" or not any(worker.endpoints for worker in applied.workers):
+        return "starting", applied.pending or STARTING
+    return "running", applied.pending  # a new version is being loaded while the one before answers
+
+
+def written_spec(state_dir: Path) -> EndpointSpec | None:
+    """Return the spec that was last written into the state folder."""
+    try:
+        (spec,) = load_specs((state_dir / SPEC).read_text())
+    except (OSError, OnnxserveError):
+        return None
+    return spec
+
+
+def server_url(server: ServerSpec) -> str:
+    """Return the address at which this machine reaches the server."""
+    host = _ANY_ADDRESS.get(server.host, f"[{server.host}]" if ":" in server.host else server.host)
+    return f"{server.scheme}://{host}:{server.port}"
+
+
+def read_applied_spec(
+    state_dir: Path, spec: EndpointSpec, lives: Callable[[int], bool] = psutil.pid_exists
+) -> AppliedSpec:
+    """Read what agent and workers have written about the endpoint of `spec`."""
+    workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
+    return compare_applied(spec, read_state(state_dir / WANTED, Wanted) or Wanted(), workers)
+
+
+def compare_applied(spec: EndpointSpec, wanted: Wanted, workers: tuple[WorkerState, ...]) -> AppliedSpec:
+    """Compare the endpoint of `spec` with what the agent and the living workers of its server say."""
+    endpoint = wanted.endpoints.get(spec.name)
+    found = endpoint or WantedEndpoint(variants={})
+    resolved = {name: (v.model_uri, v.weight, v.shadow) for name, v in found.variants.items()}
+    given = {name: (v.model, v.weight, v.shadow) for name, v in spec.variants.items()}
+    is_changed = (found.capture, found.sticky, resolved) != (spec.capture, spec.sticky, given)
+    if endpoint is None or is_changed:
+        new = sorted({model for model, _, _ in given.values()} - {model for model, _, _ in resolved.values()})
+        pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
+        return AppliedSpec(False, pending, {}, (), endpoint, workers)
+    informed = [w.endpoints.get(spec.name, {}) for w in workers if w.generation == wanted.generation]
+    errors = {name: variant.error for variants in informed for name, variant in variants.items() if variant.error}
+    missing = tuple(
+        name
+        for name, variant in spec.variants.items()
+        if variant.weight > 0 and any(not variants.get(name, LoadedVariant()).version for variants in informed)
+    )
+    count = spec.server.workers
+    is_loaded = len(workers) >= count and all(  # so that only the traffic and its like are still to change
+        worker.endpoints.get(spec.name, {}).get(name, LoadedVariant()).version == variant.version
+        for worker in workers
+        for name, variant in endpoint.variants.items()
+    )
+    step = "applying the change" if is_loaded else "loading the model"
+    pending = "" if len(informed) >= count else f"{step}, {len(informed)} of {count} workers have it"
+    return AppliedSpec(True, pending, errors, missing, endpoint, workers)
+
+
+def wait_until_served(
+    spec: EndpointSpec,
+    state_dir: Path,
+    before: PreviousState,
+    why_ended: Callable[[], str],
+    seconds: float,
+    progress: Callable[[str], None],
+    lives: Callable[[int], bool] = psutil.pid_exists,
+) -> None:
+    """Return when every worker serves `spec` and the server says that it is ready.
+
+    A variant that `spec` changes must be loaded. An unchanged one may go on with the version it had.
+
+    Args:
+        why_ended: returns why the server has ended; empty while it lives.
+        lives: tells if the worker of a process id does.
+
+    Raises:
+        DeploymentFailed: it cannot become ready, or has not in `seconds`; the message says why.
+    """
+
+    def pending() -> str:
+        ended = why_ended()
+        applied = read_applied_spec(state_dir, spec, lives)
+        if failure := served_failure(applied, spec, before, read_state(state_dir / AGENT, AgentState)) or ended:
+            raise DeploymentFailed(f"{spec.name}: {failure}")
+        return applied.pending or _pending_at_server(state_dir, server_url(spec.server))
+
+    wait_while_pending(spec.name, pending, seconds, progress)
+
+
+def wait_while_pending(
+    name: str,
+    pending: Callable[[], str],
+    seconds: float,
+    progress: Callable[[str], None],
+    poll_seconds: float = 0.1,
+    last_words: Callable[[], str] = str,
+) -> None:
+    """Return when nothing is pending any more, and report what is whenever that changes.
+
+    Args:
+        pending: returns what the endpoint `name` still has to do, or raises DeploymentFailed.
+        last_words: returns what else to say if it takes too long.
+
+    Raises:
+        DeploymentFailed: it is not ready after `seconds`.
+    """
+    deadline, reported = time.monotonic() + seconds, ""
+    while found := pending():
+        if time.monotonic() > deadline:
+            raise DeploymentFailed(
+                f"{name}: not ready after {seconds:g} s, still {found}{last_words()} "
+                "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
+            )
+        if found != reported:
+            progress(f"{name}: {found}")
+            reported = found
+        time.sleep(poll_seconds)
+
+
+def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
+    """Return what workers load for each variant: its model, without the excluded columns."""
+    return {name: (one.model, spec.capture.drop, spec.capture.mask) for name, one in spec.variants.items()}
+
+
+def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: PreviousState, agent: AgentState | None) -> str:
+    """Return why the server cannot become ready; empty while it may."""
+    earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
+    changed = {name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)}
+    for name, error in applied.errors.items():
+        if name in changed or name in applied.missing:
+            return error if name == spec.name else f"deployment {name}: {error}"
+    if agent is None or not agent.error or applied.is_resolved:
+        return ""
+    seen = before.agent
+    # the same error as before is about this spec only if the agent has looked since the spec was written
+    is_earlier = seen is not None and (seen.pid, seen.error) == (agent.pid, agent.error) and agent.looks <= seen.looks
+    return "" if is_earlier else agent.error
+
+
+def _pending_at_server(state_dir: Path, url: str) -> str:
+    """Return what the server still waits for; empty once its supervisor has seen the workers answer and it is ready."""
+    server = read_state(state_dir / SERVER, ServerState)
+    if server is None or server.phase != "serving":
+        return "waiting for the workers to answer"
+    try:
+        with ServerSession() as session:
+            response = session.get(f"{url}/ping", timeout=_PING_SECONDS)
+    except requests.RequestException:
+        return f"waiting for an answer at {url}"
+    return "" if response.ok else "waiting until the server says that it is ready"

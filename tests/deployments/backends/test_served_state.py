@@ -1,0 +1,106 @@
+"""What agent and workers have written, beside a spec."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlflow_deploy_plugin.deployments.backends.served_state import read_applied_spec, wait_while_pending
+from mlflow_deploy_plugin.errors import DeploymentFailed
+from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.statedir import (
+    WANTED,
+    LoadedVariant,
+    Wanted,
+    WantedEndpoint,
+    WantedVariant,
+    WorkerState,
+    worker_file,
+    write_state,
+)
+
+SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
+
+
+@pytest.fixture
+def say(tmp_path: Path) -> Callable[..., None]:
+    """Writes what agent and worker say: generation 2 is wanted; by default the worker has dealt with it."""
+
+    def write(spec: EndpointSpec = SPEC, generation: int = 2, pid: int | None = None, **loaded: LoadedVariant) -> None:
+        variants = {
+            name: WantedVariant(model_uri=v.model, model="m", version="1", folder=tmp_path, weight=v.weight)
+            for name, v in spec.variants.items()
+        }
+        wanted = Wanted(generation=2, endpoints={"e": WantedEndpoint(variants=variants, capture=spec.capture)})
+        write_state(tmp_path / WANTED, wanted)
+        pid = os.getpid() if pid is None else pid
+        write_state(worker_file(tmp_path, pid), WorkerState(pid=pid, generation=generation, endpoints={"e": loaded}))
+
+    return write
+
+
+def test_nothing_is_waited_for_where_all_is_loaded(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+
+    report = read_applied_spec(tmp_path, SPEC)
+
+    assert (report.is_resolved, report.pending, report.errors, report.missing) == (True, "", {}, ())
+    assert [worker.pid for worker in report.workers] == [os.getpid()]
+
+
+def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
+    assert read_applied_spec(tmp_path, SPEC).pending == "fetching one, two"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "pending"),
+    [
+        ({"variants.b.model": "three"}, "fetching three"),
+        ({"variants.b.weight": 5}, "applying the changed spec"),
+        ({"capture.fraction": 0.5}, "applying the changed spec"),
+        ({"server.workers": 2}, "loading the model, 1 of 2 workers have it"),
+    ],
+)
+def test_a_changed_spec_is_waited_for(
+    tmp_path: Path, say: Callable[..., None], wanted: dict[str, object], pending: str
+) -> None:
+    say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+
+    assert read_applied_spec(tmp_path, apply_config(SPEC, wanted)).pending == pending
+
+
+def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(generation=1, a=LoadedVariant(version="1"))
+    say(pid=2**22 + 1, a=LoadedVariant(version="1"))  # above the kernel's largest process id
+
+    report = read_applied_spec(tmp_path, SPEC)
+
+    assert report.pending == "loading the model, 0 of 1 workers have it"
+    assert [worker.pid for worker in report.workers] == [os.getpid()]
+
+
+def test_a_change_that_loads_nothing_is_not_called_loading(tmp_path: Path, say: Callable[..., None]) -> None:
+    say(generation=1, a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
+
+    assert read_applied_spec(tmp_path, SPEC).pending == "applying the change, 0 of 1 workers have it"
+
+
+def test_a_variant_that_cannot_be_loaded_is_silent_only_where_traffic_would_miss_it(
+    tmp_path: Path, say: Callable[..., None]
+) -> None:
+    say(a=LoadedVariant(error="broken"), b=LoadedVariant(error="too"))
+
+    report = read_applied_spec(tmp_path, SPEC)
+
+    assert report.errors == {"a": "broken", "b": "too"}
+    assert report.missing == ("a",)
+
+
+def test_what_is_pending_is_reported_when_it_changes_and_too_long_a_wait_ends() -> None:
+    steps, said = iter(["one", "one", "two", ""]), list[str]()
+    wait_while_pending("e", lambda: next(steps), 60, said.append, poll_seconds=0)
+    assert said == ["e: one", "e: two"]
+
+    with pytest.raises(DeploymentFailed, match=r"e: not ready after 0 s, still one: pod p \(ONNXSERVE_READY"):
+        wait_while_pending("e", lambda: "one", 0, said.append, poll_seconds=0, last_words=lambda: ": pod p")
