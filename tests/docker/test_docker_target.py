@@ -263,6 +263,18 @@ def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
     assert ours(home) == [flights, f"{flights}-listener"]
 
 
+def test_a_creation_that_was_cut_off_is_said_and_finished_by_the_next_change(
+    client: BaseDeploymentClient, flights: str, home: Path
+) -> None:
+    (home / "deployments" / flights).unlink()  # the last step of a creation makes it
+
+    assert client.get_deployment(flights)["reason"].startswith("the command that made it ended before it was ready; `")
+
+    client.update_deployment(flights, config={"capture.fraction": 0.25})
+    assert client.get_deployment(flights)["state"] == "running"
+    assert ours(home) == [flights, f"{flights}-listener"]
+
+
 def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
 ) -> None:
@@ -291,6 +303,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
         ({"server.host": "0.0.0.0"}, "0.0.0.0 is reached from other machines, and no caller would need a key"),
         ({"server.device": "cuda"}, "this engine has not NVIDIA's container toolkit"),
         ({"server.grpc_port": 8999}, "container.network=host"),
+        ({"container.cpus": 999}, "container.cpus: Range of CPUs"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -327,6 +340,21 @@ def test_a_taken_port_and_a_taken_name_are_said(
             client.create_deployment(name, models.once, config={"container.image": image})
     finally:
         run_docker("rm", "-v", name)
+
+
+def test_an_endpoint_whose_containers_would_have_the_names_of_anothers_is_refused(
+    client: BaseDeploymentClient, name: str, models: Models, image: str, home: Path
+) -> None:
+    other = f"{name}-listener"
+    client.create_deployment(other, models.once, config={"container.image": image})
+    try:
+        serving = container(other)["Id"]
+        with pytest.raises(MlflowException, match=f"a container '{other}' is there already, of the endpoint '{other}'"):
+            client.create_deployment(name, models.once, config={"container.image": image})
+        assert container(other)["Id"] == serving
+        assert not (home / "docker" / name).exists()
+    finally:
+        client.delete_deployment(other)
 
 
 def test_no_engine_is_one_line(

@@ -162,6 +162,8 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
             ) from None
         if "is already in use by container" in said:
             raise AlreadyExists(f"another container has the name: {said}") from None
+        if "Range of CPUs" in said:
+            raise InvalidConfig(f"container.cpus: {said}") from None
         if missing := re.search(r"network (\S+) not found", said):
             raise InvalidConfig(f"container.network: there is no Docker network {missing[1]}") from None
         if "could not select device driver" in said:

@@ -124,13 +124,14 @@ class DockerBackend:
             return Observation("empty", EMPTY.format(name=spec.name))
         with docker_errors(spec):
             server = self._server(spec.name)
-            listener = self._get(listener_name(spec.name))
+            listener = self._listener(spec.name)
             is_running = server is not None and server.status == "running"
             ended = f"its container {end_of(server)}" if server is not None and not is_running else ""
         name, folder = spec.name, state_dir(spec.name, self.settings)
         log = f"docker logs {server.name}" if server is not None else ""
         if not is_running:
-            return observe_absent(name, self.settings, ended or "its container is gone", log)
+            gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
+            return observe_absent(name, self.settings, ended or gone, log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
             reason = f"the container {listener_name(name)}, which has its port, does not run"
             return Observation("failed", f"{reason}; `onnxserve start {name}` brings it back", log=log)
@@ -147,7 +148,7 @@ class DockerBackend:
         with docker_errors():
             for server in self._servers(name):
                 self._stop(server)
-            if (listener := self._get(listener_name(name))) is not None:
+            if (listener := self._listener(name)) is not None:
                 listener.stop()
         if (folder := state_dir(name, self.settings)).exists():
             (folder / STOPPED).touch()
@@ -158,7 +159,7 @@ class DockerBackend:
             for server in self._servers(name):
                 self._stop(server)
                 server.remove(v=True, force=True)
-            if (listener := self._get(listener_name(name))) is not None:
+            if (listener := self._listener(name)) is not None:
                 listener.remove(v=True, force=True)
             with suppress(NotFound):
                 self._engine.volumes.get(volume_name(name)).remove()
@@ -208,32 +209,37 @@ class DockerBackend:
         link = state_dir(name, self.settings)
         return link.readlink().name if link.is_symlink() else ""
 
-    def _servers(self, name: str) -> list[Any]:
-        labels = [f"{ENDPOINT}={name}", f"{HOME}={self.settings.home_path}", SLOT]
+    def _containers(self, name: str) -> list[Any]:
+        labels = [f"{ENDPOINT}={name}", f"{HOME}={self.settings.home_path}"]
         found: list[Any] = self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
         return found
+
+    def _servers(self, name: str) -> list[Any]:
+        return [one for one in self._containers(name) if SLOT in one.labels]
+
+    def _listener(self, name: str) -> Any:
+        """Return the container that has the port; None if there is none."""
+        return next((one for one in self._containers(name) if SLOT not in one.labels), None)
 
     def _server(self, name: str) -> Any:
         """Return the container that counts; None if there is none."""
         slot = self._slot(name)
         return next((one for one in self._servers(name) if one.labels[SLOT] == slot), None)
 
-    def _get(self, container: str) -> Any:
-        """Return the container of this name; None if there is none.
-
-        Raises:
-            AlreadyExists: it is not ours.
-        """
-        try:
-            found = self._engine.containers.get(container)
-        except NotFound:
-            return None
-        if found.labels.get(HOME) != str(self.settings.home_path):
-            others = found.labels.get(HOME)
-            whose = f"of ONNXSERVE_HOME={others}" if others else "and not ours"
-            hint = "" if others else f", or `docker rm {container}`"
+    def _check_names(self, name: str) -> None:
+        """Raise AlreadyExists if a container of anybody else has a name that the endpoint's are to have."""
+        for container in (server_name(name), listener_name(name)):
+            try:
+                labels = self._engine.containers.get(container).labels
+            except NotFound:
+                continue
+            home, endpoint = labels.get(HOME), labels.get(ENDPOINT)
+            if (home, endpoint) == (str(self.settings.home_path), name):
+                continue
+            whose = f"of ONNXSERVE_HOME={home}" if home else "and not ours"
+            whose = f"of the endpoint {endpoint!r}" if home == str(self.settings.home_path) else whose
+            hint = "" if home else f", or `docker rm {container}`"
             raise AlreadyExists(f"a container {container!r} is there already, {whose}: choose another name{hint}")
-        return found
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Any:
         """Return the image; pull it if it is not here and belongs to a registry.
@@ -259,8 +265,8 @@ class DockerBackend:
     def _replace(self, spec: EndpointSpec, server: Any, options: dict[str, Any], progress: Progress) -> None:
         """Start another server, and let it take the place of `server` once it is ready."""
         name, labels = spec.name, options["labels"]
-        self._get(server_name(name))  # a stranger's container is no reason to stop ours
-        listener = self._get(listener_name(name))
+        self._check_names(name)  # a stranger's container is no reason to stop ours
+        listener = self._listener(name)
         running = [one for one in (server, listener) if one is not None and one.status == "running"]
         held = {one.labels.get(ADDRESS, "").partition("@")[0] for one in running}
         if labels[ADDRESS].partition("@")[0] not in held:
@@ -285,21 +291,23 @@ class DockerBackend:
         write_atomically(folder / SPEC, dump_spec(spec).encode())
         self._start_listener(spec)
         progress(f"{name}: starting a container of {options['image']}")
-        new = self._engine.containers.create(
-            **{**options, "labels": {**labels, SLOT: slot}},
-            name=f"{server_name(name)}.{slot}",
-            command=["serve", "--spec", str(folder / SPEC), "--state-dir", str(folder)],
-        )
+        new = None
         try:
+            new = self._engine.containers.create(
+                **{**options, "labels": {**labels, SLOT: slot}},
+                name=f"{server_name(name)}.{slot}",
+                command=["serve", "--spec", str(folder / SPEC), "--state-dir", str(folder)],
+            )
             new.start()
             self._wait(spec, folder, new, PreviousState(None, None), progress)
             new.update(restart_policy={"Name": spec.container.restart})  # until now a crash was to be seen
         except BaseException:
-            self._stop(new)  # it may have answered by now
-            new.remove(v=True, force=True)
+            if new is not None:
+                self._stop(new)  # it may have answered by now
+                new.remove(v=True, force=True)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
-            elif (listener := self._get(listener_name(name))) is not None:  # it would keep the port to itself
+            elif (listener := self._listener(name)) is not None:  # it would keep the port to itself
                 listener.remove(v=True, force=True)
             raise
         link = state_dir(name, self.settings)
@@ -331,7 +339,7 @@ class DockerBackend:
     def _start_listener(self, spec: EndpointSpec) -> None:
         """Have the container that holds the port run; none with `container.network: host`."""
         options, network = listener_options(spec, self.settings), spec.container.network
-        listener = self._get(options["name"])
+        listener = self._listener(spec.name)
         if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:
             listener.remove(v=True, force=True)
             listener = None
