@@ -119,6 +119,8 @@ def build_docker(
 
     if not (name or dry_run):
         raise click.UsageError("Missing option '-n' / '--name'.")
+    if sbom is not None and not sbom.parent.is_dir():
+        raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
     with planned_image(
         model_uri, device="gpu" if gpu else "cpu", follow=follow, base_image=base_image, server_image=server_image
     ) as plan:

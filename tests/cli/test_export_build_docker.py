@@ -31,6 +31,7 @@ def test_a_dry_run_prints_both_contexts(model: Path) -> None:
         ([], 2, "Missing option '-n' / '--name'"),
         (["-n", "x:1", "--follow"], 1, "cannot move: --follow takes a stage, an alias or a tag"),
         (["-n", "x:1", "--base-image", "a", "--server-image", "b"], 1, "with --server-image none is built"),
+        (["-n", "x:1", "--sbom", "none/x.json"], 1, "Error: --sbom: there is no folder none"),
         (["-n", "x:1", "--server-image", "a"], 1, "the image x:1 was not built: "),
     ],
 )
