@@ -8,8 +8,15 @@ import re
 from collections.abc import Mapping
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.manifests.served import Place, environment_of, http_port, local_files, served_spec
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
+from mlflow_deploy_plugin.manifests.served import (
+    Place,
+    environment_of,
+    http_port,
+    local_files,
+    refuse_strangers,
+    served_spec,
+)
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
 """systemd asks for an absolute path; the virtual environment of the images lies there, too."""
@@ -77,8 +84,10 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return the unit and the served spec, by the paths where systemd and the unit look for them.
 
     Raises:
-        InvalidConfig: a path is relative, or cannot stand in a unit.
+        InvalidConfig: a path is relative, or cannot stand in a unit; or the endpoint would be open to strangers.
     """
+    if not is_loopback(spec.server.host):
+        refuse_strangers(spec, f"server.host {spec.server.host}")
     unit, container, server = f"onnxserve-{spec.name}", spec.container, spec.server
     served = served_spec(spec, server.host)
     credentials = {name: _plain(path) for name, path in container.secrets.items()}
