@@ -224,7 +224,8 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 
 def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
-    plain = [{"name": name, "value": value} for name, value in environment_of(spec, place).items()]
+    # Kubernetes puts variables in for "$(A)", and takes "$$" for "$"
+    plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in environment_of(spec, place).items()]
     secret = []
     for name, said in sorted(container.secrets.items()):
         found = _SECRET.fullmatch(said)

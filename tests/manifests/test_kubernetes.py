@@ -169,10 +169,14 @@ def test_resources_are_those_of_the_container_and_a_gpu_server_asks_for_gpus() -
 
 
 def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins() -> None:
-    config = {"container.environment.A": "of spec", "container.environment.B": "b", "container.secrets.B": "store/uri"}
+    config = {
+        "container.environment.A": "of $(C) $$spec",
+        "container.environment.B": "b",
+        "container.secrets.B": "store/uri",
+    }
     environment = container_of(rendered(config, Place("ml", {"A": "of place", "C": "c"})))["env"]
     assert environment == [
-        {"name": "A", "value": "of spec"},
+        {"name": "A", "value": "of $$(C) $$$$spec"},
         {"name": "C", "value": "c"},
         {"name": "B", "valueFrom": {"secretKeyRef": {"name": "store", "key": "uri"}}},
     ]

@@ -412,7 +412,9 @@ def kept_environment(deployment: Document | None) -> dict[str, str]:
     """Return where the pods of a Deployment ask MLflow: a later command may be typed where another one is set."""
     containers = [] if deployment is None else deployment["spec"]["template"]["spec"]["containers"]
     variables = [variable for one in containers if one["name"] == CONTAINER for variable in one.get("env", ())]
-    return {one["name"]: one["value"] for one in variables if one["name"] in _MLFLOW and one.get("value")}
+    return {
+        one["name"]: one["value"].replace("$$", "$") for one in variables if one["name"] in _MLFLOW and one.get("value")
+    }
 
 
 def pod_environment(spec: EndpointSpec) -> dict[str, str]:

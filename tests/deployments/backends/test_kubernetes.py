@@ -113,13 +113,13 @@ def test_pods_are_told_of_the_mlflow_that_they_reach(
 
 def test_pods_keep_the_mlflow_of_the_first_command() -> None:
     variables = [
-        {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000"},
+        {"name": "MLFLOW_TRACKING_URI", "value": "http://mlflow:5000/$$a"},
         {"name": "MLFLOW_REGISTRY_URI", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
         {"name": "AWS_REGION", "value": "eu"},
     ]
     containers = [{"name": "onnxserve", "env": variables}, {"name": "injected", "env": []}]
     deployment = {"spec": {"template": {"spec": {"containers": containers}}}}
-    assert kept_environment(deployment) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    assert kept_environment(deployment) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000/$a"}
     assert kept_environment(None) == {}
 
 

@@ -54,7 +54,7 @@ image: {{ .Values.controller.image | quote }}
 {{- with .Values.environment }}
 env:
   {{- range $variable, $value := . }}
-  - {name: {{ quote $variable }}, value: {{ $value | quote }}}
+  - {name: {{ quote $variable }}, value: {{ $value | quote | replace "$" "$$" }}}
   {{- end }}
 {{- end }}
 envFrom:
