@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.deployments import (
     Deployments,
     ObservedEndpoint,
     ServerMetrics,
-    Span,
     VersionCounters,
     fetch_server_metrics,
 )
@@ -30,6 +29,7 @@ from mlflow_deploy_plugin.registry import (
     registered_model_names,
     registered_model_uris,
 )
+from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store
@@ -136,7 +136,6 @@ class EndpointCard:
         health: one word; `reason` says why it is not `healthy`.
         no_traffic: why a change of traffic would be refused now; empty if it would not.
         no_rollback: why a rollback would be refused now; empty if it would not.
-        live: True if it has pictures.
         pictures: None if the page's script gets them once they are in sight.
     """
 
@@ -151,7 +150,6 @@ class EndpointCard:
     gate_required: bool = False
     no_traffic: str = ""
     no_rollback: str = ""
-    live: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,7 +202,7 @@ def build_overview(
     for index, pictures in enumerate(drawn):
         cards[index] = replace(cards[index], pictures=pictures)
     if is_administrator():  # nobody knows their models
-        cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False, live=False) for one in unreadable]
+        cards += [EndpointCard(one.name, "unreadable", one.reason, may_act=False) for one in unreadable]
     hidden = hidden_endpoints(store, [rollout.endpoint for rollout in rollouts])
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
