@@ -60,11 +60,8 @@ class TableModel(Protocol):
 
 
 @lru_cache(maxsize=2)
-def load_table_model(folder: Path, device: Device = "cpu", threads: int = 1) -> TableModel:
+def load_table_model(folder: Path, device: Device = "cpu") -> TableModel:
     """Load the model of an MLmodel folder, once for this process.
-
-    Args:
-        threads: of one run.
 
     Raises:
         InvalidArtifact: it cannot be loaded.
@@ -72,7 +69,7 @@ def load_table_model(folder: Path, device: Device = "cpu", threads: int = 1) -> 
         DeviceUnavailable, RuntimeMissing: see `open_session`.
     """
     artifact = read_served_artifact(folder)
-    return _PyfuncTable(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxTable(folder, device, threads)
+    return _PyfuncTable(artifact) if artifact.flavor == PYTHON_FUNCTION else OnnxTable(folder, device)
 
 
 class OnnxTable:
@@ -80,8 +77,8 @@ class OnnxTable:
 
     is_parallel = True
 
-    def __init__(self, folder: Path, device: Device, threads: int) -> None:
-        self._model = OnnxModel.load(folder, Placement(device), threads)
+    def __init__(self, folder: Path, device: Device) -> None:
+        self._model = OnnxModel.load(folder, Placement(device), intra_op_num_threads=1)
         self.schema = self._model.schema
         reason = no_batch_dimension_reason(self._model.artifact)
         if not self.schema.has_rows:

@@ -167,8 +167,22 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
 
 
 def upload_file(location: LogLocation, name: str, content: BinaryIO) -> None:
-    """Write what an open file holds as `name` below the root of a bucket; raises as `write_file`."""
-    _put_object(f"{location.root}/{name}", content, location.endpoint, location.region, load_settings().log_sse)
+    """Write what an open file holds as `name` below the root of a bucket; raises as `write_file`.
+
+    boto3 does it, since Arrow's own writer knows no server-side encryption, which a bucket's policy may demand of every
+    object (https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html).
+    """
+    encryption = load_settings().log_sse  # empty leaves it to the bucket
+    arguments = {"ServerSideEncryption": encryption} if encryption else {}
+    if encryption.startswith(_KMS + ":"):
+        arguments = {"ServerSideEncryption": _KMS, "SSEKMSKeyId": encryption.removeprefix(_KMS + ":")}
+    client, transfer, failures = _s3_client(location.endpoint, location.region)
+    bucket, _, key = f"{location.root}/{name}".partition("/")
+    try:
+        client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
+    except failures as error:
+        asked = f"; ONNXSERVE_LOG_SSE asks for {encryption}" if encryption else ""
+        raise OSError(f"s3://{bucket}/{key}: {error}{asked}") from None
 
 
 def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer) -> None:
@@ -178,9 +192,8 @@ def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer) -> 
         OSError: the log does not take it.
         NotInstalled: the log is in a bucket, and boto3 is not installed.
     """
-    path = f"{location.root}/{name}"
     if location.is_local:
-        write_atomically(Path(path), content)
+        write_atomically(Path(location.root, name), content)
     else:
         upload_file(location, name, io.BytesIO(content))
 
@@ -209,28 +222,6 @@ def parquet_options(schema: pa.Schema) -> dict[str, Any]:
         "column_encoding": dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
         "write_statistics": ascending[:1],
     }
-
-
-def _put_object(path: str, content: BinaryIO, endpoint: str | None, region: str, encryption: str) -> None:
-    """Put `content` at `path`, a bucket and a key, in place of an object that is there.
-
-    boto3 does it, since Arrow's own writer knows no server-side encryption, which a bucket's policy may demand of every
-    object (https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html).
-
-    Args:
-        encryption: `AES256`, `aws:kms` or `aws:kms:KEY` (`ONNXSERVE_LOG_SSE`); empty leaves it to the bucket.
-    """
-    if encryption.startswith(_KMS + ":"):
-        arguments = {"ServerSideEncryption": _KMS, "SSEKMSKeyId": encryption.removeprefix(_KMS + ":")}
-    else:
-        arguments = {"ServerSideEncryption": encryption} if encryption else {}
-    client, transfer, failures = _s3_client(endpoint, region)
-    bucket, _, key = path.partition("/")
-    try:
-        client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
-    except failures as error:
-        asked = f"; ONNXSERVE_LOG_SSE asks for {encryption}" if encryption else ""
-        raise OSError(f"s3://{path}: {error}{asked}") from None
 
 
 @lru_cache(maxsize=4)

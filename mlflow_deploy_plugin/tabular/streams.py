@@ -174,6 +174,7 @@ class RowStream:
         first = 0
         for lines in self._json_lines():
             numbers, bad = range(first, first + len(lines)), []
+            kept: Sequence[int] = numbers
             first = numbers.stop
             try:
                 content = b"\n".join(lines)
@@ -194,8 +195,6 @@ class RowStream:
                     except (pa.ArrowException, ValueError, TypeError) as error:
                         bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
                 table, kept = pa.concat_tables(parts).combine_chunks(), read
-            else:
-                kept = numbers  # type: ignore[assignment]
             yield RowBlock(table, kept, tuple(bad), self._file.tell())
 
     @cached_property

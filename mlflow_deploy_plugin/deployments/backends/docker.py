@@ -299,7 +299,7 @@ class DockerBackend:
                 command=["serve", "--spec", str(folder / SPEC), "--state-dir", str(folder)],
             )
             new.start()
-            self._wait(spec, folder, new, PreviousState(None, None), progress)
+            self._wait(spec, folder, new, PreviousState(), progress)
             new.update(restart_policy={"Name": spec.container.restart})  # until now a crash was to be seen
         except BaseException:
             if new is not None:

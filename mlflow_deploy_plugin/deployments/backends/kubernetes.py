@@ -135,7 +135,8 @@ class KubernetesBackend:
         if not spec.kubernetes.force_conflicts:
             self._refuse_others(documents)
         pods = self._living_pods(spec.name) if running is not None else []
-        before = {pod["metadata"]["name"]: state for pod in pods if (state := self._read_pod(pod)) is not None}
+        states = {pod["metadata"]["name"]: self._read_pod(pod) for pod in pods}
+        before = {name: PreviousState(state.spec, state.agent) for name, state in states.items() if state is not None}
         for document in documents:
             if document["kind"] == "Deployment" and spec.kubernetes.max_replicas is not None:
                 now = 0 if running is None else running["spec"].get("replicas", 0)  # the autoscaler's, which we keep
@@ -330,7 +331,7 @@ class KubernetesBackend:
         except (OnnxserveError, ValueError):
             return None
 
-    def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, PodState], progress: Progress) -> None:
+    def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, PreviousState], progress: Progress) -> None:
         """Return when the Deployment has rolled and every pod serves `spec`.
 
         Raises:
@@ -356,7 +357,7 @@ class KubernetesBackend:
 
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
 
-    def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, PodState]) -> str:
+    def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, PreviousState]) -> str:
         """Return what pods that are ready still have to do; empty once all serve `spec`. Raises DeploymentFailed."""
         for pod in pods:
             name = pod["metadata"]["name"]
@@ -366,9 +367,7 @@ class KubernetesBackend:
             if state is None:
                 continue  # it is ready, and no more can be known
             applied = compare_applied(spec, state.wanted, state.workers)
-            earlier = before.get(name)
-            previous = PreviousState(earlier.spec if earlier else None, earlier.agent if earlier else None)
-            if failure := served_failure(applied, spec, previous, state.agent):
+            if failure := served_failure(applied, spec, before.get(name, PreviousState()), state.agent):
                 raise DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return f"{applied.pending} (pod {name})"

@@ -156,7 +156,7 @@ class Cluster:
         path = f"{self._path(kind)}/{name}"
         for attempt in range(_CONFLICT_TRIES):
             try:
-                self._request("PATCH", path, {"fieldManager": MANAGER, **query}, change, content_type)
+                self._request("PATCH", path, {"fieldManager": MANAGER, **query}, body=change, content_type=content_type)
                 return
             except ApiRefused as error:
                 if error.status != 409 or _CONFLICT.search(error.message) or attempt == _CONFLICT_TRIES - 1:
@@ -265,15 +265,8 @@ class Cluster:
         root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
         return f"{root}/namespaces/{self.namespace}/{_RESOURCES[kind][0]}"
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: Document | None = None,
-        content_type: str = "application/json",
-    ) -> Any:
-        return self._send(method, path, query, body, content_type).json()
+    def _request(self, method: str, path: str, query: Mapping[str, str] | None = None, **more: Any) -> Any:
+        return self._send(method, path, query, **more).json()
 
     def _send(
         self,
@@ -290,17 +283,11 @@ class Cluster:
         # asked for every request: a token of a cloud or of a pod is renewed there
         for setting in self._configuration.auth_settings().values():
             headers[setting["key"]] = setting["value"]
-        url = f"{self._configuration.host}{path}"
-        data = None if body is None else json.dumps(body).encode()
+        url, data = f"{self._configuration.host}{path}", None if body is None else json.dumps(body)
+        waits = (_CONNECT_SECONDS, timeout)
         try:
             response = self._session.request(
-                method,
-                url,
-                params=query,
-                data=data,
-                headers=headers,
-                stream=stream,
-                timeout=(_CONNECT_SECONDS, timeout),
+                method, url, params=query, data=data, headers=headers, stream=stream, timeout=waits
             )
         except requests.RequestException as error:
             why = one_line(error, 300)

@@ -66,8 +66,8 @@ class AppliedSpec:
 class PreviousState:
     """The content of the state folder before a spec is written there, to tell later what is new."""
 
-    spec: EndpointSpec | None
-    agent: AgentState | None
+    spec: EndpointSpec | None = None
+    agent: AgentState | None = None
 
 
 def state_dir(name: str, settings: Settings) -> Path:
