@@ -27,7 +27,6 @@ from .scoring import scoring_target as scoring_target
 from .server_metrics import CountedInterval as CountedInterval
 from .server_metrics import CountersByVersion as CountersByVersion
 from .server_metrics import ServerMetrics as ServerMetrics
-from .server_metrics import Span as Span
 from .server_metrics import VersionCounters as VersionCounters
 from .server_metrics import fetch_server_metrics as fetch_server_metrics
 from .server_metrics import read_server_history as read_server_history

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 import requests
@@ -25,12 +25,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.server import HISTORY, read_history
+from mlflow_deploy_plugin.server import HISTORY, Span, read_history
 
 _PAGE_SECONDS = 5.0
 _LATEST = 4e9
 """Seconds since 1970, in 2096: no clock is so wrong."""
-Span = Literal["hour", "day"]
 ParsedT = TypeVar("ParsedT")
 _CALLER_LEFT = ("499", "CANCELLED")
 _REQUESTS = "onnxserve_requests_total"

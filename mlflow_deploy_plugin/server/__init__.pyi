@@ -39,7 +39,9 @@ from .observability.exposition import CaptureCounters as CaptureCounters
 from .observability.exposition import read_capture_counters as read_capture_counters
 from .observability.exposition import saved_capture_counters as saved_capture_counters
 from .observability.history import HISTORY as HISTORY
+from .observability.history import HISTORY_INTERVALS as HISTORY_INTERVALS
 from .observability.history import HistoryWriter as HistoryWriter
+from .observability.history import Span as Span
 from .observability.history import read_history as read_history
 from .protocols.arrow import PARQUET as PARQUET
 from .protocols.content import CSV as CSV

@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request
 
-from mlflow_deploy_plugin.deployments import Deployments, Span
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry import event_as_json, event_history
+from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.access import (

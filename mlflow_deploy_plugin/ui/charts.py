@@ -20,6 +20,7 @@ _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """Times a power of ten: the ends of an axis whose half is as short to read."""
 _LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
 """Seconds whose quarters are short to read."""
+_PARTS = 4
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 Unit = Literal["/s", "/min", "ms", "%"]
@@ -143,16 +144,16 @@ def line_chart(
     )
 
 
-def ago_axis(end: datetime, seconds: float, parts: int = 4) -> TimeAxis:
+def ago_axis(end: datetime, seconds: float) -> TimeAxis:
     """Return the axis of the last `seconds`, with ticks that say how long ago."""
-    ticks = [duration(seconds * (parts - part) / parts) for part in range(parts)]
+    ticks = [duration(seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
     return TimeAxis(end - timedelta(seconds=seconds), end, (f"{ticks[0]} ago", *ticks[1:], "now"))
 
 
-def since_axis(begin: datetime, seconds: float, parts: int = 4) -> TimeAxis:
+def since_axis(begin: datetime, seconds: float) -> TimeAxis:
     """Return the axis of something that has begun and lasts for `seconds` so far, with room for what is to come."""
     length = next((one for one in _LENGTHS if one >= seconds), math.ceil(seconds / _LENGTHS[-1]) * _LENGTHS[-1])
-    ticks = (duration(length * part / parts) for part in range(1, parts + 1))
+    ticks = (duration(length * part / _PARTS) for part in range(1, _PARTS + 1))
     return TimeAxis(begin, begin + timedelta(seconds=length), ("start", *ticks))
 
 

@@ -16,13 +16,13 @@ from typing import Any
 from mlflow_deploy_plugin.deployments import (
     CountedInterval,
     ObservedEndpoint,
-    Span,
     VersionCounters,
     parse_target,
     read_server_history,
     state_dir,
 )
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.server import HISTORY_INTERVALS, Span
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Rollout, Store
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, ago_axis, duration, line_chart, since_axis
@@ -31,8 +31,6 @@ from mlflow_deploy_plugin.ui.mlflow_pages import Mark, MlflowPages, MonitorVerdi
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
 _LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (480, 1200, 2400, 3600), "day": (14400, 28800, 43200, 86400)}
 """Seconds from left to right: the shortest that holds all there is, since the last is nearly empty at first."""
-_INTERVAL: Mapping[Span, int] = {"hour": 10, "day": 300}
-"""The seconds of an interval of the history."""
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
 """A server writes every 10 s, and for the last day every 5 min: after so long it is silent."""
@@ -145,7 +143,9 @@ def traffic_charts(
             notice = f"The server's clock is {duration(-late)} ahead of this one"
     age = end.timestamp() - min((one.at - one.seconds for one in intervals), default=-math.inf)
     length = next((one for one in _LENGTHS[span] if one >= age), _LENGTHS[span][-1])
-    slots = _Slots(endpoint, intervals, end.timestamp(), length, max(_INTERVAL[span], length // _POINTS))
+    slots = _Slots(
+        endpoint, intervals, end.timestamp(), length, max(int(HISTORY_INTERVALS[span][0]), length // _POINTS)
+    )
     rates, latencies, errors = [], [], []
     for colour, (name, found) in enumerate(slots.versions().items()):
         rates.append(Series(name, slots.rates(lambda one: one.requests if one else 0.0, found), colour))

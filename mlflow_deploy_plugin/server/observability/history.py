@@ -35,7 +35,7 @@ Span = Literal["hour", "day"]
 SPANS: tuple[Span, ...] = get_args(Span)
 HISTORY = "history"
 """The folder in the state folder."""
-_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
+HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
 """The seconds of a line, and how many lines are kept."""
 _REQUESTS, _DURATIONS = "onnxserve_requests", "onnxserve_request_duration_seconds"
 _LABELS = "onnxserve_feedback_labels"
@@ -55,13 +55,15 @@ class HistoryWriter:
         self._state_dir = state_dir
         self._clock, self._monotonic = clock, monotonic
         self._run, self._seen, self._seen_at = "", _Counts(), monotonic()
-        self._rings = [_Ring(state_dir / HISTORY / f"{span}.jsonl", *interval) for span, interval in _INTERVALS.items()]
+        self._rings = [
+            _Ring(state_dir / HISTORY / f"{span}.jsonl", *interval) for span, interval in HISTORY_INTERVALS.items()
+        ]
         self._has_failed = False
 
     def round(self) -> None:
         """Write a line if it is time for one; a disk that is full costs the lines, and nothing else."""
         now = self._monotonic()
-        if self._run and now - self._seen_at < _INTERVALS["hour"][0]:
+        if self._run and now - self._seen_at < HISTORY_INTERVALS["hour"][0]:
             return
         try:
             folder = (self._state_dir / METRICS).readlink()
@@ -112,7 +114,7 @@ class _Ring:
 
 def read_history(state_dir: Path, span: Span) -> bytes:
     """Return the lines that are kept, oldest first; one that was cut off by a crash is left out."""
-    return b"\n".join(deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), _INTERVALS[span][1]))
+    return b"\n".join(deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), HISTORY_INTERVALS[span][1]))
 
 
 def _lines(path: Path) -> list[bytes]:

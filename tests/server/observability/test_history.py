@@ -107,7 +107,7 @@ def test_another_agent_goes_on_with_the_files_and_passes_over_a_line_that_was_cu
 
 
 def test_the_files_stay_small(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "_INTERVALS", {"hour": (10.0, 6), "day": (60.0, 2)})
+    monkeypatch.setattr(history, "HISTORY_INTERVALS", {"hour": (10.0, 6), "day": (60.0, 2)})
     agent = machine.agent()
     agent.round()
     most = 0
