@@ -34,7 +34,7 @@ class SharedListener:
     @property
     def is_gone(self) -> bool:
         """True if the holder has ended: nobody reaches the socket any more."""
-        return bool(select.select([self.holder], [], [], 0)[0])
+        return bool(_ended([self.holder]))
 
 
 @contextmanager
@@ -64,6 +64,15 @@ def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
             yield SharedListener(listener, holder)
 
 
+def _ended(connections: list[socket.socket]) -> list[socket.socket]:
+    """Return those whose other end is closed. It is poll(2): select(2) takes no descriptor beyond 1,023."""
+    poll = select.poll()
+    for connection in connections:
+        poll.register(connection, select.POLLIN)
+    ended = {descriptor for descriptor, _ in poll.poll(0)}
+    return [connection for connection in connections if connection.fileno() in ended]
+
+
 def hold(path: Path, port: int) -> None:
     """Listen on `port` of every address, and hand the socket out at `path` until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
@@ -77,7 +86,7 @@ def hold(path: Path, port: int) -> None:
             server, _ = door.accept()
             with suppress(OSError):  # it has ended already
                 socket.send_fds(server, [b"1"], [listener.fileno()])
-            ended = select.select(servers, [], [], 0)[0]
+            ended = _ended(servers)
             servers = [one for one in servers if one not in ended] + [server]
 
 

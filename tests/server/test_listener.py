@@ -1,5 +1,7 @@
 """The listening socket that servers take over from one another."""
 
+import fcntl
+import resource
 import signal
 import socket
 import subprocess
@@ -8,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,21 @@ def test_servers_share_one_queue_of_connections_and_hear_of_its_end(
 
         assert holder.wait(timeout=10) == 0
         wait_until(lambda: second.is_gone, 10)
+
+
+def test_a_process_with_many_open_files_hears_of_the_end_too(holder: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    try:
+        with shared_listener(tmp_path / "door") as shared:
+            assert shared is not None
+            beyond_select = fcntl.fcntl(shared.holder, fcntl.F_DUPFD_CLOEXEC, 1500)
+            with socket.socket(fileno=beyond_select) as connection:
+                assert not replace(shared, holder=connection).is_gone
+                holder.kill()
+                wait_until(lambda: replace(shared, holder=connection).is_gone, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_no_path_is_no_shared_listener_and_a_path_without_a_holder_is_an_error(
