@@ -4,15 +4,18 @@ from collections.abc import Callable, Mapping
 
 from mlflow_deploy_plugin.manifests import compose, helm, kserve, kubernetes, seldon, systemd
 from mlflow_deploy_plugin.manifests.helm import values_schema
-from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, OWNER, kubernetes_documents
+from mlflow_deploy_plugin.manifests.kubernetes import CONTAINER, LABEL, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import (
     HOME_FOLDER,
+    OWNER,
     STATE_FOLDER,
     USER,
     Document,
     Place,
+    asks_mlflow,
     dump_documents,
     http_port,
+    local_files,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec
 
@@ -36,8 +39,10 @@ __all__ = [
     "USER",
     "Document",
     "Place",
+    "asks_mlflow",
     "dump_documents",
     "http_port",
     "kubernetes_documents",
+    "local_files",
     "values_schema",
 ]

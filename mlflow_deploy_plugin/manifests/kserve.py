@@ -6,10 +6,19 @@ https://kserve.github.io/website/docs/concepts/resources has what its objects me
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of
-from mlflow_deploy_plugin.manifests.served import SPEC_FILE, Document, Place, dump_documents, http_port, served_spec
+from mlflow_deploy_plugin.manifests.served import (
+    SPEC_FILE,
+    Document,
+    Place,
+    dump_documents,
+    http_port,
+    make_document,
+    served_spec,
+)
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 MODEL_FOLDER = "/mnt/models"
@@ -34,16 +43,11 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     served, storage = _stored_by_kserve(spec)
     visibility = {"networking.kserve.io/visibility": "cluster-local"} if spec.server.is_open else {}
 
-    def document(api_version: str, kind: str, labels: Mapping[str, str], **content: Document) -> Document:
-        metadata = {"name": spec.name, "namespace": place.namespace, **({"labels": labels} if labels else {})}
-        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
-
+    document, predictor = partial(make_document, spec.name, place), _predictor(spec, storage)
     documents = [
-        document("v1", "ConfigMap", {}, data={SPEC_FILE: dump_spec(served_spec(served))}),
-        document("serving.kserve.io/v1alpha1", "ServingRuntime", {}, spec=_runtime(spec, place)),
-        document(
-            "serving.kserve.io/v1beta1", "InferenceService", visibility, spec={"predictor": _predictor(spec, storage)}
-        ),
+        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(served_spec(served))}),
+        document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
+        document("serving.kserve.io/v1beta1", "InferenceService", visibility, spec={"predictor": predictor}),
     ]
     return {f"{spec.name}.kserve.yaml": dump_documents(documents)}
 

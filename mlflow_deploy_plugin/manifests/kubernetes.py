@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests.served import (
@@ -22,13 +22,12 @@ from mlflow_deploy_plugin.manifests.served import (
     dump_documents,
     environment_of,
     http_port,
+    make_document,
     refuse_strangers,
     served_spec,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, spec_document
 
-OWNER = "onnxserve/owner"
-"""The annotation that names the store whose endpoint an object belongs to."""
 LABEL = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
 CONTAINER = "onnxserve"
@@ -55,13 +54,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     labels = {"app.kubernetes.io/name": "onnxserve", LABEL: spec.name, **MANAGED_BY}
     selector = {LABEL: spec.name}
 
-    def document(api_version: str, kind: str, **content: Any) -> Document:
-        metadata: Document = {"name": spec.name, "namespace": place.namespace, "labels": labels}
-        if place.owner:
-            metadata["annotations"] = {OWNER: place.owner}
-        return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
-
-    kubernetes = spec.kubernetes
+    kubernetes, document = spec.kubernetes, partial(make_document, spec.name, place, labels=labels)
     documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(served_spec(spec))})]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))

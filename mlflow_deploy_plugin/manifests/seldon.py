@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.manifests.served import (
     Document,
     Place,
     dump_documents,
+    make_document,
     refuse_strangers,
     served_spec,
 )
@@ -41,9 +42,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         configured = f"{spec.name}-{name}"
         alone = variant.model_copy(update={"weight": 100, "shadow": False})
         served = spec.model_copy(update={"variants": {name: alone}})
-        metadata = {"name": configured, "namespace": place.namespace}
         data = {SPEC_FILE: dump_spec(served_spec(served))}
-        documents.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+        documents.append(make_document(configured, place, "v1", "ConfigMap", data=data))
         predictor: Document = {
             "name": name,
             "annotations": {"seldon.io/no-engine": "true"},  # the server answers itself: V2, metrics, capture
@@ -55,14 +55,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         if variant.shadow:
             predictor["shadow"] = True
         predictors.append(predictor)
-    documents.append(
-        {
-            "apiVersion": "machinelearning.seldon.io/v1",
-            "kind": "SeldonDeployment",
-            "metadata": {"name": spec.name, "namespace": place.namespace},
-            "spec": {"name": spec.name, "protocol": "v2", "transport": "rest", "predictors": predictors},
-        }
-    )
+    deployed = {"name": spec.name, "protocol": "v2", "transport": "rest", "predictors": predictors}
+    api_version = "machinelearning.seldon.io/v1"
+    documents.append(make_document(spec.name, place, api_version, "SeldonDeployment", spec=deployed))
     return {f"{spec.name}.seldon.yaml": dump_documents(documents)}
 
 

@@ -21,6 +21,8 @@ SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_F
 PORT = 8080
 USER = 10001
 """The user of `docker/Dockerfile`, who shares root's group, as it does on OpenShift."""
+OWNER = "onnxserve/owner"
+"""The annotation that names the store whose endpoint an object belongs to."""
 _NOT_SERVED = ("monitors", "container", "kubernetes")
 
 
@@ -37,6 +39,18 @@ class Place:
     namespace: str = "default"
     environment: Mapping[str, str] = field(default_factory=dict)
     owner: str = ""
+
+
+def make_document(
+    name: str, place: Place, api_version: str, kind: str, labels: Mapping[str, str] | None = None, **content: Any
+) -> Document:
+    """Return an object of Kubernetes in the namespace of the place, with its owner if there is one."""
+    metadata: Document = {"name": name, "namespace": place.namespace}
+    if labels:
+        metadata["labels"] = dict(labels)
+    if place.owner:
+        metadata["annotations"] = {OWNER: place.owner}
+    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **content}
 
 
 _BOOLEANS = ("y", "Y", "n", "N")
@@ -93,6 +107,11 @@ def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
             f"everybody who reaches {entrance} could use the endpoint: say -C server.api_keys=true or "
             "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates"
         )
+
+
+def asks_mlflow(spec: EndpointSpec) -> bool:
+    """Return True if a model is found by MLflow: in its registry, or in a run."""
+    return any(parse_model_uri(one.model).kind not in ("path", "remote") for one in spec.variants.values())
 
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:

@@ -20,7 +20,7 @@ from docker.types import DeviceRequest, Mount
 
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, server_environment
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, one_line
-from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER
+from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER, asks_mlflow, local_files
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback
 
@@ -187,22 +187,17 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
     return {ENDPOINT: spec.name, HOME: str(settings.home_path), ADDRESS: address}
 
 
-def _local_models(spec: EndpointSpec) -> list[str]:
-    paths = [variant.model.removeprefix("file://") for variant in spec.variants.values()]
-    return [path for path in paths if path.startswith("/")]
-
-
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
     """Return the paths of this machine that the server needs, and whether it only reads them."""
-    files = [*_local_models(spec), spec.server.certfile, spec.server.keyfile, spec.server.ca_certs]
+    files = local_files(spec)
     if spec.server.api_keys:
         if settings.keys_file is None:
             raise InvalidConfig(
                 "server.api_keys of a container takes the keys from a file: `onnxserve keys export > keys.json`, "
                 "and ONNXSERVE_KEYS_FILE=keys.json for this command"
             )
-        files.append(str(settings.keys_file))
-    mounts = {str(Path(path).absolute()): True for path in files if path is not None}
+        files.append(str(settings.keys_file.absolute()))
+    mounts = dict.fromkeys(files, True)
     if ":" not in (log := settings.inference_log):
         for folder in (Path(log), *Path(log).glob("_*")):
             make_folder(folder, 0o755)
@@ -214,7 +209,7 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
     """Return what the server takes from the environment of this process, and what is its own."""
     folder, is_host = home_folder(spec.name, settings), spec.container.network == "host"
     found = server_environment(folder, settings)
-    if len(_local_models(spec)) < len(spec.variants):
+    if asks_mlflow(spec):
         check_registry(found["MLFLOW_REGISTRY_URI"], is_host)
     own = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
     if settings.keys_file is not None:

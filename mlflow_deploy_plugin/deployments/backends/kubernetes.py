@@ -44,10 +44,10 @@ from mlflow_deploy_plugin.manifests import (
     STATE_FOLDER,
     Document,
     Place,
+    asks_mlflow,
     http_port,
     kubernetes_documents,
 )
-from mlflow_deploy_plugin.registry import parse_model_uri
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
 from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, WANTED, AgentState, Wanted, WorkerState
@@ -433,8 +433,7 @@ def pod_environment(spec: EndpointSpec) -> dict[str, str]:
         and parts.password is None  # which would stand in the Deployment
     }
     given = {*found, *spec.container.environment, *spec.container.secrets}
-    kinds = {parse_model_uri(variant.model).kind for variant in spec.variants.values()}
-    if "MLFLOW_TRACKING_URI" not in given and kinds - {"path", "remote"}:
+    if "MLFLOW_TRACKING_URI" not in given and asks_mlflow(spec):
         raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return found
 
