@@ -4,10 +4,9 @@
 the last one ended; another model, other options or changed files are refused. `_SUCCESS` says that all parts are there.
 """
 
-import fcntl
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pyarrow import fs
 from mlflow_deploy_plugin.batch.part import REJECTED
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
+from mlflow_deploy_plugin.statedir import locked
 from mlflow_deploy_plugin.tabular import FileFormat, format_of
 
 MANIFEST = "_batch.json"
@@ -142,21 +142,14 @@ class BatchOutput:
         if not self._location.is_local:  # a bucket has no unfinished files, and what both write is the same
             yield
             return
-        path = Path(self._location.root, _LOCK)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
-        except OSError as error:
-            raise OnnxserveError(f"--output {self.uri} cannot be written: {error.strerror}") from None
-        with file:
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                held.enter_context(locked(Path(self._location.root, _LOCK), wait=False))
+            except BlockingIOError:
                 raise AlreadyExists(f"--output {self.uri}: another batch is writing to it") from None
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise OnnxserveError(f"--output {self.uri} cannot be written: {error.strerror}") from None
+            yield
 
     def begin(self, manifest: dict[str, Any], restart: bool) -> set[str]:
         """Write the manifest, or go on by the one that is there; return the files that are finished.

@@ -153,12 +153,20 @@ class FileCache:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait for the lock between processes of this machine (flock) and hold it. It ends with the process."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Wait for the lock between processes of this machine (flock) and hold it. It ends with the process.
+
+    Raises:
+        BlockingIOError: another process holds it (`wait` is False).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
         with suppress(FileNotFoundError):  # its last holder has just removed the file: the next one is another file
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
