@@ -315,6 +315,11 @@ def one_line(text: object, most: int | None = None) -> str:
     return line or (type(text).__name__ if isinstance(text, BaseException) else "")
 
 
+def without_row_number(message: str) -> str:
+    """Return a message about a row that was sent alone without its number, which is not the one in its file."""
+    return message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)
+
+
 def close_matches(name: str, known: Iterable[str], most: int) -> list[str]:
     """Return the known names that are near, the nearest first. Only the first few thousand are compared."""
     names = [one for one in islice(known, _MOST_COMPARED) if len(one) <= _MOST_CHARACTERS]

@@ -11,7 +11,13 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, InvalidConfig, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import (
+    InferenceError,
+    InvalidConfig,
+    InvalidRequest,
+    OnnxserveError,
+    without_row_number,
+)
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     PYTHON_FUNCTION,
@@ -105,12 +111,9 @@ class _PyfuncTable:
     is_parallel = False
 
     def __init__(self, artifact: Artifact) -> None:
-        from mlflow_deploy_plugin.pyfunc import Scorer, error_summary  # here: mlflow.pyfunc takes a second
+        from mlflow_deploy_plugin.pyfunc import load_scorer  # here: mlflow.pyfunc takes a second
 
-        try:
-            self._scorer = Scorer.load(artifact.folder)
-        except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
-            raise InvalidArtifact(f"MLflow cannot load the model: {error_summary(error)}") from None
+        self._scorer = load_scorer(artifact.folder)
         self._artifact = artifact
         self.schema = pyfunc_schema(artifact)
 
@@ -147,8 +150,7 @@ def predict_block(
         outputs = model.predict(_typed(inputs, model.schema) if are_texts else inputs)
     except (InvalidRequest, InferenceError) as error:
         if len(block.numbers) == 1:
-            why = error.message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)  # its number in this call
-            yield RejectedRow(block.numbers[0], why, block.table.to_pylist()[0])
+            yield RejectedRow(block.numbers[0], without_row_number(error.message), block.table.to_pylist()[0])
             return
         middle = len(block.numbers) // 2
         for half in (block.part(0, middle), block.part(middle, len(block.numbers))):

@@ -19,7 +19,7 @@ import orjson
 from mlflow_deploy_plugin.client import BODY_FORMS
 from mlflow_deploy_plugin.deployments.scoring import ScoringTarget
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
-from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidRequest, OnnxserveError, without_row_number
 from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Feeds, OnnxModel, available_cores, read_served_artifact
 from mlflow_deploy_plugin.server import CSV, JSON, PARQUET, load_json, protocols
@@ -279,13 +279,10 @@ def _onnx_predictor(folder: Path) -> Predictor:
 
 
 def _pyfunc_predictor(folder: Path) -> Predictor:
-    from mlflow_deploy_plugin.pyfunc import RequestRefused, Scorer, error_summary  # here: mlflow.pyfunc takes a second
+    from mlflow_deploy_plugin.pyfunc import RequestRefused, load_scorer  # here: mlflow.pyfunc takes a second
 
-    try:
-        with redirect_stdout(sys.stderr):  # a model may print, and the predictions may go to stdout
-            scorer = Scorer.load(folder)
-    except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
-        raise OnnxserveError(f"MLflow cannot load the model: {error_summary(error)}") from None
+    with redirect_stdout(sys.stderr):  # a model may print, and the predictions may go to stdout
+        scorer = load_scorer(folder)
 
     def predict(content_type: str, body: bytes) -> Any:
         try:
@@ -316,13 +313,13 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
     if first and first == last == error.message and len(batch) > 1:
         return f"{name}: {first}"
     if first:
-        return f"{name}, {batch.places[0]}: {_without_row_number(first)}"
+        return f"{name}, {batch.places[0]}: {without_row_number(first)}"
     while len(batch) > 1:
         refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
         if refused is None:  # the rows are refused together, and neither half alone
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
-    return f"{name}, {batch.places[0]}: {_without_row_number(_batch_error(predict, batch))}"
+    return f"{name}, {batch.places[0]}: {without_row_number(_batch_error(predict, batch))}"
 
 
 def _batch_error(predict: Predictor, batch: RowBatch) -> str:
@@ -332,8 +329,3 @@ def _batch_error(predict: Predictor, batch: RowBatch) -> str:
     except (InvalidRequest, InferenceError) as error:
         return error.message
     return ""
-
-
-def _without_row_number(message: str) -> str:
-    """Return the message without the row's number, which is not the one in the file: the row was sent alone."""
-    return message.replace(", row 0", "", 1).replace("row 0 ", "the row ", 1)

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc import load_model, scoring_server
 
+from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.pyfunc.process import RequestRefused, clean_message, error_summary
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
@@ -207,6 +208,18 @@ class _Recorder:
             self.error = error
             raise RuntimeError from error  # MLflow's server would catch an Exception and hide it
         return self.prediction
+
+
+def load_scorer(folder: Path) -> "Scorer":
+    """Load a model outside of a server.
+
+    Raises:
+        InvalidArtifact: MLflow cannot load it.
+    """
+    try:
+        return Scorer.load(folder)
+    except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
+        raise InvalidArtifact(f"MLflow cannot load the model: {error_summary(error)}") from None
 
 
 class Scorer:
