@@ -26,7 +26,7 @@ class Observation:
         refused: versions that the registry names and the agent does not let be served.
         registry_error: why the agent's last look at the registry failed.
         shipping_error: why captured requests do not get into the inference log.
-        log: the path of the server's log.
+        log: where the server's log is: its path, or the command that shows it.
     """
 
     state: DeploymentState

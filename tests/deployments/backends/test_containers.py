@@ -54,6 +54,12 @@ def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_nee
     assert "hidden" not in str(secret["labels"])
 
 
+def test_what_a_container_needs_of_this_machine_has_an_absolute_path(settings: Settings) -> None:
+    spec = new_endpoint("flights", "./models/flights", {"server.port": 8123})
+    with pytest.raises(InvalidConfig, match=r"variants.flights.model: an absolute path is expected, not './models"):
+        server_options(spec, settings, "sha256:1")
+
+
 def test_the_listener_is_published_where_the_server_would_listen(settings: Settings) -> None:
     assert listener_options(flights(), settings)["ports"] == {"8123/tcp": ("127.0.0.1", 8123)}
     exposed = flights(server__host="0.0.0.0", server__insecure="true")
