@@ -29,18 +29,19 @@ from mlflow_deploy_plugin.tabular import (
 )
 
 if TYPE_CHECKING:
+    from mlflow_deploy_plugin.batch import BatchProgress, Engine, OnError
     from mlflow_deploy_plugin.inference_log import BadRow
+    from mlflow_deploy_plugin.spec import Device
 
 _SHOWN_BAD = 20
-_LABEL_FORMATS = ("csv", "jsonl", "parquet")
+_LINE_SECONDS = 10.0
+_STREAMED = click.Choice(["csv", "jsonl", "parquet"])
 
 
 @click.command()
 @click.argument("name")
 @click.option("-f", "--file", required=True, metavar="FILE", help="Labels; - is standard input.")
-@click.option(
-    "-t", "--content-type", type=click.Choice(_LABEL_FORMATS), show_default="by FILE's name", help="Format of the file."
-)
+@click.option("-t", "--content-type", type=_STREAMED, show_default="by FILE's name", help="Format of the file.")
 @click.option(
     "--key",
     metavar="COLUMNS",
@@ -98,7 +99,7 @@ def feedback(
     from mlflow_deploy_plugin.settings import load_settings
 
     kind = content_type or format_of(file)
-    if kind not in _LABEL_FORMATS:
+    if kind not in _STREAMED.choices:
         raise InvalidConfig(f"{file}: say -t csv, jsonl or parquet")
     columns = LabelColumns(
         tuple(part.strip() for part in key.split(",")) if key else (), label_column, id_column, row_column
@@ -276,13 +277,6 @@ def _with_progress(rows: "RowFile") -> Iterator[Iterator["RowBatch"]]:
         yield with_bar()
 
 
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.batch import BatchProgress
-
-_STREAMED = click.Choice(["csv", "jsonl", "parquet"])
-_LINE_SECONDS = 10.0
-
-
 @click.command()
 @click.option(
     "-m", "--model-uri", required=True, metavar="URI", help="Model to load, e.g. models:/flight-delay/Production."
@@ -319,12 +313,12 @@ def batch(
     input: str,
     output: str,
     keep: str,
-    format: str | None,
-    input_format: str | None,
-    on_error: str,
+    format: FileFormat | None,
+    input_format: FileFormat | None,
+    on_error: "OnError",
     workers: int | None,
-    device: str,
-    engine: str,
+    device: "Device",
+    engine: "Engine",
     restart: bool,
     run: str,
 ) -> None:
@@ -343,22 +337,12 @@ def batch(
     # here: pyarrow and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.batch import BatchPlan, run_batch
 
-    plan = BatchPlan(
-        model_uri,
-        input,
-        output,
-        tuple(name.strip() for name in keep.split(",") if name.strip()),
-        cast(FileFormat | None, input_format),
-        cast(FileFormat | None, format),
-        on_error,  # type: ignore[arg-type]
-        workers,
-        device,  # type: ignore[arg-type]
-        engine,  # type: ignore[arg-type]
-        restart,
-        run,
-    )
-    if len(set(plan.keep)) < len(plan.keep):
+    kept = tuple(name.strip() for name in keep.split(",") if name.strip())
+    if len(set(kept)) < len(kept):
         raise InvalidConfig(f"--keep {keep}: a column stands twice")
+    plan = BatchPlan(
+        model_uri, input, output, kept, input_format, format, on_error, workers, device, engine, restart, run
+    )
     progress = _ProgressLines()
     result = run_batch(plan, progress.show)
     progress.close()

@@ -40,7 +40,7 @@ _HISTORY_SECONDS = 1.5
 _BARS, _RUNS = 60, 300
 _QUANTILES = {"p99": 0.99, "median": 0.5}
 
-Version = tuple[str, str]
+_Version = tuple[str, str]
 """A registered model and its version."""
 
 
@@ -186,8 +186,8 @@ class _Slots:
     ) -> None:
         count = seconds // slot_seconds
         self.intervals: list[list[CountedInterval]] = [[] for _ in range(count)]
-        self._requests: defaultdict[Version, float] = defaultdict(float)
-        self._counted: list[dict[Version, VersionCounters]] = [{} for _ in range(count)]
+        self._requests: defaultdict[_Version, float] = defaultdict(float)
+        self._counted: list[dict[_Version, VersionCounters]] = [{} for _ in range(count)]
         for interval in intervals:
             own = {key: counted for key, counted in interval.counters.items() if key[0] == endpoint}
             newest = count - 1 - math.floor((end - interval.at) / slot_seconds)
