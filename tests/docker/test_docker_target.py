@@ -298,6 +298,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
         ({"container.image": "python:3.11-slim-bookworm"}, "-C container.image=… is to be one of onnxserve's images"),
         ({"container.network": "of-nobody"}, "there is no Docker network of-nobody"),
         ({"container.memory_bytes": 64 * 1024**2}, "is out of memory: -C container.memory_bytes=… is to be more than"),
+        ({"container.secrets.TOKEN": "README.md"}, "container.secrets.TOKEN: an absolute path is expected"),
         ({"container.secrets.TOKEN": "/of/nobody"}, "container.secrets.TOKEN: the file /of/nobody cannot be read"),
         ({"server.api_keys": True}, "onnxserve keys export > keys.json"),
         ({"server.host": "0.0.0.0"}, "0.0.0.0 is reached from other machines, and no caller would need a key"),

@@ -222,8 +222,11 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 
 def _secret(name: str, path: str) -> str:
+    file = Path(path).expanduser()
+    if not file.is_absolute():  # the next command may be given in another folder
+        raise InvalidConfig(f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})")
     try:
-        return Path(path).expanduser().read_text().rstrip("\n")
+        return file.read_text().rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise InvalidConfig(f"container.secrets.{name}: the file {path} cannot be read: {why}") from None
