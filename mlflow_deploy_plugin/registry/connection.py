@@ -106,12 +106,16 @@ def registry_client() -> "MlflowClient":
     Raises:
         InvalidConfig: MLflow does not support the address.
     """
-    from mlflow import MlflowClient  # imported late: it takes a second, and a model on this disk does without
+    import mlflow  # imported late: it takes a second, and a model on this disk does without
     from mlflow.exceptions import MlflowException
 
     try:
-        return MlflowClient()
+        return mlflow.MlflowClient()
     except MlflowException as error:
+        if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the image `cpu` cannot open
+            raise InvalidConfig(
+                "MLFLOW_TRACKING_URI is not set: the address of the MLflow server is expected, as http://mlflow:5000"
+            ) from None
         raise InvalidConfig(f"MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
 
 

@@ -88,6 +88,13 @@ def test_a_followed_model_needs_a_word_about_its_callers(image: str, docker: Any
     assert "0.0.0.0 is reached from other machines, and no caller would need a key" in ended.stderr
 
 
+def test_a_followed_model_needs_the_address_of_mlflow(image: str, docker: Any) -> None:
+    variables = ["-e", "ONNXSERVE_MODEL_URI=models:/x@y", "-e", "ONNXSERVE_INSECURE=true"]
+    ended = docker("run", "--rm", *variables, image, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith("Error: MLFLOW_TRACKING_URI is not set: the address of the MLflow ")
+
+
 @pytest.fixture
 def registry(tmp_path: Path, free_port: int) -> Iterator[str]:
     """A registry of images on this machine, by Debian's package."""
