@@ -8,7 +8,7 @@ import click
 from mlflow_deploy_plugin.cli.options import key_values, opened_store, read_spec_file, show_lines, show_progress
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Place
-from mlflow_deploy_plugin.registry import default_endpoint_name
+from mlflow_deploy_plugin.registry import default_endpoint_name, parse_model_uri
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, new_endpoint
 
 if TYPE_CHECKING:
@@ -191,7 +191,8 @@ def render(
                 found = store.require_endpoint(stored).spec
         case _:
             raise InvalidConfig("give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint")
-    files = FORMATS[format_name](apply_config(found, key_values(config)), Place(namespace))
+    spec = apply_config(found, key_values(config))
+    files = FORMATS[format_name](spec, Place(namespace))
     for path, text in files.items():
         if output is None:
             click.echo(f"# {path}\n{text}" if len(files) > 1 else text, nl=False)
@@ -202,3 +203,10 @@ def render(
         except OSError as error:
             raise InvalidConfig(f"{output / path} cannot be written: {error.strerror}") from None
         show_progress(f"written: {output / path}")
+    given = {*spec.container.environment, *spec.container.secrets}
+    kinds = {parse_model_uri(variant.model).kind for variant in spec.variants.values()}
+    if format_name != "helm" and "MLFLOW_TRACKING_URI" not in given and kinds - {"path", "remote"}:
+        show_progress(
+            f"note: the server of {spec.name} will ask MLflow, and nothing says where that is: "
+            "-C container.environment.MLFLOW_TRACKING_URI=http://…"
+        )

@@ -34,6 +34,22 @@ def test_several_files_are_printed_below_their_paths_or_written_into_a_folder(tm
 
 
 @pytest.mark.parametrize(
+    ("arguments", "is_missing"),
+    [
+        (["compose", "-m", "models:/flight-delay/3"], True),
+        (["compose", "-m", "models:/x/3", "-C", "container.environment.MLFLOW_TRACKING_URI=http://mlflow:5000"], False),
+        (["kubernetes", "-m", "models:/x/3", "-C", "container.secrets.MLFLOW_TRACKING_URI=mlflow/uri"], False),
+        (["compose", "-m", "/srv/model"], False),
+        (["helm", "-m", "models:/x/3"], False),  # `environment` of its values holds for all endpoints
+    ],
+)
+def test_files_that_do_not_say_where_mlflow_is_are_noted(arguments: list[str], is_missing: bool) -> None:
+    done = CliRunner().invoke(main, ["render", "--for", *arguments])
+    assert done.exit_code == 0
+    assert ("note: the server of flight-delay will ask MLflow, and nothing says where" in done.stderr) is is_missing
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint"),
