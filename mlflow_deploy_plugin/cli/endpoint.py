@@ -213,7 +213,7 @@ def list_(output: str) -> None:
             if why := deployment["reason"] or deployment["error"]:
                 click.echo(f"{_name(one, name)}: {why}")
         if one["state"] == "empty":
-            click.echo(f"{one['name']}: no deployment yet; `{_CREATE} --endpoint {one['name']}` adds one")
+            click.echo(f"{one['name']}: {one['reason']}")
 
 
 @click.command()

@@ -71,6 +71,9 @@ class Endpoints:
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
         """Return an endpoint with its server; one whose backend does not answer is `failed`, with the reason."""
+        if not stored.spec.variants:
+            create = f"mlflow deployments create -t {stored.target} --endpoint {stored.name} …"
+            return ObservedEndpoint(stored, Observation("empty", f"no deployment yet; `{create}` adds one"))
         try:
             return ObservedEndpoint(stored, self.backend(stored).observe(stored.spec))
         except OnnxserveError as error:

@@ -15,6 +15,7 @@ from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments import open_deployments
+from mlflow_deploy_plugin.deployments.backends.targets import parse_target
 from mlflow_deploy_plugin.store import AuditEvent
 from mlflow_deploy_plugin.store.tables import EndpointRow
 
@@ -244,3 +245,10 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     assert missing.exit_code == 1
     assert missing.stderr.startswith("Error: there is no endpoint 'nobody'; there are ")
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # so that we hear of its repair
+
+
+def test_an_empty_endpoint_says_how_a_deployment_is_added_by_its_own_target(client: BaseDeploymentClient) -> None:
+    with open_deployments(silently, parse_target("onnxserve:/docker")) as deployments:
+        reason = deployments.create_endpoint("e", {}).observation.reason
+
+    assert "`mlflow deployments create -t onnxserve:/docker --endpoint e …` adds one" in reason

@@ -49,7 +49,6 @@ from mlflow_deploy_plugin.deployments.backends.containers import (
 )
 from mlflow_deploy_plugin.deployments.backends.local import check_port
 from mlflow_deploy_plugin.deployments.backends.served_state import (
-    EMPTY,
     STARTING,
     STOPPED,
     PreviousState,
@@ -120,8 +119,6 @@ class DockerBackend:
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's server now."""
-        if not spec.variants:
-            return Observation("empty", EMPTY.format(name=spec.name))
         with docker_errors(spec):
             server = self._server(spec.name)
             listener = self._listener(spec.name)

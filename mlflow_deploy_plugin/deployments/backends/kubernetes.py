@@ -157,8 +157,6 @@ class KubernetesBackend:
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's pods now."""
-        if not spec.variants:
-            return Observation("empty", "no deployment yet")
         deployment = self._cluster.get("Deployment", spec.name)
         if deployment is None:
             gone = f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` makes it again"

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.deployments.backends import Observation, supervisor
 from mlflow_deploy_plugin.deployments.backends.served_state import (
-    EMPTY,
     STARTING,
     STOPPED,
     PreviousState,
@@ -103,8 +102,6 @@ class LocalBackend:
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's server now."""
         folder = state_dir(spec.name, self.settings)
-        if not spec.variants:
-            return Observation("empty", EMPTY.format(name=spec.name))
         log = str(folder / LOG)
         server = read_state(folder / SERVER, ServerState)
         if server is None or server.pid != _supervisor_pid(folder):

@@ -34,7 +34,6 @@ from mlflow_deploy_plugin.statedir import (
 )
 
 STARTING = "the server is being started"
-EMPTY = "no deployment yet; `mlflow deployments create -t onnxserve --endpoint {name} …` adds one"
 STOPPED = "stopped"
 """A file in the state folder: the server was stopped on purpose, so that it is not missed."""
 _PING_SECONDS = 2.0

@@ -46,7 +46,7 @@ class Backend(Protocol):
         """
 
     def observe(self, spec: EndpointSpec) -> Observation:
-        """Return the state of the endpoint's server now; `reason` does not name the endpoint."""
+        """Return the state of the server of an endpoint with a variant; `reason` does not name the endpoint."""
 
     def stop(self, name: str) -> None:
         """End the server, which finishes the requests in flight; `apply` starts it again."""
