@@ -7,7 +7,7 @@ takes the memory of some blocks.
 import os
 import struct
 import tempfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -147,10 +147,13 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream) -> list[str]:
         raise InvalidRequest(f"--keep {missing[0]}: there is no such column; there are {', '.join(names)[:300]}")
     if problem := model.schema.missing_columns(names):
         raise InvalidRequest(problem)
+    read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
+    if len(set(read)) < len(read):
+        raise InvalidRequest(f"column {Counter(read).most_common(1)[0][0]!r} stands twice; rename one")
     if job.input_format == "parquet" and isinstance(model, OnnxTable):
         fields = [field for field in stream.schema if takes(model.schema, field.name, job.keep)]
         protocols.arrow.select_columns(pa.schema(fields), model.schema)
-    return [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
+    return read
 
 
 def _predictions(

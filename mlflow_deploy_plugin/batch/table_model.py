@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.errors import (
     InvalidConfig,
     InvalidRequest,
     OnnxserveError,
+    SchemaMismatch,
     without_row_number,
 )
 from mlflow_deploy_plugin.runtime import (
@@ -32,7 +33,7 @@ from mlflow_deploy_plugin.runtime import (
 )
 from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
-from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock
+from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock, first_line
 
 _LARGEST_TABLE_BYTES = 2**31
 _RUN_ROWS = 2**13
@@ -204,7 +205,15 @@ def _typed(table: pa.Table, schema: Schema) -> pa.Table:
             values = column.cast(kind)
         except pa.ArrowInvalid:  # a missing value in words, 20.0 as a whole number, or what is refused
             fields = [text or "" for text in column.to_pylist()]
-            values = pa.array(protocols.mlflow.read_column(name, kinds, fields), kind)
+            read = protocols.mlflow.read_column(name, kinds, fields)
+            if cut := [one for one in read if isinstance(one, float) and kind == pa.int64() and not one.is_integer()]:
+                raise SchemaMismatch(
+                    f"column {name!r} ({kinds[name]}): {cut[0]!r} is no {kinds[name]}"
+                )  # Arrow cuts it
+            try:
+                values = pa.array(read, kind)
+            except (pa.ArrowException, OverflowError) as error:  # a whole number of more than 64 bits
+                raise SchemaMismatch(f"column {name!r} ({kinds[name]}): {first_line(error)}") from None
         table = table.set_column(place, name, values)
     return table
 

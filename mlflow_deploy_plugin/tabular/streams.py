@@ -5,6 +5,7 @@ have the types that the caller names, else those of its first block. Rows are co
 lines.
 """
 
+import codecs
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular.files import FileFormat, csv_records, first_line
+from mlflow_deploy_plugin.tabular.files import CsvRecord, FileFormat, csv_records, first_line
 
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
@@ -83,11 +84,16 @@ class RowStream:
                 return self._parquet.schema_arrow
             if self._kind == "jsonl":
                 return self._json_schema()
-            self._file.seek(0)
-            record = next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
-            return pa.schema([(name, pa.string()) for name in (record.fields if record else [])])
+            return pa.schema([(name, pa.string()) for name in (self._header.fields if self._header else [])])
+        except UnicodeEncodeError:  # a byte that no UTF-8 has is a lone surrogate
+            raise InvalidRequest("its header is not in UTF-8, which CSV files have to be written in") from None
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(f"it is not a file of the format {self._kind}: {first_line(error)}") from None
+
+    @cached_property
+    def _header(self) -> CsvRecord | None:
+        self._file.seek(0)
+        return next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
 
     def blocks(self, columns: Sequence[str]) -> Iterator[RowBlock]:
         """Yield the rows with these columns only, all of which are in the schema."""
@@ -98,10 +104,13 @@ class RowStream:
                 row = max([row, *block.numbers[-1:], *(bad.number for bad in block.bad[-1:])])
                 yield block
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(f"what follows row {row} cannot be read: {first_line(error)}") from None
+            why = first_line(error)
+            if "straddling object" in why:  # Arrow advises a larger block, which nobody can choose here
+                why = "a row of more than 4 MB; perhaps a quotation mark is never closed"
+            raise InvalidRequest(f"what follows row {row} cannot be read: {why}") from None
 
     def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
-        if not schema.names:
+        if self._header is None or self._header.position >= self._file.size():
             return
         found: list[RejectedRow] = []
 
@@ -160,6 +169,8 @@ class RowStream:
         """Yield the lines that are not blank, those of a few megabytes at a time."""
         self._file.seek(0)
         rest = b""
+        if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            self._file.seek(0)
         while read := self._file.read(_BLOCK_BYTES):
             whole, newline, last = (rest + read).rpartition(b"\n")
             rest = last
@@ -178,10 +189,13 @@ class RowStream:
             first = numbers.stop
             try:
                 content = b"\n".join(lines)
+                content.decode()  # Arrow takes any bytes, a null as a row of nulls, and dies of one in the first line
+                if not all(line.lstrip().startswith(b"{") for line in lines):
+                    raise ValueError
                 reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
                 table = pyarrow.json.read_json(io.BytesIO(content), reading, options).select(columns)
                 is_read = table.num_rows == len(lines)
-            except (pa.ArrowException, KeyError):
+            except (pa.ArrowException, KeyError, ValueError):
                 is_read = False
             if not is_read:  # one by one, which also takes 20.0 for a whole number
                 parts, read = [wanted.empty_table()], []
@@ -190,6 +204,9 @@ class RowStream:
                         record = orjson.loads(line)
                         if not isinstance(record, dict):
                             raise ValueError("it is not a JSON object")
+                        for field in wanted:
+                            if _is_changed(record.get(field.name), field.type):
+                                raise ValueError(f"column {field.name!r}: {record[field.name]!r} is no {field.type}")
                         parts.append(pa.Table.from_pylist([record], wanted))
                         read.append(number)
                     except (pa.ArrowException, ValueError, TypeError) as error:
@@ -213,3 +230,16 @@ class RowStream:
             numbers = range(first, first + len(batch))
             first = numbers.stop
             yield RowBlock(table, numbers, (), int(self._file.size() * first / metadata.num_rows))
+
+
+def _is_changed(value: Any, kind: pa.DataType) -> bool:
+    """Return True for a value that Arrow would take as another one: 2.5 as the whole number 2, true as 1."""
+    if isinstance(value, bool):
+        return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if isinstance(value, float):
+        return pa.types.is_integer(kind) and not value.is_integer()
+    if isinstance(value, list) and pa.types.is_list(kind):
+        return any(_is_changed(one, kind.value_type) for one in value)
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        return any(_is_changed(value.get(field.name), field.type) for field in kind)
+    return False

@@ -128,7 +128,7 @@ def test_a_file_without_rows_becomes_one_with_the_columns(predict: Predict, tmp_
     rows = flights(0)
     path = tmp_path / f"rows.{given}"
     if given == "csv":
-        path.write_text("id,carrier,distance,hour,late\n")
+        path.write_text("id,carrier,distance,hour,late")  # without a line end, too
     elif given == "jsonl":
         path.write_text("\n")
     else:
@@ -202,6 +202,16 @@ MISTAKES = {
         {},
         "column 'hour' has Arrow's type string; numbers are expected",
     ),
+    "a column of the model that stands twice": (
+        lambda rows: rows.append_column("hour", rows["id"]),
+        {},
+        "column 'hour' stands twice",
+    ),
+    "a kept column that stands twice": (
+        lambda rows: rows.append_column("id", rows["id"]),
+        {"keep": ("id",)},
+        "column 'id' stands twice",
+    ),
     "a kept column with the output's name": (
         lambda rows: rows.append_column("prediction", rows["id"]),
         {"keep": ("prediction",)},
@@ -217,6 +227,60 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(predict: Predict, tmp_p
 
     with pytest.raises(OnnxserveError, match=rf"^rows\.parquet: {message}"):
         predict(path, "made.parquet", on_error="skip-row", **options)
+
+
+HEADER = "id,carrier,distance,hour,late"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", f"{HEADER},größe\n".encode("latin-1"), "its header is not in UTF-8"),
+        ("rows.csv", f"{HEADER}\n".encode("utf-16"), "its header is not in UTF-8"),
+        ("rows.csv", f"{HEADER},hour\n0,AA,1,1,true,1\n".encode(), "column 'hour' stands twice"),
+        ("rows.csv", f'{HEADER}\n0,"AA'.encode() + b"\n0,AA,1,1,true" * 10**6, "a row of more than 4 MB"),
+    ],
+)
+def test_a_text_that_does_not_fit_is_refused_in_one_line(
+    predict: Predict, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    with pytest.raises(InvalidRequest, match=message):
+        predict(path, "made.parquet", on_error="skip-row")
+
+
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"null",
+        b'{"carrier": "AA", "distance": 1, "hour": 2.5, "late": true}',
+        b'{"carrier": "AA", "distance": true, "hour": 1, "late": true}',
+        b'{"carrier": "M\xfc", "distance": 1, "hour": 1, "late": true}',
+    ],
+)
+def test_a_line_that_arrow_would_change_or_die_of_is_a_bad_row(
+    predict: Predict, tmp_path: Path, bad: bytes, number: int
+) -> None:
+    lines = [b'{"carrier": "AA", "distance": 1, "hour": 1, "late": true}'] * 3
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\n".join([*lines[:number], bad, *lines[number:]]))
+
+    assert predict(path, "made.jsonl", on_error="skip-row") == PartResult(3, 1)
+
+    assert json.loads((tmp_path / "out/_rejected/made.jsonl.jsonl").read_text())["row"] == number
+
+
+@pytest.mark.parametrize("hour", ["2.5", "99999999999999999999", "1e30"])
+def test_a_text_that_is_no_whole_number_is_a_bad_row(predict: Predict, tmp_path: Path, hour: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{HEADER}\n0,AA,1,1,true\n1,AA,1,{hour},true\n2,AA,1,1.0,true\n")
+
+    assert predict(path, "made.csv", on_error="skip-row") == PartResult(2, 1)
+
+    assert "column 'hour' (long)" in (tmp_path / "out/_rejected/made.csv.jsonl").read_text()
 
 
 def test_a_damaged_file_is_named(predict: Predict, tmp_path: Path) -> None:
