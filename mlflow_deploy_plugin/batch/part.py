@@ -37,6 +37,7 @@ OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"
 """The folder of the output with the rows that were left out, one JSON Lines file a part."""
 _WRITTEN_ROWS, _WRITTEN_BYTES = 2**17, 16 * 2**20
+_ADVICE = "choose another --format, or leave the column out of --keep"
 _SLOT = struct.Struct("<qq")
 
 
@@ -201,7 +202,7 @@ class _Writer:
         if self._schema is None:
             self._schema = table.schema
             file = self._held.enter_context(open_new(self._job.output, self._job.name))
-            self._write = self._held.enter_context(table_writer(self._job.output_format, self._schema, file))
+            self._write = self._held.enter_context(table_writer(self._job.output_format, self._schema, file, _ADVICE))
         if table.schema != self._schema:
             try:
                 table = table.cast(self._schema)

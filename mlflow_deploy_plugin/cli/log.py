@@ -145,7 +145,9 @@ def query(
         else:
             with (
                 open_output(file, sys.stdout.buffer) as target,
-                table_writer(cast(FileFormat, output), result.schema, target) as write,
+                table_writer(
+                    cast(FileFormat, output), result.schema, target, "CAST(… AS VARCHAR) makes a text of it"
+                ) as write,
             ):
                 for batch in result.batches:
                     write(batch)

@@ -150,7 +150,10 @@ class Explanation:
             InvalidConfig: the name has another ending, or the file cannot be written.
         """
         kind, table = contributions_format(path), self.contributions()
-        with open_output(path, sys.stdout.buffer) as file, table_writer(kind, table.schema, file) as write:
+        with (
+            open_output(path, sys.stdout.buffer) as file,
+            table_writer(kind, table.schema, file, "choose another format") as write,
+        ):
             for batch in table.to_batches():
                 write(batch)
 

@@ -4,6 +4,7 @@ Writing files of rows as they come: values without a schema, and Arrow batches o
 """
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -233,11 +234,16 @@ def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Calla
 
 
 @contextmanager
-def table_writer(kind: FileFormat, schema: "pa.Schema", file: IO[bytes]) -> Iterator[Callable[["pa.RecordBatch"], Any]]:
+def table_writer(
+    kind: FileFormat, schema: "pa.Schema", file: IO[bytes], advice: str
+) -> Iterator[Callable[["pa.RecordBatch"], Any]]:
     """Yield a function that writes batches of the schema.
 
     CSV holds times as RFC 3339, lists and structures as JSON, bytes as base64. JSON, one array, and JSON Lines do
     likewise, and have null for NaN.
+
+    Args:
+        advice: what to do about a type that the format has no room for.
 
     Raises:
         InvalidConfig: the format has no room for a column's type, such as an interval in Parquet.
@@ -262,10 +268,7 @@ def table_writer(kind: FileFormat, schema: "pa.Schema", file: IO[bytes]) -> Iter
             with pq.ParquetWriter(file, schema, compression="zstd") as parquet_writer:
                 yield parquet_writer.write_batch
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        shown = one_line(error)
-        raise InvalidConfig(
-            f"the answer has no form in {kind}: {shown}; CAST(… AS VARCHAR) makes a text of it"
-        ) from None
+        raise InvalidConfig(f"the answer has no form in {kind}: {one_line(error)}; {advice}") from None
 
 
 def values_of(column: "pa.Array") -> list[Any]:
@@ -374,7 +377,9 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
     import pyarrow.compute as pc
 
     if pa.types.is_timestamp(column.type):
-        return pc.strftime(column.cast(pa.timestamp("us", column.type.tz)), _TIME + ("Z" if column.type.tz else ""))
+        with contextlib.suppress(pa.ArrowInvalid):  # nanoseconds stay, where there are any
+            column = column.cast(pa.timestamp("us", column.type.tz))
+        return pc.strftime(column, _TIME + ("Z" if column.type.tz else ""))
     if _csv_type(column.type) == column.type:
         return column
     texts: list[str | None] = []

@@ -25,7 +25,7 @@ TABLE = pa.table(
 
 def written(kind: FileFormat, table: pa.Table) -> bytes:
     file = io.BytesIO()
-    with table_writer(kind, table.schema, file) as write:
+    with table_writer(kind, table.schema, file, "choose another") as write:
         for batch in table.to_batches():
             write(batch)
     return file.getvalue()
@@ -53,6 +53,12 @@ def test_batches_of_one_schema(kind: FileFormat, content: bytes) -> None:
 
 def test_batches_in_parquet_keep_their_types() -> None:
     assert pq.read_table(io.BytesIO(written("parquet", TABLE))).schema == TABLE.schema
+
+
+def test_nanoseconds_stay_as_they_are() -> None:
+    table = pa.table({"t": pa.array([1], pa.timestamp("ns"))})
+    assert written("jsonl", table) == b'{"t":"1970-01-01T00:00:00.000000001"}\n'
+    assert written("csv", table) == b'"t"\n"1970-01-01T00:00:00.000000001"\n'
 
 
 def test_no_rows_are_an_empty_array() -> None:

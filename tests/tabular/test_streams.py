@@ -78,6 +78,20 @@ def test_json_lines_have_the_types_of_the_caller_else_of_their_values() -> None:
     assert (list(block.numbers), block.bad[0].number, block.bad[0].why) == ([0, 1], 2, "it is not a JSON object")
 
 
+def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
+    lines = [b'{"a": 1, "b": [1], "c": {"d": 1}, "t": "%s"}' % (b"x" * 1000)] * 5000
+    later = [b'{"a": 1.5}', b'{"b": [true]}', b'{"c": {"d": 1.5}}', b'{"a": 2.0, "b": [null, 3.0], "c": {}}']
+
+    *_, last = stream(b"\n".join([*lines, *later, b""]), "jsonl").blocks(["a", "b", "c"])
+
+    assert [row.why for row in last.bad] == [
+        "column 'a': 1.5 is no int64",
+        "column 'b': [True] is no list<item: int64>",
+        "column 'c': {'d': 1.5} is no struct<d: int64>",
+    ]
+    assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
+
+
 def test_a_column_of_json_lines_with_several_types_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="column 'a' holds values of several types"):
         _ = stream(b'{"a": 1}\n{"a": "x"}\n', "jsonl").schema
