@@ -15,7 +15,7 @@ import orjson
 import pyarrow as pa
 from pyarrow import fs
 
-from mlflow_deploy_plugin.batch.part import REJECTED
+from mlflow_deploy_plugin.batch.part import REJECTED, state_of
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.statedir import locked
@@ -91,7 +91,7 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
         if output in parts:
             raise InvalidConfig(f"--input {input}: {parts[output].name} and {name} would both become {output}")
         uri = input if root.type == fs.FileType.File else f"{input.rstrip('/')}/{name}"
-        parts[output] = Part(name, uri, output, kind, given, entry.size, f"{entry.size} {entry.mtime_ns}")
+        parts[output] = Part(name, uri, output, kind, given, entry.size, state_of(entry))
     return list(parts.values())
 
 
@@ -165,6 +165,8 @@ class BatchOutput:
             if MANIFEST in files:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
                     known = orjson.loads(file.read())
+                if not isinstance(known, dict):
+                    raise ValueError
             if known is not None and restart:
                 own = {MANIFEST, SUCCESS, *(part["output"] for part in known["parts"].values())}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
@@ -179,14 +181,16 @@ class BatchOutput:
                     f"--output {self.uri} was begun with {changed}; name another folder, or say --restart to delete "
                     "what is there and begin anew"
                 )
-            outputs = {f".{part['output'].rpartition('/')[2]}." for part in manifest["parts"].values()}
-            self._remove({name for name in files if name.rpartition("/")[2].startswith(tuple(outputs))})
+            wanted = {part["output"] for part in manifest["parts"].values()}
+            unfinished = tuple(f".{name.rpartition('/')[2]}." for name in wanted)
+            gone = {SUCCESS} & files if wanted - files else set()
+            self._remove(gone | {name for name in files if name.rpartition("/")[2].startswith(unfinished)})
             if known is None:
                 write_file(self._location, MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
         except (OSError, pa.ArrowException) as error:
             shown = one_line(error, 300)
             raise OnnxserveError(f"--output {self.uri} cannot be used: {shown}") from None
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise OnnxserveError(f"--output {self.uri}: its {MANIFEST} is damaged; name another folder") from None
         return files
 

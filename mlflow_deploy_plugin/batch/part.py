@@ -17,6 +17,7 @@ from typing import IO, Literal
 
 import orjson
 import pyarrow as pa
+from pyarrow import fs
 
 from mlflow_deploy_plugin.batch.table_model import (
     OnnxTable,
@@ -28,7 +29,7 @@ from mlflow_deploy_plugin.batch.table_model import (
     with_kept,
 )
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, one_line
-from mlflow_deploy_plugin.inference_log import locate_log, upload_file
+from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, upload_file
 from mlflow_deploy_plugin.server import protocols
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.tabular import FileFormat, RejectedRow, RowBlock, RowStream, atomic_file, table_writer
@@ -47,6 +48,7 @@ class PartJob:
 
     Attributes:
         input: URI of the file.
+        state: its size and the time of its last change, as the batch has found it; empty: it may change.
         output / name: URI of the folder, and the name of the file of predictions below it.
         shown: the name of the part in messages.
         on_error: what a bad row does: `fail` ends the part, and so does `skip-part`; `skip-row` leaves the row out.
@@ -65,6 +67,7 @@ class PartJob:
     on_error: OnError = "fail"
     device: Device = "cpu"
     threads: int = 1
+    state: str = ""
     progress: str = ""
     slot: int = 0
 
@@ -89,11 +92,16 @@ def predict_part(job: PartJob) -> PartResult:
         source = locate_log(job.input, "--input")
         with source.filesystem.open_input_file(source.root) as file:
             stream = RowStream(file, job.input_format, input_types(model.schema))
-            return _write_part(job, model, stream)
+            return _write_part(job, model, stream, source)
     except OnnxserveError as error:
         raise type(error)(f"{job.shown}: {error.message}") from None
     except (OSError, pa.ArrowException) as error:
         raise OnnxserveError(f"{job.shown}: {one_line(error, 300)}") from None
+
+
+def state_of(entry: fs.FileInfo) -> str:
+    """Return size and time of the last change of a file, as a text."""
+    return f"{entry.size} {entry.mtime_ns}"
 
 
 def read_progress(path: Path) -> tuple[int, int]:
@@ -113,7 +121,7 @@ def write_progress(path: str, slot: int, rows: int, position: int) -> None:
             os.close(descriptor)
 
 
-def _write_part(job: PartJob, model: TableModel, stream: RowStream) -> PartResult:
+def _write_part(job: PartJob, model: TableModel, stream: RowStream, source: LogLocation) -> PartResult:
     columns = _columns(job, model, stream)
     rows = rejected = 0
     rejects: IO[bytes] | None = None
@@ -136,7 +144,16 @@ def _write_part(job: PartJob, model: TableModel, stream: RowStream) -> PartResul
             keep = job.keep if stream.schema.names else ()
             writer.add(with_kept(stream.schema.empty_table(), keep, model.no_rows()))
         writer.flush()
+        if job.state and _has_changed(job, source):
+            raise OnnxserveError("the file has changed since the batch began; give the command again with --restart")
     return PartResult(rows, rejected)
+
+
+def _has_changed(job: PartJob, source: LogLocation) -> bool:
+    (entry,) = source.filesystem.get_file_info([source.root])
+    if source.is_local:
+        return state_of(entry) != job.state
+    return job.state.partition(" ")[0] != str(entry.size)  # a bucket says another time of one object than in its list
 
 
 def _columns(job: PartJob, model: TableModel, stream: RowStream) -> list[str]:

@@ -5,6 +5,7 @@ part whatever predicts it, so that a batch that one engine began goes on with th
 """
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -134,7 +135,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         jobs = [
             PartJob(
                 part.uri, part.input_format, plan.output, part.output, part.output_format, part.name, model, plan.keep,
-                plan.on_error, plan.device, progress=str(progress),
+                plan.on_error, plan.device, state=part.state, progress=str(progress),
             )
             for part in waiting
         ]  # fmt: skip
@@ -168,7 +169,7 @@ def _predict_locally(
     cores = plan.workers or available_cores()
     count = max(1, min(cores, len(jobs)))
     threads = max(1, cores // count)
-    pool = WorkerPool([Worker() for _ in range(count)])
+    pool = WorkerPool([Worker(_leave_refusals_to_us) for _ in range(count)])
     slots = list(range(count))
 
     def predict(job: PartJob) -> PartResult:
@@ -203,6 +204,11 @@ def _predict_locally(
         executor.shutdown(wait=False, cancel_futures=True)
         pool.end()
         executor.shutdown()
+
+
+def _leave_refusals_to_us() -> None:
+    """Keep the traceback of a model that refuses a row out of the output: the message has the row and the reason."""
+    logging.getLogger("mlflow_deploy_plugin.pyfunc.scorer").setLevel(logging.CRITICAL)
 
 
 class _Tally:
@@ -256,7 +262,7 @@ class _Tally:
 
 
 def _absolute(uri: str) -> str:
-    return uri if ":" in uri else str(Path(uri).expanduser().absolute())
+    return uri if "://" in uri or uri.startswith("file:") else str(Path(uri).expanduser().absolute())
 
 
 def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
     Raises:
         InvalidConfig: any other URI. The message holds no part of a URI that may hold a secret.
     """
-    if ":" not in log_uri:  # a folder, whatever its name contains
+    if log_uri.startswith("/") or ":" not in log_uri:  # a folder, whatever its name contains
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     parsed = urlparse(log_uri)
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
