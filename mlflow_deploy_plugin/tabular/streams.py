@@ -235,7 +235,7 @@ class RowStream:
 def _is_changed(value: Any, kind: pa.DataType) -> bool:
     """Return True for a value that Arrow would take as another one: 2.5 as the whole number 2, true as 1."""
     if isinstance(value, bool):
-        return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
     if isinstance(value, float):
         return pa.types.is_integer(kind) and not value.is_integer()
     if isinstance(value, list) and pa.types.is_list(kind):
