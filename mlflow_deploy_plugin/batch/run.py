@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -156,9 +156,9 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         return replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
 
 
-Finished = Iterator[tuple[int, PartResult | OnnxserveError] | int]
-"""The position of each job that has ended, with its result; where none has ended for a moment, the number of those that
-have, but whose results come later."""
+Finished = Iterator[tuple[Mapping[int, PartResult | OnnxserveError], int]]
+"""At each look the results of jobs that have ended since the last one, by position, and the number of those that have
+ended, but whose results come later."""
 
 
 @contextmanager
@@ -188,13 +188,13 @@ def _predict_locally(
     def finished(running: dict[Future[PartResult], int]) -> Finished:
         while running:
             done, _ = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
+            ended: dict[int, PartResult | OnnxserveError] = {}
             for future in done:
                 error = future.exception()
                 if error is not None and not isinstance(error, OnnxserveError):
                     raise error
-                yield running.pop(future), error or future.result()
-            if not done:
-                yield 0
+                ended[running.pop(future)] = error or future.result()
+            yield ended, 0
 
     executor = ThreadPoolExecutor(count)
     try:
@@ -230,9 +230,8 @@ class _Tally:
         """
         failed: dict[str, str] = {}
         rejected = 0
-        for ended in finishing:
-            if not isinstance(ended, int):
-                number, result = ended
+        for ended, awaited in finishing:
+            for number, result in ended.items():
                 part = self._parts[number]
                 self._done += 1
                 self._bytes += part.size
@@ -243,19 +242,19 @@ class _Tally:
                     failed[part.name] = result.message
                 else:
                     raise result
-            self._report(self.now(ended if isinstance(ended, int) else None))
+            self._report(self.now(awaited))
         return failed, rejected
 
-    def now(self, awaited: int | None = None) -> BatchProgress:
+    def now(self, awaited: int = 0) -> BatchProgress:
         """Return the figures; `awaited` is the number of parts that have ended without a result yet."""
-        rows, position = (0, 0) if awaited is None else read_progress(self._progress)
+        rows, position = read_progress(self._progress)
         total = sum(part.size for part in self._parts)
         return BatchProgress(
             self._rows + rows,
-            self._done + (awaited or 0),
+            self._done + awaited,
             len(self._parts),
             self._finished_before,
-            self._bytes + position + total * (awaited or 0) // max(1, len(self._parts)),
+            self._bytes + position + total * awaited // max(1, len(self._parts)),
             total,
             time.monotonic() - self._begun,
         )

@@ -70,15 +70,14 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
         while not running.done():
             jobs_seen = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(archive)]
             stages = [tracker.getStageInfo(stage) for job in jobs_seen if job is not None for stage in job.stageIds]
-            yield sum(stage.numCompletedTasks for stage in stages if stage is not None)
+            yield {}, sum(stage.numCompletedTasks for stage in stages if stage is not None)
             time.sleep(_LOOK_SECONDS)
         try:
             rows = running.result()
         except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class
             raise OnnxserveError(f"Spark gave up: {one_line(error, 300)}") from None
-        for row in rows:
-            failure = row["failure"]
-            yield row["number"], OnnxserveError(failure) if failure else PartResult(row["rows"], row["rejected"])
+        done = {row["number"]: PartResult(row["rows"], row["rejected"]) for row in rows if not row["failure"]}
+        yield {**done, **{row["number"]: OnnxserveError(row["failure"]) for row in rows if row["failure"]}}, 0
 
     with ThreadPoolExecutor(1) as pool:
         try:
