@@ -5,6 +5,7 @@ the last one ended; another model, other options or changed files are refused. `
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
         if root.type == fs.FileType.File:
             found = [(root.base_name, root)]
         else:
+            _refuse_loops(location, input)
             entries = location.filesystem.get_file_info(fs.FileSelector(location.root, recursive=True))
             named = ((entry.path.removeprefix(location.root).lstrip("/"), entry) for entry in entries)
             found = sorted(
@@ -93,6 +95,17 @@ def list_parts(input: str, input_format: FileFormat | None, output_format: FileF
         uri = input if root.type == fs.FileType.File else f"{input.rstrip('/')}/{name}"
         parts[output] = Part(name, uri, output, kind, given, entry.size, state_of(entry))
     return list(parts.values())
+
+
+def _refuse_loops(location: LogLocation, input: str) -> None:
+    """Raise InvalidConfig for a link to a folder that holds it: its files would be predicted forty times."""
+    for folder, names, _ in os.walk(location.root, followlinks=True) if location.is_local else ():
+        for path in (Path(folder, name) for name in names):
+            if path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve()):
+                shown = path.relative_to(location.root)
+                raise InvalidConfig(
+                    f"--input {input}: {shown} leads back to a folder that holds it; take the link away"
+                )
 
 
 def model_digest(folder: Path) -> str:

@@ -105,8 +105,8 @@ class RowStream:
                 yield block
         except (pa.ArrowException, OSError) as error:
             why = first_line(error)
-            if "straddling object" in why:  # Arrow advises a larger block, which nobody can choose here
-                why = "a row of more than 4 MB; perhaps a quotation mark is never closed"
+            if self._kind == "csv":  # Arrow may advise a larger block, which nobody can choose here
+                why += "; text is UTF-8, quotation marks come in pairs, and a row takes at most 4 MB"
             raise InvalidRequest(f"what follows row {row} cannot be read: {why}") from None
 
     def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:

@@ -238,7 +238,11 @@ HEADER = "id,carrier,distance,hour,late"
         ("rows.csv", f"{HEADER},größe\n".encode("latin-1"), "its header is not in UTF-8"),
         ("rows.csv", f"{HEADER}\n".encode("utf-16"), "its header is not in UTF-8"),
         ("rows.csv", f"{HEADER},hour\n0,AA,1,1,true,1\n".encode(), "column 'hour' stands twice"),
-        ("rows.csv", f'{HEADER}\n0,"AA'.encode() + b"\n0,AA,1,1,true" * 10**6, "a row of more than 4 MB"),
+        (
+            "rows.csv",
+            f'{HEADER}\n0,"AA'.encode() + b"\n0,AA,1,1,true" * 10**6,
+            "quotation marks come in pairs, and a row takes at most 4 MB",
+        ),
     ],
 )
 def test_a_text_that_does_not_fit_is_refused_in_one_line(
