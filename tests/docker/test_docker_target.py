@@ -238,7 +238,7 @@ def test_a_container_that_is_taken_away_is_said_and_brought_back(client: BaseDep
     run_docker("kill", flights)
     shown = client.get_deployment(flights)
     assert shown["state"] == "failed"
-    assert shown["reason"].startswith("its container has ended with exit status 137")
+    assert shown["reason"].startswith("its container was killed (exit status 137); `onnxserve start")
     assert f"`onnxserve start {flights}` brings it back" in shown["reason"]
     with open_deployments(print) as deployments:
         deployments.start(flights)

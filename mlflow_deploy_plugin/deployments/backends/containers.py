@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
 _NOT_PASSED_ON = ("ONNXSERVE_STORE_URI", "ONNXSERVE_KEYS_FILE", "ONNXSERVE_LISTENER", "ONNXSERVE_SECRETS")
 _LISTENER_MEMORY = 64 * 1024**2
 _LAST_LINES = 100
+_KILLED = 128 + signal.SIGKILL
 
 
 def server_name(endpoint: str) -> str:
@@ -143,6 +145,8 @@ def end_of(container: Any) -> str:
         return f"is out of memory: -C container.memory_bytes=… is to be more than {limit:,} bytes"
     if state["ExitCode"] in (126, 127):
         return "has no command `onnxserve`: -C container.image=… is to be one of onnxserve's images"
+    if state["ExitCode"] == _KILLED and not state["Restarting"]:
+        return f"was killed (exit status {_KILLED})"  # its last words are of its life
     lines = [line.strip() for line in container.logs(tail=_LAST_LINES).decode(errors="replace").splitlines()]
     words = error_line([line for line in lines if line]) or state["Error"]
     again = " and is started again and again" if state["Restarting"] else ""
