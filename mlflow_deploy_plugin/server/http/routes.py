@@ -124,7 +124,9 @@ ROUTES = (
     _get(_TF_MODEL + "/metadata", views.tf_metadata, operations.TF_METADATA),
     _get(_TF_MODEL, views.tf_status, operations.TF_STATUS),
 )
-SERVER_WIDE = {"/version", "/metrics", "/metrics/history", "/v2", "/v2/models/stats", "/v2/repository/index"}
+SERVER_WIDE = {
+    "/version", "/openapi.json", "/metrics", "/metrics/history", "/v2", "/v2/models/stats", "/v2/repository/index"
+}  # fmt: skip
 """The paths that are about all endpoints; the others that name none are about the default one."""
 
 

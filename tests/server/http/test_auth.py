@@ -73,6 +73,13 @@ def test_a_key_may_hold_for_one_endpoint(server: Server, path: str, method: str,
     assert ask(server, path, method, authorization="Bearer only-f").status == status
 
 
+def test_a_key_for_the_default_endpoint_does_not_tell_what_the_others_take(server: Server) -> None:
+    write_keys(server.repository.state_dir, {"only-e": KeyEntry(name="only-e", scopes=("read",), endpoints=("e",))})
+
+    assert ask(server, "/openapi.json", "GET", authorization="Bearer only-e").status == 403
+    assert ask(server, "/endpoints/e/openapi.json", "GET", authorization="Bearer only-e").status == 200
+
+
 def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
     answer = ask(server)
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="onnxserve", Bearer realm="onnxserve"'
