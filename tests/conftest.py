@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.services.mlflow_server import MlflowServer
@@ -27,6 +28,10 @@ for variable in [
 
 # Four runs of pytest share two cores: threads of OpenMP that wait for each other would spin away half of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A call that waits for a core is no slower code.
+hypothesis.settings.register_profile("shared cores", deadline=None)
+hypothesis.settings.load_profile("shared cores")
 
 # The tests start hundreds of processes, each of which would compile this package anew, and pytest every test.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -175,7 +175,7 @@ ROW = st.fixed_dictionaries(
 
 @pytest.mark.parametrize("way", WAYS)
 @given(rows=st.lists(ROW, min_size=1, max_size=4), schema=st.sampled_from([STACKED, APART, WIDE]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_type_comes_back_as_it_was_sent(way: str, rows: Rows, schema: Schema) -> None:
     table = logged(schema, WAYS[way](rows, schema))
 

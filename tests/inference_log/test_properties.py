@@ -36,7 +36,7 @@ class Died(BaseException):
     """Stands for the end of a process that is killed."""
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(_steps)
 def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(steps: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ _labels = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(_labels, st.randoms(use_true_random=False), st.integers(1, 4), st.booleans())
 def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive(
     given_labels: list[Any], random: Any, files: int, compacted: bool

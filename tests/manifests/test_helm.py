@@ -62,9 +62,7 @@ def readable(spec: EndpointSpec) -> EndpointSpec:
 
 
 @NEEDS_HELM
-@settings(
-    deadline=None, max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate]
-)  # shrinking takes minutes
+@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes minutes
 @given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
 def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpec]) -> None:
     wanted = [document for spec in specs for document in kubernetes_documents(spec, PLACE)]

@@ -49,7 +49,7 @@ def spec(variants: dict[str, Any], **parts: Any) -> EndpointSpec:
     return EndpointSpec.model_validate({"name": "flights", "variants": variants, **parts})
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SPECS)
 def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint: EndpointSpec) -> None:
     if endpoint.kubernetes.host is not None:

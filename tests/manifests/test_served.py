@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -52,7 +52,6 @@ def test_documents_are_written_for_people() -> None:
     assert text == "spec: |\n  name: a\n  variants: {}\none:\n  a: b\ntwo:\n  a: b\n---\nlater: 1\n"
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8")))
 def test_any_text_is_read_back_as_it_was(text: str) -> None:
     assert yaml.safe_load(dump_documents([{"a": text}])) == {"a": text}

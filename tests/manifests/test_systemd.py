@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -91,7 +91,6 @@ def test_without_auth_it_listens_on_this_machine_alone() -> None:
     assert (served.server.host, served.server.port, served.server.insecure) == ("127.0.0.1", 8080, False)
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
 def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
     endpoint = new_endpoint("flights", "models:/x/1", {"container.environment.A": f"x{value}"})

@@ -72,7 +72,7 @@ def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, tex
         load_table(a_file(tmp_path, text), houses)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.one_of(st.binary(), st.text("ay1.,\n\"'e-#\0é", max_size=300).map(lambda text: b"a,y\n" + text.encode()))
 )

@@ -87,7 +87,7 @@ def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Fut
     return future
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     requests=st.lists(
         st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans(), st.booleans()), min_size=1, max_size=40

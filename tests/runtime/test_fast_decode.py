@@ -86,7 +86,7 @@ def exact(schema: Schema) -> Schema:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @given(tables(), st.randoms(use_true_random=False), st.booleans())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_both_ways_give_the_same_feeds_and_the_same_errors(
     table: tuple[Schema, list[Any]], shuffle: Any, has_more: bool
 ) -> None:

@@ -246,7 +246,7 @@ def tables(draw: st.DrawFn) -> tuple[Schema, dict[str, list[Any]]]:
 
 
 @given(tables())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_way_in_gives_the_same_feeds_and_the_way_back_the_values(
     table: tuple[Schema, dict[str, list[Any]]],
 ) -> None:
@@ -289,7 +289,7 @@ def fed_or_refused(call: Callable[[], Feeds]) -> Feeds | None:
 
 
 @given(st.sampled_from(ANY_SCHEMA), json_values)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_whatever_json_comes_is_fed_whole_or_refused_as_ours(schema: Schema, value: Any) -> None:
     calls: list[Any] = [lambda: schema.from_array(value)]
     if isinstance(value, dict):

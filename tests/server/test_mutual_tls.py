@@ -58,7 +58,13 @@ class Authority:
         builder = x509.CertificateBuilder(named(self.name), named(name), key.public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(minutes=1)).not_valid_after(now + timedelta(days=1))
         builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
-        return builder.add_extension(x509.SubjectAlternativeName(own), critical=False).sign(self._key, hashes.SHA256())
+        builder = builder.add_extension(x509.SubjectAlternativeName(own), critical=False)
+        # Python 3.13 asks for what RFC 5280 does: an authority that may sign, and both keys' identifiers
+        if is_authority:
+            builder = builder.add_extension(x509.KeyUsage(*(False,) * 5, True, True, False, False), critical=True)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        return builder.add_extension(signer, critical=False).sign(self._key, hashes.SHA256())
 
     def _write(self, name: str, key: EllipticCurvePrivateKey, certificate: x509.Certificate) -> str:
         file = self.folder / f"{name}.pem"

@@ -101,7 +101,7 @@ def by_the_batch(segment: Path, start: int) -> tuple[list[Any], int]:
     return sorted(found, key=lambda request: request[1]), captured.end
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(REQUESTS, st.integers(0, 12))
 def test_batches_hold_what_is_read_one_by_one(
     tmp_path_factory: pytest.TempPathFactory, requests: list[Request], shipped: int

@@ -28,9 +28,7 @@ def ask(server: Any) -> Any:
 
 
 Ask = Callable[[Route, bytes, dict[str, str]], Answer]
-NOISE = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+NOISE = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def check(ask: Ask, route: Route, body: bytes, headers: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:

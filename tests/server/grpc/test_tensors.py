@@ -78,7 +78,7 @@ def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRe
     return messages.ModelInferRequest.FromString(request.SerializeToString())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data(), st.sampled_from(sorted(DTYPES)), st.booleans())
 def test_what_goes_in_comes_out(data: st.DataObject, datatype: str, is_raw: bool) -> None:
     is_raw = is_raw or datatype == "FP16"
@@ -99,7 +99,7 @@ def test_what_goes_in_comes_out(data: st.DataObject, datatype: str, is_raw: bool
     np.testing.assert_array_equal(decode(again, artifact, schema).feeds["x"], array)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200), st.sampled_from(sorted(DTYPES)), st.lists(st.integers(-2, 2**62), max_size=4))
 def test_no_message_brings_anything_but_our_errors(noise: bytes, datatype: str, shape: list[int]) -> None:
     artifact, schema = model_of(np.zeros((1, 2), DTYPES[datatype]))

@@ -109,7 +109,7 @@ OLD = [b"1400.5", b"7", b'"AA"', b"false", b"[", b"1", b"3", b"FP32", b'"data"']
 NEW = [b"", b"[]", b"{}", b"null", b"NaN", b"1e999", b"true", b"2.5", b'"x"', b"-1", b"123456789012345678901234567890"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(BODIES),
     st.lists(st.tuples(st.sampled_from(OLD), st.sampled_from(NEW) | st.binary(max_size=3)), max_size=2),

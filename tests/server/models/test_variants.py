@@ -52,7 +52,7 @@ def named(weights: list[int]) -> list[Any]:
     return [variant(weight, name=f"v{place}") for place, weight in enumerate(weights)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(WEIGHTS)
 def test_keys_fall_into_the_shares_of_the_weights(weights: list[int]) -> None:
     variants = named(weights)
@@ -63,7 +63,7 @@ def test_keys_fall_into_the_shares_of_the_weights(weights: list[int]) -> None:
         assert abs(kept.count(variant) / len(KEYS) - share) <= 6 * deviation + 0.005
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(WEIGHTS, st.data())
 def test_a_weight_that_grows_only_draws_callers_to_its_variant(weights: list[int], data: st.DataObject) -> None:
     grown = data.draw(st.integers(0, len(weights) - 1))
@@ -74,7 +74,7 @@ def test_a_weight_that_grows_only_draws_callers_to_its_variant(weights: list[int
         assert now in (was, f"v{grown}")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(WEIGHTS, st.randoms())
 def test_neither_the_order_nor_a_common_factor_moves_a_caller(weights: list[int], random: Random) -> None:
     variants = named(weights)

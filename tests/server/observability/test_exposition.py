@@ -73,7 +73,7 @@ def fill(folder: Path, worker: int, label_sets: list[dict[str, str]], value: flo
             tallies[name].cells[slot] = value * (1 + number + slot % 7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(LABELS, max_size=4, unique_by=lambda labels: tuple(sorted(labels.items()))), max_size=3))
 def test_the_page_is_that_of_prometheus_client(
     tmp_path_factory: pytest.TempPathFactory, workers: list[list[dict[str, str]]]

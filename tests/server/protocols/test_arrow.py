@@ -81,7 +81,6 @@ ROWS = st.lists(
 
 
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
-@settings(deadline=None)
 @given(rows=ROWS, is_dictionary=st.booleans(), chunk=st.integers(1, 20))
 def test_a_table_comes_as_it_was(media: str, rows: list[Any], is_dictionary: bool, chunk: int) -> None:
     columns = [list(values) for values in zip(*rows, strict=True)]
@@ -244,7 +243,7 @@ WIDE = pa.table({"f0": np.zeros(100_000), "f1": np.zeros(100_000)})
 
 
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_bent_body_is_read_or_refused_and_nothing_else(media: str, data: st.DataObject) -> None:
     table = pa.table({"carrier": pa.array(["a", "b", None]).dictionary_encode(), "distance": [1.0, None, 2.0]})
@@ -265,7 +264,7 @@ def refusal(media: str, body: bytes) -> OnnxserveError | None:
     return None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_bent_footer_ends_no_process(data: st.DataObject) -> None:
     """pyarrow's own view of the footer ended the process; here that would be a crash of pytest."""

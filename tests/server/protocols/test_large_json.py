@@ -71,7 +71,7 @@ def outcome(ask: Any) -> Any:
 
 
 @given(st.sampled_from(sorted(SCHEMAS)), bodies())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 def test_it_reads_what_the_exact_way_reads_and_refuses_alike(name: str, body: bytes) -> None:
     schema = SCHEMAS[name]
     with pytest.MonkeyPatch.context() as patch:

@@ -100,7 +100,7 @@ def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
 
 
 @given(requests())
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_reads_what_the_exact_way_reads_and_refuses_alike(artifact: Artifact, request_: tuple[str, bytes]) -> None:
     kind, body = request_
     with pytest.MonkeyPatch.context() as patch:

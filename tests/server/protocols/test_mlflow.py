@@ -154,7 +154,7 @@ def test_an_answer_is_valid_json_in_mlflows_form(prediction: Any, answer: Any) -
 @given(
     st.binary(max_size=200) | st.text(max_size=200).map(str.encode), st.sampled_from(["application/json", "text/csv"])
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -> None:
     for schema in (MIXED, TENSOR):
         try:

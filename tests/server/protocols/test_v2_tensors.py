@@ -57,7 +57,7 @@ def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
 @pytest.mark.parametrize("is_binary", [False, True])
 @pytest.mark.parametrize("datatype", DTYPES)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_is_answered_can_be_asked_with_the_same_values(
     datatype: str, is_binary: bool, data: st.DataObject
 ) -> None:
@@ -100,7 +100,7 @@ TENSORS = st.fixed_dictionaries(
     blob=st.binary(max_size=40),
     has_bytes=st.booleans(),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_request_is_read_or_refused(document: Any, blob: bytes, has_bytes: bool) -> None:
     text = json.dumps(document).encode()
     headers = {"inference-header-content-length": str(len(text))} if has_bytes else {}
@@ -122,7 +122,7 @@ def test_what_has_no_datatype_is_not_offered() -> None:
 
 
 @given(body=st.binary(max_size=200), length=st.integers(0, 40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_bytes_are_strings_or_are_refused(body: bytes, length: int) -> None:
 
     with contextlib.suppress(SchemaMismatch):

@@ -235,7 +235,7 @@ def tables(draw: Callable[..., Any]) -> pa.Table:
     return pa.table(columns)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(tables(), min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_merging_is_associative_and_commutative_and_batches_make_no_difference(
     parts: list[pa.Table], random: Any
