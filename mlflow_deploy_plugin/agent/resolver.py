@@ -164,11 +164,18 @@ class VersionResolver:
             for _, model in polled:
                 model.poll, model.next_poll = poll, NEVER
         self._finish_polls()
-        for ref, model in self.models.items():
-            if model.target is not None and model.poll is None:
-                self._move_to_target(ref, model, model.target)
+        waiting = [
+            (ref, model, model.target)
+            for ref, model in self.models.items()
+            if model.target is not None and model.poll is None and self._waits_for_fetch(ref, model, model.target)
+        ]
+        # asked once: the result of a fetch that ends from here on is taken the next time, by all that wait for it
+        ended = {identity: fetch for identity, fetch in self._fetches.items() if fetch.done()}
+        for ref, model, target in waiting:
+            if target.identity in ended:
+                self._take_fetched(ref, model, target, ended[target.identity])
         targets = {model.target.identity for model in self.models.values() if model.target is not None}
-        for identity in [identity for identity, fetch in self._fetches.items() if fetch.done()]:
+        for identity in ended:
             del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
             self._fetches.pop(identity).cancel()  # the reference has moved on; a fetch that runs ends by itself
@@ -209,26 +216,25 @@ class VersionResolver:
                 model.next_poll = 0.0
         self.finished_polls += len(pauses)
 
-    def _move_to_target(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> None:
-        """Serve the target if it can be served by now."""
+    def _waits_for_fetch(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
+        """Start fetching the target, unless it is served already or may not be; return True if it is being fetched."""
         rejection = model.rejection
         is_rejected = rejection is not None and rejection.identity == target.identity and rejection.cause != "gate"
         if is_rejected and rejection is not None and self.polling.clock() < rejection.retry_at:
-            return
+            return False
         if model.serves_target and model.is_verified and model.version is not None:
             model.rejection = None
             lasting = {name: value for name, value in model.version.aspects.items() if name not in _REGISTRY_ASPECTS}
             if (aspects := lasting | target.aspects) != model.version.aspects:
                 model.version = model.version.model_copy(update={"aspects": aspects})
-            return
+            return False
         if ref.require and not model.serves_target and not target.gate_status.passed:
             reason = f"{target.gate_status.reason}, and this endpoint requires {ref.require}"
             model.rejection = _rejection(target, "gate", reason, retry_at=0.0)
-            return
+            return False
         if target.identity not in self._fetches:
             self._fetches[target.identity] = self.fetch_pool.submit(self._fetch, target)
-        if self._fetches[target.identity].done():
-            self._take_fetched(ref, model, target, self._fetches[target.identity])
+        return True
 
     def _fetch(self, target: ResolvedModel) -> FetchedVersion:
         try:

@@ -1,12 +1,17 @@
 """`VersionResolver`: polls of the registry and fetches, none of which anybody waits for."""
 
+import itertools
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
 import pytest
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef
 from mlflow_deploy_plugin.agent.resolver import PollPolicy, pyfunc_policy
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.spec import load_specs
-from tests.support.fake_registry import STAGE, Case, Later
+from tests.support.fake_registry import STAGE, AtOnce, Case, Later
 
 SPEC = """
 name: e
@@ -64,6 +69,24 @@ def test_a_version_is_fetched_once_for_all_references_to_it(case: Case) -> None:
     resolver.advance()
     assert case.world.fetched == ["1"]
     assert all(model.is_settled and model.version for model in resolver.models.values())
+
+
+class EndsBetweenTwoLooks(AtOnce):
+    """Its futures have ended from the second time on that somebody asks."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
+        future = super().submit(function, *arguments, **named)
+        looks = itertools.count()
+        future.done = lambda: next(looks) > 0  # type: ignore[method-assign]
+        return future
+
+
+def test_a_fetch_that_ends_while_results_are_taken_is_not_lost(case: Case) -> None:
+    case.world.versions[STAGE] = "1"
+    case.spec(STAGE)
+    state = case.follower(fetches=EndsBetweenTwoLooks()).round()
+    assert (state.fatal, state.error, case.versions) == (False, "", {"v1": "1"})
+    assert case.world.fetched == ["1"]
 
 
 def test_a_rejected_version_is_tried_again_when_somebody_asks(case: Case) -> None:

@@ -81,7 +81,8 @@ def test_a_batch_goes_from_bucket_to_bucket_and_goes_on_there(bucket: Any, tmp_p
     again = run_batch(plan)
 
     assert (again.progress.rows, again.progress.finished_before) == (50_000, 1)
-    made = sorted(entry.key for entry in bucket.objects.filter(Prefix="out/"))
+    entries = (entry.key for entry in bucket.objects.filter(Prefix="out/"))
+    made = sorted(key for key in entries if not key.endswith("/"))  # Arrow leaves a folder's mark where it deletes
     assert made == ["out/_SUCCESS", "out/_batch.json", "out/day=1/rows.parquet", "out/day=2/rows.parquet"]
     bucket.download_file("out/day=2/rows.parquet", str(tmp_path / "made.parquet"))
     assert pq.read_table(tmp_path / "made.parquet").to_pydict() == {
