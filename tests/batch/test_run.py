@@ -233,7 +233,7 @@ def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch:
     source = fill(tmp_path / "in", 3)
     with s3_server() as bucket:
         monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.url)
-        client = boto3.client("s3")
+        client = boto3.session.Session().client("s3")
         for name in files(source):
             client.upload_file(str(source / name), "lake", f"in/{name}")
         plan = BatchPlan(str(model), "s3://lake/in", "s3://lake/out", ("id",), output_format="csv", workers=2)

@@ -168,8 +168,11 @@ NEEDS_S3 = [
 
 @contextmanager
 def own_bucket() -> Iterator[Any]:
-    """Yield a bucket that is deleted with all its content at the end."""
-    made = boto3.resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
+    """Yield a bucket that is deleted with all its content at the end.
+
+    The session is its own: boto3's default one keeps the credentials of the first test that used it in this process.
+    """
+    made = boto3.session.Session().resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
     yield made
     made.objects.all().delete()
     made.delete()
