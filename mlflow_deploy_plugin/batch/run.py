@@ -9,10 +9,11 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, Part, input_digest, list_parts, model_digest
@@ -185,21 +186,30 @@ def _predict_locally(
             slots.append(slot)
         return result
 
-    def finished(running: dict[Future[PartResult], int]) -> Finished:
-        while running:
-            done, _ = wait(running, _LOOK_SECONDS, FIRST_COMPLETED)
+    results: SimpleQueue[tuple[int, Future[PartResult]]] = SimpleQueue()
+
+    def submit(number: int) -> None:
+        executor.submit(predict, jobs[number]).add_done_callback(lambda future: results.put((number, future)))
+
+    def finished() -> Finished:
+        left = len(jobs)
+        while left:
             ended: dict[int, PartResult | OnnxserveError] = {}
-            for future in done:
-                error = future.exception()
-                if error is not None and not isinstance(error, OnnxserveError):
-                    raise error
-                ended[running.pop(future)] = error or future.result()
+            with suppress(Empty):  # a wait for all futures would look at each of them for each that ends
+                while True:
+                    number, future = results.get(timeout=0 if ended else _LOOK_SECONDS)
+                    error = future.exception()
+                    if error is not None and not isinstance(error, OnnxserveError):
+                        raise error
+                    ended[number] = error or future.result()
+            left -= len(ended)
             yield ended, 0
 
     executor = ThreadPoolExecutor(count)
     try:
-        order = sorted(range(len(jobs)), key=lambda number: -parts[number].size)
-        yield finished({executor.submit(predict, jobs[number]): number for number in order})
+        for number in sorted(range(len(jobs)), key=lambda number: -parts[number].size):
+            submit(number)
+        yield finished()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
         pool.end()
@@ -220,6 +230,7 @@ class _Tally:
         self._progress = progress
         self._report = report
         self._begun = time.monotonic()
+        self._total = sum(part.size for part in parts)
         self._rows = self._done = self._bytes = 0
 
     def follow(self, finishing: Finished, on_error: OnError) -> tuple[dict[str, str], int]:
@@ -248,14 +259,13 @@ class _Tally:
     def now(self, awaited: int = 0) -> BatchProgress:
         """Return the figures; `awaited` is the number of parts that have ended without a result yet."""
         rows, position = read_progress(self._progress)
-        total = sum(part.size for part in self._parts)
         return BatchProgress(
             self._rows + rows,
             self._done + awaited,
             len(self._parts),
             self._finished_before,
-            self._bytes + position + total * awaited // max(1, len(self._parts)),
-            total,
+            self._bytes + position + self._total * awaited // max(1, len(self._parts)),
+            self._total,
             time.monotonic() - self._begun,
         )
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from mlflow_deploy_plugin.batch.part import PartJob, PartResult, predict_part
-from mlflow_deploy_plugin.batch.table_model import load_table_model, takes
+from mlflow_deploy_plugin.batch.table_model import load_table_model, takes, with_kept
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.processes import spark_session
 from mlflow_deploy_plugin.registry import download, resolve
@@ -130,8 +130,7 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
                 predicted = loaded.predict(inputs).cast(arrow_schema)
             except OnnxserveError as error:
                 raise InferenceError(f"a batch of {len(batch)} rows: {error.message}") from None
-            columns = [*(table.column(name) for name in kept), *predicted.columns]
-            yield from pa.Table.from_arrays(columns, names=schema.names).combine_chunks().to_batches()
+            yield from with_kept(table, kept, predicted).combine_chunks().to_batches()
 
     return frame.select(*wanted).mapInArrow(task, schema)
 
