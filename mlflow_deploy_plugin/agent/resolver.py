@@ -167,7 +167,7 @@ class VersionResolver:
         waiting = [
             (ref, model, model.target)
             for ref, model in self.models.items()
-            if model.target is not None and model.poll is None and self._waits_for_fetch(ref, model, model.target)
+            if model.target is not None and model.poll is None and self._fetch_unless_served(ref, model, model.target)
         ]
         # asked once: the result of a fetch that ends from here on is taken the next time, by all that wait for it
         ended = {identity: fetch for identity, fetch in self._fetches.items() if fetch.done()}
@@ -216,7 +216,7 @@ class VersionResolver:
                 model.next_poll = 0.0
         self.finished_polls += len(pauses)
 
-    def _waits_for_fetch(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
+    def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
         """Start fetching the target, unless it is served already or may not be; return True if it is being fetched."""
         rejection = model.rejection
         is_rejected = rejection is not None and rejection.identity == target.identity and rejection.cause != "gate"
