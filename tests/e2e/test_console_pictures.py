@@ -13,7 +13,6 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 from playwright.sync_api import Page, expect, sync_playwright
@@ -21,21 +20,14 @@ from playwright.sync_api import Page, expect, sync_playwright
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 from mlflow_deploy_plugin.deployments import open_deployments
-from tests.support.models import adder, parse_graph
+from tests.support.models import FAILING, adder, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
 CHROMIUM = shutil.which("chromium")
 MODEL, ENDPOINT = "shown", "shown"
-FAILING = """fails (float[N,1] x) => (float[N,1] y) <float[4] table = {1, 1, 1, 1}, float[1] one = {1}> {
-  place = Cast<to = 7>(x)
-  found = Gather(table, place)
-  nothing = Sub(found, found)
-  more = Add(x, one)
-  y = Add(more, nothing)
-}"""
-"""Adds 1, and fails for an x of 4 or more."""
 CONTRAST = """selectors => {
   const light = color => {
     const [r, g, b] = color.match(/[\\d.]+/g).map(Number).map(v => v / 255)
@@ -53,20 +45,6 @@ pytestmark = [
     pytest.mark.chromium,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
 ]
-
-
-class Traffic(threading.Thread):
-    """Asks with x = 0 … 4 in turn."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)
-        self._url, self.ended = f"{url}/invocations", threading.Event()
-
-    def run(self) -> None:
-        session, asked = requests.Session(), 0
-        while not self.ended.wait(0.01):
-            session.post(self._url, json={"inputs": [[float(asked % 5)]]}, timeout=30)
-            asked += 1
 
 
 @dataclass(frozen=True)
@@ -120,8 +98,7 @@ def traffic(console: Console) -> Iterator[Traffic]:
     thread = Traffic(console.url)
     thread.start()
     yield thread
-    thread.ended.set()
-    thread.join()
+    thread.stop()
 
 
 def test_without_traffic_the_picture_says_so(console: Console) -> None:

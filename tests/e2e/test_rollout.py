@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,51 +23,13 @@ from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, st
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
-from tests.support.models import adder, parse_graph
+from tests.support.models import FAILING, adder, parse_graph
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
 PATIENCE = 90.0
-FAILING = """fails (float[N,1] x) => (float[N,1] y) <float[4] table = {1, 1, 1, 1}, float[1] one = {1}> {
-  place = Cast<to = 7>(x)
-  found = Gather(table, place)
-  nothing = Sub(found, found)
-  more = Add(x, one)
-  y = Add(more, nothing)
-}"""
-"""Adds 1 as version 1 does, and fails for an x of 4 or more."""
-
-
-class Traffic(threading.Thread):
-    """Asks with x = 0 … 4 in turn until it is told to stop."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)
-        self._url = f"{url}/invocations"
-        self._ended = threading.Event()
-        self.answers: Counter[tuple[str, int]] = Counter()
-        self.last_version = ""
-        self.is_careless = False  # does not count what is not answered, while the server is away
-
-    def run(self) -> None:
-        session = requests.Session()
-        asked = 0
-        while not self._ended.wait(0.01):
-            try:
-                response = session.post(self._url, json={"inputs": [[float(asked % 5)]]}, timeout=30)
-            except requests.RequestException:
-                self.answers["", 0] += not self.is_careless
-                continue
-            if self.is_careless and not response.ok:
-                continue
-            self.last_version = response.headers.get("X-Model-Version", "")
-            self.answers[self.last_version, response.status_code] += 1
-            asked += 1
-
-    def stop(self) -> None:
-        self._ended.set()
-        self.join()
 
 
 @dataclass

@@ -9,6 +9,14 @@ import yaml
 
 HEADER = '<ir_version: 10, opset_import: ["": 21, "ai.onnx.ml": 3]>\n'
 IDENTITY = "same (float[N,1] x) => (float[N,1] y) { y = Identity(x) }"
+FAILING = """fails (float[N,1] x) => (float[N,1] y) <float[4] table = {1, 1, 1, 1}, float[1] one = {1}> {
+  place = Cast<to = 7>(x)
+  found = Gather(table, place)
+  nothing = Sub(found, found)
+  more = Add(x, one)
+  y = Add(more, nothing)
+}"""
+"""Adds 1 as `adder(1.0)` does, and fails for an x of 4 or more."""
 
 
 def parse_graph(text: str) -> onnx.ModelProto:

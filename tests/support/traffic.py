@@ -1,0 +1,37 @@
+"""A caller that asks a server without end, while a test changes what it serves."""
+
+import threading
+from collections import Counter
+
+import requests
+
+
+class Traffic(threading.Thread):
+    """Asks with x = 0 … 4 in turn until it is told to stop."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self._url = f"{url}/invocations"
+        self._ended = threading.Event()
+        self.answers: Counter[tuple[str, int]] = Counter()
+        self.last_version = ""
+        self.is_careless = False  # does not count what is not answered, while the server is away
+
+    def run(self) -> None:
+        session = requests.Session()
+        asked = 0
+        while not self._ended.wait(0.01):
+            try:
+                response = session.post(self._url, json={"inputs": [[float(asked % 5)]]}, timeout=30)
+            except requests.RequestException:
+                self.answers["", 0] += not self.is_careless
+                continue
+            if self.is_careless and not response.ok:
+                continue
+            self.last_version = response.headers.get("X-Model-Version", "")
+            self.answers[self.last_version, response.status_code] += 1
+            asked += 1
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
