@@ -19,6 +19,8 @@ import pytest
         "optimization",
         "processes",
         "pyfunc",
+        "registry",
+        "runtime",
         "server",
         "server.protocols",
         "statedir",
@@ -36,6 +38,8 @@ def test_every_name_of_a_face_that_loads_late_is_there(room: str) -> None:
     ("name", "others"),
     [
         ("server import SideMessage", (".supervisor", ".dataplane", ".repository")),
+        ("runtime import FLAVOR", ("numpy", "onnxruntime")),
+        ("registry import parse_model_uri", ("mlflow.tracking", ".resolution")),
         ("inference_log import Window", ("duckdb", "pandas", "pyarrow")),
         ("inference_log import InferenceLog", ("duckdb", "pandas")),
     ],
