@@ -31,7 +31,8 @@ from mlflow_deploy_plugin.server.protocols.protocol_table import (
 )
 
 Plan = Callable[[RawRequest], RawResponse | None]
-"""Answers a POST. None if the general way has to; then nothing has been captured or counted."""
+"""Answers a POST. None if the general way has to; then nothing has been captured, nor counted except against the limits
+of its key (`RequestLimits.check_key`)."""
 
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
@@ -94,8 +95,8 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
     decode, append = _compose_decoder(variant, protocol, server.max_body_bytes), server.capture.append
     count = server.metrics.prediction_counter(variant, protocol.name)
     version_fields = header_fields({"X-Model-Name": model, "X-Model-Version": version})
-    refusal_by_key = server.limits.refusal_by_key
     require, count_key = server.auth.require if server.auth.is_required else None, server.auth.count
+    check_key = server.limits.check_key
     perf_counter, time_ns = time.perf_counter, time.time_ns
 
     def answer(request: RawRequest) -> RawResponse | None:
@@ -106,10 +107,10 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
         try:
             if require is not None:
                 key = require(headers, "infer", endpoint, request.caller)
+                if key.limits:
+                    check_key(request, key)
             feeds, encode, body_id = decode(headers, body)
             if not feeds:
-                return None
-            if require is not None and key.limits and refusal_by_key(key.name, key.limits):
                 return None
             began = perf_counter()
             outputs = run(feeds)

@@ -249,7 +249,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         FeedbackNotKept: the spool cannot be written.
     """
     try:
-        with server.limits.admitted(request.headers, request.caller or request.client):
+        with server.limits.admitted(request):
             name, served = server.repository.find(endpoint)
             entries = protocol.decode(request.headers.get("content-type"), request.body)
             if columns := _captured_columns(served):

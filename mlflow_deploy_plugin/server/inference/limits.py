@@ -1,6 +1,6 @@
 """The limits of a worker: requests in flight, requests of one client in a period, and threads for requests.
 
-A transport calls `acquire` before it decodes anything, and `release` when its response is made.
+The pipeline calls `acquire` before it decodes anything, and `release` when the response is made.
 
 In memory the rate is a sliding window of two counters, as in the `limits` library. That library's own storage in memory
 is not used: it starts a thread every 10 ms that looks at every client, and never bounds their number.
@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import ceil
 from typing import Any
@@ -22,7 +22,9 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     CircuitBreaker,
     import_redis,
 )
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.statedir import KeyEntry
 
 MAX_CLIENTS = 65_536
 """Clients that a worker's memory holds; the one that was idle for longest is dropped."""
@@ -47,9 +49,8 @@ class RequestLimits:
         open_rate: opens a limit of a key; they are as many as the store's keys have.
 
     Attributes:
-        is_active: if false there is no limit but those of keys, without which `acquire` and `release` need not be
-            called.
-        may_block: `acquire` asks another machine, which an event loop must not wait for.
+        is_active: if false, `acquire` and `release` need not be called: there is no limit but those of keys.
+        may_block: a limit asks another machine, which an event loop must not wait for.
     """
 
     def __init__(
@@ -73,25 +74,18 @@ class RequestLimits:
         self._lock = threading.Lock()
         self._in_flight = 0
 
-    def acquire(self, headers: Mapping[str, str], client: str, own: Sequence[str] = ()) -> None:
+    def acquire(self, request: RawRequest) -> None:
         """Admit one request; the caller has to `release` it, however it ends. A refused request is not released.
 
-        Args:
-            headers: names in lower case; gRPC's metadata.
-            client: the name of its key, or the client's address.
-            own: the rates of its key.
+        Its client is its caller, once that is authenticated, else the address that it came from.
 
         Raises:
             TooManyRequests: with the seconds after which to try again.
         """
-        if own and (refusal := self.refusal_by_key(client, own)) is not None:
-            self._count_refused("key")
-            message = f"the key {client!r} may ask for {refusal[0]}; ask again later"
-            raise TooManyRequests(message, max(1, ceil(refusal[1])))
         if self._rate is not None:
-            named = headers.get(self._rate_header) if self._rate_header else None
-            seconds = self._rate(_digest(f"address {client}" if named is None else f"key {named}"))
-            if seconds is not None:
+            named = request.headers.get(self._rate_header) if self._rate_header else None
+            client = f"address {request.caller or request.client}" if named is None else f"key {named}"
+            if (seconds := self._rate(_digest(client))) is not None:
                 self._count_refused("rate")
                 raise TooManyRequests(
                     f"more than {self._rate_text} from one caller; ask again later", max(1, ceil(seconds))
@@ -107,17 +101,28 @@ class RequestLimits:
                     f"{self._allowed} requests are being answered here already; ask again later", _BUSY_RETRY_SECONDS
                 )
 
-    def refusal_by_key(self, key: str, own: Sequence[str]) -> tuple[str, float] | None:
-        """Count a request of this key by its own rates. Return the rate that refuses it, and the seconds until another
-        one may pass; None if none does."""
-        for rate in own:
-            if (opened := self._of_keys.get((key, rate))) is None:
-                limiter = self._open_rate(rate)
-                opened = self._of_keys.setdefault((key, rate), (limiter, _digest(f"limit {rate} of {key}")))
-                self.may_block |= isinstance(limiter, RedisRateLimiter)
-            if (seconds := opened[0](opened[1])) is not None:
-                return rate, seconds
-        return None
+    def check_key(self, request: RawRequest, key: KeyEntry) -> None:
+        """Count a request by the rates of its key: once, even if its plan fails and the general way asks again.
+
+        Raises:
+            TooManyRequests: with the seconds after which to try again.
+        """
+        refusal = request.key_refusal
+        if refusal is None:
+            name, refusal = key.name, ()
+            for rate in key.limits:
+                if (opened := self._of_keys.get((name, rate))) is None:
+                    limiter = self._open_rate(rate)
+                    opened = self._of_keys.setdefault((name, rate), (limiter, _digest(f"limit {rate} of {name}")))
+                    self.may_block |= isinstance(limiter, RedisRateLimiter)
+                if (seconds := opened[0](opened[1])) is not None:
+                    refusal = rate, seconds
+                    self._count_refused("key")
+                    break
+            request.key_refusal = refusal
+        if refusal:
+            rate, seconds = refusal
+            raise TooManyRequests(f"the key {key.name!r} may ask for {rate}; ask again later", max(1, ceil(seconds)))
 
     def release(self) -> None:
         if self._allowed is not None:
@@ -125,9 +130,9 @@ class RequestLimits:
                 self._in_flight -= 1
 
     @contextmanager
-    def admitted(self, headers: Mapping[str, str], client: str) -> Iterator[None]:
-        """Hold a place that no key's limit is about: `acquire` and `release`."""
-        self.acquire(headers, client)
+    def admitted(self, request: RawRequest) -> Iterator[None]:
+        """Hold a place: `acquire` and `release`."""
+        self.acquire(request)
         try:
             yield
         finally:

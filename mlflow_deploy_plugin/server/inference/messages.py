@@ -28,14 +28,16 @@ _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class RawRequest:
     """One whole request; names of headers in lower case.
 
-    Nobody changes it, but who authenticates its caller. A frozen class would cost half a microsecond a request, and as
-    much for the response.
+    Nobody changes it, but who authenticates and admits its caller. A frozen class would cost half a microsecond a
+    request, and as much for the response.
 
     Attributes:
         client: the address that it came from.
         query: the part of the target after the question mark, as it was sent.
         caller: the name in its client certificate, once it is authenticated that of its key; empty without.
         arrived: when it was whole, in `time.perf_counter()`. The wait for a thread counts towards its deadline.
+        key_refusal: the limit of its key that refuses it, and for how many seconds; empty: none does; None: it was not
+            counted yet.
     """
 
     method: str
@@ -46,6 +48,7 @@ class RawRequest:
     query: str = ""
     caller: str = ""
     arrived: float = field(default_factory=time.perf_counter)
+    key_refusal: tuple[str, float] | tuple[()] | None = None
 
 
 @dataclass(slots=True)

@@ -74,14 +74,14 @@ class RequestContext:
             TooManyRequests: there is no place.
         """
         server, request = self.server, self.request
-        client, own = request.client, tuple[str, ...]()
+        limits = server.limits
         if server.auth.is_required:
             named = server.repository.default_endpoint if endpoint is None else endpoint
             key = server.auth.identify(request, "infer", named)
-            client, own = key.name, key.limits
-        limits = server.limits
-        if limits.is_active or own:
-            limits.acquire(request.headers, client, own)
+            if key.limits:
+                limits.check_key(request, key)
+        if limits.is_active:
+            limits.acquire(request)
             self._is_admitted = True
 
     def release(self) -> None:

@@ -10,10 +10,12 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.routes import ROUTES
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC, KeyEntry, Scope
-from tests.support.handling import ROW, ask
+from tests.support.handling import ROW, ask, handle
 from tests.support.keys import write_keys
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
@@ -139,3 +141,24 @@ def test_both_workers_count_requests_by_key_and_refuse_what_is_above_its_limit(u
     counted = dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page))
     assert counted == {"thrice": "4", "infer": "2", "read": "1"}
     assert 'onnxserve_refused_requests_total{endpoint="",reason="key"} 1' in page
+
+
+def test_a_request_whose_plan_fails_counts_once_against_the_limits_of_its_key(
+    serve_here: Callable[..., Server], tools: Any, tmp_path: Path
+) -> None:
+    pick = (
+        "pick (int64[N] X) => (float[N] Y) { table = Constant<value = float[2] {10.0, 20.0}> () Y = Gather(table, X) }"
+    )
+    folder = tools.write_model(tmp_path / "pick", pick)
+    server = serve_here({"e": {"v": tools.variant(folder)}}, SETTINGS)
+    limits = ("3/minute", "4/hour")
+    write_keys(server.repository.state_dir, {"k": KeyEntry(name="k", scopes=("infer",), limits=limits)})
+    plans = PlanTable(server)
+
+    def status(inputs: bytes) -> int:
+        headers = {"content-type": "application/json", "authorization": "Bearer k"}
+        request = RawRequest("POST", "/invocations", headers, b'{"inputs": %b}' % inputs)
+        return (plans.answer(request) or handle(server, request)).status
+
+    assert [status(b"[0]"), status(b"[7]"), status(b"[1]"), status(b"[1]")] == [200, 400, 200, 429]
+    assert b'onnxserve_refused_requests_total{endpoint="",reason="key"} 1.0' in server.metrics.page()

@@ -8,6 +8,8 @@ import pytest
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.server.inference import limits
 from mlflow_deploy_plugin.server.inference.limits import MemoryRateLimiter, RequestLimits, open_rate_limiter
+from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.statedir import KeyEntry
 from tests.support.waiting import free_port
 
 
@@ -19,6 +21,11 @@ class Clock:
         return self.now
 
 
+def sent(client: str = "192.0.2.1", key: str = "") -> RawRequest:
+    """A request from this address, with this X-Api-Key."""
+    return RawRequest("POST", "/invocations", {"x-api-key": key} if key else {}, b"", client)
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -27,22 +34,22 @@ def clock() -> Clock:
 def test_without_limits_everybody_may_enter() -> None:
     unlimited = RequestLimits()
     for _ in range(1000):
-        unlimited.acquire({}, "192.0.2.1")
+        unlimited.acquire(sent("192.0.2.1"))
 
 
 def test_one_request_too_many_is_refused_until_another_has_left() -> None:
     refused: list[str] = []
     two = RequestLimits(max_concurrent_requests=2, count_refused=refused.append)
-    two.acquire({}, "a")
-    two.acquire({}, "b")
+    two.acquire(sent("a"))
+    two.acquire(sent("b"))
 
     with pytest.raises(TooManyRequests, match="2 requests are being answered") as error:
-        two.acquire({}, "c")
+        two.acquire(sent("c"))
 
     assert error.value.retry_after == 1
     assert refused == ["concurrency"]
     two.release()
-    two.acquire({}, "c")
+    two.acquire(sent("c"))
 
 
 def test_requests_in_flight_are_never_more_than_the_limit() -> None:
@@ -54,7 +61,7 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
         nonlocal inside, most
         for _ in range(500):
             try:
-                five.acquire({}, "a")
+                five.acquire(sent("a"))
             except TooManyRequests:
                 continue
             with lock:
@@ -72,24 +79,24 @@ def test_requests_in_flight_are_never_more_than_the_limit() -> None:
 
     assert 1 <= most <= 5
     for _ in range(5):
-        five.acquire({}, "a")
+        five.acquire(sent("a"))
 
 
 def test_each_caller_has_the_rate_for_itself(clock: Clock) -> None:
     refused: list[str] = []
     limited = RequestLimits(rate=MemoryRateLimiter(3, 60, clock), rate_text="3/minute", count_refused=refused.append)
     for _ in range(3):
-        limited.acquire({}, "192.0.2.1")
+        limited.acquire(sent("192.0.2.1"))
 
     with pytest.raises(TooManyRequests, match="more than 3/minute from one caller") as error:
-        limited.acquire({}, "192.0.2.1")
+        limited.acquire(sent("192.0.2.1"))
 
     assert error.value.retry_after is not None
     assert 1 <= error.value.retry_after <= 60
     assert refused == ["rate"]
-    limited.acquire({}, "192.0.2.2")
+    limited.acquire(sent("192.0.2.2"))
     clock.now += 2 * 60
-    limited.acquire({}, "192.0.2.1")
+    limited.acquire(sent("192.0.2.1"))
 
 
 @pytest.mark.parametrize("start", [0.0, 1000.0, 1019.5, 1059.9])
@@ -119,13 +126,13 @@ def test_over_time_the_rate_passes_and_no_minute_has_twice_as_much(clock: Clock)
 
 def test_a_header_names_the_caller_where_it_is_sent(clock: Clock) -> None:
     limited = RequestLimits(rate=MemoryRateLimiter(1, 60, clock), rate_header="x-api-key")
-    limited.acquire({"x-api-key": "one"}, "192.0.2.1")
-    limited.acquire({"x-api-key": "two"}, "192.0.2.1")
-    limited.acquire({}, "192.0.2.1")
+    limited.acquire(sent("192.0.2.1", "one"))
+    limited.acquire(sent("192.0.2.1", "two"))
+    limited.acquire(sent("192.0.2.1"))
 
-    for headers in ({"x-api-key": "one"}, {}):
+    for key in ("one", ""):
         with pytest.raises(TooManyRequests):
-            limited.acquire(headers, "192.0.2.1")
+            limited.acquire(sent("192.0.2.1", key))
 
 
 def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: Clock) -> None:
@@ -137,7 +144,7 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
 
     def ask(key: str) -> str:
         try:
-            of_keys.acquire({}, key, tuple(amounts))
+            of_keys.check_key(sent(), KeyEntry(name=key, scopes=("infer",), limits=tuple(amounts)))
         except TooManyRequests as error:
             return f"{error.retry_after}: {error.message}"
         return ""
@@ -174,11 +181,12 @@ def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: in
 @pytest.mark.redis
 def test_keys_share_their_limits_over_redis_for_which_no_loop_waits(redis_url: str) -> None:
     workers = [RequestLimits(open_rate=lambda rate: open_rate_limiter(rate, redis_url)) for _ in range(2)]
+    shop = KeyEntry(name="shop", scopes=("infer",), limits=("2/day",))
     for worker in workers:
-        worker.acquire({}, "shop", ("2/day",))
+        worker.check_key(sent(), shop)
         assert worker.may_block
     with pytest.raises(TooManyRequests, match="the key 'shop' may ask for 2/day"):
-        workers[0].acquire({}, "shop", ("2/day",))
+        workers[0].check_key(sent(), shop)
 
 
 def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
