@@ -61,7 +61,7 @@ def test_keys_are_fetched_followed_and_kept(issuer: tuple[str, Path], tmp_path: 
         wait_until(lambda: brought() == ["monday"], what="the first key")
         write_keys(folder, "monday", "tuesday")
         wait_until(lambda: brought() == ["monday", "tuesday"], what="the second key")
-        for broken in ("no JSON", "{}", '{"keys": []}', '{"keys": [{"kty": "oct"}]}'):
+        for broken in ("no JSON", "[]", "{}", '{"keys": []}', '{"keys": [{"kty": "oct"}]}'):
             (folder / "keys").write_text(broken)
             assert not stop.wait(0.1)
             assert brought() == ["monday", "tuesday"]
