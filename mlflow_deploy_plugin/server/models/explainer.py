@@ -132,7 +132,7 @@ class ExplainerClient:
             raise NotReady("the process that explains is still being started", 1)
         try:
             process = self._process
-            if process is None:
+            if process is None or process.has_failed:  # perhaps after the first request had stopped waiting for it
                 process = self._process = SideProcess(
                     self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
                 )

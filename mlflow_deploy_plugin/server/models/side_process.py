@@ -248,13 +248,12 @@ class SideProcess:
         self._keeper.start()
         if not self._looked.wait(wait_seconds):
             raise NotReady(self._unavailable(), 1)
-        first = self._first
-        if first is None or first.kind != READY_MESSAGE:
-            self.close()
-            raise InvalidArtifact(
-                str(first.fields["message"]) if first else f"the process of this {self._label} {self._state}"
-            )
-        return first
+        if (first := self._first) is not None and not self.has_failed:
+            return first
+        self.close()
+        raise InvalidArtifact(
+            str(first.fields["message"]) if first else f"the process of this {self._label} {self._state}"
+        )
 
     def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
         """Send a message and return the answer. Its turn has to come by `deadline`, in `time.perf_counter()`.
@@ -290,6 +289,11 @@ class SideProcess:
         for running in (self._starting, self._running):
             if running is not None:
                 running.child.kill()
+
+    @property
+    def has_failed(self) -> bool:
+        """True if the process was never ready; it is not started again."""
+        return self._looked.is_set() and (self._first is None or self._first.kind != READY_MESSAGE)
 
     @property
     def queue_seconds(self) -> float:
@@ -345,8 +349,8 @@ class SideProcess:
                 self._serve(running)
                 crashes = 0 if time.monotonic() - running.child.started_at > _STABLE_SECONDS else crashes + 1
             self._looked.set()
-            if self._first is None or self._first.kind != READY_MESSAGE:
-                return  # it never was ready: `start` raises
+            if self.has_failed:
+                return  # `start` raises
             pause = min(2.0 ** (crashes - 1), _MAX_PAUSE_SECONDS) if crashes > 1 else 0.0
             self._closed.wait(pause)
 

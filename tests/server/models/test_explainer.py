@@ -33,6 +33,10 @@ if how == "failed":
     sys.exit(1)
 if how == "never":
     time.sleep(3600)
+if how == "late" and not os.path.exists(sys.argv[0] + ".late"):
+    open(sys.argv[0] + ".late", "x").close()
+    time.sleep(2)
+    sys.exit(1)
 send_message(connection, SideMessage("ready"))
 while (question := receive_message(connection)) is not None:
     if question.fields["seed"] == 1:
@@ -107,6 +111,21 @@ def test_a_process_that_ends_over_a_question_is_started_anew(explainer: Callable
         except NotReady:
             return False
 
+    wait_until(answers, 60, "the next process")
+
+
+def test_one_that_ends_before_it_is_ready_and_after_its_time_is_started_anew(
+    explainer: Callable[..., ExplainerClient],
+) -> None:
+    asked = explainer("late", answer_seconds=1.0)
+
+    def answers() -> bool:
+        try:
+            return bool(ask(asked))
+        except (NotReady, DeadlineExceeded):
+            return False
+
+    assert not answers()
     wait_until(answers, 60, "the next process")
 
 
