@@ -17,13 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.server import (
-    MAX_COMMAND_AGE_SECONDS,
-    MAX_COMMAND_BYTES,
-    MAX_WAITING,
-    command_answer,
-    command_files,
-)
+from mlflow_deploy_plugin.server import MAX_COMMAND_AGE_SECONDS, MAX_WAITING, command_answer, command_files
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.statedir import ANSWERS, COMMANDS, CONTROL, Command, Control, read_state, write_state
 
@@ -199,11 +193,7 @@ class EndpointControl:
             answer = self.state_dir / ANSWERS / file.name
             if file.name in under_way or file.name in self._answered or answer.exists():
                 continue
-            try:
-                is_small = file.stat().st_size <= MAX_COMMAND_BYTES
-            except FileNotFoundError:  # its worker withdrew it
-                continue
-            command = read_state(file, Command) if is_small else None
+            command = read_state(file, Command)
             # one from the future was made before the machine was started anew
             if command is not None and 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS:
                 yield file, command

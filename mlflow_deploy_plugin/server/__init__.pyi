@@ -26,7 +26,6 @@ from .models.explainer import explained_numbers as explained_numbers
 from .models.explainer import explained_outputs as explained_outputs
 from .models.loading import INPUT_EXAMPLE as INPUT_EXAMPLE
 from .models.model_control import MAX_COMMAND_AGE_SECONDS as MAX_COMMAND_AGE_SECONDS
-from .models.model_control import MAX_COMMAND_BYTES as MAX_COMMAND_BYTES
 from .models.model_control import MAX_WAITING as MAX_WAITING
 from .models.model_control import command_answer as command_answer
 from .models.model_control import command_files as command_files

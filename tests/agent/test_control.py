@@ -9,7 +9,7 @@ import pytest
 from mlflow_deploy_plugin.agent import control as module
 from mlflow_deploy_plugin.agent.control import EndpointControl, Pending
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.server.models.model_control import MAX_COMMAND_AGE_SECONDS, MAX_COMMAND_BYTES, command_files
+from mlflow_deploy_plugin.server.models.model_control import MAX_COMMAND_AGE_SECONDS, command_files
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import (
     ANSWERS,
@@ -188,7 +188,6 @@ def test_what_nobody_waits_for_or_can_read_is_removed(case: Case) -> None:
     case.ask("unload", "a", created_at=NOW - MAX_COMMAND_AGE_SECONDS)
     case.ask("unload", "b", created_at=NOW + 1)  # of before the machine was started anew
     (case.state_dir / COMMANDS / "broken.json").write_text("{")
-    (case.state_dir / COMMANDS / "large.json").write_bytes(b" " * (MAX_COMMAND_BYTES + 1))
     write_state(case.state_dir / ANSWERS / "orphan.json", CommandAnswer())
     assert case.control.take(case.specs) is None
     assert case.served == ["a", "b"]

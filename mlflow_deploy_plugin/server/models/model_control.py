@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.statedir import (
 
 MAX_WAITING = 64
 """The commands of one server that may wait at the same time."""
-MAX_COMMAND_BYTES = 256 * 1024
+_MAX_COMMAND_BYTES = 256 * 1024
 COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
 """Nobody waits for the answer to an older command."""
@@ -86,7 +86,7 @@ class ModelControl:
             actor: the name of the caller's key.
 
         Raises:
-            InvalidConfig: model control is off, or the spec has an endpoint of the name of `added`.
+            InvalidConfig: model control is off, the spec has an endpoint of the name of `added`, or that is too large.
             NotFound: there is no such endpoint, or no such model.
             ModelError: the model cannot be served.
             NotReady, RegistryUnavailable: the agent, or the registry, does not answer.
@@ -109,6 +109,9 @@ class ModelControl:
                 f"this server lets nobody {command.action} endpoints; it was to be started with "
                 "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)"
             )
+        if (size := len(command.model_dump_json())) > _MAX_COMMAND_BYTES:
+            name = command.endpoint[:100]
+            raise InvalidConfig(f"endpoint {name!r} takes {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are taken")
         with self._admit():
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
             file, answer_file = self._state_dir / COMMANDS / name, self._state_dir / ANSWERS / name

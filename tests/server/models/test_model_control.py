@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.errors import (
     TooManyRequests,
 )
 from mlflow_deploy_plugin.server.models.model_control import MAX_WAITING, ModelControl, command_answer, command_files
+from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, VariantSpec
 from mlflow_deploy_plugin.statedir import AGENT, ANSWERS, COMMANDS, AgentState, Command, read_state, write_state
 from tests.support.waiting import wait_until
 
@@ -99,6 +100,15 @@ def test_unless_it_is_allowed_nothing_is_asked_of_the_agent(tmp_path: Path) -> N
     with pytest.raises(InvalidConfig, match=r"-C server\.model_control_mode=explicit"):
         ModelControl(tmp_path, "none", 1).load("e")
     assert not (tmp_path / COMMANDS).exists()
+
+
+def test_an_endpoint_that_is_too_large_for_a_command_is_refused_at_once(tmp_path: Path) -> None:
+    agent_lives(tmp_path)
+    variants = {"main": VariantSpec(model="models:/m/1")}
+    large = EndpointSpec(name="e", variants=variants, capture=CaptureSpec(drop=("column" * 10_000,) * 10))
+    with pytest.raises(InvalidConfig, match=r"takes 60\d{4} bytes as JSON; at most 262144 are taken"):
+        commands(tmp_path).load("e", large)
+    assert not left_over(tmp_path)
 
 
 def test_a_worker_keeps_threads_for_predictions(tmp_path: Path) -> None:
