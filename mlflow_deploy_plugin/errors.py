@@ -70,6 +70,11 @@ class OnnxserveError(Exception):
     http_status: ClassVar[int] = 500
     error_code: ClassVar[str] = "INTERNAL_ERROR"
 
+    def __init_subclass__(cls, http_status: int | None = None, error_code: str | None = None) -> None:
+        """Set what a subclass says otherwise than its base."""
+        super().__init_subclass__()
+        cls.http_status, cls.error_code = http_status or cls.http_status, error_code or cls.error_code
+
     def __init__(self, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message = message
@@ -78,33 +83,24 @@ class OnnxserveError(Exception):
         self.request_id = ""
 
 
-class InvalidRequest(OnnxserveError):
+class InvalidRequest(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
     """The body of a request cannot be read as what its content type promises."""
-
-    http_status = 400
-    error_code = "BAD_REQUEST"
 
 
 class SchemaMismatch(InvalidRequest):
     """The data can be read, but a column or tensor is missing, mistyped or misshapen; the message names it."""
 
 
-class UnsupportedMediaType(InvalidRequest):
+class UnsupportedMediaType(InvalidRequest, http_status=415):
     """The content type is not one that the route understands; the message lists those that are."""
 
-    http_status = 415
 
-
-class BodyTooLarge(InvalidRequest):
+class BodyTooLarge(InvalidRequest, http_status=413):
     """The body is larger than the server's limit."""
 
-    http_status = 413
 
-
-class RequestTimeout(InvalidRequest):
+class RequestTimeout(InvalidRequest, http_status=408):
     """The request was not whole when its time was up."""
-
-    http_status = 408
 
 
 class UnfitPath(InvalidRequest):
@@ -115,99 +111,60 @@ class UnfitPath(InvalidRequest):
         self.path = path
 
 
-class TargetTooLong(InvalidRequest):
+class TargetTooLong(InvalidRequest, http_status=414):
     """The request line is longer than the server's limit."""
 
-    http_status = 414
 
-
-class ExpectationFailed(InvalidRequest):
+class ExpectationFailed(InvalidRequest, http_status=417):
     """The request expects something other than 100-continue."""
 
-    http_status = 417
 
-
-class HeadersTooLarge(InvalidRequest):
+class HeadersTooLarge(InvalidRequest, http_status=431):
     """There are more header fields than the server's limit, or one is longer."""
 
-    http_status = 431
 
-
-class UnknownTransferCoding(InvalidRequest):
+class UnknownTransferCoding(InvalidRequest, http_status=501, error_code="NOT_IMPLEMENTED"):
     """The body comes in a transfer coding other than chunked."""
 
-    http_status = 501
-    error_code = "NOT_IMPLEMENTED"
 
-
-class InvalidConfig(OnnxserveError):
+class InvalidConfig(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
     """A setting, a command-line option or a field of a spec is unknown or has a value it cannot have."""
 
-    http_status = 400
-    error_code = "INVALID_PARAMETER_VALUE"
 
-
-class NotFound(OnnxserveError):
+class NotFound(OnnxserveError, http_status=404, error_code="RESOURCE_DOES_NOT_EXIST"):
     """The model, version, endpoint or deployment does not exist."""
 
-    http_status = 404
-    error_code = "RESOURCE_DOES_NOT_EXIST"
 
-
-class AlreadyExists(OnnxserveError):
+class AlreadyExists(OnnxserveError, http_status=409, error_code="RESOURCE_ALREADY_EXISTS"):
     """The name is taken."""
 
-    http_status = 409
-    error_code = "RESOURCE_ALREADY_EXISTS"
 
-
-class NotInstalled(OnnxserveError):
+class NotInstalled(OnnxserveError, http_status=501, error_code="NOT_IMPLEMENTED"):
     """A package that only this needs is not installed; the message says how to install it."""
 
-    http_status = 501
-    error_code = "NOT_IMPLEMENTED"
 
-
-class NotReady(OnnxserveError):
+class NotReady(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
     """The server lives, but has no version loaded that could answer."""
 
-    http_status = 503
-    error_code = "TEMPORARILY_UNAVAILABLE"
 
-
-class FeedbackNotKept(OnnxserveError):
+class FeedbackNotKept(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
     """Labels that callers send cannot be written to the spool: the disk, or what it may hold, is full."""
 
-    http_status = 503
-    error_code = "TEMPORARILY_UNAVAILABLE"
 
-
-class TooManyRequests(OnnxserveError):
+class TooManyRequests(OnnxserveError, http_status=429, error_code="REQUEST_LIMIT_EXCEEDED"):
     """The caller's rate, this worker's requests in flight or the queue of a batcher are at their limit."""
 
-    http_status = 429
-    error_code = "REQUEST_LIMIT_EXCEEDED"
 
-
-class DeadlineExceeded(OnnxserveError):
+class DeadlineExceeded(OnnxserveError, http_status=504, error_code="DEADLINE_EXCEEDED"):
     """The time that the caller or the server allows was up before the model began; nothing was computed."""
 
-    http_status = 504
-    error_code = "DEADLINE_EXCEEDED"
 
-
-class ClientDisconnected(OnnxserveError):
+class ClientDisconnected(OnnxserveError, http_status=499, error_code="CANCELLED"):
     """Nobody reads the response any more. The status is nginx's; it is counted and never sent."""
 
-    http_status = 499
-    error_code = "CANCELLED"
 
-
-class ModelError(OnnxserveError):
+class ModelError(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
     """A model that cannot be wrapped or served."""
-
-    http_status = 400
-    error_code = "INVALID_PARAMETER_VALUE"
 
 
 class ConversionError(ModelError):
@@ -222,46 +179,28 @@ class InvalidArtifact(ModelError):
     """The folder of a model lacks a file, or a file is not what the MLmodel file says."""
 
 
-class InferenceError(OnnxserveError):
+class InferenceError(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
     """ONNX Runtime refused an input that fits the signature (an unseen category, a shape the graph cannot take)."""
 
-    http_status = 400
-    error_code = "BAD_REQUEST"
 
-
-class Unauthenticated(OnnxserveError):
+class Unauthenticated(OnnxserveError, http_status=401, error_code="UNAUTHENTICATED"):
     """The caller sent no credentials, or some that do not hold: unknown, expired or revoked."""
 
-    http_status = 401
-    error_code = "UNAUTHENTICATED"
 
-
-class ScopeMissing(OnnxserveError):
+class ScopeMissing(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
     """The caller is known, and its credentials hold for other scopes or endpoints."""
 
-    http_status = 403
-    error_code = "PERMISSION_DENIED"
 
-
-class GateRefused(OnnxserveError):
+class GateRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
     """A version is to be promoted or served that has not passed its gate; the message says what failed."""
 
-    http_status = 403
-    error_code = "PERMISSION_DENIED"
 
-
-class CallerRefused(OnnxserveError):
+class CallerRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
     """A request that changes what is served comes, or may come, from a web page that is not this server's."""
 
-    http_status = 403
-    error_code = "PERMISSION_DENIED"
 
-
-class CodeRefused(OnnxserveError):
+class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
     """A version without an ONNX form would run code of its own, and may not do so here."""
-
-    http_status = 403
-    error_code = "PERMISSION_DENIED"
 
 
 class RuntimeMissing(OnnxserveError):
@@ -272,18 +211,12 @@ class DeviceUnavailable(OnnxserveError):
     """ONNX Runtime would not really run on the device that was asked for."""
 
 
-class RegistryUnavailable(OnnxserveError):
+class RegistryUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
     """The MLflow server (or the artifact store behind it) does not answer."""
 
-    http_status = 503
-    error_code = "TEMPORARILY_UNAVAILABLE"
 
-
-class StoreUnavailable(OnnxserveError):
+class StoreUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
     """The database of the store cannot be reached, or its schema is not ours."""
-
-    http_status = 503
-    error_code = "TEMPORARILY_UNAVAILABLE"
 
 
 class DeploymentFailed(OnnxserveError):
