@@ -203,6 +203,8 @@ def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredic
             f"{metric}: the target holds {unknown[0]!r}, which is no class of the model ({classes or 'unknown'})"
         )
     columns = [classes.index(label) for label in labels.tolist()]
+    if np.isnan(probabilities).any():  # sorted last, it would be the highest of all scores
+        return lambda weights: float("nan")
     if metric == "log_loss":
         known = probabilities[:, columns]
         sums = known.sum(axis=1, keepdims=True)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,15 @@ def test_a_regressors_metric_is_scikit_learns(metric: MetricName) -> None:
     assert weighted_metric(metric, truth, answers)(weights) == pytest.approx(
         of_sklearn(metric, truth, answers, weights)
     )
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "roc_auc"])
+def test_probabilities_that_are_no_numbers_have_no_metric(metric: MetricName) -> None:
+    truth, answers = classifier([0, 1])
+    assert answers.probabilities is not None
+    probabilities = np.where(truth[:, None] == 1, np.nan, answers.probabilities)  # sorted last, as if highest
+    broken = replace(answers, probabilities=probabilities)
+    assert np.isnan(weighted_metric(metric, truth, broken)(np.ones(ROWS)))
 
 
 def test_the_default_is_that_of_what_the_model_answers() -> None:

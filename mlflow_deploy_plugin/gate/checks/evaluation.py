@@ -56,6 +56,8 @@ def check_evaluation(
         return CheckResult(NAME, state, reason, figures)
     try:
         theirs = weighted_metric(metric, truth, current)
+        if not np.isfinite(served := theirs(np.ones(rows))):
+            raise InvalidConfig(f"its {metric} is {served}: it answers no numbers")
     except InvalidConfig as error:
         reason = f"what is served cannot be compared with: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)

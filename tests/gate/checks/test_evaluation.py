@@ -92,3 +92,7 @@ def test_served_answers_of_another_kind_cannot_be_compared_with() -> None:
     result = check_evaluation(TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), seed=7)
     assert result.state == "failed"
     assert "what is served cannot be compared with: accuracy is of labels" in result.reason
+    numbers = TRUTH.astype(float)
+    broken = ModelPredictions(np.full(ROWS, np.nan), False)
+    result = check_evaluation(numbers, ModelPredictions(numbers, False), broken, policy(), seed=7)
+    assert result.reason == "what is served cannot be compared with: its rmse is nan: it answers no numbers"
