@@ -2,6 +2,7 @@
 
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,8 @@ def read_rows(path: Path, shown: str) -> NamedArrays:
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     if not table.num_rows:
         raise InvalidConfig(f"the dataset {shown} has no rows")
+    if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
+        raise InvalidConfig(f"the dataset {shown} has two columns named {twice[0]!r}")
     try:
         return {name: _column_values(table.column(name)) for name in table.column_names}
     except ValueError:  # numpy's: lists of several lengths

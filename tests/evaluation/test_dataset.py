@@ -91,6 +91,7 @@ def test_the_seed_chooses_the_rows(tmp_path: Path, artifact: Artifact) -> None:
         ("d.json", "{}", r"ends in '\.json'; \.csv, \.parquet and \.npz are read"),
         ("d.parquet", "text", r"d\.parquet cannot be read"),
         ("d.csv", "a,b\n", "has no rows"),
+        ("d.csv", "a,y,a\n1,2,3\n", "has two columns named 'a'"),
         ("d.csv", "a,b\n1,2\n", r"has no column 'y'; it has a, b"),
         ("d.csv", "a,y\n1,\n", "has no row whose 'y' is known"),
     ],
