@@ -50,7 +50,7 @@ class EvaluationPolicy(_Part):
         default=0.95, gt=0.5, lt=1, description="How sure it has to be that it is not worse by more than the margin."
     )
     at_least: float | None = Field(
-        default=None, description="The worst value the metric may have, whatever is served now."
+        default=None, allow_inf_nan=False, description="The worst value the metric may have, whatever is served now."
     )
     resamples: int = Field(default=1000, ge=100, le=100_000, description="Resamples of the paired bootstrap.")
     max_rows: int = Field(default=50_000, ge=20, description="At most so many rows of the dataset, chosen by the seed.")

@@ -35,6 +35,7 @@ def test_yaml_and_json_say_the_same() -> None:
         ("robustness: {disturbances: {noise: 1}}", "robustness.disturbances need labelled rows: "),
         ("robustness: {disturbances: [noise]}", "robustness.disturbances: .*a mapping of disturbances to strengths"),
         ("robustness: {disturbances: {noise: -1}}", "robustness.disturbances: .*noise cannot have the strength -1"),
+        ("evaluation: {at_least: .nan}", r"evaluation\.at_least: Input should be a finite number"),
         ("robustness: {dataset: d.csv}", "robustness: .*the dataset needs a target"),
         ("gated_stages: [Prod]", "gated_stages.0: Input should be 'Staging', 'Production' or 'Archived'"),
         ("- a", "the policy is not a mapping"),
