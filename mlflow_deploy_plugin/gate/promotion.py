@@ -126,6 +126,13 @@ def promote(
                     f"{status.reason}{report}"
                 )
             status = request.tag_forced(status)
+        elif not force and chosen.policy.gates(place):
+            now = version_at(model, place, exclude=candidate.version)
+            if now is not None and (before is None or now.version != before.version):
+                raise GateRefused(
+                    f"version {now.version} came to {place} while version {candidate.version} was judged; "
+                    "promote it again, to judge it beside that one"
+                )
         progress(f"moving version {candidate.version} to {place}")
         move_version(model, candidate.version, place)
         request.record(trail, "promote", status)

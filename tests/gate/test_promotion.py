@@ -86,6 +86,17 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
     assert said[0].startswith("fetching")
 
 
+def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: MlflowClient) -> None:
+    def overtaken(line: str) -> None:
+        if line.startswith("logging"):
+            toy.transition_model_version_stage("toy", "3", "Production", archive_existing_versions=True)
+
+    with pytest.raises(GateRefused, match="version 3 came to Production while version 2 was judged.*promote it again"):
+        promote("toy", "2", "Production", progress=overtaken)
+    assert stages(toy)[3] == "Production"
+    assert promote("toy", "2", "Production").before == "3"
+
+
 def test_an_alias_can_be_gated_too(toy: MlflowClient) -> None:
     toy.set_registered_model_alias("toy", "champion", "1")
     with pytest.raises(GateRefused, match="toy version 4 does not go to @champion"):
