@@ -91,7 +91,7 @@ def test_a_version_that_came_while_it_was_judged_is_not_replaced_unseen(toy: Mlf
         if line.startswith("logging"):
             toy.transition_model_version_stage("toy", "3", "Production", archive_existing_versions=True)
 
-    with pytest.raises(GateRefused, match="version 3 came to Production while version 2 was judged.*promote it again"):
+    with pytest.raises(GateRefused, match=r"version 3 came to Production while version 2 was judged.*promote it again"):
         promote("toy", "2", "Production", progress=overtaken)
     assert stages(toy)[3] == "Production"
     assert promote("toy", "2", "Production").before == "3"

@@ -12,7 +12,7 @@ import base64
 import html
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -175,6 +175,7 @@ def _text(value: object) -> str:
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
 KIND_TAG = "onnxserve.kind"
@@ -188,6 +189,7 @@ PREFIX = "onnxserve.monitor."
 """Tags of a model version: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names have dots in them, and no slash."""
 _WINDOW, _REPORT = "/window", "/report"
 _MOST_REPORTS = 10
+_PAGE_RUNS, _MOST_PAGES = 2 * MOST_WINDOWS, 10
 _MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
 
 
@@ -255,19 +257,8 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    with registry_errors(f"the experiment of endpoint {result.endpoint}"):
-        client = registry_client()
-        experiment = client.get_experiment_by_name(f"onnxserve/{result.endpoint}")
-        if experiment is None:
-            return []
-        runs = client.search_runs(
-            [experiment.experiment_id],
-            f"tags.`{MONITOR_TAG}` = '{result.monitor}' and tags.`{VERDICT_TAG}` != ''",
-            max_results=2 * MOST_WINDOWS,
-            order_by=[f"tags.`{START_TAG}` DESC", "attributes.start_time DESC"],
-        )
     last: dict[datetime, tuple[int, PastWindow]] = {}
-    for run in runs:
+    for run in _runs_of_windows(result):
         tags = run.data.tags
         start, end = (_time(tags.get(name, "")) for name in (START_TAG, END_TAG))
         if start is None or end is None or end - start != result.window.length:
@@ -280,7 +271,30 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
         number = int(revision) if revision.isdigit() else 0
         if start not in last or last[start][0] < number:
             last[start] = (number, PastWindow(start, tags[VERDICT_TAG], run.data.metrics))
+        if len(last) == _PAGE_RUNS:
+            break
     return [window for _, window in last.values()]
+
+
+def _runs_of_windows(result: MonitorResult) -> "Iterator[Run]":
+    """Yield the runs of the monitor's windows, the newest window first. If a window is judged late, many are newer."""
+    token = None
+    for _ in range(_MOST_PAGES):
+        with registry_errors(f"the experiment of endpoint {result.endpoint}"):
+            client = registry_client()
+            experiment = client.get_experiment_by_name(f"onnxserve/{result.endpoint}")
+            if experiment is None:
+                return
+            runs = client.search_runs(
+                [experiment.experiment_id],
+                f"tags.`{MONITOR_TAG}` = '{result.monitor}' and tags.`{VERDICT_TAG}` != ''",
+                max_results=_PAGE_RUNS,
+                order_by=[f"tags.`{START_TAG}` DESC", "attributes.start_time DESC"],
+                page_token=token,
+            )
+        yield from runs
+        if not (token := runs.token):
+            return
 
 
 def _time(text: str) -> datetime | None:

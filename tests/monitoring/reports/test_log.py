@@ -307,6 +307,21 @@ def test_the_picture_shows_the_windows_before_each_once(tracking: MlflowClient) 
     assert sorted((window.start.day, window.figures["statistic"]) for window in past) == [(1, 1.0), (2, 9.0)]
 
 
+def test_a_window_that_is_judged_late_has_the_windows_before_it_however_many_came_since(tracking: MlflowClient) -> None:
+    from mlflow_deploy_plugin.monitoring.reports.log import past_windows
+
+    log_result(result_of(0, "late", temperature=3.0), {})
+    (before,) = runs_of(tracking, "late")
+    for day in range(2, 130):
+        window = result_of(day, "late").window
+        of_window = {"onnxserve.window.start": window.start.isoformat(), "onnxserve.window.end": window.end.isoformat()}
+        tracking.create_run(before.info.experiment_id, tags=before.data.tags | of_window)
+
+    (found,) = past_windows(result_of(1, "late", temperature=9.0))
+
+    assert found.figures["statistic"] == 3.0
+
+
 def test_windows_of_a_deleted_endpoint_of_the_name_are_none_of_this_one(tracking: MlflowClient) -> None:
     from mlflow_deploy_plugin.monitoring.reports.log import past_windows
 
