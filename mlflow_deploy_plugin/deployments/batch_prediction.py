@@ -263,7 +263,7 @@ def _length(file: IO[bytes]) -> int | None:
 
 
 def _onnx_predictor(folder: Path) -> Predictor:
-    loaded = OnnxModel.load(folder, "cpu", available_cores())
+    loaded = OnnxModel.load(folder, intra_op_num_threads=available_cores())
 
     def predict(content_type: str, body: bytes) -> Any:
         is_parquet = content_type == PARQUET

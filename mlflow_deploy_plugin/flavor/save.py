@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor,
 from mlflow_deploy_plugin.flavor.python_model import net_options
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
-from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, available_cores
+from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 PARITY_TAG = "onnxserve.parity"
@@ -269,7 +269,7 @@ def _set_tag(info: ModelInfo, registered_model_name: str | None, tag: str, value
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
     """Load a saved model; errors are those of `OnnxModel.load` and of MLflow's download."""
     local = _download_artifact_from_uri(artifact_uri=model_uri)
-    return OnnxModel.load(Path(local), device, intra_op_num_threads)
+    return OnnxModel.load(Path(local), Placement(device), intra_op_num_threads)
 
 
 class PyfuncModel:
@@ -320,4 +320,4 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Py
     if device not in get_args(Device):
         raise InvalidConfig(f"model_config: device {device!r} is not one of {', '.join(get_args(Device))}")
     threads = int(config["intra_op_num_threads"] or available_cores())
-    return PyfuncModel(OnnxModel.load(Path(path), cast(Device, device), threads))
+    return PyfuncModel(OnnxModel.load(Path(path), Placement(cast(Device, device)), threads))

@@ -43,12 +43,12 @@ from .model import OpaqueBodyPredictor as OpaqueBodyPredictor
 from .model import OpaqueResponse as OpaqueResponse
 from .model import Predictor as Predictor
 from .model import RemotePredictor as RemotePredictor
-from .placement import Placement as Placement
 from .pyfunc_artifact import UNNAMED_OUTPUT as UNNAMED_OUTPUT
 from .pyfunc_artifact import pyfunc_schema as pyfunc_schema
 from .pyfunc_artifact import read_served_artifact as read_served_artifact
 from .schema import Schema as Schema
 from .schema import compile_schema as compile_schema
+from .session import Placement as Placement
 from .session import available_cores as available_cores
 from .session import check_device_libraries as check_device_libraries
 from .session import cpu_flags as cpu_flags

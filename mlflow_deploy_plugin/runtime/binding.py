@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.runtime.placement import Placement
-from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.runtime.session import Placement, import_onnxruntime
 
 MAX_GRAPHS = 16
 """Shapes with a CUDA graph: those that came first, which are the sizes of the warm-up. Each keeps its memory."""

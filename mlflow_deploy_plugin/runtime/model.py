@@ -13,16 +13,16 @@ from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact
 from mlflow_deploy_plugin.runtime.artifact import Artifact, Input, Output, Tensor, check_digests, read_artifact
 from mlflow_deploy_plugin.runtime.binding import BoundSession, can_bind
 from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
-from mlflow_deploy_plugin.runtime.placement import Placement
 from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.session import (
+    ON_CPU,
+    Placement,
     arena_shrinking_options,
     describe_error,
     import_onnxruntime,
     open_session,
 )
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
-from mlflow_deploy_plugin.spec import Device
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -125,7 +125,7 @@ class OnnxModel:
 
     queue_seconds = 0.0
 
-    def __init__(self, artifact: Artifact, session: Any, placement: Placement | None = None) -> None:
+    def __init__(self, artifact: Artifact, session: Any, placement: Placement) -> None:
         self._session = session
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
         names = {  # of the dimensions, which only the graph knows
@@ -141,7 +141,7 @@ class OnnxModel:
         self._has_columns = bool(self.artifact.columns)
         self._compute = session.run
         self._small_run = self._large_run = None
-        if placement is not None and placement.is_bound and can_bind(session):
+        if placement.is_bound and can_bind(session):
             self._compute = BoundSession(session, placement).run
         elif session.get_providers() == ["CPUExecutionProvider"]:
             # The Python around it checks what the schema has made, and retries what no CPU refuses: 1.1 of 4 µs a run.
@@ -150,11 +150,7 @@ class OnnxModel:
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        device: Device | Placement = "cpu",
-        intra_op_num_threads: int = 1,
-        kept_graphs: Path | None = None,
+        cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1, kept_graphs: Path | None = None
     ) -> "OnnxModel":
         """Load an MLmodel folder. `kept_graphs`: see `open_session`.
 
@@ -164,7 +160,6 @@ class OnnxModel:
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
-        placement = device if isinstance(device, Placement) else Placement(device)
         session = open_session(artifact.onnx_file, placement, intra_op_num_threads, kept_graphs)
         return cls(artifact, session, placement)
 

@@ -19,16 +19,21 @@ import ctypes
 import hashlib
 import os
 import platform
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing, one_line
-from mlflow_deploy_plugin.runtime.placement import CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER, Placement
-from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.spec import Device, ProviderOptions
 from mlflow_deploy_plugin.statedir import FileCache
 
-_PROVIDERS: dict[Device, str] = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER, "tensorrt": TENSORRT_PROVIDER}
+_PROVIDERS: dict[Device, str] = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_OF_TENSORRT = "trt_"
 _DRIVER = "libcuda.so.1"
 _CPU_INFO = Path("/proc/cpuinfo")
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
@@ -38,6 +43,55 @@ MAX_KEPT_BYTES = 4_000_000_000
 _MIN_GRAPH_BYTES = 1_000_000
 _MAX_GRAPH_BYTES = 1_000_000_000  # protobuf ends at two gigabytes, and ONNX Runtime puts the weights into the one file
 _SUFFIX = ".onnx"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The place where a session computes.
+
+    Attributes:
+        device_id: which of several GPUs, as CUDA counts them.
+        options: those of the providers; what is not said has ONNX Runtime's default.
+        engine_cache: the folder that keeps TensorRT's engines, unless the options name one; None: none are kept.
+        io_binding: inputs are copied into page-locked buffers first (`runtime/binding.py`); CUDA graphs need that.
+    """
+
+    device: Device = "cpu"
+    device_id: int = 0
+    options: ProviderOptions = field(default_factory=ProviderOptions)
+    engine_cache: Path | None = None
+    io_binding: bool = False
+
+    @property
+    def is_bound(self) -> bool:
+        return self.io_binding or self.options.enable_cuda_graph
+
+    @property
+    def providers(self) -> list[tuple[str, dict[str, str]]]:
+        """ONNX Runtime's providers in the order of preference, each with its options; never the CPU beside a GPU.
+
+        https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html and TensorRT-ExecutionProvider.html
+        have the names and values.
+        """
+        if self.device == "cpu":
+            return [(_PROVIDERS["cpu"], {})]
+        said = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
+        texts = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in said.items()}
+        cuda = {name: text for name, text in texts.items() if not name.startswith(_OF_TENSORRT)}
+        cuda["device_id"] = str(self.device_id)
+        if self.device == "cuda":
+            return [(_PROVIDERS["cuda"], cuda | ({"enable_cuda_graph": "1"} if self.options.enable_cuda_graph else {}))]
+        tensorrt = {name: text for name, text in texts.items() if name.startswith(_OF_TENSORRT)}
+        tensorrt["device_id"] = str(self.device_id)
+        folder = self.options.trt_engine_cache_path or self.engine_cache
+        if folder is not None:
+            tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+        if self.options.enable_cuda_graph:
+            tensorrt["trt_cuda_graph_enable"] = "1"
+        return [(_PROVIDERS["tensorrt"], tensorrt), (_PROVIDERS["cuda"], cuda)]
+
+
+ON_CPU = Placement()
 
 
 def import_onnxruntime() -> Any:
@@ -74,9 +128,9 @@ def available_cores() -> int:
 
 
 def open_session(
-    onnx_file: Path, device: Device | Placement = "cpu", intra_op_num_threads: int = 1, kept_graphs: Path | None = None
+    onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1, kept_graphs: Path | None = None
 ) -> Any:
-    """Return an `onnxruntime.InferenceSession` on `device`, and on nothing else.
+    """Return an `onnxruntime.InferenceSession` on the device of `placement`, and on nothing else.
 
     ONNX Runtime falls back to the CPU without a word where a GPU library is missing; here that is an error, and so is
     a node of the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
@@ -86,11 +140,10 @@ def open_session(
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed.
-        DeviceUnavailable: `device` would not really be used.
+        DeviceUnavailable: the device would not really be used.
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
     ort = import_onnxruntime()
-    placement = device if isinstance(device, Placement) else Placement(device)
     device = placement.device
     check_device_libraries(ort, device)
     options = session_options(ort, device, intra_op_num_threads)
@@ -105,7 +158,7 @@ def open_session(
         if device != "cpu":
             raise DeviceUnavailable(f"the model does not run on {device}: {reason}") from None
         raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
-    if _PROVIDERS[device] not in session.get_providers():
+    if placement.providers[0][0] not in session.get_providers():
         raise DeviceUnavailable(
             f"--device {device} was asked for, but ONNX Runtime uses {', '.join(session.get_providers())}: "
             "the GPU, its driver or the CUDA libraries are missing"
@@ -199,7 +252,7 @@ def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int)
         options = session_options(ort, "cpu", intra_op_num_threads)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session = ort.InferenceSession(str(kept), options, providers=[CPU_PROVIDER])
+            session = ort.InferenceSession(str(kept), options, providers=[_PROVIDERS["cpu"]])
         except Exception:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
             kept.unlink(missing_ok=True)
         else:
@@ -210,10 +263,10 @@ def _open_kept(ort: Any, onnx_file: Path, kept: Path, intra_op_num_threads: int)
     try:
         with FileCache(kept.parent, _SUFFIX, max_bytes=MAX_KEPT_BYTES).writing(kept) as temporary:
             options.optimized_model_filepath = str(temporary)
-            return ort.InferenceSession(str(onnx_file), options, providers=[CPU_PROVIDER])
+            return ort.InferenceSession(str(onnx_file), options, providers=[_PROVIDERS["cpu"]])
     except Exception:  # noqa: BLE001 - as above; the original alone says what is wrong with it
         options = session_options(ort, "cpu", intra_op_num_threads)
-        return ort.InferenceSession(str(onnx_file), options, providers=[CPU_PROVIDER])
+        return ort.InferenceSession(str(onnx_file), options, providers=[_PROVIDERS["cpu"]])
 
 
 @cache

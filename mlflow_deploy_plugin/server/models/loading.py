@@ -30,7 +30,6 @@ from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.variants import LoadedVersion
 from mlflow_deploy_plugin.server.protocols import mlflow
 from mlflow_deploy_plugin.server.protocols.content import JSON
-from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.statedir import WantedVariant, mark_loading
 
 logger = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: Wan
 
 def load_warm(
     folder: Path,
-    device: Device | Placement,
+    placement: Placement,
     intra_op_num_threads: int,
     policy: BatchPolicy | None = None,
     check_determinism: bool = False,
@@ -111,7 +110,7 @@ def load_warm(
     artifact = read_served_artifact(folder)
     if artifact.flavor == PYTHON_FUNCTION:
         return WarmVersion(PyfuncPredictor.load(artifact, timeout_seconds))
-    model = OnnxModel.load(folder, device, intra_op_num_threads, graph_cache)
+    model = OnnxModel.load(folder, placement, intra_op_num_threads, graph_cache)
     is_deterministic = check_determinism and not has_random_nodes(model.artifact.onnx_file)
     example = folder / INPUT_EXAMPLE
     if example.is_file():

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
+from mlflow_deploy_plugin.runtime import Placement
 from mlflow_deploy_plugin.server.models.loading import load_warm
 from tests.support.models import parse_graph
 
@@ -95,7 +96,7 @@ def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
 
     save_model(parse_graph(graph), tmp_path / "model", input_example=arrays)
 
-    warm = load_warm(tmp_path / "model", "cpu", 1)  # it answers its own example
+    warm = load_warm(tmp_path / "model", Placement(), 1)  # it answers its own example
     assert warm.predictor.artifact.reference is None
     assert [tensor.shape for tensor in warm.predictor.schema.tensors] == [
         entry.shape for entry in warm.predictor.artifact.inputs

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, ModelError
-from mlflow_deploy_plugin.runtime import BatchPolicy
+from mlflow_deploy_plugin.runtime import BatchPolicy, Placement
 from mlflow_deploy_plugin.server.models import loading
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, has_random_nodes, load_warm, worker_limit
 from tests.support.models import write_model
@@ -27,11 +27,11 @@ endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go
 
 def test_a_graph_that_does_not_come_to_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact, match=r"it has not computed its first answer within 0\.3 s"):
-        load_warm(write_model(tmp_path / "model", ENDLESS), "cpu", 1, timeout_seconds=0.3)
+        load_warm(write_model(tmp_path / "model", ENDLESS), Placement(), 1, timeout_seconds=0.3)
 
 
 def test_a_version_is_timed_and_batched(model_folders: dict[str, Path]) -> None:
-    warm = load_warm(model_folders["mixed"], "cpu", 1, BatchPolicy(8))
+    warm = load_warm(model_folders["mixed"], Placement(), 1, BatchPolicy(8))
 
     assert 0 < warm.seconds_per_row < 0.1
     assert warm.batcher is not None
@@ -39,12 +39,12 @@ def test_a_version_is_timed_and_batched(model_folders: dict[str, Path]) -> None:
 
 
 def test_without_a_policy_nothing_is_batched(model_folders: dict[str, Path]) -> None:
-    assert load_warm(model_folders["mixed"], "cpu", 1).batcher is None
+    assert load_warm(model_folders["mixed"], Placement(), 1).batcher is None
 
 
 def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        warm = load_warm(write_model(tmp_path / "model", FIXED), "cpu", 1, BatchPolicy(8))
+        warm = load_warm(write_model(tmp_path / "model", FIXED), Placement(), 1, BatchPolicy(8))
 
     assert warm.batcher is None
     assert 0 < warm.seconds_per_row < 0.1
@@ -56,7 +56,7 @@ def test_random_nodes_are_found_in_the_bytes(tmp_path: Path, graph: str, is_rand
     folder = write_model(tmp_path / "model", graph)
 
     assert has_random_nodes(next(folder.glob("**/*.onnx"))) == is_random
-    warm = load_warm(folder, "cpu", 1, check_determinism=True)
+    warm = load_warm(folder, Placement(), 1, check_determinism=True)
     assert warm.is_deterministic == (not is_random)
 
 

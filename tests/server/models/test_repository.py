@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
+from mlflow_deploy_plugin.runtime import Placement
 from mlflow_deploy_plugin.server.models.loading import INPUT_EXAMPLE, load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.statedir import (
@@ -40,7 +41,7 @@ def repository(tmp_path: Path, loads: list[Path]) -> Iterator[Repository]:
 
     def load(folder: Path) -> Any:
         loads.append(folder)
-        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
     repository = Repository(tmp_path, load)
     yield repository
@@ -313,7 +314,7 @@ def test_endpoints_come_and_go(
 
 
 def test_the_thread_follows_and_ends(tmp_path: Path, bias_folders: dict[str, Path], tools: Any) -> None:
-    repository = Repository(tmp_path, partial(load_warm, device="cpu", intra_op_num_threads=1))
+    repository = Repository(tmp_path, partial(load_warm, placement=Placement(), intra_op_num_threads=1))
     repository.start()
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"], "1")}})
     wait_until(lambda: not repository.not_ready_reason() and len(read_workers(tmp_path)) == 1)
@@ -328,7 +329,7 @@ def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
 
     def load(folder: Path) -> Any:
         may_load.wait()
-        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})
     repository = Repository(tmp_path, load)
@@ -346,7 +347,7 @@ def test_who_waits_for_the_start_goes_on_when_what_is_wanted_is_loaded(
 def test_where_nothing_can_be_loaded_nothing_is_waited_for(tmp_path: Path, wanted: str | None) -> None:
     if wanted is not None:
         (tmp_path / WANTED).write_text(wanted)
-    repository = Repository(tmp_path, lambda folder: load_warm(folder, device="cpu", intra_op_num_threads=1))
+    repository = Repository(tmp_path, lambda folder: load_warm(folder, placement=Placement(), intra_op_num_threads=1))
     repository.start()
     try:
         assert repository.wait_until_applied(30)
@@ -378,7 +379,7 @@ def test_a_worker_that_dies_of_loading_leaves_word_of_it(
         assert take_load_deaths(tmp_path) == [folder]
         assert take_load_deaths(tmp_path) == []
         assert [file.name for file in (tmp_path / LOADING).glob("*.json")] == [f"{os.getpid()}.json"]
-        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
     repository = Repository(tmp_path, load)
     tools.want(tmp_path, 1, {"e": {"v": tools.variant(bias_folders["1"])}})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import requests
 
+from mlflow_deploy_plugin.runtime import Placement
 from mlflow_deploy_plugin.server.models.loading import load_warm
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.statedir import AGENT, AgentState, read_state
@@ -84,7 +85,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(
 
     def load(folder: Path) -> Any:
         loads.append(folder.name)
-        return load_warm(folder, device="cpu", intra_op_num_threads=1)
+        return load_warm(folder, placement=Placement(), intra_op_num_threads=1)
 
     def want(generation: int, names: list[str], changed: str) -> None:
         variants = {
