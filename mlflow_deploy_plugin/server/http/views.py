@@ -21,8 +21,7 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_i
 from mlflow_deploy_plugin.server.inference.pipeline import infer
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint
 from mlflow_deploy_plugin.server.observability import metrics
-from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page
-from mlflow_deploy_plugin.server.observability.gpu_metrics import gpu_metrics_page
+from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page, gpu_metrics_page
 from mlflow_deploy_plugin.server.observability.history import SPANS, read_history
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.protocols import tfserving, v2, v2_extensions

@@ -8,8 +8,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlflow_deploy_plugin.server.observability import gpu_metrics
-from mlflow_deploy_plugin.server.observability.gpu_metrics import gpu_metrics_page
+from mlflow_deploy_plugin.server.observability import exposition
+from mlflow_deploy_plugin.server.observability.exposition import gpu_metrics_page
 
 
 class NVMLError(Exception):
@@ -56,9 +56,9 @@ class FakeNvml(ModuleType):
 
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
-    gpu_metrics._nvml.cache_clear()
+    exposition._nvml.cache_clear()
     yield
-    gpu_metrics._nvml.cache_clear()
+    exposition._nvml.cache_clear()
 
 
 def test_each_gpu_has_its_gauges_and_what_it_does_not_know_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
