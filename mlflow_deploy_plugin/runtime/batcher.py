@@ -23,7 +23,7 @@ together.
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import ceil
 from queue import SimpleQueue
@@ -77,35 +77,29 @@ class RequestState(Enum):
     EXPIRED = auto()
 
 
+@dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """One request in the queue. Its thread waits on `wake`; a submitted one has a `done` callback instead."""
+    """One request in the queue. Its thread waits on `wake`; a submitted one has a `done` callback instead.
 
-    __slots__ = ("count", "deadline", "done", "feeds", "key", "outputs", "queued", "result", "rows", "state", "wake")
+    Attributes:
+        key: requests of the same key may be computed together.
+    """
 
-    def __init__(
-        self,
-        feeds: Feeds,
-        outputs: Sequence[str] | None,
-        rows: int,
-        queued: float,
-        deadline: float,
-        count: BatchCallback,
-        done: ResultCallback | None = None,
-    ) -> None:
-        self.count = count
-        self.done = done
-        self.feeds = feeds
-        self.outputs = outputs
-        self.rows = rows
-        self.queued = queued
-        self.deadline = deadline
-        self.key: Hashable = (
-            None if outputs is None else tuple(outputs),
-            tuple((name, array.dtype, array.shape[1:]) for name, array in feeds.items()),
-        )
-        self.state = RequestState.WAITING
-        self.result: dict[str, Array] | Exception = {}
-        self.wake = threading.Lock()
+    feeds: Feeds
+    outputs: Sequence[str] | None
+    rows: int
+    queued: float
+    deadline: float
+    count: BatchCallback
+    done: ResultCallback | None = None
+    key: Hashable = None
+    state: RequestState = RequestState.WAITING
+    result: dict[str, Array] | Exception = field(default_factory=dict)
+    wake: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        columns = tuple((name, array.dtype, array.shape[1:]) for name, array in self.feeds.items())
+        self.key = None if self.outputs is None else tuple(self.outputs), columns
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
