@@ -42,7 +42,6 @@ from .model import OpaqueBody as OpaqueBody
 from .model import OpaqueBodyPredictor as OpaqueBodyPredictor
 from .model import OpaqueResponse as OpaqueResponse
 from .model import Predictor as Predictor
-from .model import RemotePredictor as RemotePredictor
 from .pyfunc_artifact import UNNAMED_OUTPUT as UNNAMED_OUTPUT
 from .pyfunc_artifact import pyfunc_schema as pyfunc_schema
 from .pyfunc_artifact import read_served_artifact as read_served_artifact

@@ -43,6 +43,7 @@ class Predictor(Protocol):
         artifact: the content of its folder, with inputs and outputs bound.
         schema: turns columns, rows or tensors into feeds.
         queue_seconds: the seconds that this thread's last `run` (or `answer`) waited for its turn.
+        unavailable_reason: why it cannot compute just now; an empty text if it can.
     """
 
     artifact: Artifact
@@ -50,6 +51,9 @@ class Predictor(Protocol):
 
     @property
     def queue_seconds(self) -> float: ...
+
+    @property
+    def unavailable_reason(self) -> str: ...
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """Compute the named outputs (default: all) for feeds made by `schema`.
@@ -65,16 +69,6 @@ class Predictor(Protocol):
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         """Return what `predict` returns, from the outputs of `run`; `of_table`: the request was a table."""
-        ...
-
-
-@runtime_checkable
-class RemotePredictor(Protocol):
-    """A predictor that computes in a process of its own, which may be down."""
-
-    @property
-    def unavailable_reason(self) -> str:
-        """The reason why it cannot compute just now; an empty text if it can."""
         ...
 
 
@@ -120,10 +114,10 @@ class OnnxModel:
     Attributes:
         artifact: the content of its folder, with inputs and outputs bound to the graph.
         schema: turns columns, rows or tensors into feeds.
-        queue_seconds: always 0; see `Predictor`.
+        queue_seconds, unavailable_reason: always 0 and empty; see `Predictor`.
     """
 
-    queue_seconds = 0.0
+    queue_seconds, unavailable_reason = 0.0, ""
 
     def __init__(self, artifact: Artifact, session: Any, placement: Placement) -> None:
         self._session = session

@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.runtime import (
     Feeds,
     OpaqueBody,
     OpaqueBodyPredictor,
-    RemotePredictor,
     Schema,
     concatenate_feeds,
     sent_arrays,
@@ -224,9 +223,8 @@ class Shadows:
         if (known := self._batchable.get(loaded)) is None:
             try:
                 feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
-                known = not isinstance(loaded.predictor, RemotePredictor) and not unbatchable_reason(
-                    loaded.predictor, feeds
-                )
+                is_remote = isinstance(loaded.predictor, OpaqueBodyPredictor)
+                known = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
             except Exception:  # noqa: BLE001 - whatever it is: running them one by one shows it
                 return False
             self._batchable[loaded] = known

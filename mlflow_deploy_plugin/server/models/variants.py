@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
-from mlflow_deploy_plugin.runtime import Batcher, Feeds, Predictor, RemotePredictor, Schema, sent_arrays
+from mlflow_deploy_plugin.runtime import Batcher, Feeds, Predictor, Schema, sent_arrays
 from mlflow_deploy_plugin.server.capture.captured_model import CapturedModel
 from mlflow_deploy_plugin.spec import CaptureSpec, StickySpec
 
@@ -33,7 +33,7 @@ class LoadedVersion:
     @property
     def unavailable_reason(self) -> str:
         """The reason why the version, though loaded, cannot answer just now; empty if it can."""
-        return self.predictor.unavailable_reason if isinstance(self.predictor, RemotePredictor) else ""
+        return self.predictor.unavailable_reason
 
 
 @dataclass(frozen=True)

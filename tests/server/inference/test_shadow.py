@@ -165,6 +165,7 @@ class Slow:
     go_on: threading.Event
     runs: int = 0
     queue_seconds: float = 0.0
+    unavailable_reason: str = ""
 
     def __post_init__(self) -> None:
         self.artifact, self.schema = self.model.artifact, self.model.schema
