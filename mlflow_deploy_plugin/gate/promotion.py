@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.registry import (
     StageOrAlias,
     gate_status_of,
     move_version,
+    parse_model_uri,
     parse_stage_or_alias,
     registered_version,
     registry_client,
@@ -91,9 +92,10 @@ def promote(
     Raises:
         CodeRefused: see `gate.judge.judge`.
         GateRefused: it has not passed (the message says what failed), or it was rolled back and is not forced.
-        InvalidConfig: the place, the version or the policy is not valid, or `force` comes without `why`.
+        InvalidConfig: the place, the version or the policy is not valid, `force` comes without `why`, or MLflow refuses
+            the move.
         NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer, or does not allow the move.
+        RegistryUnavailable: MLflow does not answer.
         StoreUnavailable: the audit trail cannot be written.
     """
     if force and not why.strip():
@@ -134,7 +136,7 @@ def promote(
                     "promote it again, to judge it beside that one"
                 )
         progress(f"moving version {candidate.version} to {place}")
-        move_version(model, candidate.version, place)
+        move_version(parse_model_uri(place.uri(model)), candidate.version, clears_rollback=place.is_served_from)
         request.record(trail, "promote", status)
     return request.promotion(status, before=before.version if before else "")
 

@@ -71,7 +71,6 @@ from .transitions import models_served_by as models_served_by
 from .transitions import move_version as move_version
 from .transitions import parse_stage_or_alias as parse_stage_or_alias
 from .transitions import previous_in_registry as previous_in_registry
-from .transitions import repoint as repoint
 from .transitions import rolled_back_refusal as rolled_back_refusal
 from .transitions import version_at as version_at
 from .transitions import was_rolled_back as was_rolled_back

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
-from mlflow_deploy_plugin.registry.model_uri import ModelURI, registered_model_names
+from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri, registered_model_names
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, all_versions, newest, resolve, selects
 
 if TYPE_CHECKING:
@@ -79,9 +79,6 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
     return registered_model_names(spec) if spec is not None else None
 
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """On a version that was served, or tried, and rolled back: the endpoint and the reason."""
 _STAGES = ("Production", "Staging", "Archived", "None")
@@ -123,55 +120,27 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
 
 
 def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
-    """Return the version that has the stage (of several the highest number) or the alias now, or None.
-
-    Args:
-        exclude: a version that is left out, to find the one that it replaces.
+    """Return the version that has the stage or the alias now, as `current_version` finds it, or None.
 
     Raises:
         NotFound: there is no such model.
         RegistryUnavailable: MLflow does not answer.
     """
+    if found := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
+        return resolve(f"models:/{model}/{found}")
     with registry_errors(f"model {model}"):
-        client = registry_client()
-        if place.alias:
-            aliases = client.get_registered_model(model).aliases
-            versions = [str(aliases[place.alias])] if place.alias in aliases else []
-        else:
-            found = all_versions(client, model)
-            if not found:
-                client.get_registered_model(model)  # raises if there is no such model
-            versions = [str(version.version) for version in found if version.current_stage == place.stage]
-    versions = sorted((version for version in versions if version != exclude), key=int)
-    return resolve(f"models:/{model}/{versions[-1]}") if versions else None
+        registry_client().get_registered_model(model)  # raises if there is no such model
+    return None
 
 
-def move_version(model: str, version: str, place: StageOrAlias) -> None:
-    """Move a version to a stage, whose other versions are archived, or set an alias.
+def current_version(uri: ModelURI, registry: Any = None, exclude: str = "") -> str:
+    """Return the version that the stage (of several the highest number), the alias or the tag selects now.
 
-    If endpoints serve from there, the version's rolled-back tag is deleted.
-
-    Raises:
-        NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer, or does not allow it.
-    """
-    with registry_errors(f"model {model} version {version}"):
-        client = registry_client()
-        if place.alias:
-            client.set_registered_model_alias(model, place.alias, version)
-        else:
-            client.transition_model_version_stage(
-                model, version, place.stage, archive_existing_versions=place.stage in _ARCHIVES_OTHERS
-            )
-        if place.is_served_from:
-            clear_rollback(client, model, version)
-
-
-def current_version(uri: ModelURI, registry: Any = None) -> str:
-    """Return the version that the stage, the alias or the tag selects now; empty if there is none.
+    It is empty if there is none.
 
     Args:
         registry: MLflow's registry store, within MLflow's own server; default: a client.
+        exclude: a version that is left out, to find the one that it replaces.
 
     Raises:
         RegistryUnavailable: MLflow does not answer.
@@ -179,17 +148,21 @@ def current_version(uri: ModelURI, registry: Any = None) -> str:
     with registry_errors(f"model {uri.name}"):
         client = registry or registry_client()
         if uri.kind == "alias":
-            aliases = client.get_registered_model(uri.name).aliases
-            return str(aliases.get(uri.selector, ""))
-        found = newest([version for version in all_versions(client, uri.name) if selects(uri, version)])
+            version = str(client.get_registered_model(uri.name).aliases.get(uri.selector, ""))
+            return "" if version == exclude else version
+        versions = [one for one in all_versions(client, uri.name) if selects(uri, one)]
+        found = newest([one for one in versions if str(one.version) != exclude])
     return "" if found is None else str(int(found.version))
 
 
-def repoint(uri: ModelURI, version: str) -> None:
-    """Make the stage, the alias or the tag select `version`, and delete the version's rolled-back tag.
+def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> None:
+    """Make the stage, the alias or the tag select `version`.
 
-    The other versions of the stage are archived, because the highest number counts; the others with the tag lose it.
-    Nothing is moved if the version is selected already.
+    The other versions of Production or Staging are archived, because the highest number counts; the others with the tag
+    lose it. Nothing is moved if the version alone is selected already.
+
+    Args:
+        clears_rollback: delete the version's rolled-back tag, since it is served again.
 
     Raises:
         InvalidConfig: MLflow refuses it; the message is MLflow's, or the gate's.
@@ -211,8 +184,10 @@ def repoint(uri: ModelURI, version: str) -> None:
                     if selects(uri, other) and str(other.version) != version:
                         client.delete_model_version_tag(name, str(other.version), key)
             elif [str(one.version) for one in all_versions(client, name) if selects(uri, one)] != [version]:
-                client.transition_model_version_stage(name, version, uri.selector, archive_existing_versions=True)
-            clear_rollback(client, name, version)
+                archives = uri.selector.capitalize() in _ARCHIVES_OTHERS
+                client.transition_model_version_stage(name, version, uri.selector, archive_existing_versions=archives)
+            if clears_rollback and ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
+                client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
         except MlflowException as error:
             if error.error_code != "PERMISSION_DENIED":
                 raise
@@ -265,12 +240,6 @@ def was_rolled_back(name: str, version: str, registry: Any = None) -> bool:
     """
     with registry_errors(f"model {name} version {version}"):
         return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
-
-
-def clear_rollback(client: "MlflowClient", name: str, version: str) -> None:
-    """Delete the rolled-back tag of a version that is served again: a rollback may go back to it again."""
-    if ROLLED_BACK_TAG in client.get_model_version(name, version).tags:
-        client.delete_model_version_tag(name, version, ROLLED_BACK_TAG)
 
 
 def rolled_back_refusal(model: str, version: str, place: StageOrAlias, tags: Mapping[str, str]) -> str:

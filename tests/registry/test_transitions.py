@@ -17,7 +17,6 @@ from mlflow_deploy_plugin.registry.transitions import (
     move_version,
     parse_stage_or_alias,
     previous_in_registry,
-    repoint,
     was_rolled_back,
 )
 
@@ -45,7 +44,7 @@ def test_what_is_followed_is_moved_there_and_back(model: str, selector: str) -> 
 
     found = [current_version(reference)]
     for version in ("1", "3", "3", "2"):
-        repoint(reference, version)
+        move_version(reference, version)
         found.append(current_version(reference))
 
     assert found == ["", "1", "3", "3", "2"]
@@ -57,7 +56,7 @@ def test_of_a_stage_the_others_are_archived_also_the_newer(model: str) -> None:
     for version in ("2", "3"):
         client.transition_model_version_stage(model, version, "Production")
 
-    repoint(reference, "2")
+    move_version(reference, "2")
 
     assert stages(model) == ["None", "Production", "Archived"]
 
@@ -66,7 +65,7 @@ def test_a_version_that_is_pointed_at_is_no_longer_rolled_back(model: str) -> No
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
     assert was_rolled_back(model, "2")
 
-    repoint(parse_model_uri(f"models:/{model}@live"), "2")
+    move_version(parse_model_uri(f"models:/{model}@live"), "2")
 
     assert not was_rolled_back(model, "2")
 
@@ -84,7 +83,7 @@ def test_the_earlier_version_of_a_stage_is_the_next_one_in_it(model: str) -> Non
 def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: str) -> None:
     reference = parse_model_uri(f"models:/{model}/Production")
     for version in ("2", "1", "3"):
-        repoint(reference, version)
+        move_version(reference, version)
 
     last = previous_in_registry(reference, "3")
     MlflowClient().set_model_version_tag(model, "1", ROLLED_BACK_TAG, "flights: too slow")
@@ -100,15 +99,15 @@ def test_else_it_is_the_one_that_was_archived_last_and_not_rolled_back(model: st
 
 def test_an_alias_leaves_no_trace_of_where_it_was(model: str) -> None:
     reference = parse_model_uri(f"models:/{model}@live")
-    repoint(reference, "1")
-    repoint(reference, "2")
+    move_version(reference, "1")
+    move_version(reference, "2")
 
     assert previous_in_registry(reference, "2") is None
 
 
 def test_a_version_that_does_not_exist_is_said(model: str) -> None:
     with pytest.raises(NotFound, match=f"model {model} version 9 does not exist"):
-        repoint(parse_model_uri(f"models:/{model}/Production"), "9")
+        move_version(parse_model_uri(f"models:/{model}/Production"), "9")
 
 
 def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +117,12 @@ def test_what_mlflow_forbids_is_said_in_its_words(model: str, monkeypatch: pytes
     monkeypatch.setattr(MlflowClient, "transition_model_version_stage", refuse)
 
     with pytest.raises(InvalidConfig, match=f"MLflow refuses {model} version 2: the gate has not passed"):
-        repoint(parse_model_uri(f"models:/{model}/Production"), "2")
+        move_version(parse_model_uri(f"models:/{model}/Production"), "2")
 
 
 @pytest.mark.parametrize(("to", "stays"), [("Production", False), ("@live", False), ("Staging", True)])
 def test_a_version_that_is_promoted_again_may_be_gone_back_to_again(model: str, to: str, stays: bool) -> None:
     MlflowClient().set_model_version_tag(model, "2", ROLLED_BACK_TAG, "flights: too slow")
-    move_version(model, "2", parse_stage_or_alias(to))
+    place = parse_stage_or_alias(to)
+    move_version(parse_model_uri(place.uri(model)), "2", clears_rollback=place.is_served_from)
     assert was_rolled_back(model, "2") is stays

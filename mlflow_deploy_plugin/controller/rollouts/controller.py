@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snap
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, parse_model_uri, repoint, tag_version
+from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, move_version, parse_model_uri, tag_version
 from mlflow_deploy_plugin.spec import VariantSpec
 from mlflow_deploy_plugin.store import Rollout, Store, move_detail
 
@@ -122,7 +122,7 @@ class RolloutActions:
         """Move the stage, alias or tag from the version `before`, empty if there is none, to `version`."""
         reference = parse_model_uri(plan.before_uri)
         place = f"@{reference.selector}" if plan.kind == "alias" else reference.selector
-        repoint(reference, version)
+        move_version(reference, version)
         self.deployments.poll_registry(reference.name)
         self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")
         self.deployments.store.record(

@@ -23,10 +23,10 @@ from mlflow_deploy_plugin.registry import (
     ModelURI,
     PreviousVersion,
     current_version,
+    move_version,
     parse_model_uri,
     previous_in_registry,
     registry_address,
-    repoint,
     tag_version,
     was_rolled_back,
 )
@@ -181,7 +181,7 @@ def _repoint(
         earlier = PreviousVersion(asked.selector, "it was asked for")
     if earlier.version == current:
         raise InvalidConfig(f"{observed.endpoint.spec.variants[main].model} is version {current} already")
-    repoint(reference, earlier.version)
+    move_version(reference, earlier.version)
     deployments.poll_registry(reference.name)
     if snapshot.state in ("running", "starting"):
         try:
@@ -189,7 +189,7 @@ def _repoint(
         except DeploymentFailed as error:
             if not current:
                 raise
-            repoint(reference, current)  # so that the registry says what is served, as before
+            move_version(reference, current)  # so that the registry says what is served, as before
             deployments.poll_registry(reference.name)
             raise DeploymentFailed(f"{error.message}; version {current} stays, in the registry too") from None
     if current:
