@@ -3,14 +3,14 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import partial, wraps
 from itertools import count
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -333,10 +333,23 @@ class Client:
         raise AssertionError("unreachable")
 
 
+def _in_thread(
+    method: Callable[Concatenate[Client, _Given], _Result],
+) -> Callable[Concatenate["AsyncClient", _Given], Coroutine[Any, Any, _Result]]:
+    """Return a method of `Client` as one of `AsyncClient`."""
+
+    @wraps(method)
+    async def call(self: "AsyncClient", /, *given: _Given.args, **named: _Given.kwargs) -> _Result:
+        asked = partial(method, self._client, *given, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, asked)
+
+    return call
+
+
 class AsyncClient:
     """The same for asyncio: each call runs in one of `connections` threads, over one pool of connections.
 
-    A thread costs less than a client of asyncio's own does (docs/client.md). XX
+    A thread costs less than a client of asyncio's own does (docs/client.md).
 
     Args: as `Client`.
     """
@@ -358,41 +371,12 @@ class AsyncClient:
         await asyncio.to_thread(self._threads.shutdown)
         self._client.close()
 
-    async def predict(
-        self,
-        rows: Any,
-        *,
-        params: Mapping[str, Any] | None = None,
-        event_time: datetime | None = None,
-        request_id: str | None = None,
-    ) -> Prediction:
-        """Return what `Client.predict` returns."""
-        return await self._call(self._client.predict, rows, params=params, event_time=event_time, request_id=request_id)
-
-    async def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Prediction:
-        """Return what `Client.infer` returns."""
-        return await self._call(self._client.infer, inputs, outputs)
-
-    async def explain(
-        self, rows: Any, *, max_evals: int | None = None, seed: int | None = None, version: str | None = None
-    ) -> dict[str, Any]:
-        """Return what `Client.explain` returns."""
-        return await self._call(self._client.explain, rows, max_evals=max_evals, seed=seed, version=version)
-
-    async def feedback(self, prediction: Prediction | str, labels: Any) -> int:
-        """Return what `Client.feedback` returns."""
-        return await self._call(self._client.feedback, prediction, labels)
-
-    async def metadata(self) -> dict[str, Any]:
-        """Return what `Client.metadata` returns."""
-        return await self._call(self._client.metadata)
-
-    async def ready(self) -> bool:
-        """Return what `Client.ready` returns."""
-        return await self._call(self._client.ready)
-
-    async def _call(self, function: Callable[_Given, _Result], *given: _Given.args, **named: _Given.kwargs) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *given, **named))
+    predict = _in_thread(Client.predict)
+    infer = _in_thread(Client.infer)
+    explain = _in_thread(Client.explain)
+    feedback = _in_thread(Client.feedback)
+    metadata = _in_thread(Client.metadata)
+    ready = _in_thread(Client.ready)
 
 
 def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> OnnxserveError:
