@@ -248,5 +248,4 @@ def _error_fields(path: str) -> list[str]:
 
 
 def _error_schema(path: str) -> JsonSchema:
-    fields = _error_fields(path)
-    return {"type": "object", "required": fields, "properties": {name: {"type": "string"} for name in fields}}
+    return schemas.object_schema(dict.fromkeys(_error_fields(path), schemas.STRING))

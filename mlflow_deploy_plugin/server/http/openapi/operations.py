@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from mlflow_deploy_plugin.runtime import Artifact
-from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
+from mlflow_deploy_plugin.server.http.openapi.schemas import STRING, JsonSchema, array_schema, object_schema
 from mlflow_deploy_plugin.server.models.explainer import is_explainable
 from mlflow_deploy_plugin.server.protocols import feedback
 from mlflow_deploy_plugin.server.protocols.content import CSV, JSON
@@ -17,18 +17,11 @@ from mlflow_deploy_plugin.server.protocols.v2 import OCTETS
 Bodies = Mapping[str, str | JsonSchema]
 """A schema for each media type, or the name of a schema that is made for each endpoint (`document.py`)."""
 
-PREDICTIONS, V2, TENSORFLOW, SERVER, PAGES = (
-    "Predictions",
-    "Open Inference Protocol V2",
-    "TensorFlow Serving",
-    "Server",
-    "Pages",
-)
-TAGS = (PREDICTIONS, V2, TENSORFLOW, SERVER, PAGES)
+TAGS = ("Predictions", "Open Inference Protocol V2", "TensorFlow Serving", "Server", "Pages")
 """The groups of operations, in the order of the page."""
+PREDICTIONS, V2, TENSORFLOW, SERVER, PAGES = TAGS
 
 _PREDICTION_ERRORS = (400, 413, 415, 429, 503, 504)
-_NOT_READY = (503,)
 
 
 @dataclass(frozen=True)
@@ -58,11 +51,7 @@ class Operation:
 
 def _object_of(**types: str) -> JsonSchema:
     """Return the schema of an object with these properties, given by their JSON types."""
-    return {
-        "type": "object",
-        "required": list(types),
-        "properties": {name: {"type": kind} for name, kind in types.items()},
-    }
+    return object_schema({name: {"type": kind} for name, kind in types.items()})
 
 
 def _prediction(summary: str, tag: str, response: Bodies, request: Bodies) -> Operation:
@@ -71,56 +60,31 @@ def _prediction(summary: str, tag: str, response: Bodies, request: Bodies) -> Op
 
 def _readable(summary: str, tag: str, response: Bodies) -> Operation:
     """Return the operation of a GET that needs a model to be loaded."""
-    return Operation(summary, tag, response, errors=_NOT_READY)
+    return Operation(summary, tag, response, errors=(503,))
 
 
-_TEXT: JsonSchema = {"type": "string"}
 _BYTES: JsonSchema = {"type": "string", "format": "binary"}
-_HTML: Bodies = {"text/html": _TEXT}
+_HTML: Bodies = {"text/html": STRING}
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, _BYTES)
-_REPOSITORY_ERRORS = (400, 403, 404, 413, 415, 429, 503, 504)
-_LOAD: JsonSchema = {"type": "object", "properties": {"parameters": {"type": ["object", "null"]}}}
 
-_TENSORS: JsonSchema = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["name", "datatype", "shape"],
-        "properties": {
-            "name": {"type": "string"},
-            "datatype": {"type": "string"},
-            "shape": {"type": "array", "items": {"type": "integer"}},
-        },
-    },
-}
-_V2_MODEL: JsonSchema = {
-    "type": "object",
-    "required": ["name", "versions", "platform", "inputs", "outputs"],
-    "properties": {
-        "name": {"type": "string"},
-        "versions": {"type": "array", "items": {"type": "string"}},
-        "platform": {"type": "string"},
-        "inputs": _TENSORS,
-        "outputs": _TENSORS,
-    },
-}
-_TF_RESPONSE: JsonSchema = {
-    "type": "object",
-    "properties": {"predictions": {"type": "array"}, "outputs": {"type": ["array", "object"]}},
-    "minProperties": 1,
-}
-_EXPLANATION: JsonSchema = {
-    "type": "object",
-    "required": ["columns", "outputs", "base_values", "values", "predictions", "background", "max_evals"],
-    "properties": {
-        "columns": {"type": "array", "items": {"type": "string"}},
-        "outputs": {"type": "array"},
-        "base_values": {"type": "array", "description": "[rows][outputs], or [rows] where one number is explained"},
-        "values": {"type": "array", "description": "[rows][columns][outputs], or [rows][columns]"},
+_TENSORS = array_schema(object_schema({"name": STRING, "datatype": STRING, "shape": array_schema({"type": "integer"})}))
+_V2_MODEL = object_schema(
+    {"name": STRING, "versions": array_schema(STRING), "platform": STRING, "inputs": _TENSORS, "outputs": _TENSORS}
+)
+_TF_RESPONSE = object_schema(
+    {}, {"predictions": array_schema(), "outputs": {"type": ["array", "object"]}}, minProperties=1
+)
+_EXPLANATION = object_schema(
+    {
+        "columns": array_schema(STRING),
+        "outputs": array_schema(),
+        "base_values": array_schema(description="[rows][outputs], or [rows] where one number is explained"),
+        "values": array_schema(description="[rows][columns][outputs], or [rows][columns]"),
+        "predictions": {},
         "background": _object_of(source="string", rows="integer"),
         "max_evals": {"type": "integer"},
-    },
-}
+    }
+)
 INVOCATIONS = _prediction(
     "Predictions, in the protocol of MLflow's scoring server; tables are answered in kind, or as Accept asks",
     PREDICTIONS,
@@ -145,44 +109,23 @@ EXPLAIN = Operation(
 )
 
 _LABEL: JsonSchema = {"type": ["string", "number", "boolean", "null"], "maxLength": 1000}
-_FEEDBACK_BY_ID: JsonSchema = {
+_FEEDBACK_BY_ID = object_schema(
+    {"prediction_id": {"type": "string", "minLength": 1, "maxLength": 128}, "label": _LABEL},
+    {"row": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1}},
+    additionalProperties=False,
+)
+_FEEDBACK_KEY: JsonSchema = {
     "type": "object",
-    "required": ["prediction_id", "label"],
-    "properties": {
-        "prediction_id": {"type": "string", "minLength": 1, "maxLength": 128},
-        "row": {"type": ["integer", "null"], "minimum": 0, "maximum": 2**31 - 1},
-        "label": _LABEL,
-    },
-    "additionalProperties": False,
+    "minProperties": 1,
+    "maxProperties": feedback.MOST_KEY_COLUMNS,
+    "additionalProperties": _LABEL,
+    "description": "values of the row's columns, by their names in the signature",
 }
-_FEEDBACK_BY_KEY: JsonSchema = {
-    "type": "object",
-    "required": ["key", "label"],
-    "properties": {
-        "key": {
-            "type": "object",
-            "minProperties": 1,
-            "maxProperties": feedback.MOST_KEY_COLUMNS,
-            "additionalProperties": _LABEL,
-            "description": "values of the row's columns, by their names in the signature",
-        },
-        "label": _LABEL,
-    },
-    "additionalProperties": False,
-}
-_FEEDBACK_ENTRIES: JsonSchema = {
-    "type": "object",
-    "required": ["feedback"],
-    "properties": {
-        "feedback": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": feedback.MOST_ENTRIES,
-            "items": {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY]},
-        }
-    },
-    "additionalProperties": False,
-}
+_FEEDBACK_BY_KEY = object_schema({"key": _FEEDBACK_KEY, "label": _LABEL}, additionalProperties=False)
+_FEEDBACK_LIST = array_schema(
+    {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY]}, minItems=1, maxItems=feedback.MOST_ENTRIES
+)
+_FEEDBACK_ENTRIES = object_schema({"feedback": _FEEDBACK_LIST}, additionalProperties=False)
 FEEDBACK = Operation(
     "What turned out to be true of earlier predictions, by their X-Prediction-Id or by columns; the last label wins",
     PREDICTIONS,
@@ -232,33 +175,28 @@ V2_STATISTICS = _readable("The statistics of every endpoint", V2, {JSON: _object
 V2_INDEX = Operation(
     "The endpoints, and whether they are ready",
     V2,
-    {JSON: {"type": "array", "items": _object_of(name="string", state="string")}},
-    {JSON: {"type": "object", "properties": {"ready": {"type": ["boolean", "null"]}}}},
+    {JSON: array_schema(_object_of(name="string", state="string"))},
+    {JSON: object_schema({}, {"ready": {"type": ["boolean", "null"]}})},
     errors=(400, 413),
     needs_body=False,
 )
-V2_LOAD = Operation(
-    "Loads an endpoint, where the server lets its callers do so",
-    V2,
-    {},
-    {JSON: _LOAD},
-    errors=_REPOSITORY_ERRORS,
-    needs_body=False,
-)
-V2_UNLOAD = Operation(
-    "Unloads an endpoint, where the server lets its callers do so",
-    V2,
-    {},
-    {JSON: _LOAD},
-    errors=_REPOSITORY_ERRORS,
-    needs_body=False,
+V2_LOAD, V2_UNLOAD = (
+    Operation(
+        f"{verb} an endpoint, where the server lets its callers do so",
+        V2,
+        {},
+        {JSON: object_schema({}, {"parameters": {"type": ["object", "null"]}})},
+        errors=(400, 403, 404, 413, 415, 429, 503, 504),
+        needs_body=False,
+    )
+    for verb in ("Loads", "Unloads")
 )
 PING = _readable("Whether every endpoint can answer; MLflow's empty line", SERVER, {})
 HEALTH = _readable("Whether every endpoint can answer", SERVER, {JSON: _object_of(status="string")})
-MLFLOW_VERSION = _readable("The version of MLflow that the model was logged with", SERVER, {"text/plain": _TEXT})
-METRICS = Operation("Figures for Prometheus, summed over the workers", SERVER, {"text/plain": _TEXT})
+MLFLOW_VERSION = _readable("The version of MLflow that the model was logged with", SERVER, {"text/plain": STRING})
+METRICS = Operation("Figures for Prometheus, summed over the workers", SERVER, {"text/plain": STRING})
 METRICS_HISTORY = Operation(
-    "The last hour or day of these figures, a line an interval", SERVER, {"application/x-ndjson": _TEXT}, errors=(400,)
+    "The last hour or day of these figures, a line an interval", SERVER, {"application/x-ndjson": STRING}, errors=(400,)
 )
 OPENAPI = Operation("This document", PAGES, {JSON: {"type": "object"}})
 ENDPOINT_OPENAPI = _readable("This document, for one endpoint", PAGES, {JSON: {"type": "object"}})
@@ -266,6 +204,6 @@ TRY_PAGE = Operation("A page to try the default endpoint in the browser", PAGES,
 DOCS_PAGE = Operation("This document, to be read", PAGES, _HTML)
 ENDPOINT_TRY_PAGE = Operation("A page to try the endpoint in the browser", PAGES, _HTML)
 ENDPOINT_DOCS_PAGE = Operation("What the endpoint takes and answers, to be read", PAGES, _HTML)
-STYLESHEET = Operation("The pages' style", PAGES, {"text/css": _TEXT})
-SCRIPT = Operation("What a page runs", PAGES, {"text/javascript": _TEXT})
-ICON = Operation("The pages' icon", PAGES, {"image/svg+xml": _TEXT})
+STYLESHEET = Operation("The pages' style", PAGES, {"text/css": STRING})
+SCRIPT = Operation("What a page runs", PAGES, {"text/javascript": STRING})
+ICON = Operation("The pages' icon", PAGES, {"image/svg+xml": STRING})
