@@ -64,12 +64,16 @@ def _direct(path: str, method: str, view: View, operation: Operation) -> Route:
     return Route(path, method, view, operation, is_direct=True)
 
 
-def _openapi(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    return views.openapi(server, list_routes(), endpoint)
+def _page(name: str) -> View:
+    """Return the view of a page, or of a file of the pages. They are imported on the first request for one: a server
+    without readers need not hold their templates."""
 
+    def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
+        from mlflow_deploy_plugin.server.http import pages
 
-def _docs(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    return views.docs_page(server, request, list_routes(), endpoint)
+        return pages.PAGES[name](server, request, endpoint, list_routes())
+
+    return view
 
 
 _healthy = partial(views.readiness, body=b'{"status":"ok"}')
@@ -85,10 +89,10 @@ _ASSETS = {
 }
 
 ROUTES = (
-    _get("/", views.try_page, operations.TRY_PAGE),
-    _get("/docs", _docs, operations.DOCS_PAGE),
-    _get("/openapi.json", _openapi, operations.OPENAPI),
-    *(Route(f"/pages/{name}", "GET", partial(views.page_asset, name=name), doc) for name, doc in _ASSETS.items()),
+    _get("/", _page("try"), operations.TRY_PAGE),
+    _get("/docs", _page("docs"), operations.DOCS_PAGE),
+    _get("/openapi.json", _page("openapi"), operations.OPENAPI),
+    *(Route(f"/pages/{name}", "GET", _page(name), operation) for name, operation in _ASSETS.items()),
     _direct("/invocations", "POST", views.invocations, operations.INVOCATIONS),
     _predict("/predict", PREDICT, operations.PREDICT),
     _predict("/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
@@ -109,9 +113,9 @@ ROUTES = (
     _predict("/endpoints/NAME/predict/batch", PREDICT_BATCH, operations.PREDICT_BATCH),
     _post("/endpoints/NAME/explain", views.explain, operations.EXPLAIN),
     _post("/endpoints/NAME/feedback", views.feedback, operations.FEEDBACK, "infer"),
-    _get("/endpoints/NAME/docs", _docs, operations.ENDPOINT_DOCS_PAGE),
-    _get("/endpoints/NAME/openapi.json", _openapi, operations.ENDPOINT_OPENAPI),
-    _get("/endpoints/NAME", views.try_page, operations.ENDPOINT_TRY_PAGE),
+    _get("/endpoints/NAME/docs", _page("docs"), operations.ENDPOINT_DOCS_PAGE),
+    _get("/endpoints/NAME/openapi.json", _page("openapi"), operations.ENDPOINT_OPENAPI),
+    _get("/endpoints/NAME", _page("try"), operations.ENDPOINT_TRY_PAGE),
     _predict(_V2_MODEL + "/infer", V2, operations.V2_INFER),
     _get(_V2_MODEL + "/ready", views.v2_document(management.model_ready), operations.V2_MODEL_READY),
     _get(_V2_MODEL + "/stats", _statistics, operations.V2_MODEL_STATISTICS),

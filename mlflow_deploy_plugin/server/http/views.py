@@ -6,7 +6,7 @@ A view takes the server, the request and what its path names: `endpoint`, `versi
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
@@ -15,7 +15,6 @@ from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidR
 from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
-from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.inference import explain as explanations
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.inference.pipeline import infer
@@ -209,33 +208,6 @@ def _tf_version(server: Server, endpoint: str, version: str | None, label: str |
         if label in (name, variant.aspects.get("alias")):
             return variant.loaded.version
     raise NotFound(f"endpoint {endpoint!r} has no label {label[:100]!r}; it has {', '.join(variants)}")
-
-
-# The pages are imported on the first request for one: a server without readers need not hold their templates.
-def openapi(server: Server, routes: Sequence[tuple[str, str, Operation]], endpoint: str | None = None) -> RawResponse:
-    from mlflow_deploy_plugin.server.http import pages
-
-    return pages.openapi(server, routes, endpoint)
-
-
-def try_page(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    from mlflow_deploy_plugin.server.http import pages
-
-    return pages.try_page(server, endpoint)
-
-
-def docs_page(
-    server: Server, request: RawRequest, routes: Sequence[tuple[str, str, Operation]], endpoint: str | None = None
-) -> RawResponse:
-    from mlflow_deploy_plugin.server.http import pages
-
-    return pages.docs_page(server, request, endpoint, routes)
-
-
-def page_asset(server: Server, request: RawRequest, name: str) -> RawResponse:
-    from mlflow_deploy_plugin.server.http import pages
-
-    return pages.asset(name)
 
 
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:

@@ -10,9 +10,9 @@ import secrets
 import shlex
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,10 +36,7 @@ _HERE = Path(__file__).parent
 _HTML = "text/html; charset=utf-8"
 _ASSETS = {
     "page.css": "text/css; charset=utf-8",
-    "try.js": "text/javascript; charset=utf-8",
-    "answer.js": "text/javascript; charset=utf-8",
-    "pictures.js": "text/javascript; charset=utf-8",
-    "docs.js": "text/javascript; charset=utf-8",
+    **dict.fromkeys(("try.js", "answer.js", "pictures.js", "docs.js"), "text/javascript; charset=utf-8"),
     "icon.svg": "image/svg+xml",
 }
 _HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
@@ -56,12 +53,14 @@ HEADERS = {
 }
 
 
-def asset(name: str) -> RawResponse:
+def asset(name: str, *_asked: object) -> RawResponse:
     """Return one of the files that the pages load."""
     return RawResponse(200, _read_asset(name), _ASSETS[name], dict(HEADERS))
 
 
-def openapi(server: Server, routes: Iterable[DocumentedRoute], endpoint: str | None) -> RawResponse:
+def openapi(
+    server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[DocumentedRoute]
+) -> RawResponse:
     """Return the OpenAPI document, of all endpoints or of one.
 
     Raises:
@@ -72,7 +71,9 @@ def openapi(server: Server, routes: Iterable[DocumentedRoute], endpoint: str | N
     return RawResponse(200, body, headers={"Cache-Control": "no-store"})
 
 
-def try_page(server: Server, endpoint: str | None) -> RawResponse:
+def try_page(
+    server: Server, request: RawRequest, endpoint: str | None, routes: Iterable[DocumentedRoute]
+) -> RawResponse:
     """Return the page to try an endpoint (None: the default one). Before a model is loaded, a notice with 200."""
     try:
         subject = describe_endpoint(server, endpoint)
@@ -120,6 +121,15 @@ def docs_page(
 
     html = _cached(server, ("docs", subject.endpoint, scheme, placeholder), build)
     return RawResponse(200, html.replace(placeholder.encode(), host.encode()), _HTML, dict(HEADERS))
+
+
+PAGES: Mapping[str, Callable[[Server, RawRequest, str | None, Iterable[DocumentedRoute]], RawResponse]] = {
+    "try": try_page,
+    "docs": docs_page,
+    "openapi": openapi,
+    **{name: partial(asset, name) for name in _ASSETS},
+}
+"""The view of each page, and of each file that they load. It takes the table of routes, too."""
 
 
 @dataclass
