@@ -99,7 +99,8 @@ def post_worker_init(worker: Any) -> None:
     calls `grpc.drain()` when it is told to end, so that both drain at the same time.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
-    repository, is_shared = worker.server.repository, len(worker.sockets) > 1
+    server, is_shared = worker.wsgi.server, len(worker.sockets) > 1
+    repository = server.repository
     while worker.alive:
         is_applied, is_late = repository.wait_until_applied(_NOTIFY_SECONDS), time.monotonic() >= deadline
         if not is_shared and (is_applied or is_late):
@@ -109,11 +110,10 @@ def post_worker_init(worker: Any) -> None:
                 break
             time.sleep(_NOTIFY_SECONDS)
         worker.notify()
-    spec = worker.server.spec
-    if spec.grpc_port is not None:
+    if server.spec.grpc_port is not None:
         from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # only if it is asked for
 
-        worker.grpc = GrpcServer(worker.server, spec)
+        worker.grpc = GrpcServer(server, server.spec)
 
 
 def worker_exit(arbiter: Any, worker: Any) -> None:

@@ -16,12 +16,12 @@ from flask import Blueprint, Flask, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import BaseConverter
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.messages import RawResponse, exception_response, failure_response
 from mlflow_deploy_plugin.server.http.negotiation import decode_body, encode_body
-from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, check_host, decode_path
+from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, TORN_BODY, body_too_large, check_host, decode_path
 from mlflow_deploy_plugin.server.http.routes import (
     ROUTES,
     SERVER_WIDE,
@@ -40,7 +40,6 @@ from mlflow_deploy_plugin.settings import load_settings
 
 _RAW_REQUEST = "onnxserve.raw_request"
 """The key of a request in the environment of `call_flask`."""
-_TORN = "the body broke off, did not arrive in time, or is not in valid chunks"
 _PIECE_BYTES = 64 * 1024
 
 
@@ -177,14 +176,15 @@ def _read_body(stream: IO[bytes], content_length: int | None, limit: int) -> byt
     """
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
-    is_small = content_length is None or content_length <= limit
+    if content_length is not None and content_length > limit:
+        raise body_too_large(limit)
     getattr(stream, "limit", lambda limit: None)(limit)
     try:
-        body = stream.read(limit + 1 if content_length is None else content_length) if is_small else b""
+        body = stream.read(limit + 1 if content_length is None else content_length)
     except OSError:
-        raise InvalidRequest(_TORN) from None
-    if not is_small or len(body) > limit:
-        raise BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
+        raise InvalidRequest(TORN_BODY) from None
+    if len(body) > limit:
+        raise body_too_large(limit)
     if content_length is not None and len(body) < content_length:
         raise InvalidRequest(f"only {len(body)} of the {content_length} bytes of the body arrived in time")
     return body
@@ -222,7 +222,7 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
             yield piece
             awaits_client(True)
     except OSError:
-        raise InvalidRequest(_TORN) from None
+        raise InvalidRequest(TORN_BODY) from None
     if content_length is not None and read < content_length:
         raise InvalidRequest(f"only {read} of the {content_length} bytes of the body arrived in time")
 

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.errors import BodyTooLarge, DeploymentFailed
+from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.processes import Child, exit_reason, signal_process
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, exception_response
+from mlflow_deploy_plugin.server.http.parser import body_too_large
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.observability.exposition import remove_metrics
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
@@ -202,9 +203,7 @@ class AsgiApp:
             pieces.append(message.get("body", b""))
             size, more = size + len(pieces[-1]), message.get("more_body", False)
         if size > limit:
-            response = exception_response(
-                path, BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")
-            )
+            response = exception_response(path, body_too_large(limit))
         else:
             client = (scope.get("client") or ("",))[0]
             query = scope.get("query_string", b"").decode("latin-1")

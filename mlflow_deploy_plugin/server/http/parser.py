@@ -29,6 +29,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 EMPTY_LINE = b"\r\n"
 """Skipped before a request: some clients end a body with one (RFC 9112, 2.2)."""
 MISSING_HOST = "the request has no Host header; HTTP/1.1 wants one"
+TORN_BODY = "the body broke off, did not arrive in time, or is not in valid chunks"
 _REMEMBERED_HEADS, _REMEMBERED_BYTES = 512, 2048
 _LINE = re.compile(rb"([A-Z0-9!$&'*+.^_`|~-]{3,20}) ([^ ]+) HTTP/1\.([01])")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
@@ -52,7 +53,7 @@ class RequestHead:
 
     Attributes:
         target: the path and the query, as they were sent.
-        path: decoded, without the query.
+        path / query: the path is decoded; the query is as it was sent.
         headers: names in lower case; the values of a name that comes several times are joined by commas.
         length: bytes of the body; `CHUNKED` if the body says itself where it ends.
         keep_alive: True if the client wants to reuse the connection.
@@ -63,6 +64,7 @@ class RequestHead:
     method: str
     target: str
     path: str
+    query: str
     headers: Mapping[str, str]
     length: int
     keep_alive: bool
@@ -113,8 +115,9 @@ def _read(head: bytes) -> RequestHead:
     keep_alive = "close" not in options if is_http_1_1 else "keep-alive" in options
     expects_continue = _expects(headers) and is_http_1_1 and length != 0
     target = match[2].decode("latin-1")
-    path = decode_path(target)
-    return RequestHead(match[1].decode(), target, path, headers, length, keep_alive, expects_continue, is_http_1_1)
+    path, query = decode_path(target), target.partition("?")[2]
+    method = match[1].decode()
+    return RequestHead(method, target, path, query, headers, length, keep_alive, expects_continue, is_http_1_1)
 
 
 _remembered = lru_cache(maxsize=_REMEMBERED_HEADS)(_read)
@@ -223,7 +226,7 @@ def body_parser(length: int, limit: int) -> "BodyParser":
         BodyTooLarge: the length is above the limit. For chunks, `feed` raises it.
     """
     if length > limit:
-        raise _too_large(limit)
+        raise body_too_large(limit)
     return _ChunkedBody(limit) if length == CHUNKED else _SizedBody(length)
 
 
@@ -318,7 +321,7 @@ class _ChunkedBody:
         return taken
 
     def missing(self) -> str:
-        return "the body broke off, did not arrive in time, or is not in valid chunks"
+        return TORN_BODY
 
     def _line_end(self, data: bytes, position: int) -> int:
         """Return the end of the line that begins at `position`, or -1 if it has not come yet."""
@@ -340,7 +343,7 @@ class _ChunkedBody:
             raise InvalidRequest(f"{line[:40].decode('latin-1')!r} is not the size of a chunk, in hexadecimal digits")
         self._left = int(match[1], 16)
         if len(self._content) + self._left > self._limit:
-            raise _too_large(self._limit)
+            raise body_too_large(self._limit)
         if self._left:
             self._ends_chunk = True
         else:
@@ -350,5 +353,6 @@ class _ChunkedBody:
 BodyParser = _SizedBody | _ChunkedBody
 
 
-def _too_large(limit: int) -> BodyTooLarge:
+def body_too_large(limit: int) -> BodyTooLarge:
+    """Return the error for a body of more bytes than a server takes."""
     return BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")

@@ -31,7 +31,7 @@ def test_a_head_says_what_was_asked_and_what_is_to_come() -> None:
     headers = {"host": "x:80", "content-length": "007", "accept": "a,b", "name": "café", "expect": "100-Continue"}
     target = "/v2/models/a%20b/infer?x=%2F"
     assert got == RequestHead(
-        "POST", target, "/v2/models/a b/infer", headers, 7, True, expects_continue=True, is_http_1_1=True
+        "POST", target, "/v2/models/a b/infer", "x=%2F", headers, 7, True, expects_continue=True, is_http_1_1=True
     )
 
 

@@ -36,11 +36,6 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
     }
     grpc: Any = None
 
-    @property
-    def server(self) -> Any:
-        """The `Server` that the application of this worker answers from."""
-        return self.wsgi.server
-
     def init_signals(self) -> None:
         """Set handlers that survive uvicorn's end: it raises the signals that it has caught once more."""
         super().init_signals()

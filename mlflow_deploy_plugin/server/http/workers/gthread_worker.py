@@ -136,7 +136,7 @@ class _Request(Request):  # type: ignore[misc]  # gunicorn has no types
             head, data = parse_head(data + piece)
         self._head: RequestHead = head
         self.method, self.uri, self.path = head.method, head.target, head.target.partition("?")[0]
-        self.query, self.fragment = head.target.partition("?")[2], ""
+        self.query, self.fragment = head.query, ""
         self.version = 1, int(head.is_http_1_1)
         self.headers = [(name.upper(), value) for name, value in head.headers.items()]
         self._expected_100_continue = head.expects_continue
@@ -157,11 +157,6 @@ class GracefulThreadWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has 
     """
 
     grpc: Any = None
-
-    @property
-    def server(self) -> Any:
-        """The `Server` that the application of this worker answers from."""
-        return self.wsgi.server
 
     def init_process(self) -> None:
         """Set the send timeout of the listeners, which accepted connections inherit (Linux)."""
