@@ -253,7 +253,7 @@ class HttpConnection(asyncio.Protocol):
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
             return False
-        request = RawRequest(head.method, head.path, head.headers, body, self._client, "", self._caller)
+        request = self._request(head, body)
         response = app.answer_inline(request)
         if response is None:
             return False
@@ -334,12 +334,11 @@ class HttpConnection(asyncio.Protocol):
     # answering requests
 
     def _answer(self, head: RequestHead, pieces: Sequence[bytes | bytearray]) -> None:
-        request = None
-        if len(pieces) == 1 and len(pieces[0]) <= _LARGE_BYTES:
-            request = RawRequest(head.method, head.path, head.headers, bytes(pieces[0]), self._client, "", self._caller)
-            if (response := self._app.answer_inline(request)) is not None:
-                self._send(head, response)
-                return
+        is_small = len(pieces) == 1 and len(pieces[0]) <= _LARGE_BYTES
+        request = self._request(head, bytes(pieces[0]) if is_small else b"")
+        if is_small and (response := self._app.answer_inline(request)) is not None:
+            self._send(head, response)
+            return
         self._is_busy = True
         self._deadline = math.inf
         self._body = None
@@ -349,19 +348,16 @@ class HttpConnection(asyncio.Protocol):
                 self._loop.call_soon_threadsafe(self._send, head, response)
 
         def answer_in_thread() -> None:
-            request = RawRequest(
-                head.method,
-                head.path,
-                head.headers,
-                b"".join(pieces),
-                self._client,
-                head.target.partition("?")[2],
-                self._caller,
-            )
+            if not is_small:
+                request.body = b"".join(pieces)
             self._loop.call_soon_threadsafe(self._send, head, self._app.handle(request))
 
-        if request is None or not handle_request_async(self._app.server, request, send_from_batch):
+        if not (is_small and handle_request_async(self._app.server, request, send_from_batch)):
             self._app.pool.submit(answer_in_thread)
+
+    def _request(self, head: RequestHead, body: bytes) -> RawRequest:
+        """Return a request that has arrived just now."""
+        return RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
 
     def _send(self, head: RequestHead, response: RawResponse) -> None:
         keep_alive = head.keep_alive and not self._is_ending
@@ -429,7 +425,7 @@ class HttpConnection(asyncio.Protocol):
         if head.expects_continue and not self._buffer:
             self._transport.write(CONTINUE)
         self._feed_stream()
-        request = RawRequest(head.method, head.path, head.headers, b"", self._client, "", self._caller)
+        request = self._request(head, b"")
         threading.Thread(target=exchange.run, args=(app.server, request), name="onnxserve-stream", daemon=True).start()
         app.streams += 1
 

@@ -1,6 +1,8 @@
 """The state that the connections of one worker share, on a loop of the test's own, and the requests answered on it."""
 
 import asyncio
+import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,36 @@ def test_bodies_of_all_connections_together_are_bounded(
 
     asyncio.run(asyncio.wait_for(talk(), 30))
     assert app.buffered_bytes == 0
+
+
+@pytest.mark.parametrize("padding", [0, 100_000])
+def test_the_wait_for_a_thread_counts_towards_the_deadline(
+    serve_here: Callable[..., Server], bias_folders: dict[str, Path], tools: Any, padding: int
+) -> None:
+    app = WorkerApp(serve_here({"e": {"v": tools.variant(bias_folders["1"], "1")}}), may_be_inline=True, threads=1)
+    tensor = b'{"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}'
+    body = b'{"inputs": [%b], "parameters": {"timeout": 200000}}' % tensor + b" " * padding
+    head = HEAD.replace(b"/invocations", b"/v2/models/e/infer") + b"Content-Length: %d\r\n\r\n" % len(body)
+
+    async def talk() -> None:
+        state: Any = SimpleNamespace(connections=set())
+        config = SimpleNamespace(app=app)
+        loop, is_over = asyncio.get_running_loop(), threading.Event()
+        server = await loop.create_server(lambda: HttpConnection(config, state, {}), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        app.pool.submit(is_over.wait)
+        writer.write(head + body)
+        while not any(connection.idle_since == math.inf for connection in state.connections):
+            await asyncio.sleep(0.01)
+        arrived = time.perf_counter()
+        while time.perf_counter() < arrived + 0.2:
+            await asyncio.sleep(0.01)
+        is_over.set()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
+        writer.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(talk(), 30))
 
 
 QUICK, SLOW = INLINE_SECONDS / 20, INLINE_SECONDS * 20
