@@ -13,7 +13,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor
-from sklearn.ensemble import VotingClassifier
+from sklearn.ensemble import VotingClassifier, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.feature_selection import RFE, SelectorMixin
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
@@ -197,8 +197,10 @@ def convertible_copy(fitted: Any) -> Any:
         if hasattr(encoder, "categories_"):
             encoder.categories_ = [_readable(categories) for categories in encoder.categories_]
     for part in sub_estimators(copy):
-        if isinstance(part, VotingClassifier):
+        if isinstance(part, VotingClassifier | VotingRegressor):
             part.flatten_transform = False  # only `transform` uses it, and the default has no converter
+            weights = part._weights_not_none  # of the members that are not dropped
+            part.weights = None if weights is None else np.array(weights)  # skl2onnx 1.20 takes no list
         if hasattr(part, "sparse_output"):
             part.sparse_output = False  # a graph has no sparse arrays; the numbers are the same
         if hasattr(part, "tree_"):  # infinity, which sends only missing values to the right, hangs skl2onnx 1.20

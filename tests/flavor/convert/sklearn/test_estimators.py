@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.compose import make_column_transformer
-from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.ensemble import GradientBoostingRegressor, VotingRegressor
 from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeRegressor
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     best_estimator,
@@ -57,6 +58,18 @@ def test_the_trees_of_an_ensemble_and_the_best_of_a_search_are_found() -> None:
     assert sum(hasattr(part, "tree_") for part in sub_estimators(boosting)) == 3
     search = GridSearchCV(LinearRegression(), {"fit_intercept": [True]}, cv=2).fit(rows, rows[:, 0])
     assert best_estimator(search) is search.best_estimator_
+
+
+@pytest.mark.parametrize("members", [["a", "b", "c"], ["a", "drop", "c"]])
+@pytest.mark.parametrize("weights", [[1, 2, 3], np.array([1, 2, 3])], ids=["a list", "an array"])
+def test_the_weights_of_a_vote_are_those_of_its_members(
+    weights: Any, members: list[str], matrix: tuple[np.ndarray, np.ndarray]
+) -> None:
+    rows, target = matrix
+    known = {"a": Ridge(), "b": Ridge(alpha=1e6), "c": DecisionTreeRegressor(max_depth=2), "drop": "drop"}
+    model = VotingRegressor([(name, known[name]) for name in members], weights=weights).fit(rows, target)
+
+    assert wrap(model, rows).report.state == "proven"
 
 
 @pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
