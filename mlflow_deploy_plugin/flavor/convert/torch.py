@@ -147,6 +147,9 @@ def _to_onnx(
     loggers = [logging.getLogger(f"torch.{name}") for name in ("onnx", "export", "_export", "fx", "_dynamo")]
     legacy = legacy or isinstance(model, torch.jit.ScriptModule)
     options: dict[str, Any] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
+    for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
+        # for free lengths the exporter replaces their kernels, and not what an earlier export has cached (torch 2.13)
+        operator._dispatch_cache.clear()
     try:
         # the exporter prints its progress, graphs that it refuses, and warns of each missing optional library
         with ExitStack() as silenced, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

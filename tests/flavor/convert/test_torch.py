@@ -204,6 +204,14 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
         np.testing.assert_allclose(found["tokens"], wanted["tokens"].numpy(), atol=1e-5)
 
 
+def test_free_sizes_do_not_depend_on_what_was_wrapped_before() -> None:
+    wrap(Tokens().eval(), _texts(20, 7))
+
+    wrapped = wrap(Tokens().eval(), _texts(20, 7), parity_data=_texts(9, 12))
+
+    assert [entry.shape for entry in wrapped.converted.inputs] == [(-1, -1), (-1, -1)]
+
+
 def test_a_signature_declares_free_sizes() -> None:
     images = np.random.default_rng(0).normal(size=(4, 3, 12, 10)).astype(np.float32)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
