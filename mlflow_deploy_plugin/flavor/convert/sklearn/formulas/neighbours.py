@@ -20,6 +20,7 @@ from sklearn.neighbors import (
     RadiusNeighborsTransformer,
 )
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
+from sklearn.svm import OneClassSVM
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, smallest, take
@@ -246,6 +247,13 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
     return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
 
 
+def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
+    """Return 1 for a positive score, else -1: libsvm's svm_predict; skl2onnx answers 0 for a score of 0."""
+    options = {"gamma": model._gamma, "degree": model.degree, "coef0": model.coef0}
+    similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
+    return np.where(similar @ np.ravel(model.dual_coef_) + model.intercept_ > 0, 1, -1)
+
+
 def _neighbours_of(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:
     if model.n_neighbors is None:
         raise NotImplementedError(f"{type(model).__name__} with a radius")
@@ -300,6 +308,7 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys((LabelPropagation, LabelSpreading), propagated_labels),
     KernelRidge: kernel_ridge,
     Nystroem: nystroem,
+    OneClassSVM: one_class,
     Isomap: isomap,
     LocallyLinearEmbedding: locally_linear,
 }

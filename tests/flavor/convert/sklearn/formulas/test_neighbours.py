@@ -20,6 +20,7 @@ from sklearn.neighbors import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
+from sklearn.svm import OneClassSVM
 
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas import neighbours
@@ -50,6 +51,8 @@ MODELS: dict[str, tuple[Any, Any]] = {
     **{f"ridge, {kernel}": (KernelRidge(kernel=kernel), VALUES) for kernel in ("rbf", "poly", "sigmoid", "laplacian")},
     "ridge, several targets": (KernelRidge(kernel="cosine"), np.column_stack([VALUES, -VALUES])),
     "a part of a kernel": (make_pipeline(Nystroem(n_components=20, random_state=0), Ridge()), VALUES),
+    "outliers": (OneClassSVM(nu=0.9), None),
+    "outliers of a line": (OneClassSVM(kernel="linear", nu=0.3), None),
     "a graph": (make_pipeline(RadiusNeighborsTransformer(radius=1.5), Ridge()), VALUES),
     "a map": (make_pipeline(Isomap(n_components=2), Ridge()), VALUES),
     "a patchwork": (make_pipeline(LocallyLinearEmbedding(n_components=2, random_state=0), Ridge()), VALUES),
@@ -64,6 +67,7 @@ SELDOM = {
     "ridge, poly",
     "ridge, sigmoid",
     "ridge, laplacian",
+    "outliers of a line",
 }
 SELDOM |= {"ridge, several targets", "spread to neighbours", "equal centroids", "radius by distance", "a graph"}
 CASES = [
