@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.flavor.batch import (
 )
 from mlflow_deploy_plugin.flavor.convert import converter_for, load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx, with_alternative
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, OriginalModel
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, OriginalModel, call_original
 from mlflow_deploy_plugin.flavor.parity import ParityReport, RowGroup, parity_error, prove_parity
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
 from mlflow_deploy_plugin.flavor.saved_model import (
@@ -295,7 +295,7 @@ class _FormTrials:
         if example is None or original is None:
             signature = signature or graph_signature(example, converted.inputs, converted.outputs)
         else:  # inputs as in the example, outputs as the original returns them
-            answers, names = original(batches.take_rows(example, _HEAD)), converted.prediction
+            answers, names = call_original(original, batches.take_rows(example, _HEAD)), converted.prediction
             predicted = answers[names[0]] if len(names) == 1 else {name: answers[name] for name in names}
             inferred = signature_of(example, predicted, converted.inputs, converted.outputs)
             check_outputs(signature, inferred)

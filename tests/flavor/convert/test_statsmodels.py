@@ -90,6 +90,11 @@ def test_a_formula_needs_a_table() -> None:
         wrap(smf.ols("value ~ a", DATA).fit(), ROWS.to_numpy())
 
 
+def test_an_example_that_the_results_refuse_is_said() -> None:
+    with pytest.raises(InvalidConfig, match=r"input_example: the model itself refuses it: .* not aligned"):
+        wrap(sm.OLS(DATA.value, ROWS).fit(), ROWS.assign(further=1.0))
+
+
 def test_what_is_refused_is_logged_by_mlflows_own_flavor(tracking: Path) -> None:
     results = REFUSED["categories"][0]()
 
