@@ -110,6 +110,8 @@ def plain_reason(text: str) -> str:
         return f"ONNX Runtime has no operator {match['op']}, which its converter writes"
     if match := _NO_OPERATOR.search(text):
         return f"ONNX has no operator for {match['tf'] or match['fx'] or match['ts']}"
+    if "inhomogeneous" in text:  # numpy, of the classes of each target
+        return "its targets have different numbers of classes"
     if _MIXED.search(text):
         return (
             "a step reads texts and numbers together, which a graph keeps apart; a ColumnTransformer gives each kind a "

@@ -105,6 +105,8 @@ def _xgboost(model: Any) -> Boosting:
     targets = [int(target) for target in found["tree_info"][:count]]
     for tree, leaf, target in zip(trees, leaves, targets, strict=True):
         margin[target] -= tree.value[leaf]
+    if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
+        raise NotImplementedError("several labels a row")
     missing = np.nan if model is booster else float(model.missing)
     categories = tuple(map(_xgboost_texts, (one for one in found.get("cats", {}).get("enc", []) if one["values"])))
     return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories)

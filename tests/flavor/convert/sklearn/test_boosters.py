@@ -153,6 +153,7 @@ REFUSED: dict[str, tuple[Fit, str]] = {
         lambda: xgb("Regressor", booster="gblinear").fit(FULL, SCORE),
         "gblinear, which has no trees",
     ),
+    "xgboost, several labels": (lambda: xgb().fit(FULL, TARGETS > 0), "several labels a row"),
     "xgboost, hinge": (lambda: xgb(objective="binary:hinge").fit(FULL, TWO), "the objective binary:hinge"),
     "lightgbm, codes": (lambda: lgbm().fit(CODES, TWO), "categories that are no texts"),
     "lightgbm, linear leaves": (lambda: lgbm("Regressor", linear_tree=True).fit(FULL, SCORE), "linear leaves"),
