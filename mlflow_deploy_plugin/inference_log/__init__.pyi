@@ -59,6 +59,7 @@ from .tables import Sample as Sample
 from .tables import combine_hashes as combine_hashes
 from .tables import concat_tables as concat_tables
 from .tables import hash_texts as hash_texts
+from .tables import splitmix64 as splitmix64
 from .tables import summarise_lists as summarise_lists
 from .windows import EPOCH as EPOCH
 from .windows import HOUR_US as HOUR_US

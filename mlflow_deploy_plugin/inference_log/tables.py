@@ -268,11 +268,14 @@ def contains(ascending: Array, values: Array) -> Array:
 
 def combine_hashes(hashes: Array, values: Array) -> Array:
     """Return [N] uint64 that depend on both, evenly spread."""
-    return _splitmix64(hashes ^ _splitmix64(values))
+    return splitmix64(hashes ^ splitmix64(values))
 
 
-def _splitmix64(values: Array) -> Array:
-    """Do splitmix64's step: every bit of the result depends on every bit of the value. Arithmetic is modulo 2^64."""
+def splitmix64(values: Array) -> Array:
+    """Return [N] uint64, of which every bit depends on every bit of the value (Steele, Lea, Flood: OOPSLA 2014).
+
+    Arithmetic is modulo 2^64.
+    """
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.util import hash_array
 
+from mlflow_deploy_plugin.inference_log import splitmix64
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array, ColumnValues, Kind
 
 _GRID = 256
@@ -229,11 +230,5 @@ def hash_texts(texts: Sequence[str] | Array) -> Array:
 
 
 def hash_numbers(values: Array) -> Array:
-    """Return [N] uint64 of [N] float64, evenly spread; both zeros are one. splitmix64 (Steele, Lea, Flood: OOPSLA
-    2014).
-    """
-    bits: Array = (np.asarray(values, dtype=np.float64) + 0.0).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    hashes: Array = bits ^ (bits >> np.uint64(31))
-    return hashes
+    """Return [N] uint64 of [N] float64, evenly spread; both zeros are one."""
+    return splitmix64((np.asarray(values, dtype=np.float64) + 0.0).view(np.uint64))

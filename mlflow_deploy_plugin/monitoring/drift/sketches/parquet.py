@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import REGISTERS, ColumnSketch, Profile
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 
 _PLAIN = {
     "kind": pa.string(),
@@ -43,7 +43,6 @@ SCHEMA = pa.schema(
         ("counts", pa.list_(pa.int64())),
         ("fresh", pa.list_(pa.string())),
         ("fresh_rows", pa.list_(pa.int64())),
-        ("registers", pa.binary()),
     ]
 )
 
@@ -57,7 +56,6 @@ def profiles_to_table(profiles: Sequence[Profile]) -> pa.Table:
     filled = [column.counts.nonzero()[0] for column in columns]
     counts = [column.counts[some] for column, some in zip(columns, filled, strict=True)]
     fresh = [list(column.fresh) for column in columns]
-    packed = [column.registers.tobytes() if column.registers.any() else b"" for column in columns]
     plain = zip(*map(_plain_values, columns), strict=True) if columns else ([] for _ in _PLAIN)
     arrays = {
         "profile": pa.array([number for number, _ in lines], pa.int32()),
@@ -68,7 +66,6 @@ def profiles_to_table(profiles: Sequence[Profile]) -> pa.Table:
         "counts": _lists(counts, pa.int64()),
         "fresh": pa.array(fresh, pa.list_(pa.string())),
         "fresh_rows": pa.array([list(column.fresh.values()) for column in columns], pa.list_(pa.int64())),
-        "registers": pa.array(packed, pa.binary()),
     }
     return pa.table(arrays, schema=SCHEMA)
 
@@ -87,7 +84,7 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
     """
     if table.schema.names != SCHEMA.names:
         raise ValueError("the columns of the table are not those of a profile")
-    plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", "registers", *_PLAIN)}
+    plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", *_PLAIN)}
     bins, counts = (_slices(table, name) for name in ("bins", "counts"))
     fresh, fresh_rows = (table.column(name).to_pylist() for name in ("fresh", "fresh_rows"))
     profiles: list[tuple[int, dict[str, ColumnSketch]]] = []
@@ -99,12 +96,10 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
             continue
         histogram = np.zeros(plain["size"][line], np.int64)
         histogram[bins[line]] = counts[line]
-        packed = plain["registers"][line]
         profiles[-1][1][name] = ColumnSketch(
             name=name,
             counts=histogram,
             fresh=dict(zip(fresh[line], fresh_rows[line], strict=True)) if fresh[line] else {},
-            registers=np.frombuffer(packed, np.uint8) if packed else np.zeros(REGISTERS, np.uint8),
             **{key: plain[key][line] for key in _PLAIN},
         )
     return [Profile(rows, columns) for rows, columns in profiles]

@@ -1,18 +1,13 @@
 """Sketches: all that a verdict needs of a column, in a size that depends on its bins and not on its rows.
 
 A sketch holds the histogram over bins that are frozen on the reference, counts of what lies beyond the reference, the
-range, the moments and the registers of a HyperLogLog. Two sketches over the same bins merge exactly:
-counts add, the moments follow Chan, Golub, LeVeque (Updating formulae and a pairwise algorithm for computing sample
-variances, COMPSTAT 1982). Merging is associative and commutative, up to rounding in the moments alone, so that hours,
-partitions and batches may be merged in any order.
+range and the moments. Two sketches over the same bins merge exactly: counts add, the moments follow Chan, Golub,
+LeVeque (Updating formulae and a pairwise algorithm for computing sample variances, COMPSTAT 1982). Merging is
+associative and commutative, up to rounding in the moments alone, so that hours, partitions and batches may be merged in
+any order.
 
 No column is skipped: one that cannot be judged, for its type or for want of bins, has a sketch of kind "other" that
 says how many rows it has, how many of them are missing and of which type it is.
-
-HyperLogLog (Flajolet, Fusy, Gandouet, Meunier: AofA 2007) tells the number of different values from a few hundred
-bytes. 1,024 registers of one byte: a standard error of 1.04 / 32 = 3.3 %, and linear counting below 2,560 values
-(Whang, Vander-Zanden, Taylor: TODS 1990), which is nearly exact for few. 64-bit hashes need no correction for large
-counts. Two sketches merge by the larger of each pair of registers, exactly.
 
 An Arrow column is counted for many groups of rows at once. Text is dictionary-encoded first: each different value is
 looked up and hashed once, however many rows have it, and no loop runs over rows.
@@ -54,11 +49,6 @@ _TOGETHER_ROWS = 65_536
 _TOGETHER_BYTES = 64 * 2**20
 _TYPE_SEPARATOR = " | "
 _LONGEST = 80
-_DENSE = 4_000_000
-
-_BITS = 10
-REGISTERS = 1 << _BITS
-_ALPHA = 0.7213 / (1 + 1.079 / REGISTERS)
 
 ColumnCounts = dict[str, list[Any] | Array]
 
@@ -79,7 +69,6 @@ class ColumnSketch:
         unseen: rows whose category the reference lacks. They are counted among the rare ones, too.
         fresh: such categories and their rows: all, or the 200 whose hashes are smallest (a fair sample, which merges
             exactly: bottom-k, Cohen and Kaplan, PODC 2007). Those of more than 80 characters are shortened.
-        registers: [1024] uint8, the HyperLogLog of the known values.
         minimum, maximum: of the numbers; NaN where there are none.
         finite: numbers that are neither missing nor infinite; mean, m2: of them, m2 the sum of squared deviations.
         expected_type: that of the reference; empty if there are no bins.
@@ -96,18 +85,12 @@ class ColumnSketch:
     above: int = 0
     unseen: int = 0
     fresh: Mapping[str, int] = field(default_factory=dict)
-    registers: Array = field(default_factory=lambda: np.zeros(REGISTERS, np.uint8))
     minimum: float = math.nan
     maximum: float = math.nan
     finite: int = 0
     mean: float = math.nan
     m2: float = 0.0
     expected_type: str = ""
-
-    @property
-    def distinct(self) -> float:
-        """The number of different values, with a standard error of 3 %."""
-        return estimate_distinct(self.registers)
 
     @property
     def deviation(self) -> float:
@@ -209,7 +192,6 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
         above=sum(part.above for part in parts),
         unseen=sum(part.unseen for part in parts),
         fresh=_merge_fresh([part.fresh for part in parts if part.fresh]),
-        registers=np.max([part.registers for part in parts], axis=0),
         minimum=float(np.fmin.reduce([part.minimum for part in parts])),
         maximum=float(np.fmax.reduce([part.maximum for part in parts])),
         finite=total,
@@ -295,11 +277,9 @@ def _numbers(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> 
     values = as_floats(column)
     is_known = ~np.isnan(values)
     is_missing = ~is_known
-    hashes = hash_numbers(values[is_known])
     fields: ColumnCounts = {
         "kind": ["number"] * count,
         "missing": np.bincount(groups[is_missing], minlength=count).tolist(),
-        "registers": count_registers(hashes, groups[is_known], count),
         **_moments(values, is_known, groups, count),
     }
     values = round_to_reference(values, bins.arrow_type)
@@ -323,20 +303,16 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
     encoded = pc.cast(column, pa.large_string()).combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     inverse = encoded.indices.drop_null().to_numpy().astype(np.int64)
-    known_groups = groups[is_known]
     distinct = encoded.dictionary
-    hashes = hash_texts(distinct.to_numpy(zero_copy_only=False))
     codes = np.full(len(column), bins.size, np.int64)
     kind = bins.kind if pa.types.is_null(column.type) else "category"
     fields: ColumnCounts = {"kind": [kind] * count}
     if isinstance(bins, CategoryBins):
         codes[is_known] = bins.codes_of_texts(distinct)[inverse]
-        fields |= _fresh(bins, distinct, hashes, inverse, known_groups, count)
+        hashes = hash_texts(distinct.to_numpy(zero_copy_only=False))
+        fields |= _fresh(bins, distinct, hashes, inverse, groups[is_known], count)
     fields["counts"] = counts = _histograms(codes, bins.size + 1, groups, count)
     fields["missing"] = counts[:, -1].tolist()
-    pairs = _pairs(known_groups, inverse, count, len(distinct))[0]
-    size = max(len(distinct), 1)
-    fields["registers"] = count_registers(hashes[pairs % size], pairs // size, count)
     return fields
 
 
@@ -378,7 +354,7 @@ def _fresh(bins: CategoryBins, distinct: Any, hashes: Array, inverse: Array, gro
     named: list[dict[str, int]] = [{} for _ in range(count)]
     is_unseen = is_fresh[inverse]
     unseen = np.bincount(groups[is_unseen], minlength=count)
-    pairs, amounts = _pairs(groups[is_unseen], inverse[is_unseen], count, len(is_fresh))
+    pairs, amounts = np.unique(groups[is_unseen] * len(is_fresh) + inverse[is_unseen], return_counts=True)
     owners, members = np.divmod(pairs, len(is_fresh))
     present, places = np.unique(members, return_inverse=True)
     labels = [str(distinct[position]) for position in present.tolist()]
@@ -394,39 +370,5 @@ def _fresh(bins: CategoryBins, distinct: Any, hashes: Array, inverse: Array, gro
     return {"unseen": unseen.tolist(), "fresh": named}
 
 
-def _pairs(groups: Array, members: Array, count: int, size: int) -> tuple[Array, Array]:
-    """Return the different pairs as group · size + member, ascending, and how many rows have each."""
-    keys = groups * size + members
-    if count * size <= _DENSE:
-        amounts = np.bincount(keys, minlength=count * size)
-        pairs = np.flatnonzero(amounts)
-        return pairs, amounts[pairs]
-    return np.unique(keys, return_counts=True)
-
-
 def _histograms(codes: Array, size: int, groups: Array, count: int) -> Array:
     return np.bincount(groups * size + codes, minlength=count * size).reshape(count, size)
-
-
-def count_registers(hashes: Array, groups: Array, count: int) -> Array:
-    """Return [count, REGISTERS] uint8: a sketch of the values of each group.
-
-    Args:
-        hashes: [N] uint64.
-        groups: [N] int64, the group of each, from 0 to count - 1.
-    """
-    registers = np.zeros(count * REGISTERS, np.uint8)
-    buckets = (hashes >> np.uint64(64 - _BITS)).astype(np.int64)
-    rest = (hashes & np.uint64((1 << (64 - _BITS)) - 1)) >> np.uint64(1)  # 53 bits: a float64 holds them exactly
-    _, length = np.frexp(rest.astype(np.float64))
-    np.maximum.at(registers, groups * REGISTERS + buckets, (64 - _BITS - length).astype(np.uint8))
-    return registers.reshape(count, REGISTERS)
-
-
-def estimate_distinct(registers: Array) -> float:
-    """Return how many different values the registers [REGISTERS] stand for."""
-    raw = _ALPHA * REGISTERS**2 / float(np.ldexp(1.0, -registers.astype(np.int64)).sum())
-    empty = int(np.count_nonzero(registers == 0))
-    if raw <= 2.5 * REGISTERS and empty:
-        return REGISTERS * float(np.log(REGISTERS / empty))
-    return raw
