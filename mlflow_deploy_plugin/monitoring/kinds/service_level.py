@@ -48,11 +48,11 @@ class _RequestCounts:
 
     Attributes:
         limits_us: [L] of the requirements of latency, in their order; slow: [L] answers that took longer.
-        has_failures: those of them that failed are known.
+        has_failures: those of them that failed are among them, so that they have a rate of errors.
     """
 
     limits_us: Array
-    has_failures: bool = False
+    has_failures: bool = True
     requests: int = 0
     timed: int = 0
     errors: int = 0
@@ -85,9 +85,8 @@ class _RequestCounts:
 
     def figures(self, requirements: tuple[Requirement, ...]) -> Iterator[tuple[str, float]]:
         """Yield the metrics by name, and what is left of the error budget of each requirement."""
-        if self.has_failures:
-            yield "error_rate", self.errors / self.requests
-            yield "refused_rate", self.refused / self.requests
+        yield "error_rate", self.errors / self.requests
+        yield "refused_rate", self.refused / self.requests
         if self.timed:
             for name, share in QUANTILES.items():
                 yield name, self.quantile(share)
@@ -97,7 +96,7 @@ class _RequestCounts:
                 late = next(slow)
                 if self.timed:
                     yield f"budget_left/{requirement.name}", 1 - late / self.timed / (1 - QUANTILES[requirement.name])
-            elif requirement.value and self.has_failures:
+            elif requirement.value:
                 yield f"budget_left/{requirement.name}", 1 - self.errors / self.requests / requirement.value
 
 
@@ -156,20 +155,16 @@ class _CountedRequests:
         log, wanted = request.log, (*_COLUMNS, *columns)
         for batch in log.batches(request.endpoint, request.window, wanted):
             requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
-            if "_status" in requests.column_names:  # from then on, servers log what failed
-                self.total.has_failures = True
             for version, count in count_versions(requests).items():
                 self.versions[version] = self.versions.get(version, 0) + count
-            latencies = _numbers(requests, "_latency_us")
+            latencies = as_floats(requests.column("_latency_us"))
             for counts, rows in self.parts(requests, columns):
                 counts.add_answers(latencies[rows])
         for batch in log.failures.batches(request.endpoint, request.window, wanted):
-            self.total.has_failures = True
             for version in count_versions(batch):
                 self.versions.setdefault(version, 0)
-            statuses = _numbers(batch, "_status")
+            statuses = as_floats(batch.column("_status"))
             for counts, rows in self.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
-                counts.has_failures = True
                 counts.add_failures(statuses[rows])
 
     def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_RequestCounts, Array]]:
@@ -185,8 +180,8 @@ class _CountedRequests:
                 if name not in self.by_segment and len(self.by_segment) >= _MAX_VALUES:
                     self.is_full = True
                     continue
-                has_failures = self.total.has_failures and column.startswith(OWN_PREFIX)
-                counts = self.by_segment.setdefault(name, _RequestCounts(self.total.limits_us, has_failures))
+                one = _RequestCounts(self.total.limits_us, has_failures=column.startswith(OWN_PREFIX))
+                counts = self.by_segment.setdefault(name, one)
                 yield counts, np.asarray(pc.fill_null(pc.equal(texts, value), False))
 
     def largest(self, min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
@@ -215,12 +210,12 @@ def _findings(
     for requirement in requirements:
         if requirement.name not in QUANTILES:
             measured = wilson_interval("error_rate", counts.errors, counts.requests, confidence)
-            unknown = _NO_COLUMNS if segment else _NO_FAILURES
-            yield criterion_finding(requirement, measured if counts.has_failures else unknown, confidence, segment)
+            found = measured if counts.has_failures else _NO_COLUMNS
+            yield criterion_finding(requirement, found, confidence, segment)
             continue
         late, permitted = next(slow), 1 - QUANTILES[requirement.name]
         if not counts.timed:
-            yield criterion_finding(requirement, _NO_LATENCIES, confidence, segment)
+            yield criterion_finding(requirement, _NO_ANSWER, confidence, segment)
             continue
         share = wilson_interval(requirement.name, late, counts.timed, confidence)
         state = criterion_state(share.low <= permitted, share.high <= permitted)
@@ -232,13 +227,5 @@ def _findings(
         yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
 
 
-def _numbers(table: pa.Table, name: str) -> Array:
-    """Return [N] float64, NaN where the value is not known."""
-    if name not in table.column_names:
-        return np.full(len(table), np.nan)
-    return as_floats(table.column(name))
-
-
-_NO_LATENCIES = Refused("the rows do not say how long their requests took: an older server has captured them")
-_NO_FAILURES = Refused("the log does not say which requests failed: an older server has captured them")
+_NO_ANSWER = Refused("no request was answered, and latencies are those of answers")
 _NO_COLUMNS = Refused("requests that failed have no columns of the model, by which they could be told apart")
