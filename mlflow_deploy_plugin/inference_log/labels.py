@@ -65,7 +65,6 @@ _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 _HELD_KINDS = 8
 _TEXT = r'"(?:[^"\\]|\\.)*"'
 _KEY_PAIR = rf"({_TEXT}):(?:{_TEXT}|null)"
-_BOOLEANS = (("true", "1"), ("false", "0"))
 
 Kind = tuple[str, ...]
 
@@ -350,10 +349,6 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
     if has_key.any():
         keyed = np.flatnonzero(has_key)
         texts = labels.column("_key").take(pa.array(keyed))
-        for old, new in _BOOLEANS:  # keys that were written before booleans were 1 and 0 in them (`texts.as_key`)
-            # a quotation mark within a name or a value stands behind a backslash
-            if pc.any(pc.match_substring(texts, f':"{old}"', ignore_case=True)).as_py():
-                texts = pc.replace_substring_regex(texts, f'(?i):"{old}"', f':"{new}"')
         shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
         hashes = hash_texts(texts)
         which = np.asarray(shapes.indices)

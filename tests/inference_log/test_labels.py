@@ -1,12 +1,10 @@
 """Labels as a table of the log, and reading them back."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from mlflow_deploy_plugin.inference_log import labels as labels_module
@@ -147,18 +145,6 @@ def test_a_boolean_key_means_the_same_row_in_every_spelling(
     writer.write(request(2, is_late=column))
     writer.label(by_key("yes", is_late=said))
     assert labels(log) == ["yes", None]
-
-
-def test_a_key_of_before_booleans_were_numbers_in_it_is_read_as_one_of_today(
-    log: InferenceLog, writer: LogWriter
-) -> None:
-    writer.write(request(2, is_late=[False, True], tail=['a:"true"', "true"]))
-    writer.label(Label(None, None, {"x": 0}, "placeholder", NEXT))
-    (file,) = (writer.root / "_labels").rglob("*.parquet")
-    table = pq.read_table(file)
-    old = [json.dumps({"is_late": "false", "tail": 'a:"true"'}, separators=(",", ":"))]
-    pq.write_table(table.set_column(2, table.schema.field(2), pa.array(old)), file)
-    assert labels(log) == ["placeholder", None]
 
 
 @pytest.mark.parametrize("number", [123456789, 2**62 + 1])

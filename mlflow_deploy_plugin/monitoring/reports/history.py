@@ -107,14 +107,8 @@ def _was_violated(result: MonitorResult, found: Finding, window: PastWindow) -> 
     state = state_in(window.figures, criterion_metrics(found, window.figures).state)
     if state:
         return None if state in UNDECIDED else state in ALARMS
-    if window.state in UNDECIDED:
-        return None
-    value = _value_in(window, found)
-    if value is None:  # data quality has findings of the columns that break a requirement, and of no others
-        return False if result.kind == "data_quality" else None
-    # a run of before there were states among its metrics
-    assert found.value is not None
-    return found.threshold is not None and (value - found.threshold) * (found.value - found.threshold) > 0
+    # data quality has findings of the columns that break a requirement, and of no others
+    return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
 
 
 def _value_in(window: PastWindow, criterion: Finding) -> float | None:
@@ -170,8 +164,7 @@ def criterion_metrics(finding: Finding, figures: Mapping[str, float]) -> Criteri
 
 
 def state_in(figures: Mapping[str, float], name: str) -> State | None:
-    """Return the state of a criterion in a window, by the name of its metric; None: it has none, or its run was logged
-    before states were among the metrics."""
+    """Return the state of a criterion in a window, by the name of its metric; None: it has none."""
     value = figures.get(name)
     return next((state for state, number in _STATES.items() if number == value), None)
 

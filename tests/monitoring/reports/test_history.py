@@ -3,7 +3,6 @@
 import io
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -46,15 +45,6 @@ def days(*windows: tuple[State, float | None]) -> list[PastWindow]:
     return past_of(*(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)))
 
 
-def before_states(windows: list[PastWindow]) -> list[PastWindow]:
-    """Return the windows as earlier releases have logged them: without the states of single requirements."""
-    return [
-        PastWindow(one.start, one.state, {name: v for name, v in one.figures.items() if "criterion_state" not in name})
-        for one in windows
-    ]
-
-
-@pytest.mark.parametrize("logged", [list, before_states], ids=["now", "by an earlier release"])
 @pytest.mark.parametrize(
     ("windows", "change", "since", "in_a_row"),
     [
@@ -83,9 +73,9 @@ def before_states(windows: list[PastWindow]) -> list[PastWindow]:
     ids=["first", "one", "in a row", "undecided", "unchanged", "ever since"],
 )
 def test_a_violated_figure_says_from_what_it_went_and_since_when(
-    logged: Callable[..., Any], windows: list[Any], change: str, since: int, in_a_row: int
+    windows: list[Any], change: str, since: int, in_a_row: int
 ) -> None:
-    (found,) = add_history(judged(10, accuracy("violated", 0.7)), logged(days(*windows))).findings
+    (found,) = add_history(judged(10, accuracy("violated", 0.7)), days(*windows)).findings
 
     assert (found.change, found.in_a_row) == (change, in_a_row)
     assert found.since == (FIRST + since * DAY).isoformat()
