@@ -227,16 +227,21 @@ class InferenceLog:
             other_versions={f"{m} version {v}": rows for (m, v), rows in counts.items() if (m, v) != chosen},
         )
 
-    def labelled(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
+    def labelled(
+        self, endpoint: str, window: Window, max_rows: int = MAX_ROWS, labels: EndpointLabels | None = None
+    ) -> WindowRows | None:
         """Return what `read` does, with the columns `_label` (text) and `_label_number` (float64).
 
         They are null for a row without a label. Of several labels of a row the last one wins (`labels.py`).
+
+        Args:
+            labels: of the endpoint, if the caller has them already.
         """
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
-        table = join_labels(rows.table, EndpointLabels(self.location, endpoint, self.unreadable))
-        return replace(rows, table=table)
+        labels = labels or EndpointLabels(self.location, endpoint, self.unreadable)
+        return replace(rows, table=join_labels(rows.table, labels))
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
         """Return the windows that have rows in this hour, the last one first."""

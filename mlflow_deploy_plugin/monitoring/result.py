@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
+from mlflow_deploy_plugin.inference_log import EndpointLabels, InferenceLog, Window, open_log
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
@@ -187,6 +187,11 @@ class WindowRequest:
     def log(self) -> InferenceLog:
         """The inference log of the settings. It remembers which files could not be read for this window."""
         return open_log(self.settings.inference_log, self.rows_since)
+
+    @cached_property
+    def labels(self) -> EndpointLabels:
+        """The labels of the endpoint, read once for this window and those before it."""
+        return EndpointLabels(self.log.location, self.endpoint, self.log.unreadable)
 
     @property
     def state_dir(self) -> Path:

@@ -92,6 +92,19 @@ def labels(log: InferenceLog) -> list[Any]:
     return rows.table.sort_by("x").column("_label").to_pylist()
 
 
+def test_labels_that_the_caller_has_are_not_read_again(log: InferenceLog, writer: LogWriter) -> None:
+    writer.write(request(1))
+    writer.label(by_id("late", 0))
+    known = EndpointLabels(log.location, "flights", {})
+    assert sum(map(len, known.batches())) == 1
+    writer.label(by_id("on time", 0, at=1), name="newer")
+
+    rows = log.labelled("flights", WINDOW, labels=known)
+
+    assert rows is not None
+    assert rows.table.column("_label").to_pylist() == ["late"]
+
+
 def test_a_label_is_a_text_and_where_it_can_be_a_number(log: InferenceLog, writer: LogWriter) -> None:
     writer.write(request(7))
     given = [1, 2.5, "late", True, "7", "false"]

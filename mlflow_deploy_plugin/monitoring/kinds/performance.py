@@ -113,7 +113,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     Raises:
         RegistryUnavailable: MLflow does not answer.
     """
-    rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request))
+    rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), request.labels)
     if rows is None:
         return request.result("not judged", "the window has no rows")
     artifact = version_artifact(request, rows.model, rows.version)
@@ -341,7 +341,7 @@ def _join_earlier_windows(
     """
     spec, tables, selected = request.spec, [rows.table], 0
     for past in _earlier_windows(request)[:_LOOKED_AT]:
-        earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS)
+        earlier = request.log.labelled(request.endpoint, past, _EARLIER_ROWS, request.labels)
         if earlier is None or (earlier.model, earlier.version) != (rows.model, rows.version):
             continue
         known = read_predictions(earlier.table, artifact)
