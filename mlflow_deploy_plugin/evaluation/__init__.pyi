@@ -27,8 +27,8 @@ from .explanation import explain as explain
 from .explanation import require_shap as require_shap
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from .metrics import RELATIVE_METRICS as RELATIVE_METRICS
+from .metrics import Baseline as Baseline
 from .metrics import default_metric as default_metric
-from .metrics import metric_loss as metric_loss
 from .metrics import paired_bootstrap as paired_bootstrap
 from .metrics import weighted_metric as weighted_metric
 from .model import LoadedModel as LoadedModel

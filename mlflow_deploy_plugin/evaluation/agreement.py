@@ -8,7 +8,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
-from mlflow_deploy_plugin.evaluation.metrics import argmax_labels, default_metric, metric_loss, weighted_metric
+from mlflow_deploy_plugin.evaluation.metrics import Baseline, argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.runtime import Array
@@ -94,26 +94,24 @@ def compare_with_base(
         mean.append(float(difference.mean()) if difference.size else 0.0)
         relative.append(mean[-1] / max(float(known.std()) if known.size else 0.0, 1e-12))
     ours, theirs = form.predictions(got), base.predictions(want)
-    before = after = float("nan")
+    baseline, after = None, float("nan")
     if truth is not None:
-        metric = metric or default_metric(truth, theirs)
         ours, theirs = argmax_labels(truth, ours), argmax_labels(truth, theirs)
         if theirs.is_label and not has_labels:  # scores of classes
             has_labels, differs = True, np.asarray(ours.prediction != theirs.prediction)
-        before, after = (float(weighted_metric(metric, truth, side)(np.ones(count))) for side in (theirs, ours))
+        baseline = Baseline.of(theirs, truth, metric)
+        after = baseline.value_of(ours)
     equal = 1 - float(differs.mean()) if has_labels else None
     spread = max(relative, default=0.0)
-    loss = spread if equal is None else 1 - equal
-    if truth is not None and metric is not None:
-        loss = metric_loss(metric, before, after, theirs)
+    loss = baseline.loss(after) if baseline is not None else spread if equal is None else 1 - equal
     return Agreement(
         rows=count,
         equal=equal,
         max_difference=max(largest, default=None),
         mean_difference=max(mean, default=None),
         relative_difference=spread,
-        metric="" if truth is None or metric is None else metric,
-        base_metric=before,
+        metric="" if baseline is None else baseline.metric,
+        base_metric=float("nan") if baseline is None else baseline.value,
         form_metric=after,
         loss=float("inf") if np.isnan(loss) else loss,
     )

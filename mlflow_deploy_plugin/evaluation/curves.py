@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     take_rows,
 )
 from mlflow_deploy_plugin.evaluation.disturbances import disturbed, unfit_reason, with_missing
-from mlflow_deploy_plugin.evaluation.metrics import Baseline, metric_loss
+from mlflow_deploy_plugin.evaluation.metrics import Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
 from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
@@ -312,8 +312,7 @@ def _point(
     if not math.isfinite(value):
         reason = f"{baseline.metric} is {value}: answers are no numbers"
         return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
-    loss = metric_loss(baseline.metric, baseline.value, value, baseline.predicted)
-    return RobustnessPoint(name, strength, value, loss, variant, answers.no_number)
+    return RobustnessPoint(name, strength, value, baseline.loss(value), variant, answers.no_number)
 
 
 def require_matplotlib() -> None:

@@ -77,15 +77,16 @@ class Baseline:
         """Return the metric of predictions for the changed rows; raises InvalidConfig if it does not fit them."""
         return weighted_metric(self.metric, self.truth, predictions)(np.ones(len(self.truth)))
 
+    def loss(self, value: float) -> float:
+        """Return how much worse the value is: in units of the metric; of rmse and mae a share.
 
-def metric_loss(metric: MetricName, before: float, after: float, predictions: ModelPredictions) -> float:
-    """Return how much worse `after` is: in units of the metric; of rmse and mae a share.
-
-    A tiny error doubles easily, so that share is of the error before or of the spread of the predictions, the larger.
-    """
-    sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
-    scale = max(abs(before), spread(predictions.prediction), 1e-12) if metric in RELATIVE_METRICS else 1.0
-    return sign * (before - after) / scale
+        A tiny error doubles easily, so that share is of the error before or of the spread of the predictions, the
+        larger.
+        """
+        sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
+        is_relative = self.metric in RELATIVE_METRICS
+        scale = max(abs(self.value), spread(self.predicted.prediction), 1e-12) if is_relative else 1.0
+        return sign * (self.value - value) / scale
 
 
 def spread(values: Array) -> float:

@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.gate.checks.agreement import check_agreement
 from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
-from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_disturbances, check_robustness
+from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
@@ -171,16 +171,15 @@ class _Checks:
         if rows is None:
             return CheckResult("robustness", "skipped", _NO_ROWS)
         picked = sample_positions(count_rows(rows), policy.max_rows, seed)
-        labelled = None
+        truth, metric = None, self.policy.evaluation.metric
         if self.labelled is not None and self.predictions is not None:
-            metric = self.policy.evaluation.metric or default_metric(self.labelled.truth, self.predictions)
-            labelled = LabelledMetric(metric, self.labelled.truth[picked])
+            metric = metric or default_metric(self.labelled.truth, self.predictions)
+            truth = self.labelled.truth[picked]
         rows, served = take_rows(rows, picked), None
         if self.current is not None:
             served = self.current, own_columns(self.current.artifact, rows)
-        return check_robustness(
-            self.candidate, own_columns(self.candidate.artifact, rows), policy, seed, labelled, served
-        )
+        own = own_columns(self.candidate.artifact, rows)
+        return check_robustness(self.candidate, own, policy, seed, truth, metric, served)
 
     def disturbances(self) -> CheckResult:
         policy, evaluation = self.policy.robustness, self.policy.evaluation

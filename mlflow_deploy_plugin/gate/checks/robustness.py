@@ -17,15 +17,14 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.evaluation import (
     RELATIVE_METRICS,
+    Baseline,
     LoadedModel,
     MetricName,
     ModelPredictions,
     NamedArrays,
     RobustnessReport,
     count_rows,
-    metric_loss,
     take_rows,
-    weighted_metric,
     with_missing,
     with_noise,
     with_out_of_range,
@@ -38,17 +37,6 @@ NAME = "robustness"
 _MOVE = 0.25
 _SERVED_FACTOR = 1.25  # of two forests from the same data, one flips a little more
 _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledMetric:
-    """The metric of predictions for rows whose truth ([N]) is known; raises InvalidConfig if it does not fit them."""
-
-    metric: MetricName
-    truth: Array
-
-    def value(self, predictions: ModelPredictions) -> float:
-        return weighted_metric(self.metric, self.truth, predictions)(np.ones(len(predictions)))
 
 
 @dataclass(frozen=True)
@@ -111,38 +99,42 @@ def check_robustness(
     rows: NamedArrays,
     policy: RobustnessPolicy,
     seed: int,
-    labelled: LabelledMetric | None = None,
+    truth: Array | None = None,
+    metric: MetricName | None = None,
     served: tuple[LoadedModel, NamedArrays] | None = None,
 ) -> CheckResult:
     """Disturb the rows, and compare the predictions with those for the rows as they are.
 
     Args:
         rows: the model's columns alone.
-        labelled: the metric on these rows; None if they have no labels.
+        truth: [N] labels of the rows; None: they have none, and no metric is judged.
+        metric: default: accuracy of labels, rmse of numbers.
         served: the current version, and the same rows in its types.
 
     Raises:
+        InvalidConfig: the metric does not fit the rows as they are, or is no number.
         SchemaMismatch, InferenceError: the model refuses the rows as they are.
     """
     clean = model.predict(rows)
+    baseline = None if truth is None else Baseline.of(clean, truth, metric)
     disturbed = (
         ("noise", with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))),
         ("missing", with_missing(rows, policy.missing, np.random.default_rng([seed, 1]))),
         ("out_of_range", with_out_of_range(rows, policy.out_of_range, np.random.default_rng([seed, 2]))),
     )
-    outcomes = [_outcome(name, model, clean, changed, labelled) for name, changed in disturbed]
+    outcomes = [_outcome(name, model, clean, changed, baseline) for name, changed in disturbed]
     noise = outcomes[0]
     total = count_rows(rows)
-    metric = labelled.metric if labelled is not None else "metric"
+    shown = baseline.metric if baseline is not None else "metric"
     found = f"{noise.flips:.1%} of the answers to {total:,} rows change under noise of {policy.noise:.0%} of the std"
     if noise.loss is not None:
-        found += f", {metric} {f'loses {_amount(metric, noise.loss)}' if noise.loss > 0 else 'holds'}"
+        found += f", {shown} {f'loses {_amount(shown, noise.loss)}' if noise.loss > 0 else 'holds'}"
     notes = [f"{outcome.shown} values are refused: {outcome.refusal}" for outcome in outcomes if outcome.refusal]
     figures = {"rows": float(total)}
     for outcome in outcomes:
         figures |= outcome.figures()
     bounds = policy
-    if noise.failures(policy) and (current := _served_under_noise(served, policy, seed, labelled)) is not None:
+    if noise.failures(policy) and (current := _served_under_noise(served, policy, seed, truth, metric)) is not None:
         # the new version need not be better than the current one
         least = {"max_flips": current.flips * _SERVED_FACTOR, "max_loss": (current.loss or 0.0) * _SERVED_FACTOR}
         bounds = policy.model_copy(update={name: max(getattr(policy, name), value) for name, value in least.items()})
@@ -150,8 +142,8 @@ def check_robustness(
         figures["noise_flips_current"] = current.flips
     failures = [failure for outcome in outcomes for failure in outcome.failures(bounds)]
     table = ReportTable(
-        ("disturbance", "answers changed", "answers that are no numbers", f"loss of {metric}"),
-        tuple(outcome.line(metric) for outcome in [*outcomes, *_by_column(model, rows, policy, seed)]),
+        ("disturbance", "answers changed", "answers that are no numbers", f"loss of {shown}"),
+        tuple(outcome.line(shown) for outcome in [*outcomes, *_by_column(model, rows, policy, seed)]),
     )
     reason = "; ".join(failures) or found
     return CheckResult(NAME, "failed" if failures else "passed", reason, figures, tuple(notes), table)
@@ -186,7 +178,11 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
 
 
 def _served_under_noise(
-    served: tuple[LoadedModel, NamedArrays] | None, policy: RobustnessPolicy, seed: int, labelled: LabelledMetric | None
+    served: tuple[LoadedModel, NamedArrays] | None,
+    policy: RobustnessPolicy,
+    seed: int,
+    truth: Array | None,
+    metric: MetricName | None,
 ) -> _Outcome | None:
     """Return None if nothing is served, or if the current version refuses these rows."""
     if served is None:
@@ -194,7 +190,9 @@ def _served_under_noise(
     model, rows = served
     try:
         disturbed = with_noise(rows, policy.noise, np.random.default_rng([seed, 0]))
-        noise = _outcome("noise", model, model.predict(rows), disturbed, labelled)
+        clean = model.predict(rows)
+        baseline = None if truth is None else Baseline.of(clean, truth, metric)
+        noise = _outcome("noise", model, clean, disturbed, baseline)
     except (SchemaMismatch, InferenceError, InvalidConfig):
         return None
     return None if noise.refusal else noise
@@ -227,15 +225,13 @@ def _by_column(model: LoadedModel, rows: NamedArrays, policy: RobustnessPolicy, 
 
 
 def _outcome(
-    name: str, model: LoadedModel, clean: ModelPredictions, rows: NamedArrays, labelled: LabelledMetric | None
+    name: str, model: LoadedModel, clean: ModelPredictions, rows: NamedArrays, baseline: Baseline | None
 ) -> _Outcome:
     try:
         disturbed = model.predict(rows)
     except (SchemaMismatch, InferenceError) as error:
         return _Outcome(name, refusal=error.message)
-    loss = None
-    if labelled is not None:
-        loss = metric_loss(labelled.metric, labelled.value(clean), labelled.value(disturbed), clean)
+    loss = None if baseline is None else baseline.loss(baseline.value_of(disturbed))
     return _Outcome(name, float(flipped_rows(clean, disturbed).mean()), disturbed.no_number - clean.no_number, loss)
 
 

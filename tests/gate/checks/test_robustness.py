@@ -5,7 +5,7 @@ import pytest
 
 from mlflow_deploy_plugin.evaluation.model import load_version
 from mlflow_deploy_plugin.evaluation.names import MetricName
-from mlflow_deploy_plugin.gate.checks.robustness import LabelledMetric, check_robustness
+from mlflow_deploy_plugin.gate.checks.robustness import check_robustness
 from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 
@@ -53,9 +53,8 @@ def test_a_model_that_hangs_on_a_hair_fails_with_the_share_of_flips(tmp_path: Pa
 
 def test_the_loss_of_the_metric_is_judged_where_there_are_labels(tmp_path: Path) -> None:
     model = load_version(write_classifier(tmp_path / "model"))
-    with_labels = LabelledMetric("accuracy", ROWS["label"])
     lenient = RobustnessPolicy(noise=3.0, max_flips=1.0)
-    result = check_robustness(model, INPUT, lenient, seed=7, labelled=with_labels)
+    result = check_robustness(model, INPUT, lenient, seed=7, truth=ROWS["label"])
     assert result.state == "failed"
     assert "the metric loses 0." in result.reason
     assert result.figures["noise_loss"] > 0.1
@@ -95,8 +94,7 @@ def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path: Path) -> No
 def test_a_regressor_that_hardly_errs_is_not_failed_for_its_small_error(tmp_path: Path, metric: MetricName) -> None:
     model = load_version(write_regressor(tmp_path / "model"))
     truth = model.predict(INPUT).prediction + np.random.default_rng(0).normal(size=500) * 1e-6
-    labels = LabelledMetric(metric, truth)
-    result = check_robustness(model, INPUT, RobustnessPolicy(), 7, labels)
+    result = check_robustness(model, INPUT, RobustnessPolicy(), 7, truth, metric)
     assert result.state == "passed"
     assert 0.01 < result.figures["noise_loss"] < 0.05
 
