@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, one_line
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, one_line
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
-from mlflow_deploy_plugin.registry import no_request_timeout, registry_client, registry_errors
+from mlflow_deploy_plugin.registry import fetch, registry_client, registry_errors
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
 from mlflow_deploy_plugin.tabular import read_table
 
@@ -222,18 +222,8 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     if ":" not in dataset or dataset.startswith("file:"):
         return read_rows(Path(dataset.removeprefix("file://")).expanduser(), dataset)
 
-    from mlflow.artifacts import download_artifacts  # imported late: a second, and only for remote files
-
     with tempfile.TemporaryDirectory(prefix="onnxserve-dataset-") as folder:
-        try:
-            with registry_errors(f"the dataset {dataset}"), no_request_timeout():
-                path = Path(download_artifacts(artifact_uri=dataset, dst_path=folder))
-        except OnnxserveError:
-            raise
-        except Exception as error:  # noqa: BLE001 - each kind of artifact store has its own classes
-            reason = one_line(error, 300)
-            raise InvalidConfig(f"the dataset {dataset} cannot be fetched: {reason}") from None
-        return read_rows(path, dataset)
+        return read_rows(fetch(dataset, Path(folder), f"the dataset {dataset}"), dataset)
 
 
 def _read_reference(artifact: Artifact, name: str) -> NamedArrays:
@@ -263,7 +253,7 @@ def _read_logged_dataset(dataset: str) -> NamedArrays:
         NotFound: the run has no such dataset.
         InvalidConfig: the dataset's source is no file that can be read.
     """
-    from mlflow.data import get_source  # imported late, as above
+    from mlflow.data import get_source  # imported late: a second
 
     run_id, _, name = dataset.removeprefix(_DATASET).partition("/")
     with registry_errors(f"run {run_id}"):

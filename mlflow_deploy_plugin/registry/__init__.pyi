@@ -10,6 +10,7 @@ from .connection import set_service_timeouts as set_service_timeouts
 from .connection import unavailable_message as unavailable_message
 from .model_files import LoggedColumns as LoggedColumns
 from .model_files import download as download
+from .model_files import fetch as fetch
 from .model_files import logged_columns as logged_columns
 from .model_files import refuse_links as refuse_links
 from .model_uri import REGISTERED_META as REGISTERED_META

@@ -57,7 +57,7 @@ def download(source: str, destination: Path) -> Path:
     scheme = urlparse(location).scheme
     if scheme in ("", "file"):
         return _copy(Path(unquote(urlparse(location).path)), destination)
-    return _fetch(source, location, destination)
+    return fetch(location, destination, f"the files of {redact_credentials(source)}")
 
 
 def refuse_links(folder: Path) -> None:
@@ -77,14 +77,24 @@ def refuse_links(folder: Path) -> None:
                 raise InvalidArtifact(f"the model's {str(shown)!r} is neither a file nor a folder")
 
 
-def _fetch(source: str, location: str, destination: Path) -> Path:
+def fetch(location: str, destination: Path, what: str) -> Path:
+    """Download a file or folder from where MLflow can reach it into a folder, and return its copy.
+
+    Args:
+        what: the thing that is fetched, for the message.
+
+    Raises:
+        NotFound: MLflow's server says that it does not exist.
+        InvalidConfig: MLflow knows no artifact store of this scheme.
+        NotInstalled: the artifact store needs a package that is not installed.
+        RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
+    """
     # imported late: it takes a second, and a model on this disk does without
     from mlflow.artifacts import download_artifacts
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
     scheme = urlparse(location).scheme
     where = "" if scheme in _THROUGH_MLFLOW else f"{scheme}://{urlparse(location).hostname}"
-    what = f"the files of {redact_credentials(source)}"
     if scheme not in get_registered_artifact_repositories():
         raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…; it knows s3, gs and others")
     try:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, RegistryUnavailable
 from mlflow_deploy_plugin.evaluation.dataset import cast_to_signature, load_dataset, own_columns, reference_rows
 from mlflow_deploy_plugin.runtime import Artifact, Column, Tensor, read_artifact
 from tests.support.classifiers import labelled, write_classifier, write_rows
@@ -186,6 +186,15 @@ def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path: Path, artifact: Ar
         load(f"dataset:/{run_id}/other", artifact, "label")
     with pytest.raises(NotFound, match=r"none\.csv"):
         load(f"runs:/{run_id}/none.csv", artifact, "label")
+
+
+def test_a_store_that_is_down_says_nothing_of_the_version(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(RegistryUnavailable, match=r"the dataset s3://bucket/d\.csv: s3://bucket does not answer"):
+        load("s3://bucket/d.csv", artifact)
+    with pytest.raises(InvalidConfig, match="MLflow knows no store ftps:"):
+        load("ftps://host/d.csv", artifact)
 
 
 def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact: Artifact, tmp_path: Path) -> None:

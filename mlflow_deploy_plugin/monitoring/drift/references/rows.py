@@ -21,17 +21,10 @@ import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.errors import (
-    InvalidArtifact,
-    InvalidConfig,
-    NotFound,
-    OnnxserveError,
-    RegistryUnavailable,
-    one_line,
-)
+from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound, one_line
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.registry import download, redact_credentials, registry_address, registry_errors, resolve
+from mlflow_deploy_plugin.registry import download, fetch, redact_credentials, registry_address, resolve
 from mlflow_deploy_plugin.runtime import EVENT_TIME, read_artifact
 from mlflow_deploy_plugin.statedir import WANTED, Wanted, read_state
 from mlflow_deploy_plugin.tabular import read_table
@@ -231,17 +224,8 @@ def _dataset_path(uri: str) -> Iterator[Path]:
         if parsed.scheme in ("", "file"):
             path = Path(unquote(parsed.path)).expanduser()
         else:
-            from mlflow.artifacts import download_artifacts  # a second to import; a file on this disk does without
-
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxserve-dataset-"))
-            try:
-                with registry_errors(shown):
-                    path = Path(download_artifacts(artifact_uri=uri, dst_path=folder))
-            except OnnxserveError:
-                raise
-            except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, …) has its own classes
-                reason = redact_credentials(one_line(error))
-                raise RegistryUnavailable(f"{shown} cannot be fetched: {reason}") from None
+            path = fetch(uri, Path(folder), shown)
         try:
             yield path
         except FileNotFoundError:
