@@ -145,7 +145,7 @@ def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
     def rows() -> Iterator[tuple[bytes, str, int]]:
         nonlocal header
         width = 0
-        for record in csv_records(file, strict=True):
+        for record in csv_records(file):
             if record.error:
                 raise InvalidRequest(f"{name}, line {record.line}: not valid CSV: {record.error}")
             if not header:

@@ -10,12 +10,12 @@ from .files import open_input as open_input
 from .files import open_output as open_output
 from .files import open_parquet as open_parquet
 from .files import output_format as output_format
-from .files import read_table as read_table
 from .files import table_writer as table_writer
 from .files import value_writer as value_writer
 from .files import values_of as values_of
 from .streams import RejectedRow as RejectedRow
 from .streams import RowBlock as RowBlock
 from .streams import RowStream as RowStream
+from .streams import read_table as read_table
 
 __all__: list[str]

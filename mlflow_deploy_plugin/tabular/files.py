@@ -10,6 +10,7 @@ import io
 import json
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, datetime, time
@@ -118,7 +119,7 @@ class CsvRecord(NamedTuple):
         fields: its texts; a byte that is not UTF-8 is a lone surrogate.
         raw: its bytes, with a line end.
         position: the position in the file after it, in bytes.
-        error: why it is not valid CSV; empty if it is.
+        error: why it is not valid CSV, for the user; empty if it is.
     """
 
     line: int
@@ -128,28 +129,34 @@ class CsvRecord(NamedTuple):
     error: str = ""
 
 
-def csv_records(file: IO[bytes], strict: bool = False) -> Iterator[CsvRecord]:
+def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
     """Yield the records of a CSV file. A record that is not valid CSV has an error, and the next ones follow.
 
-    Args:
-        strict: refuse what `csv.reader` reads by a guess, such as text behind a closing quotation mark.
+    A quotation mark that is not closed takes the lines after it into its value, until the next one tells, the file
+    ends, or the value is longer than `csv.field_size_limit`. Only its own line is then wrong: those after it are read
+    again.
     """
     lines: list[bytes] = []
+    again: deque[bytes] = deque()
     number = position = 0
+
+    def physical() -> Iterator[bytes]:
+        for block in file:
+            place = block.find(b"\r")
+            # a file may end its lines by a carriage return alone
+            yield from (block,) if place < 0 or block[place:] == b"\r\n" else block.splitlines(keepends=True)
+
+    unread = physical()
 
     def texts() -> Iterator[str]:
         nonlocal number, position
-        encoding = "utf-8-sig"
-        for block in file:
-            # a file may end its lines by a carriage return alone
-            for line in (block,) if block.find(b"\r", 0, -2) < 0 else block.splitlines(keepends=True):
-                number += 1
-                position += len(line)
-                lines.append(line)
-                yield line.decode(encoding, "surrogateescape")
-                encoding = "utf-8"
+        while line := again.popleft() if again else next(unread, b""):
+            number += 1
+            position += len(line)
+            lines.append(line)
+            yield line.decode("utf-8" if number > 1 else "utf-8-sig", "surrogateescape")
 
-    reader = csv.reader(texts(), strict=strict)
+    reader = csv.reader(texts(), strict=True)
     while True:
         start, error = number + 1, ""
         try:
@@ -157,10 +164,15 @@ def csv_records(file: IO[bytes], strict: bool = False) -> Iterator[CsvRecord]:
         except StopIteration:
             return
         except csv.Error as refused:
-            fields, error = [], str(refused)
+            fields, error = [], f"{refused}; quotation marks stand in pairs around a value, and are doubled in it"
+            again.extendleft(reversed(lines[1:]))
+            number = start
+            position -= sum(map(len, lines[1:]))
+            del lines[1:]
+            reader = csv.reader(texts(), strict=True)  # the one before may have ended with the file
         raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
-        if error or len(fields) > 1 or (fields and fields[0].strip()):  # a blank line is no record
+        if not raw.isspace():  # a blank line is no record
             yield CsvRecord(start, fields, raw if raw.endswith(b"\n") else raw + b"\n", position, error)
 
 
@@ -178,21 +190,6 @@ def open_parquet(file: IO[bytes]) -> Any:
     import pyarrow.parquet as pq  # here: no other format needs it
 
     return pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()))
-
-
-def read_table(path: Path, empty_is_null: bool = False) -> Any:
-    """Return the `pyarrow.Table` of a CSV or Parquet file.
-
-    Args:
-        empty_is_null: an empty text of a CSV file is a missing value, as pandas, and with it MLflow, reads it.
-    """
-    if format_of(str(path)) == "parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path)
-    import pyarrow.csv as pa_csv
-
-    return pa_csv.read_csv(path, convert_options=pa_csv.ConvertOptions(strings_can_be_null=empty_is_null))
 
 
 def first_line(error: BaseException) -> str:

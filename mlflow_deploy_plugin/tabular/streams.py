@@ -6,25 +6,32 @@ lines.
 """
 
 import codecs
+import csv
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular.files import CsvRecord, FileFormat, csv_records, first_line
+from mlflow_deploy_plugin.tabular.files import CsvRecord, FileFormat, csv_records, first_line, format_of
 
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
 _STREAMED = ("csv", "jsonl", "parquet")
+_BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
+"""True for the bytes that may stand before a quotation mark that opens a value, and after one that closes it."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class RowStream:
                 return self._parquet.schema_arrow
             if self._kind == "jsonl":
                 return self._json_schema()
+            if self._header and self._header.error:
+                raise InvalidRequest(f"its header is not valid CSV: {self._header.error}")
             return pa.schema([(name, pa.string()) for name in (self._header.fields if self._header else [])])
         except UnicodeEncodeError:  # a byte that no UTF-8 has is a lone surrogate
             raise InvalidRequest("its header is not in UTF-8, which CSV files have to be written in") from None
@@ -104,49 +113,68 @@ class RowStream:
                 row = max([row, *block.numbers[-1:], *(bad.number for bad in block.bad[-1:])])
                 yield block
         except (pa.ArrowException, OSError) as error:
-            why = first_line(error)
-            if self._kind == "csv":  # Arrow may advise a larger block, which nobody can choose here
-                why += "; text is UTF-8, quotation marks come in pairs, and a row takes at most 4 MB"
-            raise InvalidRequest(f"what follows row {row} cannot be read: {why}") from None
+            raise InvalidRequest(f"what follows row {row} cannot be read: {first_line(error)}") from None
 
     def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
-        if self._header is None or self._header.position >= self._file.size():
-            return
-        found: list[RejectedRow] = []
+        position, first = self._header.position if self._header else self._file.size(), 0
+        while position < self._file.size():
+            self._file.seek(position)
+            content = self._file.read(_BLOCK_BYTES)
+            whole = content[: _whole_rows(content, position + len(content) == self._file.size())]
+            try:
+                table = self._csv_table(whole, columns) if whole else None
+            except pa.ArrowInvalid:  # too few fields in a row, or not UTF-8
+                table = None
+            # of one column, Arrow takes a blank line for a value
+            if table is None or (len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py()):
+                block = self._csv_records_block(position, first, columns)
+            else:
+                block = RowBlock(table, range(first, first + table.num_rows), (), position + len(whole))
+            position = block.position
+            first += len(block.numbers) + len(block.bad)
+            yield block
 
-        def leave_out(row: Any) -> str:
-            why = f"{row.actual_columns} fields; the header has {row.expected_columns}"
-            found.append(RejectedRow(row.number - 2, why, row.text))  # Arrow counts from 1, and the header
-            return "skip"
-
-        self._file.seek(0)
-        reader = pyarrow.csv.open_csv(
-            self._file,
-            pyarrow.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
-            pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=leave_out),
+    def _csv_table(self, content: bytes, columns: list[str]) -> pa.Table:
+        names = self.schema.names
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(content),
+            pyarrow.csv.ReadOptions(use_threads=False, block_size=len(content) + 1, column_names=names),
+            pyarrow.csv.ParseOptions(newlines_in_values=True),
             pyarrow.csv.ConvertOptions(
                 include_columns=columns,
-                column_types=dict.fromkeys(schema.names, pa.string()),
+                column_types=dict.fromkeys(names, pa.string()),
                 strings_can_be_null=True,
                 null_values=[""],
             ),
         )
-        first = 0
-        for batch in reader:
-            bad, numbers = [], range(first, first + len(batch))
-            while found and found[0].number <= numbers.stop:  # Arrow may have read more than it gives
-                bad.append(found.pop(0))
-                numbers = range(first, numbers.stop + 1)
-            first = numbers.stop
-            left_out = {row.number for row in bad}
-            yield RowBlock(
-                pa.Table.from_batches([batch]),
-                [number for number in numbers if number not in left_out] if bad else numbers,
-                tuple(bad),
-                self._file.tell(),
-            )
-        if found:
-            yield RowBlock(schema.empty_table().select(columns), (), tuple(found))
+
+    def _csv_records_block(self, position: int, first: int, columns: list[str]) -> RowBlock:
+        """Return the rows of about one block, each of which is looked at by itself."""
+        names = self.schema.names
+        places = [names.index(name) for name in columns]
+        good: list[bytes] = []
+        numbers: list[int] = []
+        bad: list[RejectedRow] = []
+        self._file.seek(position)
+        lines = io.BufferedReader(self._file, _BLOCK_BYTES)
+        limit = csv.field_size_limit(_BLOCK_BYTES)  # of this process; Arrow has none
+        try:
+            for number, record in enumerate(csv_records(lines), first):
+                if why := _csv_fault(record, len(names), places):
+                    bad.append(RejectedRow(number, why, record.raw.decode(errors="replace").rstrip("\r\n")))
+                else:
+                    good.append(record.raw)
+                    numbers.append(number)
+                if record.position >= _BLOCK_BYTES:
+                    end = position + record.position
+                    break
+            else:
+                end = self._file.size()
+        finally:
+            csv.field_size_limit(limit)
+            lines.detach()
+        table = self._csv_table(b"".join(good), columns) if good else self.schema.empty_table().select(columns)
+        return RowBlock(table, numbers, tuple(bad), end)
 
     def _json_schema(self) -> pa.Schema:
         columns: dict[str, list[Any]] = {}
@@ -230,6 +258,70 @@ class RowStream:
             numbers = range(first, first + len(batch))
             first = numbers.stop
             yield RowBlock(table, numbers, (), int(self._file.size() * first / metadata.num_rows))
+
+
+def read_table(path: Path, empty_is_null: bool = False) -> pa.Table:
+    """Return the rows of a CSV or Parquet file, with the types of their values.
+
+    Args:
+        empty_is_null: an empty text of a CSV file is a missing value, as pandas, and with it MLflow, reads it.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it cannot be read. For CSV, that is also a quotation mark that is not closed,
+            at which Arrow says nothing and takes the rows after it for one value.
+    """
+    if format_of(str(path)) == "parquet":
+        return pq.read_table(path)
+    with path.open("rb") as file:
+        position, size = 0, os.fstat(file.fileno()).st_size
+        while position < size:
+            file.seek(position)
+            content = file.read(_BLOCK_BYTES)
+            end = _whole_rows(content, position + len(content) >= size)
+            if not end:
+                file.seek(0)
+                for record in csv_records(file):
+                    if record.error:
+                        raise pa.ArrowInvalid(f"line {record.line}: not valid CSV: {record.error}")
+                break
+            position += end
+    return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=empty_is_null))
+
+
+def _whole_rows(content: bytes, is_last: bool) -> int:
+    """Return the length of the rows of a CSV file that are whole in `content`, which begins with one.
+
+    It is 0 if no row is, or if a quotation mark among them does not stand as RFC 4180 wants it: before and after a
+    value, and doubled in it. Arrow reads rows with other marks in its own way, and says nothing.
+    """
+    line_end = b"\n" if b"\n" in content else b"\r"
+    if b'"' not in content:
+        return len(content) if is_last else content.rfind(line_end) + 1
+    signs = np.frombuffer(b"\n%b\n" % content, np.uint8)  # so that each has one before and one after it
+    marks = np.flatnonzero(signs[1:-1] == ord('"'))
+    count, end = len(marks) // 2 * 2, len(content)  # before a value that `content` ends in
+    if is_last and count < len(marks):
+        return 0
+    if not is_last:
+        stop = int(marks[count]) if count < len(marks) else end
+        while (end := content.rfind(line_end, int(marks[count - 1]) if count else 0, stop) + 1) == 0 and count:
+            count -= 2
+            stop = int(marks[count])
+    before, after = signs[:-2][marks[:count:2]], signs[2:][marks[1:count:2]]
+    return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
+
+
+def _csv_fault(record: CsvRecord, width: int, places: Sequence[int]) -> str:
+    """Return why a record is no row of a file with `width` columns, of which some are read; empty if it is one."""
+    if record.error:
+        return f"not valid CSV: {record.error}"
+    if len(record.fields) != width:
+        return f"{len(record.fields)} fields; the header has {width}"
+    try:
+        "".join(record.fields[place] for place in places).encode()
+    except UnicodeEncodeError:  # a byte that is not UTF-8 is a lone surrogate
+        return "not UTF-8, which CSV files have to be written in"
+    return ""
 
 
 def _is_changed(value: Any, kind: pa.DataType) -> bool:

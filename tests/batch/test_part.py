@@ -238,11 +238,7 @@ HEADER = "id,carrier,distance,hour,late"
         ("rows.csv", f"{HEADER},größe\n".encode("latin-1"), "its header is not in UTF-8"),
         ("rows.csv", f"{HEADER}\n".encode("utf-16"), "its header is not in UTF-8"),
         ("rows.csv", f"{HEADER},hour\n0,AA,1,1,true,1\n".encode(), "column 'hour' stands twice"),
-        (
-            "rows.csv",
-            f'{HEADER}\n0,"AA'.encode() + b"\n0,AA,1,1,true" * 10**6,
-            "quotation marks come in pairs, and a row takes at most 4 MB",
-        ),
+        ("rows.csv", b'id,"carrier,distance\n0,AA,1\n', "its header is not valid CSV: "),
     ],
 )
 def test_a_text_that_does_not_fit_is_refused_in_one_line(
@@ -253,6 +249,22 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(
 
     with pytest.raises(InvalidRequest, match=message):
         predict(path, "made.parquet", on_error="skip-row")
+
+
+@pytest.mark.parametrize("rows", [3, 350_000])
+@pytest.mark.parametrize("bad", [b'1,AA,1,1,"true', b'1,"AA,1,1,true', b"1,A\xc5,1,1,true"])
+def test_a_row_of_a_csv_file_that_cannot_be_read_is_left_out_alone(
+    predict: Predict, tmp_path: Path, bad: bytes, rows: int
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(f"{HEADER}\n0,AA,1,1,true\n".encode() + bad + b"\n2,AA,1,1,true" * rows)
+
+    with pytest.raises(InvalidRequest, match=r"^rows\.csv: row 1 \(from 0\): not "):
+        predict(path, "made.csv")
+    assert predict(path, "made.csv", on_error="skip-row") == PartResult(rows + 1, 1)
+
+    rejected = json.loads((tmp_path / "out/_rejected/made.csv.jsonl").read_text())
+    assert (rejected["row"], rejected["content"]) == (1, bad.decode(errors="replace"))
 
 
 @pytest.mark.parametrize("number", [0, 2])

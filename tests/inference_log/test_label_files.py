@@ -121,6 +121,13 @@ def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -
     }
 
 
+def test_a_quotation_mark_that_is_not_closed_costs_its_own_label_only() -> None:
+    rows = read("csv", 'prediction_id,label\na,1\nb,"1\nc,1\nd,1\n')
+
+    assert [feedback.prediction_id for feedback in good(rows)] == ["a", "c", "d"]
+    assert bad(rows)["line 3"].startswith("it is no CSV: ")
+
+
 def test_bad_lines_of_json_are_named() -> None:
     lines = '{"prediction_id": "a", "label": 1}\nnope\n[1]\n{"prediction_id": "a"}\n{"label": 1}\n'
     lines += '{"prediction_id": 5, "label": 1}\n'

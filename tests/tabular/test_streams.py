@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular import FileFormat, RowBlock, RowStream
+from mlflow_deploy_plugin.tabular import FileFormat, RowBlock, RowStream, read_table
 
 
 def stream(content: bytes, kind: FileFormat, **types: pa.DataType) -> RowStream:
@@ -55,6 +55,61 @@ def test_csv_is_read_as_the_csv_module_reads_it(rows: list[list[str]]) -> None:
     assert bad == [number for number in range(len(rows)) if number not in whole]
     read = [(one["x"] or "", one["y"] or "") for block in blocks for one in block.table.to_pylist()]
     assert read == [tuple(row) for row in whole.values()]
+
+
+UNREADABLE = {
+    "a quotation mark that is not closed": b'2,"y',
+    "text behind a quotation mark": b'2,"y"y',
+    "too few fields": b"2",
+    "a byte that is not UTF-8": b"2,M\xfcnchen",
+}
+
+
+@pytest.mark.parametrize("row", [0, 90_000])
+@pytest.mark.parametrize("after", [b"3,z", b'3,"z"', b'3,"z\nz"', b'3,5" pipe'])
+@pytest.mark.parametrize("bad", UNREADABLE)
+def test_a_row_that_cannot_be_read_is_the_only_one_that_is_left_out(bad: str, after: bytes, row: int) -> None:
+    lines = [b"1," + b"x" * 50] * row + [UNREADABLE[bad]] + [after] * (100_000 - row)
+
+    blocks = list(stream(b"a,b\n" + b"\n".join(lines), "csv").blocks(["b"]))
+
+    numbers, left_out = joined(blocks)
+    assert left_out == [row]
+    assert numbers == [number for number in range(100_001) if number != row]
+    (rejected,) = (one for block in blocks for one in block.bad)
+    assert rejected.content == UNREADABLE[bad].decode(errors="replace")
+    assert sum(len(block.table) for block in blocks) == 100_000
+
+
+def test_a_value_of_a_row_beside_one_that_cannot_be_read_may_be_long() -> None:
+    rows = stream(b"a,b\n1\n2," + b"x" * 1_000_000 + b"\n", "csv")
+
+    (block,) = rows.blocks(["b"])
+
+    assert [row.why for row in block.bad] == ["1 fields; the header has 2"]
+    assert len(block.table["b"][0].as_py()) == 1_000_000
+
+
+def test_a_byte_that_is_not_utf_8_counts_in_the_columns_that_are_read_alone() -> None:
+    rows = stream(b"a,b\n1,M\xfcnchen\n2,z\n3\n", "csv")
+
+    (block,) = rows.blocks(["a"])
+
+    assert (block.table["a"].to_pylist(), list(block.numbers)) == (["1", "2"], [0, 1])
+    assert [row.number for row in block.bad] == [2]
+
+
+def test_lines_of_a_csv_file_may_end_in_a_carriage_return_alone() -> None:
+    rows = stream(b"a,b\r" + b"1,x\r" * 1_500_000, "csv")
+
+    assert sum(len(block.table) for block in rows.blocks(["a", "b"])) == 1_500_000
+
+
+@pytest.mark.parametrize("bad", [b"", b"3,4\n"])
+def test_a_line_of_spaces_is_no_row(bad: bytes) -> None:
+    (block,) = stream(b'a\n1\n  \n""\n' + bad, "csv").blocks(["a"])
+
+    assert block.table["a"].to_pylist() == ["1", None]
 
 
 def test_a_csv_file_may_have_a_byte_order_mark_quotes_and_empty_fields() -> None:
@@ -124,3 +179,24 @@ def test_a_wide_parquet_file_comes_in_small_blocks(tmp_path: Path) -> None:
 def test_a_json_document_has_no_stream() -> None:
     with pytest.raises(InvalidConfig, match="a json file is one document; csv, jsonl, parquet are read row by row"):
         stream(b"[]", "json")
+
+
+def test_a_table_is_read_by_the_ending_and_an_empty_text_is_one_or_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,b\n1,\n2,"x"\n')
+    assert read_table(tmp_path / "t.csv").column("b").to_pylist() == ["", "x"]
+    assert read_table(tmp_path / "t.csv", empty_is_null=True).column("b").to_pylist() == [None, "x"]
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").column("a").to_pylist() == [1, 2]
+
+
+@pytest.mark.parametrize("rows", [b'1,x\n2,"y\n3,z\n', b'1,x\n2,"y\n3,"z"\n', b'1,x\n2,"y\n3,"z\n', b'1,x\n2,"y"z\n'])
+def test_a_table_whose_quotation_marks_are_not_in_pairs_is_refused_with_its_line(tmp_path: Path, rows: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(b"a,b\n" + rows)
+
+    with pytest.raises(pa.ArrowInvalid, match=r"^line 3: "):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_table_may_have_quotation_marks_and_line_ends_in_its_values(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b'a,b\n1,"x\n""y"""\n2,5" pipe\n')
+    assert read_table(tmp_path / "t.csv").column("b").to_pylist() == ['x\n"y"', '5" pipe']
