@@ -7,16 +7,14 @@ which cannot ask the kernel to end its child with it: here the agent itself asks
 """
 
 import argparse
-import fcntl
 import logging
 import os
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from mlflow_deploy_plugin.agent.control import Recorder, audit_recorder, record_nothing
@@ -33,7 +31,7 @@ from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.server import HistoryWriter, segments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import load_specs
-from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, write_state
+from mlflow_deploy_plugin.statedir import AGENT, SPEC, SPOOL, AgentState, locked, write_state
 
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 
@@ -87,32 +85,17 @@ def main() -> int:
     try:
         configure_logging(load_settings(), "agent")
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # we log an outage once, not at every poll
-        with _lock_state_dir(options.state_dir) as is_alone:
-            return _run(options.state_dir, not options.no_follow, options.ship, stop) if is_alone else 1
+        # Two agents would overwrite each other's wanted state; one whose supervisor was killed may live for a moment.
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(options.state_dir / _LOCK, _LOCK_SECONDS))
+            except BlockingIOError:
+                _log.error("another agent follows for %s already; this one ends", options.state_dir)
+                return 1
+            return _run(options.state_dir, not options.no_follow, options.ship, stop)
     except OnnxserveError as error:
         write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
         return 1
-
-
-@contextmanager
-def _lock_state_dir(state_dir: Path) -> Iterator[bool]:
-    """Yield True if this is the only agent of the state folder. The kernel drops the lock however the process ends.
-
-    Two agents would overwrite each other's wanted state. An agent whose supervisor was killed may live on for a moment.
-    """
-    with (state_dir / _LOCK).open("w") as lock:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    _log.error("another agent follows for %s already; this one ends", state_dir)
-                    yield False
-                    return
-                time.sleep(_ROUND_SECONDS)
-        yield True
 
 
 def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:

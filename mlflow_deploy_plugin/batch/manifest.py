@@ -157,7 +157,7 @@ class BatchOutput:
             return
         with ExitStack() as held:
             try:
-                held.enter_context(locked(Path(self._location.root, _LOCK), wait=False))
+                held.enter_context(locked(Path(self._location.root, _LOCK), seconds=0))
             except BlockingIOError:
                 raise AlreadyExists(f"--output {self.uri}: another batch is writing to it") from None
             except OSError as error:

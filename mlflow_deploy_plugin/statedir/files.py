@@ -23,6 +23,7 @@ COMMANDS, ANSWERS, CONTROL, LOOK = "commands", "answers", "control.json", "look"
 METRICS, SPOOL = "metrics", "spool"
 KEYS, JWKS, LOCAL_KEY = "keys.json", "jwks.json", "local.key"
 _ABANDONED_SECONDS = 3600.0
+_LOCK_POLL_SECONDS = 0.1
 _SERVER_LOCK, _MOST_SERVERS_OF_A_NAME = "server.lock", 100
 
 StateT = TypeVar("StateT", bound=State)
@@ -153,20 +154,24 @@ class FileCache:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Wait for the lock between processes of this machine (flock) and hold it. It ends with the process.
 
     Raises:
-        BlockingIOError: another process holds it (`wait` is False).
+        BlockingIOError: another process holds it for so many seconds (None: as long as it takes).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(descriptor)
-            raise
+            if deadline is None or time.monotonic() >= deadline:
+                raise
+            time.sleep(_LOCK_POLL_SECONDS)
+            continue
         with suppress(FileNotFoundError):  # its last holder has just removed the file: the next one is another file
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
