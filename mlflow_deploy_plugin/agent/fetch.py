@@ -142,6 +142,7 @@ class ModelCache:
         folder = self._models / entry.read_text()
         if not folder.is_dir():
             return None
+        os.utime(folder)  # before a look that may take seconds: another agent may be deleting what is not used
         if _combine(_hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk; it is fetched again", folder)

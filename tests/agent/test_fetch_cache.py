@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -117,6 +118,22 @@ def test_old_versions_are_deleted_but_none_that_a_server_wants(
 
     cache.prune(now=time.time() + 4000)
     assert [folder.exists() for folder in folders] == [True] + [False] * 3 + [True] * 5
+
+
+def test_a_version_that_is_found_again_is_not_deleted_while_it_is_looked_at(
+    cache: ModelCache, make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [cache.fetch(str(make_model(tmp_path / f"s{n}", f"m-{n}")), f"s{n}") for n in range(6)]
+    os.utime(folders[0], (time.time() - 4000, time.time() - 4000))
+    other, file_digest = ModelCache(tmp_path / "cache", tmp_path / "state"), hashlib.file_digest
+
+    def prune_and_hash(*arguments: Any) -> Any:
+        other.prune()
+        return file_digest(*arguments)
+
+    monkeypatch.setattr(hashlib, "file_digest", prune_and_hash)
+    assert cache.fetch(str(tmp_path / "s0"), "s0") == folders[0]
+    assert (folders[0] / "model.onnx").exists()
 
 
 def test_a_server_that_is_gone_holds_nothing(make_model: MakeModel, tmp_path: Path) -> None:
