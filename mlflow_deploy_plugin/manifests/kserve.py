@@ -9,16 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of
-from mlflow_deploy_plugin.manifests.served import (
-    SPEC_FILE,
-    Document,
-    Place,
-    dump_documents,
-    http_port,
-    make_document,
-    served_spec,
-)
+from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of, spec_of_pod
+from mlflow_deploy_plugin.manifests.served import SPEC_FILE, Document, Place, dump_documents, http_port, make_document
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 MODEL_FOLDER = "/mnt/models"
@@ -45,7 +37,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
     document, predictor = partial(make_document, spec.name, place), _predictor(spec, storage)
     documents = [
-        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(served_spec(served))}),
+        document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(served))}),
         document("serving.kserve.io/v1alpha1", "ServingRuntime", spec=_runtime(spec, place)),
         document("serving.kserve.io/v1beta1", "InferenceService", visibility, spec={"predictor": predictor}),
     ]

@@ -32,6 +32,9 @@ LABEL = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}
 CONTAINER = "onnxserve"
 SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+TLS_FOLDER = "/run/secrets/tls"
+_TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
+"""Field of `server` → the name of its file in a pod."""
 _SECRET = re.compile(r"(?P<secret>[a-z0-9]([a-z0-9.-]*[a-z0-9])?)/(?P<key>[A-Za-z0-9._-]+)")
 _DRAIN_SECONDS = 5
 """Kube-proxies and ingress controllers learn of a pod's end while it ends: it goes on answering so long."""
@@ -55,7 +58,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     selector = {LABEL: spec.name}
 
     kubernetes, document = spec.kubernetes, partial(make_document, spec.name, place, labels=labels)
-    documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(served_spec(spec))})]
+    documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))})]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
     documents += [
@@ -126,7 +129,7 @@ def _check(spec: EndpointSpec) -> None:
 
 def _server_digest(spec: EndpointSpec) -> str:
     """Return a digest of `server` as it is served, which the Helm chart computes alike."""
-    fields = spec_document(served_spec(spec))["server"]
+    fields = spec_document(spec_of_pod(spec))["server"]
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -139,8 +142,23 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
     return ports
 
 
+def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
+    """Return the spec as the server of a pod reads it, with its certificate and key where they are mounted."""
+    served = served_spec(spec)
+    update = {field: f"{TLS_FOLDER}/{_TLS_FILES[field]}" for field in _tls_fields(spec)}
+    return served.model_copy(update={"server": served.server.model_copy(update=update)})
+
+
+def _tls_fields(spec: EndpointSpec) -> list[str]:
+    return [field for field in _TLS_FILES if getattr(spec.server, field) is not None]
+
+
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
-    """Return the pod that serves the spec of the ConfigMap with the endpoint's name."""
+    """Return the pod that serves the spec of the ConfigMap with the endpoint's name.
+
+    Raises:
+        InvalidConfig: a secret, a certificate or a key is not said as SECRET/KEY.
+    """
     kubernetes = spec.kubernetes
     writable = {"home": HOME_FOLDER, "tmp": "/tmp"}
     pod: Document = {
@@ -178,6 +196,15 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
             *({"name": name, "emptyDir": {}} for name in writable),
         ],
     }
+    if fields := _tls_fields(spec):
+        keys = {field: _secret_key(f"server.{field}", getattr(spec.server, field)) for field in fields}
+        sources = [
+            {"secret": {"name": one["name"], "items": [{"key": one["key"], "path": _TLS_FILES[field]}]}}
+            for field, one in keys.items()
+        ]
+        pod["volumes"].append({"name": "tls", "projected": {"sources": sources}})
+        mounted = {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True}
+        pod["containers"][0]["volumeMounts"].append(mounted)
     if kubernetes.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in kubernetes.image_pull_secrets]
     if kubernetes.node_selector:
@@ -219,14 +246,19 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
     # Kubernetes puts variables in for "$(A)", and takes "$$" for "$"
     plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in environment_of(spec, place).items()]
-    secret = []
-    for name, said in sorted(container.secrets.items()):
-        found = _SECRET.fullmatch(said)
-        if found is None:
-            raise InvalidConfig(f"container.secrets.{name}: SECRET/KEY is expected on Kubernetes (got {said!r})")
-        key = {"name": found["secret"], "key": found["key"]}
-        secret.append({"name": name, "valueFrom": {"secretKeyRef": key}})
+    secret = [
+        {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", said)}}
+        for name, said in sorted(container.secrets.items())
+    ]
     return plain + secret
+
+
+def _secret_key(field: str, said: str) -> Document:
+    """Return the Secret and its key that a field names, or raise InvalidConfig."""
+    found = _SECRET.fullmatch(said)
+    if found is None:
+        raise InvalidConfig(f"{field}: SECRET/KEY is expected on Kubernetes (got {said!r})")
+    return {"name": found["secret"], "key": found["key"]}
 
 
 def _resources(spec: EndpointSpec) -> Document:

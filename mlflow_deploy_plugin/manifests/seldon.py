@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of
+from mlflow_deploy_plugin.manifests.kubernetes import check_name, pod_of, spec_of_pod
 from mlflow_deploy_plugin.manifests.served import (
     SPEC_FILE,
     Document,
@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.manifests.served import (
     dump_documents,
     make_document,
     refuse_strangers,
-    served_spec,
 )
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
@@ -42,7 +41,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         configured = f"{spec.name}-{name}"
         alone = variant.model_copy(update={"weight": 100, "shadow": False})
         served = spec.model_copy(update={"variants": {name: alone}})
-        data = {SPEC_FILE: dump_spec(served_spec(served))}
+        data = {SPEC_FILE: dump_spec(spec_of_pod(served))}
         documents.append(make_document(configured, place, "v1", "ConfigMap", data=data))
         predictor: Document = {
             "name": name,

@@ -112,7 +112,10 @@ class ServerSpec(SpecPart):
         description="What speaks HTTP: fast answers on an event loop, gthread is gunicorn's own, with Flask.",
     )
     certfile: str | None = Field(
-        default=None, min_length=1, description="Certificate chain in PEM; with keyfile, the server speaks https only."
+        default=None,
+        min_length=1,
+        description="Certificate chain in PEM; with keyfile, the server speaks https only. On kubernetes each of these "
+        "files is SECRET/KEY: flights-tls/tls.crt.",
     )
     keyfile: str | None = Field(default=None, min_length=1, description="Private key of certfile in PEM.")
     ca_certs: str | None = Field(

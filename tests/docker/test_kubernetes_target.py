@@ -279,7 +279,7 @@ def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
     assert 'ImagePullBackOff: Back-off pulling image "nowhere:1"' in endpoint.refused(container__image="nowhere:1")
     said = endpoint.refused(container__memory_bytes=70_000_000)
     assert "was killed for want of memory (OOMKilled), container.memory_bytes is 70M" in said
-    said = endpoint.refused(server__certfile="/missing.pem", server__keyfile="/missing.key")
+    said = endpoint.refused(container__environment__ONNXSERVE_POLL_SECONDS="soon")
     assert "ends again and again (exit status 1): " in said
     assert 'secret "missing" not found' in endpoint.refused(container__secrets__A="missing/key")
     monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "15")

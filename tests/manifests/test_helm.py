@@ -75,7 +75,7 @@ def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpe
     assert found == [with_parsed_spec(document) for document in sorted(wanted, key=_identity)]
 
 
-TLS = {"server.certfile": "/tls/tls.crt", "server.keyfile": "/tls/tls.key", "server.ca_certs": "/tls/ca.crt"}
+TLS = {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "server.ca_certs": "callers/ca.crt"}
 
 
 @NEEDS_HELM
@@ -155,6 +155,7 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
         ({"kubernetes": {"host": "f.example"}}, "everybody who reaches f.example could use the endpoint"),
         ({"kubernetes": {"max_replicas": 9}}, "kubernetes.max_replicas scales by CPU: say container.cpus"),
         ({"variants": None}, "variants"),
+        ({"server": {"certfile": "/c.pem"}}, "endpoints.flights.server.certfile: SECRET/KEY is expected (got /c.pem)"),
     ],
 )
 def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, message: str) -> None:

@@ -181,6 +181,28 @@ def test_variables_come_from_the_place_the_spec_and_from_secrets_the_nearer_wins
     ]
 
 
+def test_certificate_and_key_are_mounted_from_the_secrets_that_are_named() -> None:
+    documents = rendered(
+        {"server.certfile": "own/tls.crt", "server.keyfile": "own/tls.key", "server.ca_certs": "callers/ca.crt"}
+    )
+    (served,) = load_specs(documents["ConfigMap"]["data"]["spec.yaml"])
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
+    (folder,) = (one["mountPath"] for one in container_of(documents)["volumeMounts"] if one["name"] == "tls")
+    (volume,) = (one["projected"]["sources"] for one in pod["volumes"] if one["name"] == "tls")
+    mounted = {
+        f"{folder}/{item['path']}": f"{source['secret']['name']}/{item['key']}"
+        for source in volume
+        for item in source["secret"]["items"]
+    }
+    server = served.server
+    assert [mounted[str(path)] for path in (server.certfile, server.keyfile, server.ca_certs)] == [
+        "own/tls.crt",
+        "own/tls.key",
+        "callers/ca.crt",
+    ]
+    kubernetes_validate.validate(documents["Deployment"], "1.32", strict=True)
+
+
 def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path: Path) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubernetes-client)")
@@ -205,6 +227,10 @@ def test_the_overlay_of_the_guide_changes_image_namespace_and_replicas(tmp_path:
         ({"kubernetes.tls_secret": "t"}, "tls_secret goes with `host`, which is not set"),
         ({"kubernetes.tolerations": "a b"}, "a taint of Kubernetes is expected, as dedicated=ml:NoSchedule"),
         ({"container.secrets.A": "store"}, "container.secrets.A: SECRET/KEY is expected on Kubernetes"),
+        (
+            {"server.certfile": "/tls/tls.crt", "server.keyfile": "own/tls.key"},
+            "server.certfile: SECRET/KEY is expected on Kubernetes (got '/tls/tls.crt')",
+        ),
     ],
 )
 def test_fields_that_do_not_fit_are_refused_in_one_line(config: dict[str, str], message: str) -> None:
