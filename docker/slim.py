@@ -9,11 +9,21 @@
 | headers, stubs, tests, sources in C, second copies of Arrow's libraries, and formats that we do not read | 25 |
 | parts of MLflow that train, serve and judge | 6 |
 | byte code of modules that a server does not import | 12 |
+
+`python slim.py --serve FOLDER` then takes out what only wraps, judges and trains: of an image that serves.
+
+| what goes | MB |
+|---|---|
+| sources of other packages' modules whose byte code is kept: a traceback still names their lines | 22 |
+| parts of numpy, of MLflow and of others that a server does not import | 14 |
+| byte code of our rooms that do not serve | 4 |
 """
 
+import gzip
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 UNUSED = (
@@ -25,39 +35,83 @@ UNUSED = (
     *("onnxruntime/quantization", "onnxruntime/datasets", "onnxruntime/backend"),
     *("databricks/sdk", "databricks_sdk-*", "google/auth", "google/oauth2", "google_auth-*", "pyasn1*"),
     *("mlflow/assistant", "mlflow/demo", "mlflow/langchain", "mlflow/pyspark", "mlflow/sagemaker", "mlflow/server"),
-    "mlflow/transformers",
+    *("mlflow/transformers", "grpc/_cython/_credentials", "botocore/cacert.pem"),  # certifi has them, too
 )
 AWS = {"s3", "signin", "sso", "sso-oidc", "sts"}
 IMPORTED = """
-import boto3, click, cryptography.x509, ecs_logging, flask, grpc, gunicorn.app.wsgiapp, gunicorn.workers.gthread, jwt
-import limits.storage, limits.strategies, mlflow.artifacts, mlflow.store.artifact.s3_artifact_repo, numpy.random
+import boto3, click, cryptography.x509, ecs_logging, flask, grpc._server, gunicorn.app.wsgiapp, jwt
+import limits.storage, limits.strategies, mlflow.artifacts, mlflow.store.artifact.s3_artifact_repo
 import opentelemetry.exporter.otlp.proto.http.trace_exporter, opentelemetry.sdk.trace.export, orjson
 import prometheus_client.multiprocess, pyarrow.compute, pyarrow.csv, pyarrow.parquet, redis, requests, simdjson, yaml
-import gunicorn.glogging, lazy_loader, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop, uvicorn_worker
+import gunicorn.glogging, lazy_loader, numpy.ma, numpy.typing, uvicorn.lifespan.off, uvicorn.loops.uvloop
 import zstandard, google.protobuf.descriptor_pb2, google.protobuf.json_format, urllib3, packaging.requirements
+import grpc._utilities, gunicorn.workers.gthread, uvicorn_worker
 boto3.client("s3", region_name="none")
 mlflow.MlflowClient("http://none")
 """
 """Modules of others that a server imports. Python keeps the byte code of what these bring, and of nothing else."""
+NOT_SERVED = (
+    *("numpy/_core/_simd.*", "numpy/f2py", "numpy/fft", "numpy/polynomial", "numpy/random"),
+    *("numpy/testing", "cffi", "pycparser*", "git", "GitPython-*", "gitpython-*", "gitdb*", "smmap*"),
+    *("mlflow/gateway/providers", "mlflow/store/**/dbmodels", "mlflow/store/db_migrations"),
+    *("mlflow/store/**/sqlalchemy_*.py", "google/api", "google/type", "google/longrunning"),
+)
+OURS = "mlflow_deploy_plugin"
+SERVING = {"agent", "cli", "inference_log", "processes", "registry", "runtime", "server", "spec", "statedir", "tabular"}
+READS_ITSELF = {"anyio"}
+"""Packages that find in their own sources what they import on first use."""
 
 
 def slim(packages: Path) -> None:
-    """Shrink one folder `site-packages`."""
-    unused = {path for pattern in UNUSED for path in packages.glob(pattern)}
-    unused |= {path for path in packages.glob("boto*/data/*/") if path.name not in AWS}
-    for path in sorted(unused, reverse=True):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Shrink one folder `site-packages` of any image."""
+    remove(path for pattern in UNUSED for path in packages.glob(pattern))
+    remove(path for path in packages.glob("boto*/data/*/") if path.name not in AWS)
     # those in NAME.libs were patched by auditwheel: a stripped one is not page-aligned any more
     objects = [path for path in packages.rglob("*.so*") if not path.parent.name.endswith(".libs")]
     if objects and shutil.which("strip"):
         subprocess.run(["strip", "--strip-unneeded", *objects], check=True)
+        # Arrow's libraries need each other by name: one that none of them calls may be empty
+        for path in packages.glob("pyarrow/libarrow_substrait.so.*"):
+            subprocess.run(["as", "/dev/null", "-o", "empty.o"], check=True)
+            subprocess.run(["ld", "-shared", "-soname", path.name, "-o", path, "empty.o"], check=True)
+
+
+def keep_what_serves(packages: Path) -> None:
+    """Shrink one folder `site-packages` of an image that only serves; byte code is there of what it imports alone."""
+    remove(path for pattern in NOT_SERVED for path in packages.glob(pattern))
+    # MLflow has a package for each library that it trains with
+    remove(path for path in packages.glob("mlflow/*/") if not any(path.rglob("*.pyc")))
+    remove(
+        path / "__pycache__"
+        for path in packages.glob(f"{OURS}/*/**/")
+        if path.relative_to(packages).parts[1] not in SERVING
+    )
+    for path in packages.glob("botocore/data/*.json"):
+        Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+        path.unlink()
+    for path in packages.rglob("__pycache__/*.pyc"):
+        source = path.parents[1] / f"{path.name.partition('.')[0]}.py"
+        if source.exists() and source.relative_to(packages).parts[0] not in {OURS, *READS_ITSELF}:
+            path.rename(source.with_suffix(".pyc"))
+            source.unlink()
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files, and folders with all that is in them."""
+    for path in sorted(set(paths), reverse=True):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    environment = Path(sys.argv[1])
+    environment, serves = Path(sys.argv[-1]), "--serve" in sys.argv
     for folder in environment.glob("**/site-packages"):
-        slim(folder)
+        keep_what_serves(folder) if serves else slim(folder)
     if (python := environment / "bin" / "python").exists():
-        for cache in environment.rglob("__pycache__"):
+        for cache in () if serves else environment.rglob("__pycache__"):
             shutil.rmtree(cache)
-        subprocess.run([python, "-c", IMPORTED], check=True, env={"MLFLOW_DISABLE_TELEMETRY": "true"})
+        # makes the byte code; without sources it is there, and nothing that is imported may be missing
+        command = [python, *(["-B"] if serves else []), "-c", IMPORTED]
+        subprocess.run(command, check=True, env={"MLFLOW_DISABLE_TELEMETRY": "true"})

@@ -144,7 +144,7 @@ def test_a_promotion_is_served_within_five_seconds(image: str, start: Any, track
 
 
 def test_it_is_small_and_holds_nothing_that_installs_or_gives_rights(image: str, docker: Any) -> None:
-    assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 350e6
+    assert int(docker("image", "inspect", "-f", "{{.Size}}", image).stdout) <= 300e6
     look = "find / -xdev -perm /6000 -type f; command -v apt apt-get perl pip su; dpkg --audit; true"
     assert docker("run", "--rm", "--user", "0", "--entrypoint", "sh", image, "-c", look).stdout == ""
 

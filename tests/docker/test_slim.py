@@ -1,0 +1,53 @@
+"""docker/slim.py on a small folder of packages; needs no Docker."""
+
+import compileall
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SLIM = Path(__file__).parents[2] / "docker" / "slim.py"
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """Packages after `keep_what_serves`, which `imported` names: what an image's build has imported before."""
+    folder = tmp_path / "lib" / "site-packages"
+    for name in ("other/used", "other/unused", "mlflow/__init__", "mlflow/sklearn/__init__", "anyio/__init__",
+                 "mlflow_deploy_plugin/server/app", "mlflow_deploy_plugin/flavor/wrap"):  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text("def fail():\n    raise ValueError\n")
+    for path in folder.rglob("*.py"):
+        if not path.match("unused.py") and not path.match("sklearn/*"):
+            compileall.compile_file(path, quiet=1)
+    subprocess.run([sys.executable, SLIM, "--serve", tmp_path], check=True)
+    return folder
+
+
+def files(packages: Path) -> set[str]:
+    return {f"{path.relative_to(packages)}".replace(f".{sys.implementation.cache_tag}", "")
+            for path in packages.rglob("*.py*") if path.is_file()}  # fmt: skip
+
+
+def test_the_byte_code_of_others_takes_the_place_of_its_source(packages: Path) -> None:
+    assert {name for name in files(packages) if name.startswith("other/")} == {"other/used.pyc", "other/unused.py"}
+    ended = subprocess.run([sys.executable, "-c", "import other.used; other.used.fail()"], cwd=packages,
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert f'File "{packages}/other/used.py", line 2, in fail' in ended.stderr
+
+
+def test_libraries_that_were_not_imported_go_from_mlflow(packages: Path) -> None:
+    assert {name for name in files(packages) if name.startswith("mlflow/")} == {"mlflow/__init__.pyc"}
+
+
+def test_our_sources_stay_and_the_byte_code_of_what_serves(packages: Path) -> None:
+    assert {name for name in files(packages) if name.startswith("mlflow_deploy_plugin/")} == {
+        "mlflow_deploy_plugin/flavor/wrap.py",
+        "mlflow_deploy_plugin/server/app.py",
+        "mlflow_deploy_plugin/server/__pycache__/app.pyc",
+    }
+
+
+def test_a_package_that_reads_its_own_source_keeps_it(packages: Path) -> None:
+    assert "anyio/__init__.py" in files(packages)
