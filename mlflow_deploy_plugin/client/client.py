@@ -31,14 +31,7 @@ from mlflow_deploy_plugin.client.rows import (
     encode_rows,
     encode_tensors,
 )
-from mlflow_deploy_plugin.errors import (
-    DeadlineExceeded,
-    InvalidConfig,
-    InvalidRequest,
-    NotReady,
-    OnnxserveError,
-    one_line,
-)
+from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, one_line
 from mlflow_deploy_plugin.version import __version__
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -152,7 +145,7 @@ class Client:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InvalidConfig(f"the URL is {self.url[:200]!r}; http://HOST:PORT is expected")
+            raise errors.InvalidConfig(f"the URL is {self.url[:200]!r}; http://HOST:PORT is expected")
         self._base = self.url.rstrip("/")
         self._route = self._base if self.endpoint is None else f"{self._base}/endpoints/{quote(self.endpoint, safe='')}"
         self._pool = self.pool or urllib3.PoolManager(maxsize=self.connections)
@@ -316,7 +309,7 @@ class Client:
                 error: OnnxserveError = NotReady(f"there is no answer at {url}")
             except PoolTimeout:
                 message = f"the server did not answer {url} within {self.timeout_seconds:g} s"
-                raise DeadlineExceeded(message) from None
+                raise errors.DeadlineExceeded(message) from None
             except HTTPError as broken:
                 reason = one_line(broken, 200)
                 raise NotReady(f"the connection to {url} broke off: {reason}") from None

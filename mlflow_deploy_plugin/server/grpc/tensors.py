@@ -6,7 +6,6 @@ the request. FP16 has no typed form: a response that holds it is in bytes, whate
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.runtime import Array, Artifact, Feeds, Schema
+from mlflow_deploy_plugin.runtime import Array, Artifact, Schema
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.parquet_metadata import InvalidThrift, read_varint
@@ -43,17 +42,6 @@ _FIELDS = {
 
 MAX_FIELDS = 100_000
 _MAX_PARAMETERS = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class GrpcInferRequest:
-    """A decoded infer request; `id` is empty if it has none."""
-
-    id: str
-    feeds: Feeds
-    outputs: tuple[v2.RequestedOutput, ...]
-    parameters: Mapping[str, Any]
-    is_raw: bool
 
 
 def read_message(kind: type[Message], body: bytes) -> Any:
@@ -95,7 +83,7 @@ def _check_fields(view: memoryview) -> None:
         return
 
 
-def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> GrpcInferRequest:
+def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> v2.V2Request:
     """Decode an infer request.
 
     Raises:
@@ -104,22 +92,18 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
     """
     parameters = v2.parameters_of("the request", {"parameters": _values(request.parameters)})
     wanted = [{"name": output.name, "parameters": _values(output.parameters)} for output in request.outputs]
-    return GrpcInferRequest(
-        v2.read_id(request.id),
-        v2.bind_tensors(_read_inputs(request, schema), schema),
-        v2.requested_outputs({"outputs": wanted}, artifact),
-        parameters,
-        bool(request.raw_input_contents),
-    )
+    feeds = v2.bind_tensors(_read_inputs(request, schema), schema)
+    outputs = v2.requested_outputs({"outputs": wanted}, artifact)
+    return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
 
 
 def encode(
-    request: GrpcInferRequest, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
+    request: v2.V2Request, is_raw: bool, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> messages.ModelInferResponse:
-    """Encode the response of a version; its id is the request's, else `request_id`."""
+    """Encode the response of a version, in bytes if the request was; its id is the request's, else `request_id`."""
     response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=request.id or request_id)
     arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.resolve_outputs(request.outputs, outputs)]
-    is_raw = request.is_raw or any(array.dtype == np.float16 for _, array in arrays)
+    is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)
     for name, array in arrays:
         datatype = array_datatype(array)
         tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)

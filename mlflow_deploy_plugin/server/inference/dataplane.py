@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -75,9 +76,6 @@ class InferResponse:
     is_cached: bool | None = None
 
 
-CountBatchCallback = Callable[[str, int, float, float, str, str], None]
-"""Endpoint, rows, seconds in the queue, seconds of the run, model, version; `Metrics.count_batch`."""
-
 MirrorCallback = Callable[[ServedVariant, RequestRecord, bool, Feeds, Mapping[str, Array], OpaqueBody | None], None]
 """Variant, record, whether that is captured, feeds, outputs and opaque body; `Shadows.mirror`."""
 
@@ -86,7 +84,7 @@ class DataPlane:
     """Runs requests on the versions of a repository and captures them.
 
     Args:
-        count_batch: called for every run of a model.
+        count_batch: called for every run of a model, as `Metrics.count_batch`.
         cache: the response cache, if there is one.
         default_timeout_microseconds: a request whose run has not begun after it is given up; 0 for never.
         mirror: called with each response of a variant that has shadows.
@@ -98,7 +96,7 @@ class DataPlane:
         self,
         repository: Repository,
         capture: CaptureWriter,
-        count_batch: CountBatchCallback = lambda *counted: None,
+        count_batch: Callable[..., None] = lambda *counted, **version: None,
         cache: ResponseCache | None = None,
         default_timeout_microseconds: int = 0,
         draw: Callable[[], float] = random.random,
@@ -269,12 +267,7 @@ class DataPlane:
         return outputs
 
     def _batch_callback(self, variant: ServedVariant) -> BatchCallback:
-        loaded = variant.loaded
-
-        def count(rows: int, queue_seconds: float, compute_seconds: float) -> None:
-            self._count_batch(variant.endpoint, rows, queue_seconds, compute_seconds, loaded.model, loaded.version)
-
-        return count
+        return partial(self._count_batch, variant.endpoint, model=variant.loaded.model, version=variant.loaded.version)
 
     def _deadline(self, request: InferRequest) -> float:
         """Return when to give the request up, in `time.perf_counter()`: the sooner of the server's and the client's."""

@@ -59,7 +59,10 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
                 decoded = _decode(server, request, variant)
             predictor = variant.loaded.predictor
             # everything that can be refused is refused before the explainer's process is asked
-            check_row_count(decoded.feeds, server.spec.explain_max_rows)
+            rows, most = row_count(decoded.feeds), server.spec.explain_max_rows
+            if rows > most:
+                message = f"the request has {rows} rows; at most {most} are explained at once (server.explain_max_rows)"
+                raise SchemaMismatch(message)
             max_evals = evaluations_per_row(decoded, len(explained_features(predictor.artifact, decoded.feeds)))
             outputs = predictor.run(decoded.feeds)
             explanation = server.explainer.explain(variant.loaded.folder, decoded.feeds, max_evals, decoded.seed)
@@ -110,19 +113,6 @@ def _integer_param(params: Mapping[str, Any], name: str, least: int, most: int) 
     if type(value) is not int or not least <= value <= most:
         raise InvalidRequest(f"params.{name} is {short_repr(value)}; a whole number from {least} to {most} is expected")
     return value
-
-
-def check_row_count(feeds: Feeds, most: int) -> None:
-    """Check that the feeds have at most `most` rows.
-
-    Raises:
-        SchemaMismatch: they have more.
-    """
-    rows = row_count(feeds)
-    if rows > most:
-        raise SchemaMismatch(
-            f"the request has {rows} rows; at most {most} are explained at once (server.explain_max_rows)"
-        )
 
 
 def evaluations_per_row(request: ExplainRequest, columns: int) -> int:

@@ -9,7 +9,7 @@ outputs are computed, whichever are requested: the inference log has them all.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError, SchemaMismatch, join_names
@@ -34,7 +34,6 @@ from mlflow_deploy_plugin.server.protocols.v2_tensors import (
     from_json,
     read_tensor_header,
     to_binary,
-    to_json,
 )
 from mlflow_deploy_plugin.version import __version__
 
@@ -60,12 +59,12 @@ class RequestedOutput:
 
 @dataclass(frozen=True, slots=True)
 class V2Request:
-    """The body of an infer request; `id` is empty if it has none."""
+    """A decoded infer request, of REST or gRPC; `id` is empty if it has none."""
 
     id: str
     feeds: Feeds
     outputs: tuple[RequestedOutput, ...]
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any]
 
 
 def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> V2Request:
@@ -119,7 +118,7 @@ def encode(
             blobs.append(to_binary(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
-            entry["data"] = to_json(array)
+            entry["data"] = array.ravel()
         entries.append(entry)
     document = {"model_name": endpoint, "model_version": version, "id": request.id or request_id, "outputs": entries}
     text = dump_json(document)

@@ -185,11 +185,6 @@ def from_binary(head: TensorHeader, data: memoryview) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def to_json(array: Array) -> Array:
-    """Return the elements of an array in row-major order, for `content.dump_json`."""
-    return np.ravel(array)
-
-
 def to_binary(array: Array) -> bytes:
     """Return the elements of an array as bytes, which `from_binary` reads."""
     if array.dtype.kind != "O":

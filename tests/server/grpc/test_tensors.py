@@ -87,7 +87,7 @@ def test_what_goes_in_comes_out(data: st.DataObject, datatype: str, is_raw: bool
     question = decode(request_of(array, datatype, is_raw), artifact, schema)
     assert question.feeds["x"].dtype == array.dtype
     np.testing.assert_array_equal(question.feeds["x"], array)
-    told = encode(question, "e", "made", "1", {"y": question.feeds["x"]})
+    told = encode(question, is_raw, "e", "made", "1", {"y": question.feeds["x"]})
     answer = service_pb2.ModelInferResponse.FromString(told.SerializeToString())
     assert (answer.id, answer.model_version, answer.outputs[0].datatype) == ("mine", "1", datatype)
     again = messages.ModelInferRequest(

@@ -45,7 +45,7 @@ def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
 def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
     """Return the feeds of the identity model if its response were the next request."""
     artifact, schema = same(datatype, (-1,) * array.ndim)
-    question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),))
+    question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),), {})
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
     document: dict[str, Any] = json.loads(body[:length])

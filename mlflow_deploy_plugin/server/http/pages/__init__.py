@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.protocols.content import dump_json
+from mlflow_deploy_plugin.server.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent
@@ -378,17 +379,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else dump_json(value).decode()
 
 
-_NUMPY = {
-    "BOOL": "bool_",
-    "BYTES": "object_",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    **{f"INT{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{f"UINT{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Snippet:
     """A piece of code that runs as it is."""
@@ -420,7 +410,7 @@ def _triton(base: str, endpoint: str, body: dict[str, Any]) -> str:
     """Return code for tritonclient[http]; only names, shapes and values differ between models."""
     lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
     for entry in body["inputs"]:
-        values = f"np.array({_python(entry['data'])}, dtype=np.{_NUMPY.get(entry['datatype'], 'float32')})"
+        values = f"np.array({_python(entry['data'])}, dtype={dtype_of(entry['datatype']).name!r})"
         lines += [
             f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
             f"tensor.set_data_from_numpy({values})",
