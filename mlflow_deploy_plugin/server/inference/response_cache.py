@@ -50,21 +50,12 @@ def request_digest(version: Sequence[str], feeds: Feeds, outputs: Sequence[str] 
     Args:
         version: identifies the version: names, number, run.
     """
-    digest = hashlib.blake2b(digest_size=32)
-    head: list[Any] = [version, outputs]
-    blobs: list[Any] = []
-    for name in sorted(feeds):
-        array = feeds[name]
-        if array.dtype.kind in _NUMERIC_KINDS:
-            blobs.append(np.ascontiguousarray(array))
-        elif (text := _encode_texts(array)) is not None:
-            blobs.append(text)
-        else:
-            return None
-        head.append((name, array.dtype.str, array.shape, memoryview(blobs[-1]).nbytes))
-    layout = orjson.dumps(head)
-    digest.update(len(layout).to_bytes(8, "little"))
-    digest.update(layout)
+    packed = _pack({name: feeds[name] for name in sorted(feeds)})
+    if packed is None:
+        return None
+    head, blobs = packed
+    layout = orjson.dumps([version, outputs, *head])
+    digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
     for blob in blobs:
         digest.update(blob)
     return digest.digest()
@@ -170,20 +161,11 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
 
     Return None if an output holds other objects than texts.
     """
-    head: list[Any] = []
-    blobs: list[bytes] = []
-    for name, array in outputs.items():
-        if array.dtype.kind in _NUMERIC_KINDS:
-            blobs.append(array.tobytes())
-            kind = array.dtype.str
-        elif (text := _encode_texts(array)) is not None:
-            blobs.append(text)
-            kind = "str"
-        else:
-            return None
-        head.append((name, kind, array.shape, len(blobs[-1])))
-    layout = orjson.dumps(head)
-    return b"".join([len(layout).to_bytes(4, "little"), layout, *blobs])
+    packed = _pack(outputs)
+    if packed is None:
+        return None
+    layout = orjson.dumps(packed[0])
+    return b"".join([len(layout).to_bytes(4, "little"), layout, *packed[1]])
 
 
 def decode_outputs(content: bytes) -> Outputs | None:
@@ -208,6 +190,20 @@ def decode_outputs(content: bytes) -> Outputs | None:
         logger.warning("what Redis has for an answer is none: %s", type(error).__name__)
         return None
     return outputs
+
+
+def _pack(arrays: Mapping[str, Array]) -> tuple[list[tuple[Any, ...]], list[Any]] | None:
+    """Return name, dtype, shape and bytes of each array, and the contents; None if one has other objects than texts."""
+    head: list[tuple[Any, ...]] = []
+    blobs: list[Any] = []
+    for name, array in arrays.items():
+        is_number = array.dtype.kind in _NUMERIC_KINDS
+        blob: Any = np.ascontiguousarray(array) if is_number else _encode_texts(array)
+        if blob is None:
+            return None
+        head.append((name, array.dtype.str if is_number else "str", array.shape, memoryview(blob).nbytes))
+        blobs.append(blob)
+    return head, blobs
 
 
 def _encode_texts(array: Array) -> bytes | None:
