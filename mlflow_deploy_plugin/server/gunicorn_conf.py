@@ -31,8 +31,8 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
 """The class of each worker, and the function that makes its application."""
 
 
-def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, *listeners: int) -> list[str]:
-    """Return the command that serves the state folder on `port`, run in any folder, until SIGTERM.
+def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int) -> list[str]:
+    """Return the command that serves the state folder, run in any folder, until SIGTERM.
 
     SIGTERM lets requests in flight finish, for `graceful_timeout_seconds` at most. Nothing is preloaded: each worker
     makes its application, and loads its models, after the fork, since ONNX Runtime's threads do not survive one.
@@ -42,7 +42,6 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, *listeners:
             shared with other servers.
     """
     worker, application = _WORKERS[server.worker_class]
-    host = f"[{server.host}]" if ":" in server.host and not server.host.startswith("[") else server.host  # IPv6
     options = {
         "--config": f"python:{__name__}",
         "--workers": server.workers,
@@ -60,8 +59,8 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, port: int, *listeners:
     if server.ca_certs:  # the requests without a certificate are refused later: health checks have none
         options |= {"--ca-certs": server.ca_certs, "--cert-reqs": int(ssl.CERT_OPTIONAL)}
     command = [sys.executable, "-m", "gunicorn", "--no-control-socket"]
-    for address in [f"fd://{one}" for one in listeners] or [f"{host}:{port}"]:
-        command += ["--bind", address]
+    for listener in listeners:
+        command += ["--bind", f"fd://{listener}"]
     for name, value in options.items():
         command += [name, str(value)]
     return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]

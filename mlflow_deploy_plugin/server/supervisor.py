@@ -238,7 +238,7 @@ class _Supervisor:
 
     def _start_gunicorn(self) -> None:
         descriptors = [one.fileno() for one in (self._listener, self._shared and self._shared.listener) if one]
-        command = gunicorn_command(self._state_dir, self._server, self._port, *descriptors)
+        command = gunicorn_command(self._state_dir, self._server, *descriptors)
         self._gunicorn = self._children.start(command, descriptors)
         self._restart_gunicorn_at = math.inf
 

@@ -17,11 +17,12 @@ import yaml
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, read_workers, write_state
 from tests.support.models import columns, mixed_model, tensor_model, write_model
 from tests.support.services.redis_server import redis_server
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import wait_until
 
 
 def single(bias: float, width: int = 3) -> str:
@@ -135,16 +136,19 @@ def gunicorn(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
     """Run a real server on the state folder, once /ping answers `awaited`; `config` replaces our configuration."""
-    port = free_port()
+    spec = spec or ServerSpec()
     log = state_dir / "server.log"
-    command = gunicorn_command(state_dir, spec or ServerSpec(), port)
+    listener = open_listener(spec.host, 0)
+    port, descriptor = listener.getsockname()[1], listener.fileno()
+    command = gunicorn_command(state_dir, spec, descriptor)
     if config is not None:
         command[command.index("--config") + 1] = str(config)
-    with log.open("wb") as output:
+    with log.open("wb") as output, listener:
         variables = {**os.environ, **(environment or {})}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
-    trusted = spec.certfile if spec else None
-    running = Running(f"{'https' if trusted else 'http'}://127.0.0.1:{port}", process, state_dir, log, trusted)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=variables, pass_fds=[descriptor]
+        )
+    running = Running(f"{spec.scheme}://127.0.0.1:{port}", process, state_dir, log, spec.certfile)
     try:
         wait_until(lambda: ping(running) == awaited, 90, "gunicorn")
         if awaited == 200:  # a worker is ready a moment before its state file is there
