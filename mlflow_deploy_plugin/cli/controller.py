@@ -5,7 +5,6 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -62,7 +61,7 @@ def controller(lease_seconds: float, judge_at_once: int, judge_seconds: float, m
     """Run rollouts, monitors and retrainings until it is ended.
 
     With several controllers on one store, one runs monitors and retrainings, and the others wait to take over.
-    Rollouts are run by a controller on the machine of the servers.
+    Rollouts are run by a controller that reaches the servers: one on their machine, or one that may change the cluster.
     """
     from mlflow_deploy_plugin.controller import run_controller, start_metrics_server
     from mlflow_deploy_plugin.deployments import open_deployments
@@ -172,7 +171,10 @@ def rollout(
     with opened_deployments(quiet=True) as deployments:
         if not deployments.store.rollouts(name):  # a deleted endpoint may have had one
             deployments.store.require_endpoint(name)
-        lease = partial(rollouts_lease_name, deployments.settings)
+
+        def lease() -> str:
+            return rollouts_lease_name(deployments.place(name))
+
         if to is not None:
             from mlflow_deploy_plugin.controller import RolloutRequest, start_rollout
 
@@ -193,7 +195,8 @@ def rollout(
         if wait:
             _wait_for_rollout(deployments, last_rollout(deployments.store, name))
         elif to is not None or action == "resume":
-            click.echo(controller_status(deployments.store, lease()), err=True)
+            stalled = stall_reason(deployments, name)
+            click.echo(stalled or controller_status(deployments.store, lease()), err=True)
 
 
 @click.command()
@@ -236,9 +239,11 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 
     ended = threading.Event()
     actions = RolloutActions(deployments, controller_name(), lambda line: None)
-    controller = RolloutController(deployments.store, actions, process_name())
+    place = deployments.place(begun.endpoint) if begun.is_live else ""  # the endpoint may be gone
+    controller = RolloutController(deployments.store, actions, process_name(), place)
     worker = threading.Thread(target=controller.run, args=(ended,), name="controller")
-    worker.start()
+    if begun.is_live:
+        worker.start()
     shown, shown_at = ("", -1, ""), 0.0
     try:
         while True:
@@ -255,7 +260,8 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
         raise
     finally:
         ended.set()
-        worker.join()
+        if begun.is_live:
+            worker.join()
     if current.state != "promoted":
         raise SystemExit(1)
 

@@ -10,15 +10,12 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-from mlflow_deploy_plugin.deployments import state_dir
-from mlflow_deploy_plugin.errors import OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.statedir import locked, write_atomically
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.errors import NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.store import Lease, Store
 
 _log = logging.getLogger(__name__)
@@ -27,7 +24,6 @@ STORE_LEASE = "controller"
 LEASE_SECONDS = 15.0
 _FAILURE_SECONDS = 2.0
 _LOOK_SECONDS = 0.2
-_NAME = ".place"
 
 
 def controller_name() -> str:
@@ -91,7 +87,7 @@ BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
 
 def work_under_lease(
     store: Store,
-    name: Callable[[], str],
+    name: str,
     holder: str,
     seconds: float,
     work: Callable[[LeaseKeeper], None],
@@ -102,15 +98,13 @@ def work_under_lease(
     """Call `work` with a lease, again and again until `ended` is set. Wait while somebody else holds the lease.
 
     Args:
-        name: the lease's name; empty while there is nothing to work on.
         on_holder: is called with the holder's name whenever the holder changes.
     """
     last_holder = ""
     while not ended.is_set():
         try:
-            lease_name = name()
-            lease = store.acquire_lease(lease_name, holder, seconds) if lease_name else None
-            view = store.lease(lease_name) if lease_name else None
+            lease = store.acquire_lease(name, holder, seconds)
+            view = store.lease(name)
             if view is not None and view.holder != last_holder:
                 last_holder = view.holder
                 on_holder(last_holder)
@@ -142,7 +136,7 @@ def lead_store(
     def on_holder(name: str) -> None:
         say(f"{name} is the controller" if name == holder else f"waits: {name} is the controller")
 
-    work_under_lease(store, lambda: STORE_LEASE, holder, lease_seconds, work, ended, on_holder)
+    work_under_lease(store, STORE_LEASE, holder, lease_seconds, work, ended, on_holder)
 
 
 @contextmanager
@@ -181,27 +175,35 @@ def log_errors(function: Callable[[], object]) -> None:
         _log.exception("the controller goes on; something that it does has failed")
 
 
-def rollouts_lease_name(settings: Settings) -> str:
-    """Return the name of the lease for the rollouts of this machine's servers; empty if there never was a server.
+def rollouts_lease_name(place: str) -> str:
+    """Return the name of the lease for the rollouts of a place (`Deployments.place`).
 
-    A rollout is run by a controller that sees the state folder of its endpoint's server. The state folders of a machine
-    have a name of their own, and the holder of the lease of this name works on all of them. So controllers in pods, and
-    those next to other servers of the same store, neither run such a rollout nor block it.
-
-    Raises:
-        OSError: the state folders cannot be read, or written.
+    Controllers that reach the same servers contend for it. Others neither run those rollouts nor block them.
     """
-    folder = settings.deployments_path
-    if not folder.is_dir():
-        return ""
-    written = folder / _NAME
-    if not written.exists():
-        with locked(folder / f"{_NAME}.lock"):
-            if not written.exists():
-                write_atomically(written, uuid.uuid4().hex.encode())
-    return f"rollouts/{written.read_text()}"
+    return f"rollouts/{place}"
 
 
-def is_local(endpoint: str, settings: Settings) -> bool:
-    """Return True if this process sees the state folder of the endpoint's server."""
-    return state_dir(endpoint, settings).is_dir()
+def reached_places(deployments: Deployments) -> tuple[set[str], set[str]]:
+    """Return the places whose servers this process reaches, and a line for each target that it fails to reach.
+
+    A target is reached if one of its endpoints is. One that is elsewhere is no failure.
+    """
+    places: dict[str, str] = {}
+    failures: dict[str, str] = {}
+    for one in deployments.store.endpoints():
+        if one.target not in places:
+            try:
+                places[one.target] = deployments.place(one.name)
+            except NotReady:
+                continue
+            except OnnxserveError as error:
+                failures[one.target] = f"leaves rollouts of {one.target} to other controllers: {error.message}"
+    return set(places.values()), {line for target, line in failures.items() if target not in places}
+
+
+def reaches(deployments: Deployments, endpoint: str, place: str | None = None) -> bool:
+    """Return True if this process reaches the endpoint's server, and if that is at `place`, where one is given."""
+    try:
+        return place in (None, deployments.place(endpoint))
+    except OnnxserveError:
+        return False

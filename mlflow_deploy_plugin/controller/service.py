@@ -3,15 +3,16 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import controller_name, lead_store, process_name, repeat
 from mlflow_deploy_plugin.controller.monitors.maintenance import LogMaintenance
 from mlflow_deploy_plugin.controller.monitors.scheduler import MonitorScheduler
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan
-from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_local_rollouts
+from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_rollouts_at
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
-from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
+from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController, run_rollouts
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.monitoring import GROUPING_DELAY, send_due
 from mlflow_deploy_plugin.store import Rollout
@@ -52,19 +53,17 @@ def run_controller(
         repeat(lambda: send_due(store, deployments.settings, GROUPING_DELAY), _REPEAT_SECONDS),
         LogMaintenance(deployments).run,
     )
-    rollouts = RolloutController(
-        store,
-        RolloutActions(deployments, controller_name(), say),
-        process_name(),
-        lease_seconds,
-        say,
-        background=(repeat(lambda: start_local_rollouts(context), _REPEAT_SECONDS),),
-    )
+
+    def rollouts_at(place: str) -> RolloutController:
+        actions = RolloutActions(deployments, controller_name(), say)
+        waiting = repeat(partial(start_rollouts_at, context, place), _REPEAT_SECONDS)
+        return RolloutController(store, actions, process_name(), place, lease_seconds, say, background=(waiting,))
+
     with ThreadPoolExecutor(1, "store") as pool:
         leading = pool.submit(lead_store, store, store_tasks, process_name(), lease_seconds, say, ended)
         leading.add_done_callback(lambda _: ended.set())
         try:
-            rollouts.run(ended)
+            run_rollouts(deployments, rollouts_at, ended, say)
         finally:
             ended.set()
         leading.result()

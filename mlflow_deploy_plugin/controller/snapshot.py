@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from mlflow_deploy_plugin.deployments import (
     CountersByVersion,
@@ -9,9 +10,8 @@ from mlflow_deploy_plugin.deployments import (
     DeploymentState,
     ObservedEndpoint,
     ServerMetrics,
-    fetch_server_metrics,
 )
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 
@@ -27,7 +27,8 @@ class EndpointSnapshot:
         versions: variant → the version with which every worker answers; a variant with none or several is missing.
         errors: variant → why a worker could not load the version.
         refused: variant and version → why the agent does not let it be served.
-        counters: None if the server could not be asked.
+        counters: server → what it has counted.
+        unread: why a server does not say what it has counted; empty if each does.
     """
 
     variants: Mapping[str, VariantSpec]
@@ -36,7 +37,8 @@ class EndpointSnapshot:
     versions: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    counters: CountersByVersion | None = None
+    counters: Mapping[str, CountersByVersion] = field(default_factory=dict)
+    unread: str = ""
 
 
 def main_variant(spec: EndpointSpec) -> str:
@@ -54,8 +56,10 @@ def main_variant(spec: EndpointSpec) -> str:
     return answering[0]
 
 
-def take_snapshot(observed: ObservedEndpoint, with_counters: bool = False) -> EndpointSnapshot:
-    """Return a snapshot of the endpoint; with counters it asks the server for them."""
+def take_snapshot(
+    observed: ObservedEndpoint, metrics: Mapping[str, ServerMetrics | Refused] = MappingProxyType({})
+) -> EndpointSnapshot:
+    """Return a snapshot of the endpoint, with the counters in `metrics` (`Deployments.server_metrics`)."""
     spec, observation = observed.endpoint.spec, observed.observation
     workers = [worker.endpoints.get(spec.name, {}) for worker in observation.workers]
     answering = {}
@@ -63,7 +67,7 @@ def take_snapshot(observed: ObservedEndpoint, with_counters: bool = False) -> En
         versions = {worker[name].version if name in worker else "" for worker in workers}
         if len(versions) == 1 and (version := versions.pop()):
             answering[name] = version
-    metrics = fetch_server_metrics(observation.url) if with_counters and observation.url else None
+    unread = [f"{server}: {found.reason}" for server, found in metrics.items() if isinstance(found, Refused)]
     return EndpointSnapshot(
         variants=spec.variants,
         state=observation.state,
@@ -71,7 +75,10 @@ def take_snapshot(observed: ObservedEndpoint, with_counters: bool = False) -> En
         versions=answering,
         errors=observation.errors,
         refused={(one.variant, one.version): one.reason for one in observation.refused if one.endpoint == spec.name},
-        counters=metrics.by_version(spec.name) if isinstance(metrics, ServerMetrics) else None,
+        counters={
+            server: found.by_version(spec.name) for server, found in metrics.items() if isinstance(found, ServerMetrics)
+        },
+        unread=next(iter(unread), ""),
     )
 
 

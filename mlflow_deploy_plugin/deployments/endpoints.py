@@ -5,6 +5,7 @@ finishes what a crash has interrupted. If applying it fails, store and backend a
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -79,6 +80,10 @@ class Endpoints:
         except OnnxserveError as error:
             return ObservedEndpoint(stored, Observation("failed", error.message))
 
+    def serve(self, stored: Endpoint) -> None:
+        """Serve an endpoint as the store has it, and say where and after how long. Raises as `Backend.apply`."""
+        self._serve(self.backend(stored), stored.spec)
+
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Take the name, and serve the endpoint if it has a variant. A failure leaves nothing behind.
 
@@ -119,7 +124,7 @@ class Endpoints:
             self.store.replace_spec(new, action=context.action, why=context.why, actor=context.actor)
         try:
             if new.variants:
-                backend.apply(new, self.progress)
+                self._serve(backend, new)
             else:
                 backend.remove(new.name)
         except BaseException as error:
@@ -137,6 +142,11 @@ class Endpoints:
                 backend.remove(old.name)
             raise
 
+    def _serve(self, backend: Backend, spec: EndpointSpec) -> None:
+        begun = time.monotonic()
+        address = backend.apply(spec, self.progress)
+        self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
+
     def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
         """Serve `placed`, which is `requested` with a port.
 
@@ -145,7 +155,7 @@ class Endpoints:
         """
         for attempt in range(_PORT_ATTEMPTS):
             try:
-                backend.apply(placed, self.progress)
+                self._serve(backend, placed)
                 return
             except (InvalidConfig, DeploymentFailed):
                 host, port = placed.server.host, placed.server.port

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import absolute_model_uri, check_monitors, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import AuditContext, Endpoints, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
     InvalidConfig,
@@ -148,6 +149,25 @@ class Deployments:
         """Yield the address at which this machine reaches an endpoint's server, which runs."""
         return self._endpoints.backend(stored).reached(stored.spec)
 
+    def server_metrics(self, observed: ObservedEndpoint) -> Mapping[str, ServerMetrics | Refused]:
+        """Return what each server of an endpoint has counted, by the server's name, or why it does not say."""
+        if not observed.observation.url:  # nothing answers
+            return {}
+        stored = observed.endpoint
+        try:
+            return self._endpoints.backend(stored).server_metrics(stored.spec)
+        except OnnxserveError as error:
+            return {stored.name: Refused(error.message)}
+
+    def place(self, endpoint: str) -> str:
+        """Return the name of the place where an endpoint's server is, the same for every process that reaches it.
+
+        Raises:
+            NotFound: there is no such endpoint.
+            OnnxserveError: this process does not reach the server; the message says why.
+        """
+        return self._endpoints.backend(self._require(endpoint)).place(endpoint)
+
     def list(self, endpoint: str | None = None) -> list[Deployment]:
         """Return all deployments (of one endpoint); `progress` gets a line for each endpoint that cannot be read.
 
@@ -177,7 +197,7 @@ class Deployments:
             stored = self._require(found)
             if not stored.spec.variants:
                 raise InvalidConfig(f"the endpoint {found!r} has no deployment that could be served")
-            self._endpoints.backend(stored).apply(stored.spec, self.progress)
+            self._endpoints.serve(stored)
             self.store.record("start", endpoint=found)
 
     def stop(self, name: str) -> None:

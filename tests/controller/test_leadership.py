@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, is_local, lead_store, repeat, rollouts_lease_name
+from mlflow_deploy_plugin.controller.leadership import STORE_LEASE, lead_store, reached_places, reaches, repeat
+from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.settings import Settings
+from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
 from tests.support.waiting import wait_until
 
@@ -62,12 +64,37 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
     store.close()
 
 
-def test_controllers_that_see_the_same_state_folders_want_the_same_lease_and_others_another(tmp_path: Path) -> None:
-    here, there, nowhere = (Settings(home=tmp_path / name) for name in ("here", "there", "nowhere"))
-    for settings in (here, there):
-        (settings.deployments_path / "flights").mkdir(parents=True)
+def test_processes_that_see_the_same_state_folders_are_at_the_same_place_and_others_at_another(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
+    here, beside, there, nowhere = (
+        Deployments(store, Settings(home=tmp_path / name), print) for name in ("here", "here", "there", "nowhere")
+    )
+    for one in (here, there):
+        (one.settings.deployments_path / "flights").mkdir(parents=True)
 
-    assert rollouts_lease_name(here) == rollouts_lease_name(here)
-    assert rollouts_lease_name(here) != rollouts_lease_name(there)
-    assert rollouts_lease_name(nowhere) == ""
-    assert [is_local("flights", settings) for settings in (here, there, nowhere)] == [True, True, False]
+    place = here.place("flights")
+    assert place == beside.place("flights") != there.place("flights")
+    assert [reaches(one, "flights") for one in (here, there, nowhere)] == [True, True, False]
+    assert [reaches(one, "flights", place) for one in (here, there, nowhere)] == [True, False, False]
+    assert reached_places(beside) == ({place}, set())
+    assert reached_places(nowhere) == (set(), set())
+    store.close()
+
+
+def test_a_cluster_that_is_not_reached_is_said_and_hides_no_other_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    store = open_store(f"sqlite:///{tmp_path}/store.db")
+    store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("churn", "models:/churn/1"))
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
+    here = Deployments(store, Settings(home=tmp_path), print)
+    (here.settings.deployments_path / "flights").mkdir(parents=True)
+
+    places, failures = reached_places(here)
+
+    assert places == {here.place("flights")}
+    (line,) = failures
+    assert line.startswith("leaves rollouts of onnxserve:/kubernetes/ml to other controllers: no Kubernetes cluster is")
+    store.close()

@@ -1,25 +1,26 @@
 """An endpoint at one moment, with what its server has counted."""
 
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
-from mlflow_deploy_plugin.deployments import Observation, ObservedEndpoint
+from mlflow_deploy_plugin.deployments import Observation, ObservedEndpoint, fetch_server_metrics
+from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
 from tests.support.metrics_page import PAGE, serving
 
 
-def test_the_counters_are_those_of_the_endpoints_server(tmp_path: Path, free_port: int) -> None:
+def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> None:
     with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
         stored = store.add_endpoint("onnxserve", new_endpoint("f", "models:/X/Production", variant="main"))
     with serving({"/metrics": PAGE}) as url:
-        one = ObservedEndpoint(stored, Observation("running", url=url))
-        counters = take_snapshot(one, with_counters=True).counters
+        metrics = {"f-1": fetch_server_metrics(url), "f-2": Refused("it answers 500")}
+    one = ObservedEndpoint(stored, Observation("running", url=url))
 
-        assert counters is not None
-        assert (counters["main", "6"].requests, counters["main", "6"].errors) == (100, 5)
-        assert take_snapshot(one).counters is None
-    away = replace(one, observation=Observation("running", url=f"http://127.0.0.1:{free_port}"))
-    assert take_snapshot(away, with_counters=True).counters is None
+    snapshot = take_snapshot(one, metrics)
+
+    ((server, counted),) = snapshot.counters.items()
+    assert (server, counted["main", "6"].requests, counted["main", "6"].errors) == ("f-1", 100, 5)
+    assert snapshot.unread == "f-2: it answers 500"
+    assert (take_snapshot(one).counters, take_snapshot(one).unread) == ({}, "")

@@ -8,6 +8,8 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,11 +33,12 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from tests.docker.conftest import ROOT, run_docker
-from tests.support.models import adder
+from tests.support.models import FAILING, adder, parse_graph
 from tests.support.services.cluster import Cluster, own_namespace
 from tests.support.services.faulty_api import faulty_api
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
+from tests.support.traffic import Traffic
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(900)]
@@ -51,16 +54,19 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def registry(gateway: str, new_database: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """An MLflow server that pods reach, with the model `adder`: version N adds N."""
+    """An MLflow server that pods reach, with the model `adder`.
+
+    Version 1 and 2 add their number; version 3 adds 1, and fails in one of five requests of `Traffic`.
+    """
     server = MlflowServer(tmp_path_factory.mktemp("registry"), gateway)
     new_database(server.folder)
     try:
         server.start()
         with tracking_at(server.url):
-            for number in (1, 2):
+            for graph in (adder(1), adder(2), parse_graph(FAILING)):
                 with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
                     named = {"name": "adder", "registered_model_name": "adder"}
-                    mlflow.onnx.log_model(adder(number), pip_requirements=["onnxruntime"], **named)
+                    mlflow.onnx.log_model(graph, pip_requirements=["onnxruntime"], **named)
             MlflowClient().set_registered_model_alias("adder", "live", "1")
         yield server
     finally:
@@ -218,6 +224,57 @@ def test_what_the_registry_says_is_followed(endpoint: Endpoint, registry: Mlflow
     wait_until(lambda: {endpoint.predict() for _ in range(10)} == {3.0}, 30, "every pod serves version 2")
     versions.set_registered_model_alias("adder", "live", "1")
     wait_until(lambda: {endpoint.predict() for _ in range(10)} == {2.0}, 30, "every pod serves version 1")
+
+
+@pytest.fixture
+def traffic(endpoint: Endpoint) -> Iterator[Traffic]:
+    asking = Traffic(endpoint.url)
+    asking.start()
+    yield asking
+    asking.stop()
+
+
+def test_a_controller_brings_a_good_version_by_steps_though_a_pod_is_replaced_meanwhile(
+    endpoint: Endpoint, cluster: Cluster, registry: MlflowServer, traffic: Traffic
+) -> None:
+    first, *others = sorted(endpoint.pods())
+    controller = subprocess.Popen([sys.executable, "-m", "mlflow_deploy_plugin.cli", "controller"])
+    try:
+        options = ["--steps", "20,100", "--every", "4s", "--min-requests", "50"]
+        begun = CliRunner().invoke(main, ["rollout", endpoint.name, "--to", "2", *options])
+        assert begun.exit_code == 0, begun.output
+        with open_deployments(lambda line: None) as deployments:
+            wait_until(lambda: deployments.store.rollouts(endpoint.name)[-1].state == "stepping", 120, "it has begun")
+            cluster.kubectl("delete", "pod", first, "--wait=false")
+            wait_until(lambda: not deployments.store.rollouts(endpoint.name)[-1].is_live, 240, "it has ended")
+            ended = deployments.store.rollouts(endpoint.name)[-1]
+    finally:
+        controller.terminate()
+        controller.wait(timeout=60)
+
+    assert ended.state == "promoted", ended.reason
+    assert MlflowClient(registry.url).get_model_version_by_alias("adder", "live").version == "2"
+    assert endpoint.pods() >= set(others)
+    wait_until(lambda: traffic.last_version == "2", 30, "version 2 answers")
+    assert set(traffic.answers) == {("1", 200), ("2", 200)}
+
+    back = CliRunner().invoke(main, ["rollback", endpoint.name])
+    assert back.exit_code == 0, back.output
+    assert endpoint.predict() == 2.0
+    assert set(traffic.answers) == {("1", 200), ("2", 200)}
+
+
+def test_a_rollout_of_a_failing_version_goes_back_by_itself(endpoint: Endpoint, traffic: Traffic) -> None:
+    pods = endpoint.pods()
+    options = ["--steps", "40,100", "--every", "5m", "--abort-on", "error_rate>1%", "--min-requests", "20", "--wait"]
+
+    ended = CliRunner().invoke(main, ["rollout", endpoint.name, "--to", "3", *options])
+
+    assert ended.exit_code == 1
+    assert "version 1 → 3: rolled back; error_rate>1%: " in ended.output
+    assert {endpoint.predict() for _ in range(20)} == {2.0}
+    assert endpoint.pods() == pods
+    assert {status for version, status in traffic.answers if version != "3"} == {200}
 
 
 def test_a_rolling_update_under_load_fails_no_request(

@@ -151,7 +151,7 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
     ended = threading.Event()
     with open_deployments(lambda line: None) as deployments:
         actions = RolloutActions(deployments, "controller", lambda line: None)
-        controller = RolloutController(deployments.store, actions, "here")
+        controller = RolloutController(deployments.store, actions, "here", deployments.place(ENDPOINT))
         working = threading.Thread(target=controller.run, args=(ended,))
         working.start()
         try:

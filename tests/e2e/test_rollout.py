@@ -68,7 +68,8 @@ class Arena:
 
     def who_works(self) -> str:
         """The controller that does the rollouts; empty before the first."""
-        view = self.store.lease(rollouts_lease_name(load_settings()))
+        with open_deployments(lambda line: None) as deployments:
+            view = self.store.lease(rollouts_lease_name(deployments.place("arena")))
         return view.holder if view is not None else ""
 
     def stages(self) -> dict[str, str]:

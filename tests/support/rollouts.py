@@ -36,6 +36,13 @@ def counted(
 
 def numbers(
     current: VersionCounters, candidate: VersionCounters | None = None, shadow: VersionCounters | None = None
+) -> dict[str, CountersByVersion]:
+    """Return the counters of the one server."""
+    return {"flights": versions_counted(current, candidate, shadow)}
+
+
+def versions_counted(
+    current: VersionCounters, candidate: VersionCounters | None = None, shadow: VersionCounters | None = None
 ) -> CountersByVersion:
     return {
         ("champion", "6"): current,

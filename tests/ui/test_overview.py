@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
-from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
+from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint, fetch_server_metrics
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.store.tables import EndpointRow
@@ -50,10 +50,9 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
         one = ObservedEndpoint(stored, Observation("running", url=url, workers=(worker,)))
         monkeypatch.setattr(Deployments, "list_endpoints", lambda self: [one])
         html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-        counters = take_snapshot(one, with_counters=True).counters
+        counters = take_snapshot(one, {endpoint: fetch_server_metrics(url)}).counters
 
-    assert counters is not None
-    counted = counters["champion", "6"]
+    counted = counters[endpoint]["champion", "6"]
     numbers = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
     assert numbers == [f"{counted.requests:.0f}", f"{counted.errors:.0f}", "inf ms"] == ["100", "5", "inf ms"]
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 
-from mlflow_deploy_plugin.controller.leadership import is_local
+from mlflow_deploy_plugin.controller.leadership import reaches
 from mlflow_deploy_plugin.controller.retraining import training
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext, RetrainPlan, plan_of
 from mlflow_deploy_plugin.controller.retraining.trigger import RetrainingSchedule
@@ -130,8 +130,8 @@ def watch_rollout(context: RetrainingContext, one: Retraining) -> None:
 def _roll_out(context: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:
     if others := context.deployments.store.rollouts(plan.endpoint, live=True):
         context.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
-    elif not is_local(plan.endpoint, context.deployments.settings):
-        why = "its server stands on another machine, and no controller there has begun the rollout"
+    elif not reaches(context.deployments, plan.endpoint):
+        why = "its server is out of reach from here, and no controller that reaches it has begun the rollout"
         _wait_for_server(context, one, why, "local_controller")
     else:
         try:
@@ -235,16 +235,16 @@ class RetrainingRunner:
             _log.warning("retraining %d: %s", number, failure.message)
 
 
-def start_local_rollouts(context: RetrainingContext) -> None:
-    """Start the rollouts that wait for a controller that sees the server, for the servers of this machine.
+def start_rollouts_at(context: RetrainingContext, place: str) -> None:
+    """Start the rollouts that wait for a controller that reaches the server, for the servers of a place.
 
-    This is to be called again and again by the process that runs the rollouts here.
+    This is to be called again and again by the process that runs the rollouts of the place.
 
     Raises:
         StoreUnavailable: the store cannot be read.
     """
     for one in Retrainings(context.deployments.store).find(live=True):
-        if one.waits_for == "local_controller" and is_local(one.endpoint, context.deployments.settings):
+        if one.waits_for == "local_controller" and reaches(context.deployments, one.endpoint, place):
             try_step(context, one)
 
 

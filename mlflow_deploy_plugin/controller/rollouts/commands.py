@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from mlflow_deploy_plugin.controller.leadership import is_local, rollouts_lease_name
+from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions
 from mlflow_deploy_plugin.controller.rollouts.plan import (
     DEFAULT_CRITERIA,
@@ -26,8 +26,8 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
     with_progress,
 )
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
-from mlflow_deploy_plugin.deployments import Deployments, parse_target
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, StoreUnavailable
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, read_gate_status, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, duration_seconds
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, current_actor, utc_now
@@ -76,11 +76,6 @@ def start_rollout(
         AlreadyExists: the endpoint has a live rollout.
     """
     observed = deployments.get_endpoint(endpoint)
-    if not parse_target(observed.endpoint.target).is_on_this_machine:
-        raise InvalidConfig(
-            f"a rollout runs beside its server, and {endpoint!r} is at {observed.endpoint.target}: give the version a "
-            f"share by `onnxserve endpoint traffic {endpoint}`, or move the stage or alias that it follows"
-        )
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
     if snapshot.state != "running" or (before := snapshot.versions.get(main)) is None:
@@ -224,8 +219,8 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
     while view is None or (view.expires_at < utc_now() and (first is None or view.expires_at == first.expires_at)):
         if time.monotonic() > deadline:
             raise NotReady(
-                "no controller runs beside the server, so nothing was begun: start `onnxserve controller` first, or "
-                "say --wait to run the rollout in this command"
+                "no controller runs that reaches the server, so nothing was begun: start `onnxserve controller` first, "
+                "or say --wait to run the rollout in this command"
             )
         time.sleep(_POLL_SECONDS)
         view = store.lease(lease)
@@ -243,12 +238,14 @@ def controller_status(store: Store, lease: str) -> str:
 
 def stall_reason(deployments: Deployments, endpoint: str) -> str:
     """Say why the rollout of an endpoint stands still, as far as this machine knows; empty if it does not."""
-    if not is_local(endpoint, deployments.settings):
-        return "only a controller on the machine of its server takes it further: whether one runs is told there"
-    view = deployments.store.lease(rollouts_lease_name(deployments.settings))
+    try:
+        place = deployments.place(endpoint)
+    except OnnxserveError as error:
+        return f"only a controller that reaches its server takes it further, and from here: {error.message}"
+    view = deployments.store.lease(rollouts_lease_name(place))
     if view is not None and view.expires_at >= utc_now():
         return ""
-    return "it stands still: no controller beside its server works; start one there with `onnxserve controller`"
+    return "it stands still: no controller that reaches its server works; start one with `onnxserve controller`"
 
 
 def _change(

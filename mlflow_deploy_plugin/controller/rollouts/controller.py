@@ -1,7 +1,7 @@
-"""Runs the rollouts of this machine's servers: the holder of their lease takes each one a decision further, again and
-again.
+"""Runs the rollouts of a place: the holder of its lease takes each one a decision further, again and again.
 
-A second controller here waits for the lease. If the first one is killed, the second goes on from what is written in the
+The servers of a place are reached by the same processes: those of one machine, or of a namespace of a cluster. A second
+controller of the place waits for the lease. If the first one is killed, the second goes on from what is written in the
 store; see `state_machine.py`. Only the monotonic clock decides anything.
 """
 
@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,8 @@ from mlflow_deploy_plugin.controller.leadership import (
     LEASE_SECONDS,
     BackgroundTask,
     LeaseKeeper,
-    is_local,
+    reached_places,
+    reaches,
     rollouts_lease_name,
     running_tasks,
     work_under_lease,
@@ -38,7 +40,7 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
 from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snapshot
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
+from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.registry import ROLLED_BACK_TAG, current_version, move_version, parse_model_uri, tag_version
 from mlflow_deploy_plugin.spec import VariantSpec
 from mlflow_deploy_plugin.store import Rollout, Store, move_detail
@@ -48,6 +50,8 @@ _log = logging.getLogger(__name__)
 _MAX_PAUSE_SECONDS = 2.0
 _MIN_PAUSE_SECONDS = 0.2
 _FAILURE_SECONDS = 30.0
+_PLACES_SECONDS = 3.0
+_MAX_PLACES = 100
 _AT_ONCE = 8
 """Rollouts that are taken further at the same time: one that waits for a server holds up no other."""
 
@@ -67,18 +71,15 @@ class RolloutActions:
     actor: str
     say: Callable[[str], None]
 
-    def lease_name(self) -> str:
-        """Return the name of the lease for the rollouts of this machine; empty if it has no server."""
-        return rollouts_lease_name(self.deployments.settings)
-
-    def is_local(self, endpoint: str) -> bool:
-        return is_local(endpoint, self.deployments.settings)
+    def reaches(self, endpoint: str, place: str) -> bool:
+        return reaches(self.deployments, endpoint, place)
 
     def take_snapshot(self, endpoint: str) -> EndpointSnapshot | None:
         try:
-            return take_snapshot(self.deployments.get_endpoint(endpoint), with_counters=True)
+            observed = self.deployments.get_endpoint(endpoint)
         except NotFound:
             return None
+        return take_snapshot(observed, self.deployments.server_metrics(observed))
 
     def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
         """Do the action. It raises what `Deployments` and the registry raise, and may be done again then."""
@@ -163,7 +164,7 @@ class RolloutActions:
 
 @dataclass(eq=False)
 class RolloutController:
-    """Runs the rollouts of the servers of this machine.
+    """Runs the rollouts of the servers of one place (`Deployments.place`).
 
     Attributes:
         holder: the name under which the lease is held.
@@ -175,6 +176,7 @@ class RolloutController:
     store: Store
     actions: RolloutActions
     holder: str
+    place: str
     lease_seconds: float = LEASE_SECONDS
     say: Callable[[str], None] = lambda line: None
     monotonic: Callable[[], float] = time.monotonic
@@ -188,7 +190,7 @@ class RolloutController:
             line = f"{name} takes rollouts of the servers here further"
             self.say(line if name == self.holder else f"waits: {line}")
 
-        name, work = self.actions.lease_name, partial(self._work, ended=ended)
+        name, work = rollouts_lease_name(self.place), partial(self._work, ended=ended)
         work_under_lease(self.store, name, self.holder, self.lease_seconds, work, ended, on_holder, self.monotonic)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
@@ -223,9 +225,8 @@ class RolloutController:
         with running_tasks(self.background, keeper):
             try:
                 while keeper.is_held and not ended.is_set():
-                    live = [one for one in self.store.rollouts(live=True) if self.actions.is_local(one.endpoint)]
                     pause = _MAX_PAUSE_SECONDS
-                    for rollout in live:
+                    for rollout in self.store.rollouts(live=True):
                         work.start(rollout.id, partial(self._attempt, rollout, keeper))
                         with suppress(InvalidConfig):  # its attempt says so
                             pause = min(pause, plan_of(rollout).every / 10)
@@ -234,6 +235,8 @@ class RolloutController:
                 work.stop(wait=True)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
+        if not self.actions.reaches(rollout.endpoint, self.place):  # which may take a while to find out
+            return _PLACES_SECONDS
         try:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
@@ -249,6 +252,36 @@ class RolloutController:
         if written is not None and _news(written) != _news(rollout):
             self.say(rollout_summary(written))
         return written
+
+
+def run_rollouts(
+    deployments: Deployments,
+    controller_at: Callable[[str], RolloutController],
+    ended: threading.Event,
+    say: Callable[[str], None],
+) -> None:
+    """Run a controller for each place that this process reaches, also for those to come, until `ended` is set."""
+    running: dict[str, Future[None]] = {}
+    said: set[str] = set()
+    with ThreadPoolExecutor(_MAX_PLACES, "rollouts") as pool:
+        try:
+            while not ended.is_set():
+                try:
+                    places, failures = reached_places(deployments)
+                except (StoreUnavailable, OSError) as error:
+                    _log.warning("%s", error)
+                else:
+                    for line in failures - said:
+                        say(line)
+                    said = failures
+                    for place in places - running.keys():
+                        running[place] = pool.submit(controller_at(place).run, ended)
+                        running[place].add_done_callback(lambda _: ended.set())
+                ended.wait(_PLACES_SECONDS)
+        finally:
+            ended.set()
+    for one in running.values():
+        one.result()
 
 
 def _news(rollout: Rollout) -> tuple[object, ...]:

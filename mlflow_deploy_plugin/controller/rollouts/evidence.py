@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class StepEvidence:
     """The counts of a rollout and the tests of its step.
 
     Attributes:
-        last: role → its counters at the last look; empty before the first.
+        last: server → role → its counters when it was last read; empty before the first look.
         step: role → its counts since the step began.
         history: the counts of the current version, from before the rollout up to the last look. The bounds that a look
             is judged by come from here, so that they do not depend on what the look finds.
@@ -29,7 +30,7 @@ class StepEvidence:
         tests: criterion → its test in this step.
     """
 
-    last: Mapping[str, VersionCounters] = field(default_factory=dict)
+    last: Mapping[str, Mapping[str, VersionCounters]] = field(default_factory=dict)
     step: Mapping[str, VersionCounters] = field(default_factory=dict)
     history: VersionCounters = field(default_factory=VersionCounters)
     before_step: VersionCounters = field(default_factory=VersionCounters)
@@ -37,8 +38,8 @@ class StepEvidence:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "last": {role: counted.to_json() for role, counted in self.last.items()},
-            "step": {role: counted.to_json() for role, counted in self.step.items()},
+            "last": {server: _roles_to_json(roles) for server, roles in self.last.items()},
+            "step": _roles_to_json(self.step),
             "history": self.history.to_json(),
             "before_step": self.before_step.to_json(),
             "tests": {
@@ -51,8 +52,8 @@ class StepEvidence:
         if not document:
             return StepEvidence()
         evidence = StepEvidence(
-            last={role: VersionCounters.from_json(counted) for role, counted in document["last"].items()},
-            step={role: VersionCounters.from_json(counted) for role, counted in document["step"].items()},
+            last={server: _roles_from_json(roles) for server, roles in document["last"].items()},
+            step=_roles_from_json(document["step"]),
             history=VersionCounters.from_json(document["history"]),
             before_step=VersionCounters.from_json(document["before_step"]),
         )
@@ -68,16 +69,38 @@ def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvid
     return replace(begun, tests=_new_tests(plan, step, begun))
 
 
-def add_counters(plan: RolloutPlan, step: int, evidence: StepEvidence, counters: CountersByVersion) -> StepEvidence:
-    """Return the evidence with what was counted since the last look."""
-    now = {
-        "current": counters.get((plan.main, plan.before_version), VersionCounters()),
-        "candidate": counters.get((plan.candidate, plan.version), VersionCounters()),
-        "shadow": counters.get((plan.shadow, plan.version), VersionCounters()) if plan.shadow else VersionCounters(),
+def add_counters(
+    plan: RolloutPlan, step: int, evidence: StepEvidence, counters: Mapping[str, CountersByVersion]
+) -> StepEvidence:
+    """Return the evidence with what was counted since the last look.
+
+    Each server's counters are compared with its own last ones: a sum over servers would fall when one of them ends, and
+    a server that could not be read for a while is counted from where it was. A new server has begun at zero.
+
+    Args:
+        counters: of each server that was read.
+    """
+    variants = {
+        "current": (plan.main, plan.before_version),
+        "candidate": (plan.candidate, plan.version),
+        "shadow": (plan.shadow, plan.version),
     }
+    nothing = VersionCounters()
+    now = {
+        server: {role: counted.get(variant, nothing) for role, variant in variants.items()}
+        for server, counted in counters.items()
+    }
+    last = {**evidence.last, **now}
     if not evidence.last:
-        return replace(evidence, last=now, history=now["current"], before_step=now["current"])
-    added = {role: counted.since(evidence.last[role]) for role, counted in now.items()}
+        current = reduce(VersionCounters.plus, (roles["current"] for roles in now.values()))
+        return replace(evidence, last=last, history=current, before_step=current)
+    added = {
+        role: reduce(
+            VersionCounters.plus,
+            (roles[role].since(evidence.last.get(server, {}).get(role, nothing)) for server, roles in now.items()),
+        )
+        for role in _ROLES
+    }
     tests = {text: replace(test) for text, test in evidence.tests.items()}
     is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
@@ -91,7 +114,7 @@ def add_counters(plan: RolloutPlan, step: int, evidence: StepEvidence, counters:
             tests[criterion.text].look(*events)
     return replace(
         evidence,
-        last=now,
+        last=last,
         tests=tests,
         step={role: evidence.step[role].plus(counted) for role, counted in added.items()} if evidence.step else {},
         history=evidence.history.plus(added["current"]),
@@ -143,6 +166,14 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> dict[str, Any]:
     if plan.shadow:
         counted["shadow"] = {"same": evidence.step["shadow"].same, "different": evidence.step["shadow"].different}
     return {**counted, "criteria": judged}
+
+
+def _roles_to_json(roles: Mapping[str, VersionCounters]) -> dict[str, Any]:
+    return {role: counted.to_json() for role, counted in roles.items()}
+
+
+def _roles_from_json(document: Mapping[str, Any]) -> dict[str, VersionCounters]:
+    return {role: VersionCounters.from_json(counted) for role, counted in document.items()}
 
 
 def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:

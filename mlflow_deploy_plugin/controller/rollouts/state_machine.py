@@ -158,11 +158,13 @@ def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, se
     troubles = (snapshot.errors.get(name) or snapshot.refused.get((name, plan.version)) for name in added)
     if error := next(filter(None, troubles), ""):
         return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
-    if any(snapshot.versions.get(name) != plan.version for name in added) or snapshot.counters is None:
-        reason = f"loading version {plan.version}"
+    is_loaded = all(snapshot.versions.get(name) == plan.version for name in added)
+    if not is_loaded or snapshot.unread or not snapshot.counters:  # each server's counters as they are at the beginning
+        reason = f"waits for the server: {_silence(snapshot)}" if is_loaded else f"loading version {plan.version}"
         waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
         if waiting.elapsed > START_SECONDS:
-            return _roll_back(progress, f"version {plan.version} was not there in {START_SECONDS:g} s")
+            why = f": {_silence(snapshot)}" if is_loaded else ""
+            return _roll_back(progress, f"version {plan.version} was not there in {START_SECONDS:g} s{why}")
         return Decision(waiting, "wait" if all(name in snapshot.variants for name in added) else "prepare")
     evidence = begin_step(plan, 0, add_counters(plan, 0, progress.evidence, snapshot.counters))
     return Decision(Progress("stepping", 0, 0.0, evidence), "set_traffic")
@@ -171,8 +173,8 @@ def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, se
 def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
     if error := snapshot.errors.get(plan.candidate, ""):
         return _roll_back(progress, f"version {plan.version} cannot be served any more: {error}")
-    if snapshot.counters is None:
-        return Decision(replace(progress, reason=f"waits for the server: {snapshot.reason or 'it gives no numbers'}"))
+    if not snapshot.counters:
+        return Decision(replace(progress, reason=f"waits for the server: {_silence(snapshot)}"))
     evidence = add_counters(plan, progress.step, progress.evidence, snapshot.counters)
     progress = replace(progress, evidence=evidence)
     if reason := rejection(plan, evidence):
@@ -183,9 +185,10 @@ def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, sec
         return Decision(progress, "set_traffic")
     if progress.state == "paused":
         return Decision(progress)
-    progress = replace(
-        progress, elapsed=progress.elapsed + seconds, reason=missing_evidence(plan, progress.step, evidence)
-    )
+    reason = missing_evidence(plan, progress.step, evidence)
+    if snapshot.unread:  # what it has answered may be worse
+        reason = f"waits for a server: {snapshot.unread}"
+    progress = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
     if progress.elapsed < plan.every or progress.reason:
         return Decision(progress)
     if progress.step + 1 == len(plan.steps):
@@ -207,6 +210,11 @@ def _promote(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, 
         late = f"{plan.main} did not get version {plan.version} in {PROMOTE_SECONDS:g} s"
         return _roll_back(progress, f"{late}: {why}" if why else late)
     return Decision(waiting, "promote")
+
+
+def _silence(snapshot: EndpointSnapshot) -> str:
+    """Say why there are no counters."""
+    return snapshot.reason or snapshot.unread or "it gives no numbers"
 
 
 def _roll_back(progress: Progress, reason: str) -> Decision:

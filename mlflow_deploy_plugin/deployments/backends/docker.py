@@ -14,8 +14,7 @@ serves, is awaited, accepts from the same socket, and takes its name; then the e
 
 import os
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -52,6 +51,8 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     STARTING,
     STOPPED,
     PreviousState,
+    machine_metrics,
+    machine_place,
     observe_absent,
     observe_server,
     server_url,
@@ -60,7 +61,8 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     written_spec,
 )
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
-from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
+from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig, Refused
 from mlflow_deploy_plugin.server import MASK_KEY
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
@@ -88,8 +90,8 @@ class DockerBackend:
 
     settings: Settings
 
-    def apply(self, spec: EndpointSpec, progress: Progress) -> None:
-        """Serve `spec`, whose port is set, and wait until every worker does.
+    def apply(self, spec: EndpointSpec, progress: Progress) -> str:
+        """Serve `spec`, whose port is set, wait until every worker does, and return its address.
 
         The running server applies a change of variants or capture itself. Another image, or a change of the parts
         `server` and `container`, brings another container, which takes over when it is ready.
@@ -99,7 +101,6 @@ class DockerBackend:
             AlreadyExists: another container has the name.
             DeploymentFailed: it did not become ready, and its container is removed; or Docker does not answer.
         """
-        begun = time.monotonic()
         with docker_errors(spec):
             self._settle(spec.name)
             image = self._image(spec, progress)
@@ -115,7 +116,7 @@ class DockerBackend:
                 self._wait(spec, folder, server, before, progress)
             else:
                 self._replace(spec, server, options, progress)
-        progress(f"{spec.name}: ready at {server_url(spec.server)} after {time.monotonic() - begun:.1f} s")
+        return server_url(spec.server)
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's server now."""
@@ -139,6 +140,14 @@ class DockerBackend:
         found = observe_server(spec, folder, written, log, _all_live)
         restarts = written.restarts + server.attrs["RestartCount"]
         return replace(found, pid=server.attrs["State"]["Pid"], restarts=restarts)
+
+    def server_metrics(self, spec: EndpointSpec) -> Mapping[str, ServerMetrics | Refused]:
+        """Return what the server has counted, or why it does not say."""
+        return machine_metrics(spec)
+
+    def place(self, name: str) -> str:
+        """Return the name of this machine; raise NotReady if the server is on another one."""
+        return machine_place(name, self.settings)
 
     def stop(self, name: str) -> None:
         """Stop the containers; requests in flight are finished, or killed when their time is up."""

@@ -12,15 +12,25 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
+from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
+    UNSEEN,
+    PodTrouble,
+    container_status,
+    is_ready,
+    pending_rollout,
+    pod_trouble,
+    quota_trouble,
+)
 from mlflow_deploy_plugin.deployments.backends.served_state import (
     PreviousState,
     compare_applied,
@@ -29,13 +39,14 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
 )
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
+from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics, parse_server_metrics
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
     DeploymentFailed,
     InvalidConfig,
     NotReady,
     OnnxserveError,
-    one_line,
+    Refused,
 )
 from mlflow_deploy_plugin.manifests import (
     CONTAINER,
@@ -50,7 +61,7 @@ from mlflow_deploy_plugin.manifests import (
 )
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
-from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, WANTED, AgentState, Wanted, WorkerState
+from mlflow_deploy_plugin.statedir import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED, AgentState, Wanted, WorkerState
 
 _KINDS = (
     *("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment"),
@@ -59,13 +70,12 @@ _KINDS = (
 """All that may belong to an endpoint, in the order in which it is deleted."""
 _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
 _REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
-_UNSEEN = "waiting for the cluster to plan the rollout"
 _SPEC_DIGEST = "onnxserve/spec"
 _POLL_SECONDS = 0.5
+_AT_ONCE = 8
 _LOG_LINES = 50
 _STOP_MARGIN_SECONDS = 60
 _LOG_QUEUE = 10_000
-_PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 _MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _NO_MLFLOW = (
     "the pods do not reach MLflow at {uri}: say by -C container.environment.MLFLOW_TRACKING_URI=… where it is for "
@@ -84,6 +94,18 @@ files = [folder / name for name in sys.argv[2:]] + [one for one in folder.glob("
 print(json.dumps({str(one.relative_to(folder)): one.read_text() for one in files if one.is_file()}))
 """
 
+_READ_METRICS = """
+import pathlib, ssl, sys, urllib.request
+url, key = sys.argv[1], pathlib.Path(sys.argv[2])
+headers = {"Authorization": "Bearer " + key.read_text()} if key.is_file() else {}
+any_name = ssl._create_unverified_context() if url.startswith("https:") else None  # of the host for callers
+try:
+    request = urllib.request.Request(url, headers=headers)
+    print(urllib.request.urlopen(request, timeout=5, context=any_name).read().decode())
+except OSError as error:
+    sys.exit(f"{url}: {error}")
+"""
+
 
 @dataclass(frozen=True)
 class PodState:
@@ -93,20 +115,6 @@ class PodState:
     agent: AgentState | None
     wanted: Wanted
     workers: tuple[WorkerState, ...]
-
-
-@dataclass(frozen=True)
-class PodTrouble:
-    """The reason why a pod does not become ready.
-
-    Attributes:
-        is_final: waiting does not help.
-        wrote: True if the last words of the container that ended say more.
-    """
-
-    text: str
-    is_final: bool
-    wrote: bool = False
 
 
 @dataclass
@@ -121,22 +129,24 @@ class KubernetesBackend:
     def __post_init__(self) -> None:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
-    def apply(self, spec: EndpointSpec, progress: Progress) -> None:
-        """Serve `spec`, and wait until every pod does; after a failure pods that were ready go on.
+    def apply(self, spec: EndpointSpec, progress: Progress) -> str:
+        """Serve `spec`, wait until every pod does, and return the address; after a failure pods that were ready go on.
 
         Raises:
             InvalidConfig, DeploymentFailed: as `Backend.apply`.
             AlreadyExists: objects of its name are somebody else's.
         """
-        begun = time.monotonic()
         running = self._cluster.get("Deployment", spec.name)
         environment = kept_environment(running) or pod_environment(spec)
         documents = kubernetes_documents(spec, Place(self.namespace, environment, self._owner))
         if not spec.kubernetes.force_conflicts:
             self._refuse_others(documents)
         pods = self._living_pods(spec.name) if running is not None else []
-        states = {pod["metadata"]["name"]: self._read_pod(pod) for pod in pods}
-        before = {name: PreviousState(state.spec, state.agent) for name, state in states.items() if state is not None}
+        before = {
+            pod["metadata"]["name"]: PreviousState(state.spec, state.agent)
+            for pod, state in zip(pods, self._read_pods(pods), strict=True)
+            if state is not None
+        }
         for document in documents:
             if document["kind"] == "Deployment" and spec.kubernetes.max_replicas is not None:
                 now = 0 if running is None else running["spec"].get("replicas", 0)  # the autoscaler's, which we keep
@@ -153,7 +163,7 @@ class KubernetesBackend:
             with suppress(DeploymentFailed):  # it is gone, or we may not
                 self._cluster.merge("Pod", pod["metadata"]["name"], digest)
         self._wait_until_served(spec, before, progress)
-        progress(f"{spec.name}: ready at {self._url(spec)} after {time.monotonic() - begun:.1f} s")
+        return self._url(spec)
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's pods now."""
@@ -168,7 +178,7 @@ class KubernetesBackend:
         pods = self._living_pods(spec.name)
         trouble = self._trouble(deployment, pods)
         reason = trouble.text if trouble is not None else pending_rollout(deployment)
-        states = [state for pod in pods if _is_ready(pod) and (state := self._read_pod(pod)) is not None]
+        states = [state for state in self._read_pods([pod for pod in pods if is_ready(pod)]) if state is not None]
         if not ready:
             return Observation("failed" if trouble is not None and trouble.is_final else "starting", reason)
         applied = [compare_applied(spec, state.wanted, state.workers) for state in states]
@@ -178,7 +188,7 @@ class KubernetesBackend:
             reason or next((one.pending for one in applied if one.pending), ""),
             url=self._url(spec),
             started_at=None,
-            restarts=sum(_container_status(pod).get("restartCount", 0) for pod in pods),
+            restarts=sum(container_status(pod).get("restartCount", 0) for pod in pods),
             wanted=next((one.wanted for one in applied if one.wanted is not None), None),
             workers=tuple(
                 worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # pods have the same process ids
@@ -190,6 +200,40 @@ class KubernetesBackend:
             registry_error=next((agent.error for agent in agents if agent.error), ""),
             shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),
         )
+
+    def server_metrics(self, spec: EndpointSpec) -> Mapping[str, ServerMetrics | Refused]:
+        """Return what each ready pod has counted, by its name, or why it does not say.
+
+        They are asked from within, with the key that only the server's user reads: the API server's proxy passes no
+        `Authorization` on, and has no client certificate. A pod that ends is asked as long as it answers.
+        """
+        pods = [pod for pod in self._cluster.find("Pod", {LABEL: spec.name}) if is_ready(pod)]
+        url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}/metrics"
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = zip(pods, pool.map(partial(self._read_metrics, url), pods), strict=True)
+        return {
+            pod["metadata"]["name"]: metrics
+            for pod, metrics in found
+            if isinstance(metrics, ServerMetrics) or "deletionTimestamp" not in pod["metadata"]
+        }
+
+    def place(self, name: str) -> str:
+        """Return the UID of the namespace, which no namespace of another cluster has.
+
+        Raises:
+            NotReady: it has no Deployment of this name: that is in another cluster, or was deleted.
+            InvalidConfig: the Deployment belongs to another store.
+            DeploymentFailed: the API server does not answer, or forbids it.
+        """
+        deployment = self._cluster.get("Deployment", name)
+        if deployment is None:
+            raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
+        if not self._is_ours(deployment):
+            raise InvalidConfig(
+                f"the Deployment {name!r} in namespace {self.namespace} is not of the store {self._owner}: "
+                "ONNXSERVE_STORE_URI has to be the same text as for the command that made it"
+            )
+        return self._cluster.namespace_uid()
 
     def stop(self, name: str) -> None:
         """Scale to no pod, and wait until the pods have finished their requests."""
@@ -261,7 +305,7 @@ class KubernetesBackend:
         Raises:
             NotReady: no pod is ready.
         """
-        ready = [pod for pod in self._living_pods(spec.name) if _is_ready(pod)]
+        ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
             raise NotReady(f"{spec.name}: no pod in namespace {self.namespace} is ready")
         with self._cluster.forwarded(ready[0]["metadata"]["name"], http_port(spec)) as address:
@@ -308,9 +352,22 @@ class KubernetesBackend:
         pods = self._cluster.find("Pod", {LABEL: name})
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
+    def _read_metrics(self, url: str, pod: Document) -> ServerMetrics | Refused:
+        command = ["python", "-c", _READ_METRICS, url, f"{STATE_FOLDER}/{LOCAL_KEY}"]
+        try:
+            return parse_server_metrics(self._cluster.execute(pod["metadata"]["name"], CONTAINER, command))
+        except DeploymentFailed as error:
+            return Refused(error.message)
+        except ValueError:
+            return Refused("its metrics cannot be read")
+
+    def _read_pods(self, pods: list[Document]) -> list[PodState | None]:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(self._read_pod, pods))
+
     def _read_pod(self, pod: Document) -> PodState | None:
         """Return the state files of a pod; None if they cannot be read now, or never, as `_may_look` says."""
-        if "running" not in _container_status(pod).get("state", {}):
+        if "running" not in container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
         try:
@@ -342,11 +399,11 @@ class KubernetesBackend:
             if deployment is None:
                 raise DeploymentFailed(f"{spec.name}: its Deployment was deleted meanwhile")
             found = pending_rollout(deployment)
-            pods = self._newest_pods(deployment) if found != _UNSEEN else []
+            pods = self._newest_pods(deployment) if found != UNSEEN else []
             trouble = self._trouble(deployment, pods)
             if trouble is not None and trouble.is_final:
                 raise DeploymentFailed(f"{spec.name}: {trouble.text}")
-            unready[:] = [pod for pod in pods if trouble is None and not _is_ready(pod)]
+            unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
             found = found or self._pending_spec(spec, pods, before)
             return f"{found}: {trouble.text}" if found and trouble is not None else found
 
@@ -357,9 +414,8 @@ class KubernetesBackend:
 
     def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, PreviousState]) -> str:
         """Return what pods that are ready still have to do; empty once all serve `spec`. Raises DeploymentFailed."""
-        for pod in pods:
+        for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
-            state = self._read_pod(pod)
             if state is None and self._may_look:
                 return f"the state of pod {name} cannot be read"
             if state is None:
@@ -434,61 +490,3 @@ def pod_environment(spec: EndpointSpec) -> dict[str, str]:
     if "MLFLOW_TRACKING_URI" not in given and asks_mlflow(spec):
         raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
     return found
-
-
-def pending_rollout(deployment: Document) -> str:
-    """Return what a Deployment still has to do until all its pods are new and ready; empty if nothing."""
-    status = deployment.get("status", {})
-    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
-        return _UNSEEN
-    count = deployment["spec"].get("replicas", 1)
-    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
-    if updated < count:
-        return f"{updated} of {count} pods are started"
-    if status.get("replicas", 0) > updated:
-        return f"{status['replicas'] - updated} pods of before are to end"
-    if available < updated:
-        return f"{available} of {count} pods are ready"
-    return ""
-
-
-def quota_trouble(condition: Document) -> PodTrouble | None:
-    """Return why a Deployment may have no more pods, by its condition: a quota, or a policy of the cluster."""
-    if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
-        return PodTrouble(f"the cluster refuses a pod: {one_line(condition.get('message', ''))}", True)
-    return None
-
-
-def pod_trouble(pod: Document) -> PodTrouble | None:
-    """Return why a pod does not become ready, as its status says it; None while nothing is wrong."""
-    name = pod["metadata"]["name"]
-    for condition in pod.get("status", {}).get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            # a cluster that adds nodes may help
-            return PodTrouble(f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}", False)
-    status = _container_status(pod)
-    state, last = status.get("state", {}), status.get("lastState", {})
-    waiting, ended = state.get("waiting", {}), state.get("terminated") or last.get("terminated") or {}
-    if ended.get("reason") == "OOMKilled":
-        limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "no limit")
-        killed = f"pod {name} was killed for want of memory (OOMKilled), container.memory_bytes is {limit}"
-        return PodTrouble(killed, not _is_ready(pod))
-    code, said = waiting.get("reason", ""), one_line(waiting.get("message", ""))
-    if code in _PENDING_IMAGE:
-        return PodTrouble(f"pod {name}: {code}: {said}", True)
-    if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
-        return PodTrouble(f"pod {name} cannot start: {said}", True)
-    if ended and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not _is_ready(pod):
-        how = f"exit status {ended.get('exitCode')}"
-        return PodTrouble(f"pod {name} ends again and again ({how})", True, wrote=True)
-    return None
-
-
-def _container_status(pod: Document) -> Document:
-    statuses = pod.get("status", {}).get("containerStatuses", ())
-    found: Document = next((one for one in statuses if one["name"] == CONTAINER), {})
-    return found
-
-
-def _is_ready(pod: Document) -> bool:
-    return bool(_container_status(pod).get("ready"))

@@ -92,7 +92,6 @@ class Cluster:
                 ) from None
             self._client = kubernetes.client.ApiClient(configuration)
         self._configuration = self._client.configuration
-        self._core = kubernetes.client.CoreV1Api(self._client)
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.verify = (self._configuration.ssl_ca_cert or True) if self._configuration.verify_ssl else False
@@ -118,6 +117,11 @@ class Cluster:
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         found: list[Document] = self._request("GET", self._path(kind), {"labelSelector": selector})["items"]
         return found
+
+    def namespace_uid(self) -> str:
+        """Return the UID of the namespace; raise ApiRefused if it may not be read."""
+        uid: str = self._request("GET", f"/api/v1/namespaces/{self.namespace}")["metadata"]["uid"]
+        return uid
 
     def serves(self, kind: str) -> bool:
         """Return True if the cluster knows objects of this kind."""
@@ -199,7 +203,7 @@ class Cluster:
         """
         try:
             running = stream(
-                self._core.connect_get_namespaced_pod_exec,
+                self._streaming_api().connect_get_namespaced_pod_exec,
                 pod,
                 self.namespace,
                 container=container,
@@ -212,6 +216,7 @@ class Cluster:
             )
             running.run_forever(timeout=_EXEC_SECONDS)
             printed: str = running.read_stdout(timeout=0) or ""
+            complaint: str = running.read_stderr(timeout=0) or ""
             status = running.returncode
         except (ApiException, OSError, AttributeError, ValueError, KeyError, TypeError) as error:
             why = one_line(error, 300)
@@ -219,7 +224,9 @@ class Cluster:
             refused.status = getattr(error.__context__, "status_code", 0)  # of the answer that opens no web socket
             raise refused from None
         if status != 0:
-            raise DeploymentFailed(f"a command in pod {pod} has ended with status {status}")
+            last = complaint.strip().rpartition("\n")[2]
+            why = f": {one_line(last, 300)}" if last else ""
+            raise DeploymentFailed(f"a command in pod {pod} has ended with status {status}{why}")
         return printed
 
     @contextmanager
@@ -241,7 +248,10 @@ class Cluster:
                 connection, _ = listener.accept()
                 try:
                     opened = portforward(
-                        self._core.connect_get_namespaced_pod_portforward, pod, self.namespace, ports=str(port)
+                        self._streaming_api().connect_get_namespaced_pod_portforward,
+                        pod,
+                        self.namespace,
+                        ports=str(port),
                     )
                 except ApiException:
                     connection.close()  # the caller sees that there is no answer
@@ -250,6 +260,10 @@ class Cluster:
                 remote.setblocking(True)
                 for source, sink in ((connection, remote), (remote, connection)):
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+    def _streaming_api(self) -> Any:
+        """Return an API of its own for each stream: until that is open, the API can send nothing else."""
+        return kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
 
     @cached_property
     def _versions(self) -> set[str]:

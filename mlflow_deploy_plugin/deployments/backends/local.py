@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,8 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     STARTING,
     STOPPED,
     PreviousState,
+    machine_metrics,
+    machine_place,
     observe_absent,
     observe_server,
     server_url,
@@ -31,7 +33,8 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     written_spec,
 )
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
-from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
+from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, Refused
 from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import ContainerSpec, EndpointSpec, ServerSpec, apply_config, dump_spec
@@ -58,8 +61,8 @@ class LocalBackend:
 
     settings: Settings
 
-    def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> None:
-        """Serve `spec`, whose port is set, and wait until every worker does.
+    def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
+        """Serve `spec`, whose port is set, wait until every worker does, and return its address.
 
         The running server applies a change of variants or capture itself; a change of the `server` part restarts it.
 
@@ -72,7 +75,6 @@ class LocalBackend:
                 "container.… is for targets that run an image, and this one is not: -t onnxserve:/docker"
             )
         folder = state_dir(spec.name, self.settings)
-        begun = time.monotonic()
         before = PreviousState(written_spec(folder), read_state(folder / AGENT, AgentState))
         pid = _running_pid(folder)
         if before.spec is None or before.spec.server != spec.server:
@@ -97,7 +99,7 @@ class LocalBackend:
             if is_new:
                 _end(folder, pid, spec.server)
             raise
-        progress(f"{spec.name}: ready at {server_url(spec.server)} after {time.monotonic() - begun:.1f} s")
+        return server_url(spec.server)
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the endpoint's server now."""
@@ -110,6 +112,14 @@ class LocalBackend:
             last_line = f" (last in its log: {line})" if (line := final_error(folder)) else ""
             return observe_absent(spec.name, self.settings, f"the server is gone{last_line}", log)
         return observe_server(spec, folder, server, log)
+
+    def server_metrics(self, spec: EndpointSpec) -> Mapping[str, ServerMetrics | Refused]:
+        """Return what the server has counted, or why it does not say."""
+        return machine_metrics(spec)
+
+    def place(self, name: str) -> str:
+        """Return the name of this machine; raise NotReady if the server is on another one."""
+        return machine_place(name, self.settings)
 
     def stop(self, name: str) -> None:
         """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""

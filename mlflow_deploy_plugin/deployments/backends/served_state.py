@@ -5,6 +5,7 @@ A server of this machine and one in a container keep such a folder on this machi
 """
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import requests
 
 from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
-from mlflow_deploy_plugin.errors import DeploymentFailed, OnnxserveError
+from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics, fetch_server_metrics
+from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs
 from mlflow_deploy_plugin.statedir import (
@@ -29,13 +31,16 @@ from mlflow_deploy_plugin.statedir import (
     WantedEndpoint,
     WorkerState,
     is_locked,
+    locked,
     read_state,
     read_workers,
+    write_atomically,
 )
 
 STARTING = "the server is being started"
 STOPPED = "stopped"
 """A file in the state folder: the server was stopped on purpose, so that it is not missed."""
+_PLACE = ".place"
 _PING_SECONDS = 2.0
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}
 
@@ -77,6 +82,26 @@ def state_dir(name: str, settings: Settings) -> Path:
 def lock_path(name: str, settings: Settings) -> Path:
     """Return the lock file of an endpoint; a process that changes the endpoint holds it."""
     return settings.deployments_path / f".{name}.lock"
+
+
+def machine_place(name: str, settings: Settings) -> str:
+    """Return the name of the state folders of this machine, if the endpoint's is one of them, as `Backend.place`.
+
+    Whoever sees them reads it there. A process in a pod, or beside other servers of the same store, has other ones.
+    """
+    if not state_dir(name, settings).is_dir():
+        raise NotReady(f"the server of {name!r} is on another machine")
+    written = settings.deployments_path / _PLACE
+    if not written.exists():
+        with locked(written.with_name(f"{_PLACE}.lock")):
+            if not written.exists():
+                write_atomically(written, uuid.uuid4().hex.encode())
+    return written.read_text()
+
+
+def machine_metrics(spec: EndpointSpec) -> dict[str, ServerMetrics | Refused]:
+    """Return what the endpoint's server on this machine has counted, as `Backend.server_metrics`."""
+    return {spec.name: fetch_server_metrics(server_url(spec.server))}
 
 
 def observe_absent(name: str, settings: Settings, gone: str, log: str) -> Observation:

@@ -6,14 +6,15 @@ onnxserve:/kubernetes/NAMESPACE  a Deployment of the cluster that kubectl reache
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal, Protocol
 
 from mlflow_deploy_plugin.deployments.backends import Observation
-from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled
+from mlflow_deploy_plugin.deployments.server_metrics import ServerMetrics
+from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, Refused
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 
@@ -37,8 +38,8 @@ class Backend(Protocol):
     finishes the work. The caller of what changes something holds the endpoint's lock.
     """
 
-    def apply(self, spec: EndpointSpec, progress: Progress) -> None:
-        """Serve `spec`, which has a variant, and wait until every worker does.
+    def apply(self, spec: EndpointSpec, progress: Progress) -> str:
+        """Serve `spec`, which has a variant, wait until every worker does, and return the address for callers.
 
         Raises:
             InvalidConfig: the spec cannot be served there; the server that runs goes on.
@@ -47,6 +48,16 @@ class Backend(Protocol):
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the server of an endpoint with a variant; `reason` does not name the endpoint."""
+
+    def server_metrics(self, spec: EndpointSpec) -> Mapping[str, ServerMetrics | Refused]:
+        """Return what each server of the endpoint has counted, by the server's name, or why it does not say."""
+
+    def place(self, name: str) -> str:
+        """Return the name of the place where the endpoint's server is, the same for every process that reaches it.
+
+        Raises:
+            NotReady: this process does not reach the server.
+        """
 
     def stop(self, name: str) -> None:
         """End the server, which finishes the requests in flight; `apply` starts it again."""

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.controller.retraining import process
-from mlflow_deploy_plugin.controller.retraining.runner import MAX_DEFECTS, RetrainingRunner, start_local_rollouts
+from mlflow_deploy_plugin.controller.retraining.runner import MAX_DEFECTS, RetrainingRunner, start_rollouts_at
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
 from mlflow_deploy_plugin.controller.service import retraining_context
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -78,23 +78,25 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     assert any("version 2 is proposed" in line for line in told(world))
 
 
-def test_a_version_is_brought_by_the_controller_that_sees_the_server(world: RetrainingWorld) -> None:
+def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world: RetrainingWorld) -> None:
     gated(world, "rollout")
-    assert world.take().reason.startswith("waits for the endpoint: its server stands on another machine")
-    start_local_rollouts(retraining_context(world.deployments, "controller@away"))
-    assert "another machine" in world.latest().reason
+    assert world.take().reason.startswith("waits for the endpoint: its server is out of reach from here")
+    start_rollouts_at(retraining_context(world.deployments, "controller@away"), "elsewhere")
+    assert "out of reach" in world.latest().reason
 
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
-    start_local_rollouts(retraining_context(world.deployments, "controller@beside"))
+    start_rollouts_at(retraining_context(world.deployments, "controller@away"), "elsewhere")
+    assert "out of reach" in world.latest().reason
+    start_rollouts_at(retraining_context(world.deployments, "controller@beside"), world.deployments.place(ENDPOINT))
 
     assert world.latest().reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
 
 
-def test_where_no_controller_sees_the_server_the_version_is_proposed(world: RetrainingWorld) -> None:
+def test_where_no_controller_reaches_the_server_the_version_is_proposed(world: RetrainingWorld) -> None:
     gated(world, "rollout")
     proposed = later(world, hours=2)
     assert proposed.state == "proposed"
-    assert "its server stands on another machine, and no controller there has begun the rollout" in proposed.reason
+    assert "its server is out of reach from here, and no controller that reaches it has begun" in proposed.reason
 
 
 def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWorld) -> None:

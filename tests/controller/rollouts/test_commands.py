@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.controller.rollouts.commands import (
     start_rollout,
 )
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.errors import InvalidConfig, NotReady
+from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Store, open_store
@@ -48,22 +48,23 @@ def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None
 def test_of_a_rollout_that_stands_still_it_is_said_why(store: Store, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     deployments = Deployments(store, settings, lambda line: None)
-    assert "on the machine of its server" in stall_reason(deployments, "flights")
+    store.add_endpoint("onnxserve", new_endpoint("flights", "models:/flight-delay/1"))
+    assert "from here: the server of 'flights' is on another machine" in stall_reason(deployments, "flights")
 
     (settings.deployments_path / "flights").mkdir(parents=True)
-    assert "no controller beside its server works" in stall_reason(deployments, "flights")
+    assert "no controller that reaches its server works" in stall_reason(deployments, "flights")
 
-    assert store.acquire_lease(rollouts_lease_name(settings), "beside", 60)
+    assert store.acquire_lease(rollouts_lease_name(deployments.place("flights")), "beside", 60)
     assert stall_reason(deployments, "flights") == ""
 
 
-def test_an_endpoint_of_a_cluster_has_no_rollout(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_of_a_cluster_that_is_out_of_reach_gets_no_rollout(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     store.add_endpoint("onnxserve:/kubernetes/ml", new_endpoint("flights", "models:/flight-delay/1"))
     deployments = Deployments(store, Settings(home=tmp_path), lambda line: None)
-    with pytest.raises(
-        InvalidConfig, match="a rollout runs beside its server, and 'flights' is at onnxserve:/kubernetes"
-    ):
+    with pytest.raises(NotReady, match="flights: failed; no Kubernetes cluster is configured"):
         start_rollout(deployments, "flights", RolloutRequest(to="2"))
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from mlflow_deploy_plugin.controller.leadership import LeaseKeeper
+from mlflow_deploy_plugin.controller.leadership import LeaseKeeper, rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.commands import command_rollout
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step
@@ -31,7 +31,8 @@ from mlflow_deploy_plugin.store.database import utc_now
 from tests.support.rollouts import PLAN, counted, numbers, variants
 from tests.support.waiting import wait_until
 
-LEASE = "rollouts/here"
+PLACE = "here"
+LEASE = rollouts_lease_name(PLACE)
 QUICK = replace(PLAN, every=0.3, min_requests=1)
 SECONDS = 30.0
 
@@ -41,8 +42,8 @@ class World:
 
     actor = "controller@here"
 
-    def __init__(self, errors: float = 0, lease: str = LEASE) -> None:
-        self.lease = lease
+    def __init__(self, errors: float = 0, place: str = PLACE) -> None:
+        self.place = place
         self.done: list[str] = []
         self.share: dict[str, int | None] = {}
         self.served: dict[str, str] = {}
@@ -50,11 +51,8 @@ class World:
         self.errors = errors
         self.before_action: Callable[[RolloutAction], None] = lambda action: None
 
-    def lease_name(self) -> str:
-        return self.lease
-
-    def is_local(self, endpoint: str) -> bool:
-        return self.lease == LEASE
+    def reaches(self, endpoint: str, place: str) -> bool:
+        return self.place == place == PLACE
 
     def take_snapshot(self, endpoint: str) -> EndpointSnapshot:
         self.looks += 1
@@ -92,7 +90,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def controller(store: Store, world: World, holder: str = "one", **more: Any) -> RolloutController:
-    return RolloutController(store, cast(RolloutActions, world), holder, **more)
+    return RolloutController(store, cast(RolloutActions, world), holder, world.place, **more)
 
 
 def begin(store: Store, plan: RolloutPlan = QUICK) -> Rollout:
@@ -161,7 +159,6 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     begun = begin(store)
     world = World()
     seen = world.take_snapshot("flights").counters
-    assert seen is not None
     ledger = begin_step(QUICK, 1, add_counters(QUICK, 1, StepEvidence(), seen))
     assert store.update_rollout(with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()), lease)
     world.share["flights"] = 10  # it was killed before it had set the traffic
@@ -192,15 +189,13 @@ def test_while_one_controller_works_another_does_nothing(
         store.close()
 
 
-@pytest.mark.parametrize("elsewhere", ["", "rollouts/elsewhere"], ids=["no server", "other servers"])
-def test_a_controller_that_does_not_see_the_server_leaves_the_rollout_to_one_that_does(
-    tmp_path: Path, run: Callable[[RolloutController], threading.Event], elsewhere: str
+def test_a_controller_that_does_not_reach_the_server_leaves_the_rollout_to_one_that_does(
+    tmp_path: Path, run: Callable[[RolloutController], threading.Event]
 ) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    stores, worlds = (open_store(url), open_store(url)), (World(lease=elsewhere), World(errors=0.5))
+    stores, worlds = (open_store(url), open_store(url)), (World(place="elsewhere"), World(errors=0.5))
     run(controller(stores[0], worlds[0], "pod"))
-    if elsewhere:
-        wait_until(lambda: stores[0].lease(elsewhere), SECONDS, "it works")
+    wait_until(lambda: stores[0].lease(rollouts_lease_name("elsewhere")), SECONDS, "it works")
 
     begun = begin(stores[0])
     beside = run(controller(stores[1], worlds[1], "beside"))

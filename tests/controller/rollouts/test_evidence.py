@@ -1,6 +1,7 @@
 """What a step is judged by: the counts since it began, bounds from before the look, and counters that begin anew."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,10 @@ import pytest
 from mlflow_deploy_plugin.controller.rollouts.evidence import StepEvidence, add_counters, begin_step, figures, rejection
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan
 from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion, VersionCounters
-from tests.support.rollouts import PLAN, counted, numbers
+from tests.support.rollouts import PLAN, counted, numbers, versions_counted
 
 
-def looked(plan: RolloutPlan, *looks: CountersByVersion, step: int = 0) -> StepEvidence:
+def looked(plan: RolloutPlan, *looks: Mapping[str, CountersByVersion], step: int = 0) -> StepEvidence:
     """The ledger of a step that began with the first of the looks."""
     ledger = begin_step(plan, step, add_counters(plan, step, StepEvidence(), looks[0]))
     for look in looks[1:]:
@@ -40,6 +41,25 @@ def test_a_server_that_begins_to_count_anew_takes_nothing_away() -> None:
 
     assert figures(ERRORS, ledger)["candidate"]["requests"] == 85
     assert figures(ERRORS, ledger)["current"]["requests"] == 130
+
+
+def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read() -> None:
+    def pod(current: float, candidate: float = 0) -> CountersByVersion:
+        return versions_counted(counted(current), counted(candidate))
+
+    ledger = looked(
+        ERRORS,
+        {"a": pod(1000), "b": pod(1000)},
+        {"a": pod(1010, 5), "b": pod(1010, 5)},
+        {"a": pod(1020, 9)},  # b cannot be read
+        {"a": pod(1030, 12), "b": pod(1050, 20)},
+        {"b": pod(1060, 25), "c": pod(8, 3)},  # a was replaced by c
+        {"b": pod(2, 1), "c": pod(9, 3)},  # the server of b was started anew
+    )
+
+    assert ledger.step["current"].requests == 30 + 60 + 9 + 2
+    assert ledger.step["candidate"].requests == 12 + 25 + 3 + 1
+    assert ledger.history.requests == 2000 + ledger.step["current"].requests
 
 
 def test_errors_that_the_current_version_has_too_are_not_held_against_the_candidate() -> None:

@@ -1,0 +1,83 @@
+"""The status of Deployments and pods, as the API server gives it, in one line each."""
+
+from dataclasses import dataclass
+
+from mlflow_deploy_plugin.errors import one_line
+from mlflow_deploy_plugin.manifests import CONTAINER, Document
+
+UNSEEN = "waiting for the cluster to plan the rollout"
+_PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
+
+
+@dataclass(frozen=True)
+class PodTrouble:
+    """The reason why a pod does not become ready.
+
+    Attributes:
+        is_final: waiting does not help.
+        wrote: True if the last words of the container that ended say more.
+    """
+
+    text: str
+    is_final: bool
+    wrote: bool = False
+
+
+def pending_rollout(deployment: Document) -> str:
+    """Return what a Deployment still has to do until all its pods are new and ready; empty if nothing."""
+    status = deployment.get("status", {})
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return UNSEEN
+    count = deployment["spec"].get("replicas", 1)
+    updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
+    if updated < count:
+        return f"{updated} of {count} pods are started"
+    if status.get("replicas", 0) > updated:
+        return f"{status['replicas'] - updated} pods of before are to end"
+    if available < updated:
+        return f"{available} of {count} pods are ready"
+    return ""
+
+
+def quota_trouble(condition: Document) -> PodTrouble | None:
+    """Return why a Deployment may have no more pods, by its condition: a quota, or a policy of the cluster."""
+    if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+        return PodTrouble(f"the cluster refuses a pod: {one_line(condition.get('message', ''))}", True)
+    return None
+
+
+def pod_trouble(pod: Document) -> PodTrouble | None:
+    """Return why a pod does not become ready, as its status says it; None while nothing is wrong."""
+    name = pod["metadata"]["name"]
+    for condition in pod.get("status", {}).get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            # a cluster that adds nodes may help
+            return PodTrouble(f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}", False)
+    status = container_status(pod)
+    state, last = status.get("state", {}), status.get("lastState", {})
+    waiting, ended = state.get("waiting", {}), state.get("terminated") or last.get("terminated") or {}
+    if ended.get("reason") == "OOMKilled":
+        limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "no limit")
+        killed = f"pod {name} was killed for want of memory (OOMKilled), container.memory_bytes is {limit}"
+        return PodTrouble(killed, not is_ready(pod))
+    code, said = waiting.get("reason", ""), one_line(waiting.get("message", ""))
+    if code in _PENDING_IMAGE:
+        return PodTrouble(f"pod {name}: {code}: {said}", True)
+    if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
+        return PodTrouble(f"pod {name} cannot start: {said}", True)
+    if ended and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not is_ready(pod):
+        how = f"exit status {ended.get('exitCode')}"
+        return PodTrouble(f"pod {name} ends again and again ({how})", True, wrote=True)
+    return None
+
+
+def container_status(pod: Document) -> Document:
+    """Return the status of the server's container; empty before it has one."""
+    statuses = pod.get("status", {}).get("containerStatuses", ())
+    found: Document = next((one for one in statuses if one["name"] == CONTAINER), {})
+    return found
+
+
+def is_ready(pod: Document) -> bool:
+    """Return True if the server's container is ready."""
+    return bool(container_status(pod).get("ready"))

@@ -1,0 +1,91 @@
+"""The states of Deployments and pods as a cluster reports them, in one line each."""
+
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
+    PodTrouble,
+    pending_rollout,
+    pod_trouble,
+    quota_trouble,
+)
+
+DEPLOYMENT = {"metadata": {"generation": 2}, "spec": {"replicas": 3}}
+
+
+@pytest.mark.parametrize(
+    ("status", "pending"),
+    [
+        ({"observedGeneration": 1, "updatedReplicas": 3}, "waiting for the cluster to plan the rollout"),
+        ({"observedGeneration": 2, "replicas": 3, "availableReplicas": 3}, "0 of 3 pods are started"),
+        ({"observedGeneration": 2, "replicas": 4, "updatedReplicas": 3}, "1 pods of before are to end"),
+        (
+            {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 2},
+            "2 of 3 pods are ready",
+        ),
+        ({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 3}, ""),
+    ],
+)
+def test_a_rollout_is_over_when_every_pod_is_new_and_ready(status: dict[str, int], pending: str) -> None:
+    assert pending_rollout({**DEPLOYMENT, "status": status}) == pending
+
+
+def pod(condition: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    container = {"name": "onnxserve", "ready": False, "restartCount": 0, **status}
+    return {
+        "metadata": {"name": "f-1"},
+        "spec": {"containers": [{"name": "onnxserve", "resources": {"limits": {"memory": "64M"}}}]},
+        "status": {"conditions": [condition] if condition else [], "containerStatuses": [container]},
+    }
+
+
+UNSCHEDULABLE = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/1 nodes are available: 1 Insufficient cpu.",
+}
+ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
+
+
+@pytest.mark.parametrize(
+    ("found", "trouble"),
+    [
+        (pod(state={"running": {}}, ready=True), None),
+        (pod(state={"waiting": {"reason": "ContainerCreating"}}), None),
+        (pod(state={"waiting": {"reason": "ErrImagePull", "message": "a network may come back"}}), None),
+        (pod(state={"running": {}}, lastState=ENDED, restartCount=1), None),
+        (
+            pod(state={"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "no:1"'}}),
+            PodTrouble('pod f-1: ImagePullBackOff: Back-off pulling image "no:1"', True),
+        ),
+        (
+            pod(state={"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}}),
+            PodTrouble('pod f-1 cannot start: secret "s" not found', True),
+        ),
+        (
+            pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ENDED, restartCount=1),
+            PodTrouble("pod f-1 ends again and again (exit status 1)", True, wrote=True),
+        ),
+        (
+            pod(state={"running": {}}, lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}}),
+            PodTrouble("pod f-1 was killed for want of memory (OOMKilled), container.memory_bytes is 64M", True),
+        ),
+        (
+            pod(UNSCHEDULABLE),  # a cluster may add a node
+            PodTrouble("pod f-1 is unschedulable: 0/1 nodes are available: 1 Insufficient cpu.", False),
+        ),
+    ],
+)
+def test_what_keeps_a_pod_from_being_ready_is_said_and_whether_waiting_helps(
+    found: dict[str, Any], trouble: PodTrouble | None
+) -> None:
+    assert pod_trouble(found) == trouble
+
+
+def test_a_quota_that_is_full_is_said_at_once() -> None:
+    message = 'pods "f-1" is forbidden: exceeded quota: few, requested: pods=1, used: pods=3, limited: pods=3'
+    condition = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+    assert quota_trouble(condition) == PodTrouble(f"the cluster refuses a pod: {message}", True)
+    assert quota_trouble({"type": "Available", "status": "True"}) is None
