@@ -6,7 +6,6 @@ part whatever predicts it, so that a batch that one engine began goes on with th
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.registry import LoggedRun, ResolvedModel, download, get_or_create_experiment, log_run, resolve
 from mlflow_deploy_plugin.runtime import available_cores
 from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.statedir import temporary_folder
 from mlflow_deploy_plugin.tabular import FileFormat
 
 if TYPE_CHECKING:
@@ -126,12 +126,12 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
     parts = list_parts(plan.input, plan.input_format, plan.output_format)
     output.refuse_overlap(plan.input)
     resolved = resolve(plan.model_uri)
-    with output.claimed(), tempfile.TemporaryDirectory(prefix="onnxserve-batch-") as temporary:
-        model = download(resolved.source, Path(temporary))
+    with output.claimed(), temporary_folder("onnxserve-batch-") as temporary:
+        model = download(resolved.source, temporary)
         manifest = _manifest(plan, parts, resolved, model_digest(model))
         finished = output.begin(manifest, plan.restart)
         waiting = [part for part in parts if part.output not in finished]
-        progress = Path(temporary, "progress")
+        progress = temporary / "progress"
         progress.touch()
         jobs = [
             PartJob(

@@ -9,11 +9,10 @@ https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspar
 
 import atexit
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from mlflow_deploy_plugin.batch.table_model import load_table_model, takes, with
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, OnnxserveError, one_line
 from mlflow_deploy_plugin.processes import spark_session
 from mlflow_deploy_plugin.registry import download, resolve
+from mlflow_deploy_plugin.statedir import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.batch.run import Finished
@@ -100,9 +100,7 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # an extra
     from pyspark.sql.types import StructType
 
-    folder = Path(tempfile.mkdtemp(prefix="onnxserve-batch-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # Spark fetches it when the rows are asked for
-    shipped = download(resolve(model_uri).source, folder)
+    shipped = download(resolve(model_uri).source, _folder_until_exit())
     model = load_table_model(shipped)
     kept = tuple(frame.columns if keep is None else keep)
     if missing := [name for name in kept if name not in frame.columns]:
@@ -143,11 +141,17 @@ def _ship(session: Any, model: Path) -> str:
     """
     if getattr(session, "sparkContext", None) is None:
         raise InvalidConfig("a batch needs Spark's own session, not Spark Connect: name a master, as spark://host:7077")
-    folder = Path(tempfile.mkdtemp(prefix="onnxserve-model-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # machines that join later fetch it, too
+    folder = _folder_until_exit()
     archive = shutil.make_archive(str(folder / folder.name), "zip", model)
     session.sparkContext.addArchive(archive)
     return Path(archive).name
+
+
+def _folder_until_exit() -> Path:
+    """Return an empty folder for what Spark fetches: when rows are asked for, or a machine joins."""
+    held = ExitStack()
+    atexit.register(held.close)
+    return held.enter_context(temporary_folder("onnxserve-batch-"))
 
 
 def _shipped(archive: str) -> Path:

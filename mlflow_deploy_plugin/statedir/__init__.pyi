@@ -25,6 +25,7 @@ from .files import mark_loading as mark_loading
 from .files import read_state as read_state
 from .files import read_workers as read_workers
 from .files import take_load_deaths as take_load_deaths
+from .files import temporary_folder as temporary_folder
 from .files import worker_file as worker_file
 from .files import write_atomically as write_atomically
 from .files import write_state as write_state

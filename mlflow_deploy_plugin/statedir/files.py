@@ -3,7 +3,9 @@
 import fcntl
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -182,6 +184,28 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
         # while it is held: a process that waits for the old file sees that it is another now
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Yield an empty folder for the time of the block, and delete those that killed processes have left behind.
+
+    `tempfile.TemporaryDirectory` is not told of a SIGKILL. Here a lock beside each folder says that its process lives.
+
+    Args:
+        prefix: of the folder's name; no other function makes folders with it.
+    """
+    root = Path(tempfile.gettempdir())
+    for lock in root.glob(f"{prefix}*.lock"):
+        with suppress(OSError), locked(lock, 0):  # held, or another user's
+            shutil.rmtree(lock.with_suffix(""))
+    folder = root / f"{prefix}{os.urandom(8).hex()}"
+    with locked(folder.with_suffix(".lock")):
+        folder.mkdir(0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_locked(path: Path) -> bool:

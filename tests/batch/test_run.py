@@ -69,9 +69,11 @@ def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_pat
 
 
 def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Path) -> None:
-    source, out = fill(tmp_path / "in", 40, rows=4000), tmp_path / "out"
+    source, out, temporary = fill(tmp_path / "in", 40, rows=4000), tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    environment = os.environ | {"TMPDIR": str(temporary)}
     command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "2", "--keep", "id"]
-    killed = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, env=environment)
     wait_until(lambda: len(list(out.rglob("*.parquet"))) >= 3, what="some parts are done")
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
@@ -81,14 +83,16 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
     assert 3 <= len(first) < 40
     for path in first:
         pq.read_metadata(path)  # whole
+    assert list(temporary.glob("onnxserve-batch-*"))
 
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     assert again.returncode == 0, again.stderr
     assert f"{len(first)} were there already" in again.stdout
     assert sorted(set(files(out)) - {"_SUCCESS", "_batch.json"}) == files(source)
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
     assert pq.read_table(out).num_rows == 40 * 4000
+    assert list(temporary.glob("onnxserve-*")) == []
 
 
 def test_another_model_or_input_is_refused_and_restart_begins_anew(model: Path, tmp_path: Path) -> None:

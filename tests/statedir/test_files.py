@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.statedir import FileCache, is_locked, locked, write_atomically
+from mlflow_deploy_plugin.statedir import FileCache, is_locked, locked, temporary_folder, write_atomically
 from tests.support.disk import files_of_at_most
 
 
@@ -134,3 +134,32 @@ def test_many_who_want_it_hold_it_one_after_the_other(tmp_path: Path) -> None:
 
     assert max(most) == 1
     assert len(most) == 200
+
+
+LEFT = """
+import os, signal, tempfile
+from mlflow_deploy_plugin.statedir import temporary_folder
+with temporary_folder("ours-") as folder:
+    (folder / "file").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_and_those_of_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    subprocess.run([sys.executable, "-c", LEFT], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    (tmp_path / "theirs-1").mkdir()
+    (left,) = (path for path in tmp_path.glob("ours-*") if path.is_dir())
+
+    with temporary_folder("ours-") as first:
+        assert not left.exists()
+        (first / "file").touch()
+        with temporary_folder("ours-") as second:
+            assert sorted(os.listdir(tmp_path)) == sorted(
+                [first.name, f"{first.name}.lock", second.name, f"{second.name}.lock", "theirs-1"]
+            )
+            assert os.listdir(first) == ["file"]
+
+    assert os.listdir(tmp_path) == ["theirs-1"]
