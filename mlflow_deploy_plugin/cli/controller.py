@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_deploy_plugin.cli.options import list_output_option, opened_deployments, opened_store, why_option
+from mlflow_deploy_plugin.cli.options import (
+    NumberRange,
+    list_output_option,
+    opened_deployments,
+    opened_store,
+    why_option,
+)
 from mlflow_deploy_plugin.processes import end_on_signals
 from mlflow_deploy_plugin.version import __version__
 
@@ -28,7 +34,7 @@ _LEASE_SECONDS = 15.0
 @click.command()
 @click.option(
     "--lease-seconds",
-    type=click.FloatRange(1, 3600),
+    type=NumberRange(1, 3600),
     default=15.0,
     show_default=True,
     metavar="SECONDS",
@@ -44,7 +50,7 @@ _LEASE_SECONDS = 15.0
 )
 @click.option(
     "--judge-seconds",
-    type=click.FloatRange(1, 86400),
+    type=NumberRange(1, 86400),
     default=1800.0,
     show_default=True,
     metavar="SECONDS",

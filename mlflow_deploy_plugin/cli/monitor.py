@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from mlflow_deploy_plugin.cli.options import (
+    NumberRange,
     align_columns,
     key_values,
     list_output_option,
@@ -305,7 +306,7 @@ def drift() -> None:
 )
 @click.option(
     "--false-alarm-rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
     show_default="the monitor's",
     help="Share of windows like the reference that may be called drifted.",

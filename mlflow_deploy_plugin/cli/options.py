@@ -3,6 +3,7 @@
 The deployments and the store are imported late: SQLAlchemy and MLflow take a second that `--help` should not wait for.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import Store
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class NumberRange(click.FloatRange):
+    """A range of numbers without NaN, which click takes for a number within any range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
 
 
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from mlflow_deploy_plugin.cli.options import opened_deployments, output_option, show_progress
+from mlflow_deploy_plugin.cli.options import NumberRange, opened_deployments, output_option, show_progress
 from mlflow_deploy_plugin.registry import parse_model_uri
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 )
 @click.option(
     "--wait",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

@@ -82,6 +82,21 @@ def test_a_mistake_is_one_line_with_a_way_out_and_exit_status_1(line: str, said:
 
 
 @pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("controller --lease-seconds nan", "--lease-seconds"),
+        ("promote m 1 --to Production --wait nan", "--wait"),  # of which no time would ever be up
+        ("drift run flights --false-alarm-rate nan", "--false-alarm-rate"),
+    ],
+)
+def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
+    result = typed(line)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for '{option}': 'nan' is not a number"
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
     [
         ("silence --list", "no silence holds: `onnxserve silence NAME --for 2h` makes one"),
