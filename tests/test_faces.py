@@ -23,6 +23,7 @@ import pytest
         "runtime",
         "server",
         "server.protocols",
+        "spec",
         "statedir",
         "store",
         "tabular",

@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.cli.options import (
     list_output_option,
     opened_deployments,
     opened_store,
+    option,
     why_option,
 )
 from mlflow_deploy_plugin.processes import end_on_signals
@@ -32,31 +33,28 @@ _LEASE_SECONDS = 15.0
 
 
 @click.command()
-@click.option(
+@option(
     "--lease-seconds",
     type=NumberRange(1, 3600),
     default=15.0,
-    show_default=True,
     metavar="SECONDS",
     help="Seconds without a sign of the controller after which another one takes over.",
 )
-@click.option(
+@option(
     "--judge-at-once",
     type=click.IntRange(1, 64),
     default=2,
-    show_default=True,
     metavar="COUNT",
     help="Number of windows that are judged at the same time, each in a process of its own.",
 )
-@click.option(
+@option(
     "--judge-seconds",
     type=NumberRange(1, 86400),
     default=1800.0,
-    show_default=True,
     metavar="SECONDS",
     help="Seconds that a judgement may take; a longer one is ended, and tried again later.",
 )
-@click.option(
+@option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
     metavar="PORT",
@@ -100,42 +98,37 @@ def migrate() -> None:
 
 @click.command()
 @click.argument("name")
-@click.option(
+@option(
     "--to",
     metavar="URI|VERSION",
     help="Version to bring: models:/flight-delay/7, or 7 of the model that is served now.",
 )
-@click.option(
+@option(
     "--steps",
     default="1,10,50,100",
-    show_default=True,
     metavar="PERCENT,…",
     help="Shares of the traffic, in percent, that it is given one after the other.",
 )
-@click.option(
-    "--every", default="5m", show_default=True, metavar="DURATION", help="Length of a step at least: 30s, 5m, 1h."
-)
-@click.option(
+@option("--every", default="5m", metavar="DURATION", help="Length of a step at least: 30s, 5m, 1h.")
+@option(
     "--abort-on",
     default="error_rate>1%,p99>2x",
-    show_default=True,
     metavar="CRITERIA",
     help="Criteria that roll it back: error_rate>1%, p99>2x (p50, p90, p95; or p99>250ms), disagreement>20%.",
 )
-@click.option(
+@option(
     "--min-requests",
     type=click.IntRange(min=1),
     default=100,
-    show_default=True,
     metavar="COUNT",
     help="Number of requests that the new version has to answer in each step.",
 )
 @why_option
-@click.option("--wait", is_flag=True, help="Show the progress until it has ended; run it here if no controller does.")
-@click.option("--status", "action", flag_value="status", help="Show where the last rollout is.")
-@click.option("--pause", "action", flag_value="pause", help="Keep the traffic of the step; still rolled back if bad.")
-@click.option("--resume", "action", flag_value="resume", help="Go on after --pause.")
-@click.option("--abort", "action", flag_value="abort", help="Go back to what was served before.")
+@option("--wait", is_flag=True, help="Show the progress until it has ended; run it here if no controller does.")
+@option("--status", "action", flag_value="status", help="Show where the last rollout is.")
+@option("--pause", "action", flag_value="pause", help="Keep the traffic of the step; still rolled back if bad.")
+@option("--resume", "action", flag_value="resume", help="Go on after --pause.")
+@option("--abort", "action", flag_value="abort", help="Go back to what was served before.")
 def rollout(
     name: str,
     to: str | None,
@@ -207,15 +200,13 @@ def rollout(
 
 @click.command()
 @click.argument("name")
-@click.option(
+@option(
     "--to",
     metavar="VERSION|MODEL",
     show_default="what was served before",
     help="Version to go back to, or, of an endpoint that follows nothing, its model URI.",
 )
-@click.option(
-    "--why", default="", metavar="REASON", help="Reason, kept in the audit trail and on the version in MLflow."
-)
+@option("--why", default="", metavar="REASON", help="Reason, kept in the audit trail and on the version in MLflow.")
 def rollback(name: str, to: str | None, why: str) -> None:
     """Go back to what was served before.
 
@@ -274,24 +265,24 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option(
+@option(
     "--monitor", metavar="MONITOR", show_default="the only one that has it", help="Monitor whose `retrain` says how."
 )
-@click.option(
+@option(
     "--mode",
     type=click.Choice(["full", "incremental"]),
     show_default="the monitor's",
     help="Training anew on all labelled rows, or learning the window's on top of what is served.",
 )
-@click.option(
+@option(
     "--window",
     metavar="START/END",
     show_default="the latest whole one",
     help="Window of event time in UTC whose labelled rows are learned: 2013-07-01/2013-08-01, 2013-07-01/1d.",
 )
 @why_option
-@click.option("--wait", is_flag=True, help="Show the progress until it has ended, or a rollout brings the version.")
-@click.option("--list", "listed", is_flag=True, help="Show the retrainings (of NAME), oldest first.")
+@option("--wait", is_flag=True, help="Show the progress until it has ended, or a rollout brings the version.")
+@option("--list", "listed", is_flag=True, help="Show the retrainings (of NAME), oldest first.")
 @list_output_option
 def retrain(
     name: str | None,

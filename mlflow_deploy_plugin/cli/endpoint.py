@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.cli.options import (
     key_values,
     opened_deployments,
     opened_store,
+    option,
     output_option,
     printable,
     show_lines,
@@ -35,7 +36,7 @@ _STEP = re.compile(r"step \d+ % of a rollout")
 """The reason of a change of traffic by a rollout (`controller/rollouts/controller.py`); the step has its own event."""
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
-_config = click.option(
+_config = option(
     "-C",
     "--config",
     multiple=True,
@@ -61,11 +62,10 @@ def endpoint() -> None:
 
 @endpoint.command()
 @click.argument("name")
-@click.option(
+@option(
     "-t",
     "--target",
     default="onnxserve",
-    show_default=True,
     metavar="URI",
     help="Where its server runs: onnxserve is this machine; onnxserve:/docker, onnxserve:/kubernetes/NAMESPACE.",
 )
@@ -241,16 +241,15 @@ def stop(name: str) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option(
+@option(
     "-n",
     "--lines",
     type=click.IntRange(min=1),
     default=100,
-    show_default=True,
     metavar="COUNT",
     help="Number of lines to show, the last ones.",
 )
-@click.option("-f", "--follow", is_flag=True, help="Go on with the lines to come, until the server ends or Ctrl-C.")
+@option("-f", "--follow", is_flag=True, help="Go on with the lines to come, until the server ends or Ctrl-C.")
 def logs(name: str, lines: int, follow: bool) -> None:
     """Show what the server of the deployment NAME has logged.
 
@@ -263,8 +262,8 @@ def logs(name: str, lines: int, follow: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--model", metavar="MODEL", help="Registered model whose events alone are shown; NAME may be left out.")
-@click.option(
+@option("--model", metavar="MODEL", help="Registered model whose events alone are shown; NAME may be left out.")
+@option(
     "--limit",
     type=click.IntRange(min=1),
     metavar="COUNT",

@@ -6,48 +6,46 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, output_option, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_lines, show_progress
 from mlflow_deploy_plugin.evaluation import DISTURBANCES, METRICS, parse_strengths
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.evaluation import MetricName
     from mlflow_deploy_plugin.registry import LoggedRun
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_metric_option = click.option(
+_metric_option = option(
     "--metric", type=click.Choice(METRICS), show_default="accuracy of labels, rmse of numbers", help="What may be lost."
 )
 
 
 def _result_options(under: str) -> Callable[[_Command], _Command]:
     """Return the options of the seed and of where the result goes, `under` a folder of the run's artifacts."""
-    options = [
-        click.option(
+    shared = [
+        option(
             "--seed",
             type=click.IntRange(min=0),
             default=0,
-            show_default=True,
             metavar="NUMBER",
             help="Chooses the rows, and what is random.",
         ),
-        click.option(
+        option(
             "--folder",
             type=click.Path(file_okay=False, path_type=Path),
             metavar="FOLDER",
             help="Folder for the pictures and the JSON.",
         ),
-        click.option("--log", is_flag=True, help=f"Log pictures and JSON to MODEL's run, under {under}/."),
+        option("--log", is_flag=True, help=f"Log pictures and JSON to MODEL's run, under {under}/."),
         output_option,
     ]
 
     def add(command: _Command) -> _Command:
-        for option in reversed(options):
-            command = option(command)
+        for decorate in reversed(shared):
+            command = decorate(command)
         return command
 
     return add
@@ -62,38 +60,23 @@ def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None"
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL")
-@click.option("--data", required=True, metavar="FILE", help="Rows with labels: .csv, .parquet, or arrays in .npz.")
-@click.option("--target", required=True, metavar="COLUMN", help="Column of the labels.")
+@option("--data", required=True, metavar="FILE", help="Rows with labels: .csv, .parquet, or arrays in .npz.")
+@option("--target", required=True, metavar="COLUMN", help="Column of the labels.")
 @_metric_option
-@click.option(
+@option(
     "--strengths",
     multiple=True,
     metavar="NAME[=S,S,…]",
     show_default="what fits the model",
     help=f"A disturbance, and its strengths; may be repeated. There are {', '.join(DISTURBANCES)}.",
 )
-@click.option("--original", default="", metavar="URI", help="Torch model of which MODEL was made, for fgsm and pgd.")
-@click.option(
-    "--max-rows",
-    type=click.IntRange(min=2),
-    default=2000,
-    show_default=True,
-    metavar="ROWS",
-    help="Rows that are disturbed, by the seed.",
+@option("--original", default="", metavar="URI", help="Torch model of which MODEL was made, for fgsm and pgd.")
+@option(
+    "--max-rows", type=click.IntRange(min=2), default=2000, metavar="ROWS", help="Rows that are disturbed, by the seed."
 )
 @_result_options("robustness")
 def robustness(
-    model_uri: str,
-    data: str,
-    target: str,
-    metric: str | None,
-    strengths: tuple[str, ...],
-    original: str,
-    max_rows: int,
-    seed: int,
-    folder: Path | None,
-    log: bool,
-    output: str,
+    model_uri: str, data: str, target: str, strengths: tuple[str, ...], folder: Path | None, output: str, **options: Any
 ) -> None:
     """Measure how the metric falls when rows are disturbed.
 
@@ -107,18 +90,8 @@ def robustness(
     # here: pyarrow and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.evaluation import robustness as measure
 
-    report = measure(
-        model_uri,
-        data,
-        target,
-        metric=cast("MetricName | None", metric),
-        strengths=parse_strengths(strengths) if strengths else None,
-        original=original,
-        max_rows=max_rows,
-        seed=seed,
-        log=log,
-        progress=show_progress,
-    )
+    chosen = parse_strengths(strengths) if strengths else None
+    report = measure(model_uri, data, target, strengths=chosen, progress=show_progress, **options)
     files = report.save(folder) if folder else []
     if output == "json":
         click.echo(json.dumps(report.as_dict(), indent=2))
@@ -135,40 +108,25 @@ def robustness(
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL")
-@click.option(
+@option(
     "--data", required=True, metavar="FILE", help="Rows: .csv, .parquet or .npz; `reference` is MODEL's own sample."
 )
-@click.option("--target", default="", metavar="COLUMN", help="Column of the labels, for permutation importance.")
+@option("--target", default="", metavar="COLUMN", help="Column of the labels, for permutation importance.")
 @_metric_option
-@click.option(
-    "--max-rows",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    metavar="ROWS",
-    help="Rows that are explained, by the seed.",
+@option(
+    "--max-rows", type=click.IntRange(min=1), default=100, metavar="ROWS", help="Rows that are explained, by the seed."
 )
-@click.option(
+@option(
     "--max-evals",
     type=click.IntRange(min=1),
     show_default="ten pairs of permutations",
     metavar="NUMBER",
     help="Evaluations of the model a row.",
 )
-@click.option("--contributions", metavar="FILE", help="File for each row's contributions: .csv, .jsonl or .parquet.")
+@option("--contributions", metavar="FILE", help="File for each row's contributions: .csv, .jsonl or .parquet.")
 @_result_options("explain")
 def explain(
-    model_uri: str,
-    data: str,
-    target: str,
-    metric: str | None,
-    max_rows: int,
-    max_evals: int | None,
-    contributions: str | None,
-    seed: int,
-    folder: Path | None,
-    log: bool,
-    output: str,
+    model_uri: str, data: str, target: str, contributions: str | None, folder: Path | None, output: str, **options: Any
 ) -> None:
     """Measure what each column contributes to predictions.
 
@@ -186,17 +144,7 @@ def explain(
 
     if contributions:
         contributions_format(contributions)  # before the work
-    found = explain_file(
-        model_uri,
-        data,
-        target,
-        metric=cast("MetricName | None", metric),
-        max_rows=max_rows,
-        max_evals=max_evals,
-        seed=seed,
-        log=log,
-        progress=show_progress,
-    )
+    found = explain_file(model_uri, data, target, progress=show_progress, **options)
     if contributions:
         found.write_contributions(contributions)
     files = found.save(folder) if folder else []

@@ -1,11 +1,11 @@
 """`onnxserve export`, `build-docker`, `render`: a version as files or an image, an endpoint for other systems."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mlflow_deploy_plugin.cli.options import key_values, opened_store, read_spec_file, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import key_values, opened_store, option, read_spec_file, show_lines, show_progress
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Place
 from mlflow_deploy_plugin.registry import default_endpoint_name, parse_model_uri
@@ -19,15 +19,8 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite", "savedmodel")
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@click.option(
-    "--format",
-    "export_format",
-    type=click.Choice(_FORMATS),
-    default="onnx",
-    show_default=True,
-    help="Form of the export.",
-)
-@click.option(
+@option("--format", "export_format", type=click.Choice(_FORMATS), default="onnx", help="Form of the export.")
+@option(
     "-o",
     "--output-path",
     required=True,
@@ -35,25 +28,17 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite", "savedmodel")
     metavar="FILE",
     help="File to write; a folder for a bundle, or for a wheel under its own name.",
 )
-@click.option(
+@option(
     "--rows",
     type=click.Path(path_type=Path),
     metavar="FILE",
     show_default="the model's own example",
     help="Rows for the proof: CSV, JSON, JSON Lines or Parquet.",
 )
-@click.option("--name", metavar="NAME", show_default="the model's", help="Name of the wheel's package.")
-@click.option("--wheels", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder whose wheels a bundle gets.")
-@click.option("--download-wheels", is_flag=True, help="Fetch onnxruntime and numpy with pip, into a bundle.")
-def export(
-    model_uri: str,
-    export_format: str,
-    output_path: Path,
-    rows: Path | None,
-    name: str | None,
-    wheels: Path | None,
-    download_wheels: bool,
-) -> None:
+@option("--name", metavar="NAME", show_default="the model's", help="Name of the wheel's package.")
+@option("--wheels", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder whose wheels a bundle gets.")
+@option("--download-wheels", is_flag=True, help="Fetch onnxruntime and numpy with pip, into a bundle.")
+def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any) -> None:
     """Export a version as files that do without onnxserve.
 
     \b
@@ -67,30 +52,22 @@ def export(
     # here: onnx and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.exporter import export as export_model
 
-    made = export_model(
-        model_uri,
-        cast("ExportFormat", export_format),
-        output_path,
-        rows=rows,
-        name=name,
-        wheels=wheels,
-        download_wheels=download_wheels,
-    )
+    made = export_model(model_uri, export_format, output_path, **options)
     difference = f", numbers within {made.max_error:.1g}" if made.max_error else ""
     click.echo(f"{made.name} version {made.version}: {made.path}, proven on {made.rows} rows{difference}")
 
 
 @click.command()
-@click.option("-m", "--model-uri", required=True, metavar="URI", help="Model to serve, e.g. models:/flight-delay/3.")
-@click.option("-n", "--name", metavar="NAME:TAG", help="Name of the image, with its registry if it is pushed.")
-@click.option("--gpu", is_flag=True, help="Serve on a GPU: CUDA's libraries are in the image.")
-@click.option("--follow", is_flag=True, help="Leave the model out: the server follows URI in the registry.")
-@click.option("--push", is_flag=True, help="Push the image. ECR is logged in to with your AWS credentials.")
-@click.option("--pull", is_flag=True, help="Build the server's image anew, on the newest base image.")
-@click.option("--sbom", type=click.Path(path_type=Path), metavar="FILE", help="File for the packages, as CycloneDX.")
-@click.option("--base-image", metavar="IMAGE", help="Image with Python 3.11 or newer, to build the server's image on.")
-@click.option("--server-image", metavar="IMAGE", help="Server's image that there is, instead of building one.")
-@click.option("--dry-run", is_flag=True, help="Print what Docker would get, and build nothing.")
+@option("-m", "--model-uri", required=True, metavar="URI", help="Model to serve, e.g. models:/flight-delay/3.")
+@option("-n", "--name", metavar="NAME:TAG", help="Name of the image, with its registry if it is pushed.")
+@option("--gpu", is_flag=True, help="Serve on a GPU: CUDA's libraries are in the image.")
+@option("--follow", is_flag=True, help="Leave the model out: the server follows URI in the registry.")
+@option("--push", is_flag=True, help="Push the image. ECR is logged in to with your AWS credentials.")
+@option("--pull", is_flag=True, help="Build the server's image anew, on the newest base image.")
+@option("--sbom", type=click.Path(path_type=Path), metavar="FILE", help="File for the packages, as CycloneDX.")
+@option("--base-image", metavar="IMAGE", help="Image with Python 3.11 or newer, to build the server's image on.")
+@option("--server-image", metavar="IMAGE", help="Server's image that there is, instead of building one.")
+@option("--dry-run", is_flag=True, help="Print what Docker would get, and build nothing.")
 def build_docker(
     model_uri: str,
     name: str | None,
@@ -99,9 +76,8 @@ def build_docker(
     push: bool,
     pull: bool,
     sbom: Path | None,
-    base_image: str | None,
-    server_image: str | None,
     dry_run: bool,
+    **images: str | None,
 ) -> None:
     """Build an image that serves a model.
 
@@ -121,9 +97,7 @@ def build_docker(
         raise click.UsageError("Missing option '-n' / '--name'.")
     if sbom is not None and not sbom.parent.is_dir():
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
-    with planned_image(
-        model_uri, device="gpu" if gpu else "cpu", follow=follow, base_image=base_image, server_image=server_image
-    ) as plan:
+    with planned_image(model_uri, device="gpu" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
             if plan.server is not None:
                 show_lines(
@@ -143,14 +117,12 @@ def build_docker(
 
 
 @click.command()
-@click.option("--for", "format_name", required=True, type=click.Choice(list(FORMATS)), help="Form of the documents.")
-@click.option("-n", "--name", metavar="NAME", help="Endpoint: a stored one, or with -m the name of a new one.")
-@click.option("-m", "--model-uri", metavar="URI", help="Model of a new endpoint.")
-@click.option(
-    "--spec", "spec_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML file with one endpoint."
-)
-@click.option("--namespace", default="default", show_default=True, metavar="NAME", help="Namespace in Kubernetes.")
-@click.option(
+@option("--for", "format_name", required=True, type=click.Choice(list(FORMATS)), help="Form of the documents.")
+@option("-n", "--name", metavar="NAME", help="Endpoint: a stored one, or with -m the name of a new one.")
+@option("-m", "--model-uri", metavar="URI", help="Model of a new endpoint.")
+@option("--spec", "spec_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML file with one endpoint.")
+@option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
+@option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -158,7 +130,7 @@ def build_docker(
     show_default="they are printed",
     help="Folder that the files are written to.",
 )
-@click.option("-C", "--config", multiple=True, metavar="KEY=VALUE", help="Field to set; may be given again.")
+@option("-C", "--config", multiple=True, metavar="KEY=VALUE", help="Field to set; may be given again.")
 def render(
     format_name: str,
     name: str | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, opened_store, output_option, show_lines, why_option
+from mlflow_deploy_plugin.cli.options import align_columns, opened_store, option, output_option, show_lines, why_option
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean
 from mlflow_deploy_plugin.spec import RATE, empty_endpoint
 from mlflow_deploy_plugin.statedir import Scope
@@ -29,17 +29,16 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option(
+@option(
     "--scope",
     "scopes",
     multiple=True,
     type=click.Choice(_SCOPES),
     default=("infer",),
-    show_default=True,
     help="Allows predictions, explanations and feedback (infer); metrics, metadata and pages (read); loading and "
     "unloading (admin). May be given again.",
 )
-@click.option(
+@option(
     "--endpoint",
     "endpoints",
     multiple=True,
@@ -47,8 +46,8 @@ def keys() -> None:
     show_default="all",
     help="Endpoint that it holds for; may be given again.",
 )
-@click.option("--expires", metavar="DURATION", show_default="never", help="Length of its life: 12h, 90d.")
-@click.option(
+@option("--expires", metavar="DURATION", show_default="never", help="Length of its life: 12h, 90d.")
+@option(
     "--limit",
     "limits",
     multiple=True,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import opened_store, output_option, printable, show_lines
+from mlflow_deploy_plugin.cli.options import opened_store, option, output_option, printable, show_lines
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer, values_of
 
@@ -28,7 +28,7 @@ _MEMORY_BYTES = 2 * 2**30
 _HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 _HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
 """The columns that a table for people leaves out by default: they are for programs."""
-_since = click.option(
+_since = option(
     "--since",
     "--window",
     "since",
@@ -37,7 +37,7 @@ _since = click.option(
     help="Begin: so long before now by the time of receipt (90s, 1h, 7d); or an event time in UTC (2013-07-01T12:00), "
     "or a whole window of it (2013-07-01/1d).",
 )
-_until = click.option(
+_until = option(
     "--until", metavar="WHEN", show_default="no end", help="End, excluded: so long before now, or an event time in UTC."
 )
 
@@ -52,25 +52,21 @@ def log() -> None:
 @click.argument("file", default="-")
 @_since
 @_until
-@click.option("--where", metavar="SQL", default="", help="Condition on the columns.")
-@click.option("--select", metavar="SQL", default="", show_default="every column", help="Columns and expressions.")
-@click.option(
-    "--order-by", metavar="SQL", default="", show_default="as the hours follow", help="Order, as _event_time DESC."
-)
-@click.option("--sql", metavar="SQL", default="", help="Whole SELECT over the table log, instead of those three.")
-@click.option(
-    "--labels/--no-labels", default=True, show_default=True, help="Columns _label and _label_number, or none of them."
-)
-@click.option("--shadows", is_flag=True, help="Show also what shadows answered.")
-@click.option("--failed", is_flag=True, help="Show the requests that got no answer instead; _status says why not.")
-@click.option(
+@option("--where", metavar="SQL", default="", help="Condition on the columns.")
+@option("--select", metavar="SQL", default="", show_default="every column", help="Columns and expressions.")
+@option("--order-by", metavar="SQL", default="", show_default="as the hours follow", help="Order, as _event_time DESC.")
+@option("--sql", metavar="SQL", default="", help="Whole SELECT over the table log, instead of those three.")
+@option("--labels/--no-labels", default=True, help="Columns _label and _label_number, or none of them.")
+@option("--shadows", is_flag=True, help="Show also what shadows answered.")
+@option("--failed", is_flag=True, help="Show the requests that got no answer instead; _status says why not.")
+@option(
     "--limit",
     type=click.IntRange(min=0),
     metavar="ROWS",
     show_default=f"{_TABLE_ROWS} in a table",
     help="Number of rows at most.",
 )
-@click.option(
+@option(
     "-o",
     "--output",
     type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
@@ -188,8 +184,8 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
 
 @log.command()
 @click.argument("name")
-@click.option("--keep", required=True, metavar="DURATION", help="Age up to which rows and labels stay: 90d, 12h.")
-@click.option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
+@option("--keep", required=True, metavar="DURATION", help="Age up to which rows and labels stay: 90d, 12h.")
+@option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 def expire(name: str, keep: str, dry_run: bool) -> None:
     """Delete what was captured of the endpoint NAME long ago.
 

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.cli.options import (
     list_output_option,
     opened_deployments,
     opened_store,
+    option,
     output_option,
     show_lines,
     show_progress,
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
-_monitor_option = click.option(
+_monitor_option = option(
     "--monitor",
     "monitor_name",
     metavar="MONITOR",
     show_default="the only one; where there is none, a daily one of drift",
     help="Monitor of the endpoint to judge by.",
 )
-_window_option = click.option(
+_window_option = option(
     "--window",
     metavar="START/END",
     show_default="the latest whole one of the monitor's length that has rows",
@@ -114,14 +115,13 @@ def list_(name: str | None, output: str) -> None:
 @click.argument("name")
 @_monitor_option
 @_window_option
-@click.option(
+@option(
     "--engine",
     type=click.Choice(["local", "spark"]),
     default="local",
-    show_default=True,
     help="Place where rows are counted: this process, or Spark for a log beyond this machine, with the same numbers.",
 )
-@click.option(
+@option(
     "--due",
     is_flag=True,
     help="Judge all windows that are due, as the controller does, with its alerts and retrainings. For a CronJob.",
@@ -176,14 +176,14 @@ def resume(name: str, monitor_name: str, why: str) -> None:
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@click.option(
+@option(
     "--from",
     "begin",
     required=True,
     metavar="TIME",
     help="Begin of the interval, in UTC: 2013-07-01 or 2013-07-01T12:00.",
 )
-@click.option("--to", "end", metavar="TIME", show_default="now", help="End of the interval, excluded.")
+@option("--to", "end", metavar="TIME", show_default="now", help="End of the interval, excluded.")
 def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     """Judge the windows of an interval that were not judged yet.
 
@@ -216,29 +216,23 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@click.option(
-    "--kind",
-    type=click.Choice(get_args(MonitorKind)),
-    default="drift",
-    show_default=True,
-    help="Kind of the judgement.",
-)
-@click.option("--every", metavar="DURATION", show_default="1d", help="Length of a window in event time: 30m, 1h, 1d.")
-@click.option(
+@option("--kind", type=click.Choice(get_args(MonitorKind)), default="drift", help="Kind of the judgement.")
+@option("--every", metavar="DURATION", show_default="1d", help="Length of a window in event time: 30m, 1h, 1d.")
+@option(
     "--schedule",
     metavar="CRONTAB",
     show_default="when a window is over",
     help="Times when it is judged, as crontab says them: '15 6 * * *'.",
 )
-@click.option("--time-zone", metavar="ZONE", show_default="UTC", help="Time zone of the schedule: Europe/Berlin.")
-@click.option(
+@option("--time-zone", metavar="ZONE", show_default="UTC", help="Time zone of the schedule: Europe/Berlin.")
+@option(
     "--reference",
     metavar="REFERENCE",
     show_default="training",
     help="Data that a window is compared with: training, rolling:7d, window:START/END or dataset:URI.",
 )
-@click.option("--require", metavar="CRITERIA", help="Criteria that must hold: accuracy>=0.8,f1>=0.7.")
-@click.option(
+@option("--require", metavar="CRITERIA", help="Criteria that must hold: accuracy>=0.8,f1>=0.7.")
+@option(
     "-C",
     "--config",
     multiple=True,
@@ -290,21 +284,21 @@ def drift() -> None:
 @click.argument("name")
 @_window_option
 @_monitor_option
-@click.option(
+@option(
     "--rows",
     metavar="FILE",
     help="Rows that are judged instead of captured ones, Parquet or CSV. NAME then says only where the report goes: "
     "to the experiment onnxserve/NAME.",
 )
-@click.option("--reference", metavar="FILE", help="Rows that --rows are compared with, as the training rows.")
-@click.option(
+@option("--reference", metavar="FILE", help="Rows that --rows are compared with, as the training rows.")
+@option(
     "--min-rows",
     type=click.IntRange(min=1),
     metavar="ROWS",
     show_default="the monitor's",
     help="Number of rows below which a window is not judged.",
 )
-@click.option(
+@option(
     "--false-alarm-rate",
     type=NumberRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
@@ -346,17 +340,17 @@ def run_drift(
 
 @click.command()
 @click.argument("name", required=False)
-@click.option(
+@option(
     "--monitor",
     default="",
     metavar="MONITOR",
     show_default="all of the endpoint's",
     help="Monitor whose alerts are held back.",
 )
-@click.option("--for", "length", metavar="DURATION", help="Length from now on: 30m, 2h, 7d.")
+@option("--for", "length", metavar="DURATION", help="Length from now on: 30m, 2h, 7d.")
 @why_option
-@click.option("--list", "is_asked", is_flag=True, help="Show the silences that hold, of NAME or of all.")
-@click.option(
+@option("--list", "is_asked", is_flag=True, help="Show the silences that hold, of NAME or of all.")
+@option(
     "--remove",
     "number",
     type=click.IntRange(min=1),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from mlflow_deploy_plugin.cli.options import align_columns, output_option, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_lines, show_progress
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 
 if TYPE_CHECKING:
@@ -18,54 +18,47 @@ _SHOWN_NODES = 10
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@click.option("--int8", type=click.Choice(["dynamic", "static"]), help="Weights of 8 bits; static: activations too.")
-@click.option("--fp16", is_flag=True, help="Weights of 16 bits, with 32 where numbers overflow.")
-@click.option(
-    "--prune", type=float, metavar="SHARE", help="Share of the smallest weights of each layer to set to zero."
-)
-@click.option("--auto", is_flag=True, help="Try all forms; register the fastest within the limit, or none.")
-@click.option(
+@option("--int8", type=click.Choice(["dynamic", "static"]), help="Weights of 8 bits; static: activations too.")
+@option("--fp16", is_flag=True, help="Weights of 16 bits, with 32 where numbers overflow.")
+@option("--prune", type=float, metavar="SHARE", help="Share of the smallest weights of each layer to set to zero.")
+@option("--auto", is_flag=True, help="Try all forms; register the fastest within the limit, or none.")
+@option(
     "--rows",
     type=int,
     metavar="ROWS",
     show_default="all three",
     help="Rows of a request, 1, 8 or 1000, that --auto decides by.",
 )
-@click.option(
+@option(
     "--data",
     default="",
     metavar="FILE",
     show_default="the dataset of the gate policy, else the reference beside the model",
     help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half calibrate, half measure the loss.",
 )
-@click.option("--target", default="", metavar="COLUMN", help="Column of --data that holds the labels.")
-@click.option(
+@option("--target", default="", metavar="COLUMN", help="Column of --data that holds the labels.")
+@option(
     "--metric",
     type=click.Choice(["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]),
     show_default="accuracy, of numbers rmse",
     help="Metric of labelled rows.",
 )
-@click.option(
+@option(
     "--max-loss",
     type=float,
     metavar="LOSS",
     default=0.01,
-    show_default=True,
     help="Largest loss: of the metric; without labels, of equal answers, or of values as a share of their spread.",
 )
-@click.option(
+@option(
     "--original",
     default="",
     metavar="URI",
     show_default="the one that the version names",
     help="Torch model in MLflow that it was made from: --prune then trains on.",
 )
-@click.option(
-    "--epochs", type=click.IntRange(1), metavar="PASSES", default=10, show_default=True, help="Passes of that training."
-)
-@click.option(
-    "--register", metavar="NAME", show_default="the model itself", help="Registered model of the new version."
-)
+@option("--epochs", type=click.IntRange(1), metavar="PASSES", default=10, help="Passes of that training.")
+@option("--register", metavar="NAME", show_default="the model itself", help="Registered model of the new version.")
 @output_option
 def optimize(
     model_uri: str,
@@ -73,15 +66,11 @@ def optimize(
     fp16: bool,
     prune: float | None,
     auto: bool,
-    rows: int | None,
     data: str,
     target: str,
     metric: Any,
-    max_loss: float,
-    original: str,
-    epochs: int,
-    register: str | None,
     output: str,
+    **options: Any,
 ) -> None:
     """Make a version smaller or faster, and measure what it loses.
 
@@ -102,13 +91,9 @@ def optimize(
         model_uri,
         ALL_RECIPES if auto else (Recipe(int8, fp16, prune),),
         is_auto=auto,
-        rows=rows,
         evaluation=(data, target, metric),
-        max_loss=max_loss,
-        original=original,
-        epochs=epochs,
-        register=register,
         progress=show_progress,
+        **options,
     )
     if output == "json":
         click.echo(orjson.dumps(done.as_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
@@ -142,17 +127,17 @@ def _form_cells(form: "MeasuredForm") -> tuple[str, ...]:
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@click.option("--rows", type=int, metavar="ROWS", default=1, show_default=True, help="Rows of a request.")
-@click.option(
+@option("--rows", type=int, metavar="ROWS", default=1, help="Rows of a request.")
+@option(
     "--data",
     default="",
     metavar="FILE",
     show_default="the reference beside the model, else zeros",
     help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN).",
 )
-@click.option("--log", is_flag=True, help="Keep the profile and a picture of it in the run of the version.")
+@option("--log", is_flag=True, help="Keep the profile and a picture of it in the run of the version.")
 @output_option
-def profile(model_uri: str, rows: int, data: str, log: bool, output: str) -> None:
+def profile(model_uri: str, output: str, **options: Any) -> None:
     """Show where the time of a version goes.
 
     Each operator and node is listed with its share, and then what could be changed. ONNX Runtime's profiler measures
@@ -164,7 +149,7 @@ def profile(model_uri: str, rows: int, data: str, log: bool, output: str) -> Non
     """
     from mlflow_deploy_plugin.optimization import profile as run  # here: MLflow and pandas take seconds
 
-    done = run(model_uri, rows=rows, data=data, log=log)
+    done = run(model_uri, **options)
     show_lines([json.dumps(done.as_dict(), indent=2)] if output == "json" else _profile_lines(done))
 
 

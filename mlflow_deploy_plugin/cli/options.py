@@ -30,14 +30,21 @@ class NumberRange(click.FloatRange):
         return number
 
 
+def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
+    """Return click's option of these names, whose help shows its default, unless that is empty or a flag's."""
+    default = attributes.get("default")
+    attributes.setdefault("show_default", default is not False and default not in (None, ""))
+    return click.option(*names, **attributes)
+
+
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
     """Return the option -o of these formats, of which text is the default."""
-    return click.option("-o", "--output", type=click.Choice(formats), default="text", show_default=True, help=help)
+    return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
 
 
 output_option = format_option("Format of the answer: lines for people, or JSON for programs.", "text", "json")
 list_output_option = format_option("Format of what --list shows.", "text", "json")
-why_option = click.option(
+why_option = option(
     "--why", default="", metavar="REASON", help="Reason, kept in the audit trail (`onnxserve history NAME`)."
 )
 

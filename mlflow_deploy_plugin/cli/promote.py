@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from mlflow_deploy_plugin.cli.options import NumberRange, opened_deployments, output_option, show_progress
+from mlflow_deploy_plugin.cli.options import NumberRange, opened_deployments, option, output_option, show_progress
 from mlflow_deploy_plugin.registry import parse_model_uri
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ServedAfterPromotion:
 @click.command()
 @click.argument("model")
 @click.argument("version")
-@click.option(
+@option(
     "--policy",
     "policy_file",
     type=click.Path(path_type=Path),
@@ -55,7 +55,7 @@ class ServedAfterPromotion:
     help="YAML file of the policy. One that differs from the model's own is tried out: its verdict is not written on "
     "the version.",
 )
-@click.option(
+@option(
     "--against",
     metavar="URI",
     show_default="the version in the gated stage",
@@ -96,25 +96,22 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 @click.command()
 @click.argument("model")
 @click.argument("version")
-@click.option(
+@option(
     "--to", "to", required=True, metavar="STAGE|@ALIAS", help="Stage (Production, Staging, …) or alias (@champion)."
 )
-@click.option("--force", is_flag=True, help="Promote it whatever the gate says; needs --why, and is recorded.")
-@click.option(
-    "--why", default="", metavar="REASON", help="Reason, kept in the audit trail, and on a version that is forced."
-)
-@click.option(
+@option("--force", is_flag=True, help="Promote it whatever the gate says; needs --why, and is recorded.")
+@option("--why", default="", metavar="REASON", help="Reason, kept in the audit trail, and on a version that is forced.")
+@option(
     "--policy",
     "policy_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="YAML file of the gate policy, for a model without one of its own.",
 )
-@click.option(
+@option(
     "--wait",
     type=NumberRange(min=0),
     default=60.0,
-    show_default=True,
     metavar="SECONDS",
     help="Seconds to wait until the deployments of this machine that follow the stage or alias serve it.",
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import key_values, read_spec_file
+from mlflow_deploy_plugin.cli.options import key_values, option, read_spec_file
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
@@ -21,45 +21,45 @@ _log = logging.getLogger(__name__)
 
 
 @click.command()
-@click.option(
+@option(
     "-m",
     "--model-uri",
     metavar="URI",
     help="Model to serve, e.g. models:/flight-delay/Production (followed) or a folder.",
 )
-@click.option(
+@option(
     "--spec",
     "spec_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="YAML file whose endpoints are served instead. A change of it is served too, but for its `server` part.",
 )
-@click.option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
-@click.option(
+@option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
+@option(
     "-p", "--port", type=int, metavar="PORT", show_default="the first free one from 8080 up", help="Port to listen on."
 )
-@click.option("-w", "--workers", type=int, metavar="COUNT", show_default="1", help="Number of worker processes.")
-@click.option("--name", metavar="NAME", show_default="the model's", help="Name of the endpoint.")
-@click.option(
+@option("-w", "--workers", type=int, metavar="COUNT", show_default="1", help="Number of worker processes.")
+@option("--name", metavar="NAME", show_default="the model's", help="Name of the endpoint.")
+@option(
     "--device",
     metavar="DEVICE",
     show_default="cpu",
     help="Device of ONNX Runtime: cpu, cuda or tensorrt; the last two refuse to fall back.",
 )
-@click.option(
+@option(
     "--insecure",
     is_flag=True,
     help="Listen beyond this machine for callers without a key. Otherwise that needs -C server.api_keys=true.",
 )
-@click.option("--no-follow", is_flag=True, help="Resolve a stage or alias once, and do not follow it.")
-@click.option(
+@option("--no-follow", is_flag=True, help="Resolve a stage or alias once, and do not follow it.")
+@option(
     "-C",
     "--config",
     multiple=True,
     metavar="KEY=VALUE",
     help="Field to set, e.g. server.threads=8; may be given again. `mlflow deployments help -t onnxserve` lists them.",
 )
-@click.option(
+@option(
     "--state-dir",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
@@ -109,9 +109,9 @@ def serve(
         "device": settings.device or None,
         "insecure": settings.insecure or is_in_cloud or None,  # a cloud authenticates callers itself
     }
-    for option, default in defaults.items():
-        if default is not None and option not in first.server.model_fields_set:
-            changes.setdefault(f"server.{option}", default)
+    for name_of_field, default in defaults.items():
+        if default is not None and name_of_field not in first.server.model_fields_set:
+            changes.setdefault(f"server.{name_of_field}", default)
     first = apply_config(first, changes)
     require_device(first.server.device, first.server.device_ids)
     configure_logging(settings, "serve")

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, output_option, printable, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, printable, show_lines, show_progress
 from mlflow_deploy_plugin.tabular import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
@@ -16,50 +16,38 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "--register", metavar="NAME", show_default="that of MODEL", help="Registered model that gets the new version."
-)
-@click.option(
+@option("--register", metavar="NAME", show_default="that of MODEL", help="Registered model that gets the new version.")
+@option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="FILE",
     show_default="the model's input example, else rows made up from its signature",
     help="Rows for the proof and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are left out.",
 )
-@click.option(
+@option(
     "-t",
     "--content-type",
     type=click.Choice(FILE_FORMATS),
     show_default="by FILE's name",
     help="Format of the file of rows.",
 )
-@click.option(
+@option(
     "--predict-fn",
+    "pyfunc_predict_fn",
     type=click.Choice(["predict", "predict_proba"]),
     show_default="as the model answers",
     help="What the new version answers: labels and values, or probabilities.",
 )
-@click.option(
+@option(
     "--parity",
     type=click.Choice(["require", "warn"]),
     default="require",
-    show_default=True,
     help="Refuse a form that answers otherwise, or register it in the state `warned`.",
 )
-@click.option("--allow-pickle", is_flag=True, help="Load a joblib or pickle file, which can run any code.")
-@click.option("--dry-run", is_flag=True, help="Convert and prove, and register nothing.")
+@option("--allow-pickle", is_flag=True, help="Load a joblib or pickle file, which can run any code.")
+@option("--dry-run", is_flag=True, help="Convert and prove, and register nothing.")
 @output_option
-def wrap(
-    model: str,
-    register: str | None,
-    data: Path | None,
-    content_type: FileFormat | None,
-    predict_fn: Literal["predict", "predict_proba"] | None,
-    parity: Literal["require", "warn"],
-    allow_pickle: bool,
-    dry_run: bool,
-    output: str,
-) -> None:
+def wrap(model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any) -> None:
     """Turn a registered model into the next version, as checked ONNX.
 
     MODEL is a version that any of MLflow's flavors has logged; a run's model, the folder of an MLmodel file, or a
@@ -75,16 +63,8 @@ def wrap(
     # here: MLflow, pandas and ONNX take seconds that `--help` should not wait for
     from mlflow_deploy_plugin.flavor import read_rows, wrap_registered
 
-    made = wrap_registered(
-        model,
-        register,
-        data=None if data is None else read_rows(data, content_type),
-        pyfunc_predict_fn=predict_fn,
-        parity=parity,
-        allow_pickle=allow_pickle,
-        dry_run=dry_run,
-        progress=show_progress,
-    )
+    rows = None if data is None else read_rows(data, content_type)
+    made = wrap_registered(model, data=rows, progress=show_progress, **options)
     if output == "json":
         click.echo(json.dumps(_as_json(made), indent=2))
     else:
