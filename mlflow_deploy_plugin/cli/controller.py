@@ -1,10 +1,8 @@
 """`onnxserve controller`, and what it works on: `rollout` and `rollback` of versions, and `retrain`."""
 
-import json
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +13,7 @@ from mlflow_deploy_plugin.cli.options import (
     opened_deployments,
     opened_store,
     option,
+    show_json,
     why_option,
 )
 from mlflow_deploy_plugin.processes import end_on_signals
@@ -318,9 +317,7 @@ def retrain(
         if listed:
             found = Retrainings(deployments.store).find(name)
             if output == "json":
-                click.echo(
-                    json.dumps([asdict(one) for one in found], default=lambda value: value.isoformat(), indent=1)
-                )
+                show_json(found)
             elif not found:
                 click.echo(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
             else:

@@ -3,7 +3,6 @@
 `mlflow deployments create-endpoint` raises a TypeError in MLflow itself; `onnxserve endpoint create` takes its place.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from mlflow_deploy_plugin.cli.options import (
     option,
     output_option,
     printable,
+    show_json,
     show_lines,
     unknown_endpoint,
     why_option,
@@ -152,7 +152,7 @@ def list_endpoints(output: str) -> None:
     with opened_deployments() as deployments:
         found = summarize_endpoints(deployments)
     if output == "json":
-        click.echo(json.dumps(found))
+        show_json(found)
         return
     if not found:
         click.echo("there are no endpoints: `onnxserve endpoint create NAME` makes one")
@@ -194,10 +194,7 @@ def list_(output: str) -> None:
     if output == "json":
         from mlflow_deploy_plugin.cli.monitor import monitor_document
 
-        documents = [
-            {**one, "monitors": [monitor_document(mine) for mine in of_endpoint[one["name"]]]} for one in found
-        ]
-        click.echo(json.dumps(documents))
+        show_json([{**one, "monitors": [*map(monitor_document, of_endpoint[one["name"]])]} for one in found])
         return
     if not found:
         click.echo(f"there are no deployments: `{_CREATE}` makes one")
@@ -304,7 +301,7 @@ def _show(observed: Any, output: str) -> None:
 
     described = describe_endpoint(observed)
     if output == "json":
-        click.echo(json.dumps(described))
+        show_json(described)
         return
     click.echo(f"{described['name']}: {described['state']}{' at ' + described['url'] if described['url'] else ''}")
     rows = []

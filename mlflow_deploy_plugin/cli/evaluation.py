@@ -3,14 +3,13 @@
 `onnxserve explain`: the contributions of columns to the predictions for a file, and how important they are.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_json, show_lines, show_progress
 from mlflow_deploy_plugin.evaluation import DISTURBANCES, METRICS, parse_strengths
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def robustness(
     report = measure(model_uri, data, target, strengths=chosen, progress=show_progress, **options)
     files = report.save(folder) if folder else []
     if output == "json":
-        click.echo(json.dumps(report.as_dict(), indent=2))
+        show_json(report.as_dict())
         return
     show_lines(align_columns(report.table()))
     show_lines({one.disturbance: f"{one.disturbance}: {one.refusal}" for one in report.points if one.refusal}.values())
@@ -149,7 +148,7 @@ def explain(
         found.write_contributions(contributions)
     files = found.save(folder) if folder else []
     if output == "json":
-        click.echo(json.dumps(found.as_dict(), indent=2, default=str))
+        show_json(found.as_dict())
         return
     table = found.table()
     show_lines(align_columns(table))

@@ -1,13 +1,21 @@
 """`onnxserve keys`: the API keys of servers with `server.api_keys`."""
 
-import json
 import re
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, opened_store, option, output_option, show_lines, why_option
+from mlflow_deploy_plugin.cli.options import (
+    align_columns,
+    opened_store,
+    option,
+    output_option,
+    show_json,
+    show_lines,
+    why_option,
+)
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean
 from mlflow_deploy_plugin.spec import RATE, empty_endpoint
 from mlflow_deploy_plugin.statedir import Scope
@@ -87,7 +95,7 @@ def create(
         except OverflowError:
             raise InvalidConfig(f"--expires {expires} ends after the year 9999") from None
     if output == "json":
-        click.echo(json.dumps({**_document(key), "key": text}))
+        show_json({**_document(key), "key": text})
         return
     click.echo("shown once, and kept by nobody but you:", err=True)
     click.echo(text)
@@ -102,7 +110,7 @@ def list_keys(output: str) -> None:
 
         found, now = ApiKeys(store).created(), store.now()
     if output == "json":
-        click.echo(json.dumps([_document(key) for key in found]))
+        show_json([*map(_document, found)])
         return
     if not found:
         click.echo("there are no keys: `onnxserve keys create NAME` makes one")
@@ -151,13 +159,6 @@ def revoke(name: str, why: str) -> None:
 
 
 def _document(key: "ApiKey") -> dict[str, object]:
-    return {
-        "name": key.name,
-        "scopes": list(key.scopes),
-        "endpoints": list(key.endpoints) or None,
-        "limits": list(key.limits),
-        "actor": key.actor,
-        "created_at": key.created_at.isoformat(),
-        "expires_at": key.expires_at and key.expires_at.isoformat(),
-        "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
-    }
+    document = {**asdict(key), "endpoints": key.endpoints or None}
+    del document["digest"]
+    return document

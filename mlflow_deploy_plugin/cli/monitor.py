@@ -3,10 +3,9 @@
 `onnxserve silence NAME --for 2h`: hold the alerts of an endpoint back for a while.
 """
 
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,6 +20,7 @@ from mlflow_deploy_plugin.cli.options import (
     opened_store,
     option,
     output_option,
+    show_json,
     show_lines,
     show_progress,
     why_option,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
+_SHOWN = ("start", "end", "revision", "by_hand", "state", "verdict", "reason", "rows", "attempts", "run_id", "run_url")
+"""The fields of a window that JSON has."""
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
 _monitor_option = option(
     "--monitor",
@@ -87,7 +89,7 @@ def list_(name: str | None, output: str) -> None:
         for unreadable in deployments.store.unreadable() if name is None else ():
             click.echo(unreadable.reason, err=True)
     if output == "json":
-        click.echo(json.dumps([monitor_document(one) for one in found]))
+        show_json([*map(monitor_document, found)])
         return
     if not found:
         click.echo(f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one")
@@ -387,18 +389,7 @@ def silence(
             if not active and output == "text":
                 click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
             if output == "json":
-                shown = [
-                    {
-                        "id": one.id,
-                        "endpoint": one.endpoint,
-                        "monitor": one.monitor or None,
-                        "until": one.until.isoformat(),
-                        "actor": one.actor,
-                        "why": one.why,
-                    }
-                    for one in active
-                ]
-                click.echo(json.dumps(shown))
+                show_json([{**asdict(one), "monitor": one.monitor or None} for one in active])
             else:
                 show_lines(map(_silence_line, active))
         elif number is not None:
@@ -446,11 +437,10 @@ def _judge(request: "WindowRequest") -> "EvaluatedWindow":
 
 
 def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: str) -> None:
-    """Print the result in lines or as JSON."""
     if output == "json":
-        click.echo(json.dumps(result_document(stored, evaluated)))
-        return
-    show_lines(result_lines(stored, evaluated))
+        show_json(_result_document(stored, evaluated))
+    else:
+        show_lines(_result_lines(stored, evaluated))
 
 
 def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
@@ -471,7 +461,7 @@ def _time(text: str) -> datetime:
 
 
 def monitor_document(one: "MonitorOverview") -> dict[str, Any]:
-    """Return a monitor as JSON; times are in ISO 8601."""
+    """Return what JSON says of a monitor."""
     return {
         "endpoint": one.endpoint,
         "monitor": one.monitor,
@@ -482,7 +472,7 @@ def monitor_document(one: "MonitorOverview") -> dict[str, Any]:
         "why": one.why,
         "paused_by": one.state.paused_by,
         "consecutive": one.state.consecutive,
-        "next_due": one.next_due.isoformat() if one.next_due else None,
+        "next_due": one.next_due,
         "given_up": one.given_up,
         "last": _window_document(one.last) if one.last else None,
         "open": _window_document(one.open) if one.open else None,
@@ -490,32 +480,15 @@ def monitor_document(one: "MonitorOverview") -> dict[str, Any]:
 
 
 def _window_document(window: "MonitorWindow") -> dict[str, Any]:
-    return {
-        "start": window.start.isoformat(),
-        "end": window.end.isoformat(),
-        "revision": window.revision,
-        "by_hand": window.by_hand,
-        "state": window.state,
-        "verdict": window.verdict,
-        "reason": window.reason,
-        "rows": window.rows,
-        "attempts": window.attempts,
-        "run_id": window.run_id,
-        "run_url": window.run_url,
-    }
+    return {name: getattr(window, name) for name in _SHOWN}
 
 
-def result_document(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> dict[str, Any]:
-    """Return the result of a window as JSON, with the window as the store has it."""
+def _result_document(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> dict[str, Any]:
     from mlflow_deploy_plugin.monitoring import to_document
 
     result = evaluated.result
     return {
-        "endpoint": result.endpoint,
-        "monitor": result.monitor,
-        "kind": result.kind,
-        "model": result.model,
-        "version": result.version,
+        **{name: getattr(result, name) for name in ("endpoint", "monitor", "kind", "model", "version")},
         **_window_document(window),
         "findings": to_document(result)["findings"],
         "figures": dict(window.figures),
@@ -523,7 +496,7 @@ def result_document(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> di
     }
 
 
-def result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:
+def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:
     """Yield the lines of `monitor run`: the verdict, the worst findings, and the report's address."""
     result = evaluated.result
     revision = f" (revision {window.revision})" if window.revision > 1 else ""

@@ -1,13 +1,11 @@
 """`onnxserve optimize` and `onnxserve profile`: a version's smaller or faster forms, and where its time goes."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-import orjson
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_json, show_lines, show_progress
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
 
 if TYPE_CHECKING:
@@ -96,7 +94,7 @@ def optimize(
         **options,
     )
     if output == "json":
-        click.echo(orjson.dumps(done.as_dict(), option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
+        show_json(done.as_dict())
     else:
         show_lines(_optimization_lines(done))
     if done.is_refused:
@@ -150,7 +148,10 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
     from mlflow_deploy_plugin.optimization import profile as run  # here: MLflow and pandas take seconds
 
     done = run(model_uri, **options)
-    show_lines([json.dumps(done.as_dict(), indent=2)] if output == "json" else _profile_lines(done))
+    if output == "json":
+        show_json(done.as_dict())
+    else:
+        show_lines(_profile_lines(done))
 
 
 def _profile_lines(done: "GraphProfile") -> Iterator[str]:

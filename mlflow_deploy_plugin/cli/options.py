@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, did_you_mean, join_names
 
@@ -113,6 +114,11 @@ def show_lines(lines: Iterable[str]) -> None:
     """Print lines on standard output."""
     for line in lines:
         click.echo(line)
+
+
+def show_json(document: Any) -> None:
+    """Print a document on standard output as JSON: times in ISO 8601, NaN and infinity as null."""
+    click.echo(orjson.dumps(document, default=str, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS))
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """`onnxserve gate` and `onnxserve promote`: check a version, move it to a stage or alias, wait until it is served."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from mlflow_deploy_plugin.cli.options import NumberRange, opened_deployments, option, output_option, show_progress
+from mlflow_deploy_plugin.cli.options import (
+    NumberRange,
+    opened_deployments,
+    option,
+    output_option,
+    show_json,
+    show_progress,
+)
 from mlflow_deploy_plugin.registry import parse_model_uri
 
 if TYPE_CHECKING:
@@ -77,16 +83,17 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     from mlflow_deploy_plugin.gate import run_gate, verdict_of_served
 
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
-        line = f"{known}; --against URI compares it with the version that you name"
-        click.echo(json.dumps(asdict(known), indent=2) if output == "json" else line)
+        if output == "json":
+            show_json(known)
+        else:
+            click.echo(f"{known}; --against URI compares it with the version that you name")
         return
     gated = run_gate(model, version, policy_file=policy_file, against=against, progress=show_progress)
     if output == "json":
         from mlflow_deploy_plugin.gate import verdict_as_json
 
         run = {"run_id": gated.run.run_id, "experiment": gated.run.experiment, "url": gated.run.url}
-        document = {**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged}
-        click.echo(json.dumps(document, indent=2, default=str))
+        show_json({**verdict_as_json(gated.verdict), "run": run, "tagged": gated.is_tagged})
     else:
         _show_verdict(gated)
     if not gated.verdict.passed:
@@ -140,7 +147,7 @@ def promote(
         )
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     if output == "json":
-        click.echo(json.dumps({**asdict(promotion), "served": [asdict(one) for one in served]}, indent=2))
+        show_json({**asdict(promotion), "served": served})
     else:
         _show_promotion(promotion, served)
     if any(one.state in ("refused", "waiting") for one in served):

@@ -1,12 +1,19 @@
 """`onnxserve wrap`: a model that is there already, as checked ONNX, as the next version of its registered model."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, printable, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import (
+    align_columns,
+    option,
+    output_option,
+    printable,
+    show_json,
+    show_lines,
+    show_progress,
+)
 from mlflow_deploy_plugin.tabular import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
@@ -66,7 +73,7 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
     rows = None if data is None else read_rows(data, content_type)
     made = wrap_registered(model, data=rows, progress=show_progress, **options)
     if output == "json":
-        click.echo(json.dumps(_as_json(made), indent=2))
+        show_json(_as_json(made))
     else:
         _show(made)
 

@@ -1,8 +1,11 @@
 """KEY=VALUE as options and arguments take it, rows in columns, and text that a terminal only prints."""
 
+import json
+from datetime import UTC, datetime
+
 import pytest
 
-from mlflow_deploy_plugin.cli.options import align_columns, key_values, printable
+from mlflow_deploy_plugin.cli.options import align_columns, key_values, printable, show_json
 from mlflow_deploy_plugin.errors import InvalidConfig
 
 
@@ -35,3 +38,13 @@ def test_a_column_is_as_wide_as_its_widest_cell_and_lines_end_without_spaces() -
 
 def test_control_characters_become_spaces() -> None:
     assert printable("a\x1b[31mb\nc\u202ed") == "a [31mb c d"
+
+
+def test_json_has_times_in_iso_8601_and_nothing_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    show_json({"at": datetime(2013, 7, 1, tzinfo=UTC), "rmse": float("nan"), "label": "ü"})
+    shown = capsys.readouterr().out
+    assert json.loads(shown, parse_constant=pytest.fail) == {
+        "at": "2013-07-01T00:00:00+00:00",
+        "rmse": None,
+        "label": "ü",
+    }
