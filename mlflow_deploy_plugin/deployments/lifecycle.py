@@ -4,7 +4,7 @@ An endpoint is a server; a deployment is a variant in it. Every change is live: 
 is made, and every worker serves it when the call returns. Only a change of the spec's `server` part restarts it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -102,10 +102,8 @@ class Deployments:
             DeploymentFailed: the change cannot be served; what was served before still is.
         """
         found = self._find(name, endpoint).name
-        if any(sets_weight(field) for field in config):
-            self._refuse_under_rollout(found)
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
-        self._change(found, lambda spec: self._configured(spec, {**model, **config}), AuditContext())
+        self._change(found, lambda spec: self._configured(spec, {**model, **config}), AuditContext(), config)
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> bool:
@@ -221,9 +219,8 @@ class Deployments:
         self, endpoint: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
         """Change fields of an endpoint, all or none. Raises as `update`."""
-        if any(sets_weight(name) for name in config):
-            self._refuse_under_rollout(endpoint)
-        self._change(endpoint, lambda spec: self._configured(spec, config), AuditContext("update", why, actor))
+        context = AuditContext("update", why, actor)
+        self._change(endpoint, lambda spec: self._configured(spec, config), context, config)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
@@ -239,10 +236,9 @@ class Deployments:
         Args:
             by_rollout: True for the rollout under way; any other caller is refused meanwhile.
         """
-        if not by_rollout:
-            self._refuse_under_rollout(endpoint)
+        config = {"traffic": weights}
         context = AuditContext("traffic", why, actor)
-        self._change(endpoint, lambda spec: configure(spec, {"traffic": weights}), context)
+        self._change(endpoint, lambda spec: configure(spec, config), context, () if by_rollout else config)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
@@ -331,9 +327,23 @@ class Deployments:
             raise NotFound(f"there is no endpoint {endpoint!r} at {self.target}; it is at `-t {stored.target}`")
         return stored
 
-    def _change(self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], context: AuditContext) -> None:
+    def _change(
+        self,
+        endpoint: str,
+        changed: Callable[[EndpointSpec], EndpointSpec],
+        context: AuditContext,
+        fields: Iterable[str] = (),
+    ) -> None:
+        """Change an endpoint.
+
+        Args:
+            fields: those that are set; the weights among them are refused while a rollout is under way.
+        """
         self._require(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
+            refused = rollout_traffic_refusal(self.store, endpoint) if any(map(sets_weight, fields)) else None
+            if refused is not None:
+                raise InvalidConfig(refused.reason)
             stored = self._require(endpoint)
             self._endpoints.change(stored, changed(stored.spec), context)
 
@@ -342,10 +352,6 @@ class Deployments:
         changed = configure(spec, config)
         check_monitors(changed, config, self.progress)
         return changed
-
-    def _refuse_under_rollout(self, endpoint: str) -> None:
-        if refused := rollout_traffic_refusal(self.store, endpoint):
-            raise InvalidConfig(refused.reason)
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
         """Return the endpoint of a deployment: the given one, the one of its name, or the only one that has it."""

@@ -1,6 +1,8 @@
 """What is refused before anything is changed, whether a server runs or not."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.deployments import Deployments, open_deployments
+from mlflow_deploy_plugin.deployments.backends.served_state import lock_path
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.statedir import locked
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -58,6 +63,24 @@ def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -
     ):
         with pytest.raises(InvalidConfig, match="is its rollout's, which is under way: `onnxserve rollout flights"):
             change()
+
+
+def _waits_for_a_lock() -> bool:
+    """Return True if a thread of this process waits for a lock of a file (proc(5))."""
+    waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines() if " -> " in line)
+    return any(str(os.getpid()) in words for words in waiting)
+
+
+def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deployments: Deployments) -> None:
+    with ThreadPoolExecutor() as pool:
+        with locked(lock_path("flights", deployments.settings)):
+            waiting = pool.submit(deployments.set_traffic, "flights", {"flights": 50})
+            wait_until(_waits_for_a_lock)
+            deployments.store.add_rollout("flights", {}, "stepping")
+
+        with pytest.raises(InvalidConfig, match="is its rollout's, which is under way"):
+            waiting.result()
+    assert [event.action for event in deployments.store.events()] == ["create"]
 
 
 @pytest.mark.parametrize("command", [("stop", "\udcff"), ("stop", "flights", "--why", "\udcff")])
