@@ -109,9 +109,17 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
 
 
 def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
-    """Return the events of endpoints and models that the caller may see."""
+    """Return the events of endpoints and models that the caller may see; those of neither are for administrators."""
+    if is_administrator():
+        return list(events)
     hidden = hidden_endpoints(store, (event.endpoint for event in events if event.endpoint))
-    return [event for event in events if event.endpoint not in hidden and (not event.model or may_read(event.model))]
+    return [
+        event
+        for event in events
+        if (event.endpoint or event.model)
+        and event.endpoint not in hidden
+        and (not event.model or may_read(event.model))
+    ]
 
 
 def _permissions(model: str) -> tuple[bool, bool]:

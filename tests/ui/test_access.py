@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 
 from mlflow_deploy_plugin.spec import empty_endpoint, new_endpoint
-from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
 from mlflow_deploy_plugin.ui import access
 from mlflow_deploy_plugin.ui.access import add_sessions
 from tests.support.console import PAGE, form, open_page
@@ -74,6 +74,16 @@ def test_of_a_name_that_no_spec_is_known_of_nothing_is_shown(store: Store) -> No
     store.record("rollout.end", endpoint="flights", why="version 7 of secret was worse")
 
     assert is_hidden(store)
+
+
+def test_keys_which_name_endpoints_are_shown_to_administrators_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ApiKeys(store).create("shop", ["infer"], ["secret-endpoint"])
+
+    assert access.visible_events(store, store.events()) == []
+    monkeypatch.setattr(access, "is_administrator", lambda: True)
+    assert [event.action for event in access.visible_events(store, store.events())] == ["key.create"]
 
 
 @pytest.mark.parametrize(
