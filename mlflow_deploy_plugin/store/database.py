@@ -112,9 +112,10 @@ def _engine(url: URL) -> Engine:
     except NoSuchModuleError:
         raise InvalidConfig(f"ONNXSERVE_STORE_URI: {url.drivername!r} is no database known here") from None
     except ImportError as error:
+        ours = 'pip install "mlflow-onnxserve[postgresql]"'
+        hint = ours if backend == "postgresql" else "SQLite and PostgreSQL are what onnxserve is tested with"
         raise InvalidConfig(
-            f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): "
-            'pip install "mlflow-onnxserve[postgresql]"'
+            f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): {hint}"
         ) from None
     if backend == "sqlite":
         _take_write_lock_at_start(engine)
