@@ -9,7 +9,7 @@ heartbeats to the MLflow run, because MLflow shows a run whose machine has gone 
 another machine cannot see the process, and knows by the heartbeat whether to wait for it. If a controller ends the run
 in MLflow, the training ends itself.
 
-A retraining in MLflow: its run, the version that the run registered, and the version's provenance tags.
+Here is also the retraining in MLflow: its run, the version that the run registered, and the version's provenance tags.
 """
 
 import contextlib
@@ -173,9 +173,6 @@ def tag_provenance(one: Retraining, plan: "RetrainPlan", version: str) -> None:
             tag_version(plan.model, version, key, value)
 
 
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan
-
 MARK = "ONNXSERVE_RETRAINING_RUN"
 LOG = "log.txt"
 BEAT_SECONDS = 15.0
@@ -220,11 +217,14 @@ def has_failed(run_id: str) -> bool:
 
 
 def is_alive(run_id: str) -> bool:
-    """Return True if any process of the training runs on this machine."""
+    """Return True if the training goes on, on this machine; a process that its project has left behind does not count.
+
+    The process that trains and `mlflow run` below it have the run's id among their arguments.
+    """
     child = _started.get(run_id)
     if child is not None and child.wait(0) is None:
         return True
-    return any(_processes(run_id))
+    return any(_processes(run_id, are_named=True))
 
 
 def end(run_id: str) -> None:
@@ -232,7 +232,7 @@ def end(run_id: str) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     for pid in _processes(run_id):
         signal_process(pid, signal.SIGTERM)
-    while is_alive(run_id) and time.monotonic() < deadline:
+    while any(_processes(run_id)) and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     for pid in _processes(run_id):
         signal_process(pid, signal.SIGKILL)
@@ -248,14 +248,18 @@ def last_line(folder: Path) -> str:
     return redact_credentials((errors or lines or [""])[-1])[:_MAX_LINE]
 
 
-def _processes(run_id: str) -> Iterator[int]:
-    """Yield the processes of this machine and user that carry the mark, without this one."""
-    mark = f"{MARK}={run_id}".encode()
+def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
+    """Yield the processes of this machine and user that carry the mark, without this one.
+
+    Args:
+        are_named: only those that have the run's id among their arguments.
+    """
+    marks = {"environ": f"{MARK}={run_id}".encode()} | ({"cmdline": run_id.encode()} if are_named else {})
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
+            if all(mark in (entry / file).read_bytes().split(b"\0") for file, mark in marks.items()):
                 yield int(entry.name)
         except OSError:  # ended just now, or somebody else's
             continue

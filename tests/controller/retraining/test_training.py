@@ -1,5 +1,7 @@
 """What comes of rows and versions that are not as they should be: a clear end, and the next one is not blocked."""
 
+import os
+import subprocess
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
+from mlflow_deploy_plugin.controller.retraining.process import MARK
 from mlflow_deploy_plugin.controller.retraining.training import collect_training_data
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining, retrain_on_alarm
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -93,6 +96,20 @@ def test_what_could_not_be_compared_is_proposed_and_not_rolled_out(world: Retrai
     proposed = world.until("proposed", "rolling_out", "failed", "left")
     assert history(world) == ("proposed", proposed.reason)
     assert "too few labelled rows, or of one answer alone, to compare it with what is served" in proposed.reason
+
+
+def test_a_process_that_the_project_has_left_behind_holds_nothing_up(world: RetrainingWorld) -> None:
+    running = world.at("running")
+    left_behind = subprocess.Popen(["sleep", "600"], env=os.environ | {MARK: running.run_id})
+    try:
+        version = world.register(running.run_id)
+        MlflowClient().set_terminated(running.run_id)
+        registered = world.take()
+    finally:
+        left_behind.kill()
+        left_behind.wait()
+    assert (registered.state, registered.version) == ("registered", version)
+    world.until("proposed")
 
 
 def test_a_model_that_was_logged_and_not_registered(world: RetrainingWorld) -> None:
