@@ -103,7 +103,7 @@ def docs_page(
         subject = describe_endpoint(server, endpoint)
     except (NotReady, NotFound) as error:
         return _notice(server, error, endpoint)
-    scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else "http"
+    scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
     host = request.headers.get("host", "")
     host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
     placeholder = f"[{_HOST_PLACEHOLDER}]" if "[" in host else _HOST_PLACEHOLDER  # a shell's quotes depend on brackets

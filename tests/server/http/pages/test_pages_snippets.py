@@ -5,10 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+
+from mlflow_deploy_plugin.server.assembly import Server
+from tests.support.handling import ask
 
 
 def shown(url: str, endpoint: str) -> list[str]:
@@ -32,3 +37,23 @@ def test_every_snippet_runs_and_is_answered(pages_server: Any, endpoint: str, an
         assert answer in run("sh", "-c", curl)
     pytest.importorskip("tritonclient.http")
     assert answer in run(sys.executable, "-c", triton)
+
+
+@pytest.mark.parametrize(
+    ("spec", "headers", "url"),
+    [
+        ({}, {}, b"http://flights:1/"),
+        ({}, {"x_forwarded_proto": "https"}, b"https://flights:1/"),
+        ({"certfile": "/c.pem", "keyfile": "/k.pem"}, {}, b"https://flights:1/"),
+    ],
+)
+def test_the_code_asks_over_tls_where_the_server_or_its_proxy_speaks_it(
+    serve_here: Callable[..., Server],
+    model_folders: dict[str, Path],
+    tools: Any,
+    spec: dict[str, str],
+    headers: Any,
+    url: bytes,
+) -> None:
+    server = serve_here({"mixed": {"v": tools.variant(model_folders["mixed"])}}, spec)
+    assert url in ask(server, "/docs", "GET", host="flights:1", **headers).body
