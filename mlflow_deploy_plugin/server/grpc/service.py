@@ -228,8 +228,7 @@ def _management_call(
         return Reply({}, response.SerializeToString())
 
     def answer(body: bytes, context: grpc.ServicerContext) -> bytes:
-        request = _raw_request(server, name, body, context)
-        return _finish(context, _guard(request, respond))
+        return _finish(context, _reply(server, _raw_request(server, name, body, context), respond))
 
     return answer
 
@@ -281,7 +280,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
         protocol = Protocol(_PROTOCOL, decode)
         return infer(server, request, protocol, message.model_name or None, message.model_version or None)
 
-    return observe_request(request, lambda: _guard(request, respond), server.tracer, server.logs_requests)
+    return _reply(server, request, respond)
 
 
 def with_deadline(parameters: Mapping[str, Any], seconds_left: float | None) -> Mapping[str, Any]:
@@ -294,11 +293,16 @@ def with_deadline(parameters: Mapping[str, Any], seconds_left: float | None) -> 
     return parameters if timeout is not None and is_shorter else {**parameters, "timeout": left}
 
 
-def _guard(request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
-    try:
-        return respond(request)
-    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
-        return failure(request, error)
+def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
+    """Answer a request, which is traced and logged as over HTTP. Never raises."""
+
+    def guarded() -> Reply:
+        try:
+            return respond(request)
+        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+            return failure(request, error)
+
+    return observe_request(request, guarded, server.tracer, server.logs_requests)
 
 
 def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,24 @@ def test_the_port_speaks_tls_where_the_server_does(
         service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(service_pb2.ServerLiveRequest(), timeout=5)
     listener.drain()
     listener.wait()
+
+
+def test_a_call_of_any_method_has_its_line_in_the_log(
+    serve_here: Any, endpoints: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = ServerSpec(grpc_port=free_port())
+    listener = GrpcServer(replace(serve_here(endpoints), logs_requests=True), spec)
+    with caplog.at_level("INFO"), grpc.insecure_channel(f"127.0.0.1:{spec.grpc_port}") as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=20)
+        with pytest.raises(grpc.RpcError):
+            stub.RepositoryModelUnload(service_pb2.RepositoryModelUnloadRequest(model_name="tensor"), timeout=20)
+    listener.drain()
+    listener.wait()
+
+    logged = [(vars(one)["url.path"], vars(one)["http.response.status_code"]) for one in caplog.records]
+    service = "/inference.GRPCInferenceService"
+    assert logged == [(f"{service}/ServerLive", 200), (f"{service}/RepositoryModelUnload", 400)]
 
 
 def test_a_certificate_that_is_not_there_is_told(serve_here: Any, endpoints: dict[str, Any], tmp_path: Path) -> None:
