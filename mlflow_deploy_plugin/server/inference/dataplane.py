@@ -7,7 +7,7 @@ and drop the variant.
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -40,7 +40,6 @@ class InferRequest:
     Attributes:
         id: the client's, or made by the transport; it may repeat.
         inputs: arrays by ONNX input name.
-        outputs: the requested ONNX outputs; None for all.
         parameters: of the protocol; `timeout` in microseconds (Triton's) is the client's deadline.
         event_time: when what the rows describe happened, in microseconds since 1970 (UTC); None for now.
         body: in place of `inputs`, for a version of the flavor python_function that reads it itself.
@@ -50,7 +49,6 @@ class InferRequest:
     id: str
     endpoint: str
     inputs: Feeds
-    outputs: Sequence[str] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     event_time: int | None = None
     body: OpaqueBody | None = None
@@ -200,9 +198,7 @@ class DataPlane:
             else:
                 done(self._capture_response(variant, request, arrived, request.inputs, outputs))
 
-        batcher.submit(
-            request.inputs, request.outputs, self._deadline(request), self._batch_callback(variant), computed
-        )
+        batcher.submit(request.inputs, None, self._deadline(request), self._batch_callback(variant), computed)
 
     def _find(self, endpoint: str | None) -> ServedEndpoint | None:
         table = self._repository.table
@@ -255,11 +251,11 @@ class DataPlane:
     def _run(self, variant: ServedVariant, request: InferRequest, deadline: float) -> dict[str, Array]:
         loaded, inputs = variant.loaded, request.inputs
         if loaded.batcher is not None:
-            return loaded.batcher.run(inputs, request.outputs, deadline, self._batch_callback(variant))
+            return loaded.batcher.run(inputs, None, deadline, self._batch_callback(variant))
         if deadline != math.inf:
             _check_deadline(deadline)
         began = time.perf_counter()
-        outputs = loaded.predictor.run(inputs, request.outputs, deadline)
+        outputs = loaded.predictor.run(inputs, None, deadline)
         seconds, waited = time.perf_counter() - began, loaded.predictor.queue_seconds
         shape = next(iter(inputs.values())).shape if inputs and loaded.predictor.schema.has_rows else ()
         rows = shape[0] if shape else 1
@@ -294,4 +290,4 @@ def _cache_key(loaded: LoadedVersion, request: InferRequest) -> bytes | None:
         return None
     artifact = loaded.predictor.artifact
     version = loaded.model, loaded.version, artifact.model_id, artifact.run_id
-    return request_digest(version, request.inputs, request.outputs)
+    return request_digest(version, request.inputs)

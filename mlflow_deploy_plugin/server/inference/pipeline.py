@@ -137,7 +137,7 @@ class RequestContext:
         if body_id and "x-request-id" not in given:
             headers["X-Request-Id"] = request_id({"x-request-id": body_id})
         return decoded, InferRequest(
-            headers["X-Request-Id"], variant.endpoint, feeds, None, parameters, moment, body, self.request.arrived
+            headers["X-Request-Id"], variant.endpoint, feeds, parameters, moment, body, self.request.arrived
         )
 
     def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:

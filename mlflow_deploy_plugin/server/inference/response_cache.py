@@ -44,7 +44,7 @@ class ResponseCache(Protocol):
     def put(self, key: bytes, outputs: Outputs) -> None: ...
 
 
-def request_digest(version: Sequence[str], feeds: Feeds, outputs: Sequence[str] | None) -> bytes | None:
+def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
     """Return a digest of everything that the outputs depend on, or None if the feeds hold other objects than texts.
 
     Args:
@@ -54,7 +54,7 @@ def request_digest(version: Sequence[str], feeds: Feeds, outputs: Sequence[str] 
     if packed is None:
         return None
     head, blobs = packed
-    layout = orjson.dumps([version, outputs, *head])
+    layout = orjson.dumps([version, *head])
     digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
     for blob in blobs:
         digest.update(blob)
