@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
     sample_positions,
     take_rows,
 )
-from mlflow_deploy_plugin.evaluation.disturbances import disturbed, unfit_reason, with_missing
+from mlflow_deploy_plugin.evaluation.disturbances import DISTURB, unfit_reason, with_missing
 from mlflow_deploy_plugin.evaluation.metrics import Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
@@ -292,7 +292,7 @@ def _disturber(
     if reason := unfit_reason(name, rows):
         return Refused(reason)
     if name not in ATTACKS:
-        return lambda strength, rng: disturbed(name, rows, strength, rng)
+        return partial(DISTURB[name], rows)
     gradient = estimated_gradient(model, rows, truth) if name == "spsa" else of_original()
     if isinstance(gradient, Refused):
         return gradient

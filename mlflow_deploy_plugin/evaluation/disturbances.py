@@ -80,16 +80,6 @@ def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
     return np.clip(np.round(numbers), max(bounds.min, -(2**53)), min(bounds.max, 2**53)).astype(dtype)
 
 
-def disturbed(
-    name: str, rows: NamedArrays, strength: float, rng: np.random.Generator
-) -> Iterator[tuple[str, NamedArrays]]:
-    """Yield the variants of a disturbance of `evaluation.names`, each with its name, such as the scaled column.
-
-    Most have one variant, without a name.
-    """
-    yield from _DISTURB[name](rows, strength, rng)
-
-
 def unfit_reason(name: str, rows: NamedArrays) -> str:
     """Return why these rows cannot be disturbed so; empty if they can."""
     kinds = [(values.dtype.kind, values.ndim) for values in rows.values()]
@@ -222,7 +212,7 @@ def _one(change: Callable[[NamedArrays, float, np.random.Generator], NamedArrays
     return lambda rows, strength, rng: iter([("", change(rows, strength, rng))])
 
 
-_DISTURB: Mapping[str, _Disturb] = {
+DISTURB: Mapping[str, _Disturb] = {
     "noise": _one(with_noise),
     "missing": _one(with_missing),
     "swap": _one(with_swaps),
@@ -232,3 +222,4 @@ _DISTURB: Mapping[str, _Disturb] = {
     "brightness": brightened,
     "occlusion": _one(occluded),
 }
+"""By name the function that yields the variants of a disturbance, each with its name; most have one, without a name."""

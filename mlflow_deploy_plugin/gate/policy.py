@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -29,6 +29,12 @@ _ARTIFACT = re.compile(r"(runs|models):/[^/]")
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _with_target(part: Any) -> Any:
+    if part.dataset and not part.target:
+        raise ValueError("the dataset needs a target, the column that holds the truth")
+    return part
 
 
 class EvaluationPolicy(_Part):
@@ -56,11 +62,7 @@ class EvaluationPolicy(_Part):
     max_rows: int = Field(default=50_000, ge=20, description="At most so many rows of the dataset, chosen by the seed.")
     min_rows: int = Field(default=100, ge=20, description="Fewer rows with a known target prove nothing.")
 
-    @model_validator(mode="after")
-    def _has_a_target(self) -> "EvaluationPolicy":
-        if self.dataset and not self.target:
-            raise ValueError("the dataset needs a target, the column that holds the truth")
-        return self
+    _has_a_target = model_validator(mode="after")(_with_target)
 
 
 class RobustnessPolicy(_Part):
@@ -106,11 +108,7 @@ class RobustnessPolicy(_Part):
         except InvalidConfig as error:
             raise ValueError(error.message) from None
 
-    @model_validator(mode="after")
-    def _has_a_target(self) -> "RobustnessPolicy":
-        if self.dataset and not self.target:
-            raise ValueError("the dataset needs a target, the column that holds the truth")
-        return self
+    _has_a_target = model_validator(mode="after")(_with_target)
 
 
 class BudgetPolicy(_Part):

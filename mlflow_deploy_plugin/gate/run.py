@@ -56,7 +56,7 @@ class GateRun:
     @property
     def report(self) -> str:
         """The address of the report's page in MLflow, or of the artifact if the server has no pages."""
-        return f"{self.run.url}/artifacts/{HTML}" if self.run.url else f"{self.run.run_id}/{HTML}"
+        return self.run.page_of(HTML)
 
 
 @dataclass(frozen=True)

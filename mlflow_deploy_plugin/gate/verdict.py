@@ -1,10 +1,12 @@
 """The result of a check, the verdict over all checks of a version, and its report as JSON and as an HTML page."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
+
+import yaml
 
 CheckState = Literal["passed", "failed", "skipped"]
 MAX_FIGURE = 1e300  # MLflow stores infinity as the largest number there is, which looks like a figure
@@ -99,6 +101,7 @@ def verdict_as_html(verdict: GateVerdict) -> str:
     """Return the verdict as a page that loads nothing from elsewhere: MLflow shows it in a sandboxed frame."""
     against = f"compared with {verdict.against}" if verdict.against else "nothing was served to compare it with"
     title = f"{verdict.model} version {verdict.version}"
+    policy = yaml.safe_dump(dict(verdict.policy), sort_keys=False)
     body = [
         f"<h1>{_text(title)}: <span class='{verdict.state}'>{verdict.state}</span></h1>",
         f"<p>{_text(against)}, {verdict.at.isoformat(timespec='seconds')}<br>"
@@ -110,7 +113,7 @@ def verdict_as_html(verdict: GateVerdict) -> str:
         ),
         "</table>",
         *(_section(check) for check in verdict.checks if check.figures or check.table or check.notes),
-        f"<details><summary>Policy</summary><pre>{_text(_lines(verdict.policy))}</pre></details>",
+        f"<details><summary>Policy</summary><pre>{_text(policy)}</pre></details>",
     ]
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{_text(title)}</title>"
@@ -163,17 +166,6 @@ def _interval(figures: Mapping[str, float]) -> str:
         f"<line x1='{x(low)}' x2='{x(high)}' y1='26' y2='26'/>"
         f"<circle cx='{x(middle)}' cy='26' r='4' fill='currentColor'/></g></svg>"
     )
-
-
-def _lines(policy: Mapping[str, Any], indent: str = "") -> str:
-    lines: list[str] = []
-    for name, value in policy.items():
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}:", _lines(value, indent + "  ")]
-        else:
-            shown = ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else value
-            lines.append(f"{indent}{name}: {'' if shown is None else shown}")
-    return "\n".join(lines)
 
 
 def _text(value: object) -> str:

@@ -43,6 +43,10 @@ class LoggedRun:
     experiment: str
     url: str
 
+    def page_of(self, file: str) -> str:
+        """Return the address of a file's page in MLflow, else the path of the artifact."""
+        return f"{self.url}/artifacts/{file}" if self.url else f"{self.run_id}/{file}"
+
 
 def log_run(
     what: str,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.evaluation.disturbances import (
-    disturbed,
+    DISTURB,
     unfit_reason,
     with_missing,
     with_noise,
@@ -77,7 +77,7 @@ def test_typos_change_a_share_of_the_characters_and_leave_what_is_no_text(rng: n
 
 
 def test_unseen_texts_replace_a_share(rng: np.random.Generator) -> None:
-    ((_, found),) = disturbed("unseen", {"t": np.array(["x"] * 5000, dtype=object)}, 0.2, rng)
+    ((_, found),) = DISTURB["unseen"]({"t": np.array(["x"] * 5000, dtype=object)}, 0.2, rng)
     assert (found["t"] == "(never seen)").mean() == pytest.approx(0.2, abs=0.03)
 
 
@@ -88,7 +88,7 @@ def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(rng: np.rand
         "t": np.array(["x"] * 3),
         "table": np.ones((3, 2)),
     }
-    found = dict(disturbed("scale", rows, 10.0, rng))
+    found = dict(DISTURB["scale"](rows, 10.0, rng))
     assert list(found) == ["x", "n", "table[0]", "table[1]"]
     assert found["x"]["x"].tolist() == [10, 10, 10]
     assert found["x"]["n"] is rows["n"]
@@ -98,7 +98,7 @@ def test_each_column_of_numbers_is_scaled_by_itself_within_its_type(rng: np.rand
 
 def test_pictures_get_brighter_and_darker_within_their_range(rng: np.random.Generator) -> None:
     pictures = rng.integers(0, 256, (20, 8, 8)).astype(np.uint8)
-    found = dict(disturbed("brightness", {"x": pictures}, 0.5, rng))
+    found = dict(DISTURB["brightness"]({"x": pictures}, 0.5, rng))
     assert found["brighter"]["x"].mean() > pictures.mean() > found["darker"]["x"].mean()
     assert found["brighter"]["x"].max() == pictures.max()
 
@@ -106,7 +106,7 @@ def test_pictures_get_brighter_and_darker_within_their_range(rng: np.random.Gene
 @pytest.mark.parametrize("shape", [(40, 10, 10), (40, 3, 10, 10), (40, 10, 10, 3), (40, 2, 2, 10, 10)])
 def test_a_box_of_each_picture_is_covered_in_all_its_channels(shape: tuple[int, ...], rng: np.random.Generator) -> None:
     pictures = rng.normal(size=shape)
-    ((_, found),) = disturbed("occlusion", {"x": pictures}, 0.25, rng)
+    ((_, found),) = DISTURB["occlusion"]({"x": pictures}, 0.25, rng)
     assert (found["x"] != pictures).mean() == pytest.approx(0.25)
     assert len({tuple(np.argwhere(changed)[0]) for changed in found["x"] != pictures}) > 1  # at places of their own
 

@@ -57,7 +57,7 @@ def test_the_page_stands_alone_and_says_what_failed(verdict: GateVerdict) -> Non
     assert "worse, &lt;b&gt;much&lt;/b&gt;" in page
     assert "<svg" in page
     assert page.count("<details open>") == 1
-    assert "gated_stages: Production" in page
+    assert "gated_stages:\n- Production\n" in page  # as a policy file has it
     assert "<tr><th>metric<th>value</tr><tr><td class=n>difference<td class=n>-0.1</tr>" in page
 
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -33,21 +33,14 @@ _MOST_TRIES = 30  # more than a day
 _CLAIM = timedelta(minutes=2)
 _AT_ONCE = 8
 _SECONDS = 20.0
-_HEADS = {
-    "firing": "Alarm",
-    "worse": "Worse",
-    "still": "Still",
-    "failing": "Failing",
-    "resolved": "Over",
-    "said": "For you",
-}
-_KINDS: dict[str, Literal["info", "success", "warning", "failure"]] = {
-    "firing": "failure",
-    "worse": "failure",
-    "still": "failure",
-    "failing": "warning",
-    "resolved": "success",
-    "said": "info",
+MessageKind = Literal["info", "success", "warning", "failure"]
+_EVENTS: Mapping[str, tuple[str, MessageKind]] = {
+    "firing": ("Alarm", "failure"),
+    "worse": ("Worse", "failure"),
+    "still": ("Still", "failure"),
+    "failing": ("Failing", "warning"),
+    "resolved": ("Over", "success"),
+    "said": ("For you", "info"),
 }
 _GRAVITY = ("failure", "warning", "info", "success")
 
@@ -58,7 +51,7 @@ class ChannelMessage:
 
     title: str
     body: str
-    kind: Literal["info", "success", "warning", "failure"]
+    kind: MessageKind
 
 
 @dataclass(frozen=True)
@@ -283,8 +276,8 @@ def _build_message(alerts: Sequence[Alert]) -> ChannelMessage:
 
 
 def _head(alert: Alert) -> str:
-    return f"{_HEADS[alert.detail['news']]}: monitor {alert.monitor}"
+    return f"{_EVENTS[alert.detail['news']][0]}: monitor {alert.monitor}"
 
 
-def _kind(alert: Alert) -> Literal["info", "success", "warning", "failure"]:
-    return _KINDS[alert.detail["news"]]
+def _kind(alert: Alert) -> MessageKind:
+    return _EVENTS[alert.detail["news"]][1]

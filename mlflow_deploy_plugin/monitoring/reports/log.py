@@ -240,13 +240,8 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes], past: Se
     ).log(" ".join(filter(None, name)), tags, log_content)
     if not result.tried:
         _log_series(result, figures, created)
-        _link_report_to_version(result, report_link(run))
+        _link_report_to_version(result, run.page_of(PAGE))
     return run
-
-
-def report_link(run: LoggedRun) -> str:
-    """Return the address of the report in MLflow, else the path of the artifact."""
-    return f"{run.url}/artifacts/{PAGE}" if run.url else f"{run.run_id}/{PAGE}"
 
 
 def past_windows(result: MonitorResult) -> list[PastWindow]:
