@@ -211,7 +211,7 @@ class WindowComparison:
         if len(sample) > _SHOWN_ROWS:
             chosen = np.random.default_rng(_SEED).choice(len(sample), _SHOWN_ROWS, replace=False)
             sample = sample.take(pa.array(np.sort(chosen)))
-        pairs, _ = pair_columns(read_columns(sample)[0], read_columns(concat_tables(tables))[0])
+        pairs = pair_columns(read_columns(sample)[0], read_columns(concat_tables(tables))[0])
         return [pair for pair in pairs if pair[0].name in subjects]
 
 

@@ -96,14 +96,12 @@ def as_floats(column: pa.ChunkedArray) -> Array:
 
 def pair_columns(
     reference: Mapping[str, ColumnValues], current: Mapping[str, ColumnValues]
-) -> tuple[list[tuple[ColumnValues, ColumnValues]], list[str]]:
-    """Return the columns that both sides have, as pairs of one kind, and a note on each that only one side has.
+) -> list[tuple[ColumnValues, ColumnValues]]:
+    """Return the columns that both sides have, as pairs of one kind.
 
     A column without any value has no kind of its own and takes the other side's, and booleans are 1 and 0 beside
     numbers; if the kinds differ otherwise, both are read as text.
     """
-    notes = [f"{name}: in the reference, not in the captured rows" for name in reference if name not in current]
-    notes += [f"{name}: in the captured rows, not in the reference" for name in current if name not in reference]
     pairs = []
     for name, left in reference.items():
         if name not in current:
@@ -115,7 +113,7 @@ def pair_columns(
             kind: Kind = right.kind if _is_empty(left) else left.kind if _is_empty(right) else "category"
             left, right = _as_kind(left, kind), _as_kind(right, kind)
         pairs.append((left, right))
-    return pairs, notes
+    return pairs
 
 
 def _truth_as_numbers(feature: ColumnValues) -> ColumnValues:

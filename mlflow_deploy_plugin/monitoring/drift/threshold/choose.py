@@ -57,7 +57,7 @@ _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time=, the "
     "column (or the values) that say when each row happened, or say independent_rows"
 )
-_METHOD = 6
+_METHOD = 7
 """Part of every key: raise it when figures or nulls are computed in another way."""
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
@@ -74,25 +74,22 @@ def null_distribution(
         groups: all rows first, then the segments.
         cache: the folder; None: nothing is kept.
     """
-
     files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
     path = files.path(_key_of(groups, rate, independent_rows)) if files else None
     kept = _read(path) if path else None
     if kept is not None:
         return kept
-    made: NullDistribution | Refused
     null = IndependentRows.cut(groups[0], rate) if independent_rows else choose_null(groups[0], rate)
     if isinstance(null, Refused):
-        made = null
-    else:
-        persistence, slowest_column = null.persistence(groups[0])
-        held_out = null.hold_out(groups, rate)
-        made = replace(
-            null.compare(groups),
-            persistence=persistence,
-            slowest_column=slowest_column,
-            held_out=held_out if isinstance(held_out, Refused) else held_out.alarms(persistence),
-        )
+        return null
+    persistence, slowest_column = null.persistence(groups[0])
+    held_out = null.hold_out(groups, rate)
+    made = replace(
+        null.compare(groups),
+        persistence=persistence,
+        slowest_column=slowest_column,
+        held_out=held_out if isinstance(held_out, Refused) else held_out.alarms(persistence),
+    )
     if files and path:
         with files.writing(path) as temporary:
             _write(temporary, made)
@@ -178,29 +175,23 @@ def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
     return digest.hexdigest()[:40]
 
 
-def _write(path: Path, made: NullDistribution | Refused) -> None:
-    if isinstance(made, Refused):
-        np.savez(path, about=np.array(json.dumps({"refusal": asdict(made)})))
-    else:
-        about = {name: getattr(made, name) for name in _PLAIN}
-        told = made.held_out
-        about["held_out"] = told.reason if isinstance(told, Refused) else asdict(told)
-        np.savez(path, about=np.array(json.dumps({"pool": about})), **{name: getattr(made, name) for name in _ARRAYS})
+def _write(path: Path, made: NullDistribution) -> None:
+    about = {name: getattr(made, name) for name in _PLAIN}
+    about["held_out"] = asdict(made.held_out)
+    np.savez(path, about=np.array(json.dumps(about)), **{name: getattr(made, name) for name in _ARRAYS})
 
 
-def _read(path: Path) -> NullDistribution | Refused | None:
+def _read(path: Path) -> NullDistribution | None:
     """Return what is kept; None if there is nothing, or it cannot be read and is made anew."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             os.utime(path)
-            if "refusal" in about:
-                return Refused(**about["refusal"])
-            arrays = {name: stored[name] for name in _ARRAYS}
-            told = about["pool"].pop("held_out")
-            is_refused = isinstance(told, str)
-            measured = Refused(told) if is_refused else HoldOutAlarms(**{**told, "columns": tuple(told["columns"])})
-            return NullDistribution(**about["pool"], held_out=measured, **arrays)
+            told = about.pop("held_out")
+            held_out = (
+                Refused(**told) if "reason" in told else HoldOutAlarms(**told | {"columns": tuple(told["columns"])})
+            )
+            return NullDistribution(**about, held_out=held_out, **{name: stored[name] for name in _ARRAYS})
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
