@@ -120,9 +120,10 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
             reason = "nothing missing, unseen or out of range" if is_judged else one.reason
             checked.append(Finding(one.subject, "missing", "no drift" if is_judged else "not judged", reason))
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
-    alarms = [one for one in (*required, *checked) if one.is_alarm]
-    others = [one for one in (*required, *checked) if not one.is_alarm]
-    return compared.result(replace(verdict, findings=(*alarms, *others)), state, reason)
+    findings = tuple(sorted((*required, *checked), key=lambda one: not one.is_alarm))
+    if verdict.state == "drift" and not any(one.state == "drift" for one in checked):
+        verdict = replace(verdict, state="no drift")  # of distributions alone
+    return compared.result(replace(verdict, findings=findings), state, reason)
 
 
 @dataclass(frozen=True, eq=False)

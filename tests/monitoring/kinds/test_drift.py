@@ -168,6 +168,17 @@ def test_quality_is_judged_by_the_reference_and_by_what_is_required(
     assert {one.check for one in judged.findings} <= {"missing", "unseen", "range", "type", "presence", "criterion"}
 
 
+def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(ask: Callable[..., Any]) -> None:
+    temperature = np.random.default_rng(5).uniform(1.0, 1.5, ROWS)
+    temperature[: ROWS // 20] = np.nan  # as ever
+
+    drifted = ask(day(100, temp=temperature))
+    quality = ask({"temp": []}, "data_quality")
+
+    assert (drifted.state, drifted.figures["is_drift"]) == ("drift", 1)
+    assert (quality.state, quality.figures["is_drift"]) == ("no drift", 0)
+
+
 def test_quality_needs_no_reference_for_what_is_required_of_the_rows_themselves(
     endpoint: EndpointWorld, found: Callable[..., Any]
 ) -> None:
