@@ -34,7 +34,7 @@ from scipy.stats import norm, rankdata, t
 
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import Array
-from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
+from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, weight_below
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, EPSILON, ClassPredictions
 from mlflow_deploy_plugin.spec import MIN_LABELLED_WINDOWS
 
@@ -198,13 +198,9 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
         return float((chances * np.square(1 - given) + (1 - chances) * np.square(given)).sum(axis=1).mean() / 2)
     areas = []
     for place in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
-        # every row is positive and negative, with its chances as weights
-        order = np.argsort(given[:, place], kind="stable")
-        starts = np.flatnonzero(np.diff(given[order, place], prepend=-np.inf))
-        ordered = chances[order, place]
-        above, below = np.add.reduceat(ordered, starts), np.add.reduceat(1 - ordered, starts)
+        above, below = chances[:, place], 1 - chances[:, place]  # every row is both, with its chances as weights
         if (total := above.sum() * below.sum()) > 0:
-            areas.append(float(above @ (np.cumsum(below) - below / 2) / total))
+            areas.append(float(above @ weight_below(given[:, place], below) / total))
     return float(np.mean(areas)) if areas else Refused("all rows are expected to be of one label")
 
 

@@ -243,18 +243,18 @@ def _placements(is_positive: Array, scores: Array, weights: Array) -> tuple[floa
     Args:
         weights: [N], of mean 1.
     """
-    _, places = np.unique(scores, return_inverse=True)
     above, below = weights * is_positive, weights * ~is_positive
     positives, negatives = above.sum(), below.sum()
-    beaten, beating = _midway(places, below), positives - _midway(places, above)
+    beaten, beating = weight_below(scores, below), positives - weight_below(scores, above)
     area = float(above @ beaten / (positives * negatives))
     influence = np.where(is_positive, beaten / negatives, beating / positives) - area
     influence *= weights * np.where(is_positive, len(scores) / positives, len(scores) / negatives)
     return area, influence
 
 
-def _midway(places: Array, weights: Array) -> Array:
-    """Return [N]: the weights of all lower places, and half of those of the same."""
+def weight_below(scores: Array, weights: Array) -> Array:
+    """Return [N]: the weight of all rows with a lower score than each, and half of those with the same."""
+    _, places = np.unique(scores, return_inverse=True)
     sums = np.bincount(places, weights)
     halfway: Array = (np.cumsum(sums) - sums / 2)[places]
     return halfway

@@ -198,8 +198,7 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
-    requirements = window.request.spec.requirements
-    findings = [Finding(one.name, "criterion", "not judged", reason, None, one.value) for one in requirements]
+    findings = [criterion_finding(one, Refused(reason), 1.0) for one in window.request.spec.requirements]
     return _result(window, findings, _figures(window, {}), ())
 
 

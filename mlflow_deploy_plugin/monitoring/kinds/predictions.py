@@ -87,7 +87,7 @@ def read_predictions(table: pa.Table, artifact: Artifact | None) -> Predictions 
     numbers = columns.numbers()
     if numbers is None:
         return Refused("the log has no column that holds one answer a row")
-    truth = _numbers(table, LABEL_NUMBER)
+    truth = as_numbers(table, LABEL_NUMBER)
     labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0
     unusable = labelled - int(np.isfinite(truth).sum())
     return Predictions(None, numbers, truth, max(unusable, 0))
@@ -135,7 +135,7 @@ class _Columns:
     def numbers(self) -> Array | None:
         """Return [N] float64: the prediction, or the only output of one number a row."""
         if self._named(PREDICTION) is not None:
-            return _numbers(self._table, PREDICTION)
+            return as_numbers(self._table, PREDICTION)
         found = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
         return found[0] if len(found) == 1 else None
 
@@ -152,10 +152,10 @@ class _Columns:
     def _parts(self, base: str) -> list[Array]:
         """Return the components of a vector in their order, or the column itself."""
         if base in self._table.column_names:
-            return [_numbers(self._table, base)]
+            return [as_numbers(self._table, base)]
         pattern = re.compile(re.escape(base) + r"\.(\d+)$")
         places = sorted(int(found[1]) for name in self._table.column_names if (found := pattern.match(name)))
-        return [_numbers(self._table, f"{base}.{place}") for place in places]
+        return [as_numbers(self._table, f"{base}.{place}") for place in places]
 
 
 def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[Any, ...]) -> Predictions:
@@ -258,7 +258,8 @@ def _places(names: pa.Array, places: dict[str, int]) -> Array:
     return filled
 
 
-def _numbers(table: pa.Table, name: str) -> Array:
+def as_numbers(table: pa.Table, name: str) -> Array:
+    """Return a column as [N] float64, NaN where it is missing or no number."""
     if name not in table.column_names:
         return np.full(len(table), np.nan)
     column = table.column(name)

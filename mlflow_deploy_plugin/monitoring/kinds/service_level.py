@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array, as_floats
+from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX, Array
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bonferroni_confidence,
     criterion_finding,
@@ -28,7 +28,13 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     sort_criteria,
     wilson_interval,
 )
-from mlflow_deploy_plugin.monitoring.kinds.predictions import ModelVersion, count_versions, most_first, unreadable_notes
+from mlflow_deploy_plugin.monitoring.kinds.predictions import (
+    ModelVersion,
+    as_numbers,
+    count_versions,
+    most_first,
+    unreadable_notes,
+)
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import MAX_SEGMENTS, as_texts, segment_name
 from mlflow_deploy_plugin.spec import Requirement
@@ -157,13 +163,13 @@ class _CountedRequests:
             requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
             for version, count in count_versions(requests).items():
                 self.versions[version] = self.versions.get(version, 0) + count
-            latencies = as_floats(requests.column("_latency_us"))
+            latencies = as_numbers(requests, "_latency_us")
             for counts, rows in self.parts(requests, columns):
                 counts.add_answers(latencies[rows])
         for batch in log.failures.batches(request.endpoint, request.window, wanted):
             for version in count_versions(batch):
                 self.versions.setdefault(version, 0)
-            statuses = as_floats(batch.column("_status"))
+            statuses = as_numbers(batch, "_status")
             for counts, rows in self.parts(batch, [name for name in columns if name.startswith(OWN_PREFIX)]):
                 counts.add_failures(statuses[rows])
 
@@ -227,5 +233,5 @@ def _findings(
         yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
 
 
-_NO_ANSWER = Refused("no request was answered, and latencies are those of answers")
+_NO_ANSWER = Refused("no request was answered that says how long it took")
 _NO_COLUMNS = Refused("requests that failed have no columns of the model, by which they could be told apart")
