@@ -84,8 +84,13 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return the unit and the served spec, by the paths where systemd and the unit look for them.
 
     Raises:
-        InvalidConfig: a path is relative, or cannot stand in a unit; or the endpoint would be open to strangers.
+        InvalidConfig: a path is relative, or cannot stand in a unit; a field is one that only a container has; or the
+            endpoint would be open to strangers.
     """
+    if spec.container.image is not None:
+        raise InvalidConfig(f"container.image: a unit runs {PROGRAM} of its machine, and no image; leave it out")
+    if spec.container.network not in (None, "host"):
+        raise InvalidConfig("container.network: a unit has the network of its machine; leave it out")
     if not is_loopback(spec.server.host):
         refuse_strangers(spec, f"server.host {spec.server.host}")
     unit, container, server = f"onnxserve-{spec.name}", spec.container, spec.server

@@ -107,6 +107,8 @@ def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
         ("models/flights", {}, "variants.flights.model: an absolute path is expected, not 'models/flights'"),
         ("/srv/my models", {}, "'/srv/my models' cannot stand in a unit"),
         ("models:/x/1", {"container.secrets.A": "store/uri"}, "'store/uri' cannot stand in a unit: an absolute path"),
+        ("models:/x/1", {"container.image": "flights:3"}, "container.image: a unit runs /opt/onnxserve/bin/onnx"),
+        ("models:/x/1", {"container.network": "front"}, "container.network: a unit has the network of its machine"),
         ("models:/x/1", {"server.host": "0.0.0.0"}, "everybody who reaches server.host 0.0.0.0 could use the"),
     ],
 )
