@@ -21,13 +21,9 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback, reachable_url
 
 SECRETS = "/run/secrets"
-_HEALTH = (
-    "import http.client, ssl; s = http.client.{connection}; s.request('GET', '/ping'); "
-    "raise SystemExit(s.getresponse().status != 200)"
-)
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
@@ -44,10 +40,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     environment = environment_of(spec, place)
     if container.secrets:
         environment["ONNXSERVE_SECRETS"] = SECRETS
+    served = served_spec(spec, server.host if container.network == "host" else None)
+    url = reachable_url(served.server.host, http_port(spec), server.scheme)
     mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}  # each by its own path
-    connection = f"HTTPConnection('127.0.0.1', {http_port(spec)}, timeout=4)"
-    if server.certfile is not None:  # any certificate is trusted: the socket is our own
-        connection = f"HTTPS{connection[4:-1]}, context=ssl._create_unverified_context())"
     service: Document = {
         "image": container.image_for(server.device),
         "command": SERVE,
@@ -67,7 +62,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             {"type": "volume", "source": "state", "target": HOME_FOLDER},
         ],
         "healthcheck": {
-            "test": ["CMD", "python", "-c", _HEALTH.format(connection=connection)],
+            "test": ["CMD", "python", "-m", "mlflow_deploy_plugin.server.cloud", url],
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
@@ -88,7 +83,6 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     if container.network not in (None, "host"):
         document["networks"] = {container.network: {"external": True}}
     # "$$" is a "$" for Compose, which would put variables of the shell in
-    served = served_spec(spec, server.host) if container.network == "host" else served_spec(spec)
     return {
         "compose.yaml": dump_documents([document]).replace("$", "$$"),
         f"{spec.name}/{SPEC_FILE}": dump_spec(served),

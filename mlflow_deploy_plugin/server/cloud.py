@@ -16,17 +16,20 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.h
 https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-container,
 https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/website (storage initializer)
 
-`python -m mlflow_deploy_plugin.server.cloud` asks the server of a container for its health, wherever it listens.
+`python -m mlflow_deploy_plugin.server.cloud [URL]` asks the server of a container for its health: at the URL, or where
+the platform or the image says that it listens.
 """
 
 import http.client
 import os
 import re
+import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
@@ -105,10 +108,19 @@ def _route(environment: Mapping[str, str], name: str) -> str:
     return text
 
 
-def is_healthy(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return True if the server in this container answers `/ping` with 200 within four seconds."""
-    port = read_cloud(environment).port or int(environment.get("ONNXSERVE_PORT", _DEFAULT_PORT))
-    server = http.client.HTTPConnection("127.0.0.1", port, timeout=4)
+def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bool:
+    """Return True if the server in this container answers `/ping` with 200 within four seconds.
+
+    Args:
+        url: its address, http or https; by default http at the port that the environment says.
+    """
+    if not url:
+        port = read_cloud(environment).port or int(environment.get("ONNXSERVE_PORT", _DEFAULT_PORT))
+        url = f"http://127.0.0.1:{port}"
+    asked = urlsplit(url)
+    server = http.client.HTTPConnection(asked.netloc, timeout=4)
+    if asked.scheme == "https":  # any certificate is trusted: the server is our own
+        server = http.client.HTTPSConnection(asked.netloc, timeout=4, context=ssl._create_unverified_context())
     try:
         server.request("GET", "/ping")
         return server.getresponse().status == 200
@@ -117,4 +129,4 @@ def is_healthy(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(not is_healthy())
+    sys.exit(not is_healthy("".join(sys.argv[1:2])))

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.processes import SupervisedChild, SupervisedChildren, 
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import ServerSpec, is_loopback, load_specs
+from mlflow_deploy_plugin.spec import ServerSpec, is_loopback, load_specs, reachable_url
 from mlflow_deploy_plugin.statedir import (
     AGENT,
     SERVER,
@@ -398,12 +398,6 @@ def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(address)
         yield
-
-
-def reachable_url(host: str, port: int, scheme: str = "http") -> str:
-    """Return the address at which this machine reaches a server that listens on `host`."""
-    address = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
 def _bind(host: str, port: int) -> socket.socket:

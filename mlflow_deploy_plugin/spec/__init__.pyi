@@ -39,6 +39,7 @@ from .types import duration_seconds as duration_seconds
 from .types import is_loopback as is_loopback
 from .types import load_time_zone as load_time_zone
 from .types import parse_time as parse_time
+from .types import reachable_url as reachable_url
 from .types import rolling_span as rolling_span
 from .types import validate_crontab as validate_crontab
 

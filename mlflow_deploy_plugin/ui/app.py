@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.errors import NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry import event_as_json, event_history
 from mlflow_deploy_plugin.server import Span
 from mlflow_deploy_plugin.settings import Settings, load_settings
+from mlflow_deploy_plugin.spec import reachable_url
 from mlflow_deploy_plugin.ui import guard
 from mlflow_deploy_plugin.ui.access import (
     TOKEN_FIELD,
@@ -217,9 +218,8 @@ class _Console:
         """Return addresses of this MLflow server for a process of this machine, the best first."""
         if self._settings.mlflow_url:
             return (self._settings.mlflow_url.rstrip("/"),)
-        host, port = str(request.environ.get("SERVER_NAME")), str(request.environ.get("SERVER_PORT"))
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        local = f"http://{f'[{host}]' if ':' in host else host}:{port}{self._prefix}"
+        host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT", 0))
+        local = f"{reachable_url(host, port)}{self._prefix}"
         return tuple(dict.fromkeys((local, f"{request.host_url.rstrip('/')}{self._prefix}")))
 
 

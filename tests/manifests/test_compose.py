@@ -72,7 +72,7 @@ def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
     assert project["secrets"]["AWS_SECRET_ACCESS_KEY"]["file"] == "/etc/onnxserve/secrets/aws"
     assert project["networks"]["front"]["external"]
     assert service["user"] == "10001:10001"
-    assert "HTTPSConnection('127.0.0.1', 8443" in service["healthcheck"]["test"][-1]
+    assert service["healthcheck"]["test"][-1] == "https://127.0.0.1:8443"
 
 
 def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
@@ -95,6 +95,8 @@ def test_in_the_network_of_the_machine_it_listens_where_the_spec_says() -> None:
     assert "ports" not in document["services"]["flights"]
     (served,) = load_specs(spec)
     assert (served.server.host, served.server.insecure) == ("127.0.0.1", False)
+    elsewhere, _ = rendered({"container.network": "host", "server.host": "10.0.0.5", "server.api_keys": "true"})
+    assert elsewhere["services"]["flights"]["healthcheck"]["test"][-1] == "http://10.0.0.5:8080"
 
 
 def test_a_gpu_server_reserves_its_devices() -> None:

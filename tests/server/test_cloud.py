@@ -1,8 +1,13 @@
 """The environment of each cloud is read, and a server in it answers the requests that the cloud sends."""
 
 import json
+import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -10,6 +15,7 @@ import requests
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.cloud import Cloud, is_healthy, read_cloud
+from tests.server.test_mutual_tls import Authority
 from tests.support.serving import Served, servers_below
 from tests.support.waiting import free_port
 
@@ -82,7 +88,28 @@ def test_the_model_of_the_image_is_served_where_the_platform_has_none(
 
 
 def test_a_container_is_healthy_where_its_server_answers(free_port: int) -> None:
-    assert not is_healthy({"K_SERVICE": "flights", "PORT": str(free_port)})
+    assert not is_healthy(environment={"K_SERVICE": "flights", "PORT": str(free_port)})
+
+
+class _Pinged(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/ping" else 404)
+        self.end_headers()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_it_is_asked_at_an_address_that_is_named_also_by_tls(scheme: str, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Pinged) as server:
+        if scheme == "https":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*Authority(tmp_path / "ours", "ours").issue("server"))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"{scheme}://127.0.0.1:{server.server_port}"
+        assert is_healthy(url)
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.server.cloud", url]
+        assert subprocess.run(command, check=False).returncode == 0
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

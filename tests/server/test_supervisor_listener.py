@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.server.supervisor import check_exposure, open_listener, reachable_url, reserve_grpc_port
+from mlflow_deploy_plugin.server.supervisor import check_exposure, open_listener, reserve_grpc_port
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.serving import Served
 from tests.support.waiting import free_port
@@ -39,19 +39,6 @@ def test_ipv6_works_where_it_exists() -> None:
         pytest.skip("no IPv6 on this machine")
     with listener:
         assert listener.family == socket.AF_INET6
-
-
-@pytest.mark.parametrize(
-    ("host", "url"),
-    [
-        ("127.0.0.1", "http://127.0.0.1:80"),
-        ("0.0.0.0", "http://127.0.0.1:80"),
-        ("::", "http://[::1]:80"),
-        ("example.org", "http://example.org:80"),
-    ],
-)
-def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
-    assert reachable_url(host, 80) == url
 
 
 def test_nothing_is_held_where_no_port_is_set() -> None:

@@ -5,7 +5,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import bin_period, duration_seconds, load_time_zone, rolling_span, validate_crontab
+from mlflow_deploy_plugin.spec import (
+    bin_period,
+    duration_seconds,
+    load_time_zone,
+    reachable_url,
+    rolling_span,
+    validate_crontab,
+)
 from mlflow_deploy_plugin.spec.types import validate_lag, validate_reference
 
 
@@ -96,3 +103,16 @@ def test_a_time_zone_that_this_machine_does_not_know_is_refused(name: str) -> No
     assert load_time_zone("Europe/Berlin").key == "Europe/Berlin"
     with pytest.raises(InvalidConfig, match="is not known; as Europe/Berlin"):
         load_time_zone(name)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("example.org", "http://example.org:80"),
+    ],
+)
+def test_the_url_is_one_that_this_machine_reaches(host: str, url: str) -> None:
+    assert reachable_url(host, 80) == url
