@@ -7,11 +7,14 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import ClassVar
 
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.version import __version__
 
+ProgressCallback = Callable[[str], None]
+"""Takes a line for each step of something long."""
 _ECS_VERSION = "8.11.0"
 
 

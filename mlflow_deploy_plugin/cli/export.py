@@ -97,7 +97,7 @@ def build_docker(
         raise click.UsageError("Missing option '-n' / '--name'.")
     if sbom is not None and not sbom.parent.is_dir():
         raise InvalidConfig(f"--sbom: there is no folder {sbom.parent}")
-    with planned_image(model_uri, device="gpu" if gpu else "cpu", follow=follow, **images) as plan:
+    with planned_image(model_uri, device="cuda" if gpu else "cpu", follow=follow, **images) as plan:
         if dry_run:
             if plan.server is not None:
                 show_lines(

@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.evaluation.disturbances import DISTURB, unfit_reason, 
 from mlflow_deploy_plugin.evaluation.metrics import Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
+from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
 from mlflow_deploy_plugin.runtime import Array
 
@@ -42,8 +43,6 @@ ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
 _MAX_VALUES = 30_000_000
 """Numbers that are disturbed at once, in 64 bits and a few times over; 200 pictures of 224 × 224 in colour."""
-
-ProgressCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)

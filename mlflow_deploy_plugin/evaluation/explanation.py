@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.evaluation.dataset import (
 from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
+from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.pyfunc import RequestRefused
 from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Feeds, OnnxModel, read_served_artifact, row_count
@@ -53,8 +54,6 @@ _REPEATS = 5
 _LABELLED_ROWS = 2_000
 _MAX_PICTURES = 10
 _SHOWN_COLUMNS = 20
-
-ProgressCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,9 @@ from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
 from mlflow_deploy_plugin.gate.checks.robustness import check_disturbances, check_robustness
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, require_mlflow_artifact
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict
+from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
 from mlflow_deploy_plugin.runtime import Array, Artifact, numpy_dtype
-
-ProgressCallback = Callable[[str], None]
 
 _NOTHING_SERVED = "nothing is served that it could be compared with"
 _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lies beside the model"

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.gate.judge import ProgressCallback
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.run import gate_version, store_or_default
+from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,

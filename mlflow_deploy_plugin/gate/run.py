@@ -12,9 +12,10 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.gate.judge import EvaluationData, ProgressCallback, judge
+from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
+from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,

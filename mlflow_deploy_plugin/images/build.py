@@ -6,19 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, ModelError
 from mlflow_deploy_plugin.images.context import BuildContext, model_context, server_context
-from mlflow_deploy_plugin.images.engine import Report, build, image_fields
+from mlflow_deploy_plugin.images.engine import build, image_fields
+from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import REGISTERED_META, ResolvedModel, download, resolve
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, read_served_artifact
+from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.version import __version__
 
 BASE_IMAGE = "python:3.11-slim-bookworm"  # as docker/Dockerfile says
-Device = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def planned_image(
 
     Args:
         model_uri: as of `onnxserve serve -m`; without `follow`, a stage or alias is resolved once.
-        device: cpu, or gpu with CUDA's libraries.
+        device: of the server; for another than cpu, the image has CUDA's libraries.
         follow: leave the model out; the server follows `model_uri` when it runs.
         base_image: with Python 3.11 or newer, for the server's image; None: python:3.11-slim-bookworm.
         server_image: a server's image that there is, instead of one built from this installation.
@@ -86,9 +86,10 @@ def planned_image(
         server, base = server_context(), base_image or BASE_IMAGE
         # its name says what is in it, so that the same inputs find it and a new version of onnxserve never mixes in
         digest = sha256(f"{server.digest} {base}".encode()).hexdigest()
-        server_image = f"onnxserve:{device}-{__version__}-{digest[:12]}"
-        options = ("--target", device, "--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"VERSION={__version__}")
-    environment = {"ONNXSERVE_DEVICE": "cuda"} if device == "gpu" else {}
+        target = "cpu" if device == "cpu" else "gpu"
+        server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
+        options = ("--target", target, "--build-arg", f"BASE_IMAGE={base}", "--build-arg", f"VERSION={__version__}")
+    environment: dict[str, str] = {"ONNXSERVE_DEVICE": device} if device != "cpu" else {}
     labels = _labels(resolved) | ({"org.opencontainers.image.version": ""} if follow else {})
     with tempfile.TemporaryDirectory(prefix="onnxserve-image-") as temporary:
         folder = None
@@ -108,7 +109,7 @@ def planned_image(
         yield ImagePlan(server_image, server, options, context, resolved)
 
 
-def build_image(plan: ImagePlan, name: str, report: Report, pull: bool = False) -> BuiltImage:
+def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False) -> BuiltImage:
     """Build the model's image as `name`, and the server's image before it if it is not here.
 
     Args:

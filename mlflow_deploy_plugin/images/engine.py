@@ -6,20 +6,20 @@ import re
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticated, one_line
 from mlflow_deploy_plugin.images.context import BuildContext
+from mlflow_deploy_plugin.logs import ProgressCallback
 
 _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?")
 _CAUSE = re.compile(r"\b(error|failed|denied|not found|cannot|no such|refused)\b", re.I)
 _NOISE = re.compile(r"^(\x1b\[[0-9;]*m|#\d+ |\d+\.\d+ |[ >-]+)+|\x1b\[[0-9;]*m")
 _KEPT = 40
-Report = Callable[[str], None]
 
 
-def build(context: BuildContext, tag: str, report: Report, options: Sequence[str] = ()) -> None:
+def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> None:
     """Build the context's image as `tag`; `report` gets the builder's lines.
 
     Raises:
@@ -44,7 +44,7 @@ def image_fields(name: str) -> dict[str, Any] | None:
     return fields
 
 
-def push_image(name: str, report: Report) -> str:
+def push_image(name: str, report: ProgressCallback) -> str:
     """Push an image to the registry that its name begins with, and return its digest there.
 
     For a registry of Amazon's ECR, boto3 fetches the password with the caller's AWS credentials, and makes the
@@ -98,7 +98,9 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
     return user, password
 
 
-def _docker(*arguments: str, what: str, stdin: Any = None, text: str = "", report: Report | None = None) -> str:
+def _docker(
+    *arguments: str, what: str, stdin: Any = None, text: str = "", report: ProgressCallback | None = None
+) -> str:
     """Run `docker ARGUMENTS` and return its output, with standard error if it is reported line by line.
 
     Args:

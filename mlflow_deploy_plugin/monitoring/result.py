@@ -1,7 +1,7 @@
 """The request to judge one window, and its result: plain values that kinds of monitor, reports and alerts share."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -10,12 +10,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from mlflow_deploy_plugin.inference_log import EndpointLabels, InferenceLog, Window, open_log
+from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
-Progress = Callable[[str], None]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
 """drift and prediction_drift have the first two, kinds with `require` the next three. data_quality, which counts all
 rows and has no interval, has all but `cannot tell`. Every kind has `not judged`."""
@@ -180,7 +180,7 @@ class WindowRequest:
     engine: Engine = "local"
     tried: str = ""
     endpoint_created: str = ""
-    progress: Progress = field(default=no_progress, compare=False)
+    progress: ProgressCallback = field(default=no_progress, compare=False)
     rows_since: datetime | None = None
 
     @cached_property

@@ -7,6 +7,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig, ModelError, NotFound
 from mlflow_deploy_plugin.images import planned_image
 from mlflow_deploy_plugin.registry import REGISTERED_META, default_endpoint_name, resolve
+from mlflow_deploy_plugin.spec import Device
 from tests.registry.conftest import Store, built_store, store  # noqa: F401 - fixtures
 from tests.support.models import tensor_model
 from tests.support.pyfuncs import save_pyfuncs
@@ -40,7 +41,7 @@ def test_the_same_version_gives_the_same_image(store: Store) -> None:  # noqa: F
 
 
 def test_what_is_followed_is_named_and_not_fetched(store: Store) -> None:  # noqa: F811
-    with planned_image("models:/tiny@live", follow=True, device="gpu", server_image="registry/onnxserve:gpu") as plan:
+    with planned_image("models:/tiny@live", follow=True, device="cuda", server_image="registry/onnxserve:gpu") as plan:
         assert plan.server is None
         assert plan.model.files == {}
         lines = plan.model.dockerfile.splitlines()
@@ -55,10 +56,15 @@ def test_what_is_followed_is_named_and_not_fetched(store: Store) -> None:  # noq
 def test_another_base_is_another_server_image(tmp_path: Path) -> None:
     model = str(tensor_model(tmp_path / "m"))
     names = set()
-    for base, device in ((None, "cpu"), ("python:3.12-slim", "cpu"), (None, "gpu")):
-        with planned_image(model, base_image=base, device=device) as plan:  # type: ignore[arg-type]
+    servers: list[tuple[str | None, Device, str]] = [
+        (None, "cpu", "cpu"),
+        ("python:3.12-slim", "cpu", "cpu"),
+        (None, "cuda", "gpu"),
+    ]
+    for base, device, target in servers:
+        with planned_image(model, base_image=base, device=device) as plan:
             names.add(plan.server_image)
-            assert plan.options[:2] == ("--target", device)
+            assert plan.options[:2] == ("--target", target)
     assert len(names) == 3
 
 
