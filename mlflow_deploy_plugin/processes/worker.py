@@ -31,7 +31,7 @@ class ProcessEnded(OnnxserveError):
 
 
 class ProcessCrashed(OnnxserveError):
-    """The worker ended in the middle of a call."""
+    """The worker ended in the middle of a call, or could not be started for it."""
 
 
 class Worker:
@@ -68,7 +68,7 @@ class Worker:
         Raises:
             OnnxserveError: the function raised. Its class is that of the error only for `kept_errors`.
             DeadlineExceeded: it took longer than `seconds`, and the process was killed.
-            ProcessCrashed: the process ended by itself, or was killed by the system for its memory.
+            ProcessCrashed: the process ended by itself, was killed by the system for its memory, or cannot be started.
             ProcessEnded: `end` was called.
         """
         connection = self._connect()
@@ -110,13 +110,13 @@ class Worker:
                 raise ProcessEnded("its process was ended on purpose")
             if self._child is None or self._connection is None or self._child.wait(0) is not None:
                 self._connection, theirs = Pipe()
-                with theirs:
-                    self._child = Child(
-                        [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
-                        descriptors=[theirs.fileno()],
-                        stdout=2 if self._stderr is None else self._stderr,  # what libraries print is not our output
-                        stderr=self._stderr,
-                    )
+                output = 2 if self._stderr is None else self._stderr  # what libraries print is not our output
+                command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
+                try:
+                    with theirs:
+                        self._child = Child(command, descriptors=[theirs.fileno()], stdout=output, stderr=self._stderr)
+                except OSError as error:
+                    raise ProcessCrashed(f"its process cannot be started: {error.strerror}") from None
                 self._connection.send(sys.path)  # functions are found where the parent finds them
                 self._connection.send(self._prepare)
                 self._calls = 0

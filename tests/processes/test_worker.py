@@ -1,5 +1,6 @@
 """A worker calls functions; its hanging, crashing and ending harm nobody else."""
 
+import errno
 import math
 import os
 import signal
@@ -75,6 +76,20 @@ def test_what_cannot_be_pickled_is_an_error_of_the_call_alone(worker: Worker) ->
     with pytest.raises(OnnxserveError, match="pickle"):
         worker.call(threading.Lock, seconds=SECONDS)
     assert worker.call(os.getpid, seconds=SECONDS) == pid
+
+
+def test_a_machine_that_starts_no_process_is_an_error_of_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refuse)
+        with pytest.raises(ProcessCrashed, match="its process cannot be started: Cannot allocate memory"):
+            worker.call(os.getpid, seconds=SECONDS)
+    assert worker.call(os.getpid, seconds=SECONDS) != os.getpid()
+    worker.end()
 
 
 def test_it_is_prepared_before_the_first_call_and_replaced_after_the_last() -> None:
