@@ -45,30 +45,21 @@ _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 
 
-class _FollowThread(threading.Thread):
-    """Runs the rounds of following beside shipping: a slow registry must delay neither shipping nor the end."""
-
-    def __init__(self, follower: Follower, stop: threading.Event) -> None:
-        super().__init__(name="follow", daemon=True)
-        self._follower = follower
-        self._stop_agent = stop
-        self.failed = False
-
-    def run(self) -> None:
-        try:
-            while not self._stop_agent.is_set():
-                if self._follower.round().fatal:
-                    self.failed = True
-                    break
-                until = time.monotonic() + _ROUND_SECONDS
-                while not self._stop_agent.wait(_COMMAND_SECONDS) and time.monotonic() < until:
-                    if self._follower.has_work():
-                        break
-        except Exception:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
-            _log.exception("the agent ends, and is started anew by the supervisor")
-            self.failed = True
-        finally:
-            self._stop_agent.set()
+def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) -> None:
+    """Follow until `stop` is set. If nothing can be served, or following fails, set `failed` and `stop`."""
+    try:
+        while not stop.is_set():
+            if follower.round().fatal:
+                failed.set()
+                break
+            until = time.monotonic() + _ROUND_SECONDS
+            while not stop.wait(_COMMAND_SECONDS) and time.monotonic() < until and not follower.has_work():
+                pass
+    except Exception:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
+        _log.exception("the agent ends, and is started anew by the supervisor")
+        failed.set()
+    finally:
+        stop.set()
 
 
 def main() -> int:
@@ -103,7 +94,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
     settings = load_settings()
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
     watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
-    failed = False
+    failed = threading.Event()
     if not only_ship:
         set_service_timeouts()
         warnings.simplefilter("ignore", FutureWarning)  # of stages; for all threads, which `catch_warnings` cannot do
@@ -117,24 +108,24 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         record: Recorder = record_nothing
         if server.authenticates and settings.keys_file is None:  # which is for servers without a store
             record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
-        following = _FollowThread(Follower(state_dir, resolver, time.time, lambda: shipper.state, record), stop)
-        following.start()
+        follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, record)
+        # beside shipping: a slow registry must delay neither that nor the end
+        threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
         if server.api_keys:
             api_key_fetcher(state_dir, settings.keys_file or settings.store_url, settings.poll_seconds, stop).start()
         if server.jwt_issuer:
             issuer_key_fetcher(state_dir, server.jwt_issuer, stop).start()
         # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
-        # and those that it starts, not `following`: somebody waits for a version that is promoted, or rolled back.
+        # and those that it starts, not that of `_follow`: somebody waits for a version that is promoted, or rolled back.
         os.nice(_NICE)
         history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):
             history.round()
             shipper.round()
             watermark.round()
-        failed = following.failed
     shipper.ship()
     watermark.end(is_shipped=not segments(state_dir / SPOOL))
-    return 1 if failed else 0
+    return 1 if failed.is_set() else 0
 
 
 if __name__ == "__main__":

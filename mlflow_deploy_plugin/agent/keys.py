@@ -17,8 +17,10 @@ _TIMEOUT_SECONDS = 5.0
 _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 
-class KeyFetcher(threading.Thread):
-    """Fetches keys again and again, in a thread of its own: a slow source delays nothing else.
+def _fetcher(
+    what: str, fetch: Callable[[], None], seconds: float, again_seconds: float, stop: threading.Event
+) -> threading.Thread:
+    """Return a thread that fetches keys again and again: a slow source delays nothing else.
 
     While they cannot be fetched, those fetched last hold on, which is logged once for each reason.
 
@@ -28,64 +30,52 @@ class KeyFetcher(threading.Thread):
         seconds / again_seconds: until the next time, and until it after a failure.
     """
 
-    def __init__(
-        self, what: str, fetch: Callable[[], None], seconds: float, again_seconds: float, stop: threading.Event
-    ) -> None:
-        super().__init__(name=what, daemon=True)
-        self._what, self._fetch = what, fetch
-        self._seconds, self._again_seconds = seconds, again_seconds
-        self._stop_agent = stop
-
-    def run(self) -> None:
+    def run() -> None:
         before = ""
-        while not self._stop_agent.is_set():
+        while not stop.is_set():
             error = ""
             try:
-                self._fetch()
+                fetch()
             except Exception as failure:  # noqa: BLE001 - the boundary: a source may send anything, and gets well again
                 error = one_line(failure, 300)
             if error and error != before:
-                _log.warning("%s are those of before: %s", self._what, error)
+                _log.warning("%s are those of before: %s", what, error)
             before = error
-            self._stop_agent.wait(self._again_seconds if error else self._seconds)
+            stop.wait(again_seconds if error else seconds)
+
+    return threading.Thread(target=run, name=what, daemon=True)
 
 
-def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> KeyFetcher:
+def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> threading.Thread:
     """Return the thread that fetches API keys from a store, by its URL, or from a file."""
-    store = None if isinstance(source, Path) else _Store(source)
+    opened: Any = None
+
+    def read_store() -> ValidKeys:
+        """Return the keys that hold. The store stays open until it fails."""
+        nonlocal opened
+        from mlflow_deploy_plugin import store  # SQLAlchemy takes memory that a server without keys need not have
+
+        try:
+            opened = opened or store.open_store(str(source))
+            return store.ApiKeys(opened).valid_entries()
+        except OnnxserveError:
+            if opened is not None:
+                opened.close()
+            opened = None
+            raise
 
     def fetch() -> None:
-        found = store.read() if store is not None else ValidKeys.model_validate_json(Path(source).read_bytes())
+        found = ValidKeys.model_validate_json(source.read_bytes()) if isinstance(source, Path) else read_store()
         if found != read_state(state_dir / KEYS, ValidKeys):
             write_state(state_dir / KEYS, found)
             _log.info("%d API keys hold", len(found.keys))
 
-    return KeyFetcher("the API keys", fetch, seconds, seconds, stop)
-
-
-class _Store:
-    """Reads the keys that hold. The store stays open until it fails."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._opened: Any = None
-
-    def read(self) -> ValidKeys:
-        from mlflow_deploy_plugin import store  # SQLAlchemy takes memory that a server without keys need not have
-
-        try:
-            self._opened = self._opened or store.open_store(self._url)
-            return store.ApiKeys(self._opened).valid_entries()
-        except OnnxserveError:
-            if self._opened is not None:
-                self._opened.close()
-            self._opened = None
-            raise
+    return _fetcher("the API keys", fetch, seconds, seconds, stop)
 
 
 def issuer_key_fetcher(
     state_dir: Path, issuer: str, stop: threading.Event, seconds: float = _ISSUER_SECONDS
-) -> KeyFetcher:
+) -> threading.Thread:
     """Return the thread that fetches the public keys of an OpenID Connect issuer."""
     from jwt import PyJWKSet  # the extra `jwt`
     from jwt.exceptions import PyJWTError
@@ -109,4 +99,4 @@ def issuer_key_fetcher(
             write_atomically(file, answer.text.encode())
             _log.info("the keys of %s were fetched", issuer)
 
-    return KeyFetcher(f"the keys of {issuer}", fetch, seconds, min(seconds, _ISSUER_AGAIN_SECONDS), stop)
+    return _fetcher(f"the keys of {issuer}", fetch, seconds, min(seconds, _ISSUER_AGAIN_SECONDS), stop)
