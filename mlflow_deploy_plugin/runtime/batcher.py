@@ -117,13 +117,11 @@ class Batcher:
 
     Args:
         compute: runs the model on feeds whose first axis is the rows; each output has one entry a row.
-        clock: seconds, monotonic.
     """
 
-    def __init__(self, compute: Compute, policy: BatchPolicy, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, compute: Compute, policy: BatchPolicy) -> None:
         self.policy = policy
         self._compute = compute
-        self._clock = clock
         self._preferred = frozenset(policy.preferred_batch_size)
         self._padded_sizes = policy.sizes if policy.pads else ()
         self._limit = max(policy.preferred_batch_size, default=policy.max_batch_size)
@@ -147,7 +145,7 @@ class Batcher:
         """Compute one request, batched with others; blocks the caller's thread.
 
         Args:
-            deadline: a time of `clock`; a request that no batch includes by then is not computed.
+            deadline: in `time.perf_counter()`; a request that no batch includes by then is not computed.
             count: called in the thread that computes the batch.
 
         Raises:
@@ -158,7 +156,7 @@ class Batcher:
         rows = _row_counts(feeds)
         if len(rows) != 1:
             return self._compute(feeds, outputs)  # the graph decides if it takes inputs of different lengths
-        entry = QueuedRequest(feeds, outputs, rows.pop(), self._clock(), deadline, count)
+        entry = QueuedRequest(feeds, outputs, rows.pop(), time.perf_counter(), deadline, count)
         self._enqueue(entry)
         if entry.state is not RequestState.LEADER:
             self._wait(entry)
@@ -177,7 +175,7 @@ class Batcher:
         rows = _row_counts(feeds)
         # the graph decides if it takes inputs of different lengths: such a request is a batch of its own
         size = rows.pop() if len(rows) == 1 else self._limit
-        entry = QueuedRequest(feeds, outputs, size, self._clock(), deadline, count, done)
+        entry = QueuedRequest(feeds, outputs, size, time.perf_counter(), deadline, count, done)
         if rows:
             entry.key = object()
         if not self._threads:
@@ -260,7 +258,7 @@ class Batcher:
         if entry.deadline == float("inf"):
             entry.wake.acquire()
             return
-        if entry.wake.acquire(timeout=min(max(0.0, entry.deadline - self._clock()), threading.TIMEOUT_MAX)):
+        if entry.wake.acquire(timeout=min(max(0.0, entry.deadline - time.perf_counter()), threading.TIMEOUT_MAX)):
             return
         with self._lock:
             if entry.state is RequestState.WAITING:
@@ -276,9 +274,9 @@ class Batcher:
         try:
             batch = self._gather_batch(leader)
             if batch:
-                began = self._clock()
+                began = time.perf_counter()
                 results = self._compute_batch(batch)
-                self._batch_seconds = self._clock() - began
+                self._batch_seconds = time.perf_counter() - began
                 leader.count(sum(entry.rows for entry in batch), began - leader.queued, self._batch_seconds)
         except Exception:
             if len(batch) == 1:
@@ -304,7 +302,7 @@ class Batcher:
         until = leader.queued + self._delay
         while True:
             with self._lock:
-                now = self._clock()
+                now = time.perf_counter()
                 self._gatherer = None
                 late = [entry for entry in self._queue if entry.deadline <= now]
                 for entry in late:

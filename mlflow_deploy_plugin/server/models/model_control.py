@@ -10,7 +10,7 @@ nobody sets.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,14 +69,12 @@ class ModelControl:
         max_waiting: int,
         timeout_seconds: float = COMMAND_TIMEOUT_SECONDS,
         agent_seconds: float = _AGENT_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state_dir = state_dir
         self._mode = mode
         self._waiting = threading.BoundedSemaphore(max_waiting)
         self._timeout_seconds = timeout_seconds
         self._agent_seconds = agent_seconds
-        self._clock = clock
 
     def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
         """Load the endpoint into every worker; resolve its versions again if it is loaded.
@@ -93,7 +91,7 @@ class ModelControl:
             TooManyRequests: too many commands are under way.
             DeadlineExceeded: it takes longer than a request can wait, and goes on.
         """
-        self._run(Command(action="load", endpoint=endpoint, added=added, actor=actor, created_at=self._clock()))
+        self._run(Command(action="load", endpoint=endpoint, added=added, actor=actor, created_at=time.monotonic()))
 
     def unload(self, endpoint: str, actor: str = "") -> None:
         """Unload the endpoint from every worker.
@@ -101,7 +99,7 @@ class ModelControl:
         Raises:
             InvalidConfig, NotFound, NotReady, TooManyRequests, DeadlineExceeded: as `load`.
         """
-        self._run(Command(action="unload", endpoint=endpoint, actor=actor, created_at=self._clock()))
+        self._run(Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic()))
 
     def _run(self, command: Command) -> None:
         if self._mode != "explicit":
