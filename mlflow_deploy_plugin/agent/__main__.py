@@ -87,6 +87,9 @@ def main() -> int:
     except OnnxserveError as error:
         write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
         return 1
+    except Exception:  # noqa: BLE001 - the boundary of this process, which must not wait for its threads
+        _log.exception("the agent ends, and is started anew by the supervisor")
+        return 1
 
 
 def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
@@ -116,7 +119,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         if server.jwt_issuer:
             issuer_key_fetcher(state_dir, server.jwt_issuer, stop).start()
         # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
-        # and those that it starts, not that of `_follow`: somebody waits for a version that is promoted, or rolled back.
+        # and those that it starts. That of `_follow` runs already: somebody waits for a version that is promoted.
         os.nice(_NICE)
         history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):

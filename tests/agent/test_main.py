@@ -1,0 +1,29 @@
+"""The agent as a process."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from mlflow_deploy_plugin.statedir import METRICS, SPEC
+
+SPEC_TEXT = "{name: e, variants: {main: {model: models:/m/1}}}"
+
+
+def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path: Path) -> None:
+    (tmp_path / SPEC).write_text(SPEC_TEXT)
+    (tmp_path / "counters").mkdir()
+    (tmp_path / "counters" / "counter_1.db").write_bytes(b"torn!")
+    (tmp_path / METRICS).symlink_to(tmp_path / "counters")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = os.environ | {
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": "3600",
+            "ONNXSERVE_CACHE": str(tmp_path / "cache"),
+            "ONNXSERVE_HOME": str(tmp_path / "home"),
+        }
+        command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(tmp_path)]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert "the agent ends, and is started anew" in ended.stderr
