@@ -26,9 +26,9 @@ from mlflow_deploy_plugin.server.http.routes import (
     ROUTES,
     SERVER_WIDE,
     Route,
+    expand_path,
     handle_direct,
     method_not_allowed,
-    name_placeholders,
     not_found,
 )
 from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predictions
@@ -272,7 +272,7 @@ def register_blueprints(app: Flask) -> None:
     blueprint = Blueprint(BLUEPRINT, __name__)
     for number, route in enumerate(ROUTES):
         if not route.is_direct:
-            rules = list(flask_rules(route.path))
+            rules = expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
             view = partial(_view, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
             for rule in rules:
                 blueprint.add_url_rule(
@@ -284,17 +284,6 @@ def register_blueprints(app: Flask) -> None:
             app.register_blueprint(entry.load())
         except Exception:
             logger.exception("the blueprint %s (%s) cannot be used", entry.name, entry.value)
-
-
-def flask_rules(path: str) -> Iterator[str]:
-    """Yield the rules of Flask for a path of `ROUTES`: one for each way to choose among its parts in brackets."""
-    head, bracket, rest = path.partition("[")
-    if bracket:
-        options, _, tail = rest.partition("]")
-        for part in ("", *options.split("|")):
-            yield from flask_rules(head + part + tail)
-        return
-    yield name_placeholders(path, "<name:{}>" if path.startswith("/v1/") else "<{}>")
 
 
 def _view(route: Route, keywords: dict[str, None], **named: str) -> Response:

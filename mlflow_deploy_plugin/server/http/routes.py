@@ -141,6 +141,13 @@ def name_placeholders(path: str, written: str) -> str:
     return path
 
 
+def expand_path(path: str, written: str) -> list[str]:
+    """Return the paths of a template: without its part in brackets, and with each choice of it."""
+    head, _, rest = path.partition("[")
+    options, bracket, tail = rest.partition("]")
+    return [name_placeholders(head + part + tail, written) for part in ("", *(options.split("|") if bracket else ()))]
+
+
 def _path_pattern(path: str) -> re.Pattern[str]:
     """Return the pattern of a path template. Its groups are the keywords of the view."""
     part = "[^/:]+" if path.startswith("/v1/") else "[^/]+"
@@ -163,8 +170,8 @@ _NOTHING_NAMED: Mapping[str, str] = {}
 
 
 def list_routes() -> list[tuple[str, str, Operation]]:
-    """Return the path, the method and the document of every route."""
-    return [(route.path, route.method, route.operation) for route in ROUTES]
+    """Return the paths of every route, as OpenAPI writes them, its method and its document."""
+    return [(path, route.method, route.operation) for route in ROUTES for path in expand_path(route.path, "{{{}}}")]
 
 
 def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import requests
 
-from mlflow_deploy_plugin.server.http.app import flask_rules
 from mlflow_deploy_plugin.spec import ServerSpec
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
@@ -28,26 +27,6 @@ def file():
 
     return send_file(__file__, mimetype="text/plain")
 """
-
-
-@pytest.mark.parametrize(
-    ("path", "rules"),
-    [
-        ("/metrics", ["/metrics"]),
-        ("/endpoints/NAME/openapi.json", ["/endpoints/<endpoint>/openapi.json"]),
-        ("/v2/models/NAME[/versions/V]", ["/v2/models/<endpoint>", "/v2/models/<endpoint>/versions/<version>"]),
-        (
-            "/v1/models/NAME[/versions/V|/labels/L]/metadata",
-            [
-                "/v1/models/<name:endpoint>/metadata",
-                "/v1/models/<name:endpoint>/versions/<name:version>/metadata",
-                "/v1/models/<name:endpoint>/labels/<name:label>/metadata",
-            ],
-        ),
-    ],
-)
-def test_a_path_becomes_rules_of_flask(path: str, rules: list[str]) -> None:
-    assert list(flask_rules(path)) == rules
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.server.assembly import Server, open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
+from mlflow_deploy_plugin.server.http.routes import expand_path
 from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from tests.support.handling import ROW, V2_ROW, ask, handle
 
@@ -145,3 +146,23 @@ def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Se
     assert told.endswith("; /docs shows every route")
     assert len(told) < 200
     assert "nearest" not in handle(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "paths"),
+    [
+        ("/metrics", ["/metrics"]),
+        ("/endpoints/NAME/openapi.json", ["/endpoints/<endpoint>/openapi.json"]),
+        ("/v2/models/NAME[/versions/V]", ["/v2/models/<endpoint>", "/v2/models/<endpoint>/versions/<version>"]),
+        (
+            "/v1/models/NAME[/versions/V|/labels/L]/metadata",
+            [
+                "/v1/models/<endpoint>/metadata",
+                "/v1/models/<endpoint>/versions/<version>/metadata",
+                "/v1/models/<endpoint>/labels/<label>/metadata",
+            ],
+        ),
+    ],
+)
+def test_a_template_stands_for_the_paths_with_and_without_its_part_in_brackets(path: str, paths: list[str]) -> None:
+    assert expand_path(path, "<{}>") == paths

@@ -1,8 +1,7 @@
 """The OpenAPI 3.1 document of a running server: its routes, for the endpoints and versions that it holds now."""
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -20,12 +19,11 @@ from mlflow_deploy_plugin.server.protocols.content import JSON
 from mlflow_deploy_plugin.version import __version__
 
 DocumentedRoute = tuple[str, str, Operation]
-"""A path template of `http/routes.py`, as `/v2/models/NAME[/versions/V]/infer`, its method and its document."""
+"""A path template, as `/v2/models/{endpoint}/versions/{version}/infer`, its method and its document."""
 
 MAX_ENDPOINTS = 20
 """The endpoints that one document describes; 200 would take megabytes, and seconds."""
-_PATH_PARAMETERS = {"V": "version", "L": "label"}
-_OPTIONAL = re.compile(r"\[([^\]]*)\]")
+_NAME = "{endpoint}"
 
 _REQUEST_SCHEMAS: Mapping[str, Callable[[Schema], JsonSchema]] = {
     "invocations": schemas.invocations_schema,
@@ -124,7 +122,7 @@ def _describe(name: str, served: ServedEndpoint) -> DescribedEndpoint:
 def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None = None) -> dict[str, Any]:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
-    Plain routes are described for the default endpoint, and routes with `NAME` for each endpoint, or for `only` one. If
+    Plain routes are described for the default endpoint, and routes with a name for each endpoint, or for `only` one. If
     there are more than `MAX_ENDPOINTS`, the document describes the default one alone, and each has its own document.
     """
     try:
@@ -138,9 +136,11 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
     endpoints = [described for described in answering if only in (None, described.endpoint)]
     paths: dict[str, dict[str, Any]] = {}
     for template, method, operation in routes:
-        for path, described in _expand_path(template, endpoints, default):
+        for described in endpoints if _NAME in template else [default]:
             if described is None or operation.applies_to(described.artifact):
-                paths.setdefault(path, {})[method.lower()] = _operation_object(operation, path, described)
+                path = template.replace(_NAME, quote(described.endpoint, safe="")) if described else template
+                document = _operation_object(operation, path, described, errors={404} if _NAME in template else set())
+                paths.setdefault(path, {})[method.lower()] = document
     summary = [
         f"{described.endpoint}: {described.variant.loaded.model} version {described.variant.loaded.version}"
         for described in endpoints
@@ -163,32 +163,16 @@ def document(server: Server, routes: Iterable[DocumentedRoute], only: str | None
     }
 
 
-def _expand_path(
-    template: str, endpoints: list[DescribedEndpoint], default: DescribedEndpoint | None
-) -> Iterator[tuple[str, DescribedEndpoint | None]]:
-    """Yield the paths of a template: with and without the parts in brackets, and for each endpoint if it has `NAME`."""
-    optional = _OPTIONAL.search(template)
-    for part in ("", *(optional[1].split("|") if optional else ())):
-        path = _OPTIONAL.sub(part, template)
-        for letter, name in _PATH_PARAMETERS.items():
-            path = re.sub(rf"(?<=/){letter}(?=[/:]|$)", f"{{{name}}}", path)
-        if "NAME" not in path.replace(":", "/").split("/"):
-            yield path, default
-            continue
-        for described in endpoints:
-            yield path.replace("NAME", quote(described.endpoint, safe=""), 1), described
-
-
-def _operation_object(operation: Operation, path: str, described: DescribedEndpoint | None) -> dict[str, Any]:
+def _operation_object(
+    operation: Operation, path: str, described: DescribedEndpoint | None, errors: set[int]
+) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = []
-    errors = {*operation.errors}
+    errors = {*operation.errors, *errors}
     if described is not None:
         for name, values in (("version", described.versions), ("label", described.labels)):
             if f"{{{name}}}" in path:
                 schema = {"type": "string", "enum": list(values)}
                 parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
-        if quote(described.endpoint, safe="") in path.replace(":", "/").split("/"):
-            errors.add(404)
     if "{" in path:
         errors.add(400)
     response: dict[str, Any] = {"description": operation.summary}
