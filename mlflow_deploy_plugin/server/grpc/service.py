@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, sa
 from mlflow_deploy_plugin.server.inference.pipeline import failure, infer
 from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
-from mlflow_deploy_plugin.server.protocols import v2, v2_extensions
+from mlflow_deploy_plugin.server.protocols import v2
 from mlflow_deploy_plugin.server.protocols.content import dump_json
 from mlflow_deploy_plugin.server.protocols.protocol_table import DecodedRequest, EncodedResponse, Protocol
 
@@ -414,9 +414,7 @@ METHODS: dict[str, ManagementMethod] = {
     "ModelStatistics": lambda server, message: documents.model_statistics(
         server, message.name or None, message.version or None
     ),
-    "RepositoryIndex": lambda server, message: {
-        "models": v2_extensions.repository_index(server.repository, message.ready)
-    },
+    "RepositoryIndex": lambda server, message: {"models": documents.repository_index(server.repository, message.ready)},
     "RepositoryModelLoad": _control(documents.load_model),
     "RepositoryModelUnload": _control(documents.unload_model),
 }

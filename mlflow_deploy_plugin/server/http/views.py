@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.messages import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.http.negotiation import negotiate_protocol
 from mlflow_deploy_plugin.server.inference import explain as explanations
+from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.inference.pipeline import infer
 from mlflow_deploy_plugin.server.models.variants import ServedEndpoint
@@ -23,7 +24,7 @@ from mlflow_deploy_plugin.server.observability import metrics
 from mlflow_deploy_plugin.server.observability.exposition import agent_metrics_page, gpu_metrics_page
 from mlflow_deploy_plugin.server.observability.history import SPANS, read_history
 from mlflow_deploy_plugin.server.protocols import feedback as protocol
-from mlflow_deploy_plugin.server.protocols import tfserving, v2, v2_extensions
+from mlflow_deploy_plugin.server.protocols import tfserving, v2
 from mlflow_deploy_plugin.server.protocols.content import JSON, dump_json, media_name, media_type
 from mlflow_deploy_plugin.server.protocols.protocol_table import TFSERVING, VERTEX, Protocol
 from mlflow_deploy_plugin.spec import ServerSpec
@@ -109,8 +110,8 @@ def v2_document(document: Callable[..., dict[str, Any]]) -> Callable[..., RawRes
 
 
 def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
-    only_ready = v2_extensions.decode_index(request.body)
-    return RawResponse(200, dump_json(v2_extensions.repository_index(server.repository, only_ready)))
+    only_ready = management.decode_index(request.body)
+    return RawResponse(200, dump_json(management.repository_index(server.repository, only_ready)))
 
 
 def v2_control(change: Callable[[Server, str, Mapping[str, Any], str], None]) -> Callable[..., RawResponse]:
@@ -118,7 +119,7 @@ def v2_control(change: Callable[[Server, str, Mapping[str, Any], str], None]) ->
 
     def view(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
         check_same_site(request, server.spec)
-        change(server, endpoint, v2_extensions.decode_parameters(request.body), request.caller)
+        change(server, endpoint, management.decode_parameters(request.body), request.caller)
         return RawResponse(200, b"")
 
     return view

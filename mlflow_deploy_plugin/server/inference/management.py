@@ -1,15 +1,45 @@
-"""The documents about models and the server, for V2's REST form and gRPC: Triton gave both the same fields.
+"""The documents about models and the server, and the orders to load and unload, for V2's REST form and gRPC alike.
 
-A "model" is an endpoint here. Every function raises what `DataPlane.select_variant` or `Repository.versions` raise for
-an endpoint or a version that is not served.
+The metadata are V2's own; the rest are extensions of Triton, which gave both transports the same fields:
+
+| extension | document |
+|---|---|
+| model repository | docs/protocol/extension_model_repository.md |
+| model configuration | docs/protocol/extension_model_configuration.md, protobuf/model_config.proto |
+| statistics | docs/protocol/extension_statistics.md |
+
+The documents are those of https://github.com/triton-inference-server/server and `…/common`. A "model" is an endpoint
+here. For Triton's parameter `config`, its ModelConfig, we take an endpoint as in our spec. A function raises what
+`DataPlane.select_variant` or `Repository.versions` raise for an endpoint or a version that is not served.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mlflow_deploy_plugin.errors import NotReady
+import yaml
+
+from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotReady, one_line
+from mlflow_deploy_plugin.runtime import (
+    PYTHON_FUNCTION,
+    Input,
+    Output,
+    check_yaml,
+    no_batch_dimension_reason,
+    short_repr,
+)
 from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.protocols import v2, v2_extensions
+from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.observability.metrics import Statistics
+from mlflow_deploy_plugin.server.protocols import v2
+from mlflow_deploy_plugin.server.protocols.content import json_object, json_type
+from mlflow_deploy_plugin.server.protocols.v2_tensors import datatype_of
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
+
+LARGEST_CONFIG_BYTES = 64 * 1024
+_LONGEST_MESSAGE = 500
+_INT64_DIGITS = 18
+_NANOSECONDS = 1_000_000_000
 
 
 def model_metadata(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
@@ -33,30 +63,238 @@ def model_ready(server: Server, endpoint: str, version: str | None = None) -> di
 def model_config(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
     """Return the version as Triton's ModelConfig."""
     variant = server.dataplane.select_variant(endpoint, version)
-    return v2_extensions.model_config(variant, server.repository.versions(endpoint), server.spec)
+    return triton_config(variant, server.repository.versions(endpoint), server.spec)
 
 
 def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> dict[str, Any]:
     """Return the statistics of every endpoint, of one, or of one of its versions; all workers are summed up."""
-    return v2_extensions.statistics(server.repository, server.metrics.statistics(), endpoint, version)
+    return statistics(server.repository, server.metrics.statistics(), endpoint, version)
 
 
 def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
     """Return once every worker serves the endpoint, by order of this caller. The thread is held until then.
 
     Raises:
-        InvalidRequest, InvalidConfig: see `v2_extensions.endpoint_to_load`.
+        InvalidRequest, InvalidConfig: see `endpoint_to_load`.
         NotFound, ModelError, RegistryUnavailable: see `ModelControl.load`.
     """
-    server.model_control.load(endpoint, v2_extensions.endpoint_to_load(endpoint, parameters), actor)
+    server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 
 def unload_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
     """Return once no worker serves the endpoint any more, by order of this caller. The thread is held until then.
 
     Raises:
-        InvalidRequest: see `v2_extensions.check_unload_parameters`.
+        InvalidRequest: see `check_unload_parameters`.
         NotFound: see `ModelControl.unload`.
     """
-    v2_extensions.check_unload_parameters(parameters)
+    check_unload_parameters(parameters)
     server.model_control.unload(endpoint, actor)
+
+
+def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
+    """Return the index: the versions in memory, the endpoints without one, and those that a command has unloaded.
+
+    An entry that is unavailable has the reason.
+    """
+    entries: list[dict[str, str]] = []
+    for name, served in repository.table.items():
+        for version, reason in served.unavailable_reasons.items():
+            if not (reason and only_ready):
+                state = "UNAVAILABLE" if reason else "READY"
+                entries.append({"name": name, "version": version, "state": state, "reason": reason})
+        if not served.versions and not only_ready:
+            entries.append({"name": name, "state": "UNAVAILABLE", "reason": repository.unavailable_reason(name)})
+    unloaded = () if only_ready else repository.unloaded
+    return entries + [{"name": name, "state": "UNAVAILABLE", "reason": "unloaded"} for name in unloaded]
+
+
+def decode_index(body: bytes) -> bool:
+    """Return True if the body of an index request asks only for models that are ready.
+
+    Raises:
+        InvalidRequest: it is no index request.
+    """
+    ready = _optional_object(body).get("ready")
+    if not isinstance(ready, bool | None):
+        raise InvalidRequest(f"ready is {short_repr(ready)}; true or false is expected")
+    return bool(ready)
+
+
+def decode_parameters(body: bytes) -> Mapping[str, Any]:
+    """Return the `parameters` in the body of a load or unload request; both may be missing.
+
+    Raises:
+        InvalidRequest: it is no such request.
+    """
+    parameters = _optional_object(body).get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
+    return parameters or {}
+
+
+def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | None:
+    """Return the endpoint that the parameters of a load describe, or None for one that the server knows already.
+
+    Raises:
+        InvalidRequest: a parameter is not understood, or both that are understood are given.
+        InvalidConfig: they describe no endpoint of this name.
+    """
+    for key, value in parameters.items():
+        if key not in ("config", "model_uri"):
+            raise InvalidRequest(
+                f"the parameter {key[:60]!r} of a load is not understood; known are config, an endpoint as in the "
+                "server's spec (YAML or JSON), and model_uri"
+            )
+        if not isinstance(value, str):
+            raise InvalidRequest(f"the parameter {key} is {short_repr(value)}; a string is expected")
+    config, model_uri = parameters.get("config"), parameters.get("model_uri")
+    if config is not None and model_uri is not None:
+        raise InvalidRequest("a load takes either config or model_uri")
+    try:
+        if model_uri is not None:
+            return new_endpoint(name, model_uri)
+        if config is None:
+            return None
+        if len(config) > LARGEST_CONFIG_BYTES:
+            raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
+        try:
+            check_yaml(config, takes_aliases=False)
+        except yaml.YAMLError as error:
+            raise InvalidConfig(f"config cannot be read: {one_line(error)}") from None
+        specs = load_specs(config)
+        if len(specs) != 1 or specs[0].name != name:
+            names = ", ".join(repr(spec.name) for spec in specs[:3])
+            raise InvalidConfig(f"config describes {names}; {name[:100]!r} is expected, and nothing else")
+        if specs[0].server != ServerSpec():
+            raise InvalidConfig("`server` cannot be changed by a load: all endpoints share the server that runs")
+        return specs[0]
+    except InvalidConfig as error:
+        raise InvalidConfig(error.message[:_LONGEST_MESSAGE]) from None
+
+
+def check_unload_parameters(parameters: Mapping[str, Any]) -> None:
+    """Check the parameters of an unload. Triton's clients always send `unload_dependents`, which has no effect here.
+
+    Raises:
+        InvalidRequest: there is another parameter.
+    """
+    for key in parameters.keys() - {"unload_dependents"}:
+        raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not understood; known is unload_dependents")
+
+
+def _optional_object(body: bytes) -> Mapping[str, Any]:
+    return json_object(body) if body.strip() else {}
+
+
+def triton_config(variant: ServedVariant, versions: Sequence[str], server: ServerSpec) -> dict[str, Any]:
+    """Return a version of an endpoint as Triton's ModelConfig.
+
+    As in Triton, the batch is left out of `dims` if requests are batched (`max_batch_size` above 0). For a graph
+    without a batch dimension, `parameters` has the reason. Triton's versions are numbers, which a model that is not
+    registered has not.
+    """
+    policy: dict[str, Any] = {"latest": {"num_versions": len(versions)}}
+    if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
+        policy = {"specific": {"versions": [int(version) for version in versions]}}
+    artifact = variant.loaded.predictor.artifact
+    batcher = variant.loaded.batcher
+    is_onnx = artifact.flavor != PYTHON_FUNCTION
+    document: dict[str, Any] = {
+        "name": variant.endpoint,
+        "platform": v2.platform(artifact),
+        "backend": "onnxruntime" if is_onnx else "python",
+        "version_policy": policy,
+        "max_batch_size": batcher.policy.max_batch_size if batcher else 0,
+        "input": _tensors(artifact.inputs, batcher is not None),
+        "output": _tensors(artifact.outputs, batcher is not None),
+        "instance_group": [
+            {
+                "name": variant.endpoint,
+                "kind": "KIND_CPU" if server.device == "cpu" else "KIND_GPU",
+                "count": server.workers,
+            }
+        ],
+        "default_model_filename": artifact.onnx_file.name if is_onnx else "",
+    }
+    if reason := no_batch_dimension_reason(artifact):
+        document["parameters"] = {"batch_dimension": {"string_value": f"none: {reason}"}}
+    if batcher is not None:
+        document["dynamic_batching"] = {
+            "preferred_batch_size": list(batcher.policy.preferred_batch_size),
+            "max_queue_delay_microseconds": batcher.policy.max_queue_delay_microseconds,
+            "default_queue_policy": {
+                "default_timeout_microseconds": server.default_timeout_microseconds,
+                "max_queue_size": batcher.policy.max_queue_size,
+            },
+        }
+    return document
+
+
+def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[str, Any]]:
+    """Return the tensors that have a datatype in V2. Triton calls text TYPE_STRING here, and BYTES elsewhere.
+
+    `dims` are never empty in Triton: a scalar is a tensor of one element that is reshaped.
+    """
+    tensors = []
+    for entry in entries:
+        if datatype := datatype_of(entry.dtype):
+            dims = list(entry.shape[1:] if is_batched else entry.shape)
+            tensor: dict[str, Any] = {"name": entry.name, "data_type": f"TYPE_{datatype}".replace("BYTES", "STRING")}
+            tensors.append(tensor | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}))
+    return tensors
+
+
+def statistics(
+    repository: Repository,
+    counted: Mapping[tuple[str, str, str], Statistics],
+    endpoint: str | None = None,
+    version: str | None = None,
+) -> dict[str, Any]:
+    """Return the statistics of each version in memory: of every endpoint, of one, or of one of its versions.
+
+    All workers are summed up. Figures that are not measured are 0: decoding and encoding (`compute_input`,
+    `compute_output`) and failures have a count without a time, and `success.ns` is that of all requests; the sizes of
+    batches are in `/metrics`.
+
+    Args:
+        counted: the result of `Metrics.statistics`.
+
+    Raises:
+        NotFound, NotReady: see `Repository`.
+    """
+    if version is not None:
+        repository.select_variant(endpoint, 0.0, version)
+    endpoints = repository.table.items() if endpoint is None else [repository.find(endpoint)]
+    entries = []
+    for name, served in endpoints:
+        models = {variant.loaded.version: variant.loaded.model for variant in served.variants.values()}
+        for held, model in models.items():
+            if version not in (None, held):
+                continue
+            one = counted.get((name, model, held), Statistics())
+            succeeded = one.requests - one.failures
+            inference_stats = {
+                "success": _duration(succeeded, one.request_seconds),
+                "fail": _duration(one.failures),
+                "queue": _duration(succeeded, one.queue_seconds),
+                "compute_input": _duration(succeeded),
+                "compute_infer": _duration(succeeded, one.compute_seconds),
+                "compute_output": _duration(succeeded),
+                "cache_hit": _duration(0),
+                "cache_miss": _duration(0),
+            }
+            entry = {
+                "name": name,
+                "version": held,
+                "last_inference": round(1000 * one.last_request),
+                "inference_count": one.rows if one.batches else succeeded,
+                "execution_count": one.batches or succeeded,
+                "inference_stats": inference_stats,
+            }
+            entries.append({**entry, "response_stats": {}, "batch_stats": [], "memory_usage": []})
+    return {"model_stats": entries}
+
+
+def _duration(count: int, seconds: float = 0.0) -> dict[str, int]:
+    return {"count": count, "ns": round(seconds * _NANOSECONDS)}

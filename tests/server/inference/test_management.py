@@ -10,8 +10,8 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound
 from mlflow_deploy_plugin.runtime import Batcher, BatchPolicy
 from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
-from mlflow_deploy_plugin.server.protocols import v2_extensions
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.waiting import wait_until
 
@@ -39,8 +39,8 @@ def test_the_index_has_every_version_and_why_there_is_none(server: Server) -> No
         {"name": "two", "version": "1", "state": "READY", "reason": ""},
         {"name": "two", "version": "m-2", "state": "READY", "reason": ""},
     ]
-    assert v2_extensions.repository_index(server.repository, only_ready=True) == ready
-    *others, broken = v2_extensions.repository_index(server.repository)
+    assert management.repository_index(server.repository, only_ready=True) == ready
+    *others, broken = management.repository_index(server.repository)
     assert others == ready
     assert (broken["name"], broken["state"]) == ("broken", "UNAVAILABLE")
     assert "no MLmodel file" in broken["reason"]
@@ -48,16 +48,16 @@ def test_the_index_has_every_version_and_why_there_is_none(server: Server) -> No
 
 @pytest.mark.parametrize(("body", "ready"), [(b"", False), (b"{}", False), (b'{"ready":null}', False)])
 def test_an_index_request_may_be_empty(body: bytes, ready: bool) -> None:
-    assert v2_extensions.decode_index(body) is ready
-    assert v2_extensions.decode_index(b'{"ready": true}')
+    assert management.decode_index(body) is ready
+    assert management.decode_index(b'{"ready": true}')
 
 
 def test_a_load_may_say_what_the_endpoint_is() -> None:
-    assert v2_extensions.endpoint_to_load("e", v2_extensions.decode_parameters(b"")) is None
-    by_uri = v2_extensions.endpoint_to_load("e", {"model_uri": "models:/m/3"})
+    assert management.endpoint_to_load("e", management.decode_parameters(b"")) is None
+    by_uri = management.endpoint_to_load("e", {"model_uri": "models:/m/3"})
     assert by_uri is not None
     assert by_uri.variants["e"].model == "models:/m/3"
-    by_config = v2_extensions.endpoint_to_load("e", {"config": "name: e\nvariants: {v: {model: x}}\n"})
+    by_config = management.endpoint_to_load("e", {"config": "name: e\nvariants: {v: {model: x}}\n"})
     assert by_config is not None
     assert list(by_config.variants) == ["v"]
 
@@ -67,14 +67,14 @@ def test_a_load_may_say_what_the_endpoint_is() -> None:
 )
 def test_a_config_that_is_no_endpoint_is_refused_in_one_line(config: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
-        v2_extensions.endpoint_to_load("e", {"config": config})
+        management.endpoint_to_load("e", {"config": config})
     assert "\n" not in caught.value.message
 
 
 def test_an_unload_takes_what_tritons_client_sends() -> None:
-    v2_extensions.check_unload_parameters({"unload_dependents": False})
+    management.check_unload_parameters({"unload_dependents": False})
     with pytest.raises(InvalidRequest, match="'x' of an unload"):
-        v2_extensions.check_unload_parameters({"x": 1})
+        management.check_unload_parameters({"x": 1})
 
 
 def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
@@ -91,7 +91,7 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
         ),
         ("two", "m", "gone"): Statistics(requests=1),
     }
-    first, second = v2_extensions.statistics(server.repository, counted, "two")["model_stats"]
+    first, second = management.statistics(server.repository, counted, "two")["model_stats"]
     assert (first["name"], first["version"], first["inference_count"], first["execution_count"]) == ("two", "1", 40, 2)
     assert first["last_inference"] == 1500
     assert first["inference_stats"]["success"] == {"count": 4, "ns": 500_000_000}
@@ -99,15 +99,15 @@ def test_statistics_are_those_of_each_version_in_memory(server: Server) -> None:
     assert first["inference_stats"]["queue"] == {"count": 4, "ns": 100_000_000}
     assert first["inference_stats"]["compute_infer"] == {"count": 4, "ns": 200_000_000}
     assert (second["version"], second["inference_count"]) == ("m-2", 0)
-    assert v2_extensions.statistics(server.repository, counted, "two", "1") == {"model_stats": [first]}
-    assert len(v2_extensions.statistics(server.repository, counted)["model_stats"]) == 3
+    assert management.statistics(server.repository, counted, "two", "1") == {"model_stats": [first]}
+    assert len(management.statistics(server.repository, counted)["model_stats"]) == 3
     for endpoint, version in (("nobody", None), ("two", "9")):
         with pytest.raises(NotFound):
-            v2_extensions.statistics(server.repository, counted, endpoint, version)
+            management.statistics(server.repository, counted, endpoint, version)
 
 
 def test_the_configuration_has_the_batch_in_its_dims_unless_requests_are_joined(server: Server) -> None:
-    config = v2_extensions.model_config(server.dataplane.select_variant("mixed"), ("7",), ServerSpec(workers=3))
+    config = management.triton_config(server.dataplane.select_variant("mixed"), ("7",), ServerSpec(workers=3))
     assert (config["name"], config["platform"], config["backend"]) == ("mixed", "onnxruntime_onnx", "onnxruntime")
     assert config["max_batch_size"] == 0
     assert "dynamic_batching" not in config
@@ -123,7 +123,7 @@ def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None
     variant = server.dataplane.select_variant("mixed")
     policy = BatchPolicy(8, preferred_batch_size=(4,), max_queue_delay_microseconds=100, max_queue_size=16)
     joined = replace(variant, loaded=replace(variant.loaded, batcher=Batcher(variant.loaded.predictor.run, policy)))
-    config = v2_extensions.model_config(joined, ("7",), ServerSpec(default_timeout_microseconds=9))
+    config = management.triton_config(joined, ("7",), ServerSpec(default_timeout_microseconds=9))
     assert config["max_batch_size"] == 8
     assert config["input"][0]["dims"] == [1]
     assert config["output"][0] == {"name": "label", "data_type": "TYPE_STRING", "dims": [1], "reshape": {"shape": []}}
@@ -136,5 +136,5 @@ def test_where_requests_are_joined_the_batch_is_left_out(server: Server) -> None
 
 def test_versions_without_numbers_have_no_policy_that_names_them(server: Server) -> None:
     versions = server.repository.versions("two")
-    config = v2_extensions.model_config(server.dataplane.select_variant("two", "m-2"), versions, ServerSpec())
+    config = management.triton_config(server.dataplane.select_variant("two", "m-2"), versions, ServerSpec())
     assert config["version_policy"] == {"latest": {"num_versions": 2}}
