@@ -32,6 +32,7 @@ def values_schema() -> Document:
     texts = {"type": "object", "additionalProperties": {"type": "string"}}
     port = {"type": "integer", "minimum": 1, "maximum": 65535}
     name = {"type": "string", "minLength": 1}
+    names = {"type": "array", "items": name}
     monitor = {"endpoint": name, "monitor": name, "schedule": name, "timeZone": name}
     properties = {
         "global": {"type": "object"},
@@ -47,11 +48,12 @@ def values_schema() -> Document:
             {
                 "enabled": {"type": "boolean"},
                 "image": name,
-                "imagePullSecrets": {"type": "array", "items": name},
+                "imagePullSecrets": names,
                 "serviceAccount": {"type": "string"},
                 "replicas": {"type": "integer", "minimum": 1},
                 "metricsPort": port,
                 "podMonitor": {"type": "boolean"},
+                "rollouts": names,
                 "resources": {"type": "object"},
             }
         ),

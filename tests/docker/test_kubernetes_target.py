@@ -30,7 +30,8 @@ from mlflow.deployments import BaseDeploymentClient, get_deploy_client
 from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.deployments import open_deployments
+from mlflow_deploy_plugin.controller.leadership import reached_places
+from mlflow_deploy_plugin.deployments import ServerMetrics, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from tests.docker.conftest import ROOT, run_docker
 from tests.support.models import FAILING, adder, parse_graph
@@ -443,22 +444,70 @@ def test_a_model_in_the_image_needs_no_registry(
         run_docker("rmi", "-f", tag, check=False)
 
 
+def kubeconfig_of(cluster: Cluster, account: str, folder: Path) -> str:
+    """Return the path of a configuration that has the token of a ServiceAccount."""
+    metadata = {"name": account, "annotations": {"kubernetes.io/service-account.name": account}}
+    kind = "kubernetes.io/service-account-token"
+    cluster.apply({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": metadata})
+    secret = ["get", "secret", account, "-o", "jsonpath={.data.token}"]
+    token = wait_until(lambda: cluster.kubectl(*secret), 30, "the token")
+    config = yaml.safe_load(Path(KUBECONFIG).read_text())
+    config["users"][0]["user"] = {"token": base64.b64decode(token).decode()}
+    (folder / "config").write_text(yaml.safe_dump(config))
+    return str(folder / "config")
+
+
+def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it_one_line_says_so(
+    endpoint: Endpoint, cluster: Cluster, traffic: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, *rights = yaml.safe_load_all((ROOT / "docker" / "kubernetes" / "rollouts.yaml").read_text())
+    cluster.apply(account)
+    config = kubeconfig_of(cluster, account["metadata"]["name"], tmp_path)
+    with monkeypatch.context() as patch, open_deployments(lambda line: None) as deployments:
+        patch.setenv("KUBECONFIG", config)
+        places, (line,) = reached_places(deployments)
+    assert places == set()
+    assert f"leaves rollouts of onnxserve:/kubernetes/{cluster.namespace} to other controllers: the Kubernetes" in line
+
+    for one in rights:
+        cluster.apply(one)
+    monkeypatch.setenv("KUBECONFIG", config)
+    options = ["--steps", "50,100", "--every", "1s", "--min-requests", "10", "--abort-on", "error_rate>1%", "--wait"]
+    done = CliRunner().invoke(main, ["rollout", endpoint.name, "--to", "2", *options])
+    assert done.exit_code == 0, done.output
+    back = CliRunner().invoke(main, ["rollback", endpoint.name, "--to", "1"])
+    assert back.exit_code == 0, back.output
+    assert set(traffic.answers) == {("1", 200), ("2", 200)}
+
+
+def test_pods_that_answer_callers_with_a_key_only_say_what_they_have_counted(
+    create: Callable[..., Endpoint], image: str, tmp_path: Path
+) -> None:
+    keys = CliRunner().invoke(main, ["keys", "export"])
+    (tmp_path / "keys.json").write_text(keys.stdout)
+    (tmp_path / "Dockerfile").write_text(f"FROM {image}\nCOPY keys.json /keys.json\n")
+    tag = f"{image}-keys"
+    run_docker("build", "-q", "-t", tag, str(tmp_path))
+    try:
+        where = {"container.image": tag, "container.environment.ONNXSERVE_KEYS_FILE": "/keys.json"}
+        made = create(**where, **{"server.api_keys": True})
+        assert requests.get(f"{made.url}/metrics", timeout=10).status_code == 401
+        with open_deployments(lambda line: None) as deployments:
+            found = deployments.server_metrics(deployments.get_endpoint(made.name))
+        assert set(found) == made.pods()
+        assert {type(one) for one in found.values()} == {ServerMetrics}
+    finally:
+        run_docker("rmi", "-f", tag, check=False)
+
+
 def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_forbidden(
     create: Callable[..., Endpoint], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block = (ROOT / "docs" / "kubernetes.md").read_text().split("```yaml\n")[1].split("```")[0]
     role = yaml.safe_load(block)
-    annotations = {"kubernetes.io/service-account.name": "deployer"}
-    kind = "kubernetes.io/service-account-token"
     cluster.kubectl("create", "serviceaccount", "deployer")
-    metadata = {"name": "deployer", "annotations": annotations}
-    cluster.apply({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": metadata})
-    secret = ["get", "secret", "deployer", "-o", "jsonpath={.data.token}"]
-    token = wait_until(lambda: cluster.kubectl(*secret), 30, "the token")
-    config = yaml.safe_load(Path(KUBECONFIG).read_text())
-    config["users"][0]["user"] = {"token": base64.b64decode(token).decode()}
-    (tmp_path / "config").write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    config = kubeconfig_of(cluster, "deployer", tmp_path)
+    monkeypatch.setenv("KUBECONFIG", config)
     with pytest.raises(MlflowException, match=r'forbids it: deployments\.apps "f\d+" is forbidden: User "system:'):
         create()
 
@@ -466,7 +515,7 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
     cluster.apply(role)
     subject = f"--serviceaccount={cluster.namespace}:deployer"
     cluster.kubectl("create", "rolebinding", "deployer", f"--role={role['metadata']['name']}", subject)
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("KUBECONFIG", config)
     made = create(**{"kubernetes.replicas": 1})
     assert made.client.predict(made.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}
     assert made.client.get_deployment(made.name)["version"] == "1"
@@ -474,7 +523,7 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
     rights = [rule for rule in role["rules"] if "pods/exec" not in rule["resources"]]
     monkeypatch.undo()
     cluster.apply({**role, "rules": rights})
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("KUBECONFIG", config)
     made.update(server__threads=5)  # readiness alone says that it is served
     found = made.client.get_deployment(made.name)
     assert (found["state"], found["version"]) == ("running", "")

@@ -147,6 +147,32 @@ def test_the_whole_has_controllers_a_migration_before_them_and_monitors() -> Non
 
 
 @NEEDS_HELM
+@pytest.mark.parametrize("account", ["", "judge"])
+def test_controllers_get_rights_in_the_namespaces_that_they_roll_out_to_and_no_token_otherwise(account: str) -> None:
+    controller = {"enabled": True, "serviceAccount": account}
+    documents = template({"controller": {**controller, "rollouts": ["ml", "web"]}})
+    shipped = yaml.safe_load_all((CHART.parents[1] / "kubernetes" / "rollouts.yaml").read_text())
+    (rules,) = (one["rules"] for one in shipped if one["kind"] == "Role")
+    name = account or "shipped-controller"
+    subject = {"kind": "ServiceAccount", "name": name, "namespace": "ml"}
+
+    assert [one["metadata"]["name"] for one in documents if one["kind"] == "ServiceAccount"] == [name] * (not account)
+    for kind, said in (("Role", {"rules": rules}), ("RoleBinding", {"subjects": [subject]})):
+        found = [one for one in documents if one["kind"] == kind]
+        assert [one["metadata"]["namespace"] for one in found] == ["ml", "web"]
+        assert all(one | said == one for one in found)
+    assert _account_of_controllers(documents) == (name, True)
+    assert _account_of_controllers(template({"controller": controller})) == (account or None, False)
+    for one in documents:
+        kubernetes_validate.validate(one, "1.32", strict=True)
+
+
+def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool]:
+    (pod,) = (one["spec"]["template"]["spec"] for one in documents if one["kind"] == "Deployment")
+    return pod.get("serviceAccountName"), pod["automountServiceAccountToken"]
+
+
+@NEEDS_HELM
 @pytest.mark.parametrize(
     ("endpoint", "message"),
     [

@@ -137,7 +137,7 @@ class KubernetesBackend:
             AlreadyExists: objects of its name are somebody else's.
         """
         running = self._cluster.get("Deployment", spec.name)
-        environment = kept_environment(running) or pod_environment(spec)
+        environment = pod_environment(spec, running)
         documents = kubernetes_documents(spec, Place(self.namespace, environment, self._owner))
         if not spec.kubernetes.force_conflicts:
             self._refuse_others(documents)
@@ -461,21 +461,32 @@ class KubernetesBackend:
             time.sleep(_POLL_SECONDS)
 
 
-def kept_environment(deployment: Document | None) -> dict[str, str]:
-    """Return where the pods of a Deployment ask MLflow: a later command may be typed where another one is set."""
-    containers = [] if deployment is None else deployment["spec"]["template"]["spec"]["containers"]
+def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
+    """Return where pods ask MLflow: what their Deployment says, else what this process takes, if pods reach it there.
+
+    A later command, or a controller, may run where another MLflow is set, which is no reason for other pods.
+
+    Args:
+        running: the Deployment that there is.
+
+    Raises:
+        InvalidConfig: a model is in the registry, and nothing says where pods reach that.
+    """
+    said_by_spec = "MLFLOW_TRACKING_URI" in {**spec.container.environment, **spec.container.secrets}
+    if running is not None and ((kept := _kept_environment(running)) or said_by_spec or not asks_mlflow(spec)):
+        return kept
+    return _own_environment(spec)
+
+
+def _kept_environment(deployment: Document) -> dict[str, str]:
+    containers = deployment["spec"]["template"]["spec"]["containers"]
     variables = [variable for one in containers if one["name"] == CONTAINER for variable in one.get("env", ())]
     return {
         one["name"]: one["value"].replace("$$", "$") for one in variables if one["name"] in _MLFLOW and one.get("value")
     }
 
 
-def pod_environment(spec: EndpointSpec) -> dict[str, str]:
-    """Return the variables that pods take from this process: where MLflow is, if they reach it there too.
-
-    Raises:
-        InvalidConfig: a model is in the registry, and nothing says where pods reach that.
-    """
+def _own_environment(spec: EndpointSpec) -> dict[str, str]:
     import mlflow  # takes a second, which `list` should not wait for
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))

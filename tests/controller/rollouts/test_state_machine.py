@@ -138,9 +138,25 @@ def test_traffic_that_is_not_as_it_should_be_is_set_again(plan: RolloutPlan, see
     assert (again.action, again.progress.elapsed) == ("set_traffic", 0)
 
 
+def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(
+    plan: RolloutPlan, seen: See, first_step: Progress
+) -> None:
+    silent = "flights-b: no answer within 5 s"
+    enough = numbers(counted(1500), counted(50), counted(0, same=50))
+    bad = numbers(counted(1500), counted(60, errors=15))
+
+    beginning = decide(plan, Progress(), seen(0, unread=silent), 1)
+    ending = decide(plan, first_step, seen(10, counters=enough, unread=silent), 3600)
+    proven = decide(plan, first_step, seen(10, counters=bad, unread=silent), 1)
+
+    assert (beginning.action, beginning.progress.reason) == ("wait", f"waits for the server: {silent}")
+    assert (ending.action, ending.progress.reason) == ("wait", f"waits for a server: {silent}")
+    assert proven.action == "roll_back"
+
+
 def test_time_passes_only_while_the_server_is_watched(plan: RolloutPlan, seen: See, first_step: Progress) -> None:
-    silent = decide(plan, first_step, seen(10, counters=None, state="failed", reason="the server is gone"), 3600)
-    stopped = decide(plan, first_step, seen(10, counters=None, state="stopped", reason="`onnxserve start` …"), 3600)
+    silent = decide(plan, first_step, seen(10, counters={}, state="failed", reason="the server is gone"), 3600)
+    stopped = decide(plan, first_step, seen(10, counters={}, state="stopped", reason="`onnxserve start` …"), 3600)
 
     assert (silent.action, silent.progress.elapsed) == ("wait", 0)
     assert silent.progress.reason == "waits for the server: the server is gone"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlflow_deploy_plugin.deployments.backends.kubernetes import kept_environment, pod_environment
+from mlflow_deploy_plugin.deployments.backends.kubernetes import pod_environment
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import new_endpoint
 
@@ -31,8 +31,28 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
     ]
     containers = [{"name": "onnxserve", "env": variables}, {"name": "injected", "env": []}]
     deployment = {"spec": {"template": {"spec": {"containers": containers}}}}
-    assert kept_environment(deployment) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000/$a"}
-    assert kept_environment(None) == {}
+    assert pod_environment(new_endpoint("f", "models:/f/1"), deployment) == {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000/$a"
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        ("models:/f/1", {"container.secrets.MLFLOW_TRACKING_URI": "mlflow/uri"}),
+        ("/model", {}),  # it is in the image
+    ],
+)
+def test_pods_that_were_told_of_no_mlflow_by_the_first_command_are_told_of_none_later(
+    monkeypatch: pytest.MonkeyPatch, model: str, config: dict[str, str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    deployment = {"spec": {"template": {"spec": {"containers": [{"name": "onnxserve"}]}}}}
+    assert pod_environment(new_endpoint("f", model, config), deployment) == {}
+    assert set(pod_environment(new_endpoint("f", "models:/f/1"), deployment)) == {
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_REGISTRY_URI",
+    }
 
 
 def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,14 @@ def test_a_refusal_is_one_line(api: ScriptedApi, answer: Answer, kind: type[Onnx
     assert message in str(refused.value)
 
 
+def test_a_namespace_is_known_by_its_uid(api: ScriptedApi) -> None:
+    api.script = [(200, {"metadata": {"uid": "f1"}}), (403, {"message": 'namespaces "ml" is forbidden'})]
+    assert Cluster("ml").namespace_uid() == "f1"
+    with pytest.raises(DeploymentFailed, match='the Kubernetes API forbids it: namespaces "ml" is forbidden'):
+        Cluster("ml").namespace_uid()
+    assert api.asked == ["GET /api/v1/namespaces/ml"] * 2
+
+
 def test_the_context_that_a_setting_names_is_used(api: ScriptedApi) -> None:
     assert Cluster("ml", "x").get("Service", "flights") == {}
     with pytest.raises(InvalidConfig, match=r"no Kubernetes cluster is configured: .*y"):

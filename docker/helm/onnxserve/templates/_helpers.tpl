@@ -65,12 +65,21 @@ volumeMounts:
   {{- include "onnxserve.writableMounts" . | nindent 2 }}
 {{- end -}}
 
-{{/* Pod fields of the same. Called with the root. */}}
-{{- define "onnxserve.workerPod" -}}
+{{/* The account of controllers that roll out. Called with the root. */}}
+{{- define "onnxserve.controllerAccount" -}}
+{{ .Values.controller.serviceAccount | default (printf "%s-controller" .Release.Name) }}
+{{- end -}}
+
+{{/* The account of a pod that asks no Kubernetes API. Called with the root. */}}
+{{- define "onnxserve.plainAccount" -}}
 {{- with .Values.controller.serviceAccount }}
 serviceAccountName: {{ quote . }}
 {{- end }}
 automountServiceAccountToken: false
+{{- end -}}
+
+{{/* Pod fields of the same. Called with the root. */}}
+{{- define "onnxserve.workerPod" -}}
 enableServiceLinks: false
 securityContext:
   {{- include "onnxserve.podSecurity" . | nindent 2 }}
