@@ -97,7 +97,7 @@ class Alerts:
     def change_by_id(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
         """Write what `change` makes of the alert with this number, whatever its state. Return None if it is gone."""
         with self._store.transaction() as session:
-            row = session.scalars(select(AlertRow).where(AlertRow.id == number).with_for_update()).one_or_none()
+            row = session.get(AlertRow, number, with_for_update=True)
             return None if row is None else _write(session, row, change(from_row(row, Alert)))
 
 

@@ -11,7 +11,6 @@ harm.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.store.tables import LeaseRow
@@ -50,7 +49,7 @@ def acquire(
     session: Session, name: str, holder: str, seconds: float, seen: Sighting | None, now: datetime, monotonic: float
 ) -> Lease | Sighting:
     """Return the lease, or the sighting of another's lease, which the next attempt takes as `seen`."""
-    row = _row(session, name)
+    row = session.get(LeaseRow, name, with_for_update=True)
     if row is None:
         row = LeaseRow(name=name, holder="", token=0, renewals=0, seconds=seconds, expires_at=now)
         session.add(row)
@@ -70,9 +69,5 @@ def held_row(session: Session, lease: Lease) -> LeaseRow | None:
 
     What this transaction writes is then written under the lease.
     """
-    row = _row(session, lease.name)
+    row = session.get(LeaseRow, lease.name, with_for_update=True)
     return row if row is not None and row.token == lease.token and row.holder else None
-
-
-def _row(session: Session, name: str) -> LeaseRow | None:
-    return session.scalars(select(LeaseRow).where(LeaseRow.name == name).with_for_update()).one_or_none()

@@ -206,8 +206,7 @@ class Monitors:
         with self._store.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
                 return None
-            query = select(MonitorWindowRow).where(MonitorWindowRow.id == window.id).with_for_update()
-            row = session.scalars(query).one_or_none()
+            row = session.get(MonitorWindowRow, window.id, with_for_update=True)
             if row is None or row.state == "judged":
                 return None
             write_fields(row, window, *_WRITTEN, "run_id", "run_url")
@@ -317,8 +316,7 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], looked_back: int) 
 
 
 def _row(session: Session, endpoint: str, monitor: str) -> MonitorRow:
-    query = select(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor).with_for_update()
-    row = session.scalars(query).one_or_none()
+    row = session.get(MonitorRow, (endpoint, monitor), with_for_update=True)
     if row is None:
         row = MonitorRow(endpoint=endpoint, monitor=monitor)
         session.add(row)

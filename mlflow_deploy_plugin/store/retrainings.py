@@ -127,8 +127,7 @@ class Retrainings:
             The retraining as written; None if it was changed since it was read, or has ended.
         """
         with self._store.transaction() as session:
-            query = select(RetrainingRow).where(RetrainingRow.id == retraining.id).with_for_update()
-            row = session.scalars(query).one_or_none()
+            row = session.get(RetrainingRow, retraining.id, with_for_update=True)
             if row is None or row.ended_at is not None or row.updated_at != retraining.updated_at:
                 return None
             write_fields(row, retraining, *_WRITTEN)

@@ -296,8 +296,7 @@ class Store:
         with self.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
                 return None
-            query = select(RolloutRow).where(RolloutRow.id == rollout.id).with_for_update()
-            row = session.scalars(query).one_or_none()
+            row = session.get(RolloutRow, rollout.id, with_for_update=True)
             if row is None or row.revision != rollout.revision or row.ended_at is not None:
                 return None
             write_fields(row, rollout, "state", "step", "step_at", "figures", "reason", "ended_at")
