@@ -8,7 +8,6 @@ The fire times of a crontab line, for monitors and for scheduled retrainings.
 """
 
 import logging
-import re
 import threading
 import time
 from collections import deque
@@ -24,10 +23,7 @@ from apscheduler.triggers.cron import CronTrigger
 from pydantic import TypeAdapter, ValidationError
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable, StoreUnavailable
-from mlflow_deploy_plugin.spec import MONTHS, WEEKDAYS, load_time_zone, validate_crontab
-
-_DAYS = (*WEEKDAYS, "sun")
-_MONTH = re.compile("|".join(MONTHS))
+from mlflow_deploy_plugin.spec import crontab_values, load_time_zone
 
 
 @lru_cache(maxsize=256)
@@ -42,32 +38,18 @@ def crontab_trigger(schedule: str, time_zone: str) -> BaseTrigger:
     """
     zone = load_time_zone(time_zone)
     try:
-        minute, hour, day, month, weekday = validate_crontab(schedule).split()
-        weekday = ",".join(_weekdays(part) for part in weekday.split(","))
-        month = _MONTH.sub(lambda name: str(MONTHS.index(name[0]) + 1), month.lower())
-        given = {"minute": minute, "hour": hour, "month": month, "timezone": zone}
-        if day.startswith("*") or weekday.startswith("*"):
-            return CronTrigger(day=day, day_of_week=weekday, **given)
-        return OrTrigger([CronTrigger(day=day, **given), CronTrigger(day_of_week=weekday, **given)])
-    except (ValueError, IndexError) as error:
+        minute, hour, day, month, weekday = crontab_values(schedule)
+        either = {"day": _field(day), "day_of_week": _field({(number - 1) % 7 for number in weekday})}
+        given = {"minute": _field(minute), "hour": _field(hour), "month": _field(month), "timezone": zone}
+        if any(schedule.split()[place].startswith("*") for place in (2, 4)):
+            return CronTrigger(**either, **given)
+        return OrTrigger([CronTrigger(**{name: field}, **given) for name, field in either.items()])
+    except ValueError as error:
         raise InvalidConfig(f"schedule {schedule!r}: {error}") from None
 
 
-def _weekdays(part: str) -> str:
-    """Return one part of a weekday field day by day: `1-5` is mon,…,fri; `5-7` and `fri-sun` are fri,sat,sun."""
-    days, slash, step = part.lower().partition("/")
-    first, dash, last = days.partition("-")
-    if first == "*":
-        return part
-    begin, end = _day(first), _day(last) if dash else 6 if slash else _day(first)
-    if dash and last == _DAYS[0]:
-        end = 7
-    numbers = range(begin, end + 1, int(step) if slash else 1)
-    return ",".join(_DAYS[number] for number in numbers)
-
-
-def _day(text: str) -> int:
-    return int(text) if text.isdigit() else _DAYS.index(text)
+def _field(values: set[int]) -> str:
+    return ",".join(map(str, sorted(values)))
 
 
 _log = logging.getLogger(__name__)

@@ -52,8 +52,8 @@ _SPANS_AN_ERA = 4
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _PART = re.compile(r"(?:(\*)|([0-9]{1,2}|[a-z]{3})(?:-([0-9]{1,2}|[a-z]{3}))?)(?:/([0-9]{1,2}))?", re.IGNORECASE)
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
@@ -199,13 +199,19 @@ _FIELDS = (
     _Field("minute", 0, 59, {}),
     _Field("hour", 0, 23, {}),
     _Field("day", 1, 31, {}),
-    _Field("month", 1, 12, {name: number for number, name in enumerate(MONTHS, 1)}),
-    _Field("weekday", 0, 7, {name: number for number, name in enumerate(WEEKDAYS)}),
+    _Field("month", 1, 12, {name: number for number, name in enumerate(_MONTHS, 1)}),
+    _Field("weekday", 0, 7, {name: number for number, name in enumerate(_WEEKDAYS)}),
 )
 
 
 def validate_crontab(text: str) -> str:
-    """Return the line as it is.
+    """Return the line as it is; raise as `crontab_values`."""
+    crontab_values(text)
+    return text
+
+
+def crontab_values(text: str) -> list[set[int]]:
+    """Return the values of minute, hour, day, month and weekday, where 0 and 7 are Sunday.
 
     Raises:
         ValueError: a field cannot be read, or the schedule has no day; the message says which.
@@ -213,14 +219,15 @@ def validate_crontab(text: str) -> str:
     given = text.split()
     if len(given) != len(_FIELDS):
         raise ValueError("minute, hour, day, month and weekday are expected, as 15 6 * * *")
-    _, _, days, months, _ = (
+    values = [
         {value for part in said.split(",") for value in field.values(part)}
         for field, said in zip(_FIELDS, given, strict=True)
-    )
+    ]
+    _, _, days, months, _ = values
     is_of_any_weekday = given[4].startswith("*")
     if is_of_any_weekday and min(days) > max(_LONGEST[month - 1] for month in months):
         raise ValueError(f"no month that is named has a day {min(days)}")
-    return text
+    return values
 
 
 def load_time_zone(name: str) -> ZoneInfo:

@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
         ("0 6 * * 5-7", ["Fri", "Sat", "Sun"]),
         ("0 6 * * mon,3", ["Mon", "Wed"]),
         ("0 6 * * 1-5/2", ["Mon", "Wed", "Fri"]),
+        ("0 6 * * */2", ["Tue", "Thu", "Sat", "Sun"]),
         ("0 6 * NOV-12 Sun-tue", ["Mon", "Sun", "Tue"]),
         ("0 6 * * fri-sun", ["Fri", "Sat", "Sun"]),
         ("0 6 23 * 5", ["Mon", "Fri"]),  # 2026-11-23 is a Monday: either will do
