@@ -12,7 +12,7 @@ import time
 import uuid
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.server.observability.exposition import (
     CAPTURE_ROWS,
     HistogramSlots,
     Metric,
+    MetricSeries,
     MmapCounters,
     prometheus_text,
     read_families,
@@ -91,16 +92,6 @@ _SHADOW_DURATION = Metric(
     "onnxserve_shadow_duration_seconds", "How long one run of a shadow took.", tuple(f"{bound:g}" for bound in SECONDS)
 )
 
-_STATISTICS = {
-    _REQUESTS.name: "requests",
-    _REQUEST_DURATION.name: "request_seconds",
-    _LAST_REQUEST.name: "last_request",
-    _BATCH_ROWS.name: "rows",
-    _QUEUE_SECONDS.name: "queue_seconds",
-    _COMPUTE_SECONDS.name: "compute_seconds",
-}
-"""The metrics that `Statistics` is made of, and the field of a series' value."""
-
 Label = str | int | float | bool
 RequestLabels = tuple[str, str, str, str, str, str]
 """Endpoint, variant, model, version, protocol, status (HTTP's, or "OK"). All but the last two are empty if no variant
@@ -120,7 +111,7 @@ PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], 
 """Takes the rows, the seconds of the run, the seconds of the request, and the outputs."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Statistics:
     """The work of one version for one endpoint, in all workers since the server's start.
 
@@ -197,13 +188,9 @@ class Metrics:
         labels = endpoint, model, version
         with self._lock:
             of_rows, of_queue, of_compute = self._batches.get(labels) or self._new_batch(labels)
-            cells = self._histograms.cells
-            cells[of_rows[0]] += rows
-            cells[of_rows[1][bisect_left(_ROWS, rows)]] += 1
-            cells[of_queue[0]] += queue_seconds
-            cells[of_queue[1][bisect_left(SECONDS, queue_seconds)]] += 1
-            cells[of_compute[0]] += compute_seconds
-            cells[of_compute[1][bisect_left(SECONDS, compute_seconds)]] += 1
+            self._observe(of_rows, rows, _ROWS)
+            self._observe(of_queue, queue_seconds)
+            self._observe(of_compute, compute_seconds)
 
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
         """Return a function that counts a prediction that succeeded: `count_batch`, `count_response` and
@@ -327,9 +314,7 @@ class Metrics:
             cells[total] += float(numbers.sum())
             for place, rows in places.items():
                 cells[buckets[place]] += rows
-            total, buckets = slots.seconds
-            cells[total] += seconds
-            cells[buckets[bisect_left(SECONDS, seconds)]] += 1
+            self._observe(slots.seconds, seconds)
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         """Count labels that were accepted, or requests with labels that were refused."""
@@ -356,22 +341,33 @@ class Metrics:
 
     def statistics(self) -> dict[tuple[str, str, str], Statistics]:
         """Return what each (endpoint, model, version) has done, summed over all workers, as V2 needs it."""
-        summed: dict[tuple[str, str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for family in read_families(self.folder):
-            if (field := _STATISTICS.get(family.name)) is None:
-                continue
-            for series in family.series.values():
-                labels = series.labels
-                values = summed[labels["endpoint"], labels["model"], labels["version"]]
-                values[field] += series.value
-                if field == "rows":
-                    values["batches"] += series.count
-                elif field == "requests" and not _is_success(labels["status"]):
-                    values["failures"] += series.value
-        return {
-            labels: Statistics(**{k: v if k.endswith(("seconds", "request")) else int(v) for k, v in values.items()})  # type: ignore[arg-type]
-            for labels, values in summed.items()
-        }
+        summed: dict[tuple[str, str, str], Statistics] = defaultdict(Statistics)
+        families = {family.name: family.series.values() for family in read_families(self.folder)}
+
+        def series_of(metric: Metric) -> Iterator[tuple[Statistics, MetricSeries]]:
+            for one in families.get(metric.name, ()):
+                yield summed[one.labels["endpoint"], one.labels["model"], one.labels["version"]], one
+
+        for found, requests in series_of(_REQUESTS):
+            found.requests += int(requests.value)
+            found.failures += 0 if _is_success(requests.labels["status"]) else int(requests.value)
+        for found, durations in series_of(_REQUEST_DURATION):
+            found.request_seconds += durations.value
+        for found, last in series_of(_LAST_REQUEST):
+            found.last_request = last.value
+        for found, rows in series_of(_BATCH_ROWS):
+            found.rows, found.batches = int(rows.value), int(rows.count)
+        for found, waited in series_of(_QUEUE_SECONDS):
+            found.queue_seconds = waited.value
+        for found, computed in series_of(_COMPUTE_SECONDS):
+            found.compute_seconds = computed.value
+        return dict(summed)
+
+    def _observe(self, slots: HistogramSlots, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
+        """Add a value to a histogram."""
+        total, buckets = slots
+        self._histograms.cells[total] += value
+        self._histograms.cells[buckets[bisect_left(bounds, value)]] += 1
 
     def _new_request(self, labels: RequestLabels) -> _RequestSlots:
         endpoint, variant, model, version, protocol, status = labels
