@@ -78,7 +78,8 @@ class Repository:
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
         self._state_file = WorkerStateFile(state_dir)
-        self._retiring = RetiringVersions()
+        self._retiring: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
+        """Replaced versions that requests still hold."""
         self._stopping = threading.Event()
         self._has_applied = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
@@ -259,7 +260,7 @@ class Repository:
         for name, want in wanted.variants.items():
             loaded = held.get(_identity(want))
             if loaded is None:
-                self._retiring.wait(want.model, self._stopping)
+                self._wait_for_retiring(want.model)
                 try:
                     loaded = held[_identity(want)] = load_version(self.state_dir, self._load, want)
                 except OnnxserveError as error:
@@ -290,11 +291,22 @@ class Repository:
                 logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
         return served, errors
 
+    def _wait_for_retiring(self, model: str) -> None:
+        """Wait, for some seconds at most, so that no third version of a model is loaded beside two of them.
+
+        A request that hangs must not keep a promoted version from being served. Whether there is memory for a third
+        version is then decided by `MemoryLimit`.
+        """
+        deadline = time.monotonic() + _MAX_RETIRING_SECONDS
+        while any(one.model == model for one in self._retiring) and time.monotonic() < deadline:
+            if self._stopping.wait(_RETIRING_POLL_SECONDS):
+                return
+
     def _swap(self, table: ServedTable) -> None:
         variants = (variant for served in table.values() for variant in served.variants.values())
         answering = (one.loaded for one in variants if not one.shadow)
         self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
-        self._retiring.add_replaced(self.table, table)
+        self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
         with self._publishing:
             self.table = table
             for on_change in self._listeners:
@@ -316,20 +328,21 @@ class WorkerStateFile:
             errors: endpoint → variant → why the wanted version could not be loaded.
             generation: the one that this worker has applied.
         """
-
-        def state_of(variant: ServedVariant | None, error: str) -> LoadedVariant:
-            if variant is None:
-                return LoadedVariant(error=error)
-            no_batch = no_batch_dimension_reason(variant.loaded.predictor.artifact)
-            return LoadedVariant(version=variant.loaded.version, error=error, no_batch=no_batch)
-
-        endpoints = {
-            name: {
-                variant: state_of(served.variants.get(variant), errors.get(name, {}).get(variant, ""))
-                for variant in dict.fromkeys([*served.variants, *errors.get(name, {})])
+        endpoints: dict[str, dict[str, LoadedVariant]] = {}
+        for name, served in table.items():
+            failed = errors.get(name, {})
+            states = {
+                variant: LoadedVariant(
+                    version=one.loaded.version,
+                    error=failed.get(variant, ""),
+                    no_batch=no_batch_dimension_reason(one.loaded.predictor.artifact),
+                )
+                for variant, one in served.variants.items()
             }
-            for name, served in table.items()
-        }
+            without = {
+                variant: LoadedVariant(error=error) for variant, error in failed.items() if variant not in states
+            }
+            endpoints[name] = states | without
         self._unwritten = WorkerState(pid=os.getpid(), generation=generation, endpoints=endpoints)
         self.retry()
 
@@ -348,28 +361,6 @@ class WorkerStateFile:
 
     def remove(self) -> None:
         worker_file(self._state_dir, os.getpid()).unlink(missing_ok=True)
-
-
-class RetiringVersions:
-    """Replaced versions that requests still hold. A third version of a model is not loaded beside two of them.
-
-    The wait is bounded: a request that hangs must not keep a promoted version from being served. Whether there is
-    memory for a third version is then decided by `MemoryLimit`.
-    """
-
-    def __init__(self) -> None:
-        self._versions: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
-
-    def add_replaced(self, before: ServedTable, after: ServedTable) -> None:
-        """Add the versions that are in `before` and not in `after`."""
-        self._versions.update(_loaded_versions(before) - _loaded_versions(after))
-
-    def wait(self, model: str, stopping: threading.Event) -> None:
-        """Wait until no version of the model is retiring, for some seconds at most, or until `stopping`."""
-        deadline = time.monotonic() + _MAX_RETIRING_SECONDS
-        while any(one.model == model for one in self._versions) and time.monotonic() < deadline:
-            if stopping.wait(_RETIRING_POLL_SECONDS):
-                return
 
 
 def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
