@@ -9,13 +9,9 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.pyfunc.process import Answer, CannotStart, answer_all, error_summary
 from mlflow_deploy_plugin.server import READY_MESSAGE, SideMessage
-
-if TYPE_CHECKING:
-    from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 
@@ -41,22 +37,6 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     """
     os.environ.update(_SERVING)
     logging.getLogger("mlflow.pyfunc.scoring_server").setLevel(logging.ERROR)  # it warns at every refused request
-    scorer = load_scorer(folder)
-
-    def answer(question: SideMessage) -> SideMessage:
-        if question.kind == "invocations":
-            return scorer.invoke(question.fields["content_type"], question.body)
-        return scorer.predict(question.arrays["feeds"])
-
-    return SideMessage(READY_MESSAGE, {"outputs": scorer.warm_up()}), answer
-
-
-def load_scorer(folder: Path) -> "Scorer":
-    """Load the model.
-
-    Raises:
-        CannotStart: it cannot be loaded.
-    """
     try:
         from mlflow_deploy_plugin.pyfunc.scorer import Scorer  # what it imports may be missing, as in the image
     except ImportError as error:
@@ -65,7 +45,7 @@ def load_scorer(folder: Path) -> "Scorer":
             "pip install mlflow, or log the model with mlflow_deploy_plugin.log_model"
         ) from None
     try:
-        return Scorer.load(folder)
+        scorer = Scorer.load(folder)
     except ImportError as error:
         needed = f"the Python package {error.name!r}" if error.name else error_summary(error)
         _log.exception("the model cannot be loaded; what it needs is in %s", folder / "requirements.txt")
@@ -76,6 +56,13 @@ def load_scorer(folder: Path) -> "Scorer":
     except Exception as error:  # noqa: BLE001 - loading runs the model's code
         _log.exception("the model cannot be loaded")
         raise CannotStart(f"MLflow cannot load the model: {error_summary(error)}") from None
+
+    def answer(question: SideMessage) -> SideMessage:
+        if question.kind == "invocations":
+            return scorer.invoke(question.fields["content_type"], question.body)
+        return scorer.predict(question.arrays["feeds"])
+
+    return SideMessage(READY_MESSAGE, {"outputs": scorer.warm_up()}), answer
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:
