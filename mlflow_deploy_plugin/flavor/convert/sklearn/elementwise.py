@@ -1,4 +1,4 @@
-"""Converters for scalers, bins and SimpleImputer: the operations of scikit-learn, in its order and precision.
+"""Converters for scalers, SimpleImputer, FunctionTransformer: scikit-learn's operations, in its order and precision.
 
 skl2onnx multiplies by the inverse of a scale while scikit-learn divides by it, so that a number can end one step beside
 the original's, and on the other side of a tree's threshold. Here the bits are the same, in 32 and in 64. skl2onnx's own
@@ -11,16 +11,7 @@ import numpy as np
 from onnx import TensorProto
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import (
-    Binarizer,
-    FunctionTransformer,
-    KBinsDiscretizer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    PowerTransformer,
-    RobustScaler,
-    StandardScaler,
-)
+from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Rows
@@ -71,83 +62,6 @@ def convert_scaler(scope: Any, operator: Any, container: Any) -> None:
         if wide and own == TensorProto.FLOAT:
             current = graph.node("Cast", [current], to=TensorProto.FLOAT)
     graph.node("Identity", [current], operator.outputs[0].full_name)
-
-
-def convert_binarizer(scope: Any, operator: Any, container: Any) -> None:
-    """Add 1 above the threshold, else 0."""
-    graph = NodeBuilder(scope, container)
-    current, own = _source(graph, operator)
-    wide = graph.node("Cast", [current], to=TensorProto.DOUBLE)
-    edge = graph.constant(TensorProto.DOUBLE, [1], [float(operator.raw_operator.threshold)])
-    above = graph.node("Greater", [wide, edge])
-    graph.node("Cast", [above], operator.outputs[0].full_name, to=own)
-
-
-def convert_power(scope: Any, operator: Any, container: Any) -> None:
-    """Add Box-Cox or Yeo-Johnson in 64 bits, https://doi.org/10.1093/biomet/87.4.954, and their standardisation."""
-    graph = NodeBuilder(scope, container)
-    power: PowerTransformer = operator.raw_operator
-    current, own = _source(graph, operator)
-
-    def constant(values: Any) -> str:
-        return graph.constant(TensorProto.DOUBLE, [1, len(values)], [float(value) for value in values])
-
-    def node(name: str, *inputs: str) -> str:
-        return graph.node(name, list(inputs))
-
-    one, zero = constant([1.0]), constant([0.0])
-
-    def powered(base: str, exponents: Array) -> str:
-        """Return (base ** exponent - 1) / exponent; the logarithm if the exponent is 0."""
-        none = np.abs(exponents) < np.spacing(1.0)
-        bent = node("Sub", node("Pow", base, constant(exponents)), one)
-        bent = node("Div", bent, constant(np.where(none, 1.0, exponents)))
-        logarithmic = graph.constant(TensorProto.BOOL, [1, len(none)], none.tolist())
-        return node("Where", logarithmic, node("Log", base), bent)
-
-    wide = graph.node("Cast", [current], to=TensorProto.DOUBLE)
-    if power.method == "box-cox":
-        result = powered(wide, power.lambdas_)
-    else:
-        above = node("GreaterOrEqual", wide, zero)
-        upper = powered(node("Add", node("Where", above, wide, zero), one), power.lambdas_)
-        lower = powered(node("Sub", one, node("Where", above, zero, wide)), 2 - power.lambdas_)
-        result = node("Where", above, upper, node("Neg", lower))
-    if power.standardize:
-        result = node("Sub", result, constant(power._scaler.mean_))
-        result = node("Div", result, constant(power._scaler.scale_))
-    graph.node("Cast", [result], operator.outputs[0].full_name, to=own)
-
-
-def bins_shapes(operator: Any) -> None:
-    """Set the output type: a code for each column, or one column for each bin."""
-    bins: KBinsDiscretizer = operator.raw_operator
-    width = len(bins.n_bins_) if bins.encode == "ordinal" else int(np.sum(bins.n_bins_))
-    operator.outputs[0].type = _kind(operator)([None, width])
-
-
-def convert_bins(scope: Any, operator: Any, container: Any) -> None:
-    """Add the number of inner edges that a value has reached, as a code or one-hot."""
-    graph = NodeBuilder(scope, container)
-    bins: KBinsDiscretizer = operator.raw_operator
-    current, own = _source(graph, operator)
-    axis = graph.constant(TensorProto.INT64, [1], [1])
-    parts = []
-    for position, edges in enumerate(bins.bin_edges_):
-        index = graph.constant(TensorProto.INT64, [1], [position])
-        column = graph.node("Gather", [current, index], axis=1)
-        column = graph.node("Cast", [column], to=TensorProto.DOUBLE)
-        inner = [float(edge) for edge in edges[1:-1]] or [np.inf]
-        constant = graph.constant(TensorProto.DOUBLE, [1, len(inner)], inner)
-        reached = graph.node("GreaterOrEqual", [column, constant])
-        reached = graph.node("Cast", [reached], to=own)
-        code = graph.node("ReduceSum", [reached, axis], keepdims=1)
-        if bins.encode != "ordinal":
-            count = int(bins.n_bins_[position])
-            numbers = graph.constant(own, [1, count], [float(number) for number in range(count)])
-            code = graph.node("Cast", [graph.node("Equal", [code, numbers])], to=own)
-        parts.append(code)
-    graph.node("Concat", parts, operator.outputs[0].full_name, axis=1)
 
 
 def _kind(operator: Any) -> Any:
@@ -254,9 +168,6 @@ def _float(kind: Any) -> int:
 
 CONVERTERS = {
     **dict.fromkeys(_SCALERS, (same_shape, convert_scaler)),
-    Binarizer: (same_shape, convert_binarizer),
-    KBinsDiscretizer: (bins_shapes, convert_bins),
-    PowerTransformer: (same_shape, convert_power),
     SimpleImputer: (imputer_shapes, convert_imputer),
     FunctionTransformer: (function_shapes, convert_function),
 }

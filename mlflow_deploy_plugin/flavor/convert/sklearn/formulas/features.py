@@ -1,4 +1,4 @@
-"""Formulas of transformers: functions of numpy, selected columns, projections, random features, splines."""
+"""Formulas of transformers: selected columns, projections, random features, bins, powers, splines."""
 
 from math import factorial
 from typing import Any
@@ -17,7 +17,7 @@ from sklearn.feature_selection import (
 )
 from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
 from sklearn.neural_network import BernoulliRBM
-from sklearn.preprocessing import SplineTransformer
+from sklearn.preprocessing import Binarizer, KBinsDiscretizer, PowerTransformer, SplineTransformer
 from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Selection
@@ -83,6 +83,32 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
 
 
+def binned(model: KBinsDiscretizer, rows: Rows) -> TracedArray:
+    """Return the number of inner edges that a value has reached, as a code or one-hot."""
+    edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
+    codes = [np.digitize(rows.matrix[:, n], inner) for n, inner in enumerate(edges)]
+    if model.encode == "ordinal":
+        return np.stack(codes, axis=1).astype(np.float64)
+    flags = [code[:, None] == np.arange(count) for code, count in zip(codes, model.n_bins_, strict=True)]
+    return np.concatenate(flags, axis=1).astype(np.float64)
+
+
+def powered(model: PowerTransformer, rows: Rows) -> TracedArray:
+    """Return Box-Cox or Yeo-Johnson, https://doi.org/10.1093/biomet/87.4.954, standardised."""
+
+    def bent(base: TracedArray, powers: Array) -> TracedArray:
+        none = np.abs(powers) < np.spacing(1.0)
+        return np.where(none, np.log(base), (base**powers - 1.0) / np.where(none, 1.0, powers))
+
+    x, powers = rows.matrix, model.lambdas_
+    if model.method == "box-cox":
+        found = bent(x, powers)
+    else:
+        upper, lower = np.where(x >= 0, x, 0.0) + 1.0, 1.0 - np.where(x >= 0, 0.0, x)
+        found = np.where(x >= 0, bent(upper, powers), -bent(lower, 2 - powers))
+    return (found - model._scaler.mean_) / model._scaler.scale_ if model.standardize else found
+
+
 def splines(model: SplineTransformer, rows: Rows) -> TracedArray:
     """Return the basis splines of each column: a polynomial between two knots."""
     if getattr(model, "handle_missing", "error") != "error":
@@ -130,6 +156,9 @@ FORMULAS: dict[type, Formula] = {
     FeatureAgglomeration: agglomerated,
     RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
     SkewedChi2Sampler: lambda model, rows: _random_cosines(np.log(rows.matrix + model.skewedness), model),
+    Binarizer: lambda model, rows: (rows.matrix > model.threshold).astype(np.float64),
+    KBinsDiscretizer: binned,
+    PowerTransformer: powered,
     AdditiveChi2Sampler: additive_chi2,
     PolynomialCountSketch: count_sketch,
     SplineTransformer: splines,

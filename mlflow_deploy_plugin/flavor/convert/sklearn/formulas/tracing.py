@@ -18,8 +18,12 @@ from scipy import special
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime import Array
 
-_KINDS = {"bool": TensorProto.BOOL, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
-ONNX_TYPES = _KINDS | {"float64": TensorProto.DOUBLE}
+ONNX_TYPES = {
+    "bool": TensorProto.BOOL,
+    "int64": TensorProto.INT64,
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+}
 SAMPLE_ROWS = 7
 """The rows of a sample: a number that a constant's own length seldom is."""
 
@@ -316,11 +320,6 @@ def digitized(x: TracedArray, bins: Any, right: bool = False) -> TracedArray:
 def take(values: Array, positions: TracedArray) -> TracedArray:
     """Return the entries of constant values [K, …] at computed positions."""
     return positions.emit("Gather", [values, positions], np.asarray(values)[positions.sample % len(values)], axis=0)
-
-
-def take_along(x: TracedArray, positions: TracedArray) -> TracedArray:
-    """Return the entries of x [N, K] at positions [N, k]: numpy.take_along_axis along axis 1."""
-    return x.emit("GatherElements", [x, positions], np.take_along_axis(x.sample, positions.sample, 1), axis=1)
 
 
 def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:

@@ -12,7 +12,7 @@ from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSke
 from sklearn.linear_model import Ridge
 from sklearn.neural_network import BernoulliRBM
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import SplineTransformer
+from sklearn.preprocessing import Binarizer, KBinsDiscretizer, PowerTransformer, SplineTransformer
 from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.errors import ConversionError
@@ -37,6 +37,11 @@ STEPS: dict[str, Any] = {
     "counts": AdditiveChi2Sampler(),
     "sketch": PolynomialCountSketch(degree=3, n_components=10, coef0=1, random_state=0),
     "machine": BernoulliRBM(3, n_iter=2, random_state=0),
+    "bins": KBinsDiscretizer(4, quantile_method="averaged_inverted_cdf"),
+    "codes of bins": KBinsDiscretizer(3, encode="ordinal", strategy="uniform"),
+    "threshold": Binarizer(threshold=0.5),
+    "powers": PowerTransformer(),
+    "powers, not standardised": PowerTransformer("box-cox", standardize=False),
     "projection": SparseRandomProjection(2, random_state=0),
     **{
         f"splines, {extrapolation}": SplineTransformer(extrapolation=extrapolation, include_bias=False)
